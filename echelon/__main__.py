@@ -1,0 +1,6 @@
+"""`python -m echelon`."""
+
+from echelon.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,388 @@
+"""The shell that actors inside a boundary share: signed records in, signed records out, one step at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from echelon.actors.runtime import DRAIN_SECONDS, STEP_COST, Publisher, Services, Timers, feed
+from echelon.actors.state import Row, StateStore
+from echelon.bus.base import Bus, Outgoing, Record, TopicPartition
+from echelon.bus.chunks import Assembler, ChunkError, Transfer, TransferId, is_chunk, split
+from echelon.errors import ProtocolError
+from echelon.messages.boundary import BOUNDARY, DeadLetter
+from echelon.messages.envelope import Envelope, Signer
+from echelon.messages.exchange import Payload
+from echelon.messages.wire import Message, Reason, Refused
+from echelon.rounds.effects import (
+    Effect,
+    Incoming,
+    Note,
+    Publish,
+    Save,
+    StartTimer,
+    Stop,
+    StopTimer,
+    TimerFired,
+)
+from echelon.topics import Catalogue, Plane, Role
+
+REMEMBERED = 4096
+"""Signatures per partition that are remembered, to take a byte-identical repeat once."""
+EPHEMERAL = frozenset({"checkin", "handshake"})
+"""Topics whose records a restart makes worthless: published in order, and not stored first."""
+HEAVY = frozenset({"roster", "shares", "signatures", "unmask", "masked", "model"})
+"""Messages whose handling computes enough to be kept off the event loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cross:
+    """An effect of the gate alone: finished records for the exchange."""
+
+    records: tuple[Outgoing, ...]
+
+
+@dataclass(frozen=True)
+class Membership:
+    """What an actor needs to know of its boundary to tell its members' records from others.
+
+    Attributes:
+        run: the run's 16 bytes.
+        boundary: the boundary's name.
+        keys: Ed25519 public key (32 bytes) by sender.
+        roles: role by sender.
+    """
+
+    run: bytes
+    boundary: str
+    keys: Mapping[str, bytes]
+    roles: Mapping[str, Role]
+
+
+class BoundaryActor(ABC):
+    """A device, an aggregator, or the boundary side of a gate."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        bus: Bus,
+        store: StateStore,
+        services: Services,
+        signer: Signer,
+        membership: Membership,
+        catalogue: Catalogue,
+        assembler: Assembler,
+    ) -> None:
+        self.name = name
+        self.bus, self.store, self.services = bus, store, services
+        self.signer, self.membership, self.catalogue = signer, membership, catalogue
+        self.assembler = assembler
+        self.publisher = Publisher(name, bus, store, services, self.owns)
+        self._events: asyncio.Queue[object] = asyncio.Queue()
+        self._room = asyncio.Semaphore(4)
+        self.timers = Timers(self._events.put_nowait)
+        self._positions: dict[TopicPartition, int] = {}
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._stopped = False
+        self._seen: dict[TopicPartition, dict[bytes, None]] = {}
+
+    # ---- what the subclass says ------------------------------------------------------------------
+
+    @abstractmethod
+    def inputs(self) -> Iterable[TopicPartition]:
+        """The partitions that are read."""
+
+    def owns(self, topic: str) -> bool:
+        """Whether rows of the outbox for that topic are the boundary publisher's."""
+        return True
+
+    def crossing(self, rows: Sequence[Row]) -> None:
+        """Take rows of the outbox that are for the exchange."""
+        raise ProtocolError(f"{self.name} has no way to the exchange")
+
+    @abstractmethod
+    async def recover(self) -> list[Effect]:
+        """Restore the core after the outbox was reconciled; return its first effects."""
+
+    @abstractmethod
+    def take(self, event: object) -> list[Effect]:
+        """Hand one event to the core."""
+
+    @abstractmethod
+    def snapshot(self) -> bytes:
+        """The core's state, to be stored with this step."""
+
+    async def perform(self, effect: Effect) -> None:
+        """Carry out an effect that only this kind of actor has."""
+        raise ProtocolError(f"{self.name} cannot carry out {effect!r}")
+
+    # ---- the loop --------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Work until the core says `Stop`, or until cancelled."""
+        self._positions = {at: 0 for at in self.inputs()} | {
+            at: offset for at, offset in self.store.offsets().items() if at in set(self.inputs())
+        }
+        await self.publisher.reconcile()
+        pump = asyncio.create_task(self.publisher.run(), name=f"{self.name} publisher")
+        reading: asyncio.Task[None] | None = None
+        reader = None
+        try:
+            await self.carry_out(await self.recover())
+            reader = self.bus.reader(self._positions)
+            reading = asyncio.create_task(
+                feed(reader, self._events.put_nowait, self._room, self.name), name=f"{self.name} reader"
+            )
+            while not self._stopped:
+                await self._step(await self._next_event(pump, reading))
+            await self.publisher.drained(DRAIN_SECONDS)
+        finally:
+            self.timers.stop_all()
+            tasks = [task for task in (pump, reading, *self._jobs) if task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if reader is not None:
+                await reader.aclose()
+
+    async def _next_event(self, *guards: asyncio.Task[None]) -> object:
+        """The next event; a helper task that failed ends the actor with its error instead."""
+        if not self._events.empty():
+            return self._events.get_nowait()
+        waiting = asyncio.create_task(self._events.get())
+        try:
+            await asyncio.wait({waiting, *guards}, return_when=asyncio.FIRST_COMPLETED)
+            for guard in guards:
+                if guard.done():
+                    guard.result()
+            return await waiting
+        finally:
+            if not waiting.done():
+                waiting.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await waiting
+
+    async def _step(self, event: object) -> None:
+        if isinstance(event, list):
+            effects: list[Effect] = []
+            for record in event:
+                effects += await self._record(record)
+                self._positions[record.at] = record.next_offset
+                if any(isinstance(effect, Save | Stop) for effect in effects):
+                    await self.carry_out(effects)
+                    effects = []
+            self._room.release()
+            await self.carry_out(effects)
+        else:
+            await self.carry_out(self.take(event))
+
+    async def _record(self, record: Record) -> list[Effect]:
+        try:
+            incoming = self.open(record)
+            if incoming is None:
+                return []
+            if incoming.message.kind in HEAVY:
+                return await self.services.offload(self.take, incoming, cost=STEP_COST)
+            return self.take(incoming)
+        except Refused as refused:
+            return [self.refuse(record, refused.reason, refused.detail)]
+        except ChunkError as error:
+            return [self.refuse(record, Reason.BAD_TRANSFER, str(error))]
+        except ProtocolError as error:
+            reason = getattr(error, "reason", None)
+            return [
+                self.refuse(record, reason if isinstance(reason, Reason) else Reason.PROTOCOL, str(error))
+            ]
+
+    def open(self, record: Record) -> Incoming | None:
+        """Decode and verify a record; None for a chunk, which is kept until its manifest comes.
+
+        Raises:
+            Refused: with the reason that goes to `deadletter`.
+        """
+        if is_chunk(record):
+            if record.key.decode(errors="replace") not in self.membership.keys:
+                raise Refused(
+                    Reason.UNKNOWN_SENDER, "a chunk under the key of nobody in this boundary's roster"
+                )
+            for dropped in self.assembler.add(record.key, record):
+                self.services.log.warning("%s gave up an unfinished transfer: %s", self.name, dropped)
+            return None
+        envelope = Envelope.open(record.value)
+        if envelope.run != self.membership.run:
+            raise Refused(Reason.WRONG_RUN, f"{envelope.type[:32]} of another run")
+        public = self.membership.keys.get(envelope.sender)
+        role = self.membership.roles.get(envelope.sender)
+        if public is None or role is None:
+            raise Refused(Reason.UNKNOWN_SENDER, f"{envelope.sender} is not in this boundary's roster")
+        kind = BOUNDARY.find(envelope.type, envelope.type_version)
+        topic = self.catalogue.topic(Plane.BOUNDARY, record.topic)
+        if envelope.type not in topic.messages:
+            raise Refused(Reason.WRONG_TOPIC, f"{envelope.type} may not stand on {record.topic}")
+        if role not in topic.writers:
+            raise Refused(
+                Reason.WRONG_SENDER, f"{envelope.sender} ({role.value}) may not write {record.topic}"
+            )
+        if not envelope.verified(public, record.topic):
+            raise Refused(Reason.BAD_SIGNATURE, f"{envelope.type} that names {envelope.sender}")
+        message = kind.decode(envelope.body)
+        payload = getattr(message, "payload", None)
+        # A device that checks in again says the same thing on purpose; everything else is said once.
+        if record.topic != "checkin" and self._repeated(record.at, envelope.signature):
+            if isinstance(payload, Payload):
+                self.assembler.discard(envelope.sender.encode(), TransferId(payload.transfer))
+            return None
+        if getattr(message, "window", envelope.window) != envelope.window:
+            raise Refused(
+                Reason.BAD_FIELD, f"{envelope.type}: the envelope and the body name different windows"
+            )
+        data = None
+        if isinstance(payload, Payload):
+            data = bytes(
+                self.assembler.complete(
+                    envelope.sender.encode(), TransferId(payload.transfer), payload.length, payload.sha256
+                )
+            )
+        return Incoming(record.topic, record.offset, envelope.sender, envelope.window, message, data)
+
+    def _repeated(self, at: TopicPartition, signature: bytes) -> bool:
+        """Whether that very record was taken before; what at-least-once delivery repeats, it repeats soon."""
+        seen = self._seen.setdefault(at, {})
+        if signature in seen:
+            return True
+        seen[signature] = None
+        if len(seen) > REMEMBERED:
+            del seen[next(iter(seen))]
+        return False
+
+    def refuse(self, record: Record, reason: Reason, detail: str) -> Publish:
+        """The dead letter of a record."""
+        self.services.log.warning("%s refused %s@%d: %s", self.name, record.topic, record.offset, detail)
+        self.services.sink(
+            self.name, self._now(), Note("refused", (("topic", record.topic), ("reason", reason.value)))
+        )
+        letter = DeadLetter(
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+            reason=reason,
+            record_sha256=hashlib.sha256(record.value).digest(),
+            detail=detail[:250],
+        )
+        return Publish("deadletter", letter, 0)
+
+    # ---- effects ---------------------------------------------------------------------------------
+
+    async def carry_out(self, effects: Sequence[Effect | Cross]) -> None:
+        """Store the step, then let go of what it publishes, starts and stops."""
+        stored: list[Outgoing] = []
+        order: list[Outgoing] = []
+        crossing: list[Outgoing] = []
+        save = False
+        for effect in effects:
+            if isinstance(effect, Cross):
+                crossing += effect.records
+            if isinstance(effect, Publish):
+                records = self.seal(effect)
+                order += records
+                if effect.topic not in EPHEMERAL:
+                    stored += records
+            elif isinstance(effect, Save):
+                save = True
+        if stored or crossing or save:
+            snapshot = self.snapshot() if save else None
+            offsets = self.stored_offsets() if save else None
+            rows = await self.services.offload(
+                self._commit, snapshot, offsets, [*stored, *crossing], cost=STEP_COST
+            )
+            by_record = {id(row.record): row for row in rows}
+            self.publisher.put([by_record.get(id(record), record) for record in order])
+            if crossing:
+                self.crossing([by_record[id(record)] for record in crossing])
+        else:
+            self.publisher.put(order)
+        for effect in effects:
+            match effect:
+                case Publish() | Save() | Cross():
+                    pass
+                case StartTimer():
+                    self.timers.start(effect.name, effect.seconds)
+                case StopTimer():
+                    self.timers.stop(effect.name)
+                case Note():
+                    self.services.sink(self.name, self._now(), effect)
+                case Stop():
+                    self._stopped = True
+                case _:
+                    await self.perform(effect)
+
+    def stored_offsets(self) -> dict[TopicPartition, int]:
+        """The input offsets that belong to the state now; never past the first chunk of an open transfer."""
+        found = {}
+        for at, position in self._positions.items():
+            first = self.assembler.first_open_offset(at)
+            found[at] = position if first is None else min(position, first)
+        return found
+
+    def _commit(
+        self,
+        snapshot: bytes | None,
+        offsets: Mapping[TopicPartition, int] | None,
+        publish: Sequence[Outgoing],
+    ) -> list[Row]:
+        return self.store.commit(snapshot=snapshot, offsets=offsets, publish=publish)
+
+    def seal(self, effect: Publish) -> list[Outgoing]:
+        """The signed records of a message, its chunks first."""
+        message: Message = effect.message
+        envelope = Envelope.seal(
+            self.signer,
+            message,
+            run=self.membership.run,
+            topic=effect.topic,
+            window=effect.window,
+            sender=self.name,
+        )
+        key = self.name.encode()
+        records: list[Outgoing] = []
+        payload = getattr(message, "payload", None)
+        if isinstance(payload, Payload) and effect.payload is not None:
+            transfer = Transfer(TransferId(payload.transfer), payload.length, payload.sha256)
+            records += split(
+                effect.payload, transfer, topic=effect.topic, key=key, partition=effect.partition
+            )
+        records.append(Outgoing(effect.topic, envelope.encode(), key, (), effect.partition))
+        return records
+
+    def start_job(self, job: Awaitable[object], name: str) -> None:
+        """Run a coroutine beside the loop; what it returns is an event."""
+
+        async def run() -> None:
+            self._events.put_nowait(await job)
+
+        task = asyncio.create_task(run(), name=f"{self.name} {name}")
+        self._jobs.add(task)
+        task.add_done_callback(self._job_done)
+
+    def _job_done(self, task: asyncio.Task[None]) -> None:
+        self._jobs.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._events.put_nowait(task.exception())
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+
+def raise_if_failed(event: object) -> None:
+    """A job that failed ends the actor with the job's error."""
+    if isinstance(event, BaseException):
+        raise event
+
+
+__all__ = ["BoundaryActor", "Membership", "TimerFired", "raise_if_failed"]

@@ -1,0 +1,431 @@
+"""The controller as a service: it reads the boundaries' deltas and writes `global`, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from echelon.actors.exchange import Writer, serious
+from echelon.actors.runtime import DRAIN_SECONDS, STEP_COST, Publisher, Services, Timers, feed, read_to_end
+from echelon.actors.state import Row, StateStore
+from echelon.audit.log import Entry, TopicLog
+from echelon.bus.base import Bus, Outgoing, Record, TopicPartition
+from echelon.errors import StateError
+from echelon.messages.envelope import Signer
+from echelon.messages.exchange import (
+    Close,
+    CloseReason,
+    Commit,
+    Delta,
+    Genesis,
+    LogHead,
+    Payload,
+    Refusal,
+    RefusalReason,
+)
+from echelon.messages.manifest import RunManifest
+from echelon.rounds.commits import ControllerCore
+from echelon.rounds.delta_codec import decode
+from echelon.rounds.effects import F32, TimerFired, note
+
+GLOBAL = TopicPartition("global")
+DEADLINE = "commit"
+CLOSE = "close"
+MICROSECONDS = 1_000_000
+
+
+class Controller:
+    """The shell around `ControllerCore`.
+
+    Args:
+        bus: the exchange's broker.
+        store: the controller's state file.
+        signer: the key that signs `global`.
+        sealed_manifest: the signed run manifest, whose digest everybody pins.
+        initial: the adapter of genesis, float32[d].
+        deadline: seconds after which a commit is made of fewer deltas than `deltas_per_commit`.
+    """
+
+    name = "controller"
+
+    def __init__(
+        self,
+        *,
+        bus: Bus,
+        store: StateStore,
+        services: Services,
+        signer: Signer,
+        sealed_manifest: bytes,
+        initial: F32,
+        deadline: float,
+    ) -> None:
+        self.bus, self.store, self.services = bus, store, services
+        self.sealed, self.manifest = sealed_manifest, RunManifest.open(sealed_manifest)
+        self.deadline = deadline
+        run = self.manifest.run_id
+        self.core = ControllerCore(self.manifest, initial)
+        self._initial = initial
+        self._writer = Writer(TopicLog("global"), signer, run)
+        self._logs = {
+            f"delta.{terms.name}": TopicLog(
+                f"delta.{terms.name}", public=bytes.fromhex(terms.gate_public), run=run, boundary=index
+            )
+            for index, terms in enumerate(self.manifest.boundaries)
+        }
+        self._positions = {TopicPartition(topic): 0 for topic in self._logs}
+        self.publisher = Publisher(self.name, bus, store, services)
+        self._events: asyncio.Queue[list[Record] | TimerFired] = asyncio.Queue()
+        self._room = asyncio.Semaphore(4)
+        self.timers = Timers(self._events.put_nowait)
+        self._values: dict[tuple[int, int], NDArray[np.float64]] = {}
+        """Deltas that wait, for the norms and cosines in metrics; nothing else depends on them."""
+        self._refused: set[tuple[int, int, int]] = set()
+        """(boundary, seq, offset) of deltas that `global` says were refused."""
+        self._overdue = False
+        self._elapsed_before = 0.0
+        self._started = 0.0
+        self._last_commit = 0.0
+        self.closed: CloseReason | None = None
+
+    # ---- the loop --------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Work until the budget is spent and `close` stands on the topic."""
+        self._started = self._last_commit = self._now()
+        await self.publisher.reconcile()
+        pump = asyncio.create_task(self.publisher.run(), name="controller publisher")
+        reading: asyncio.Task[None] | None = None
+        reader = None
+        try:
+            await self._recover()
+            reader = self.bus.reader(self._positions)
+            reading = asyncio.create_task(
+                feed(reader, self._events.put_nowait, self._room, self.name), name="controller reader"
+            )
+            self.timers.start(DEADLINE, self.deadline)
+            if self.manifest.budget.seconds and self.closed is None:
+                left = self.manifest.budget.seconds - self._elapsed()
+                self.timers.start(CLOSE, max(0.0, left))
+            while self.closed is None:
+                await self._step(await self._next_event(pump, reading))
+            await self.publisher.drained(DRAIN_SECONDS)
+        finally:
+            self.timers.stop_all()
+            tasks = [task for task in (pump, reading) if task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if reader is not None:
+                await reader.aclose()
+
+    async def stop(self) -> None:
+        """Close the run now, whatever the budget says."""
+        self._events.put_nowait(TimerFired("stop"))
+
+    async def _next_event(self, *guards: asyncio.Task[None]) -> list[Record] | TimerFired:
+        waiting = asyncio.create_task(self._events.get())
+        await asyncio.wait({waiting, *guards}, return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            waiting.cancel()
+            for guard in guards:
+                if guard.done():
+                    guard.result()
+        return await waiting
+
+    async def _step(self, event: list[Record] | TimerFired) -> None:
+        publish: list[Outgoing] = []
+        if isinstance(event, TimerFired):
+            if event.name == "stop":
+                publish += self._close(CloseReason.STOPPED)
+            elif event.name == CLOSE:
+                publish += self._close_when_finished()
+            else:
+                self._overdue = True
+                self.timers.start(DEADLINE, self.deadline)
+        else:
+            for record in event:
+                publish += await self._read(record)
+            self._room.release()
+        if self.closed is None:
+            publish += await self._commit_when_due()
+        if publish:
+            await self._store(publish)
+
+    async def _store(self, publish: Sequence[Outgoing]) -> None:
+        snapshot, offsets = self._snapshot(), dict(self._positions)
+        rows = await self.services.offload(self._persist, snapshot, offsets, publish, cost=STEP_COST)
+        self.publisher.put(rows)
+
+    def _persist(
+        self, snapshot: bytes, offsets: dict[TopicPartition, int], publish: Sequence[Outgoing]
+    ) -> list[Row]:
+        return self.store.commit(snapshot=snapshot, offsets=offsets, publish=publish)
+
+    # ---- deltas ----------------------------------------------------------------------------------
+
+    async def _read(self, record: Record) -> list[Outgoing]:
+        log = self._logs[record.topic]
+        step = log.read(record)
+        self._positions[record.at] = record.next_offset
+        for fault in serious(step):
+            self.services.log.warning(
+                "controller: %s@%d: %s (%s)", record.topic, record.offset, fault.detail, fault.code
+            )
+            self._note("refused", topic=record.topic, reason=fault.code.value)
+        entry = step.entry
+        if entry is None or not isinstance(entry.message, Delta):
+            return []
+        delta = entry.message
+        reason = await self.services.offload(self._offer, delta, entry, cost=STEP_COST)
+        boundary = self.manifest.boundaries[delta.boundary].name
+        if reason is None:
+            value = decode(entry.payload or b"", delta.exponent, delta.codec)
+            self._values[delta.boundary, delta.seq] = value
+            self._note(
+                "delta", boundary=boundary, seq=delta.seq, bytes=delta.payload.length, base=delta.base_commit
+            )
+            return []
+        return self._refuse(delta.boundary, delta.seq, entry.offset, reason)
+
+    def _offer(self, delta: Delta, entry: Entry) -> RefusalReason | None:
+        # A payload that the log put together has the digest that its manifest names.
+        known = delta.payload.sha256 if entry.payload is not None else None
+        return self.core.offer(
+            delta, entry.payload or b"", entry.offset, payload_sha256=known, fault=entry.refusal
+        )
+
+    def _refuse(self, boundary: int, seq: int, offset: int, reason: RefusalReason) -> list[Outgoing]:
+        if (boundary, seq, offset) in self._refused:
+            return []
+        self._refused.add((boundary, seq, offset))
+        self._note("refusal", boundary=self.manifest.boundaries[boundary].name, seq=seq, reason=reason.value)
+        refusal = self._writer.manifest(
+            Refusal(
+                run=self.manifest.run_id,
+                index=self._writer.next_number,
+                boundary=boundary,
+                seq=seq,
+                offset=offset,
+                reason=reason,
+                prefix=self._writer.prefix,
+            )
+        )
+        return [refusal]
+
+    # ---- commits ---------------------------------------------------------------------------------
+
+    async def _commit_when_due(self) -> list[Outgoing]:
+        if not self.core.due(self._overdue):
+            return self._close_when_finished()
+        self._overdue = False
+        now = self._now()
+        measured = (round((now - self._last_commit) * MICROSECONDS),)
+        draft = await self.services.offload(self.core.commit, measured, cost=STEP_COST)
+        payload = draft.payload()
+        described = Payload.of(payload, b"commit %d" % draft.commit)
+        records = self._writer.chunks(payload, described)
+        commit = Commit(
+            run=self.manifest.run_id,
+            index=self._writer.next_number,
+            commit=draft.commit,
+            merged=draft.merged,
+            heads=self._heads(),
+            pace=draft.pace,
+            measured=draft.measured,
+            tokens=draft.tokens,
+            adapter_sha256=draft.adapter_sha256,
+            state_sha256=draft.state_sha256,
+            payload=described,
+            prefix=self._writer.prefix,
+        )
+        records.append(self._writer.manifest(commit))
+        self._note_commit(commit)
+        for merged in commit.merged:
+            self._values.pop((merged.boundary, merged.seq), None)
+        for stale in self.core.apply(commit):
+            records += self._refuse(stale.boundary, stale.seq, stale.offset, stale.reason)
+        self._last_commit = now
+        self.timers.start(DEADLINE, self.deadline)
+        return [*records, *self._close_when_finished()]
+
+    def _heads(self) -> tuple[LogHead, ...]:
+        return tuple(
+            LogHead(boundary=index, size=log.tree.size, root=log.tree.root())
+            for index, log in enumerate(self._logs.values())
+        )
+
+    def _note_commit(self, commit: Commit) -> None:
+        names = [terms.name for terms in self.manifest.boundaries]
+        self._note(
+            "commit",
+            commit=commit.commit,
+            tokens=commit.tokens,
+            merged=[
+                {
+                    "boundary": names[merged.boundary],
+                    "seq": merged.seq,
+                    "staleness": merged.staleness,
+                    "weight": merged.weight,
+                }
+                for merged in commit.merged
+            ],
+            adapter_sha256=commit.adapter_sha256.hex(),
+            H=commit.pace.steps,
+            R=commit.pace.windows,
+            mu=commit.pace.mu_ppm / MICROSECONDS,
+            elapsed=self._elapsed(),
+            **_geometry(names, commit, self._values),
+        )
+
+    def _close_when_finished(self) -> list[Outgoing]:
+        reason = self.core.finished(int(self._elapsed()))
+        return [] if reason is None or self.closed is not None else self._close(reason)
+
+    def _close(self, reason: CloseReason) -> list[Outgoing]:
+        if self.closed is not None:
+            return []
+        self.closed = reason
+        adapter = self.core.adapter.astype("<f4", copy=False)
+        self._note("close", reason=reason.value, commits=self.core.newest)
+        return [
+            self._writer.manifest(
+                Close(
+                    run=self.manifest.run_id,
+                    index=self._writer.next_number,
+                    commits=self.core.newest,
+                    reason=reason,
+                    heads=self._heads(),
+                    adapter_sha256=_sha256(adapter),
+                    prefix=self._writer.prefix,
+                )
+            )
+        ]
+
+    # ---- start and restart -----------------------------------------------------------------------
+
+    async def _recover(self) -> None:
+        records = [record async for record in read_to_end(self.bus, GLOBAL, 0, self.name)]
+        closed: CloseReason | None = None
+        commits: list[Commit] = []
+        unsent = [row.record for row in self.store.outbox()]
+        written: list[Record | Outgoing] = [*records, *unsent]
+        for record in written:
+            step = self._writer.wrote(record)
+            if serious(step):
+                raise StateError(f"controller: its own topic does not verify: {serious(step)[0].detail}")
+            message = None if step.entry is None else step.entry.message
+            if isinstance(message, Close):
+                closed = message.reason
+            elif isinstance(message, Commit):
+                commits.append(message)
+            elif isinstance(message, Refusal):
+                self._refused.add((message.boundary, message.seq, message.offset))
+        snapshot = self.store.snapshot()
+        if snapshot is None:
+            if self._writer.next_number == 0:
+                await self._store(self._genesis())
+                return
+            await self._rebuild(commits)
+            self.closed = closed
+            return
+        elapsed, logs, core = msgpack.unpackb(snapshot, strict_map_key=False)
+        self._elapsed_before = elapsed
+        for topic, state in logs:
+            self._logs[topic].restore(state)
+        self.core = ControllerCore.restore(self.manifest, core)
+        self._positions |= self.store.offsets()
+        self.closed = closed
+
+    async def _rebuild(self, commits: Sequence[Commit]) -> None:
+        """The state file is gone: derive its content from the topics, as an auditor would.
+
+        A commit says how far each delta log had been read; what its own `global` says was refused is not refused again.
+        """
+        self.services.log.warning("controller: no state file; rebuilding it from %d commits", len(commits))
+        if self._writer.log.manifest != self.manifest or self._writer.log.initial is None:
+            raise StateError("controller: genesis on `global` is of another run than the manifest given")
+        owed: list[Outgoing] = []
+        sources = {topic: read_to_end(self.bus, TopicPartition(topic), 0, self.name) for topic in self._logs}
+        try:
+            for commit in commits:
+                for head, (topic, log) in zip(commit.heads, self._logs.items(), strict=True):
+                    while log.tree.size < head.size:
+                        owed += await self._read(await anext(sources[topic]))
+                    if log.tree.root() != head.root:
+                        raise StateError(
+                            f"controller: {topic} is not the log that commit {commit.commit} was made of"
+                        )
+                for stale in self.core.apply(commit):
+                    owed += self._refuse(stale.boundary, stale.seq, stale.offset, stale.reason)
+        except StopAsyncIteration:
+            raise StateError("controller: a delta log is shorter than a commit on `global` says") from None
+        finally:
+            for source in sources.values():
+                await source.aclose()
+        await self._store(owed)
+
+    def _genesis(self) -> list[Outgoing]:
+        adapter = self._initial.astype("<f4", copy=False)
+        payload = self.sealed + adapter.tobytes()
+        described = Payload.of(payload, b"genesis")
+        records = self._writer.chunks(payload, described)
+        genesis = Genesis(
+            run=self.manifest.run_id,
+            index=0,
+            manifest_length=len(self.sealed),
+            manifest_sha256=_sha256(np.frombuffer(self.sealed, np.uint8)),
+            adapter_sha256=_sha256(adapter),
+            payload=described,
+            prefix=self._writer.prefix,
+        )
+        return [*records, self._writer.manifest(genesis)]
+
+    def _snapshot(self) -> bytes:
+        logs = [[topic, log.snapshot()] for topic, log in self._logs.items()]
+        return bytes(msgpack.packb([self._elapsed(), logs, self.core.snapshot()]))
+
+    # ---- small things ----------------------------------------------------------------------------
+
+    def _elapsed(self) -> float:
+        return self._elapsed_before + self._now() - self._started
+
+    def checkpoint(self) -> tuple[str, bytes]:
+        """The topic, and the signed head of its log as it stands (a C2SP checkpoint)."""
+        return self._writer.log.topic, self._writer.checkpoint()
+
+    def _note(self, kind: str, **facts: object) -> None:
+        self.services.sink(self.name, self._now(), note(kind, **facts))
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+
+def _sha256(array: NDArray[np.generic]) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(array).data).digest()
+
+
+def _geometry(
+    names: Sequence[str], commit: Commit, values: dict[tuple[int, int], NDArray[np.float64]]
+) -> dict[str, object]:
+    """Norms and cosines of the merged deltas, for metrics only."""
+    sums: dict[str, NDArray[np.float64]] = {}
+    for merged in commit.merged:
+        value = values.get((merged.boundary, merged.seq))
+        if value is not None:
+            name = names[merged.boundary]
+            sums[name] = sums[name] + value if name in sums else value
+    norms = {name: float(np.linalg.norm(value)) for name, value in sums.items()}
+    ordered = sorted(sums)
+    cosine = {
+        f"{a}|{b}": float(np.dot(sums[a], sums[b]) / (norms[a] * norms[b]))
+        for place, a in enumerate(ordered)
+        for b in ordered[place + 1 :]
+        if norms[a] > 0 and norms[b] > 0
+    }
+    return {"delta_norm": norms, "cosine": cosine}

@@ -1,0 +1,89 @@
+"""Writing the exchange: signed manifests behind chunked payloads, tied together by the topic's prefix digest.
+
+Reading is `echelon.audit.log.TopicLog`, the same for gates, controller and auditor.
+"""
+
+from __future__ import annotations
+
+from echelon.audit.log import Fault, FaultCode, Step, TopicLog
+from echelon.audit.note import Checkpoint, origin
+from echelon.audit.records import StoredRecord, manifest_record
+from echelon.bus.base import Outgoing, Record
+from echelon.bus.chunks import Transfer, TransferId, split
+from echelon.messages.envelope import Signer
+from echelon.messages.exchange import Payload
+from echelon.messages.wire import Message, Reason
+
+HARMLESS = frozenset({FaultCode.REPEAT, FaultCode.VOID})
+"""What at-least-once delivery and crashes leave behind."""
+_REASONS = {
+    FaultCode.OVERSIZED: Reason.OVERSIZED,
+    FaultCode.CORRUPT_CHUNK: Reason.BAD_TRANSFER,
+    FaultCode.CHUNK_ORDER: Reason.BAD_TRANSFER,
+    FaultCode.PAYLOAD: Reason.BAD_TRANSFER,
+    FaultCode.GENESIS: Reason.BAD_TRANSFER,
+    FaultCode.WRONG_TYPE: Reason.WRONG_TOPIC,
+    FaultCode.WRONG_RUN: Reason.WRONG_RUN,
+    FaultCode.BAD_SIGNATURE: Reason.BAD_SIGNATURE,
+    FaultCode.FORK: Reason.FORK,
+    FaultCode.GAP: Reason.OUT_OF_ORDER,
+    FaultCode.PREFIX: Reason.OUT_OF_ORDER,
+}
+
+
+def reason_of(fault: Fault) -> Reason:
+    """The dead letter's reason for a fault."""
+    return _REASONS.get(fault.code, Reason.MALFORMED)
+
+
+def serious(step: Step) -> list[Fault]:
+    """The faults of a step that somebody must hear of."""
+    return [fault for fault in step.faults if fault.code not in HARMLESS]
+
+
+class Writer:
+    """The single writer of an exchange topic: it reads its own log as everybody does, and so knows its prefix.
+
+    Args:
+        log: the reading end of the topic, at its start.
+        signer: the writer's key.
+        run: the run's 16 bytes.
+    """
+
+    def __init__(self, log: TopicLog, signer: Signer, run: bytes) -> None:
+        self.log, self.signer, self.run = log, signer, run
+
+    @property
+    def next_number(self) -> int:
+        """The sequence number or index of the next manifest."""
+        return self.log.next_number
+
+    @property
+    def prefix(self) -> bytes:
+        """What the next manifest must state about everything before it."""
+        return self.log.chain.value
+
+    def checkpoint(self) -> bytes:
+        """A signed note over size and root of the log as it was written so far."""
+        tree = self.log.tree
+        name = origin(self.run, self.log.topic)
+        return Checkpoint(name, tree.size, tree.root()).sign(name, self.signer).encode()
+
+    def chunks(self, payload: bytes, described: Payload) -> list[Outgoing]:
+        """The chunk records of a payload; they count as written."""
+        transfer = Transfer(TransferId(described.transfer), described.length, described.sha256)
+        records = list(split(payload, transfer, topic=self.log.topic, key=b"chunk"))
+        for record in records:
+            self.wrote(record)
+        return records
+
+    def manifest(self, message: Message) -> Outgoing:
+        """The signed record of a manifest; it counts as written."""
+        key, headers, value = manifest_record(self.signer, message, self.run)
+        record = Outgoing(self.log.topic, value, key, headers)
+        self.wrote(record)
+        return record
+
+    def wrote(self, record: Outgoing | Record) -> Step:
+        """Take a record into the log, as its readers will."""
+        return self.log.read(StoredRecord(record.topic, -1, record.key, record.value, record.headers))

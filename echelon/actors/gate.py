@@ -1,0 +1,293 @@
+"""The gate: the one process of a boundary that knows two brokers, and all that it does is check, sign and mirror.
+
+Outward it derives every delta again from the boundary's own topics and signs nothing else. Inward it copies the
+exchange's `global` topic record by record. Only the gate holds the boundary's signing key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from echelon.actors.aggregator import SOURCE_HEADER
+from echelon.actors.boundary import BoundaryActor, Cross, raise_if_failed
+from echelon.actors.exchange import Writer, serious
+from echelon.actors.runtime import BATCH_BYTES, DRAIN_SECONDS, Backoff, Publisher, read_to_end
+from echelon.actors.state import Row
+from echelon.audit.log import TopicLog
+from echelon.bus.base import Bus, Outgoing, Record, TopicPartition
+from echelon.errors import ConnectionLost, StateError
+from echelon.messages.boundary import SealedDelta, Void, Window
+from echelon.messages.envelope import Signer
+from echelon.messages.exchange import Close, Commit, Delta, Genesis, Payload, Refusal, RefusalReason
+from echelon.messages.handshake import Unmask
+from echelon.rounds.boundary_log import BoundaryLog, Decided
+from echelon.rounds.effects import Effect, Incoming, Save, Stop, note
+from echelon.rounds.ledger import RoundedDelta
+
+GLOBAL = TopicPartition("global")
+
+
+class Gate(BoundaryActor):
+    """One boundary's gate.
+
+    Args:
+        exchange: the exchange's broker.
+        exchange_signer: the boundary's signing key on the exchange.
+        log: the derivation of the boundary's history.
+        index: the boundary's index in the run manifest.
+        manifest_sha256: the pinned digest of the signed run manifest.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        boundary: str,
+        exchange: Bus,
+        exchange_signer: Signer,
+        log: BoundaryLog,
+        index: int,
+        manifest_sha256: bytes,
+        **shared: Any,
+    ) -> None:
+        super().__init__(name, **shared)
+        self._exchange, self._log, self._index = exchange, log, index
+        self._topic = TopicPartition(f"delta.{boundary}")
+        run = log.manifest.run_id
+        own = TopicLog(self._topic.topic, public=exchange_signer.public, run=run, boundary=index)
+        self._writer = Writer(own, exchange_signer, run)
+        self._global = TopicLog("global")
+        self._pinned = manifest_sha256
+        self._outward = Publisher(
+            f"{name} outward", exchange, self.store, self.services, lambda topic: topic == self._topic.topic
+        )
+        self._proposed: dict[int, SealedDelta] = {}
+        self._closed = False
+        self._origin = ""
+
+    def inputs(self) -> Iterable[TopicPartition]:
+        """Decisions, rounds, masked updates, and the deltas that the aggregator proposes."""
+        return tuple(TopicPartition(topic) for topic in ("control", "handshake", "masked", "delta"))
+
+    def owns(self, topic: str) -> bool:
+        """Everything but the delta topic of the exchange."""
+        return topic != self._topic.topic
+
+    def crossing(self, rows: Sequence[Row]) -> None:
+        """Hand rows to the exchange's publisher."""
+        self._outward.put(rows)
+
+    def snapshot(self) -> bytes:
+        """The derivation's state."""
+        return self._log.snapshot()
+
+    async def run(self) -> None:
+        """Mirror both ways until the run is closed and mirrored inward."""
+        await self._outward.reconcile()
+        tasks = [
+            asyncio.create_task(self._outward.run(), name=f"{self.name} outward"),
+            asyncio.create_task(self._mirror(), name=f"{self.name} inward"),
+        ]
+        main = asyncio.create_task(super().run(), name=f"{self.name} boundary")
+        try:
+            while not main.done():
+                done, _ = await asyncio.wait(
+                    {main, *(task for task in tasks if not task.done())}, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    task.result()
+            await self._outward.drained(DRAIN_SECONDS)
+        finally:
+            for task in (main, *tasks):
+                task.cancel()
+            await asyncio.gather(main, *tasks, return_exceptions=True)
+
+    def checkpoint(self) -> tuple[str, bytes]:
+        """The topic, and the signed head of its log as it stands (a C2SP checkpoint)."""
+        return self._writer.log.topic, self._writer.checkpoint()
+
+    # ---- outward ---------------------------------------------------------------------------------
+
+    async def recover(self) -> list[Effect]:
+        """Restore the derivation; what was written on the exchange is read there, and in the outbox."""
+        snapshot = self.store.snapshot()
+        if snapshot is not None:
+            self._log.restore(snapshot)
+        async for record in read_to_end(self._exchange, self._topic, 0, self.name):
+            self._writer.wrote(record)
+        for row in self.store.outbox():
+            if row.record.topic == self._topic.topic:
+                self._writer.wrote(row.record)
+        return []
+
+    def take(self, event: object) -> list[Any]:
+        """Feed the derivation, and sign what it confirms."""
+        raise_if_failed(event)
+        if isinstance(event, _Learned):
+            self._log.progress()
+            return [*self._sign(), *([Stop()] if self._closed else [])]
+        if not isinstance(event, Incoming):
+            raise TypeError(f"{self.name}: {event!r} is not an event of a gate")
+        if isinstance(event.message, SealedDelta):
+            self._proposed[event.message.seq] = event.message
+        elif event.topic in ("control", "handshake", "masked"):
+            self._log.feed(event)
+        if isinstance(event.message, Unmask | Window | Void | SealedDelta):
+            return self._sign()
+        return []
+
+    def _sign(self) -> list[Any]:
+        effects: list[Any] = []
+        for seq in sorted(self._proposed):
+            derived = self._log.check(self._proposed[seq])
+            if derived is None:
+                break
+            del self._proposed[seq]
+            if seq < self._writer.next_number:
+                continue
+            if seq > self._writer.next_number:
+                raise StateError(
+                    f"{self.name}: delta {seq} is due to cross, and delta {self._writer.next_number} never did"
+                )
+            crossing = self._cross(derived)
+            *chunks, manifest = crossing.records
+            effects += [
+                crossing,
+                note("bytes", direction="out", type="delta.chunk", bytes=_bytes(chunks), records=len(chunks)),
+                note("bytes", direction="out", type="delta.manifest", bytes=_bytes([manifest]), records=1),
+            ]
+        if effects or (self._log.quiescent and not self._proposed and self._log.sealed):
+            for seq in [seq for seq in self._log.sealed if seq < self._writer.next_number]:
+                del self._log.sealed[seq]
+        if effects and self._log.quiescent and not self._proposed:
+            effects.append(Save())
+        return effects
+
+    def _cross(self, derived: RoundedDelta) -> Cross:
+        described = Payload.of(derived.payload, b"crossing %d %d" % (self._index, derived.seq))
+        chunks = self._writer.chunks(derived.payload, described)
+        manifest = Delta(
+            run=self._log.manifest.run_id,
+            boundary=self._index,
+            seq=derived.seq,
+            base_commit=derived.base_commit,
+            windows=derived.windows,
+            codec=derived.codec,
+            exponent=derived.exponent,
+            payload=described,
+            prefix=self._writer.prefix,
+        )
+        return Cross((*chunks, self._writer.manifest(manifest)))
+
+    # ---- inward ----------------------------------------------------------------------------------
+
+    async def _mirror(self) -> None:
+        """Copy `global` inward, and tell the derivation what was decided. Returns when `close` was copied."""
+        backoff = Backoff(f"{self.name} inward")
+        copied = await self._copied()
+        reader = self._exchange.reader({GLOBAL: 0})
+        try:
+            while not self._closed:
+                try:
+                    records = await reader.next()
+                except ConnectionLost:
+                    await backoff.wait()
+                    continue
+                fresh = []
+                for record in records:
+                    self._learn(record)
+                    if record.offset >= copied:
+                        source = (SOURCE_HEADER, record.offset.to_bytes(8, "big"))
+                        fresh.append(Outgoing("global", record.value, record.key, (*record.headers, source)))
+                for batch in _batches(fresh):
+                    await self._copy(batch, backoff)
+                    self._count(batch)
+                self._events.put_nowait(_Learned())
+        finally:
+            await reader.aclose()
+
+    async def _copy(self, batch: list[Outgoing], backoff: Backoff) -> None:
+        while True:
+            try:
+                await self.bus.publish_many(batch)
+            except ConnectionLost:
+                await backoff.wait()
+            else:
+                backoff.reset()
+                return
+
+    def _count(self, batch: list[Outgoing]) -> None:
+        """Tell the metrics what came in."""
+        for record in batch:
+            kind = dict(record.headers).get("kind", b"").decode(errors="replace")
+            self._origin = {"genesis": "genesis", "commit": "commit"}.get(kind, self._origin)
+            if kind == "chunk":
+                kind = "commit.chunk" if self._origin else "genesis.chunk"
+            elif kind == "commit":
+                kind = "commit.manifest"
+            fact = note("bytes", direction="in", type=kind, bytes=_bytes([record]), records=1)
+            self.services.sink(self.name, self._now(), fact)
+
+    async def _copied(self) -> int:
+        """The exchange offset after the last record that stands mirrored in the boundary."""
+        copied = 0
+        async for record in read_to_end(self.bus, GLOBAL, 0, self.name):
+            for header, value in record.headers:
+                if header == SOURCE_HEADER:
+                    copied = max(copied, int.from_bytes(value, "big") + 1)
+        return copied
+
+    def _learn(self, record: Record) -> None:
+        step = self._global.read(record)
+        for fault in serious(step):
+            self.services.log.warning(
+                "%s does not believe global@%d: %s", self.name, record.offset, fault.detail
+            )
+        if step.entry is None or step.entry.refusal is not None:
+            return
+        message = step.entry.message
+        match message:
+            case Genesis():
+                if message.manifest_sha256 != self._pinned:
+                    raise StateError(f"{self.name}: genesis carries another run manifest than the pinned one")
+            case Commit():
+                for merged in message.merged:
+                    if merged.boundary == self._index:
+                        self._log.decided[merged.seq] = Decided(True, False)
+            case Refusal() if message.boundary == self._index:
+                self._log.decided.setdefault(
+                    message.seq, Decided(False, message.reason is RefusalReason.STALE)
+                )
+            case Close():
+                self._closed = True
+            case _:
+                pass
+
+
+class _Learned:
+    """Something was read on `global`."""
+
+
+def _bytes(records: Sequence[Outgoing]) -> int:
+    """Bytes of keys, values and headers, without the mark that mirroring adds."""
+    return sum(
+        len(record.key)
+        + len(record.value)
+        + sum(len(name) + len(value) for name, value in record.headers if name != SOURCE_HEADER)
+        for record in records
+    )
+
+
+def _batches(records: list[Outgoing]) -> Iterable[list[Outgoing]]:
+    batch: list[Outgoing] = []
+    size = 0
+    for record in records:
+        batch.append(record)
+        size += len(record.value)
+        if size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

@@ -1,0 +1,247 @@
+"""What every actor shares: the services around it, durable publishing, timers, and the loop of steps.
+
+An actor takes events one after another. A step hands them to the pure core, stores state, offsets and outbox in
+one transaction, and lets the publisher send what was stored. Nothing here waits for a broker inside a step, so a
+slow link delays what is sent and never what is decided.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import random
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from echelon.actors.state import Row, StateStore
+from echelon.bus.base import Bus, Outgoing, Reader, Record, TopicPartition
+from echelon.clock import Offload
+from echelon.errors import BusError, ConnectionLost
+from echelon.rounds.effects import Note, TimerFired
+
+FIRST_RETRY, LAST_RETRY = 0.05, 5.0
+"""Seconds of the back-off after a lost connection: the first, and the most."""
+BATCH_BYTES = 8 * 1024 * 1024
+"""Most bytes that are handed to the broker at once."""
+STEP_COST = 0.0005
+"""Seconds that storing a step is taken to need on the virtual clock."""
+DRAIN_SECONDS = 5.0
+"""Seconds that a stopping actor gives its last records to reach the broker."""
+
+Sink = Callable[[str, float, Note], None]
+"""Takes (actor, loop time in seconds, fact)."""
+
+
+def ignore(_actor: str, _time: float, _note: Note) -> None:
+    """A sink that keeps nothing."""
+
+
+@dataclass(frozen=True)
+class Services:
+    """What an actor gets from the process that it runs in."""
+
+    offload: Offload = field(default_factory=Offload)
+    sink: Sink = ignore
+    log: logging.Logger = field(default_factory=lambda: logging.getLogger("echelon"))
+
+
+class Backoff:
+    """Exponential back-off with jitter: half to all of a bound that doubles up to `LAST_RETRY` seconds."""
+
+    def __init__(self, name: str) -> None:
+        self._random = random.Random(name)
+        self._bound = FIRST_RETRY
+
+    async def wait(self) -> None:
+        """Sleep, longer each time."""
+        await asyncio.sleep(self._bound * (0.5 + 0.5 * self._random.random()))
+        self._bound = min(LAST_RETRY, self._bound * 2)
+
+    def reset(self) -> None:
+        """Begin again with the shortest wait."""
+        self._bound = FIRST_RETRY
+
+
+class Publisher:
+    """Sends what the state file holds, in order, until it stands on the topics; and what need not be stored.
+
+    Records that a crash makes worthless (heartbeats, rounds of a window whose keys died with the process) are
+    queued without being stored, in the same order as the others.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        bus: Bus,
+        store: StateStore,
+        services: Services,
+        owns: Callable[[str], bool] = lambda _topic: True,
+    ) -> None:
+        self._name, self._bus, self._store, self._services, self._owns = name, bus, store, services, owns
+        self._queue: deque[Row | Outgoing] = deque()
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.acked: dict[TopicPartition, int] = {}
+        """Per partition: the offset after the last record that the broker took from this publisher."""
+
+    def put(self, rows: Sequence[Row | Outgoing]) -> None:
+        """Queue rows of the outbox, or records that are not stored."""
+        if rows:
+            self._queue.extend(rows)
+            self._idle.clear()
+            self._wake.set()
+
+    async def reconcile(self) -> None:
+        """After a start: find which rows of the outbox stand on their topics; the rest is sent again, byte for byte."""
+        stored = await self._services.offload(self._store.outbox, cost=STEP_COST)
+        rows = [row for row in stored if self._owns(row.record.topic)]
+        if not rows:
+            return
+        scanned = self._store.scanned()
+        missing = {_fingerprint(row.record): row for row in rows}
+        for at in sorted({TopicPartition(row.record.topic, row.record.partition) for row in rows}):
+            async for record in read_to_end(self._bus, at, scanned.get(at, 0), self._name):
+                again = Outgoing(record.topic, record.value, record.key, record.headers, record.partition)
+                missing.pop(_fingerprint(again), None)
+        kept = {row.id for row in missing.values()}
+        done = [row for row in rows if row.id not in kept]
+        await self._services.offload(self._mark, done, {}, cost=STEP_COST)
+        self.put([row for row in rows if row.id in kept])
+
+    def _mark(self, rows: Sequence[Row], scanned: Mapping[TopicPartition, int]) -> None:
+        self._store.published(rows, scanned)
+
+    async def run(self) -> None:
+        """Send for ever."""
+        backoff = Backoff(self._name)
+        while True:
+            while not self._queue:
+                self._idle.set()
+                self._wake.clear()
+                await self._wake.wait()
+            batch: list[Row | Outgoing] = []
+            size = 0
+            while self._queue and (not batch or size < BATCH_BYTES):
+                item = self._queue.popleft()
+                batch.append(item)
+                size += len((item.record if isinstance(item, Row) else item).value)
+            records = [item.record if isinstance(item, Row) else item for item in batch]
+            while True:
+                try:
+                    offsets = await self._bus.publish_many(records)
+                    break
+                except ConnectionLost as error:
+                    self._services.log.warning("%s: publishing will be tried again: %s", self._name, error)
+                    await backoff.wait()
+            backoff.reset()
+            scanned = {
+                TopicPartition(record.topic, record.partition): offset + 1
+                for record, offset in zip(records, offsets, strict=True)
+            }
+            self.acked |= scanned
+            rows = [item for item in batch if isinstance(item, Row)]
+            if rows:
+                await self._services.offload(self._mark, rows, scanned, cost=0.0)
+
+    async def drained(self, seconds: float) -> bool:
+        """Wait until everything was sent, for at most so long."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
+def _fingerprint(record: Outgoing) -> bytes:
+    digest = hashlib.sha256()
+    for part in (record.topic.encode(), record.partition.to_bytes(4, "big"), record.key, record.value):
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    for name, value in record.headers:
+        for part in (name.encode(), value):
+            digest.update(len(part).to_bytes(8, "big"))
+            digest.update(part)
+    return digest.digest()
+
+
+async def end_of(bus: Bus, at: TopicPartition, name: str) -> int:
+    """The end offset, however often the connection is lost."""
+    backoff = Backoff(name)
+    while True:
+        try:
+            return await bus.end_offset(at)
+        except ConnectionLost:
+            await backoff.wait()
+
+
+async def read_to_end(bus: Bus, at: TopicPartition, start: int, name: str) -> AsyncGenerator[Record, None]:
+    """Every record of a partition from `start` to the end as it was when the call began."""
+    backoff = Backoff(name)
+    position = start
+    end = await end_of(bus, at, name)
+    reader = bus.reader({at: max(start, 0)})
+    try:
+        while position < end:
+            try:
+                records = await reader.next(timeout=5.0)
+            except ConnectionLost:
+                await backoff.wait()
+                continue
+            if not records:
+                raise BusError(
+                    f"{at.topic}/{at.partition}: offsets {position} to {end} were promised and do not arrive"
+                )
+            for record in records:
+                position = record.next_offset
+                yield record
+    finally:
+        await reader.aclose()
+
+
+class Timers:
+    """Named timers on the loop's clock; what fires is put into the actor's queue."""
+
+    def __init__(self, fired: Callable[[TimerFired], None]) -> None:
+        self._fired = fired
+        self._running: dict[str, asyncio.TimerHandle] = {}
+
+    def start(self, name: str, seconds: float) -> None:
+        """Start or restart a timer."""
+        self.stop(name)
+        self._running[name] = asyncio.get_running_loop().call_later(seconds, self._fire, name)
+
+    def _fire(self, name: str) -> None:
+        self._running.pop(name, None)
+        self._fired(TimerFired(name))
+
+    def stop(self, name: str) -> None:
+        """Forget a timer."""
+        handle = self._running.pop(name, None)
+        if handle is not None:
+            handle.cancel()
+
+    def stop_all(self) -> None:
+        """Forget them all."""
+        for name in list(self._running):
+            self.stop(name)
+
+
+async def feed(
+    reader: Reader, take: Callable[[list[Record]], None], room: asyncio.Semaphore, name: str
+) -> None:
+    """Read for ever into a queue with bounded room; a lost connection is waited out."""
+    backoff = Backoff(name)
+    while True:
+        await room.acquire()
+        try:
+            records = await reader.next()
+        except ConnectionLost:
+            room.release()
+            await backoff.wait()
+            continue
+        backoff.reset()
+        take(records)

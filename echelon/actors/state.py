@@ -1,0 +1,163 @@
+"""An actor's durable state: one sqlite file, one transaction per step.
+
+A step stores the new state, the input offsets that led there, and the final bytes of what it will publish (the
+outbox), all or nothing. Only then is anything published. After a crash the actor finds which of those bytes stand
+on the topics already and sends the rest again, unchanged.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgpack
+
+from echelon.bus.base import Outgoing, TopicPartition
+from echelon.errors import ConfigError, StateError
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS outbox (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, part INTEGER NOT NULL,
+    key BLOB NOT NULL, headers BLOB NOT NULL, value BLOB NOT NULL
+);
+"""
+SNAPSHOT, OFFSETS, SCANNED, OWNER = "snapshot", "offsets", "scanned", "owner"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A record that waits to be published."""
+
+    id: int
+    record: Outgoing
+
+
+class StateStore:
+    """The file. An actor's steps and its publisher use it from different threads; a lock keeps them apart.
+
+    Args:
+        path: the sqlite file, or None for memory (nothing survives then).
+        owner: (run, actor) that the file belongs to; another one's file is refused.
+    """
+
+    def __init__(self, path: Path | None, owner: bytes) -> None:
+        self._lock = threading.Lock()
+        try:
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.executescript(SCHEMA)
+        except (sqlite3.Error, OSError) as error:
+            raise ConfigError(
+                f"state file {path} cannot be written ({error}): choose a folder that can"
+            ) from error
+        found = self._get(OWNER)
+        if found is None:
+            self._db.execute("INSERT INTO state VALUES (?, ?)", (OWNER, owner))
+        elif found != owner:
+            raise StateError(
+                f"state file {path} belongs to another run or actor: move it away, or name the right folder"
+            )
+
+    def _get(self, name: str) -> bytes | None:
+        row = self._db.execute("SELECT value FROM state WHERE name = ?", (name,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def _put(self, name: str, value: bytes) -> None:
+        self._db.execute(
+            "INSERT INTO state VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            (name, value),
+        )
+
+    def commit(
+        self,
+        *,
+        snapshot: bytes | None = None,
+        offsets: Mapping[TopicPartition, int] | None = None,
+        publish: Sequence[Outgoing] = (),
+    ) -> list[Row]:
+        """Store one step; returns the outbox rows in the order given."""
+        rows = []
+        with self._transaction():
+            if snapshot is not None:
+                self._put(SNAPSHOT, snapshot)
+            if offsets is not None:
+                self._put(OFFSETS, _pack(offsets))
+            for record in publish:
+                cursor = self._db.execute(
+                    "INSERT INTO outbox (topic, part, key, headers, value) VALUES (?, ?, ?, ?, ?)",
+                    (record.topic, record.partition, record.key, msgpack.packb(record.headers), record.value),
+                )
+                rows.append(Row(int(cursor.lastrowid or 0), record))
+        return rows
+
+    def published(self, rows: Sequence[Row], scanned: Mapping[TopicPartition, int]) -> None:
+        """Forget rows that stand on their topics; `scanned` is where the search after a crash may begin."""
+        with self._transaction():
+            self._db.executemany("DELETE FROM outbox WHERE id = ?", [(row.id,) for row in rows])
+            known = _unpack(self._get(SCANNED))
+            self._put(SCANNED, _pack({**known, **scanned}))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All or nothing."""
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    def outbox(self) -> list[Row]:
+        """Rows that were not marked as published, oldest first."""
+        with self._lock:
+            query = "SELECT id, topic, part, key, headers, value FROM outbox ORDER BY id"
+            found = self._db.execute(query).fetchall()
+        return [
+            Row(
+                row,
+                Outgoing(
+                    topic, value, key, tuple((name, held) for name, held in msgpack.unpackb(headers)), part
+                ),
+            )
+            for row, topic, part, key, headers, value in found
+        ]
+
+    def snapshot(self) -> bytes | None:
+        """The newest state, if there is one."""
+        with self._lock:
+            return self._get(SNAPSHOT)
+
+    def offsets(self) -> dict[TopicPartition, int]:
+        """Input offsets that belong to the snapshot."""
+        with self._lock:
+            return _unpack(self._get(OFFSETS))
+
+    def scanned(self) -> dict[TopicPartition, int]:
+        """Per output partition: everything this actor published before that offset is marked."""
+        with self._lock:
+            return _unpack(self._get(SCANNED))
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+
+def _pack(offsets: Mapping[TopicPartition, int]) -> bytes:
+    return bytes(msgpack.packb([[at.topic, at.partition, offset] for at, offset in sorted(offsets.items())]))
+
+
+def _unpack(data: bytes | None) -> dict[TopicPartition, int]:
+    if data is None:
+        return {}
+    return {TopicPartition(topic, partition): offset for topic, partition, offset in msgpack.unpackb(data)}

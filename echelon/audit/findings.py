@@ -1,0 +1,125 @@
+"""What a verification reports: findings with an enumerated code, and facts that a person reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from echelon.messages.exchange import CloseReason, Merged, Pace, RefusalReason
+
+
+class Severity(StrEnum):
+    """`ERROR` fails the verification; `WARNING` says what it could not know; `INFO` is harmless and worth
+    telling."""
+
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class Code(StrEnum):
+    """What was found. Closed: scripts may rely on these."""
+
+    MALFORMED = "malformed"
+    OVERSIZED = "oversized"
+    CORRUPT_CHUNK = "corrupt-chunk"
+    CHUNK_ORDER = "chunk-order"
+    WRONG_TYPE = "wrong-type"
+    WRONG_RUN = "wrong-run"
+    BAD_SIGNATURE = "bad-signature"
+    FORK = "fork"
+    GAP = "gap"
+    PREFIX = "prefix"
+    PAYLOAD = "payload"
+    GENESIS = "genesis"
+    REPEAT = "repeat"
+    VOID = "void"
+    UNEXPECTED_TOPIC = "unexpected-topic"
+    OFFSET_ORDER = "offset-order"
+    HEADS = "heads"
+    MISSING = "missing"
+    DERIVATION = "derivation"
+    REFUSAL = "refusal"
+    AFTER_CLOSE = "after-close"
+    LATE = "late"
+    CLOSE = "close"
+    OPEN = "open"
+    ADAPTER_FILE = "adapter-file"
+    CHECKPOINT = "checkpoint"
+    UNPINNED = "unpinned"
+    STALE = "stale"
+    UNREADABLE = "unreadable"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One finding; `topic` and `offset` name the record, where it is about one."""
+
+    code: Code
+    severity: Severity
+    topic: str
+    offset: int | None
+    detail: str
+
+    def __str__(self) -> str:
+        where = self.topic if self.offset is None else f"{self.topic}@{self.offset}"
+        return f"{self.severity.value}: {where or 'run'}: {self.code.value}: {self.detail}"
+
+
+@dataclass(slots=True)
+class TopicFacts:
+    """Counts of one topic; `size` is in bytes, over keys, headers and values."""
+
+    records: int = 0
+    size: int = 0
+    manifests: int = 0
+    repeats: int = 0
+    root: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class CommitFacts:
+    """One commit that was derived again, bit for bit."""
+
+    commit: int
+    offset: int
+    merged: tuple[Merged, ...]
+    tokens: int
+    pace: Pace
+    adapter_sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalFacts:
+    """One refusal that was reproduced."""
+
+    boundary: int
+    seq: int
+    reason: RefusalReason
+
+
+@dataclass(slots=True)
+class Report:
+    """The result of a verification. `ok` is its verdict."""
+
+    findings: list[Finding] = field(default_factory=list)
+    left_out: int = 0
+    """Findings beyond the limits, which were counted and not kept."""
+    errors: int = 0
+    run: bytes = b""
+    genesis_sha256: bytes = b""
+    boundaries: tuple[str, ...] = ()
+    topics: dict[str, TopicFacts] = field(default_factory=dict)
+    commits: list[CommitFacts] = field(default_factory=list)
+    refusals: list[RefusalFacts] = field(default_factory=list)
+    pending: int = 0
+    """Deltas that no commit took and no refusal names."""
+    adapter_sha256: bytes = b""
+    """Of the newest adapter that was derived again."""
+    best_commit: int | None = None
+    close: CloseReason | None = None
+
+    @property
+    def ok(self) -> bool:
+        """No error."""
+        return self.errors == 0

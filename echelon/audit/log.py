@@ -1,0 +1,408 @@
+"""Reads one exchange topic, record by record: assembles payloads, checks signatures, numbers and the chain.
+
+Gates, controller and auditor all read through this; what they do with a fault is theirs. A fault belongs to
+the record that it names; whatever is behind it is read on, so that one damaged record does not hide the next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from echelon.audit.merkle import Frontier
+from echelon.audit.prefix import PrefixChain
+from echelon.audit.records import (
+    MAX_RECORD_BYTES,
+    Chunk,
+    LogRecord,
+    is_chunk,
+    read_chunk,
+    read_manifest,
+    record_hash,
+)
+from echelon.errors import EchelonError, StateError
+from echelon.messages.envelope import Dsse
+from echelon.messages.exchange import Close, Commit, Delta, Genesis, Payload, Refusal, RefusalReason
+from echelon.messages.manifest import RunManifest
+from echelon.messages.wire import Message, Reason, Refused, pack
+
+Manifest = Genesis | Delta | Commit | Refusal | Close
+F32 = NDArray[np.float32]
+
+MAX_OPEN_BYTES = 4 << 30
+"""Most bytes of unfinished transfers that one topic may hold; the oldest is given up first."""
+MAX_OPEN_TRANSFERS = 16
+_STATE = b"echelon topic log v1\x00"
+
+
+class FaultCode(StrEnum):
+    """What is wrong with a record, or right but worth telling (`REPEAT`, `VOID`)."""
+
+    MALFORMED = "malformed"
+    OVERSIZED = "oversized"
+    CORRUPT_CHUNK = "corrupt-chunk"
+    CHUNK_ORDER = "chunk-order"
+    WRONG_TYPE = "wrong-type"
+    WRONG_RUN = "wrong-run"
+    BAD_SIGNATURE = "bad-signature"
+    FORK = "fork"
+    GAP = "gap"
+    PREFIX = "prefix"
+    PAYLOAD = "payload"
+    GENESIS = "genesis"
+    REPEAT = "repeat"
+    VOID = "void"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something about the record at `offset`."""
+
+    code: FaultCode
+    offset: int
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A manifest with a good signature and a number that continues its log.
+
+    `refusal` is why a controller must not merge it all the same, `payload` None if the payload is not whole.
+    """
+
+    offset: int
+    number: int
+    message: Manifest
+    value: bytes
+    payload: bytes | None
+    refusal: RefusalReason | None = None
+
+    @property
+    def sha256(self) -> bytes:
+        """SHA-256 of the envelope; of genesis, this is what is pinned."""
+        return hashlib.sha256(self.value).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one record turned out to be."""
+
+    entry: Entry | None = None
+    faults: tuple[Fault, ...] = ()
+
+
+@dataclass(slots=True)
+class _Transfer:
+    length: int
+    total: int
+    first: int
+    parts: list[bytes] = field(default_factory=list)
+    size: int = 0
+
+
+class TopicLog:
+    """The reading end of one topic of one writer."""
+
+    def __init__(
+        self,
+        topic: str,
+        *,
+        public: bytes | None = None,
+        run: bytes | None = None,
+        boundary: int | None = None,
+        resync: bool = False,
+        hash_commits: bool = True,
+    ) -> None:
+        """Start at the topic's first record.
+
+        Args:
+            topic: its name.
+            public: the writer's key; None only for `global`, whose genesis names it.
+            run: the run's id; None as above.
+            boundary: the index that deltas must carry; None for `global`.
+            resync: after a gap go on from the number found (an auditor does, a controller must not).
+            hash_commits: check the SHA-256 of commit payloads; a verifier that derives the adapter compares
+                bytes.
+        """
+        self.topic = topic
+        self.chain = PrefixChain(topic)
+        self.tree = Frontier()
+        self.manifest: RunManifest | None = None
+        """The run manifest, once genesis was read (on `global`)."""
+        self.initial: F32 | None = None
+        """The adapter of genesis, float32[d]."""
+        self.next_number = 0
+        self._public, self._run, self._boundary = public, run, boundary
+        self._kinds = (Delta,) if boundary is not None else (Genesis, Commit, Refusal, Close)
+        self._resync = resync
+        self._hash_commits = hash_commits
+        self._open: dict[bytes, _Transfer] = {}
+        self._done: dict[bytes, None] = {}
+        self._last = -1  # offset of the last manifest that was an entry
+
+    @property
+    def first_open_offset(self) -> int | None:
+        """Offset of the first chunk of the oldest transfer without a manifest; None if there is none."""
+        return min((transfer.first for transfer in self._open.values()), default=None)
+
+    @property
+    def open_transfers(self) -> int:
+        """Transfers without a manifest so far."""
+        return len(self._open)
+
+    def read(self, record: LogRecord) -> Step:
+        """Take the next record. Never raises for what stands in it."""
+        size = len(record.key) + len(record.value) + sum(len(n) + len(v) for n, v in record.headers)
+        chunk: Chunk | None = None
+        faults: list[Fault] = []
+        if size > MAX_RECORD_BYTES:
+            faults.append(
+                Fault(
+                    FaultCode.OVERSIZED, record.offset, f"{size} bytes; at most {MAX_RECORD_BYTES} may stand"
+                )
+            )
+        elif is_chunk(record):
+            try:
+                chunk = read_chunk(record)
+            except Refused as error:
+                faults.append(Fault(FaultCode.CORRUPT_CHUNK, record.offset, error.detail))
+        digest = record_hash(record, chunk)
+        if self.chain.seen(digest):
+            return Step(None, (*faults, Fault(FaultCode.REPEAT, record.offset, "a byte-identical repeat")))
+        if faults:
+            self.chain.append_hash(digest)
+            return Step(None, tuple(faults))
+        if chunk is not None:
+            self.chain.append_hash(digest)
+            return Step(None, tuple(self._take(chunk, record.offset)))
+        step = self._manifest(record)
+        self.chain.append_hash(digest)
+        if step.entry is not None:
+            self.tree.append(record.value)
+            self._last = record.offset
+        return step
+
+    # ---- transfers ----------------------------------------
+
+    def _take(self, chunk: Chunk, offset: int) -> list[Fault]:
+        faults: list[Fault] = []
+        if chunk.transfer in self._done:
+            detail = f"another chunk {chunk.index} of a transfer that was complete before"
+            return [Fault(FaultCode.CHUNK_ORDER, offset, detail)]
+        transfer = self._open.get(chunk.transfer)
+        if transfer is None:
+            if chunk.index:
+                return [_order(offset, chunk, 0)]
+            transfer = self._open[chunk.transfer] = _Transfer(chunk.length, chunk.total, offset)
+        if (chunk.total, chunk.length) != (transfer.total, transfer.length) or chunk.index != len(
+            transfer.parts
+        ):
+            return [_order(offset, chunk, len(transfer.parts))]
+        transfer.parts.append(chunk.data)
+        transfer.size += len(chunk.data)
+        while (
+            len(self._open) > MAX_OPEN_TRANSFERS or sum(t.size for t in self._open.values()) > MAX_OPEN_BYTES
+        ):
+            oldest = next(iter(self._open))
+            faults.append(Fault(FaultCode.VOID, self._open.pop(oldest).first, "a transfer that was given up"))
+        return faults
+
+    def _complete(self, payload: Payload, *, check: bool) -> tuple[bytes | None, str]:
+        transfer = self._open.pop(payload.transfer, None)
+        if transfer is None:
+            return None, f"no chunk of transfer {payload.transfer.hex()} stands before it"
+        if len(transfer.parts) != transfer.total:
+            return None, f"chunk {len(transfer.parts)} of {transfer.total} of its payload is missing"
+        if transfer.length != payload.length:
+            return None, f"its chunks have {transfer.length} bytes, it says {payload.length}"
+        data = transfer.parts[0] if len(transfer.parts) == 1 else b"".join(transfer.parts)
+        if check and hashlib.sha256(data).digest() != payload.sha256:
+            return None, "its payload has another SHA-256 than it says"
+        return data, ""
+
+    # ---- manifests ----------------------------------------
+
+    def _manifest(self, record: LogRecord) -> Step:
+        offset = record.offset
+
+        def fault(code: FaultCode, detail: str) -> Fault:
+            return Fault(code, offset, detail)
+
+        try:
+            envelope, found = read_manifest(record)
+        except Refused as error:
+            code = FaultCode.OVERSIZED if error.reason is Reason.OVERSIZED else FaultCode.MALFORMED
+            return Step(None, (fault(code, str(error)),))
+        message = self._allowed(found)
+        if message is None:
+            return Step(None, (fault(FaultCode.WRONG_TYPE, f"a {found.kind} may not stand on {self.topic}"),))
+        payload: bytes | None = None
+        problem = ""
+        if isinstance(message, Genesis | Delta | Commit):
+            check = self._hash_commits or not isinstance(message, Commit)
+            # The payload is looked up before the signature is known to be good; a forged manifest must not
+            # use it up.
+            kept = self._open.get(message.payload.transfer)
+            payload, problem = self._complete(message.payload, check=check)
+            refused = self._authentic(envelope, message, payload, offset)
+            if refused is not None:
+                if kept is not None:
+                    self._open[message.payload.transfer] = kept
+                return Step(None, (refused,))
+        else:
+            refused = self._authentic(envelope, message, None, offset)
+            if refused is not None:
+                return Step(None, (refused,))
+        return self._place(record, message, payload, problem)
+
+    def _allowed(self, message: Message) -> Manifest | None:
+        if not isinstance(message, Genesis | Delta | Commit | Refusal | Close) or not isinstance(
+            message, self._kinds
+        ):
+            return None
+        if isinstance(message, Genesis) != (self._public is None):
+            return None  # genesis comes first and once; before it there is no key to check anything by
+        return message
+
+    def _authentic(
+        self, envelope: Dsse, message: Manifest, payload: bytes | None, offset: int
+    ) -> Fault | None:
+        if isinstance(message, Genesis):
+            if payload is None:
+                return Fault(
+                    FaultCode.GENESIS, offset, "the payload of genesis is not whole; nothing can be verified"
+                )
+            try:
+                manifest, adapter = open_genesis(message, payload)
+            except EchelonError as error:
+                return Fault(FaultCode.GENESIS, offset, f"genesis does not hold: {error}")
+            if not envelope.verified(bytes.fromhex(manifest.controller_public)):
+                return Fault(
+                    FaultCode.BAD_SIGNATURE, offset, "genesis is not signed by the controller it names"
+                )
+            self.manifest, self.initial = manifest, adapter
+            self._public, self._run = bytes.fromhex(manifest.controller_public), manifest.run_id
+            return None
+        if self._public is None or not envelope.verified(self._public):
+            return Fault(
+                FaultCode.BAD_SIGNATURE, offset, f"this {message.kind} is not signed by the topic's writer"
+            )
+        if message.run != self._run:
+            return Fault(FaultCode.WRONG_RUN, offset, f"this {message.kind} is of run {message.run.hex()}")
+        if isinstance(message, Delta) and message.boundary != self._boundary:
+            return Fault(FaultCode.WRONG_RUN, offset, f"this delta is of boundary {message.boundary}")
+        return None
+
+    def _place(self, record: LogRecord, message: Manifest, payload: bytes | None, problem: str) -> Step:
+        number = message.seq if isinstance(message, Delta) else message.index
+        faults = []
+        refusal: RefusalReason | None = None
+        if number < self.next_number:
+            detail = f"another {message.kind} under number {number}, which was taken before"
+            return Step(None, (Fault(FaultCode.FORK, record.offset, detail),))
+        if number > self.next_number:
+            detail = f"number {number} where {self.next_number} must stand: what was between is missing"
+            faults.append(Fault(FaultCode.GAP, record.offset, detail))
+            refusal = RefusalReason.BAD_SEQUENCE
+            if not self._resync:
+                return Step(None, tuple(faults))
+        if message.prefix != self.chain.value:
+            between = f"offsets {self._last + 1} to {record.offset - 1}"
+            if self._last + 1 > record.offset - 1:
+                between = "the records"
+            detail = (
+                f"its prefix is not that of what stands before it: {between} lost, gained or changed a record"
+            )
+            faults.append(Fault(FaultCode.PREFIX, record.offset, detail))
+            refusal = refusal or RefusalReason.BAD_PREFIX
+            # The signature vouches for the writer's own history: going on from it confines the damage to this
+            # stretch.
+            self.chain.value = message.prefix
+        if problem:
+            faults.append(Fault(FaultCode.PAYLOAD, record.offset, problem))
+        if isinstance(message, Genesis | Delta | Commit):
+            self._done[message.payload.transfer] = None
+        self.next_number = number + 1
+        return Step(Entry(record.offset, number, message, record.value, payload, refusal), tuple(faults))
+
+    # ---- storage ----------------------------------------
+
+    def snapshot(self) -> bytes:
+        """The state after the last record: reading goes on behind it from here, without the records
+        before."""
+        transfers = [[t, o.length, o.total, o.first, list(o.parts)] for t, o in self._open.items()]
+        body = pack(
+            [
+                self.topic,
+                self.chain.encode(),
+                self.tree.encode(),
+                self.next_number,
+                self._last,
+                transfers,
+                b"".join(self._done),
+                self._public or b"",
+                self._run or b"",
+            ]
+        )
+        return _STATE + hashlib.sha256(body).digest() + body
+
+    def restore(self, data: bytes) -> None:
+        """Take over a snapshot of this topic. `manifest` and `initial` are not in it.
+
+        Raises:
+            StateError: damaged, or of another topic.
+        """
+        head = len(_STATE) + 32
+        body = data[head:]
+        if data[:head] != _STATE + hashlib.sha256(body).digest():
+            raise StateError(
+                f"the stored position in {self.topic} is damaged: remove it and read the topic again"
+            )
+        fields = msgpack.unpackb(
+            body, raw=False, use_list=False, max_bin_len=len(body), max_str_len=len(body)
+        )
+        topic, chain, tree, self.next_number, self._last, transfers, done, public, run = fields
+        if topic != self.topic:
+            raise StateError(f"the stored position is one in {topic}, not in {self.topic}")
+        self.chain, self.tree = PrefixChain.decode(topic, chain), Frontier.decode(tree)
+        self._public, self._run = public or self._public, run or self._run
+        self._done = dict.fromkeys(done[at : at + 16] for at in range(0, len(done), 16))
+        self._open = {
+            transfer: _Transfer(length, total, first, list(parts), sum(len(part) for part in parts))
+            for transfer, length, total, first, parts in transfers
+        }
+
+
+def _order(offset: int, chunk: Chunk, expected: int) -> Fault:
+    return Fault(
+        FaultCode.CHUNK_ORDER,
+        offset,
+        f"chunk {chunk.index} where chunk {expected} of its transfer must stand",
+    )
+
+
+def open_genesis(message: Genesis, payload: bytes) -> tuple[RunManifest, F32]:
+    """The run manifest and the initial adapter (float32[d]) of a genesis whose payload is whole.
+
+    Raises:
+        EchelonError: a digest, a length, the manifest's own signature or its run does not fit.
+    """
+    sealed, rest = payload[: message.manifest_length], payload[message.manifest_length :]
+    if hashlib.sha256(sealed).digest() != message.manifest_sha256:
+        raise Refused(Reason.BAD_TRANSFER, "the run manifest has another SHA-256 than genesis says")
+    if hashlib.sha256(rest).digest() != message.adapter_sha256:
+        raise Refused(Reason.BAD_TRANSFER, "the initial adapter has another SHA-256 than genesis says")
+    manifest = RunManifest.open(sealed)
+    if manifest.run_id != message.run:
+        raise Refused(Reason.WRONG_RUN, "genesis and the run manifest name different runs")
+    dim = manifest.adapter_layout().dim
+    if len(rest) != 4 * dim:
+        raise Refused(
+            Reason.BAD_TRANSFER, f"the initial adapter has {len(rest)} bytes, the layout wants {4 * dim}"
+        )
+    return manifest, np.frombuffer(rest, "<f4").astype(np.float32)

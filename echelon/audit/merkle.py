@@ -1,0 +1,177 @@
+"""Merkle trees of RFC 6962, section 2.1: SHA-256, leaves under 0x00, nodes under 0x01, split at the largest
+power of 2.
+
+Proof checking follows RFC 9162, sections 2.1.3.2 and 2.1.4.2, which state the algorithms for the same trees.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from echelon.errors import CodecError
+
+EMPTY_ROOT = hashlib.sha256(b"").digest()
+MAX_SIZE = 1 << 63
+
+
+def leaf_hash(leaf: bytes) -> bytes:
+    """SHA-256(0x00 || leaf), 32 bytes."""
+    return hashlib.sha256(b"\x00" + leaf).digest()
+
+
+def node_hash(left: bytes, right: bytes) -> bytes:
+    """SHA-256(0x01 || left || right), 32 bytes."""
+    return hashlib.sha256(b"\x01" + left + right).digest()
+
+
+class Frontier:
+    """A growing tree in O(log n) memory: the roots of its complete subtrees, largest first, one per set bit
+    of n."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._roots: list[bytes] = []
+
+    def append(self, leaf: bytes) -> None:
+        """Add a leaf (its bytes, not their hash)."""
+        node = leaf_hash(leaf)
+        size = self.size
+        while size & 1:
+            node = node_hash(self._roots.pop(), node)
+            size >>= 1
+        self._roots.append(node)
+        self.size += 1
+
+    def root(self) -> bytes:
+        """The root, 32 bytes; of the empty tree the hash of no bytes."""
+        if not self._roots:
+            return EMPTY_ROOT
+        node = self._roots[-1]
+        for left in reversed(self._roots[:-1]):
+            node = node_hash(left, node)
+        return node
+
+    def encode(self) -> bytes:
+        """Size (8 bytes, big-endian), then the subtree roots."""
+        return self.size.to_bytes(8, "big") + b"".join(self._roots)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Frontier:
+        """Read what `encode` wrote.
+
+        Raises:
+            CodecError: the number of roots does not fit the size.
+        """
+        found = cls()
+        found.size = int.from_bytes(data[:8], "big")
+        found._roots = [data[at : at + 32] for at in range(8, len(data), 32)]
+        if len(data) != 8 + 32 * found.size.bit_count():
+            raise CodecError(f"{len(data)} bytes are no state of a tree of {found.size} leaves")
+        return found
+
+
+def _split(size: int) -> int:
+    return 1 << (size - 1).bit_length() - 1
+
+
+def tree_root(leaves: Sequence[bytes]) -> bytes:
+    """MTH of leaf hashes (32 bytes each), in O(n)."""
+    if not leaves:
+        return EMPTY_ROOT
+    if len(leaves) == 1:
+        return leaves[0]
+    middle = _split(len(leaves))
+    return node_hash(tree_root(leaves[:middle]), tree_root(leaves[middle:]))
+
+
+def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
+    """PATH(index, leaves), from the leaf's sibling upwards.
+
+    Args:
+        leaves: leaf hashes of the whole tree.
+        index: 0 ≤ index < len(leaves), else CodecError.
+    """
+    if not 0 <= index < len(leaves):
+        raise CodecError(f"leaf {index} is not in a tree of {len(leaves)}")
+    if len(leaves) == 1:
+        return []
+    middle = _split(len(leaves))
+    if index < middle:
+        return [*inclusion_proof(leaves[:middle], index), tree_root(leaves[middle:])]
+    return [*inclusion_proof(leaves[middle:], index - middle), tree_root(leaves[:middle])]
+
+
+def consistency_proof(leaves: Sequence[bytes], size: int) -> list[bytes]:
+    """PROOF(size, leaves): that the tree of the first `size` leaves is a prefix of this one.
+
+    Args:
+        leaves: leaf hashes of the whole tree.
+        size: 0 < size ≤ len(leaves), else CodecError.
+    """
+    if not 0 < size <= len(leaves):
+        raise CodecError(f"a tree of {len(leaves)} leaves has no proof from size {size}")
+    return _subproof(leaves, size, True)
+
+
+def _subproof(leaves: Sequence[bytes], size: int, whole: bool) -> list[bytes]:
+    if size == len(leaves):
+        return [] if whole else [tree_root(leaves)]
+    middle = _split(len(leaves))
+    if size <= middle:
+        return [*_subproof(leaves[:middle], size, whole), tree_root(leaves[middle:])]
+    return [*_subproof(leaves[middle:], size - middle, False), tree_root(leaves[:middle])]
+
+
+def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes) -> bool:
+    """Whether the proof shows that a leaf hash stands at `index` of the tree with that size and root."""
+    if not 0 <= index < size <= MAX_SIZE:
+        return False
+    first, last, node = index, size - 1, leaf
+    for sibling in proof:
+        if last == 0:
+            return False
+        if first & 1 or first == last:
+            node = node_hash(sibling, node)
+            while first and not first & 1:
+                first >>= 1
+                last >>= 1
+        else:
+            node = node_hash(node, sibling)
+        first >>= 1
+        last >>= 1
+    return last == 0 and node == root
+
+
+def verify_consistency(
+    size: int, root: bytes, larger: int, larger_root: bytes, proof: Sequence[bytes]
+) -> bool:
+    """Whether the proof shows that the tree (larger, larger_root) begins with the tree (size, root)."""
+    if not 0 < size <= larger <= MAX_SIZE:
+        return False
+    if size == larger:
+        return not proof and root == larger_root
+    path = list(proof)
+    if size & (size - 1) == 0:
+        path.insert(0, root)
+    if not path:
+        return False
+    first, last = size - 1, larger - 1
+    while first & 1:
+        first >>= 1
+        last >>= 1
+    old = new = path[0]
+    for sibling in path[1:]:
+        if last == 0:
+            return False
+        if first & 1 or first == last:
+            old = node_hash(sibling, old)
+            new = node_hash(sibling, new)
+            while first and not first & 1:
+                first >>= 1
+                last >>= 1
+        else:
+            new = node_hash(new, sibling)
+        first >>= 1
+        last >>= 1
+    return last == 0 and old == root and new == larger_root

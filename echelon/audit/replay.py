@@ -1,0 +1,37 @@
+"""Replay: every global adapter of a run, derived again from the exchange's topics alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from echelon.audit.findings import Severity
+from echelon.audit.records import Damaged, LogRecord
+from echelon.audit.verify import Verifier, Version
+from echelon.errors import AuditError
+
+
+def replay(
+    topics: Mapping[str, Iterable[LogRecord | Damaged]], *, genesis: bytes | None = None
+) -> Iterator[Version]:
+    """Yield the adapters of genesis and of every commit, in order, each checked before it is yielded.
+
+    A run that is still open is replayed as far as it goes.
+
+    Args:
+        topics: every topic with its records in offset order.
+        genesis: the pinned SHA-256 of the genesis record's envelope.
+
+    Raises:
+        AuditError: the first error among the findings, as soon as it is found.
+    """
+    verifier = Verifier(topics, genesis=genesis, allow_open=True)
+    for version in verifier.run():
+        _raise_first(verifier)
+        yield version
+    _raise_first(verifier)
+
+
+def _raise_first(verifier: Verifier) -> None:
+    if not verifier.report.ok:
+        first = next(found for found in verifier.report.findings if found.severity is Severity.ERROR)
+        raise AuditError(f"the log does not verify: {first}")

@@ -1,0 +1,505 @@
+"""The independent verifier: every claim of an exchange, checked from the records of its topics alone.
+
+`global` is read once from front to back; its commits and refusals say how far each delta log has to be read
+next. What cannot be verified is a finding, and a finding of severity `error` fails the run. Once a commit
+cannot be derived again, later adapters are not either, and the report says so once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echelon.audit.findings import Code, CommitFacts, Finding, RefusalFacts, Report, Severity, TopicFacts
+from echelon.audit.log import Entry, Fault, FaultCode, TopicLog
+from echelon.audit.note import Checkpoint, SignedNote, origin
+from echelon.audit.records import Damaged, LogRecord
+from echelon.errors import AuditError, EchelonError
+from echelon.messages.adapter import adapter_digest, adapter_files
+from echelon.messages.exchange import (
+    Close,
+    CloseReason,
+    Commit,
+    Delta,
+    Genesis,
+    LogHead,
+    Refusal,
+    RefusalReason,
+)
+from echelon.messages.manifest import RunManifest
+from echelon.rounds.commits import CommitMismatch, ControllerCore
+
+F32 = NDArray[np.float32]
+
+GLOBAL = "global"
+DELTA_PREFIX = "delta."
+MAX_FINDINGS = 1_000
+"""Most errors, and most other findings, that a report keeps; the rest is counted."""
+_HARMLESS = {FaultCode.REPEAT, FaultCode.VOID}
+_NO_ENTRY = {RefusalReason.BAD_SIGNATURE, RefusalReason.BAD_SEQUENCE, RefusalReason.FORK}
+"""Refusals of what is no entry of its log, whose number therefore says nothing; the offset does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A global adapter, float32[d], as it was derived; commit 0 is genesis."""
+
+    commit: int
+    adapter: F32
+    sha256: bytes
+    manifest: RunManifest
+
+    def files(self) -> dict[str, bytes]:
+        """The adapter as PEFT's two files, by name."""
+        config = self.manifest.adapter_config.encode()
+        return adapter_files(self.manifest.adapter_layout(), config, self.adapter)
+
+
+@dataclass(slots=True)
+class _Source:
+    """One topic that is being read: its records, its log, and how far the verifier is."""
+
+    topic: str
+    records: Iterator[LogRecord | Damaged]
+    log: TopicLog
+    facts: TopicFacts
+    ahead: LogRecord | Damaged | None = None
+    last: int = -1
+    ended: bool = False
+
+    def peek(self) -> LogRecord | Damaged | None:
+        """The next record, not taken yet; None at the end."""
+        if self.ahead is None and not self.ended:
+            self.ahead = next(self.records, None)
+            self.ended = self.ahead is None
+        return self.ahead
+
+
+class Verifier:
+    """One pass over an exchange: `run` yields every adapter as it is derived, then `report` is complete."""
+
+    def __init__(
+        self,
+        topics: Mapping[str, Iterable[LogRecord | Damaged]],
+        *,
+        genesis: bytes | None = None,
+        checkpoints: Iterable[bytes] = (),
+        allow_open: bool = False,
+        adapter: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            topics: every topic of the exchange with its records in offset order; each is iterated once, at
+            most.
+            genesis: the pinned SHA-256 of the genesis record's envelope (32 bytes); None: the report says
+            `unpinned`.
+            checkpoints: signed notes over logs of this run, from wherever the auditor got them.
+            allow_open: a run without a close record is a warning, not an error.
+            adapter: files of the exported adapter by name, to be compared byte for byte; None: not compared.
+        """
+        self.report = Report()
+        self._topics = dict(topics)
+        self._pinned = genesis
+        self._notes = tuple(checkpoints)
+        self._allow_open = allow_open
+        self._files = adapter
+        self._core: ControllerCore | None = None
+        self._manifest: RunManifest | None = None
+        self._deltas: list[_Source] = []
+        self._owed: dict[tuple[int, int], tuple[int, RefusalReason]] = {}
+        self._faulty: set[tuple[int, int]] = set()
+        self._closed: Close | None = None
+        self._heads: tuple[LogHead, ...] = ()
+        self._marks: dict[str, dict[int, bytes]] = {}
+        self._wanted: dict[str, set[int]] = {}
+
+    # ---- flow ----------------------------------------
+
+    def run(self) -> Iterator[Version]:
+        """Verify everything, yielding each adapter once its record has been checked against it."""
+        notes = self._parse_notes()
+        main = self._source(GLOBAL, TopicLog(GLOBAL, resync=True, hash_commits=False))
+        while (record := main.peek()) is not None:
+            main.ahead = None
+            closed = self._closed is not None
+            entry = self._read(main, record)
+            if entry is None:
+                continue
+            if closed:
+                self._error(Code.AFTER_CLOSE, GLOBAL, entry.offset, "a manifest after the run's close record")
+            elif isinstance(entry.message, Genesis):
+                yield from self._genesis(entry, main.log)
+            elif isinstance(entry.message, Commit):
+                yield from self._commit(entry, entry.message)
+            elif isinstance(entry.message, Refusal):
+                self._refusal(entry.offset, entry.message)
+            elif isinstance(entry.message, Close):
+                self._close(entry.offset, entry.message)
+        self._finish(main)
+        self._check_notes(notes)
+        self._check_files()
+
+    def _source(self, topic: str, log: TopicLog) -> _Source:
+        facts = self.report.topics.setdefault(topic, TopicFacts())
+        return _Source(topic, iter(self._topics.pop(topic, ())), log, facts)
+
+    def _read(self, source: _Source, record: LogRecord | Damaged) -> Entry | None:
+        facts, topic = source.facts, source.topic
+        facts.records += 1
+        if isinstance(record, Damaged):
+            self._error(Code.UNREADABLE, topic, record.offset, record.detail)
+            source.last = max(source.last, record.offset)
+            return None
+        facts.size += len(record.key) + len(record.value) + sum(len(n) + len(v) for n, v in record.headers)
+        if record.topic != topic or record.offset <= source.last:
+            detail = (
+                f"the record says {record.topic[:80]}@{record.offset}, and offset {source.last} was before it"
+            )
+            self._error(Code.OFFSET_ORDER, topic, record.offset, detail)
+        source.last = max(source.last, record.offset)
+        after_close = self._closed is not None and topic == GLOBAL
+        step = source.log.read(record)
+        for fault in step.faults:
+            self._fault(topic, fault)
+        repeated = any(fault.code is FaultCode.REPEAT for fault in step.faults)
+        facts.repeats += repeated
+        if after_close and not repeated and step.entry is None:
+            self._error(Code.AFTER_CLOSE, topic, record.offset, "a record after the run's close record")
+        if step.entry is not None:
+            facts.manifests += 1
+            facts.root = source.log.tree.root()
+            if source.log.tree.size in self._wanted.get(topic, ()):
+                self._marks.setdefault(topic, {})[source.log.tree.size] = facts.root
+        return step.entry
+
+    def _fault(self, topic: str, fault: Fault) -> None:
+        severity = Severity.INFO if fault.code in _HARMLESS else Severity.ERROR
+        self._find(Code(fault.code.value), severity, topic, fault.offset, fault.detail)
+
+    def _find(self, code: Code, severity: Severity, topic: str, offset: int | None, detail: str) -> None:
+        report = self.report
+        others = len(report.findings) - min(report.errors, MAX_FINDINGS)
+        kept = report.errors if severity is Severity.ERROR else others
+        report.errors += severity is Severity.ERROR
+        if kept >= MAX_FINDINGS:
+            report.left_out += 1
+        else:
+            report.findings.append(Finding(code, severity, topic, offset, detail))
+
+    def _error(self, code: Code, topic: str, offset: int | None, detail: str) -> None:
+        self._find(code, Severity.ERROR, topic, offset, detail)
+
+    def _stop(self, offset: int, detail: str) -> None:
+        if self._core is not None:
+            self._error(Code.DERIVATION, GLOBAL, offset, f"{detail}; no later adapter was derived")
+            self._core = None
+
+    # ---- global ----------------------------------------
+
+    def _genesis(self, entry: Entry, log: TopicLog) -> Iterator[Version]:
+        if (
+            log.manifest is None or log.initial is None
+        ):  # the log makes no entry of a genesis that does not hold
+            raise AuditError("a genesis entry without its manifest")
+        manifest = self._manifest = log.manifest
+        report = self.report
+        report.run, report.genesis_sha256 = manifest.run_id, entry.sha256
+        report.boundaries = tuple(terms.name for terms in manifest.boundaries)
+        if self._pinned is not None and entry.sha256 != self._pinned:
+            detail = f"genesis has SHA-256 {entry.sha256.hex()}, pinned is {self._pinned.hex()}: another run"
+            self._error(Code.GENESIS, GLOBAL, entry.offset, detail)
+        for index, terms in enumerate(manifest.boundaries):
+            topic = DELTA_PREFIX + terms.name
+            public = bytes.fromhex(terms.gate_public)
+            reading = TopicLog(topic, public=public, run=manifest.run_id, boundary=index, resync=True)
+            self._deltas.append(self._source(topic, reading))
+        try:
+            self._core = ControllerCore(manifest, log.initial)
+        except EchelonError as error:
+            self._error(Code.GENESIS, GLOBAL, entry.offset, f"no run can start from this genesis: {error}")
+            return
+        report.adapter_sha256 = adapter_digest(log.initial)
+        yield Version(0, log.initial, report.adapter_sha256, manifest)
+
+    def _commit(self, entry: Entry, commit: Commit) -> Iterator[Version]:
+        self._check_heads(entry.offset, commit.heads)
+        core = self._core
+        if core is None:
+            return
+        if entry.payload is None:
+            self._stop(entry.offset, "the commit's adapter is not whole")
+            return
+        try:
+            dropped = core.apply(commit)
+        except CommitMismatch as error:
+            self._stop(entry.offset, str(error))
+            return
+        except EchelonError as error:
+            self._stop(entry.offset, f"commit {commit.commit} cannot be derived: {error}")
+            return
+        if core.adapter.astype("<f4", copy=False).data.cast("B") != entry.payload:
+            self._stop(
+                entry.offset, f"the adapter of commit {commit.commit} is not the one that its deltas give"
+            )
+            return
+        for item in dropped:
+            self._owed[item.boundary, item.seq] = (item.offset, item.reason)
+        self.report.adapter_sha256 = commit.adapter_sha256
+        self.report.commits.append(
+            CommitFacts(
+                commit.commit, entry.offset, commit.merged, commit.tokens, commit.pace, commit.adapter_sha256
+            )
+        )
+        yield Version(commit.commit, core.adapter, commit.adapter_sha256, core.manifest)
+
+    def _refusal(self, offset: int, refusal: Refusal) -> None:
+        if refusal.boundary >= len(self._deltas):
+            detail = f"it names boundary {refusal.boundary}, which the run does not have"
+            self._error(Code.REFUSAL, GLOBAL, offset, detail)
+            return
+        if refusal.reason in _NO_ENTRY:
+            self._advance(refusal.boundary, offset=refusal.offset)
+        else:
+            self._advance(refusal.boundary, size=refusal.seq + 1)
+        if self._core is None:
+            return
+        topic = self._deltas[refusal.boundary].topic
+        owed = self._owed.pop((refusal.boundary, refusal.seq), None)
+        if (
+            owed is None
+            and (refusal.boundary, refusal.offset) in self._faulty
+            and refusal.reason in _NO_ENTRY
+        ):
+            owed = (refusal.offset, refusal.reason)  # its log's own finding stands already
+        if owed is None or owed[1] is not refusal.reason:
+            detail = (
+                f"it refuses delta {refusal.seq} of {topic} as {refusal.reason.value}; derived from the log: "
+            )
+            self._error(
+                Code.REFUSAL, GLOBAL, offset, detail + ("no refusal" if owed is None else owed[1].value)
+            )
+            return
+        if owed[0] != refusal.offset:
+            # Offsets are a broker's; a copy may number anew. Which delta is meant follows from its number.
+            detail = f"it says that delta {refusal.seq} stands at {topic}@{refusal.offset}; here it is at {owed[0]}"
+            self._find(Code.REFUSAL, Severity.WARNING, GLOBAL, offset, detail)
+        self.report.refusals.append(RefusalFacts(refusal.boundary, refusal.seq, refusal.reason))
+
+    def _close(self, offset: int, close: Close) -> None:
+        self._closed = close
+        self.report.close = close.reason
+        self._check_heads(offset, close.heads)
+        core = self._core
+        if core is None:
+            return
+        if close.commits != core.newest:
+            detail = f"the close record counts {close.commits} commits, the log has {core.newest}"
+            self._error(Code.CLOSE, GLOBAL, offset, detail)
+        if close.adapter_sha256 != self.report.adapter_sha256:
+            self._error(
+                Code.CLOSE, GLOBAL, offset, "the close record names another adapter than the last commit's"
+            )
+        budget = core.manifest.budget
+        provable = close.reason in (CloseReason.COMMITS, CloseReason.TOKENS, CloseReason.PATIENCE)
+        if (provable and core.finished() is not close.reason) or (
+            close.reason is CloseReason.SECONDS and not budget.seconds
+        ):
+            reached = core.finished()
+            detail = f"the run was closed for {close.reason.value}; its budget and log give "
+            self._error(
+                Code.CLOSE, GLOBAL, offset, detail + ("no end yet" if reached is None else reached.value)
+            )
+        for (boundary, seq), (where, reason) in sorted(self._owed.items()):
+            topic = self._deltas[boundary].topic
+            self._error(Code.REFUSAL, topic, where, f"delta {seq} is {reason.value}, and no refusal names it")
+
+    def _check_heads(self, offset: int, heads: tuple[LogHead, ...]) -> None:
+        if [head.boundary for head in heads] != list(range(len(self._deltas))):
+            self._error(Code.HEADS, GLOBAL, offset, "its heads do not name every boundary once, in order")
+            return
+        for head in heads:
+            source = self._deltas[head.boundary]
+            if head.size < source.log.tree.size:
+                detail = f"it has read {head.size} of {source.topic}, and {source.log.tree.size} before"
+                self._error(Code.HEADS, GLOBAL, offset, detail)
+                continue
+            self._advance(head.boundary, size=head.size)
+            tree = source.log.tree
+            if tree.size < head.size:
+                detail = f"{GLOBAL}@{offset} has read {head.size} manifests, here are {tree.size}: cut off"
+                self._error(Code.MISSING, source.topic, max(source.last, 0), detail)
+            elif tree.root() != head.root:
+                detail = (
+                    f"the first {head.size} manifests of {source.topic} have another root than it has read"
+                )
+                self._error(Code.HEADS, GLOBAL, offset, detail)
+        self._heads = heads
+
+    # ---- deltas ----------------------------------------
+
+    def _advance(self, boundary: int, *, size: int | None = None, offset: int | None = None) -> None:
+        """Read a delta log until it has `size` manifests, or past `offset`."""
+        source = self._deltas[boundary]
+        while (record := source.peek()) is not None:
+            if size is not None and source.log.tree.size >= size:
+                return
+            if offset is not None and record.offset > offset:
+                return
+            source.ahead = None
+            entry = self._read(source, record)
+            if entry is None:
+                self._faulty.add((boundary, record.offset))
+            elif isinstance(entry.message, Delta):
+                self._offer(boundary, entry, entry.message)
+
+    def _offer(self, boundary: int, entry: Entry, delta: Delta) -> None:
+        if self._core is None:
+            return
+        digest = delta.payload.sha256 if entry.payload is not None else None
+        try:
+            reason = self._core.offer(
+                delta, entry.payload or b"", entry.offset, payload_sha256=digest, fault=entry.refusal
+            )
+        except EchelonError as error:
+            self._error(Code.DERIVATION, self._deltas[boundary].topic, entry.offset, str(error))
+            return
+        if reason is not None:
+            self._owed[boundary, delta.seq] = (entry.offset, reason)
+
+    # ---- end ----------------------------------------
+
+    def _finish(self, main: _Source) -> None:
+        report = self.report
+        if self._manifest is None:
+            self._error(Code.GENESIS, GLOBAL, None, "no genesis that holds: nothing here can be verified")
+        elif self._closed is None:
+            severity = Severity.WARNING if self._allow_open else Severity.ERROR
+            detail = "the run has no close record; its newest records may have been cut off"
+            self._find(Code.OPEN, severity, GLOBAL, None, detail)
+        if self._pinned is None:
+            detail = (
+                "no genesis digest was pinned: this shows that the run is consistent, not which run it is"
+            )
+            self._find(Code.UNPINNED, Severity.WARNING, GLOBAL, None, detail)
+        for boundary, source in enumerate(self._deltas):
+            self._drain(boundary, source)
+        report.pending = len(self._core.pending) if self._core is not None else 0
+        for source in (main, *self._deltas):
+            if source.log.open_transfers:
+                first = source.log.first_open_offset
+                detail = (
+                    f"{source.log.open_transfers} transfers without a manifest: a writer stopped half-way"
+                )
+                self._find(Code.VOID, Severity.INFO, source.topic, first, detail)
+        for topic, records in self._topics.items():
+            for record in records:
+                detail = "no topic of this run: nothing may be written there"
+                self._error(Code.UNEXPECTED_TOPIC, topic, record.offset, detail)
+                break
+        best = self._core.best() if self._core is not None else None
+        report.best_commit = best.commit if best is not None else None
+
+    def _drain(self, boundary: int, source: _Source) -> None:
+        while (record := source.peek()) is not None:
+            source.ahead = None
+            entry = self._read(source, record)
+            if entry is None:
+                continue
+            if self._closed is None and isinstance(entry.message, Delta):
+                self._offer(boundary, entry, entry.message)
+            elif self._closed is not None:
+                detail = (
+                    f"delta {entry.number} came after the controller had closed the run; it is not part of it"
+                )
+                self._find(Code.LATE, Severity.INFO, source.topic, entry.offset, detail)
+
+    def _parse_notes(self) -> list[tuple[SignedNote, Checkpoint]]:
+        notes = []
+        for data in self._notes:
+            try:
+                note = SignedNote.decode(data)
+                notes.append((note, Checkpoint.parse(note.text)))
+            except EchelonError as error:
+                self._error(Code.CHECKPOINT, "", None, f"the checkpoint cannot be read: {error}")
+                continue
+            topic = notes[-1][1].origin.rpartition("/")[2]
+            self._wanted.setdefault(topic, set()).add(notes[-1][1].size)
+        return notes
+
+    def _check_notes(self, notes: list[tuple[SignedNote, Checkpoint]]) -> None:
+        manifest = self._manifest
+        if manifest is None:
+            return
+        keys = {DELTA_PREFIX + terms.name: terms.gate_public for terms in manifest.boundaries}
+        keys[GLOBAL] = manifest.controller_public
+        for note, checkpoint in notes:
+            topic = checkpoint.origin.rpartition("/")[2]
+            name = origin(manifest.run_id, topic)
+            if topic not in keys or checkpoint.origin != name:
+                self._error(
+                    Code.CHECKPOINT,
+                    topic,
+                    None,
+                    f"the checkpoint is of {checkpoint.origin}, no log of this run",
+                )
+                continue
+            if not note.verified(name, bytes.fromhex(keys[topic])):
+                detail = "the checkpoint is not signed by the log's writer: it shows nothing"
+                self._error(Code.CHECKPOINT, topic, None, detail)
+                continue
+            size = self.report.topics[topic].manifests
+            root = self._marks.get(topic, {}).get(checkpoint.size)
+            if checkpoint.size > size:
+                detail = f"the checkpoint is over {checkpoint.size} manifests, here are {size}: cut off"
+                self._error(Code.CHECKPOINT, topic, None, detail)
+            elif checkpoint.size and root != checkpoint.root:
+                detail = f"the first {checkpoint.size} manifests have another root than the checkpoint"
+                self._error(Code.CHECKPOINT, topic, None, detail)
+            elif checkpoint.size < size:
+                detail = f"the checkpoint is over {checkpoint.size} of {size} manifests, not the rest"
+                self._find(Code.STALE, Severity.WARNING, topic, None, detail)
+
+    def _check_files(self) -> None:
+        if self._files is None or self._manifest is None:
+            return
+        if self._core is None:
+            self._error(
+                Code.ADAPTER_FILE,
+                "",
+                None,
+                "the exported adapter was not checked: no final adapter was derived",
+            )
+            return
+        final = Version(self._core.newest, self._core.adapter, self.report.adapter_sha256, self._manifest)
+        expected = final.files()
+        for name, data in sorted(expected.items()):
+            found = self._files.get(name)
+            if found is None:
+                self._error(Code.ADAPTER_FILE, "", None, f"adapter/{name} is missing")
+            elif found != data:
+                place = next(
+                    (i for i, (a, b) in enumerate(zip(found, data, strict=False)) if a != b), len(data)
+                )
+                detail = f"adapter/{name} is not the final adapter: byte {min(place, len(found))} differs"
+                self._error(Code.ADAPTER_FILE, "", None, detail)
+
+
+def verify(
+    topics: Mapping[str, Iterable[LogRecord | Damaged]],
+    *,
+    genesis: bytes | None = None,
+    checkpoints: Iterable[bytes] = (),
+    allow_open: bool = False,
+    adapter: Mapping[str, bytes] | None = None,
+) -> Report:
+    """Check a whole exchange; arguments as of `Verifier`. Never raises for what stands in a record."""
+    verifier = Verifier(
+        topics, genesis=genesis, checkpoints=checkpoints, allow_open=allow_open, adapter=adapter
+    )
+    for _ in verifier.run():
+        pass
+    return verifier.report

@@ -1,0 +1,422 @@
+"""A bus whose connection is as bad as one likes: latency, jitter, bandwidth, repeats, losses, outages.
+
+The decorator stands between an actor and any bus, on either clock. Everything random comes from one seed.
+What it does never reorders the records of a partition for a reader, as the contract demands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TypeVar
+
+from echelon.bus.base import Bus, Outgoing, Reader, Record, TopicPartition
+from echelon.bus.embedded import MAX_READ_BYTES
+from echelon.clock import is_virtual
+from echelon.errors import BusClosed, BusError, ConfigError, ConnectionLost
+
+T = TypeVar("T")
+
+RECONNECT_S = 0.05
+"""A call during an outage fails after so many seconds (or a round trip, if that is longer), not at once: who
+tries again without a pause must not be able to stop the clock."""
+
+READ_AHEAD_BYTES = 32 << 20
+"""Most bytes that are on their way to one reader: enough for 1 Gbit/s at 250 ms."""
+
+CLOSE_S = 10.0
+"""Seconds that closing waits for records on their way, beyond what the plan itself makes them wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class FaultPlan:
+    """What is wrong with a connection.
+
+    Attributes:
+        latency: seconds, each way: a publish takes two of them, a record that a reader waits for one.
+        jitter: up to so many seconds more, uniform, for each record and answer; records do not overtake.
+        bandwidth: bytes per second in each direction, of keys, values and headers; infinite by default.
+        duplicate: probability that a record is appended twice, one directly after the other.
+        lose_before: probability that a publish raises ConnectionLost before some record of it is appended:
+            a prefix of them is, or none.
+        lose_after: probability that a publish raises ConnectionLost though all was appended.
+        lose_read: probability that `Reader.next` raises ConnectionLost when it has records.
+        outages: (start, end) in seconds, in which every call raises ConnectionLost, and waiting ones do.
+        seed: of everything random.
+    """
+
+    latency: float = 0.0
+    jitter: float = 0.0
+    bandwidth: float = math.inf
+    duplicate: float = 0.0
+    lose_before: float = 0.0
+    lose_after: float = 0.0
+    lose_read: float = 0.0
+    outages: tuple[tuple[float, float], ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in ("latency", "jitter"):
+                good = 0 <= value < math.inf
+            elif field.name == "bandwidth":
+                good = value > 0
+            elif field.name in ("duplicate", "lose_before", "lose_after", "lose_read"):
+                good = 0 <= value <= 1
+            elif field.name == "outages":
+                good = all(start < end for start, end in value)
+            else:
+                good = True
+            if not good:
+                raise ConfigError(
+                    f"fault plan: {field.name} is {value!r}; times are >= 0 s, bandwidth > 0 bytes/s, "
+                    "probabilities within 0..1, and outages end after they start"
+                )
+
+
+class _Link:
+    """One direction of the connection: when does what is sent now arrive?"""
+
+    def __init__(self, plan: FaultPlan, random: random.Random, loop: asyncio.AbstractEventLoop) -> None:
+        self._plan = plan
+        self._random = random
+        self._loop = loop
+        self._free = -math.inf  # when the last byte sent so far leaves
+        self._last = -math.inf  # when it arrives
+
+    def arrival(self, size: int) -> float:
+        """Loop time at which `size` bytes sent now have arrived; never before what was sent earlier."""
+        self._free = max(self._free, self._loop.time()) + size / self._plan.bandwidth
+        late = self._random.uniform(0, self._plan.jitter) if self._plan.jitter else 0.0
+        self._last = max(self._last, self._free + self._plan.latency + late)
+        return self._last
+
+
+@dataclass(slots=True, eq=False)
+class _Sending:
+    """One publish on its way."""
+
+    records: list[Outgoing]  # what will be appended, repeats included
+    firsts: list[int]  # index in `records` of the first copy of each record that the caller handed over
+    answered: bool  # whether the caller learns that it was appended
+    done: asyncio.Future[list[int]]
+
+
+class FaultyBus(Bus):
+    """A bus over `bus` with the faults of `plan`. Closing it closes `bus`.
+
+    Args:
+        bus: the bus behind the connection.
+        plan: what is wrong with the connection.
+        origin: loop time from which the plan's outages count; by default 0 on the virtual clock, and the time
+            of this call in real time.
+    """
+
+    def __init__(self, bus: Bus, plan: FaultPlan, *, origin: float | None = None) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.plan = plan
+        self.random = random.Random(plan.seed)
+        self.down = _Link(plan, self.random, self.loop)
+        self._up = _Link(plan, self.random, self.loop)
+        self._bus = bus
+        if origin is None:
+            origin = 0.0 if is_virtual() else self.loop.time()
+        self._outages = sorted((origin + start, origin + end) for start, end in plan.outages)
+        self._way: deque[tuple[float, _Sending]] = deque()
+        self._pump: asyncio.Task[None] | None = None
+        self._appending: dict[asyncio.Task[None], _Sending] = {}
+        self._readers: dict[FaultyReader, None] = {}
+        self._closing: asyncio.Task[None] | None = None
+
+    @property
+    def max_record_bytes(self) -> int:
+        """See `Bus.max_record_bytes`."""
+        return self._bus.max_record_bytes
+
+    async def create_topic(self, topic: str, partitions: int = 1) -> None:
+        """See `Bus.create_topic`."""
+        await self._round_trip(lambda: self._bus.create_topic(topic, partitions))
+
+    async def topics(self) -> dict[str, int]:
+        """See `Bus.topics`."""
+        return await self._round_trip(self._bus.topics)
+
+    async def end_offset(self, at: TopicPartition) -> int:
+        """See `Bus.end_offset`."""
+        return await self._round_trip(lambda: self._bus.end_offset(at))
+
+    async def first_offset(self, at: TopicPartition) -> int:
+        """See `Bus.first_offset`."""
+        return await self._round_trip(lambda: self._bus.first_offset(at))
+
+    async def _round_trip(self, call: Callable[[], Awaitable[T]]) -> T:
+        self._check_open()
+        await self.refuse_in_outage()
+        await self._sleep_until(self._up.arrival(0))
+        self._check_open()
+        self._check_outage()
+        answer = await call()
+        await self._sleep_until(self.down.arrival(0))
+        self._check_outage()
+        return answer
+
+    async def publish_many(self, records: Sequence[Outgoing]) -> list[int]:
+        """See `Bus.publish_many`. Calls overlap: what is sent does not wait for earlier answers."""
+        self._check_open()
+        if not records:
+            return []
+        await self.refuse_in_outage()
+        cut = len(records)
+        if self._happens(self.plan.lose_before):
+            cut = self.random.randrange(len(records))
+        answered = not self._happens(self.plan.lose_after) and cut == len(records)
+        sending = _Sending([], [], answered, self.loop.create_future())
+        for record in records[:cut]:
+            sending.firsts.append(len(sending.records))
+            sending.records += [record, record] if self._happens(self.plan.duplicate) else [record]
+        # One queue and one task, not a timer for each call: timers of equal times may fire in any order.
+        self._way.append((self._up.arrival(sum(record.size for record in records)), sending))
+        if self._pump is None:
+            self._pump = self.loop.create_task(self._send())
+        return await sending.done
+
+    async def _send(self) -> None:
+        try:
+            while self._way:
+                arrival, sending = self._way[0]
+                await self._sleep_until(arrival)
+                self._way.popleft()
+                if self._outage() is not None:
+                    _fail(sending.done, _lost("while a record was sent"))
+                    continue
+                # Tasks start in the order in which they are made, so the bus behind is called in order.
+                task = self.loop.create_task(self._append(sending))
+                self._appending[task] = sending
+                task.add_done_callback(lambda task: self._appending.pop(task, None))
+        finally:
+            self._pump = None
+
+    async def _append(self, sending: _Sending) -> None:
+        offsets: list[int] = []
+        error: Exception | None = None
+        try:
+            if sending.records:
+                offsets = await self._bus.publish_many(sending.records)
+        except Exception as raised:
+            error = raised
+        await self._sleep_until(self.down.arrival(0))
+        if not sending.answered or self._outage() is not None:
+            error = _lost("before a record was acknowledged")
+        if error is not None:
+            _fail(sending.done, error)
+        elif not sending.done.done():
+            sending.done.set_result([offsets[index] for index in sending.firsts])
+
+    def reader(self, positions: Mapping[TopicPartition, int]) -> FaultyReader:
+        """See `Bus.reader`."""
+        self._check_open()
+        reader = FaultyReader(self, self._bus.reader(positions), positions)
+        self._readers[reader] = None
+        return reader
+
+    async def aclose(self) -> None:
+        """See `Bus.aclose`. Waits at most `CLOSE_S` seconds for what is on its way."""
+        if self._closing is None:
+            self._closing = self.loop.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        try:
+            for reader in list(self._readers):
+                await reader.aclose()
+            async with asyncio.timeout(CLOSE_S):
+                while self._pump is not None or self._appending:
+                    await asyncio.wait([task for task in (self._pump, *self._appending) if task is not None])
+        except TimeoutError:
+            pass  # what is left is answered below
+        finally:
+            left = [sending for _, sending in self._way] + list(self._appending.values())
+            for task in (self._pump, *self._appending):
+                if task is not None:
+                    task.cancel()
+            for sending in left:
+                _fail(sending.done, BusClosed("the bus was closed; whether a record was written is unknown"))
+            await self._bus.aclose()
+
+    # What the readers use, too.
+
+    def forget(self, reader: FaultyReader) -> None:
+        """A reader has closed."""
+        self._readers.pop(reader, None)
+
+    def next_outage(self) -> float | None:
+        """Loop time at which the next outage begins."""
+        now = self.loop.time()
+        return min((start for start, _ in self._outages if start > now), default=None)
+
+    async def refuse_in_outage(self) -> None:
+        """Raise ConnectionLost, after some time, if there is an outage now."""
+        if self._outage() is not None:
+            await asyncio.sleep(max(RECONNECT_S, 2 * self.plan.latency))
+            raise _lost("and cannot be made again yet")
+
+    def _outage(self) -> tuple[float, float] | None:
+        now = self.loop.time()
+        return next(((start, end) for start, end in self._outages if start <= now < end), None)
+
+    def _check_outage(self) -> None:
+        if self._outage() is not None:
+            raise _lost("during a call")
+
+    def _check_open(self) -> None:
+        if self._closing is not None:
+            raise BusClosed("the bus is closed; open it again")
+
+    def _happens(self, probability: float) -> bool:
+        return probability > 0 and self.random.random() < probability
+
+    async def _sleep_until(self, when: float) -> None:
+        wait = when - self.loop.time()
+        if wait > 0:
+            await asyncio.sleep(wait)
+
+
+class FaultyReader(Reader):
+    """A reader over a faulty connection. `FaultyBus.reader` makes them.
+
+    It reads ahead of its caller, so that the latency is paid once and not for every `next`.
+    """
+
+    def __init__(self, bus: FaultyBus, inner: Reader, positions: Mapping[TopicPartition, int]) -> None:
+        self._bus = bus
+        self._inner = inner
+        self._positions = dict(positions)  # of what the caller has got
+        self._ahead: deque[tuple[float, Record]] = deque()  # arrival and record
+        self._ahead_bytes = 0
+        self._pump: asyncio.Task[None] | None = None
+        self._error: Exception | None = None
+        self._wake = asyncio.Event()  # for the caller: something came
+        self._room = asyncio.Event()  # for the pump: the caller took something
+        self._closed = False
+
+    def position(self, at: TopicPartition) -> int:
+        """See `Reader.position`.
+
+        Raises:
+            BusError: the reader does not read that partition.
+        """
+        if at not in self._positions:
+            raise BusError(f"this reader does not read {at.topic}/{at.partition}; seek in it first")
+        return self._positions[at]
+
+    def seek(self, at: TopicPartition, offset: int) -> None:
+        """See `Reader.seek`."""
+        self._check_open()
+        self._positions[at] = offset
+        self._restart()
+
+    def _restart(self) -> None:
+        """Forget what is on its way, and read on from where the caller stands."""
+        self._ahead.clear()
+        self._ahead_bytes = 0
+        self._error = None
+        self._pump = self._bus.loop.create_task(self._read_ahead(self._pump))
+
+    async def _read_ahead(self, before: asyncio.Task[None] | None) -> None:
+        try:
+            if before is not None:
+                before.cancel()
+                await asyncio.wait([before])  # one call of the reader behind at a time
+            for at, offset in self._positions.items():
+                self._inner.seek(at, offset)
+            while True:
+                self._room.clear()
+                while self._ahead_bytes >= READ_AHEAD_BYTES:
+                    await self._room.wait()
+                    self._room.clear()
+                for record in await self._inner.next():
+                    self._ahead.append((self._bus.down.arrival(record.size), record))
+                    self._ahead_bytes += record.size
+                self._wake.set()
+        except Exception as error:
+            self._error = error  # for the caller, after what came before it
+            self._wake.set()
+
+    async def next(self, *, max_records: int = 256, timeout: float | None = None) -> list[Record]:
+        """See `Reader.next`."""
+        if max_records < 1:
+            raise BusError(f"max_records is {max_records}; ask for at least 1")
+        loop = self._bus.loop
+        deadline = None if timeout is None else loop.time() + timeout
+        while True:
+            self._check_open()
+            try:
+                await self._bus.refuse_in_outage()
+            except ConnectionLost:
+                self._restart()
+                raise
+            if self._pump is None:
+                self._restart()
+            records = self._arrived(max_records)
+            if records:
+                if self._bus.plan.lose_read and self._bus.random.random() < self._bus.plan.lose_read:
+                    self._restart()
+                    raise _lost("while records were read")
+                for record in records:
+                    self._positions[record.at] = record.next_offset
+                return records
+            if not self._ahead and self._error is not None:
+                error, self._pump = self._error, None  # the next call tries again
+                raise error
+            if deadline is not None and loop.time() >= deadline:
+                return []
+            arrival = self._ahead[0][0] if self._ahead else None
+            times = [when for when in (deadline, arrival, self._bus.next_outage()) if when is not None]
+            self._wake.clear()
+            try:
+                async with asyncio.timeout_at(min(times, default=None)):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue  # one of the times has come
+
+    def _arrived(self, max_records: int) -> list[Record]:
+        now = self._bus.loop.time()
+        records: list[Record] = []
+        size = 0
+        while self._ahead and len(records) < max_records and self._ahead[0][0] <= now:
+            size += self._ahead[0][1].size
+            if records and size > MAX_READ_BYTES:
+                break
+            records.append(self._ahead.popleft()[1])
+            self._ahead_bytes -= records[-1].size
+        if records:
+            self._room.set()
+        return records
+
+    async def aclose(self) -> None:
+        """See `Reader.aclose`."""
+        if not self._closed:
+            self._closed = True
+            if self._pump is not None:
+                self._pump.cancel()
+            self._wake.set()
+            self._bus.forget(self)
+            await self._inner.aclose()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BusClosed("the reader, or its bus, is closed; make a new one")
+
+
+def _lost(when: str) -> ConnectionLost:
+    return ConnectionLost(f"the connection was lost {when}; try again")
+
+
+def _fail(done: asyncio.Future[list[int]], error: Exception) -> None:
+    if not done.done():
+        done.set_exception(error)

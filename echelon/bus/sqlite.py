@@ -1,0 +1,481 @@
+"""A log in one SQLite file: durable, shared by the processes of one host, readable with the sqlite3 tool.
+
+Tables (application id 'EchL', user version 1):
+
+    topics (topic TEXT, partitions INTEGER)
+    records(topic TEXT, part INTEGER, off INTEGER, key BLOB, headers TEXT, ts INTEGER, value BLOB)
+
+`headers` is a JSON array of [name, value in lower-case hexadecimal] in the order of the record; `ts` is the
+writer's wall clock in milliseconds. Offsets of a partition count from 0 without gaps.
+
+The file is in WAL mode: readers do not wait for the writer, and a process that is killed leaves at worst an
+unfinished transaction behind, which the next reader skips. A file that this process has open must not be
+opened by other means in the same process: closing it would drop SQLite's locks (POSIX says so).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from urllib.parse import quote
+
+from echelon.bus.base import Headers, Outgoing, Record, RecordDamaged, TopicPartition
+from echelon.bus.store import (
+    Hub,
+    Store,
+    check_batch,
+    check_partition,
+    check_range,
+    check_same_partitions,
+    check_topic,
+)
+from echelon.errors import BusError, ConfigError, ConnectionLost
+
+APPLICATION_ID = 0x4563684C  # 'EchL', which file(1) shows
+SCHEMA_VERSION = 1
+
+BUSY_S = 10.0
+"""Seconds that a writer waits for a writer of another process."""
+
+PAGE_BYTES = 16_384
+"""Page size of new files: a 512 KiB chunk is a chain of 32 pages then, and a small record still one page."""
+
+WAL_PAGES = 1_024
+"""Pages in the write-ahead log (16 MiB) after which they are moved into the file."""
+
+SYNCHRONOUS = ("full", "normal", "off")
+"""What `synchronous=` in a URL may say: full survives a power cut, normal and off only a killed process."""
+
+_SCHEMA = """
+CREATE TABLE topics(topic TEXT NOT NULL PRIMARY KEY, partitions INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE records(
+    topic TEXT NOT NULL, part INTEGER NOT NULL, off INTEGER NOT NULL,
+    key BLOB NOT NULL, headers TEXT NOT NULL, ts INTEGER NOT NULL, value BLOB NOT NULL,
+    PRIMARY KEY (topic, part, off)
+);
+"""
+_SELECT = (
+    "SELECT off, key, CAST(headers AS BLOB), ts, value FROM records "
+    "WHERE topic = ? AND part = ? AND off >= ? ORDER BY off LIMIT ?"
+)
+_INSERT = "INSERT INTO records(topic, part, off, key, headers, ts, value) VALUES (?, ?, ?, ?, ?, ?, ?)"
+
+
+def encode_headers(headers: Headers) -> str:
+    """Headers as they stand in the table."""
+    return json.dumps([[name, value.hex()] for name, value in headers], separators=(",", ":"))
+
+
+def decode_headers(text: bytes) -> Headers:
+    """The reverse of `encode_headers`.
+
+    Raises:
+        ValueError: `text` is not what `encode_headers` makes of any headers.
+    """
+    if text == b"[]":
+        return ()
+    try:
+        headers = tuple((name, bytes.fromhex(value)) for name, value in json.loads(text))
+        same = encode_headers(headers).encode() == text
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError("its headers are not a list of names and hexadecimal values") from error
+    if not same:
+        raise ValueError("its headers are not in the one form in which they are written")
+    return headers
+
+
+class SqliteStore(Store):
+    """The log in the file `path`.
+
+    Args:
+        path: the file; its folder must exist.
+        hub: shared by every store of this process on the same file.
+        write_lock: likewise; writers of one process take turns with it, which is fairer and faster than
+            SQLite's own waiting.
+        read_only: nothing is created or changed: neither the file nor anything beside it.
+        synchronous: one of `SYNCHRONOUS`.
+
+    Raises:
+        ConfigError: the path cannot be opened as asked, or is not such a log.
+    """
+
+    blocking = True
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        hub: Hub,
+        write_lock: threading.Lock,
+        read_only: bool = False,
+        synchronous: str = "full",
+    ) -> None:
+        super().__init__(hub)
+        self.writable = not read_only
+        self._path = path
+        self._write_lock = write_lock
+        self._topics: dict[str, int] = {}
+        self._open: _Connection
+        if read_only:
+            self._open = _ReadOnly(path)
+        else:
+            with write_lock:
+                self._open = _connect_writable(path, synchronous)
+        with self._errors():
+            self._check_format()
+
+    def _check_format(self) -> None:
+        database = self._open.get()
+        try:
+            application = database.execute("PRAGMA application_id").fetchone()[0]
+            version = database.execute("PRAGMA user_version").fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            self.close()
+            raise ConfigError(f"{self._path}: not a log of Echelon ({error}); name another file") from error
+        if (application, version) != (APPLICATION_ID, SCHEMA_VERSION):
+            self.close()
+            raise ConfigError(
+                f"{self._path}: not a log of Echelon of format {SCHEMA_VERSION} (its application id is "
+                f"{application:#x}, its format {version}); name another file"
+            )
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise _translated(self._path, error) from error
+
+    def create_topic(self, topic: str, partitions: int) -> None:
+        """As `Bus.create_topic`."""
+        check_topic(topic, partitions)
+        with self._errors(), self._transaction() as database:
+            row = database.execute("SELECT partitions FROM topics WHERE topic = ?", (topic,)).fetchone()
+            if row is not None:
+                check_same_partitions(topic, row[0], partitions)
+            else:
+                database.execute("INSERT INTO topics VALUES (?, ?)", (topic, partitions))
+
+    def topics(self) -> dict[str, int]:
+        """As `Bus.topics`."""
+        with self._errors():
+            rows = self._open.get().execute("SELECT topic, partitions FROM topics ORDER BY topic")
+            self._topics = dict(rows.fetchall())
+        return dict(self._topics)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        database = self._open.get()
+        with self._write_lock:
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                yield database
+                database.execute("COMMIT")
+            except BaseException:
+                if database.in_transaction:
+                    database.execute("ROLLBACK")
+                raise
+
+    def append(self, batches: Sequence[Sequence[Outgoing]], timestamp_ms: int) -> list[list[int] | BusError]:
+        """See `Store.append`."""
+        results: list[list[int] | BusError] = []
+        with self._errors():
+            if any(record.topic not in self._topics for batch in batches for record in batch):
+                self.topics()
+            with self._transaction() as database:
+                ends: dict[TopicPartition, int] = {}
+                for batch in batches:
+                    try:
+                        check_batch(batch, self._topics)
+                    except BusError as error:
+                        results.append(error)
+                        continue
+                    offsets: list[int] = []
+                    for out in batch:
+                        at = TopicPartition(out.topic, out.partition)
+                        offset = ends[at] if at in ends else _end(database, at)
+                        ends[at] = offset + 1
+                        offsets.append(offset)
+                        headers = encode_headers(out.headers)
+                        database.execute(_INSERT, (*at, offset, out.key, headers, timestamp_ms, out.value))
+                    results.append(offsets)
+        return results
+
+    def _check_partition(self, at: TopicPartition) -> None:
+        if at.topic not in self._topics:
+            self.topics()
+        check_partition(at, self._topics.get(at.topic))
+
+    def bounds(self, at: TopicPartition) -> tuple[int, int]:
+        """See `Store.bounds`."""
+        self._check_partition(at)
+        with self._errors():
+            database = self._open.get()
+            row = database.execute("SELECT min(off) FROM records WHERE topic = ? AND part = ?", at).fetchone()
+            end = _end(database, at)
+        return (end if row[0] is None else row[0]), end
+
+    def read(self, at: TopicPartition, offset: int, max_records: int, max_bytes: int) -> list[Record]:
+        """See `Store.read`."""
+        self._check_partition(at)
+        records: list[Record] = []
+        with self._errors():
+            cursor = self._open.get().execute(_SELECT, (*at, offset, max_records))
+            try:
+                for row in cursor:
+                    try:
+                        record = _record(at, *row)
+                    except RecordDamaged:
+                        if records:
+                            break
+                        raise
+                    max_bytes -= record.size
+                    if records and max_bytes < 0:
+                        break
+                    records.append(record)
+            finally:
+                cursor.close()  # ends the read transaction: an open one would keep the WAL from being emptied
+        if not records or records[0].offset != offset:
+            check_range(at, offset, self.bounds(at))
+        return records
+
+    def close(self) -> None:
+        """See `Store.close`."""
+        self._open.close()
+
+
+class SqliteWatch:
+    """Sees by `PRAGMA data_version`, without reading the file, whether another connection has committed.
+
+    Args:
+        path: the file of a log that is open in this process.
+        hub: told of what has come.
+        read_only: see `SqliteStore`.
+    """
+
+    def __init__(self, path: Path, hub: Hub, *, read_only: bool) -> None:
+        self._path = path
+        self._hub = hub
+        # Beside writers of this process the index that they share must not be mapped read-only.
+        self._open = _ReadOnly(path) if read_only else _Connection(_connect(path, "mode=ro"))
+        self._version: tuple[int, int] | None = None
+        self._row = 0
+
+    def poll(self) -> bool:
+        """See `Watch.poll`."""
+        try:
+            database = self._open.get()
+            version = (self._open.opened, database.execute("PRAGMA data_version").fetchone()[0])
+            if version == self._version:
+                return False
+            first = self._version is None
+            self._version = version
+            if first:
+                row = database.execute("SELECT max(rowid) FROM records").fetchone()[0]
+                self._row = row or 0
+                self._hub.wake_all()
+                return True
+            rows = database.execute(
+                "SELECT topic, part, max(off), max(rowid) FROM records WHERE rowid > ? GROUP BY topic, part",
+                (self._row,),
+            ).fetchall()
+        except sqlite3.Error as error:
+            raise _translated(self._path, error) from error
+        self._hub.advanced({TopicPartition(topic, part): off + 1 for topic, part, off, _ in rows})
+        self._row = max((row for *_, row in rows), default=self._row)
+        return bool(rows)
+
+    def close(self) -> None:
+        """See `Watch.close`."""
+        self._open.close()
+
+
+class _Connection:
+    """A connection that is open for as long as this object."""
+
+    opened = 1
+    """How often it was opened; a number of `PRAGMA data_version` belongs to one opening."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+
+    def get(self) -> sqlite3.Connection:
+        return self._database
+
+    def close(self) -> None:
+        self._database.close()
+
+
+class _ReadOnly(_Connection):
+    """A connection that neither creates nor changes anything, whatever state the file was left in.
+
+    SQLite alone does not give that: a plain read-only connection to a file in WAL mode creates files beside
+    it, and one that may not create them fails or overlooks records. So:
+
+    - `-shm` is there (a writer is at work, or was killed): it is mapped read-only;
+    - neither `-shm` nor `-wal` holds anything (all writers have closed): the file alone is the log, read
+      without locks, and opened again whenever it has changed;
+    - only `-wal` is there (a copied folder of a killed writer): its records exist nowhere else, and to read
+      them SQLite has to write an index. Both files are copied to a temporary folder and read there.
+
+    Which it is, is looked at again before every use.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._state: tuple[object, ...] = ()
+        self._copy: tempfile.TemporaryDirectory[str] | None = None
+        self.opened = 0
+        if not path.is_file():
+            raise ConfigError(f"{path}: there is no such log to read; check the path")
+        try:
+            with path.open("rb"):
+                pass
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+        super().__init__(self._connect())
+
+    def get(self) -> sqlite3.Connection:
+        if self._look() != self._state:
+            self.close()
+            self._database = self._connect()
+        return self._database
+
+    def _look(self) -> tuple[object, ...]:
+        try:
+            status = self._path.stat()
+        except OSError as error:
+            raise BusError(f"{self._path}: the log is gone ({error.strerror}); restore the file") from error
+        identity = (status.st_dev, status.st_ino)
+        if _size(self._path, "-shm"):
+            return ("shared", identity)
+        if wal := _size(self._path, "-wal"):
+            return ("copied", identity, wal)
+        return ("alone", identity, status.st_size, status.st_mtime_ns)
+
+    def _connect(self) -> sqlite3.Connection:
+        self._state = self._look()
+        self.opened += 1
+        path, options = self._path, "mode=ro&immutable=1"
+        if self._state[0] == "shared":
+            options = "mode=ro&readonly_shm=1"
+        elif self._state[0] == "copied":
+            self._copy = tempfile.TemporaryDirectory(prefix="echelon-")
+            path, options = Path(self._copy.name) / "log.sqlite", "mode=rw"
+            shutil.copyfile(self._path, path)
+            shutil.copyfile(f"{self._path}-wal", f"{path}-wal")
+        return _connect(path, options)
+
+    def close(self) -> None:
+        super().close()
+        if self._copy is not None:
+            self._copy.cleanup()
+            self._copy = None
+
+
+def _connect(path: Path, options: str) -> sqlite3.Connection:
+    return sqlite3.connect(
+        f"file:{quote(str(path))}?{options}",
+        uri=True,
+        timeout=BUSY_S,
+        isolation_level=None,  # transactions are begun and ended by name
+        check_same_thread=False,  # a bus uses its store from its one worker thread, and closes it at the end
+    )
+
+
+def _connect_writable(path: Path, synchronous: str) -> _Connection:
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path}: the folder {path.parent} does not exist; create it or name another path")
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder; name a file in it")
+    try:
+        database = _connect(path, "mode=rwc")
+    except sqlite3.Error as error:
+        raise ConfigError(f"{path}: cannot be opened for writing ({error}); check its permissions") from error
+    try:
+        _prepare(database, synchronous)
+    except sqlite3.Error as error:
+        database.close()
+        raise ConfigError(
+            f"{path}: cannot be written as a log of Echelon ({error}); "
+            "check its permissions, close it where this process has it open read-only, or name another file"
+        ) from error
+    except BaseException:
+        database.close()
+        raise
+    return _Connection(database)
+
+
+def _prepare(database: sqlite3.Connection, synchronous: str) -> None:
+    """Bring a new file into our format; leave one of another format as it is."""
+    deadline = time.monotonic() + BUSY_S
+    while True:
+        try:
+            if database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+                database.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+                database.execute("PRAGMA journal_mode = WAL")
+                database.execute("BEGIN IMMEDIATE")
+                if database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+                    for statement in filter(str.strip, _SCHEMA.split(";")):
+                        database.execute(statement)
+                    database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                    database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+                database.execute("COMMIT")
+            break
+        except sqlite3.OperationalError as error:
+            # Two processes that create one file at the same time: SQLite does not wait by itself here.
+            if database.in_transaction:
+                database.execute("ROLLBACK")
+            if not _is_busy(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+    database.execute(f"PRAGMA synchronous = {synchronous}")
+    database.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
+    # A test of the permission to write, which SQLite would report at the first record only.
+    database.execute("BEGIN IMMEDIATE")
+    database.execute("ROLLBACK")
+
+
+def _end(database: sqlite3.Connection, at: TopicPartition) -> int:
+    row = database.execute("SELECT max(off) FROM records WHERE topic = ? AND part = ?", at).fetchone()
+    return 0 if row[0] is None else int(row[0]) + 1
+
+
+def _record(
+    at: TopicPartition, offset: int, key: object, headers: object, timestamp_ms: object, value: object
+) -> Record:
+    if not (isinstance(key, bytes) and isinstance(value, bytes) and isinstance(headers, bytes)):
+        raise RecordDamaged(at, offset, "its key or value is not a blob")
+    if not isinstance(timestamp_ms, int):
+        raise RecordDamaged(at, offset, "its time is not an integer")
+    try:
+        decoded = decode_headers(headers)
+    except ValueError as error:
+        raise RecordDamaged(at, offset, str(error)) from error
+    return Record(at.topic, at.partition, offset, key, value, decoded, timestamp_ms)
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def _translated(path: Path, error: sqlite3.Error) -> BusError:
+    if _is_busy(error):
+        return ConnectionLost(f"{path}: another process held its lock for {BUSY_S:.0f} s; try again")
+    return BusError(
+        f"{path}: {error}; check that the disk has room and that nothing but Echelon writes to the file"
+    )
+
+
+def _size(path: Path, suffix: str) -> int:
+    with suppress(FileNotFoundError):
+        return os.stat(f"{path}{suffix}").st_size
+    return 0

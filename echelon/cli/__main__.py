@@ -1,0 +1,6 @@
+"""`python -m echelon.cli`."""
+
+from echelon.cli import main
+
+if __name__ == "__main__":
+    main()

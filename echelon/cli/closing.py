@@ -1,0 +1,101 @@
+"""The closing table of a run: what the adaptation brought, what it took, and what the audit says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from echelon.cli.output import change, count, duration, size
+from echelon.report.data import Summary
+
+
+class Outcome(Summary):
+    """`summary.json`, with what the closing table shows besides what a report does.
+
+    `best_commit` is the one that `echelon export --commit best` writes.
+    """
+
+    name: str = ""
+    closed: str | None = None
+    best_commit: int | None = None
+    windows_void: int = 0
+
+
+def show(console: Console, outcome: Outcome, files: Mapping[str, str], alarms: Sequence[str] = ()) -> None:
+    """Print losses, figures, verdict and where the files lie.
+
+    Args:
+        console: where to.
+        outcome: the run's summary.
+        files: path by what it is.
+        alarms: what the audit found, except that nobody pinned the genesis yet.
+    """
+    console.print()
+    console.print(_losses(outcome))
+    console.print()
+    console.print(_figures(outcome))
+    for alarm in alarms:
+        console.print(Text(f" {alarm}", style="yellow" if outcome.audit and outcome.audit.ok else "red"))
+    console.print()
+    for what, path in files.items():
+        # Never broken into lines: people copy them.
+        console.print(Text.assemble((f" {what:<12}  ", "dim"), path), soft_wrap=True)
+
+
+def _losses(outcome: Outcome) -> Table:
+    table = Table(
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim"
+    )
+    table.add_column(" validation loss", min_width=18, overflow="fold")
+    for heading in ("base", "final", "change"):
+        table.add_column(heading, justify="right", min_width=8)
+    names = sorted(outcome.base_loss, key=lambda name: (name == "overall", name))
+    for name in names:
+        base, final = outcome.base_loss[name], outcome.final_loss.get(name)
+        if base is None or final is None:
+            table.add_row(f" {name}", "", "", "")
+            continue
+        better = final < base
+        table.add_row(
+            f" {name}",
+            f"{base:.4f}",
+            f"{final:.4f}",
+            Text(change(base, final), style="green" if better else "red" if final > base else ""),
+            style="bold" if name == "overall" else "",
+            end_section=len(names) > 2 and name == names[-2],
+        )
+    return table
+
+
+def _figures(outcome: Outcome) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", min_width=12, no_wrap=True)
+    table.add_column(justify="right", min_width=12, no_wrap=True)
+    table.add_column(style="dim", min_width=14, no_wrap=True)
+    table.add_column(justify="right", min_width=12, no_wrap=True)
+    windows = f"{outcome.windows or 0}"
+    if outcome.windows_void:
+        windows += f" (+{outcome.windows_void} void)"
+    best = "–" if outcome.best_commit is None else str(outcome.best_commit)
+    rows = [
+        ("tokens", count(outcome.tokens or 0), "tokens/s", count(outcome.tokens_per_s or 0)),
+        ("commits", str(outcome.commits or 0), "windows", windows),
+        ("best commit", best, "dropouts", str(outcome.dropouts or 0)),
+        (
+            "bytes out",
+            size(outcome.exchange_bytes_out or 0),
+            "bytes in",
+            size(outcome.exchange_bytes_in or 0),
+        ),
+        ("time", duration(outcome.wall_s or 0), "ended by", outcome.closed or "–"),
+    ]
+    for left, first, right, second in rows:
+        table.add_row(f" {left}", first, f"  {right}", second)
+    if outcome.audit is not None:
+        verdict = ("verified", "bold green") if outcome.audit.ok else ("NOT VERIFIED", "bold red")
+        table.add_row(" audit", Text.assemble(verdict), "", "")
+    return table

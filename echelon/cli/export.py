@@ -1,0 +1,131 @@
+"""`echelon export`: the adapter of any commit, derived again from the exchange alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from echelon.cli.output import JsonOption, guarded, print_json
+from echelon.errors import ConfigError
+
+if TYPE_CHECKING:
+    from echelon.audit.verify import Version
+    from echelon.report.data import ReportData
+
+BEST, FINAL = "best", "final"
+
+
+def export_command(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Run folder, exported folder, .sqlite file or bus URL.", metavar="RUN", show_default=False
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="New folder for the adapter.", metavar="DIR", show_default=False)],
+    commit: Annotated[str, typer.Option(help="A commit's number, 0 for genesis; best; or final.")] = FINAL,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the adapter of a commit in PEFT's format.
+
+    It is derived again from the exchange's log, so every byte of it is checked. `best` is the commit with the
+    lowest validation loss over all boundaries by the run's own evaluations (metrics.jsonl), or, where there
+    are none, by the losses that crossed with the deltas.
+    """
+    with guarded():
+        number, why = _chosen(source, commit)
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ConfigError(f"--out {out}: exists and is not empty; name a new folder")
+        version = _derive(source, number)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            for name, data in version.files().items():
+                (out / name).write_bytes(data)
+        except OSError as error:
+            raise ConfigError(
+                f"--out {out}: cannot be written ({error.strerror}); name another folder"
+            ) from error
+        if as_json:
+            facts = {
+                "commit": version.commit,
+                "chosen": why,
+                "adapter_sha256": version.sha256.hex(),
+                "out": str(out),
+            }
+            print_json(facts)
+        else:
+            typer.echo(f"commit {version.commit} ({why}), adapter {version.sha256.hex()}")
+            typer.echo(f"written to {out}")
+
+
+def _chosen(source: str, commit: str) -> tuple[int | None, str]:
+    """The number that was asked for, None for the last one; and how it was found."""
+    if commit == FINAL:
+        return None, "the last one"
+    if commit != BEST:
+        if not commit.isascii() or not commit.isdigit():
+            raise ConfigError(f"--commit {commit}: give a number, {BEST} or {FINAL}")
+        return int(commit), "as asked"
+    if (Path(source) / "metrics.jsonl").is_file():
+        from echelon.report import load
+
+        data = load(Path(source))
+        found = best_evaluated(data)
+        if found is not None:
+            return found[0], f"the best by the run's own evaluations, loss {found[1]:.4f}"
+    from echelon.audit.verify import Verifier
+    from echelon.cli.audit import opened
+
+    with opened(source) as log:
+        verifier = Verifier(log.topics, allow_open=True)
+        for _ in verifier.run():
+            pass
+    best = verifier.report.best_commit
+    if best is None:
+        raise ConfigError(f"{source} holds no evaluation of any commit: name a number, or {FINAL}")
+    return best, "the best by the losses that crossed with the deltas"
+
+
+def best_evaluated(data: ReportData) -> tuple[int, float] | None:
+    """The commit whose adapter had the lowest mean loss per token over all boundaries, and that loss.
+
+    The evaluations of one commit grow while devices report, and the last one counts. A commit takes part if
+    every boundary evaluated it with at least half of the tokens that it evaluated any commit with: fewer
+    would compare different data. Genesis and the last commit have the whole validation splits' losses, which
+    stand in the summary.
+    """
+    last = {(e.commit, e.boundary): e for e in data.evaluations if e.loss is not None and e.eval_tokens > 0}
+    names = data.boundaries
+    most = {
+        name: max((e.eval_tokens for e in last.values() if e.boundary == name), default=0) for name in names
+    }
+    means: dict[int, float] = {}
+    for commit in {commit for commit, _ in last}:
+        of_commit = [last[commit, name] for name in names if (commit, name) in last]
+        if len(of_commit) == len(names) and all(2 * e.eval_tokens >= most[e.boundary] for e in of_commit):
+            total = sum((e.loss or 0.0) * e.eval_tokens for e in of_commit)
+            means[commit] = total / sum(e.eval_tokens for e in of_commit)
+    if data.summary is not None and data.summary.commits is not None:
+        for commit, loss in ((0, data.summary.base_loss), (data.summary.commits, data.summary.final_loss)):
+            overall = loss.get("overall")
+            if overall is not None:
+                means[commit] = overall
+    return min(means.items(), key=lambda found: (found[1], found[0])) if means else None
+
+
+def _derive(source: str, number: int | None) -> Version:
+    from echelon.audit.replay import replay
+    from echelon.cli.audit import opened
+
+    chosen: Version | None = None
+    newest = 0
+    with opened(source) as log:
+        for version in replay(log.topics):
+            newest = version.commit
+            if number is None or version.commit == number:
+                chosen = version
+    if chosen is None:
+        raise ConfigError(f"--commit {number}: the log has commits 0 to {newest}")
+    return chosen

@@ -1,0 +1,76 @@
+"""What every command shares: exit codes, how errors are shown, and how numbers are written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from echelon.errors import ConfigError, EchelonError
+
+FAILED = 1
+"""A finding, or a run that failed."""
+USAGE = 2
+"""Wrong usage or configuration."""
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+def show_error(message: str) -> None:
+    """Print an error on stderr: plain where nobody watches, red on a terminal."""
+    typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
+    typer.echo(message, err=True)
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Errors that Echelon raises on purpose become a message and an exit code; others keep their traceback."""
+    try:
+        yield
+    except ConfigError as error:
+        show_error(str(error))
+        raise typer.Exit(USAGE) from None
+    except EchelonError as error:
+        show_error(str(error))
+        raise typer.Exit(FAILED) from None
+
+
+def print_json(value: object) -> None:
+    """Print a value as indented JSON on stdout."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def count(number: float) -> str:
+    """A count in at most five characters: 950, 9.5k, 95k, 1.2M."""
+    if number < 1000:
+        return f"{number:.0f}"
+    for unit in ("k", "M", "G", "T"):
+        number /= 1000
+        if number < 999.5:
+            return f"{number:.1f}{unit}" if number < 9.95 else f"{number:.0f}{unit}"
+    return f"{number:.0f}P"
+
+
+def size(number: float) -> str:
+    """A number of bytes in at most seven characters: 950 B, 9.5 kB, 95 MB (powers of 1000)."""
+    short = count(number)
+    return f"{short} B" if short[-1].isdigit() else f"{short[:-1]} {short[-1]}B"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 0:05, 12:34 or 1:02:03."""
+    whole = int(seconds)
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02d}"
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def change(first: float, last: float) -> str:
+    """The change from one loss to another in percent, with its sign; – where there is none to tell."""
+    if first == 0:
+        return "–"
+    percent = (last - first) / first * 100
+    return f"{percent:+.1f} %".replace("-", "−")

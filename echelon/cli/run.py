@@ -1,0 +1,43 @@
+"""`echelon run`: the whole federation in one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from echelon.cli.output import JsonOption, guarded
+
+
+def run_command(
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="Run file; with --resume, the folder's own if left out.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder to make. Default: runs/NAME.", show_default=False)
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="A.B=VALUE", help="Change one setting; may be repeated.", show_default=False
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Go on with the run in this folder.", metavar="DIR", show_default=False),
+    ] = None,
+    as_json: JsonOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no closing table.")] = False,
+) -> None:
+    """Run a whole federation in one process: brokers, devices, aggregators, gates and controller.
+
+    Ctrl-C stops it cleanly, and --resume goes on. Exit codes: 0 good, 1 the run failed or its audit has
+    findings, 2 wrong usage or configuration, 130 stopped.
+    """
+    with guarded():
+        from echelon.cli.running import Order, execute
+
+        code = execute(Order(config, out, tuple(overrides or ()), resume, as_json, quiet))
+    raise typer.Exit(code)

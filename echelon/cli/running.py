@@ -1,0 +1,258 @@
+"""`echelon run`, behind its arguments: prepare the folder, run on the right clock, and say what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from echelon.audit.findings import Code, Severity
+from echelon.cli import closing
+from echelon.cli.export import best_evaluated
+from echelon.cli.lines import LineProgress
+from echelon.cli.live import LiveProgress
+from echelon.cli.logs import LOG_FILE, logging_to, quiet_libraries, stderr_to
+from echelon.cli.output import FAILED, print_json, show_error
+from echelon.cli.progress import Progress, Story
+from echelon.cli.stopping import Stopped, Stopper
+from echelon.cli.tensorboard import FOLDER, TensorBoard
+from echelon.config.run import RunSettings, dump, load
+from echelon.errors import ConfigError, EchelonError
+from echelon.federation.metrics import Recorder
+from echelon.federation.run import MANIFEST_FILE, Federation, Result, prepare_folder
+from echelon.federation.terms import secure_terms
+from echelon.report import build_report
+from echelon.report import load as load_report
+from echelon.sim.loop import run_virtual
+from echelon.topics import Boundary, load_catalogue
+
+CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.yaml", "metrics.jsonl", "summary.json"
+ADJUSTABLE = ("compute", "window", "cost", "simulation", "logging")
+"""Sections that a resumed run may change; the rest is fixed by the signed manifest."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """The arguments of `echelon run`."""
+
+    config: Path | None
+    out: Path | None
+    overrides: tuple[str, ...]
+    resume: Path | None
+    as_json: bool
+    quiet: bool
+
+
+def execute(order: Order) -> int:
+    """Carry out an order; the exit code.
+
+    Raises:
+        ConfigError: it cannot be carried out as it stands; nothing is left behind.
+    """
+    settings, out = _settings(order)
+    secure_terms(settings)
+    load_catalogue().exchange_topics(Boundary(boundary.name) for boundary in settings.boundaries)
+    existed = out.exists()
+    offset = prepare_folder(settings, out, resume=order.resume is not None)
+    try:
+        with _locked(out):
+            if order.resume is not None:
+                (out / CONFIG_FILE).write_text(dump(settings))
+            result = _run(order, settings, out, offset)
+            return _close(order, out, result)
+    except Stopped as stopped:
+        typed = "stopped cleanly" if _resumable(out) else "stopped before training began"
+        _say(f"{typed}; {_way_on(out)}")
+        return stopped.code
+    except ConfigError:
+        raise
+    except EchelonError as error:
+        show_error(str(error))
+        _say(_way_on(out))
+        return FAILED
+    finally:
+        if not _resumable(out):
+            _remove(out, folder_too=not existed)
+
+
+def _settings(order: Order) -> tuple[RunSettings, Path]:
+    """The settings to run with, and the run folder."""
+    if order.resume is None:
+        if order.config is None:
+            raise ConfigError(
+                "name a run file (examples/quickstart.yaml is one), or a folder to go on with: --resume DIR"
+            )
+        settings = load(order.config, order.overrides)
+        return settings, order.out or Path("runs") / settings.name
+    if order.out is not None and order.out.resolve() != order.resume.resolve():
+        raise ConfigError(
+            "--out and --resume name different folders: a resumed run goes on in its own; leave out --out"
+        )
+    stored_file = order.resume / CONFIG_FILE
+    if not stored_file.is_file():
+        raise ConfigError(
+            f"{order.resume} holds no run that could be resumed: {CONFIG_FILE} is missing there"
+        )
+    stored = load(stored_file)
+    settings = load(order.config or stored_file, order.overrides)
+    before, after = stored.model_dump(), settings.model_dump()
+    fixed = [name for name in before if before[name] != after[name] and name not in ADJUSTABLE]
+    if fixed:
+        raise ConfigError(
+            f"{', '.join(fixed)}: not as in {order.resume}, whose signed manifest fixes it. Resume it as it is, "
+            f"or start a new one with --out; a resumed run may change {', '.join(ADJUSTABLE)}"
+        )
+    return settings, order.resume
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Hold the run folder, so that no second process runs the same actors."""
+    path = out / "state" / "lock"
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be written: {error.strerror}. Choose another folder with --out"
+        ) from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                f"{out} is in use by another process: wait for its end, or stop it first"
+            ) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+def _run(order: Order, settings: RunSettings, out: Path, offset: float) -> Result:
+    """Run the federation while it is shown."""
+    quiet_libraries()
+    virtual = settings.clock == "virtual"
+    metrics = out / METRICS_FILE
+    recorder = Recorder({b.name: len(b.device_list()) for b in settings.boundaries}, metrics, offset)
+    on_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not order.quiet
+    with ExitStack() as stack:
+        stack.callback(recorder.close)
+        story = Story(settings.name, settings.budget, recorder, virtual=virtual)
+        if order.resume is not None:
+            recorder.reload()
+            for line in _lines(metrics):
+                story.recall(line)
+        if settings.logging.tensorboard:
+            board = TensorBoard(out / FOLDER, offset)
+            stack.callback(board.close)
+            recorder.listeners.append(board.take)
+        progress: Progress
+        if order.quiet:
+            progress = Silent()
+        elif on_terminal:
+            progress = LiveProgress(story, stack.enter_context(stderr_to(out / LOG_FILE)))
+        else:
+            progress = LineProgress(story, sys.stderr)
+        stack.enter_context(progress)
+        stack.enter_context(logging_to(out / LOG_FILE, to_stderr=not on_terminal, tell=progress.warn))
+        stopper = stack.enter_context(Stopper(progress.stopping, progress.abandon))
+        federation = Federation(
+            settings, out, recorder, resume=order.resume is not None, status=progress.status
+        )
+        if virtual:
+            return run_virtual(lambda: stopper.run(federation.run))
+        return asyncio.run(stopper.run(federation.run))
+
+
+class Silent(Progress):
+    """Shows nothing."""
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to end."""
+
+    def status(self, text: str) -> None:
+        """Nothing."""
+
+    def warn(self, text: str) -> None:
+        """Nothing: the log has it, and stderr."""
+
+    def stopping(self) -> None:
+        """Nothing."""
+
+    def abandon(self) -> None:
+        """Nothing."""
+
+
+def _lines(path: Path) -> Iterator[dict[str, object]]:
+    """The whole lines of a metrics file."""
+    if path.exists():
+        with path.open(encoding="utf-8") as file:
+            for text in file:
+                if text.endswith("\n"):
+                    yield json.loads(text)
+
+
+def _close(order: Order, out: Path, result: Result) -> int:
+    """The report, the closing table, and the exit code."""
+    try:
+        page = build_report(out)
+    except OSError as error:
+        raise EchelonError(
+            f"the run ended, but its report could not be written to {out}: {error.strerror}"
+        ) from error
+    files = {"adapter": f"{out / 'adapter'}", "report": f"{page}", "summary": f"{out / SUMMARY_FILE}"}
+    if order.as_json:
+        print_json({**result.summary, "files": files})
+    elif not order.quiet:
+        alarms = [
+            str(finding)
+            for finding in result.audit.findings
+            if finding.severity is not Severity.INFO and finding.code is not Code.UNPINNED
+        ]
+        shown = files | {
+            "verify with": f"echelon audit verify {out}",
+            "genesis": result.audit.genesis_sha256.hex(),
+        }
+        best = best_evaluated(load_report(out))
+        outcome = closing.Outcome.model_validate(
+            result.summary | {"best_commit": None if best is None else best[0]}
+        )
+        closing.show(Console(highlight=False), outcome, shown, alarms)
+    return 0 if result.audit.ok else FAILED
+
+
+def _resumable(out: Path) -> bool:
+    """Whether anything began that would be lost: before there are brokers, nothing was trained."""
+    return (out / "state" / MANIFEST_FILE).exists() and any((out / "brokers").glob("*.sqlite"))
+
+
+def _way_on(out: Path) -> str:
+    if (out / SUMMARY_FILE).exists():
+        return f"the run itself is finished: its results are in {out}"
+    if not _resumable(out):
+        return f"nothing is left in {out}"
+    return f"go on with: echelon run --resume {out}"
+
+
+def _remove(out: Path, *, folder_too: bool) -> None:
+    """Take away what a run that never began left in its folder, so that the same command works again."""
+    for entry in list(out.iterdir()) if out.is_dir() else []:
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    if folder_too and out.is_dir():
+        out.rmdir()
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()

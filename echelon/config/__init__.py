@@ -1,0 +1,1 @@
+"""The run file: settings as validated models, one module per part."""

@@ -1,0 +1,459 @@
+"""The run file: everything that a federation needs, in one YAML document with defaults, units and bounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+
+from echelon.config.training import AdapterSettings, DataSettings, ModelSettings, Settings, TrainSettings
+from echelon.errors import ConfigError
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9._-]{0,30}[a-z0-9])?$")]
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+MAX_FILE_BYTES = 1 << 20
+
+
+class DeviceSettings(Settings):
+    """One device that needs settings of its own."""
+
+    id: Name = Field(description="Name of the device, unique in the whole run.")
+    speed: float = Field(
+        default=1.0, gt=0, le=100, allow_inf_nan=False,
+        description="Training speed against the others; 0.33 makes it three times slower.",
+    )  # fmt: skip
+
+
+class BoundarySettings(Settings):
+    """One boundary: its devices and their data."""
+
+    name: Name = Field(description="Name of the boundary, unique in the run.")
+    devices: Annotated[int, Field(ge=1, le=10_000)] | tuple[DeviceSettings, ...] = Field(
+        description="How many devices (named BOUNDARY-0, BOUNDARY-1, …), or a list of devices."
+    )
+    data: DataSettings = Field(
+        description="Where the boundary's documents come from and how they are dealt out."
+    )
+
+    def device_list(self) -> tuple[DeviceSettings, ...]:
+        """Every device, named."""
+        if isinstance(self.devices, int):
+            return tuple(DeviceSettings(id=f"{self.name}-{number}") for number in range(self.devices))
+        return self.devices
+
+
+class StalenessSettings(Settings):
+    """How much less a late update or delta counts, and how late is too late."""
+
+    rule: Literal["constant", "polynomial", "hinge"] = Field(
+        default="polynomial",
+        description="constant: 1; polynomial: (1 + τ)^-exponent; hinge: 1 up to knee, then falling.",
+    )
+    exponent: float = Field(
+        default=0.5, ge=0, le=10, allow_inf_nan=False, description="Of the polynomial rule."
+    )
+    slope: float = Field(default=10.0, ge=0, le=1000, allow_inf_nan=False, description="Of the hinge rule.")
+    knee: int = Field(
+        default=4, ge=0, le=255, description="Of the hinge rule: last age that counts fully, in versions."
+    )
+    horizon: int = Field(
+        default=8, ge=0, le=255, description="Oldest age τ that is still taken, in versions."
+    )
+
+
+class SecureSettings(Settings):
+    """Secure aggregation and the floors that every device enforces."""
+
+    k_min: int = Field(
+        default=3, ge=2, le=200, description="Floor: fewest honest updates that a revealed sum hides among."
+    )
+    colluding: int = Field(
+        default=0, ge=0, le=100,
+        description="c: devices that may work together with the aggregator; heads ≥ k_min + c, threshold 2t > n + c.",
+    )  # fmt: skip
+    clip: float = Field(
+        default=16.0,
+        gt=0,
+        le=1e6,
+        allow_inf_nan=False,
+        description="Largest Euclidean norm of one device's update.",
+    )
+    scale_bits: int | None = Field(
+        default=None, ge=1, le=40,
+        description="Fixed point: a coordinate x travels as x·2^scale_bits. None: as fine as the 32-bit ring allows.",
+    )  # fmt: skip
+    bucket_tokens: int = Field(
+        default=1024, ge=1, le=1 << 39, description="Tokens per unit of an update's weight n."
+    )
+    n_max: int = Field(default=64, ge=1, le=65_536, description="Largest n of one update, in buckets.")
+    staleness: StalenessSettings = Field(default=StalenessSettings(), description="Weights of late updates.")
+
+
+class WindowSettings(Settings):
+    """Participation windows of a boundary."""
+
+    cohort: int | None = Field(
+        default=None,
+        ge=2,
+        le=200,
+        description="K: ready devices that close a window at once. None: all devices.",
+    )
+    deadline: Seconds = Field(
+        default=30.0, description="Seconds after which a window closes with whoever is ready."
+    )
+    round_timeout: Seconds = Field(
+        default=10.0, description="Seconds that each round of secure aggregation may take."
+    )
+    patience: Seconds = Field(
+        default=2.0,
+        description="Seconds a device waits for a new adapter after an offer, before it trains on.",
+    )
+    ahead: int = Field(
+        default=2,
+        ge=1,
+        le=64,
+        description="Training jobs a device may run while one of its offers is undecided.",
+    )
+
+
+class OuterSettings(Settings):
+    """The outer optimiser, which turns boundary deltas into the next global adapter."""
+
+    kind: Literal["average", "nesterov", "fedadam"] = Field(
+        default="average", description="average; nesterov (DiLoCo's 0.7 / 0.9, for long runs); fedadam."
+    )
+    weighting: Literal["equal", "tokens"] = Field(
+        default="equal", description="Whether boundaries count alike or by tokens."
+    )
+    lr: float = Field(default=1.0, gt=0, le=100, allow_inf_nan=False, description="Outer learning rate.")
+    momentum: float = Field(
+        default=0.9, ge=0, lt=1, allow_inf_nan=False, description="Nesterov's or Adam's β1."
+    )
+    beta2: float = Field(default=0.99, ge=0, lt=1, allow_inf_nan=False, description="Adam's β2.")
+    epsilon: float = Field(default=1e-6, ge=0, le=1, allow_inf_nan=False, description="Adam's ε.")
+
+
+class SyncSettings(Settings):
+    """Deltas and commits: how boundaries meet."""
+
+    steps: int = Field(default=10, ge=1, le=100_000, description="H: local steps per update.")
+    windows: int = Field(default=2, ge=1, le=24, description="R: windows per boundary delta.")
+    mu: float = Field(
+        default=0.0, ge=0, le=1000, allow_inf_nan=False, description="μ of the proximal objective."
+    )
+    deltas_per_commit: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="B: deltas that make a commit. None: one per boundary, at least 1.",
+    )
+    deadline: Seconds = Field(
+        default=120.0, description="Seconds after which a commit is made of fewer deltas."
+    )
+    pending_max: int = Field(
+        default=2, ge=1, le=16, description="P: deltas of one boundary that may be under way."
+    )
+    windows_max: int | None = Field(
+        default=None,
+        ge=1,
+        le=24,
+        description="R_max: windows a boundary runs ahead before it pauses. None: 2·R, within limits.",
+    )
+    codec: Literal["int16", "int32"] = Field(
+        default="int16", description="Integers that a delta's coordinates cross as."
+    )
+    staleness: StalenessSettings = Field(default=StalenessSettings(), description="Weights of late deltas.")
+    outer: OuterSettings = Field(default=OuterSettings(), description="The outer optimiser.")
+    report_loss: bool = Field(
+        default=True, description="Whether a boundary's summed losses cross with its deltas."
+    )
+
+
+class BudgetSettings(Settings):
+    """When the run ends: at the first bound that is reached."""
+
+    commits: int | None = Field(default=None, ge=1, le=1_000_000, description="Global commits.")
+    tokens: int | None = Field(
+        default=None, ge=1, le=1 << 62, description="Tokens trained by merged windows."
+    )
+    seconds: int | None = Field(default=None, ge=1, le=31_536_000, description="Seconds since genesis.")
+    patience: int | None = Field(
+        default=None, ge=1, le=10_000, description="Commits without a better validation loss."
+    )
+
+
+class ComputeSettings(Settings):
+    """Where training runs."""
+
+    workers: int | None = Field(
+        default=None,
+        ge=1,
+        le=256,
+        description="Training processes, one torch thread each. None: one per core.",
+    )
+    threads: int = Field(default=1, ge=1, le=256, description="torch threads per process.")
+
+
+class LinkSettings(Settings):
+    """Faults of one kind of link, for experiments."""
+
+    latency: float = Field(default=0.0, ge=0, le=600, allow_inf_nan=False, description="Seconds each way.")
+    jitter: float = Field(
+        default=0.0, ge=0, le=600, allow_inf_nan=False, description="Seconds, uniform, on top."
+    )
+    bandwidth: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="Bytes per second; None: unlimited."
+    )
+    duplicate: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Probability that a record is written twice.",
+    )
+    loss: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="Probability that a call loses its connection.",
+    )
+
+
+class DeviceFault(Settings):
+    """A device that leaves without a word."""
+
+    device: Name = Field(description="Which device.")
+    at: Literal["start", "advertise", "sealed", "masked", "consistency", "unmask"] = Field(
+        description="Before which of its records: at the start, or in a round of secure aggregation."
+    )
+    window: int = Field(default=0, ge=0, description="From which window on.")
+
+
+class SimulationSettings(Settings):
+    """Experiments: links that are slow or lose records, devices that vanish."""
+
+    boundary_link: LinkSettings = Field(
+        default=LinkSettings(), description="Between devices, aggregator, gate and their broker."
+    )
+    exchange_link: LinkSettings = Field(
+        default=LinkSettings(), description="Between gates, controller and the exchange."
+    )
+    faults: tuple[DeviceFault, ...] = Field(default=(), description="Devices that vanish.")
+
+
+class CostSettings(Settings):
+    """What compute costs on the virtual clock."""
+
+    seconds_per_token: float = Field(
+        default=1e-4, ge=0, le=10, allow_inf_nan=False, description="Seconds of one device per trained token."
+    )
+    seconds_per_eval_token: float = Field(
+        default=4e-5,
+        ge=0,
+        le=10,
+        allow_inf_nan=False,
+        description="Seconds of one device per evaluated token.",
+    )
+
+
+class LearnerSettings(Settings):
+    """What does the learning: the language model, or a stand-in without torch for tests of everything else."""
+
+    kind: Literal["lora", "quadratic"] = Field(
+        default="lora",
+        description="lora: the model. quadratic: a quadratic per device with a known optimum, no torch.",
+    )
+    dim: int = Field(default=64, ge=1, le=10_000_000, description="Length of the quadratic's vector.")
+    seconds: float = Field(
+        default=0.0,
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="Seconds that one quadratic training job takes.",
+    )
+
+
+class LoggingSettings(Settings):
+    """What is written beside the run folder's own files."""
+
+    tensorboard: bool = Field(
+        default=False, description="Write aggregated metrics as TensorBoard events to RUN/tensorboard."
+    )
+    samples: tuple[str, ...] = Field(
+        default=(), max_length=8, description="Prompts that are continued before and after, for the report."
+    )
+    sample_tokens: int = Field(default=48, ge=1, le=1024, description="Tokens of each continuation.")
+
+
+class RunSettings(Settings):
+    """A whole federation."""
+
+    name: Name = Field(description="Name of the run, for people.")
+    seed: int = Field(
+        default=1, ge=0, lt=1 << 31, description="Seed of data order and of the initial adapter."
+    )
+    clock: Literal["real", "virtual"] = Field(
+        default="real",
+        description="real; or virtual: one process, no waiting, same seed same bits, insecure seeded keys.",
+    )
+    model: ModelSettings = Field(default=ModelSettings(), description="The language model.")
+    adapter: AdapterSettings = Field(default=AdapterSettings(), description="The LoRA adapter.")
+    training: TrainSettings = Field(default=TrainSettings(), description="Local training.")
+    boundaries: tuple[BoundarySettings, ...] = Field(
+        min_length=1, max_length=64, description="The boundaries."
+    )
+    secure: SecureSettings = Field(default=SecureSettings(), description="Secure aggregation and floors.")
+    window: WindowSettings = Field(default=WindowSettings(), description="Participation windows.")
+    sync: SyncSettings = Field(default=SyncSettings(), description="Deltas and commits.")
+    budget: BudgetSettings = Field(description="When the run ends; at least one bound.")
+    compute: ComputeSettings = Field(default=ComputeSettings(), description="Where training runs.")
+    cost: CostSettings = Field(default=CostSettings(), description="What compute costs on the virtual clock.")
+    simulation: SimulationSettings = Field(
+        default=SimulationSettings(), description="Faults, for experiments."
+    )
+    learner: LearnerSettings = Field(default=LearnerSettings(), description="What does the learning.")
+    logging: LoggingSettings = Field(default=LoggingSettings(), description="Optional logs and samples.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [boundary.name for boundary in self.boundaries]
+        _unique("boundaries", names)
+        devices = [device.id for boundary in self.boundaries for device in boundary.device_list()]
+        _unique("devices", devices)
+        reserved = {"aggregator", "gate", "controller"}
+        if reserved & set(devices):
+            raise ValueError(
+                f"a device may not be called {', '.join(sorted(reserved & set(devices)))}: rename it"
+            )
+        floor = self.secure.k_min + self.secure.colluding
+        for boundary in self.boundaries:
+            count = len(boundary.device_list())
+            if count < floor:
+                raise ValueError(
+                    f"boundary {boundary.name!r} has {count} devices, and secure.k_min + secure.colluding = "
+                    f"{floor}: no window could ever close. Add devices or lower the floor"
+                )
+            cohort = min(self.window.cohort or count, count)
+            if cohort < floor:
+                raise ValueError(
+                    f"window.cohort = {cohort} in boundary {boundary.name!r} is below secure.k_min + "
+                    f"secure.colluding = {floor}: raise window.cohort or lower the floor"
+                )
+            if count > 200:
+                raise ValueError(
+                    f"boundary {boundary.name!r} has {count} devices; a cohort on a complete graph holds at most 200: "
+                    f"split the boundary"
+                )
+        budget = self.budget
+        if (
+            budget.commits is None
+            and budget.tokens is None
+            and budget.seconds is None
+            and budget.patience is None
+        ):
+            raise ValueError(
+                "budget has no bound: set budget.commits, budget.tokens, budget.seconds or budget.patience"
+            )
+        if self.windows_max() * (self.sync.pending_max + 1) > 24 or self.windows_max() < self.sync.windows:
+            raise ValueError(
+                f"sync: windows_max × (pending_max + 1) = {self.windows_max()} × {self.sync.pending_max + 1} must be "
+                f"at most 24, and windows_max at least windows = {self.sync.windows}: lower sync.windows or "
+                f"sync.pending_max"
+            )
+        unknown = [fault.device for fault in self.simulation.faults if fault.device not in devices]
+        if unknown:
+            raise ValueError(
+                f"simulation.faults names {unknown[0]!r}, which is not a device; devices are {', '.join(devices[:8])}…"
+            )
+        return self
+
+    def windows_max(self) -> int:
+        """R_max."""
+        if self.sync.windows_max is not None:
+            return self.sync.windows_max
+        return max(self.sync.windows, min(2 * self.sync.windows, 24 // (self.sync.pending_max + 1)))
+
+
+def _unique(what: str, names: list[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"two {what} are called {twice[0]!r}: give each a name of its own")
+
+
+def load(path: Path, overrides: tuple[str, ...] = ()) -> RunSettings:
+    """Read a run file.
+
+    Args:
+        path: the YAML file.
+        overrides: `a.b=value` each, the value in YAML.
+
+    Raises:
+        ConfigError: not readable, not YAML, an unknown key or a value out of bounds; the message says which and where.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"run file {path} cannot be read: {error.strerror}. Check the path") from error
+    if len(text) > MAX_FILE_BYTES:
+        raise ConfigError(f"run file {path} has {len(text)} bytes; at most {MAX_FILE_BYTES} are taken")
+    try:
+        fields = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"run file {path} is not YAML: {error}") from error
+    if not isinstance(fields, dict):
+        raise ConfigError(f"run file {path} is not a map of settings")
+    for override in overrides:
+        _override(fields, override)
+    return parse(fields, str(path))
+
+
+def parse(fields: dict[str, Any], where: str) -> RunSettings:
+    """Validate the fields of a run file.
+
+    Raises:
+        ConfigError: every problem, one line each, with the path of the setting.
+    """
+    try:
+        return RunSettings.model_validate(fields)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors(include_url=False):
+            at = ".".join(str(part) for part in problem["loc"]) or "the file"
+            message = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] == "extra_forbidden":
+                message = "unknown setting; check its spelling against docs/settings.md"
+            lines.append(f"  {at}: {message}")
+        raise ConfigError(f"{where}:\n" + "\n".join(lines)) from None
+
+
+def _override(fields: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"--set {override!r}: write it as a.b=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from error
+    *parents, last = path.split(".")
+    place: Any = fields
+    for part in parents:
+        if isinstance(place, list) and part.isdigit() and int(part) < len(place):
+            place = place[int(part)]
+        elif isinstance(place, dict):
+            place = place.setdefault(part, {})
+        else:
+            raise ConfigError(f"--set {override!r}: {part!r} leads nowhere")
+    if isinstance(place, list) and last.isdigit() and int(last) < len(place):
+        place[int(last)] = value
+    elif isinstance(place, dict):
+        place[last] = value
+    else:
+        raise ConfigError(f"--set {override!r}: {last!r} leads nowhere")
+
+
+def dump(settings: RunSettings) -> str:
+    """The run file as used, with every default."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

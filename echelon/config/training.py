@@ -1,0 +1,236 @@
+"""Settings of the model, the adapter, local training and data. No torch here: they are read by every
+process."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+FieldName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+SOURCE_KINDS = ("stdlib", "text", "jsonl", "parquet", "hf")
+
+
+class Settings(BaseModel):
+    """Common rules: unknown keys are refused, values do not change after validation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSettings(Settings):
+    """Which causal language model is adapted, and how it is held in memory."""
+
+    model: Text = Field(
+        default="echelon:tiny",
+        description="Hugging Face model id, path of a folder that transformers can load, or `echelon:tiny` "
+        "for the model of about 1M parameters that ships with the package.",
+    )
+    revision: Text | None = Field(
+        default=None,
+        description="Branch, tag or commit of a Hugging Face model; none means its default branch.",
+    )
+    dtype: Literal["fp32", "bf16"] = Field(
+        default="fp32",
+        description="Type of the frozen weights and of the forward pass; the adapter stays fp32.",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="Recompute activations in the backward pass: less memory, about a third more time.",
+    )
+    attention: Literal["sdpa", "eager"] = Field(
+        default="sdpa",
+        description="Attention implementation of transformers; `eager` for models that have no other.",
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="Allow Python code from the model's repository to run on this machine."
+    )
+
+
+class AdapterSettings(Settings):
+    """The LoRA adapter: W + (alpha / rank) B A for every targeted linear layer (Hu et al. 2021, section
+    4.1)."""
+
+    rank: int = Field(default=8, ge=1, le=1024, description="Rank of A and B, 1 to 1024.")
+    alpha: float = Field(
+        default=16.0,
+        gt=0,
+        le=65536,
+        allow_inf_nan=False,
+        description="LoRA scale numerator; the scale is alpha / rank.",
+    )
+    dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="Dropout on the adapter's input, a probability in [0, 1).",
+    )
+    targets: Literal["all-linear"] | tuple[FieldName, ...] = Field(
+        default="all-linear",
+        min_length=1,
+        description="Names of the linear layers that get an adapter (for example `q_proj`), or `all-linear` "
+        "for every "
+        "linear layer except the output layer.",
+    )
+
+
+class TrainSettings(Settings):
+    """Local training on one device. H, mu and the progress in [0, 1] that drives the schedule come from
+    the round."""
+
+    lr: float = Field(
+        default=1e-2,
+        gt=0,
+        le=10,
+        allow_inf_nan=False,
+        description="Peak learning rate of AdamW, per step, in (0, 10].",
+    )
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        default="cosine",
+        description="Shape of the learning rate over the run's progress, after the warm-up.",
+    )
+    warmup: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="Fraction of the run over which the rate rises from 0.",
+    )
+    final_lr: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Rate at the run's end, as a fraction of `lr`.",
+    )
+    beta1: float = Field(
+        default=0.9, ge=0, lt=1, allow_inf_nan=False, description="Decay of AdamW's first moment, per step."
+    )
+    beta2: float = Field(
+        default=0.95, ge=0, lt=1, allow_inf_nan=False, description="Decay of AdamW's second moment, per step."
+    )
+    eps: float = Field(
+        default=1e-8,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Term added to AdamW's denominator, in (0, 1].",
+    )
+    weight_decay: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Decoupled weight decay of AdamW, per step and unit of rate.",
+    )
+    clip_norm: float | None = Field(
+        default=1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Largest Euclidean norm of a step's gradient; none: no clipping.",
+    )
+    batch_size: int = Field(default=8, ge=1, le=65536, description="Sequences per forward pass.")
+    accumulation: int = Field(default=1, ge=1, le=65536, description="Forward passes per optimiser step.")
+    sequence_length: int = Field(
+        default=128, ge=2, le=1_048_576, description="Tokens per packed training sequence."
+    )
+
+
+class DataSettings(Settings):
+    """The data of one boundary: where documents come from, and how they are split and dealt to its
+    devices."""
+
+    source: Text = Field(
+        description="`stdlib:PKG+PKG+...` (sources of the running Python), `text:GLOB`, `jsonl:GLOB`, "
+        "`parquet:GLOB`, or "
+        "`hf:NAME[:CONFIG][:SPLIT]` (split `train` unless named).",
+    )
+    text_field: FieldName = Field(
+        default="text", description="Field that holds a row's text (jsonl, parquet, hf)."
+    )
+    messages_field: FieldName | None = Field(
+        default=None,
+        description="Field that holds a conversation, a list of {role, content}. Rendered with the "
+        "tokenizer's chat "
+        "template; the loss counts assistant answers only.",
+    )
+    prompt_field: FieldName | None = Field(
+        default=None,
+        description="Field of an instruction, used with `answer_field` as a conversation of one turn.",
+    )
+    answer_field: FieldName | None = Field(default=None, description="Field of the answer to `prompt_field`.")
+    domain_field: FieldName | None = Field(
+        default=None,
+        description="Field that names a row's domain for partitioning; otherwise the row's file is its "
+        "domain.",
+    )
+    partition: Annotated[
+        str, StringConstraints(pattern=r"^(iid|by-domain|dirichlet\([0-9]*\.?[0-9]+\))$")
+    ] = Field(
+        default="iid",
+        description="How documents are dealt to devices: `iid`, `dirichlet(ALPHA)` over domains (small "
+        "alpha: very "
+        "unequal; 0.01 to 1000), or `by-domain`.",
+    )
+    validation_fraction: float = Field(
+        default=0.1,
+        gt=0,
+        le=0.5,
+        allow_inf_nan=False,
+        description="Fraction of tokens, by whole documents, held out.",
+    )
+    max_validation_tokens: int = Field(
+        default=16_384,
+        ge=1,
+        le=100_000_000,
+        description="Most tokens that one evaluation of the boundary reads.",
+    )
+    max_documents: int = Field(
+        default=1_000_000,
+        ge=2,
+        le=100_000_000,
+        description="Most documents read from the source, the first ones in order.",
+    )
+    seed: int = Field(
+        default=0, ge=0, lt=1 << 63, description="Seed of the validation split and of the partition."
+    )
+
+    @property
+    def kind(self) -> str:
+        """The part of `source` before the first colon."""
+        return self.source.partition(":")[0]
+
+    @property
+    def location(self) -> str:
+        """The part of `source` after the first colon."""
+        return self.source.partition(":")[2]
+
+    @property
+    def dirichlet_alpha(self) -> float | None:
+        """Alpha of `dirichlet(alpha)`, or none for the other partitions."""
+        return float(self.partition[10:-1]) if self.partition.startswith("dirichlet") else None
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether rows are conversations."""
+        return self.messages_field is not None or self.prompt_field is not None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.kind not in SOURCE_KINDS or not self.location:
+            known = ", ".join(f"{kind}:..." for kind in SOURCE_KINDS)
+            raise ValueError(f"source {self.source!r} is not understood; write one of {known}")
+        alpha = self.dirichlet_alpha
+        if alpha is not None and not 0.01 <= alpha <= 1000:
+            raise ValueError(f"partition {self.partition!r}: alpha must be from 0.01 to 1000")
+        if (self.prompt_field is None) != (self.answer_field is None):
+            raise ValueError("prompt_field and answer_field go together: set both or neither")
+        if self.messages_field is not None and self.prompt_field is not None:
+            raise ValueError("messages_field and prompt_field exclude each other: set one of them")
+        if self.is_chat and self.kind in ("stdlib", "text"):
+            raise ValueError(
+                f"conversations need rows with fields: use jsonl, parquet or hf, not {self.kind}"
+            )
+        return self

@@ -1,0 +1,54 @@
+"""The error hierarchy: one root, and a branch for each thing that a caller may want to tell apart.
+
+A message says what was wrong, where, and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class EchelonError(Exception):
+    """Root of every error that Echelon raises on purpose."""
+
+
+class ConfigError(EchelonError):
+    """A run file, a setting or an argument cannot be used. The command line exits with 2."""
+
+
+class BusError(EchelonError):
+    """The log behind a bus could not be read or written as asked."""
+
+
+class BusClosed(BusError):
+    """The bus was closed while, or before, the call was made."""
+
+
+class ConnectionLost(BusError):
+    """The connection to the broker was lost; the outcome of the call is unknown and it may be repeated."""
+
+
+class OffsetOutOfRange(BusError):
+    """The asked offset is not in the partition (below the first kept, or past the end)."""
+
+
+class LimitExceeded(EchelonError):
+    """A peer or a file exceeds an explicit limit of bytes, count, nesting or time."""
+
+
+class CodecError(EchelonError):
+    """Bytes are not the one canonical encoding of a message that is allowed where they stand."""
+
+
+class ProtocolError(EchelonError):
+    """A peer's message, well-formed as it is, breaks a rule of the protocol."""
+
+
+class TrainingError(EchelonError):
+    """Local training cannot go on (for example a loss that is not finite)."""
+
+
+class AuditError(EchelonError):
+    """What stands on a topic or in a folder does not verify."""
+
+
+class StateError(EchelonError):
+    """An actor's state file and its topics contradict each other."""

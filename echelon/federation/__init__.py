@@ -1,0 +1,1 @@
+"""A whole federation in one process: identities, manifest, brokers, actors, supervision and the run folder."""

@@ -1,0 +1,250 @@
+"""Where training runs: worker processes in real time, inline on the virtual clock.
+
+In worker processes each holds one frozen base that all its devices share; what belongs to a device (adapter, moments,
+data position) travels with the job, so any worker can take any device.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, TypeVarTuple
+
+from echelon.clock import is_virtual
+from echelon.config.run import CostSettings, LearnerSettings, RunSettings
+from echelon.errors import TrainingError
+from echelon.messages.adapter import AdapterLayout, Vector
+from echelon.rounds.effects import Evaluate, Evaluated, Train, Trained
+from echelon.training.learner import BoundarySpec, EvalResult, Learner, LearnerSpec, TrainResult, TrainTask
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class FullLearner(Learner, Protocol):
+    """What assembling a run needs of a learner, besides training."""
+
+    @property
+    def layout(self) -> AdapterLayout:
+        """How the adapter's tensors lie in the vector."""
+        ...
+
+    def initial_adapter(self) -> Vector:
+        """The adapter of genesis, float32[d]."""
+        ...
+
+    @property
+    def adapter_config_json(self) -> bytes:
+        """The exported adapter_config.json."""
+        ...
+
+    @property
+    def model_digest(self) -> bytes:
+        """Digest of the frozen weights."""
+        ...
+
+    def evaluate_boundary(self, boundary: str, weights: Vector) -> EvalResult:
+        """Loss on a boundary's whole validation split."""
+        ...
+
+
+def spec_of(settings: RunSettings) -> LearnerSpec:
+    """The learner's part of the run file."""
+    return LearnerSpec(
+        model=settings.model,
+        adapter=settings.adapter,
+        train=settings.training,
+        boundaries=tuple(
+            BoundarySpec(
+                name=boundary.name,
+                devices=tuple(device.id for device in boundary.device_list()),
+                data=boundary.data,
+            )
+            for boundary in settings.boundaries
+        ),
+        seed=settings.seed,
+        base_seed=settings.seed,
+    )
+
+
+def build_learner(spec: LearnerSpec, learner: LearnerSettings) -> FullLearner:
+    """The learner that the settings ask for.
+
+    Raises:
+        ConfigError: unknown model, no data, or an adapter target that the model does not have.
+    """
+    if learner.kind == "quadratic":
+        from echelon.testing.quadratic import QuadraticLearner
+
+        return QuadraticLearner(spec, learner.dim, learner.seconds)
+    from echelon.training.local import TorchLearner
+
+    return TorchLearner(spec)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the manifest says about model and adapter, and where training starts."""
+
+    layout: str
+    adapter_config: str
+    model_sha256: bytes
+    initial: Vector
+
+
+# ---- in a worker process ---------------------------------------------------------------------------
+
+_learner: FullLearner | None = None
+_terms: tuple[LearnerSpec, LearnerSettings] | None = None
+
+
+def _start_worker(spec: LearnerSpec, learner: LearnerSettings, threads: int) -> None:
+    global _terms
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when a run stops
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if learner.kind == "lora":
+        import torch
+
+        torch.set_num_threads(threads)
+    _terms = (spec, learner)
+
+
+def _in_worker() -> FullLearner:
+    """This worker's learner, built at the first call so that its errors reach the caller as they are."""
+    global _learner
+    if _learner is None:
+        if _terms is None:
+            raise TrainingError("a training worker was used before it was started")
+        _learner = build_learner(*_terms)
+    return _learner
+
+
+def facts_of(learner: FullLearner) -> Facts:
+    """Read the facts off a learner."""
+    return Facts(
+        layout=learner.layout.json.decode(),
+        adapter_config=learner.adapter_config_json.decode(),
+        model_sha256=learner.model_digest,
+        initial=learner.initial_adapter(),
+    )
+
+
+def _facts() -> Facts:
+    return facts_of(_in_worker())
+
+
+def _train(task: TrainTask) -> TrainResult:
+    return _in_worker().train(task)
+
+
+def _evaluate(device: str, weights: Vector) -> EvalResult:
+    return _in_worker().evaluate(device, weights)
+
+
+def _evaluate_boundary(boundary: str, weights: Vector) -> EvalResult:
+    return _in_worker().evaluate_boundary(boundary, weights)
+
+
+def _generate(weights: Vector, prompt: str, tokens: int) -> str:
+    return _in_worker().generate(weights, prompt, tokens)
+
+
+# ---- in the process of the actors -------------------------------------------------------------------
+
+
+class Compute:
+    """Runs learners' calls off the loop; one instance serves every device of the process."""
+
+    def __init__(self, settings: RunSettings) -> None:
+        self._spec, self._learner_settings, self._cost = spec_of(settings), settings.learner, settings.cost
+        self._speed: Mapping[str, float] = {
+            device.id: device.speed for boundary in settings.boundaries for device in boundary.device_list()
+        }
+        self._workers = 1
+        self._virtual = settings.clock == "virtual"
+        self._executor: Executor | None = None
+        self._inline: FullLearner | None = None
+        threads = settings.compute.threads
+        if self._virtual or settings.learner.kind == "quadratic":
+            self._inline = build_learner(self._spec, self._learner_settings)
+            if not self._virtual:
+                self._executor = ThreadPoolExecutor(settings.compute.workers or os.cpu_count() or 1)
+        else:
+            self._workers = settings.compute.workers or len(os.sched_getaffinity(0))
+            self._executor = ProcessPoolExecutor(
+                self._workers,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_start_worker,
+                initargs=(self._spec, settings.learner, threads),
+            )
+
+    @property
+    def cost(self) -> CostSettings:
+        """What calls cost on the virtual clock."""
+        return self._cost
+
+    async def _call(self, fn: Callable[[*Ts], T], *args: *Ts) -> T:
+        if self._executor is None:
+            return fn(*args)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, fn, *args)
+        except BrokenProcessPool as error:
+            raise TrainingError(
+                "a training worker ended unexpectedly (out of memory, or its model or data could not be loaded: "
+                "its own message is above); the run can be resumed"
+            ) from error
+
+    async def facts(self) -> Facts:
+        """What goes into the manifest."""
+        if self._inline is not None:
+            return facts_of(self._inline)
+        # One call per worker, so that all of them load the model and the data at the same time.
+        return (await asyncio.gather(*(self._call(_facts) for _ in range(self._workers))))[0]
+
+    async def train(self, device: str, job: Train) -> Trained:
+        """Run a training job on the device's own data."""
+        task = TrainTask(device, job.base, job.start, job.steps, job.mu, job.progress, job.state)
+        speed = self._speed[device]
+        if is_virtual() and self._inline is not None:
+            found = self._inline.train(task)
+            await asyncio.sleep(found.tokens * self._cost.seconds_per_token / speed)
+        else:
+            begun = time.monotonic()
+            found = await self._call(self._inline.train if self._inline is not None else _train, task)
+            if speed < 1.0:
+                await asyncio.sleep((time.monotonic() - begun) * (1.0 / speed - 1.0))
+        return Trained(found.weights, found.tokens, found.loss_sum, found.loss_tokens, found.state)
+
+    async def evaluate(self, device: str, job: Evaluate) -> Evaluated:
+        """Evaluate the device's own validation slice."""
+        if self._inline is not None:
+            found = await self._call(self._inline.evaluate, device, job.weights)
+        else:
+            found = await self._call(_evaluate, device, job.weights)
+        if is_virtual():
+            await asyncio.sleep(found.tokens * self._cost.seconds_per_eval_token / self._speed[device])
+        return Evaluated(job.commit, found.loss_sum, found.tokens)
+
+    async def evaluate_boundary(self, boundary: str, weights: Vector) -> EvalResult:
+        """Loss on a boundary's whole validation split."""
+        if self._inline is not None:
+            return await self._call(self._inline.evaluate_boundary, boundary, weights)
+        return await self._call(_evaluate_boundary, boundary, weights)
+
+    async def generate(self, weights: Vector, prompt: str, tokens: int) -> str:
+        """Greedy continuation of a prompt."""
+        if self._inline is not None:
+            return await self._call(self._inline.generate, weights, prompt, tokens)
+        return await self._call(_generate, weights, prompt, tokens)
+
+    def close(self) -> None:
+        """End the workers; jobs that have not begun are dropped."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,145 @@
+"""Keys and the signed roster: made once per federation, kept in one folder, one file per key.
+
+Every key is Ed25519, stored as unencrypted PKCS#8 PEM with mode 0600. In a deployment each folder goes to the machine
+of its owner; `echelon run` keeps them side by side because it plays all parts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from echelon.config.run import RunSettings
+from echelon.errors import ConfigError
+from echelon.messages.envelope import Signer
+from echelon.secagg.roster import Roster, RosterEntry
+
+ROSTER_FILE = "roster.bin"
+
+
+@dataclass(frozen=True)
+class BoundaryKeys:
+    """One boundary's identities. Only the gate holds `exchange`."""
+
+    enrolment: bytes
+    aggregator: bytes
+    gate: bytes
+    exchange: bytes
+    devices: Mapping[str, bytes]
+    roster: Roster
+
+
+@dataclass(frozen=True)
+class Identities:
+    """Private keys (32 bytes each) of every party, and the signed rosters."""
+
+    operator: bytes
+    controller: bytes
+    boundaries: Mapping[str, BoundaryKeys]
+
+    @classmethod
+    def create(cls, settings: RunSettings, token: Callable[[int], bytes]) -> Identities:
+        """New keys for every party of a run file.
+
+        Args:
+            settings: names boundaries and devices.
+            token: source of secret bytes; the operating system's outside of simulations.
+        """
+        boundaries = {}
+        for boundary in settings.boundaries:
+            devices = {device.id: token(32) for device in boundary.device_list()}
+            enrolment = token(32)
+            entries = tuple(
+                RosterEntry(device=device, public=Signer(key).public, slot=slot)
+                for slot, (device, key) in enumerate(devices.items())
+            )
+            roster = Roster.enrol(boundary.name, entries, Signer(enrolment))
+            boundaries[boundary.name] = BoundaryKeys(
+                enrolment, token(32), token(32), token(32), devices, roster
+            )
+        return cls(token(32), token(32), boundaries)
+
+    def save(self, folder: Path) -> None:
+        """Write one file per key, readable by the owner alone.
+
+        Raises:
+            ConfigError: the folder cannot be written, or holds keys already.
+        """
+        if folder.exists() and any(folder.iterdir()):
+            raise ConfigError(f"{folder} is not empty: keys are never overwritten, name another folder")
+        try:
+            _write(folder / "operator.pem", self.operator)
+            _write(folder / "controller.pem", self.controller)
+            for name, keys in self.boundaries.items():
+                place = folder / name
+                _write(place / "enrolment.pem", keys.enrolment)
+                _write(place / "aggregator.pem", keys.aggregator)
+                _write(place / "gate.pem", keys.gate)
+                _write(place / "gate-exchange.pem", keys.exchange)
+                for device, key in keys.devices.items():
+                    _write(place / "devices" / f"{device}.pem", key)
+                (place / ROSTER_FILE).write_bytes(keys.roster.encode())
+        except OSError as error:
+            raise ConfigError(
+                f"keys cannot be written to {folder}: {error.strerror}. Choose a folder that can"
+            ) from error
+
+    @classmethod
+    def load(cls, folder: Path, settings: RunSettings) -> Identities:
+        """Read what `save` wrote.
+
+        Raises:
+            ConfigError: a key is missing or not readable, or a roster is not signed by its enrolment key.
+        """
+        boundaries = {}
+        for boundary in settings.boundaries:
+            place = folder / boundary.name
+            enrolment = _read(place / "enrolment.pem")
+            try:
+                roster = Roster.decode((place / ROSTER_FILE).read_bytes())
+            except OSError as error:
+                raise ConfigError(f"roster {place / ROSTER_FILE} cannot be read: {error.strerror}") from error
+            roster.verify(Signer(enrolment).public)
+            boundaries[boundary.name] = BoundaryKeys(
+                enrolment,
+                _read(place / "aggregator.pem"),
+                _read(place / "gate.pem"),
+                _read(place / "gate-exchange.pem"),
+                {
+                    device.id: _read(place / "devices" / f"{device.id}.pem")
+                    for device in boundary.device_list()
+                },
+                roster,
+            )
+        return cls(_read(folder / "operator.pem"), _read(folder / "controller.pem"), boundaries)
+
+
+def _write(path: Path, private: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    key = Ed25519PrivateKey.from_private_bytes(private)
+    data = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        key = load_pem_private_key(path.read_bytes(), password=None)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"key {path} cannot be read ({error}): run `echelon keys init`, or name the right folder"
+        ) from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigError(f"key {path} is not an Ed25519 key")
+    return key.private_bytes_raw()

@@ -1,0 +1,219 @@
+"""Facts from the actors, as lines of `metrics.jsonl` and as the numbers that a person watches.
+
+Only aggregates come in here: what a boundary's window summed to, what crossed, what was committed. A device's own
+losses stay in its process, except for `trained` notes, of which the token count alone is used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from echelon.rounds.effects import Note
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class BoundaryView:
+    """What is known of a boundary right now."""
+
+    window: int = 0
+    phase: str = "open"
+    ready: int = 0
+    devices: int = 0
+    closed: int = 0
+    void: int = 0
+    tokens: int = 0
+    train_loss: float | None = None
+    eval_loss: float | None = None
+    dropouts: int = 0
+    bytes_out: int = 0
+    bytes_in: int = 0
+
+
+@dataclass
+class Recorder:
+    """The sink of every actor of a run.
+
+    Args:
+        devices: number of devices by boundary.
+        path: `metrics.jsonl`, or None.
+        offset: seconds that earlier lives of this run took; times go on from there.
+    """
+
+    devices: dict[str, int]
+    path: Path | None = None
+    offset: float = 0.0
+    listeners: list[Listener] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.views = {name: BoundaryView(devices=count) for name, count in self.devices.items()}
+        self.commits = 0
+        self.tokens = 0
+        self.committed_tokens = 0
+        self.counts: Counter[str] = Counter()
+        self.trained: list[tuple[float, int]] = []
+        """(time, tokens) of every training job of this life."""
+        self.now = self.offset
+        self._start: float | None = None
+        self._phases: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
+        self._evals: dict[tuple[str, int], list[float]] = {}
+        self._bytes: Counter[tuple[str, str, str]] = Counter()
+        self._records: Counter[tuple[str, str, str]] = Counter()
+        self._file: IO[str] | None = None if self.path is None else self.path.open("a", buffering=1)
+
+    def reload(self) -> None:
+        """Before a resumed run: take up the counts of its earlier lives from `metrics.jsonl`.
+
+        A last line that a crash cut off is dropped.
+        """
+        if self.path is None or not self.path.exists():
+            return
+        whole, _, torn = self.path.read_text().rpartition("\n")
+        if torn:
+            self.path.write_text(whole + "\n" if whole else "")
+        seen: set[tuple[str, int]] = set()
+        for text in whole.splitlines():
+            line = json.loads(text)
+            self.now = self.offset = max(self.offset, line["t"])
+            kind = line["kind"]
+            view = self.views.get(line.get("boundary", ""))
+            if kind == "window" and view is not None and (line["boundary"], line["window"]) not in seen:
+                seen.add((line["boundary"], line["window"]))
+                self._count_window(view, line)
+            elif kind == "commit":
+                self.commits, self.committed_tokens = line["commit"], line["tokens"]
+            elif kind == "bytes":
+                key = (line["direction"], line["boundary"], line["type"])
+                self._bytes[key], self._records[key] = line["bytes"], line["records"]
+            elif kind == "refusal":
+                self.counts["refusals"] += 1
+        for (direction, boundary, _), count in self._bytes.items():
+            view = self.views[boundary]
+            if direction == "out":
+                view.bytes_out += count
+            else:
+                view.bytes_in += count
+
+    def _count_window(self, view: BoundaryView, line: dict[str, Any]) -> None:
+        view.window = line["window"] + 1
+        if line["outcome"] != "closed":
+            view.void += 1
+            return
+        view.closed += 1
+        view.tokens += line["tokens"]
+        view.dropouts += line["dropouts"]
+        view.train_loss = line["train_loss"] if line["train_loss"] is not None else view.train_loss
+        self.tokens += line["tokens"]
+
+    def __call__(self, actor: str, time: float, note: Note) -> None:
+        """Take a fact."""
+        if self._start is None:
+            self._start = time
+        t = self.now = time - self._start + self.offset
+        facts = dict(note.facts)
+        boundary = actor.partition(".")[0]
+        handler = getattr(self, f"_on_{note.kind.replace('-', '_')}", None)
+        if handler is not None:
+            handler(boundary, t, facts)
+        else:
+            self.counts[note.kind] += 1
+
+    def write(self, kind: str, t: float, **facts: Any) -> None:
+        """Write a line and tell the listeners."""
+        line = {"kind": kind, "t": round(t, 4), **facts}
+        if self._file is not None:
+            self._file.write(json.dumps(line) + "\n")
+        for listener in self.listeners:
+            listener(line)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    # ---- by kind ---------------------------------------------------------------------------------
+
+    def _on_phase(self, boundary: str, t: float, facts: dict[str, Any]) -> None:
+        view = self.views[boundary]
+        view.window, view.phase = facts["window"], str(facts["phase"])
+        self._phases[boundary, facts["window"]][str(facts["phase"])] = t
+
+    def _on_trained(self, _actor: str, t: float, facts: dict[str, Any]) -> None:
+        self.counts["trained"] += 1
+        self.trained.append((t, facts["tokens"]))
+
+    def _on_checked_in(self, boundary: str, _t: float, facts: dict[str, Any]) -> None:
+        self.views[boundary].ready = facts["ready"]
+
+    def _on_window(self, boundary: str, t: float, facts: dict[str, Any]) -> None:
+        view = self.views[boundary]
+        phases = self._phases.pop((boundary, facts["window"]), {})
+        view.window, view.phase, view.ready = facts["window"] + 1, "open", 0
+        line: dict[str, Any] = {
+            "boundary": boundary,
+            "window": facts["window"],
+            "outcome": facts["outcome"],
+            **phases,
+        }
+        line["closed"] = t
+        for name in (
+            "cohort",
+            "included",
+            "dropouts",
+            "staleness",
+            "tokens",
+            "train_loss",
+            "update_norm",
+            "reason",
+        ):
+            if name in facts:
+                line[name] = facts[name]
+        self._count_window(view, facts)
+        if facts["outcome"] != "closed":
+            line["phase"] = str(facts["phase"])
+        self.write("window", t, **line)
+        if facts.get("eval_loss") is not None:
+            self._evaluated(boundary, t, facts)
+
+    def _evaluated(self, boundary: str, t: float, facts: dict[str, Any]) -> None:
+        sums = self._evals.setdefault((boundary, facts["eval_commit"]), [0.0, 0.0])
+        sums[0] += facts["eval_loss"] * facts["eval_tokens"]
+        sums[1] += facts["eval_tokens"]
+        loss = sums[0] / sums[1]
+        self.views[boundary].eval_loss = loss
+        self.write(
+            "eval", t, boundary=boundary, commit=facts["eval_commit"], tokens=self.committed_tokens,
+            loss=loss, eval_tokens=int(sums[1]),
+        )  # fmt: skip
+
+    def _on_commit(self, _actor: str, t: float, facts: dict[str, Any]) -> None:
+        self.commits, self.committed_tokens = facts["commit"], facts["tokens"]
+        self.write("commit", t, **{name: value for name, value in facts.items() if name != "elapsed"})
+
+    def _on_bytes(self, boundary: str, t: float, facts: dict[str, Any]) -> None:
+        key = (facts["direction"], boundary, facts["type"])
+        self._bytes[key] += facts["bytes"]
+        self._records[key] += facts["records"]
+        view = self.views[boundary]
+        if facts["direction"] == "out":
+            view.bytes_out += facts["bytes"]
+        else:
+            view.bytes_in += facts["bytes"]
+        self.write(
+            "bytes", t, direction=key[0], boundary=boundary, type=key[2],
+            bytes=self._bytes[key], records=self._records[key],
+        )  # fmt: skip
+
+    def _on_refusal(self, _actor: str, t: float, facts: dict[str, Any]) -> None:
+        self.counts["refusals"] += 1
+        self.write("refusal", t, **facts)
+
+    def _on_stall(self, _actor: str, t: float, facts: dict[str, Any]) -> None:
+        self.write("stall", t, **facts)

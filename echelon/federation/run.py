@@ -1,0 +1,431 @@
+"""One federation from start to end: set up or resume, supervise the actors, and leave a run folder behind."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from echelon.actors.controller import Controller
+from echelon.actors.device import Interceptor, run_device
+from echelon.actors.gate import Gate
+from echelon.actors.runtime import Backoff, Services
+from echelon.audit.findings import Report
+from echelon.audit.verify import verify
+from echelon.bus import open_bus
+from echelon.bus.base import Record, TopicPartition
+from echelon.clock import Offload, is_virtual
+from echelon.config.run import RunSettings, dump
+from echelon.errors import BusError, ConfigError, StateError
+from echelon.federation.assembly import Assembly, Terms
+from echelon.federation.compute import Compute
+from echelon.federation.identities import Identities
+from echelon.federation.metrics import Recorder
+from echelon.federation.terms import build_manifest
+from echelon.messages.adapter import Vector, adapter_files
+from echelon.messages.manifest import RunManifest
+from echelon.rounds.effects import note
+from echelon.secagg.entropy import Entropy
+from echelon.testing.faults import vanishing
+
+GRACE = 20.0
+"""Seconds that the boundaries get to end after the run was closed."""
+RESTARTS = 5
+"""Times in a row that an actor is started again after its broker failed it."""
+STALL_EVERY = 5.0
+STALL_TICK = 0.01
+
+MANIFEST_FILE, INITIAL_FILE, PROGRESS_FILE = "manifest.dsse", "initial.f32", "progress.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run gives."""
+
+    summary: dict[str, Any]
+    audit: Report
+    adapter: Vector
+
+
+@dataclass
+class Federation:
+    """A run.
+
+    Args:
+        settings: the run file.
+        out: the run folder, or None to keep everything in memory.
+        resume: go on from what the folder holds.
+        recorder: takes the metrics.
+        interceptor: for fault injection.
+        status: told what is being done, in words.
+    """
+
+    settings: RunSettings
+    out: Path | None
+    recorder: Recorder
+    resume: bool = False
+    interceptor: Interceptor | None = None
+    status: Callable[[str], None] = lambda _text: None
+    log: logging.Logger = field(default_factory=lambda: logging.getLogger("echelon"))
+
+    def __post_init__(self) -> None:
+        self.controller: Controller | None = None
+        self._entropies: dict[str, int] = {}
+        self._checkpoints: dict[str, bytes] = {}
+        self._threads = ThreadPoolExecutor(8, thread_name_prefix="echelon")
+
+    # ---- set-up ----------------------------------------------------------------------------------
+
+    def _token(self, name: str) -> Callable[[int], bytes]:
+        return self._entropy(name).token
+
+    def _entropy(self, name: str) -> Entropy:
+        """The operating system's; a seeded stream on the virtual clock only, another one at each start."""
+        if self.settings.clock == "real":
+            return Entropy(os.urandom)
+        life = self._entropies[name] = self._entropies.get(name, 0) + 1
+        return Entropy.seeded(f"{self.settings.seed} {name} {life}".encode())
+
+    async def _terms(self, compute: Compute) -> tuple[Terms, Identities]:
+        state = None if self.out is None else self.out / "state"
+        if self.resume and state is not None:
+            identities = Identities.load(state / "keys", self.settings)
+            try:
+                sealed = (state / MANIFEST_FILE).read_bytes()
+                initial = np.frombuffer((state / INITIAL_FILE).read_bytes(), "<f4").astype(np.float32)
+            except OSError as error:
+                raise ConfigError(
+                    f"{self.out} cannot be resumed: {error.filename} is missing. Start it anew"
+                ) from error
+            return Terms(RunManifest.open(sealed), sealed, initial), identities
+        self.status("loading model and data")
+        facts = await compute.facts()
+        token = self._token("setup")
+        identities = Identities.create(self.settings, token)
+        manifest, sealed = build_manifest(self.settings, facts, identities, token(16))
+        initial = np.ascontiguousarray(facts.initial, "<f4")
+        if state is not None:
+            identities.save(state / "keys")
+            (state / INITIAL_FILE).write_bytes(initial.tobytes())
+            (state / MANIFEST_FILE).write_bytes(sealed)
+        return Terms(manifest, sealed, initial), identities
+
+    # ---- the run ---------------------------------------------------------------------------------
+
+    async def run(self) -> Result:
+        """Run until the budget is spent.
+
+        Raises:
+            ConfigError: the settings cannot work; nothing was started.
+            EchelonError: an actor failed; the folder can be resumed.
+        """
+        compute = Compute(self.settings)
+        assembly: Assembly | None = None
+        try:
+            terms, identities = await self._terms(compute)
+            before = await self._evaluate(compute, terms.initial, "base")
+            services = Services(Offload(self._threads), self.recorder, self.log)
+            assembly = Assembly(
+                self.settings,
+                terms,
+                identities,
+                folder=self.out,
+                compute=compute,
+                services=services,
+                entropy=self._entropy,
+                interceptor=self.interceptor or vanishing(self.settings.simulation.faults),
+            )
+            keep = [
+                await open_bus(assembly.url(name)) for name in self._brokers()
+            ]  # a log in memory lives while it is open
+            try:
+                await assembly.create_topics()
+                adapter, wall = await self._actors(assembly)
+                topics = await self._exchange(assembly)
+            finally:
+                for bus in keep:
+                    await bus.aclose()
+            after = await self._evaluate(compute, adapter, "final")
+            return await self._finish(compute, terms, adapter, wall, before, after, topics)
+        finally:
+            if assembly is not None:
+                await assembly.aclose()
+            compute.close()
+            self._threads.shutdown(wait=True)
+
+    def _brokers(self) -> list[str]:
+        return ["exchange", *(boundary.name for boundary in self.settings.boundaries)]
+
+    async def _evaluate(self, compute: Compute, weights: Vector, what: str) -> dict[str, tuple[float, int]]:
+        """Σ loss and tokens of each boundary's validation split. A resumed run finds the base's in its folder."""
+        stored = None if self.out is None else self.out / "state" / f"{what}-loss.json"
+        if what == "base" and stored is not None and stored.exists():
+            return {name: (loss, tokens) for name, (loss, tokens) in json.loads(stored.read_text()).items()}
+        self.status(f"evaluating the {what} adapter" if what == "final" else "evaluating the base model")
+        names = [boundary.name for boundary in self.settings.boundaries]
+        found = (
+            [await one for one in [compute.evaluate_boundary(name, weights) for name in names]]
+            if is_virtual()
+            else (await asyncio.gather(*(compute.evaluate_boundary(name, weights) for name in names)))
+        )
+        sums = {name: (result.loss_sum, result.tokens) for name, result in zip(names, found, strict=True)}
+        if stored is not None:
+            stored.write_text(json.dumps(sums))
+        return sums
+
+    async def _actors(self, assembly: Assembly) -> tuple[Vector, float]:
+        """Run every actor until the run is closed; the final adapter, and seconds since the very first start."""
+        self.status("training")
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        boundaries = self.settings.boundaries
+        rest: dict[str, asyncio.Task[None]] = {}
+        controller = await assembly.controller()
+        self.controller = controller
+        watch = None if is_virtual() else asyncio.create_task(self._watch_loop(), name="loop watch")
+
+        def start(
+            name: str, make: Callable[[], Awaitable[Any]], run: Callable[[Any], Awaitable[None]]
+        ) -> None:
+            rest[name] = asyncio.create_task(self._supervise(name, make, run), name=name)
+
+        async def run_actor(actor: Any) -> None:
+            await actor.run()
+
+        for boundary in boundaries:
+            start(f"{boundary.name}.gate", partial(assembly.gate, boundary), run_actor)
+            start(f"{boundary.name}.aggregator", partial(assembly.aggregator, boundary), run_actor)
+            for device in boundary.device_list():
+                start(device.id, partial(assembly.device, boundary, device.id), run_device)
+        closing = asyncio.create_task(
+            self._supervise("controller", assembly.controller, self._control, first=controller),
+            name="controller",
+        )
+        tasks = {closing, *rest.values()}
+        try:
+            while not closing.done():
+                done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+            wall = loop.time() - begun + self.recorder.offset
+            if tasks:
+                _, late = await asyncio.wait(tasks, timeout=GRACE)
+                for task in late:
+                    self.log.warning(
+                        "%s did not end within %.0f s after the close and is stopped", task.get_name(), GRACE
+                    )
+                for task in tasks - late:
+                    task.result()
+            return self.controller.core.adapter, wall
+        finally:
+            self._remember(loop.time() - begun + self.recorder.offset)
+            everything = [closing, *rest.values(), *([watch] if watch is not None else [])]
+            for task in everything:
+                task.cancel()
+            await asyncio.gather(*everything, return_exceptions=True)
+
+    async def _control(self, controller: Controller) -> None:
+        self.controller = controller
+        await controller.run()
+
+    async def _supervise(
+        self,
+        name: str,
+        make: Callable[[], Awaitable[Any]],
+        run: Callable[[Any], Awaitable[None]],
+        first: Any = None,
+    ) -> None:
+        """Run an actor, and start it again from its state when its broker failed it; any other error ends the run."""
+        backoff = Backoff(name)
+        for attempt in range(RESTARTS + 1):
+            actor = first if first is not None and attempt == 0 else await make()
+            try:
+                await run(actor)
+            except StateError:
+                raise
+            except BusError as error:
+                if attempt == RESTARTS:
+                    raise
+                self.log.warning("%s failed (%s) and is started again", name, error)
+                await backoff.wait()
+            else:
+                if isinstance(actor, Gate | Controller):
+                    topic, note_bytes = actor.checkpoint()
+                    self._checkpoints[topic] = note_bytes
+                return
+            finally:
+                await actor.bus.aclose()
+
+    def _remember(self, seconds: float) -> None:
+        if self.out is not None:
+            (self.out / "state" / PROGRESS_FILE).write_text(json.dumps({"seconds": seconds}))
+
+    async def _watch_loop(self) -> None:
+        """Measure how late the event loop is: a sleep of `STALL_TICK` that takes longer was held up."""
+        loop = asyncio.get_running_loop()
+        while True:
+            late = []
+            begun = loop.time()
+            while loop.time() - begun < STALL_EVERY:
+                before = loop.time()
+                await asyncio.sleep(STALL_TICK)
+                late.append((loop.time() - before - STALL_TICK) * 1000.0)
+            late.sort()
+            self.recorder(
+                "loop",
+                loop.time(),
+                note(
+                    "stall",
+                    p50_ms=round(late[len(late) // 2], 3),
+                    p99_ms=round(late[min(len(late) - 1, len(late) * 99 // 100)], 3),
+                    max_ms=round(late[-1], 3),
+                ),
+            )
+
+    # ---- the end ---------------------------------------------------------------------------------
+
+    async def _exchange(self, assembly: Assembly) -> dict[str, list[Record]]:
+        """Every record of the exchange, for the audit and the byte counts."""
+        topics: dict[str, list[Record]] = {}
+        async with await open_bus(assembly.url("exchange")) as bus:
+            for topic, partitions in (await bus.topics()).items():
+                records: list[Record] = []
+                for partition in range(partitions):
+                    at = TopicPartition(topic, partition)
+                    end = await bus.end_offset(at)
+                    async with bus.reader({at: await bus.first_offset(at)}) as reader:
+                        while reader.position(at) < end:
+                            records += await reader.next(timeout=5.0)
+                topics[topic] = records
+        return topics
+
+    async def _finish(
+        self,
+        compute: Compute,
+        terms: Terms,
+        adapter: Vector,
+        wall: float,
+        before: dict[str, tuple[float, int]],
+        after: dict[str, tuple[float, int]],
+        topics: dict[str, list[Record]],
+    ) -> Result:
+        self.status("auditing")
+        files = adapter_files(
+            terms.manifest.adapter_layout(), terms.manifest.adapter_config.encode(), adapter
+        )
+        report = verify(topics, adapter=files, checkpoints=self._checkpoints.values())
+        outward = sum(
+            record.size
+            for topic, records in topics.items()
+            if topic.startswith("delta.")
+            for record in records
+        )
+        inward = len(self.settings.boundaries) * sum(record.size for record in topics["global"])
+        windows = sum(view.closed for view in self.recorder.views.values())
+        dropouts = sum(view.dropouts for view in self.recorder.views.values())
+        summary: dict[str, Any] = {
+            "name": self.settings.name,
+            "run_id": terms.manifest.run,
+            "genesis_sha256": report.genesis_sha256.hex(),
+            "base_loss": _losses(before),
+            "final_loss": _losses(after),
+            "tokens": self.recorder.tokens,
+            "wall_s": round(wall, 3),
+            "tokens_per_s": round(self.recorder.tokens / wall, 1) if wall > 0 else None,
+            "commits": len(report.commits),
+            "windows": windows,
+            "windows_void": sum(view.void for view in self.recorder.views.values()),
+            "dropouts": dropouts,
+            "exchange_bytes_out": outward,
+            "exchange_bytes_in": inward,
+            "adapter_sha256": hashlib.sha256(np.ascontiguousarray(adapter, "<f4").tobytes()).hexdigest(),
+            "closed": None if report.close is None else report.close.value,
+            "best_commit": report.best_commit,
+            "events": dict(sorted(self.recorder.counts.items())),
+            "audit": {"ok": report.ok, "findings": [str(finding) for finding in report.findings]},
+        }
+        if self.out is not None:
+            await self._write(compute, terms, adapter, summary, files)
+        return Result(summary, report, adapter)
+
+    async def _write(
+        self,
+        compute: Compute,
+        terms: Terms,
+        adapter: Vector,
+        summary: dict[str, Any],
+        files: dict[str, bytes],
+    ) -> None:
+        assert self.out is not None
+        folder = self.out / "adapter"
+        folder.mkdir(exist_ok=True)
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        notes = self.out / "checkpoints"
+        notes.mkdir(exist_ok=True)
+        for topic, data in self._checkpoints.items():
+            (notes / f"{topic}.note").write_bytes(data)
+        prompts = self.settings.logging.samples
+        if prompts:
+            self.status("writing samples")
+            tokens = self.settings.logging.sample_tokens
+            samples = [
+                {
+                    "prompt": prompt,
+                    "before": await compute.generate(terms.initial, prompt, tokens),
+                    "after": await compute.generate(adapter, prompt, tokens),
+                }
+                for prompt in prompts
+            ]
+            (self.out / "samples.json").write_text(json.dumps(samples, indent=2))
+        temporary = self.out / "summary.json.part"
+        temporary.write_text(json.dumps(summary, indent=2) + "\n")
+        temporary.replace(self.out / "summary.json")
+
+
+def _losses(sums: dict[str, tuple[float, int]]) -> dict[str, float]:
+    found = {name: loss / tokens for name, (loss, tokens) in sums.items()}
+    total = sum(tokens for _, tokens in sums.values())
+    found["overall"] = sum(loss for loss, _ in sums.values()) / total
+    return found
+
+
+def prepare_folder(settings: RunSettings, out: Path, *, resume: bool) -> float:
+    """Create the run folder, or look into the one that is to be resumed; seconds that earlier lives took.
+
+    Raises:
+        ConfigError: it cannot be written, is in use for another run, or was finished already.
+    """
+    if resume:
+        if not (out / "state" / MANIFEST_FILE).exists():
+            raise ConfigError(f"{out} holds no run that could be resumed: leave --resume out to start one")
+        if (out / "summary.json").exists():
+            raise ConfigError(
+                f"the run in {out} is finished: see its summary.json, or start a new one with --out"
+            )
+        progress = out / "state" / PROGRESS_FILE
+        return float(json.loads(progress.read_text())["seconds"]) if progress.exists() else 0.0
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise ConfigError(
+                f"{out} is not empty: name another folder with --out, or go on with it by --resume {out}"
+            )
+        for name in ("brokers", "state"):
+            (out / name).mkdir()
+        (out / "config.yaml").write_text(dump(settings))
+    except OSError as error:
+        raise ConfigError(
+            f"the run folder {out} cannot be written ({error.strerror}): choose another with --out"
+        ) from error
+    return 0.0

@@ -1,0 +1,250 @@
+"""What travels on the topics of one boundary, apart from the bodies of secure aggregation (see `handshake`).
+
+Records on `control` are **decisions**: facts about timing that only the aggregator can state. Their order is
+the order of the boundary's history, and everything else is derived from it.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, ClassVar
+
+from pydantic import Field, Strict
+
+from echelon.messages.exchange import MAX_WINDOWS, DeltaCodec, Pace, Payload, WindowSummary
+from echelon.messages.handshake import (
+    Advertise,
+    Consistency,
+    Deliver,
+    Included,
+    KeyList,
+    Sealed,
+    SharesList,
+    Signatures,
+    Unmask,
+)
+from echelon.messages.wire import I64, U32, U63, Digest, Fields, Message, Reason, Registry, Slug
+
+MAX_COHORT = 200
+"""Most devices in one cohort on a complete graph: keeps every decision within 64 KiB."""
+
+
+class Phase(StrEnum):
+    """Where a window stands."""
+
+    OPEN = "open"
+    KEYS = "keys"
+    SHARES = "shares"
+    MASKED = "masked"
+    CONSISTENCY = "consistency"
+    UNMASK = "unmask"
+
+
+class VoidReason(StrEnum):
+    """Why a window ended without a sum."""
+
+    THRESHOLD = "threshold"
+    FLOOR = "floor"
+    BAD_SHARES = "bad-shares"
+    MISMATCH = "mismatch"
+    RESTART = "restart"
+
+
+class WindowOpen(Message):
+    """The aggregator takes check-ins for this window."""
+
+    kind: ClassVar[str] = "window.open"
+    window: U63
+    version: U63
+    commit: U63
+
+
+class Member(Fields):
+    """One device of a cohort: its offer, how old it is, and what it weighs."""
+
+    device: Slug
+    offer: U63
+    n: U32
+    base_version: U63
+    weight: U63
+
+
+class Base(Fields):
+    """One adapter version inside the staleness horizon."""
+
+    version: U63
+    sha256: Digest
+
+
+class Rejected(Fields):
+    """An offer that no cohort will take, because its base is older than the staleness table."""
+
+    device: Slug
+    offer: U63
+
+
+class Cohort(Message):
+    """The participation window closed: who takes part, with what weight, on which versions.
+
+    `weight_cap` bounds every weight so that no device carries more than 1/k_min of the whole. `inputs` is the next
+    offset of `checkin` that was read when this was decided.
+    """
+
+    kind: ClassVar[str] = "cohort"
+    window: U63
+    version: U63
+    commit: U63
+    members: Annotated[tuple[Member, ...], Field(min_length=1, max_length=MAX_COHORT)]
+    rejected: Annotated[tuple[Rejected, ...], Field(max_length=MAX_COHORT)]
+    bases: Annotated[tuple[Base, ...], Field(min_length=1, max_length=256)]
+    threshold: U32
+    weight_cap: U63
+    inputs: U63
+
+
+class Window(Message):
+    """A window closed with a sum: the included set, the sum's digest, and what it moved the boundary adapter to."""
+
+    kind: ClassVar[str] = "window"
+    window: U63
+    version: U63
+    """The boundary adapter's version after this window."""
+    included: Annotated[tuple[Slug, ...], Field(min_length=1, max_length=MAX_COHORT)]
+    sum_sha256: Digest
+    summary: WindowSummary
+    inputs: Annotated[tuple[U63, U63], Field()]
+    """Next offsets of `handshake` and `masked` that were read."""
+
+
+class Void(Message):
+    """A window ended without a sum; nothing of it is merged."""
+
+    kind: ClassVar[str] = "void"
+    window: U63
+    phase: Annotated[Phase, Strict(False)]
+    reason: Annotated[VoidReason, Strict(False)]
+
+
+class SealedDelta(Message):
+    """R windows were rounded into a boundary delta. Also the body on the `delta` topic, after its chunks."""
+
+    kind: ClassVar[str] = "delta"
+    seq: U63
+    base_commit: U63
+    windows: Annotated[tuple[WindowSummary, ...], Field(min_length=1, max_length=MAX_WINDOWS)]
+    codec: Annotated[DeltaCodec, Strict(False)]
+    exponent: I64
+    payload: Payload
+
+
+class Sealing(Message):
+    """On `control`: the delta of that seq was sealed at this point of the boundary's history."""
+
+    kind: ClassVar[str] = "sealing"
+    seq: U63
+    payload_sha256: Digest
+
+
+class Adopt(Message):
+    """The boundary took a commit over: anchor, pending deltas and version change at this point of its history."""
+
+    kind: ClassVar[str] = "adopt"
+    commit: U63
+    version: U63
+    merged: Annotated[tuple[U63, ...], Field(max_length=64)]
+    """Sequence numbers of this boundary's deltas that the commit merged."""
+    returned: Annotated[tuple[U63, ...], Field(max_length=64)]
+    """Deltas that were refused as stale and go back to the remainder."""
+    dropped: Annotated[tuple[U63, ...], Field(max_length=64)]
+    """Deltas that were refused for any other reason."""
+
+
+class End(Message):
+    """The run was closed on the exchange; devices may stop."""
+
+    kind: ClassVar[str] = "end"
+    commit: U63
+
+
+class Model(Message):
+    """A version of the boundary adapter, after its chunks.
+
+    Payload: the adapter, little-endian float32; when `anchored`, the adapter of `commit` follows it.
+    """
+
+    kind: ClassVar[str] = "model"
+    version: U63
+    commit: U63
+    sha256: Digest
+    """Digest of the adapter alone."""
+    anchored: bool
+    pace: Pace
+    progress_ppm: U63
+    """Committed tokens over the budget, in millionths: what the learning-rate schedule is a function of."""
+    payload: Payload
+
+
+class Join(Message):
+    """A device is there."""
+
+    kind: ClassVar[str] = "join"
+
+
+class Heartbeat(Message):
+    """A device is still there."""
+
+    kind: ClassVar[str] = "heartbeat"
+
+
+class Ready(Message):
+    """A device holds an update to be aggregated."""
+
+    kind: ClassVar[str] = "ready"
+    offer: U63
+    """Counts a device's updates; an offer is in at most one sum."""
+    base_version: U63
+    base_sha256: Digest
+    n: U32
+    """Tokens trained, in buckets."""
+
+
+class Leave(Message):
+    """A device goes; its open offer is withdrawn unless it is in a cohort."""
+
+    kind: ClassVar[str] = "leave"
+
+
+class Masked(Message):
+    """A masked update, after its chunks."""
+
+    kind: ClassVar[str] = "masked"
+    window: U63
+    payload: Payload
+
+
+class DeadLetter(Message):
+    """A record that was refused."""
+
+    kind: ClassVar[str] = "refused"
+    topic: Annotated[str, Field(max_length=128)]
+    partition: U32
+    offset: U63
+    reason: Annotated[Reason, Strict(False)]
+    record_sha256: Digest
+    detail: Annotated[str, Field(max_length=256)]
+
+
+BOUNDARY = Registry(
+    "boundary",
+    (
+        WindowOpen, Cohort, KeyList, SharesList, Included, Signatures, Window, Void, Sealing, Adopt, End,
+        Model,
+        Join, Heartbeat, Ready, Leave,
+        Advertise, Sealed, Consistency, Unmask,
+        Deliver,
+        Masked,
+        SealedDelta,
+        DeadLetter,
+    ),
+)  # fmt: skip
+"""The closed set of the boundary plane."""

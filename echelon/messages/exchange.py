@@ -1,0 +1,203 @@
+"""What may cross to the exchange: a closed set of manifests, each of fixed-size fields, none larger than 8 KiB.
+
+No free text, no floats. A manifest refers to its payload (chunks of the same topic before it) by transfer
+id, length and SHA-256, and to everything that stands before it in its topic by `prefix`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from enum import StrEnum
+from typing import Annotated, ClassVar, Self
+
+from pydantic import Field, Strict
+
+from echelon.messages.wire import I64, U16, U32, U63, Digest, Fields, Id16, Message, Registry, pack
+
+MAX_WINDOWS = 24
+"""Most windows that one boundary delta may cover (R_max is at most this): keeps a delta manifest within 8 KiB."""
+MAX_BOUNDARIES = 64
+MAX_MERGED = 56
+"""Most deltas that one commit may merge: keeps a commit with `MAX_BOUNDARIES` heads within 8 KiB."""
+
+
+class DeltaCodec(StrEnum):
+    """How a boundary delta's coordinates are written: little-endian integers times 2**exponent."""
+
+    INT16 = "int16"
+    INT32 = "int32"
+
+
+class RefusalReason(StrEnum):
+    """Why a delta was not merged."""
+
+    STALE = "stale"
+    BAD_SIGNATURE = "bad-signature"
+    BAD_PAYLOAD = "bad-payload"
+    BAD_PREFIX = "bad-prefix"
+    BAD_SEQUENCE = "bad-sequence"
+    UNKNOWN_BASE = "unknown-base"
+    FLOOR = "floor"
+    FORK = "fork"
+    LIMIT = "limit"
+
+
+class CloseReason(StrEnum):
+    """Why a run ended."""
+
+    COMMITS = "commits"
+    TOKENS = "tokens"
+    SECONDS = "seconds"
+    PATIENCE = "patience"
+    STOPPED = "stopped"
+
+
+class Payload(Fields):
+    """A chunked transfer in the same topic, complete before the manifest that names it."""
+
+    transfer: Id16
+    length: U63
+    sha256: Digest
+
+    @classmethod
+    def of(cls, data: bytes, context: bytes) -> Self:
+        """Describe a payload; `context` (what it is, and its number) keeps equal payloads apart."""
+        digest = hashlib.sha256(data).digest()
+        transfer = hashlib.sha256(b"echelon transfer v1\x00" + pack([context, digest])).digest()[:16]
+        return cls(transfer=transfer, length=len(data), sha256=digest)
+
+
+class WindowSummary(Fields):
+    """One window of a delta: sums over the included devices, nothing of any one of them.
+
+    `weight2` is Σw², `norm2` is Σ w‖Δ‖² in units of 2**-32, losses are Σ nats in units of 2**-16 (zero unless the
+    boundary opted in), `eval_commit` is the commit that the evaluation sums are of.
+    """
+
+    window: U63
+    heads: U32
+    n: U63
+    weight: U63
+    weight2: U63
+    roster_root: Digest
+    norm2: U63
+    tokens: U63
+    loss: U63
+    loss_tokens: U63
+    eval_commit: U63
+    eval_loss: U63
+    eval_tokens: U63
+
+
+class Delta(Message):
+    """A securely aggregated boundary delta: the sum of what R windows moved the boundary adapter."""
+
+    kind: ClassVar[str] = "delta"
+    run: Id16
+    boundary: U16
+    """Index into the run manifest's list of boundaries."""
+    seq: U63
+    """Gap-free from 0 within the boundary."""
+    base_commit: U63
+    """The commit of `global` that the boundary's anchor was when the delta was sealed."""
+    windows: Annotated[tuple[WindowSummary, ...], Field(min_length=1, max_length=MAX_WINDOWS)]
+    codec: Annotated[DeltaCodec, Strict(False)]
+    exponent: I64
+    """Coordinates are integers times 2**exponent."""
+    payload: Payload
+    prefix: Digest
+
+
+class Genesis(Message):
+    """The first record of `global`: the signed terms of the run and the adapter that it starts from.
+
+    Payload: the DSSE envelope of the run manifest (`manifest_length` bytes), then the adapter (little-endian float32).
+    """
+
+    kind: ClassVar[str] = "genesis"
+    run: Id16
+    index: U63
+    manifest_length: U63
+    manifest_sha256: Digest
+    adapter_sha256: Digest
+    payload: Payload
+    prefix: Digest
+
+
+class Merged(Fields):
+    """One delta as a commit took it: its staleness τ in commits and its integer weight."""
+
+    boundary: U16
+    seq: U63
+    staleness: U32
+    weight: U63
+
+
+class LogHead(Fields):
+    """Size and RFC 6962 root of a boundary's delta log, as the controller has read it."""
+
+    boundary: U16
+    size: U63
+    root: Digest
+
+
+class Pace(Fields):
+    """What the controller asks for next: H local steps, R windows per delta, μ in millionths."""
+
+    steps: Annotated[int, Field(ge=1, lt=1 << 31)]
+    windows: Annotated[int, Field(ge=1, le=MAX_WINDOWS)]
+    mu_ppm: U63
+
+
+class Commit(Message):
+    """The next global adapter, and everything that it was derived from. Payload: the adapter, little-endian float32."""
+
+    kind: ClassVar[str] = "commit"
+    run: Id16
+    index: U63
+    """Leaf index in the log of `global`."""
+    commit: U63
+    """Gap-free; genesis is commit 0."""
+    merged: Annotated[tuple[Merged, ...], Field(min_length=1, max_length=MAX_MERGED)]
+    heads: Annotated[tuple[LogHead, ...], Field(max_length=MAX_BOUNDARIES)]
+    pace: Pace
+    measured: Annotated[tuple[I64, ...], Field(max_length=16)]
+    """Inputs of decisions that are not derivable from the log (times in microseconds), as integers."""
+    tokens: U63
+    """Tokens trained by all merged windows since genesis."""
+    adapter_sha256: Digest
+    state_sha256: Digest
+    """Digest of the outer optimiser's and the pace controller's state after this commit."""
+    payload: Payload
+    prefix: Digest
+
+
+class Refusal(Message):
+    """A delta that will not be merged."""
+
+    kind: ClassVar[str] = "refusal"
+    run: Id16
+    index: U63
+    boundary: U16
+    seq: U63
+    offset: U63
+    """Where the refused manifest stands in its topic."""
+    reason: Annotated[RefusalReason, Strict(False)]
+    prefix: Digest
+
+
+class Close(Message):
+    """The run's signed end: after it no record is valid on any log of the run."""
+
+    kind: ClassVar[str] = "close"
+    run: Id16
+    index: U63
+    commits: U63
+    reason: Annotated[CloseReason, Strict(False)]
+    heads: Annotated[tuple[LogHead, ...], Field(max_length=MAX_BOUNDARIES)]
+    adapter_sha256: Digest
+    prefix: Digest
+
+
+EXCHANGE = Registry("exchange", (Genesis, Delta, Commit, Refusal, Close))
+"""The closed set: nothing else crosses."""

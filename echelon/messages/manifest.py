@@ -1,0 +1,203 @@
+"""The run manifest: the terms that every party agreed to before the first step, signed by the operator.
+
+Canonical JSON without floats, inside a DSSE envelope. Its SHA-256 (of the envelope's exact bytes) stands in
+genesis, and every device and auditor pins it.
+"""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import Annotated, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from echelon.messages.adapter import AdapterLayout
+from echelon.messages.envelope import Dsse, Signer
+from echelon.messages.exchange import MAX_BOUNDARIES, MAX_MERGED, MAX_WINDOWS, DeltaCodec, Pace
+from echelon.messages.wire import U16, U32, U63, Fields, Reason, Refused, Slug
+
+MANIFEST_TYPE = "application/vnd.echelon.run-manifest.v1+json"
+MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+MILLION = 1_000_000
+
+Hex16 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Table = Annotated[tuple[Annotated[int, Field(ge=0, le=1 << 20)], ...], Field(min_length=1, max_length=4096)]
+
+
+class OuterKind(StrEnum):
+    """The outer optimiser."""
+
+    AVERAGE = "average"
+    NESTEROV = "nesterov"
+    FEDADAM = "fedadam"
+
+
+class Weighting(StrEnum):
+    """Whether boundaries count alike or by their tokens."""
+
+    EQUAL = "equal"
+    TOKENS = "tokens"
+
+
+class OuterTerms(Fields):
+    """The outer optimiser's settings; rates in millionths."""
+
+    kind: Annotated[OuterKind, Field(strict=False)]
+    weighting: Annotated[Weighting, Field(strict=False)]
+    lr_ppm: U63
+    momentum_ppm: Annotated[int, Field(ge=0, lt=MILLION)]
+    beta2_ppm: Annotated[int, Field(ge=0, lt=MILLION)]
+    epsilon_ppb: U63
+
+
+class SecureTerms(Fields):
+    """Secure aggregation and its floors, as every device enforces them."""
+
+    k_min: Annotated[int, Field(ge=2, le=4096)]
+    """Fewest honest updates that a revealed sum must hide among."""
+    colluding: Annotated[int, Field(ge=0, le=4096)]
+    """c: devices that may work together with the aggregator."""
+    cohort_max: Annotated[int, Field(ge=2, le=65536)]
+    clip_micro: Annotated[int, Field(ge=1, lt=1 << 50)]
+    """L2 bound of an update, in millionths."""
+    scale_bits: Annotated[int, Field(ge=1, le=40)]
+    """A coordinate x is carried as x * 2**scale_bits."""
+    bucket_tokens: Annotated[int, Field(ge=1, lt=1 << 40)]
+    """Tokens per unit of n."""
+    n_max: Annotated[int, Field(ge=1, le=1 << 16)]
+    """Largest n of one update."""
+    staleness: Table
+    """s(τ) as integers, by τ in versions; an update as old as the table is long is not taken."""
+
+    @property
+    def weight_max(self) -> int:
+        """W: the largest weight n * s(τ)."""
+        return self.n_max * max(self.staleness)
+
+    def weight(self, n: int, tau: int) -> int:
+        """w = n * s(τ); 0 when τ is outside the table."""
+        return n * self.staleness[tau] if 0 <= tau < len(self.staleness) else 0
+
+
+class ExchangeTerms(Fields):
+    """Deltas and commits."""
+
+    codec: Annotated[DeltaCodec, Field(strict=False)]
+    staleness: Table
+    """s(τ) as integers, by τ in commits; a delta as old as the table is long is refused as stale."""
+    deltas_per_commit: Annotated[int, Field(ge=1, le=MAX_MERGED)]
+    windows_max: Annotated[int, Field(ge=1, le=MAX_WINDOWS)]
+    """R_max."""
+    pending_max: Annotated[int, Field(ge=1, le=64)]
+    """P: deltas of one boundary that may be under way."""
+    report_loss: bool
+    """Whether loss sums of a boundary cross with its delta."""
+
+
+class BoundaryTerms(Fields):
+    """One boundary as the exchange knows it."""
+
+    name: Slug
+    gate_public: Hex32
+    enrolment_public: Hex32
+    roster_sha256: Hex32
+    slots: U16
+
+
+class Budget(Fields):
+    """When the run ends; 0 means no such bound."""
+
+    commits: U63
+    tokens: U63
+    seconds: U63
+    patience: U32
+    """Commits without a better validation loss."""
+
+
+class RunManifest(Fields):
+    """The signed terms of a run."""
+
+    version: Annotated[int, Field(ge=1, le=1)] = 1
+    run: Hex16
+    model: Annotated[str, Field(max_length=512)]
+    model_sha256: Hex32
+    layout: Annotated[str, Field(max_length=MAX_MANIFEST_BYTES)]
+    """Canonical JSON of the adapter's layout."""
+    adapter_config: Annotated[str, Field(max_length=64 * 1024)]
+    """The exact bytes of the exported adapter_config.json."""
+    secure: SecureTerms
+    exchange: ExchangeTerms
+    outer: OuterTerms
+    pace: Pace
+    budget: Budget
+    boundaries: Annotated[tuple[BoundaryTerms, ...], Field(min_length=1, max_length=MAX_BOUNDARIES)]
+    controller_public: Hex32
+    operator_public: Hex32
+    split: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [boundary.name for boundary in self.boundaries]
+        if len(set(names)) != len(names):
+            raise ValueError("two boundaries have one name")
+        keys = [boundary.gate_public for boundary in self.boundaries] + [self.controller_public]
+        if len(set(keys)) != len(keys):
+            raise ValueError("two gates, or a gate and the controller, have one key")
+        return self
+
+    @property
+    def run_id(self) -> bytes:
+        """The run's 16 bytes."""
+        return bytes.fromhex(self.run)
+
+    def adapter_layout(self) -> AdapterLayout:
+        """The layout, parsed."""
+        return AdapterLayout.from_json(self.layout.encode())
+
+    def index(self, boundary: str) -> int:
+        """The index that a boundary's name stands for on the exchange.
+
+        Raises:
+            Refused: no such boundary.
+        """
+        for index, terms in enumerate(self.boundaries):
+            if terms.name == boundary:
+                return index
+        raise Refused(Reason.UNKNOWN_SENDER, f"no boundary {boundary!r} in the run manifest")
+
+    def canonical(self) -> bytes:
+        """Sorted keys, no white space."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":")).encode()
+
+    def seal(self, operator: Signer) -> bytes:
+        """The signed envelope's bytes, which are what is pinned."""
+        if operator.public.hex() != self.operator_public:
+            raise Refused(
+                Reason.WRONG_SENDER, "the manifest names another operator key than the one that signs it"
+            )
+        return Dsse.seal(operator, MANIFEST_TYPE, self.canonical()).encode()
+
+    @classmethod
+    def open(cls, data: bytes) -> RunManifest:
+        """Read and verify a signed manifest (the operator's key stands in it; trust comes from pinning its digest).
+
+        Raises:
+            Refused: malformed, not canonical, or not signed by the operator that it names.
+        """
+        envelope = Dsse.decode(data, limit=2 * MAX_MANIFEST_BYTES)
+        if envelope.payload_type != MANIFEST_TYPE:
+            raise Refused(Reason.UNKNOWN_TYPE, f"{envelope.payload_type[:80]!r} is not a run manifest")
+        try:
+            found = cls.model_validate_json(envelope.payload)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise Refused(Reason.BAD_FIELD, f"run manifest, {first['loc']}: {first['msg']}") from None
+        if found.canonical() != envelope.payload:
+            raise Refused(Reason.NOT_CANONICAL, "the run manifest is not in its canonical encoding")
+        if not envelope.verified(bytes.fromhex(found.operator_public)):
+            raise Refused(
+                Reason.BAD_SIGNATURE, "the run manifest is not signed by the operator that it names"
+            )
+        return found

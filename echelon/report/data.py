@@ -1,0 +1,288 @@
+"""What a report is made from: the files of a run folder, read once into frozen records.
+
+A run that was killed leaves a folder in which some files are missing and the last line of `metrics.jsonl` is
+cut short. Its report must still come out, so nothing here is required except that there is something to
+report; what is missing or cannot be read is said in the page.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from echelon.errors import ConfigError, LimitExceeded
+
+SMALL_FILE_MAX_BYTES = 4 << 20
+"""Largest `summary.json`, `config.yaml` or `samples.json` that is read."""
+
+METRICS_MAX_BYTES = 256 << 20
+"""Largest `metrics.jsonl` that is read."""
+
+
+Seconds = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+"""A moment of the run. A line without a sound one is left out: it has no place on any axis."""
+
+Count = Annotated[int, Field(ge=0, le=2**63)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Window(_Record):
+    """One participation window of one boundary.
+
+    `opened` to `closed` are the seconds since the start of the run at which each phase began (None: never
+    reached); `staleness` has one entry per device that was included, in versions of the boundary adapter;
+    `update_norm` is the Euclidean norm of the mean update, `train_loss` nats per token.
+    """
+
+    kind: Literal["window"] = "window"
+    t: Seconds
+    boundary: str
+    window: Count
+    outcome: str
+    opened: Seconds | None = None
+    keys: Seconds | None = None
+    shares: Seconds | None = None
+    masked: Seconds | None = None
+    consistency: Seconds | None = None
+    unmask: Seconds | None = None
+    closed: Seconds | None = None
+    cohort: Count = 0
+    included: Count = 0
+    dropouts: Count = 0
+    staleness: tuple[Count, ...] = ()
+    tokens: Count = 0
+    train_loss: float | None = None
+    update_norm: float | None = None
+
+
+class Merged(_Record):
+    """One boundary delta that a commit merged: its staleness in commits, and its integer weight."""
+
+    boundary: str
+    seq: Count
+    staleness: Count = 0
+    weight: Count | float = 0
+
+
+class Commit(_Record):
+    """One global commit; `cosine` has keys like "a|b", `delta_norm` one entry per merged boundary."""
+
+    kind: Literal["commit"] = "commit"
+    t: Seconds
+    commit: Count
+    tokens: Count = 0
+    merged: tuple[Merged, ...] = ()
+    delta_norm: dict[str, float | None] = {}
+    cosine: dict[str, float | None] = {}
+    adapter_sha256: str = ""
+    H: Count | None = None
+    R: Count | None = None
+    mu: float | None = None
+
+
+class Evaluation(_Record):
+    """Validation loss (nats per token) of a global adapter on one boundary's held-out data."""
+
+    kind: Literal["eval"] = "eval"
+    t: Seconds
+    boundary: str
+    commit: Count
+    tokens: Count
+    loss: float | None
+    eval_tokens: Count = 0
+
+
+class Crossing(_Record):
+    """Bytes and records of one type that crossed so far between a boundary and the exchange (cumulative)."""
+
+    kind: Literal["bytes"] = "bytes"
+    t: Seconds
+    direction: str
+    boundary: str
+    type: str
+    bytes: Count
+    records: Count = 0
+
+
+class Stall(_Record):
+    """How long the event loop could not be reached, in milliseconds."""
+
+    kind: Literal["stall"] = "stall"
+    t: Seconds
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+
+
+class Audit(_Record):
+    """The verdict of the audit that ran at the end; a finding is a sentence or a small object."""
+
+    ok: bool | None = None
+    findings: tuple[object, ...] = ()
+
+
+class Summary(_Record):
+    """`summary.json`. Losses are nats per token, by boundary and "overall"; sizes are in bytes."""
+
+    run_id: str = ""
+    base_loss: dict[str, float | None] = {}
+    final_loss: dict[str, float | None] = {}
+    tokens: Count | None = None
+    wall_s: float | None = None
+    tokens_per_s: float | None = None
+    commits: Count | None = None
+    windows: Count | None = None
+    dropouts: Count | None = None
+    exchange_bytes_out: Count | None = None
+    exchange_bytes_in: Count | None = None
+    adapter_sha256: str = ""
+    genesis_sha256: str = ""
+    audit: Audit | None = None
+
+
+class Sample(_Record):
+    """What the model wrote after `prompt`, with the base and with the final adapter."""
+
+    prompt: str
+    before: str
+    after: str
+
+
+class ReportData(_Record):
+    """Everything that the page shows.
+
+    Attributes:
+        folder: name of the run folder, as commands in the page spell it.
+        summary: None when the run wrote none (it did not end).
+        config_text: `config.yaml` as it stands, "" when there is none.
+        notes: sentences about what could not be read; the page shows them.
+    """
+
+    folder: str
+    summary: Summary | None = None
+    windows: tuple[Window, ...] = ()
+    commits: tuple[Commit, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
+    crossings: tuple[Crossing, ...] = ()
+    stalls: tuple[Stall, ...] = ()
+    samples: tuple[Sample, ...] = ()
+    config_text: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def boundaries(self) -> tuple[str, ...]:
+        """Names of all boundaries that appear anywhere, sorted; "overall" is none."""
+        names = {w.boundary for w in self.windows} | {e.boundary for e in self.evaluations}
+        names |= {c.boundary for c in self.crossings} | {m.boundary for c in self.commits for m in c.merged}
+        if self.summary:
+            names |= set(self.summary.base_loss) | set(self.summary.final_loss)
+        return tuple(sorted(names - {"overall"}))
+
+
+_Metric = Annotated[Window | Commit | Evaluation | Crossing | Stall, Field(discriminator="kind")]
+_METRIC: TypeAdapter[Window | Commit | Evaluation | Crossing | Stall] = TypeAdapter(_Metric)
+_SAMPLES: TypeAdapter[tuple[Sample, ...]] = TypeAdapter(tuple[Sample, ...])
+_KINDS = frozenset({"window", "commit", "eval", "bytes", "stall"})
+
+
+def _text(path: Path, limit: int) -> str | None:
+    """The file's text, None when there is none. Bytes that are not UTF-8 become replacement characters."""
+    if not path.is_file():
+        return None
+    size = path.stat().st_size
+    if size > limit:
+        raise LimitExceeded(f"{path} has {size} bytes, a report reads at most {limit}; shorten or split it")
+    return path.read_bytes().decode("utf-8", errors="replace")
+
+
+def _short(path: Path) -> str:
+    """The path as commands typed here spell it: pages are passed on, and need not name a home folder."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return f"{where}: {first['msg']}" if where else str(first["msg"])
+    return str(error)
+
+
+def _metrics(text: str, notes: list[str]) -> list[Window | Commit | Evaluation | Crossing | Stall]:
+    records = []
+    bad: list[str] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+            if isinstance(value, dict) and isinstance(kind := value.get("kind"), str) and kind not in _KINDS:
+                continue  # kinds that a later version writes are not errors
+            records.append(_METRIC.validate_python(value))
+        except (ValueError, RecursionError) as error:  # pydantic's and json's errors are ValueErrors
+            bad.append(f"line {number} ({_reason(error)})")
+    if bad:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        notes.append(f"metrics.jsonl: left out, because they cannot be read: {', '.join(bad[:3])}{more}.")
+    return records
+
+
+def load(run_dir: Path) -> ReportData:
+    """Read the files of a run folder.
+
+    Raises:
+        ConfigError: the folder does not exist, or has neither `summary.json` nor `metrics.jsonl`.
+        LimitExceeded: a file is larger than is read.
+    """
+    if not run_dir.is_dir():
+        raise ConfigError(f"{run_dir} is not a folder; give the folder that `echelon run --out` wrote")
+    notes: list[str] = []
+    summary_text = _text(run_dir / "summary.json", SMALL_FILE_MAX_BYTES)
+    metrics_text = _text(run_dir / "metrics.jsonl", METRICS_MAX_BYTES)
+    if summary_text is None and metrics_text is None:
+        raise ConfigError(
+            f"{run_dir} has neither summary.json nor metrics.jsonl; "
+            "give the folder that `echelon run --out` wrote"
+        )
+
+    summary = None
+    if summary_text is None:
+        notes.append("There is no summary.json: the run did not end, or is still going on.")
+    else:
+        try:
+            summary = Summary.model_validate_json(summary_text)
+        except ValidationError as error:
+            notes.append(f"summary.json cannot be read ({_reason(error)}).")
+    if metrics_text is None:
+        notes.append("There is no metrics.jsonl: what happened during the run cannot be shown.")
+    records = _metrics(metrics_text or "", notes)
+
+    samples: tuple[Sample, ...] = ()
+    samples_text = _text(run_dir / "samples.json", SMALL_FILE_MAX_BYTES)
+    if samples_text is not None:
+        try:
+            samples = _SAMPLES.validate_json(samples_text)
+        except ValidationError as error:
+            notes.append(f"samples.json cannot be read ({_reason(error)}).")
+
+    return ReportData(
+        folder=_short(run_dir),
+        summary=summary,
+        windows=tuple(r for r in records if isinstance(r, Window)),
+        commits=tuple(sorted((r for r in records if isinstance(r, Commit)), key=lambda c: c.commit)),
+        evaluations=tuple(r for r in records if isinstance(r, Evaluation)),
+        crossings=tuple(r for r in records if isinstance(r, Crossing)),
+        stalls=tuple(r for r in records if isinstance(r, Stall)),
+        samples=samples,
+        config_text=_text(run_dir / "config.yaml", SMALL_FILE_MAX_BYTES) or "",
+        notes=tuple(notes),
+    )

@@ -1,0 +1,681 @@
+"""The aggregator's side of the rounds: windows, the ledger, deltas, and taking commits over.
+
+Whatever depends on timing (cohort closed, who survived a round, a window given up) becomes a decision record on
+`control`; everything else follows from those and from the devices' records. After a restart the core takes its
+snapshot, adopts the decisions that it had recorded since, reads its inputs again, and goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from echelon.errors import ProtocolError, StateError
+from echelon.messages.boundary import (
+    Adopt,
+    Base,
+    Cohort,
+    End,
+    Join,
+    Leave,
+    Masked,
+    Member,
+    Model,
+    Phase,
+    Ready,
+    Rejected,
+    SealedDelta,
+    Sealing,
+    Void,
+    VoidReason,
+    Window,
+    WindowOpen,
+)
+from echelon.messages.exchange import Pace, Payload, WindowSummary
+from echelon.messages.handshake import (
+    Advertise,
+    Consistency,
+    Included,
+    KeyList,
+    Sealed,
+    SharesList,
+    Signatures,
+    Unmask,
+)
+from echelon.messages.manifest import MILLION, RunManifest
+from echelon.messages.wire import DeviceId, Message, plain
+from echelon.rounds.cohort import close_window, context_of, ring_vector, threshold_of, weight_cap
+from echelon.rounds.effects import (
+    Effect,
+    Incoming,
+    Publish,
+    Save,
+    StartTimer,
+    Stop,
+    StopTimer,
+    TimerFired,
+    note,
+)
+from echelon.rounds.ledger import Ledger, PendingDelta
+from echelon.secagg.roster import Roster
+from echelon.secagg.server import Server, SumResult, WindowFailed
+
+F32 = NDArray[np.float32]
+DEADLINE = "window"
+ROUND = "round"
+
+
+@dataclass(frozen=True, slots=True)
+class AggregatorTerms:
+    """What an aggregator's own configuration says.
+
+    Attributes:
+        cohort: K, devices that close a window at once.
+        deadline: seconds after which a window closes with whoever is ready, if the floor allows it.
+        round_timeout: seconds that each round of secure aggregation may take.
+    """
+
+    cohort: int
+    deadline: float
+    round_timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A verified commit from `global` (commit 0 is genesis), as far as this boundary is concerned."""
+
+    commit: int
+    adapter: F32
+    merged: tuple[int, ...]
+    pace: Pace
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedDelta:
+    """A verified refusal of one of this boundary's deltas."""
+
+    seq: int
+    stale: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The run was closed on the exchange."""
+
+    commit: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """A device that is ready, as of one check-in."""
+
+    offer: int
+    n: int
+    base_version: int
+    base_sha256: bytes
+    offset: int
+
+
+@dataclass
+class AggregatorCore:
+    """The state machine; see the module's docstring."""
+
+    manifest: RunManifest
+    terms: AggregatorTerms
+    boundary: str
+    roster: Roster
+    dim: int
+    ledger: Ledger | None = None
+    version: int = -1
+    window: int = 0
+    pace: Pace | None = None
+    tokens: int = 0
+    bases: tuple[Base, ...] = ()
+    ready: dict[DeviceId, _Check] = field(default_factory=dict)
+    ended: bool = False
+
+    def __post_init__(self) -> None:
+        self._held: list[Committed] = []
+        self._refused: dict[int, bool] = {}
+        self._phase = Phase.OPEN
+        self._cohort: Cohort | None = None
+        self._server: Server | None = None
+        self._checked_in = 0
+        self._read = {"handshake": 0, "masked": 0}
+        self._overdue = False
+        self._opened = False
+
+    # ---- events ----------------------------------------------------------------------------------
+
+    def start(self) -> list[Effect]:
+        """First effects after a fresh start or a restore."""
+        if self.ended:
+            return [Stop()]
+        if self.ledger is None:
+            return []
+        if self._phase is Phase.OPEN:
+            return [StartTimer(DEADLINE, self.terms.deadline), *self._try_cohort()]
+        return [StartTimer(ROUND, self.terms.round_timeout), *self._advance(False)]
+
+    def handle(self, event: Incoming | TimerFired | Committed | RefusedDelta | Closed) -> list[Effect]:
+        """Take one event.
+
+        Raises:
+            ProtocolError: a device's record breaks the protocol; the state is as before, and it is to be refused.
+        """
+        match event:
+            case Committed():
+                return self._committed(event)
+            case RefusedDelta():
+                self._refused[event.seq] = event.stale
+                return [note("delta-refused", seq=event.seq, stale=event.stale), *self._adopt_when_idle()]
+            case Closed():
+                return self._closed(event)
+            case TimerFired():
+                return self._timer(event.name)
+            case Incoming():
+                return [] if self.ended else self._record(event)
+
+    def _record(self, event: Incoming) -> list[Effect]:
+        device = DeviceId(event.sender)
+        message = event.message
+        match message:
+            case Join():
+                return [note("joined", device=device)]
+            case Leave():
+                self.ready.pop(device, None)
+                self._checked_in = max(self._checked_in, event.offset + 1)
+                return [note("left", device=device)]
+            case Ready():
+                return self._check_in(device, message, event.offset)
+            case Advertise() | Sealed() | Consistency() | Unmask() | Masked():
+                topic = "masked" if isinstance(message, Masked) else "handshake"
+                self._read[topic] = max(self._read[topic], event.offset + 1)
+                return self._input(device, message, event.payload)
+            case _:
+                return []
+
+    def _check_in(self, device: DeviceId, message: Ready, offset: int) -> list[Effect]:
+        self._checked_in = max(self._checked_in, offset + 1)
+        cohort = self._cohort
+        if (
+            cohort is not None
+            and offset < cohort.inputs
+            and any(member.device == device for member in cohort.members)
+        ):
+            return []  # read again after a restart: this check-in is what the cohort was made of
+        known = {base.version: base.sha256 for base in self.bases}
+        if message.base_version > self.version:
+            raise ProtocolError(
+                f"{device} trained from version {message.base_version}, the newest is {self.version}"
+            )
+        if message.base_version in known and known[message.base_version] != message.base_sha256:
+            raise ProtocolError(
+                f"{device} names another digest of version {message.base_version} than was published"
+            )
+        if not 1 <= message.n <= self.manifest.secure.n_max:
+            raise ProtocolError(f"{device} offers n = {message.n}, outside 1..{self.manifest.secure.n_max}")
+        self.ready[device] = _Check(
+            message.offer, message.n, message.base_version, message.base_sha256, offset
+        )
+        return [note("checked-in", ready=len(self.ready)), *self._try_cohort()]
+
+    def _timer(self, name: str) -> list[Effect]:
+        if name == DEADLINE and self._phase is Phase.OPEN:
+            self._overdue = True
+            return [StartTimer(DEADLINE, self.terms.deadline), *self._try_cohort()]
+        if name == ROUND and self._phase is not Phase.OPEN:
+            return self._advance(True)
+        return []
+
+    # ---- participation window --------------------------------------------------------------------
+
+    @property
+    def paused(self) -> bool:
+        """Whether the ledger can take no further window before a commit arrives."""
+        if self.ledger is None:
+            return True
+        terms = self.manifest.exchange
+        ahead = terms.windows_max // (terms.pending_max + 1)
+        full = len(self.ledger.pending) >= terms.pending_max and len(self.ledger.windows) >= ahead
+        # Whatever may come back as stale must fit into one delta.
+        return full or self.ledger.outstanding >= terms.windows_max
+
+    def _open(self) -> list[Effect]:
+        if self.ledger is None:
+            raise StateError("a window cannot open before genesis")
+        self._phase, self._cohort, self._server, self._overdue = Phase.OPEN, None, None, False
+        opened = WindowOpen(window=self.window, version=self.version, commit=self.ledger.commit)
+        return [
+            Publish("control", opened, self.window),
+            StopTimer(ROUND),
+            StartTimer(DEADLINE, self.terms.deadline),
+        ]
+
+    def _try_cohort(self) -> list[Effect]:
+        """Close the participation window if K devices are ready, or if it is overdue and the floor holds."""
+        if self._phase is not Phase.OPEN or self.ledger is None or self.ended:
+            return []
+        if self.paused:
+            return self._adopt_when_idle()
+        secure = self.manifest.secure
+        fresh: list[tuple[DeviceId, _Check, int]] = []
+        rejected = []
+        for device, check in sorted(self.ready.items(), key=lambda item: item[1].offset):
+            weight = secure.weight(check.n, self.version - check.base_version)
+            if weight == 0:
+                rejected.append(Rejected(device=device, offer=check.offer))
+            else:
+                fresh.append((device, check, weight))
+        wanted = min(self.terms.cohort, len(self.roster.entries))
+        if len(fresh) < wanted and not self._overdue:
+            return []
+        chosen = fresh[: secure.cohort_max]
+        if len(chosen) < secure.k_min + secure.colluding:
+            return []
+        cap = weight_cap([weight for _, _, weight in chosen], secure.k_min)
+        cohort = Cohort(
+            window=self.window,
+            version=self.version,
+            commit=self.ledger.commit,
+            members=tuple(
+                Member(
+                    device=device,
+                    offer=check.offer,
+                    n=check.n,
+                    base_version=check.base_version,
+                    weight=min(weight, cap),
+                )
+                for device, check, weight in sorted(chosen)
+            ),
+            rejected=tuple(rejected),
+            bases=self.bases,
+            threshold=threshold_of(len(chosen), secure.colluding),
+            weight_cap=cap,
+            inputs=self._checked_in,
+        )
+        return [Publish("control", cohort, self.window), *self._begin(cohort)]
+
+    def _begin(self, cohort: Cohort) -> list[Effect]:
+        self._cohort = cohort
+        self._server = Server(context_of(cohort, self.manifest, self.dim), self.roster)
+        self._phase = Phase.KEYS
+        for member in cohort.members:
+            self.ready.pop(DeviceId(member.device), None)
+        for late in cohort.rejected:
+            self.ready.pop(DeviceId(late.device), None)
+        return [
+            StopTimer(DEADLINE),
+            StartTimer(ROUND, self.terms.round_timeout),
+            note("phase", window=cohort.window, phase=Phase.KEYS, cohort=len(cohort.members)),
+        ]
+
+    # ---- rounds of secure aggregation ------------------------------------------------------------
+
+    def _input(self, device: DeviceId, message: Message, payload: bytes | None) -> list[Effect]:
+        server = self._server
+        if server is None or getattr(message, "window", None) != self.window:
+            return [note("late", device=device, type=message.kind)]
+        match message:
+            case Advertise():
+                server.on_advertise(device, message)
+            case Sealed():
+                server.on_sealed(device, message)
+            case Masked():
+                server.on_masked(device, ring_vector(payload or b""), message.payload.sha256)
+            case Consistency():
+                server.on_consistency(device, message)
+            case Unmask():
+                server.on_unmask(device, message)
+            case _:
+                raise ProtocolError(f"{message.kind} is not an input of secure aggregation")
+        return self._advance(False)
+
+    def _advance(self, overdue: bool) -> list[Effect]:
+        """Close the round that is under way if everybody answered, or if its time is over."""
+        effects: list[Effect] = []
+        while self._server is not None and (overdue or self._server.complete):
+            overdue = False
+            try:
+                step = self._close_round(self._server)
+            except WindowFailed as failed:
+                return effects + self._void(failed.reason)
+            effects.extend(step)
+        return effects
+
+    def _close_round(self, server: Server) -> list[Effect]:
+        window = self.window
+        match self._phase:
+            case Phase.KEYS:
+                return self._decided(Phase.SHARES, [Publish("control", server.close_keys(), window)])
+            case Phase.SHARES:
+                shares, deliveries = server.close_shares()
+                slots = {entry.device: entry.slot for entry in self.roster.entries}
+                sent: list[Effect] = [
+                    Publish("inbox", delivery, window, partition=slots[device])
+                    for device, delivery in deliveries.items()
+                ]
+                return self._decided(Phase.MASKED, [*sent, Publish("control", shares, window)])
+            case Phase.MASKED:
+                return self._decided(Phase.CONSISTENCY, [Publish("control", server.close_masked(), window)])
+            case Phase.CONSISTENCY:
+                return self._decided(Phase.UNMASK, [Publish("control", server.close_consistency(), window)])
+            case Phase.UNMASK:
+                return self._close(server.finish())
+            case _:
+                raise StateError("no round of secure aggregation is under way")
+
+    def _decided(self, phase: Phase, effects: list[Effect]) -> list[Effect]:
+        self._phase = phase
+        return [
+            *effects,
+            StartTimer(ROUND, self.terms.round_timeout),
+            note("phase", window=self.window, phase=phase),
+        ]
+
+    def _void(self, reason: str) -> list[Effect]:
+        cohort = self._cohort
+        members = 0 if cohort is None else len(cohort.members)
+        void = Void(window=self.window, phase=self._phase, reason=VoidReason(reason))
+        effects: list[Effect] = [
+            Publish("control", void, self.window),
+            note(
+                "window",
+                window=self.window,
+                outcome="void",
+                phase=self._phase,
+                reason=reason,
+                cohort=members,
+                included=0,
+            ),
+        ]
+        self.window += 1
+        effects += self._open()
+        effects += self._adopt_when_idle()
+        return [*effects, Save(), *self._try_cohort()]
+
+    def _close(self, result: SumResult) -> list[Effect]:
+        """The window has a sum: move the adapter, and seal a delta and adopt a commit where they are due."""
+        if self.ledger is None or self._cohort is None:
+            raise StateError("a window closed without a ledger or a cohort")
+        cohort = self._cohort
+        try:
+            summary, mean = close_window(cohort, result, self.manifest)
+        except ProtocolError:
+            return self._void(VoidReason.MISMATCH.value)
+        self.ledger.add_window(summary, mean)
+        self.version += 1
+        record = Window(
+            window=self.window,
+            version=self.version,
+            included=tuple(result.included),
+            sum_sha256=hashlib.sha256(result.total.astype("<u4", copy=False).tobytes()).digest(),
+            summary=summary,
+            inputs=(self._read["handshake"], self._read["masked"]),
+        )
+        effects: list[Effect] = [Publish("control", record, self.window)]
+        effects += self._seal_when_due()
+        adopted = self._adopt_held(self.version)
+        effects += adopted
+        if adopted:
+            effects += self._seal_when_due()  # what came back may fill a delta, and no other window need come
+        effects.append(self._model(anchored=bool(adopted)))
+        effects.append(self._window_note(cohort, result, summary))
+        self.window += 1
+        effects += self._open()
+        return [*effects, Save(), *self._try_cohort()]
+
+    def _window_note(self, cohort: Cohort, result: SumResult, summary: WindowSummary) -> Effect:
+        ages = [0] * (1 + max(cohort.version - member.base_version for member in cohort.members))
+        for member in cohort.members:
+            ages[cohort.version - member.base_version] += 1
+        loss = summary.loss / (1 << 16) / summary.loss_tokens if summary.loss_tokens else None
+        evaluation = summary.eval_loss / (1 << 16) / summary.eval_tokens if summary.eval_tokens else None
+        norm = (summary.norm2 / (1 << 32) / summary.weight) ** 0.5 if summary.weight else 0.0
+        return note(
+            "window",
+            window=self.window,
+            outcome="closed",
+            cohort=len(cohort.members),
+            included=len(result.included),
+            dropouts=len(cohort.members) - len(result.included),
+            staleness=ages,
+            tokens=summary.tokens,
+            train_loss=loss,
+            update_norm=norm,
+            eval_commit=summary.eval_commit,
+            eval_loss=evaluation,
+            eval_tokens=summary.eval_tokens,
+        )
+
+    # ---- deltas and commits ----------------------------------------------------------------------
+
+    def _seal_when_due(self) -> list[Effect]:
+        if self.ledger is None or self.pace is None:
+            return []
+        exchange = self.manifest.exchange
+        if len(self.ledger.windows) < self.pace.windows or len(self.ledger.pending) >= exchange.pending_max:
+            return []
+        sealed = self.ledger.seal(exchange.codec)
+        payload = Payload.of(sealed.payload, b"delta %d %s" % (sealed.seq, self.boundary.encode()))
+        message = SealedDelta(
+            seq=sealed.seq,
+            base_commit=sealed.base_commit,
+            windows=sealed.windows,
+            codec=sealed.codec,
+            exponent=sealed.exponent,
+            payload=payload,
+        )
+        return [
+            Publish("control", Sealing(seq=sealed.seq, payload_sha256=payload.sha256), self.window),
+            Publish("delta", message, self.window, sealed.payload),
+            note("sealed", seq=sealed.seq, windows=len(sealed.windows), bytes=len(sealed.payload)),
+        ]
+
+    def _committed(self, event: Committed) -> list[Effect]:
+        if self.ledger is None:
+            if event.commit != 0:
+                raise ProtocolError(f"commit {event.commit} came before genesis")
+            self.ledger = Ledger(event.adapter)
+            self.pace, self.version = event.pace, 0
+            return [self._model(anchored=True), *self._open(), Save(), *self._try_cohort()]
+        newest = self._held[-1].commit if self._held else self.ledger.commit
+        if event.commit <= newest:
+            return []
+        self._held.append(event)
+        return self._adopt_when_idle()
+
+    def _adopt_when_idle(self) -> list[Effect]:
+        """Adopt at once while the boundary stands still; otherwise with the close of the window that is under way."""
+        if self._phase is not Phase.OPEN or not self.paused or self.ended:
+            return []
+        adopted = self._adopt_held(self.version + 1)
+        if not adopted:
+            return []
+        self.version += 1
+        return [*adopted, *self._seal_when_due(), self._model(anchored=True), Save(), *self._try_cohort()]
+
+    def _adopt_held(self, version: int) -> list[Effect]:
+        """Take over everything that was decided since the last time, as one step that leads to `version`."""
+        ledger = self.ledger
+        if ledger is None or not (self._held or self._refused):
+            return []
+        merged = tuple(sorted(seq for commit in self._held for seq in commit.merged))
+        refused = {seq: stale for seq, stale in self._refused.items() if seq in ledger.pending}
+        returned = tuple(sorted(seq for seq, stale in refused.items() if stale))
+        dropped = tuple(sorted(seq for seq, stale in refused.items() if not stale))
+        adapter, commit = ledger.anchor, ledger.commit
+        if self._held:
+            newest = self._held[-1]
+            adapter, commit, self.pace, self.tokens = (
+                newest.adapter,
+                newest.commit,
+                newest.pace,
+                newest.tokens,
+            )
+        ledger.adopt(commit, adapter, merged=merged, returned=returned, dropped=dropped)
+        self._held, self._refused = [], {}
+        record = Adopt(commit=commit, version=version, merged=merged, returned=returned, dropped=dropped)
+        return [Publish("control", record, self.window), note("adopted", commit=commit, merged=len(merged))]
+
+    def _model(self, *, anchored: bool) -> Publish:
+        """Publish the boundary adapter as the version that was just reached."""
+        if self.ledger is None or self.pace is None:
+            raise StateError("no adapter to publish before genesis")
+        theta = self.ledger.theta().astype("<f4", copy=False).tobytes()
+        payload = theta + (self.ledger.anchor.astype("<f4", copy=False).tobytes() if anchored else b"")
+        digest = hashlib.sha256(theta).digest()
+        horizon = len(self.manifest.secure.staleness)
+        self.bases = (*self.bases, Base(version=self.version, sha256=digest))[-horizon:]
+        message = Model(
+            version=self.version,
+            commit=self.ledger.commit,
+            sha256=digest,
+            anchored=anchored,
+            pace=self.pace,
+            progress_ppm=self._progress(),
+            payload=Payload.of(payload, b"model %d" % self.version),
+        )
+        return Publish("model", message, self.window, payload)
+
+    def _progress(self) -> int:
+        """Committed share of the budget in millionths."""
+        budget = self.manifest.budget
+        if self.ledger is None:
+            return 0
+        if budget.tokens:
+            return min(MILLION, self.tokens * MILLION // budget.tokens)
+        if budget.commits:
+            return min(MILLION, self.ledger.commit * MILLION // budget.commits)
+        return 0
+
+    def _closed(self, event: Closed) -> list[Effect]:
+        if self.ended:
+            return []
+        self.ended = True
+        self._server = None
+        return [
+            Publish("control", End(commit=event.commit), self.window),
+            StopTimer(ROUND),
+            StopTimer(DEADLINE),
+            Save(),
+            Stop(),
+        ]
+
+    # ---- snapshots and recovery ------------------------------------------------------------------
+
+    def recover(self, decisions: list[Message]) -> None:
+        """Adopt the decisions that stand on `control` after the snapshot; inputs are then read again from its offsets.
+
+        Raises:
+            StateError: a window was closed after the snapshot, so the snapshot is older than the topics; rebuild it.
+        """
+        for message in decisions:
+            match message:
+                case Cohort() if message.window == self.window:
+                    self._begin(message)
+                case KeyList() | SharesList() | Included() | Signatures() if message.window == self.window:
+                    if self._server is None:
+                        raise StateError(
+                            f"{message.kind} of window {message.window} stands on control without its cohort"
+                        )
+                    self._server.adopt(message)
+                    self._phase = {
+                        "roster": Phase.SHARES, "shares": Phase.MASKED,
+                        "included": Phase.CONSISTENCY, "signatures": Phase.UNMASK,
+                    }[message.kind]  # fmt: skip
+                case Window() | Void() if message.window >= self.window:
+                    raise StateError(
+                        f"{message.kind} {message.window} stands on control after the newest snapshot"
+                    )
+                case Adopt() if message.version > self.version:
+                    raise StateError(f"version {message.version} stands on control after the newest snapshot")
+                case Sealing() if self.ledger is None or message.seq >= self.ledger.next_seq:
+                    raise StateError(f"delta {message.seq} stands on control after the newest snapshot")
+                case _:
+                    pass
+
+    def snapshot(self) -> bytes:
+        """State between two windows; what happens inside a window is read from the topics again."""
+        ledger = self.ledger
+        return bytes(
+            msgpack.packb(
+                {
+                    "ledger": None
+                    if ledger is None
+                    else {
+                        "anchor": ledger.anchor.tobytes(),
+                        "commit": ledger.commit,
+                        "next_seq": ledger.next_seq,
+                        "remainder": ledger.remainder.tobytes(),
+                        "windows": [plain(window) for window in ledger.windows],
+                        "pending": [
+                            [seq, delta.value.tobytes(), [plain(window) for window in delta.windows]]
+                            for seq, delta in sorted(ledger.pending.items())
+                        ],
+                    },
+                    "version": self.version,
+                    "window": self.window,
+                    "pace": None if self.pace is None else [self.pace.steps, self.pace.windows, self.pace.mu_ppm],
+                    "tokens": self.tokens,
+                    "bases": [[base.version, base.sha256] for base in self.bases],
+                    "ready": [
+                        [device, check.offer, check.n, check.base_version, check.base_sha256, check.offset]
+                        for device, check in self.ready.items()
+                    ],
+                    "held": [
+                        [
+                            held.commit, held.adapter.tobytes(), held.merged,
+                            [held.pace.steps, held.pace.windows, held.pace.mu_ppm], held.tokens,
+                        ]
+                        for held in self._held
+                    ],
+                    "refused": list(self._refused.items()),
+                    "checked_in": self._checked_in,
+                    "ended": self.ended,
+                }
+            )
+        )  # fmt: skip
+
+    def restore(self, data: bytes) -> None:
+        """Take a snapshot over."""
+        fields = msgpack.unpackb(data, strict_map_key=False)
+
+        def pace(values: list[int] | None) -> Pace | None:
+            return None if values is None else Pace(steps=values[0], windows=values[1], mu_ppm=values[2])
+
+        kept = fields["ledger"]
+        if kept is not None:
+            self.ledger = Ledger(
+                anchor=np.frombuffer(kept["anchor"], "<f4"),
+                commit=kept["commit"],
+                next_seq=kept["next_seq"],
+                remainder=np.frombuffer(kept["remainder"], "<f8"),
+                windows=tuple(WindowSummary.model_validate(window) for window in kept["windows"]),
+                pending={
+                    seq: PendingDelta(
+                        np.frombuffer(value, "<f8"),
+                        tuple(WindowSummary.model_validate(window) for window in windows),
+                    )
+                    for seq, value, windows in kept["pending"]
+                },
+            )
+        self.version, self.window, self.tokens = fields["version"], fields["window"], fields["tokens"]
+        self.pace = pace(fields["pace"])
+        self.bases = tuple(Base(version=version, sha256=digest) for version, digest in fields["bases"])
+        self.ready = {DeviceId(device): _Check(*check) for device, *check in fields["ready"]}
+        self._held = []
+        for commit, adapter, merged, paced, tokens in fields["held"]:
+            terms = pace(paced)
+            if terms is not None:
+                self._held.append(
+                    Committed(commit, np.frombuffer(adapter, "<f4"), tuple(merged), terms, tokens)
+                )
+        self._refused = dict(fields["refused"])
+        self._checked_in = fields["checked_in"]
+        self.ended = fields["ended"]

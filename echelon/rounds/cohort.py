@@ -1,0 +1,169 @@
+"""From a cohort to the context of its secure aggregation, and from its sum to what the window contributes.
+
+Devices, aggregator and gate run this same code: each holds the aggregator's cohort against the signed
+manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echelon.errors import ProtocolError
+from echelon.messages.boundary import Cohort
+from echelon.messages.exchange import WindowSummary
+from echelon.messages.manifest import RunManifest
+from echelon.messages.wire import DeviceId
+from echelon.rounds.ledger import window_mean
+from echelon.secagg.context import Context, Member, threshold
+from echelon.secagg.graph import complete
+from echelon.secagg.ring import LIMBS, unpack_sum
+from echelon.secagg.roster import WindowLeaf, bases_root, roster_root
+from echelon.secagg.server import SumResult
+
+AUX = ("n", "weight", "norm2", "tokens", "loss", "loss_tokens", "eval_loss", "eval_tokens")
+"""The integers that travel with each update, in their order; units as in `WindowSummary`."""
+
+
+def threshold_of(n: int, colluding: int) -> int:
+    """t for a cohort of n devices of which c may work together with the aggregator: ⌊(n + c)/2⌋ + 1."""
+    return threshold(n, colluding)
+
+
+def weight_cap(weights: Sequence[int], k_min: int) -> int:
+    """The largest C with Σ min(w, C) ≥ k_min · C: below it no device carries more than 1/k_min of the whole.
+
+    Without a cap, one device that trained much more than the others would keep its cohort below the floor for
+    good. Σ min(w, C) - k_min · C is concave in C and 0 at 0, so bisection finds the largest.
+
+    Returns:
+        0 if there are fewer than k_min weights.
+    """
+    low, high = 0, max(weights, default=0)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if sum(min(weight, middle) for weight in weights) >= k_min * middle:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def vector_length(dim: int) -> int:
+    """Ring coordinates of a masked update of `dim` parameters, the limbs of its integers included."""
+    return dim + LIMBS * len(AUX)
+
+
+def ring_vector(payload: bytes) -> NDArray[np.uint32]:
+    """The bytes of a masked upload as ring coordinates, uint32[len / 4]; the context says how many there must be.
+
+    Raises:
+        ProtocolError: not a whole number of coordinates.
+    """
+    if len(payload) % 4:
+        raise ProtocolError(f"a masked upload of {len(payload)} bytes is no vector of 32-bit coordinates")
+    return np.frombuffer(payload, "<u4")
+
+
+def context_of(cohort: Cohort, manifest: RunManifest, dim: int) -> Context:
+    """The context of a cohort's window, on the complete graph.
+
+    Raises:
+        ProtocolError: the cohort says what the manifest does not allow: weights, ages, sizes, threshold,
+        floor.
+    """
+    secure = manifest.secure
+    where = f"window {cohort.window}"
+    if len(cohort.members) > secure.cohort_max:
+        raise ProtocolError(
+            f"{where}: {len(cohort.members)} devices, at most {secure.cohort_max} are allowed"
+        )
+    expected = threshold_of(len(cohort.members), secure.colluding)
+    if cohort.threshold != expected:
+        raise ProtocolError(f"{where}: threshold {cohort.threshold}, it must be {expected}")
+    versions = {base.version for base in cohort.bases}
+    for member in cohort.members:
+        weight = min(secure.weight(member.n, cohort.version - member.base_version), cohort.weight_cap)
+        if not 1 <= member.n <= secure.n_max or member.base_version not in versions:
+            raise ProtocolError(
+                f"{where}: {member.device} has n = {member.n} on version {member.base_version}, outside the terms"
+            )
+        if member.weight != weight or weight < 1:
+            raise ProtocolError(
+                f"{where}: {member.device} has weight {member.weight}, by table and cap it is {weight}"
+            )
+    return Context(
+        run=manifest.run_id,
+        window=cohort.window,
+        version=cohort.version,
+        members=tuple(
+            Member(DeviceId(member.device), member.n, member.weight, member.base_version)
+            for member in cohort.members
+        ),
+        bases_root=bases_root((base.version, base.sha256) for base in cohort.bases),
+        terms_sha256=hashlib.sha256(manifest.canonical()).digest(),
+        neighbours=complete(DeviceId(member.device) for member in cohort.members),
+        threshold=cohort.threshold,
+        k_min=secure.k_min,
+        colluding=secure.colluding,
+        weight_max=secure.weight_max,
+        clip_micro=secure.clip_micro,
+        scale_bits=secure.scale_bits,
+        length=vector_length(dim),
+    )
+
+
+def close_window(
+    cohort: Cohort, result: SumResult, manifest: RunManifest
+) -> tuple[WindowSummary, NDArray[np.float64]]:
+    """What a window contributes: its summary, and the damped mean of its updates, float64[d].
+
+    Raises:
+        ProtocolError: Σn or Σw in the sum is not that of the included devices, or a sum passes 2**63 - 1.
+    """
+    where = f"window {cohort.window}"
+    members = {member.device: member for member in cohort.members}
+    included = [members[device] for device in result.included]
+    total, aux = unpack_sum(result.total, result.total.size - LIMBS * len(AUX))
+    sums = dict(zip(AUX, aux, strict=True))
+    expected = (sum(member.n for member in included), sum(member.weight for member in included))
+    if (sums["n"], sums["weight"]) != expected:
+        raise ProtocolError(
+            f"{where}: the sums of n and w are {sums['n']} and {sums['weight']}, those of the included devices "
+            f"{expected[0]} and {expected[1]}"
+        )
+    weight2 = sum(member.weight**2 for member in included)
+    too_large = [name for name, value in {**sums, "weight2": weight2}.items() if value >= 1 << 63]
+    if too_large:
+        raise ProtocolError(f"{where}: the sum of {', '.join(too_large)} passes 2**63 - 1")
+    bases = {base.version: base.sha256 for base in cohort.bases}
+    root = roster_root(
+        WindowLeaf(
+            device=member.device,
+            weight=member.weight,
+            base_version=member.base_version,
+            base_sha256=bases[member.base_version],
+            upload_sha256=result.uploads[DeviceId(member.device)],
+            signature=result.signatures.get(DeviceId(member.device), b""),
+        )
+        for member in included
+    )
+    summary = WindowSummary(
+        window=cohort.window,
+        heads=len(included),
+        n=sums["n"],
+        weight=sums["weight"],
+        weight2=weight2,
+        roster_root=root,
+        norm2=sums["norm2"],
+        tokens=sums["tokens"],
+        loss=sums["loss"],
+        loss_tokens=sums["loss_tokens"],
+        eval_commit=cohort.commit,
+        eval_loss=sums["eval_loss"],
+        eval_tokens=sums["eval_tokens"],
+    )
+    return summary, window_mean(total, sums["n"], manifest.secure)

@@ -1,0 +1,103 @@
+"""The one encoding of a boundary delta: little-endian integers times a power of two.
+
+Coordinate j of the delta is `k[j] * 2**exponent`, with k of int16 or int32. The exponent is the smallest that
+lets every coordinate fit, so the largest |k| uses the top bit of its type and one vector has exactly one
+encoding. A product of such an integer and such a power of two is exact in float64: decoding rounds nothing.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echelon.errors import CodecError
+from echelon.messages.exchange import DeltaCodec
+
+F64 = NDArray[np.float64]
+Integers = NDArray[np.int16] | NDArray[np.int32]
+
+MIN_EXPONENT = -256
+MAX_EXPONENT = 96
+"""Steps from 2**-256 to 2**96: beyond both ends of float32, well inside what float64 holds exactly."""
+_BITS = {DeltaCodec.INT16: 15, DeltaCodec.INT32: 31}
+_TYPES: dict[DeltaCodec, np.dtype[np.int16] | np.dtype[np.int32]] = {
+    DeltaCodec.INT16: np.dtype("<i2"),
+    DeltaCodec.INT32: np.dtype("<i4"),
+}
+
+
+def width(codec: DeltaCodec) -> int:
+    """Bytes of one coordinate."""
+    return _TYPES[codec].itemsize
+
+
+def largest(codec: DeltaCodec) -> int:
+    """Largest |k|: 32767 or 2147483647. The lowest value of the type (-32768, -2147483648) is not used."""
+    return (1 << _BITS[codec]) - 1
+
+
+def encode(vector: F64, codec: DeltaCodec) -> tuple[bytes, int]:
+    """Round half to even onto the finest grid that fits; returns the payload and its exponent.
+
+    Args:
+        vector: float64[d], finite and not all zero.
+        codec: int16 (2·d bytes) or int32 (4·d bytes).
+
+    Raises:
+        CodecError: empty, all zero, NaN or infinite, or too large (2**96 times the largest integer).
+    """
+    if vector.ndim != 1 or vector.size == 0:
+        raise CodecError(f"a delta is a vector of at least one coordinate, not of shape {vector.shape}")
+    values = vector.astype(np.float64, copy=False)
+    peak = max(float(values.max()), -float(values.min()))
+    if not math.isfinite(peak):  # max and min both carry a NaN through
+        raise CodecError("a delta with NaN or infinite coordinates cannot be encoded; training diverged")
+    if peak == 0.0:
+        raise CodecError("a delta of zeros says nothing and is not sent")
+    exponent = max(math.frexp(peak)[1] - _BITS[codec], MIN_EXPONENT)
+    if round(math.ldexp(peak, -exponent)) > largest(codec):
+        exponent += 1
+    if exponent > MAX_EXPONENT:
+        raise CodecError(f"a coordinate of {peak:.3g} is too large for any delta")
+    if round(math.ldexp(peak, -exponent)) == 0:
+        raise CodecError(f"a delta below 2**{MIN_EXPONENT - 1} everywhere counts as zero and is not sent")
+    # A product with a power of two is exact: nothing exceeds the peak, and what underflows would round to 0
+    # anyway.
+    return np.rint(values * math.ldexp(1.0, -exponent)).astype(_TYPES[codec]).tobytes(), exponent
+
+
+def integers(payload: bytes | memoryview, exponent: int, codec: DeltaCodec) -> Integers:
+    """The integers of a payload, int16[d] or int32[d], without a copy.
+
+    Raises:
+        CodecError: what `encode` would not have written: a length that is no multiple of the width, an
+            exponent out of range, or a grid that is not the finest that fits.
+    """
+    if len(payload) == 0 or len(payload) % width(codec):
+        raise CodecError(f"a delta payload of {len(payload)} bytes is no vector of {codec.value}")
+    if not MIN_EXPONENT <= exponent <= MAX_EXPONENT:
+        raise CodecError(f"exponent {exponent} is outside {MIN_EXPONENT}..{MAX_EXPONENT}")
+    found: Integers
+    if codec is DeltaCodec.INT16:
+        found = np.frombuffer(payload, np.dtype("<i2"))
+    else:
+        found = np.frombuffer(payload, np.dtype("<i4"))
+    peak = max(int(found.max()), -int(found.min()))
+    if peak > largest(codec):
+        raise CodecError(f"the value {-peak} is not used by {codec.value} deltas")
+    if peak == 0 or (exponent > MIN_EXPONENT and 2 * peak <= largest(codec)):
+        raise CodecError(
+            f"largest integer {peak}: not the canonical encoding (a finer grid fits, or all is zero)"
+        )
+    return found
+
+
+def decode(payload: bytes | memoryview, exponent: int, codec: DeltaCodec) -> F64:
+    """The exact vector, float64[d].
+
+    Raises:
+        CodecError: as `integers`.
+    """
+    return integers(payload, exponent, codec).astype(np.float64) * math.ldexp(1.0, exponent)

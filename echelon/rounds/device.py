@@ -1,0 +1,628 @@
+"""A device's side of the rounds: it trains, offers its progress, and takes part in secure aggregation.
+
+What the device holds is θ_local = base + offered + r: the newest boundary adapter, the update that it has offered
+and that is not decided yet, and what it trained since. An offer is in at most one sum: `spent` is stored before
+its masked form leaves, and only a close that the cohort's threshold signed, and that leaves it out, brings it back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from echelon.errors import ProtocolError
+from echelon.messages.boundary import (
+    Adopt,
+    Cohort,
+    End,
+    Join,
+    Masked,
+    Model,
+    Ready,
+    Void,
+    Window,
+)
+from echelon.messages.envelope import Signer
+from echelon.messages.exchange import Pace, Payload
+from echelon.messages.handshake import Deliver, Included, KeyList, SharesList, Signatures
+from echelon.messages.manifest import MILLION, RunManifest
+from echelon.messages.wire import DeviceId
+from echelon.rounds.cohort import context_of
+from echelon.rounds.effects import (
+    Effect,
+    Evaluate,
+    Evaluated,
+    Event,
+    Incoming,
+    Publish,
+    Save,
+    StartTimer,
+    Stop,
+    StopTimer,
+    TimerFired,
+    Train,
+    Trained,
+    note,
+)
+from echelon.rounds.staleness import buckets
+from echelon.secagg.client import Client
+from echelon.secagg.entropy import Entropy
+from echelon.secagg.ring import Codec, pack_vector
+from echelon.secagg.roster import Roster
+
+F32 = NDArray[np.float32]
+PATIENCE = "patience"
+LOSS_UNIT = 1 << 16
+NORM_UNIT = 1 << 32
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceTerms:
+    """What a device is told by its own configuration, besides the signed manifest.
+
+    Attributes:
+        patience: seconds that it waits for a newer adapter after an offer, before it trains on from its own state.
+        ahead: most training jobs that it may run while one offer is undecided.
+    """
+
+    patience: float
+    ahead: int
+
+
+@dataclass(slots=True)
+class Progress:
+    """Trained and not offered (or offered and not decided): the vector and what it stands for."""
+
+    vector: F32
+    base_version: int
+    base_sha256: bytes
+    tokens: int = 0
+    loss_sum: float = 0.0
+    loss_tokens: int = 0
+
+
+@dataclass(slots=True)
+class Offer:
+    """An update that the aggregator was told of. `window` is the cohort's in which it was spent, -1 before."""
+
+    number: int
+    progress: Progress
+    n: int
+    window: int = -1
+    merged_in: int = -1
+    """Version whose adapter contains it; -1 while undecided."""
+
+
+@dataclass(slots=True)
+class _Cohort:
+    """One window that this device is in: never stored, a restart drops out of it."""
+
+    window: int
+    commit: int
+    client: Client
+    phase: str = "keys"
+    shares: SharesList | None = None
+    delivered: Deliver | None = None
+    included: tuple[str, ...] = ()
+    signed_out: bool = False
+    """Whether a threshold of the cohort signed a set without this device."""
+
+
+@dataclass(slots=True)
+class DeviceState:
+    """What survives a restart, apart from the vectors."""
+
+    offers: int = 0
+    member_of: int = -1
+    """Newest window whose cohort this device was in."""
+    evaluated: int = -1
+    evaluation: tuple[int, int, int] | None = None
+    """(commit, Σ loss in units of 2**-16, tokens), until it was part of a sum."""
+    finished: bool = False
+    released: tuple[int, tuple[tuple[str, ...], ...]] = (-1, ())
+    """(merge version, included sets) of windows for which unmasking shares left this device."""
+
+
+@dataclass
+class DeviceCore:
+    """The state machine. `handle` takes one event and returns effects; it never waits."""
+
+    manifest: RunManifest
+    terms: DeviceTerms
+    me: DeviceId
+    signer: Signer
+    roster: Roster
+    entropy: Entropy
+    dim: int
+    version: int = -1
+    commit: int = 0
+    pace: Pace | None = None
+    progress: float = 0.0
+    base: F32 | None = None
+    base_sha256: bytes = b""
+    carried: Progress | None = None
+    offer: Offer | None = None
+    optimiser: bytes | None = None
+    state: DeviceState = field(default_factory=DeviceState)
+    live_from: int = 0
+    """Offset of `control` from which on cohorts are joined; those before belong to an earlier life."""
+
+    def __post_init__(self) -> None:
+        secure = self.manifest.secure
+        self._codec = Codec(secure.clip_micro / MILLION, secure.scale_bits, secure.cohort_max)
+        self._cohort: _Cohort | None = None
+        self._known_version = 0
+        self._newest: tuple[Model, F32, F32 | None] | None = None
+        self._training_from: F32 | None = None
+        self._training_base: tuple[int, bytes] | None = None
+        self._waiting = False
+        self._ahead = 0
+
+    # ---- life cycle ------------------------------------------------------------------------------
+
+    def start(self) -> list[Effect]:
+        """What to do first, on a fresh state or a restored one."""
+        effects: list[Effect] = [Publish("checkin", Join(), 0)]
+        if self.state.finished:
+            return [Stop()]
+        if self.offer is not None and self.offer.window < 0:
+            effects.append(self._ready(self.offer))
+        return effects
+
+    def resume(self) -> list[Effect]:
+        """Called once the records of a restart are read: train if there is a model and nothing is running."""
+        return self._train() if self.base is not None and self._training_from is None else []
+
+    def handle(self, event: Event) -> list[Effect]:
+        """Take one event.
+
+        Raises:
+            ProtocolError: a record of the aggregator breaks the protocol; nothing was changed by it.
+        """
+        if isinstance(event, Trained):
+            return self._trained(event)
+        if isinstance(event, Evaluated):
+            return self._evaluated(event)
+        if isinstance(event, TimerFired):
+            if event.name == PATIENCE and self._waiting:
+                self._waiting = False
+                return self._train()
+            return []
+        return self._record(event)
+
+    def _record(self, event: Incoming) -> list[Effect]:
+        message = event.message
+        match message:
+            case Model():
+                return self._model(message, event.payload or b"")
+            case Cohort():
+                return self._joined(message, event.offset)
+            case KeyList() | SharesList() | Included() | Signatures() | Deliver():
+                return self._round(message)
+            case Window():
+                return self._closed(message)
+            case Void():
+                return self._void(message)
+            case Adopt():
+                self._known_version = max(self._known_version, message.version)
+                return self._rebase()
+            case End():
+                self.state.finished = True
+                return [StopTimer(PATIENCE), Save(), Stop()]
+            case _:
+                return []
+
+    # ---- training --------------------------------------------------------------------------------
+
+    def _train(self) -> list[Effect]:
+        if self.base is None or self.pace is None or self._training_from is not None or self.state.finished:
+            return []
+        if self.offer is not None and self._ahead >= self.terms.ahead:
+            return []
+        start = self.base
+        if self.offer is not None:  # an offer is forgotten once the own base contains it
+            start = start + self.offer.progress.vector
+        if self.carried is not None:
+            start = start + self.carried.vector
+        self._training_from = start
+        self._training_base = (self.version, self.base_sha256)
+        self._waiting = False
+        return [
+            StopTimer(PATIENCE),
+            Train(
+                self.base, start, self.pace.steps, self.pace.mu_ppm / MILLION, self.progress, self.optimiser
+            ),
+        ]
+
+    def _trained(self, done: Trained) -> list[Effect]:
+        if self._training_from is None or self._training_base is None:
+            raise ProtocolError("a training job ended that was not started")
+        moved = done.weights - self._training_from
+        version, digest = self._training_base
+        self._training_from = self._training_base = None
+        self.optimiser = done.state
+        if self.carried is None:
+            self.carried = Progress(moved, version, digest)
+        else:
+            self.carried.vector = self.carried.vector + moved
+        self.carried.tokens += done.tokens
+        self.carried.loss_sum += done.loss_sum
+        self.carried.loss_tokens += done.loss_tokens
+        self._ahead += 1
+        effects: list[Effect] = [
+            note(
+                "trained", tokens=done.tokens, loss=done.loss_sum / max(1, done.loss_tokens), version=version
+            )
+        ]
+        return effects + self._next()
+
+    def _next(self) -> list[Effect]:
+        """After training, or once an offer was decided: offer what is carried; then wait a little, or train on."""
+        effects: list[Effect] = []
+        if self.offer is None and self.carried is not None and self._too_old(self.carried):
+            effects.append(note("progress-too-old", version=self.carried.base_version))
+            self.carried = None
+        if self.offer is None and self.carried is not None:
+            self.state.offers += 1
+            secure = self.manifest.secure
+            n = buckets(self.carried.tokens, secure.bucket_tokens, secure.n_max)
+            self.offer = Offer(self.state.offers, self.carried, n)
+            self.carried = None
+            self._ahead = 0
+            effects.append(self._ready(self.offer))
+        effects.append(Save())
+        if self._training_from is None:
+            if self.carried is None and self.offer is not None and self.offer.merged_in < 0:
+                self._waiting = True
+                effects.append(StartTimer(PATIENCE, self.terms.patience))
+            else:
+                effects.extend(self._train())
+        return effects
+
+    def _too_old(self, progress: Progress) -> bool:
+        """Whether no cohort on the newest adapter can take it, by the table of the manifest."""
+        return self.version - progress.base_version >= len(self.manifest.secure.staleness)
+
+    def _ready(self, offer: Offer) -> Publish:
+        progress = offer.progress
+        return Publish(
+            "checkin",
+            Ready(
+                offer=offer.number,
+                base_version=progress.base_version,
+                base_sha256=progress.base_sha256,
+                n=offer.n,
+            ),
+            0,
+        )
+
+    def _evaluated(self, done: Evaluated) -> list[Effect]:
+        self.state.evaluation = (done.commit, round(done.loss_sum * LOSS_UNIT), done.tokens)
+        return [Save()]
+
+    # ---- adapters --------------------------------------------------------------------------------
+
+    def _model(self, message: Model, payload: bytes) -> list[Effect]:
+        if message.version <= self.version:
+            return []
+        expected = 4 * self.dim * (2 if message.anchored else 1)
+        if len(payload) != expected:
+            raise ProtocolError(
+                f"model version {message.version} has {len(payload)} bytes, by the layout it has {expected}"
+            )
+        vectors = np.frombuffer(payload, "<f4")
+        theta = vectors[: self.dim]
+        if hashlib.sha256(theta.tobytes()).digest() != message.sha256:
+            raise ProtocolError(f"model version {message.version} does not have the digest that it names")
+        if self._newest is None or self._newest[0].version < message.version:
+            anchor = vectors[self.dim :] if message.anchored else None
+            if anchor is None and self._newest is not None and self._newest[0].commit == message.commit:
+                anchor = self._newest[2]
+            self._newest = (message, theta, anchor)
+        return self._rebase()
+
+    def _rebase(self) -> list[Effect]:
+        """Take the newest adapter over once `control` has said what is in it."""
+        if self._newest is None or self._newest[0].version > self._known_version:
+            return []
+        message, theta, anchor = self._newest
+        self._newest = None
+        first = self.base is None
+        self.version, self.commit = message.version, message.commit
+        self.base, self.base_sha256 = theta, message.sha256
+        self.pace, self.progress = message.pace, message.progress_ppm / MILLION
+        effects: list[Effect] = []
+        if self.offer is not None and 0 <= self.offer.merged_in <= self.version:
+            self.offer = None
+        waits = self._cohort is None and self.offer is not None and self.offer.window < 0
+        if waits and self.offer is not None and self._too_old(self.offer.progress):
+            # A cohort would say so, but where every offer is too old there is never a cohort.
+            effects.append(note("offer-too-old", window=-1, offer=self.offer.number))
+            self.offer = None
+        if (
+            anchor is not None
+            and self.state.evaluated < message.commit
+            and self.manifest.exchange.report_loss
+        ):
+            self.state.evaluated = message.commit
+            effects.append(Evaluate(message.commit, anchor))
+        if self.offer is None and self.carried is not None:
+            return effects + self._next()
+        if first or self._waiting:
+            self._waiting = False
+            effects.extend(self._train())
+        elif self._training_from is None and not (self.offer is not None and self._ahead >= self.terms.ahead):
+            effects.extend(self._train())
+        return effects
+
+    # ---- secure aggregation ----------------------------------------------------------------------
+
+    def _joined(self, message: Cohort, offset: int) -> list[Effect]:
+        offer = self.offer
+        for late in message.rejected:
+            if (
+                late.device == self.me
+                and offer is not None
+                and late.offer == offer.number
+                and offer.window < 0
+            ):
+                self.offer = None
+                return [note("offer-too-old", window=message.window, offer=late.offer), *self._next()]
+        mine = next((member for member in message.members if member.device == self.me), None)
+        if mine is not None and offset < self.live_from:
+            # Seen at a start: a device that lost its state must not number two updates alike.
+            self.state.offers = max(self.state.offers, mine.offer)
+        if mine is None or offer is None:
+            return []
+        if self.state.member_of >= message.window and self._cohort is not None:
+            return []
+        if mine.offer != offer.number or offer.window >= 0:
+            return []  # an older cohort, read again after a restart
+        self.state.member_of = message.window
+        if offset < self.live_from:
+            return []  # it stood there before this start: keys may have been sent for it, and they are gone
+        progress = offer.progress
+        known = {base.version: base.sha256 for base in message.bases}
+        if mine.n != offer.n or mine.base_version != progress.base_version:
+            raise ProtocolError(
+                f"window {message.window}: the cohort says other things of {self.me} than it offered"
+            )
+        if known.get(progress.base_version) != progress.base_sha256:
+            raise ProtocolError(
+                f"window {message.window}: the cohort's bases do not hold the one that {self.me} trained from"
+            )
+        context = context_of(message, self.manifest, self.dim)
+        client = Client(context, self.me, self.signer, self.roster, self.entropy)
+        self._cohort = _Cohort(message.window, message.commit, client)
+        return [Publish("handshake", client.advertise(), message.window)]
+
+    def _round(self, message: KeyList | SharesList | Included | Signatures | Deliver) -> list[Effect]:
+        cohort = self._cohort
+        if cohort is None or message.window != cohort.window or cohort.phase == "aborted":
+            return []
+        try:
+            return self._answer(cohort, message)
+        except ProtocolError:
+            cohort.phase = "aborted"
+            raise
+
+    def _answer(
+        self, cohort: _Cohort, message: KeyList | SharesList | Included | Signatures | Deliver
+    ) -> list[Effect]:
+        window = cohort.window
+        match message:
+            case KeyList():
+                if cohort.phase != "keys":
+                    return []
+                cohort.phase = "shares"
+                return [Publish("handshake", cohort.client.share_keys(message), window)]
+            case SharesList():
+                cohort.shares = message
+            case Deliver():
+                cohort.delivered = message
+            case Included():
+                if cohort.phase != "uploaded":
+                    return []
+                if self.me not in {entry.device for entry in message.entries}:
+                    cohort.phase = "left-out"
+                    cohort.client.left_out(message)
+                    return []
+                self._guard_pairs(cohort, message)
+                cohort.phase = "consistency"
+                return [Publish("handshake", cohort.client.consistency(message), window)]
+            case Signatures():
+                if cohort.phase == "left-out":
+                    cohort.signed_out = cohort.client.signed_without_me(message)
+                    return []
+                if cohort.phase != "consistency":
+                    return []
+                cohort.phase = "unmask"
+                answer = cohort.client.unmask(message)
+                version, released = self.state.released
+                earlier = released if version == cohort.client.context.version else ()
+                self.state.released = (cohort.client.context.version, (*earlier, cohort.included))
+                return [Save(), Publish("handshake", answer, window)]
+        if cohort.phase == "shares" and cohort.shares is not None and cohort.delivered is not None:
+            return self._upload(cohort, cohort.shares, cohort.delivered)
+        return []
+
+    def _guard_pairs(self, cohort: _Cohort, message: Included) -> None:
+        """Refuse a set that differs from another of the same merge version by fewer than k_min devices.
+
+        A window whose sum was merged moves the version on, and its updates are spent; two sums over one version could
+        be subtracted from each other. Pairs are stopped here, combinations are not: only noise would stop those.
+        """
+        cohort.included = tuple(entry.device for entry in message.entries)
+        version, released = self.state.released
+        if version != cohort.client.context.version:
+            return
+        for earlier in released:
+            difference = len(set(earlier) ^ set(cohort.included))
+            if 0 < difference < self.manifest.secure.k_min:
+                raise ProtocolError(
+                    f"window {cohort.window}: its included set differs from that of another window on version "
+                    f"{version} by {difference} devices, fewer than the floor of {self.manifest.secure.k_min}"
+                )
+
+    def _upload(self, cohort: _Cohort, shares: SharesList, delivered: Deliver) -> list[Effect]:
+        """Mask the offer and send it; `Save` puts *spent* on disk in the transaction that holds the upload."""
+        offer = self.offer
+        if offer is None:
+            raise ProtocolError(f"window {cohort.window}: no offer to upload")
+        secure = self.manifest.secure
+        weight = next(member.w for member in cohort.client.context.members if member.device == self.me)
+        clipped = self._codec.clip(offer.progress.vector)
+        norm2 = float(np.dot(clipped.astype(np.float64), clipped.astype(np.float64)))
+        loss, loss_tokens, evaluation = 0, 0, (0, 0)
+        if self.manifest.exchange.report_loss:
+            loss, loss_tokens = round(offer.progress.loss_sum * LOSS_UNIT), offer.progress.loss_tokens
+            if self.state.evaluation is not None and self.state.evaluation[0] == cohort.commit:
+                evaluation = self.state.evaluation[1:]
+                self.state.evaluation = None
+        aux = (
+            offer.n,
+            weight,
+            round(weight * norm2 * NORM_UNIT),
+            offer.progress.tokens,
+            loss,
+            loss_tokens,
+            *evaluation,
+        )
+        encoded = self._codec.encode(clipped, weight, secure.weight_max, self.entropy.token(32))
+        masked = cohort.client.masked_input(shares, delivered, pack_vector(encoded, aux))
+        payload = masked.astype("<u4", copy=False).tobytes()
+        offer.window = cohort.window
+        cohort.phase = "uploaded"
+        described = Payload.of(payload, b"masked %d %s" % (cohort.window, self.me.encode()))
+        return [
+            Save(),
+            Publish("masked", Masked(window=cohort.window, payload=described), cohort.window, payload),
+        ]
+
+    def _closed(self, message: Window) -> list[Effect]:
+        self._known_version = max(self._known_version, message.version)
+        offer, cohort = self.offer, self._cohort
+        effects: list[Effect] = []
+        if offer is not None and offer.window == message.window and offer.merged_in < 0:
+            if self.me in message.included:
+                offer.merged_in = message.version
+            elif cohort is not None and cohort.window == message.window and cohort.signed_out:
+                self._take_back(offer)
+                effects.append(note("offer-returned", window=message.window, offer=offer.number))
+            else:
+                self.offer = None
+                effects.append(note("offer-lost", window=message.window, offer=offer.number))
+            effects.append(Save())
+        elif offer is not None and offer.window < 0 and self.state.member_of == message.window:
+            effects.append(self._ready(offer))
+        if cohort is not None and cohort.window <= message.window:
+            self._cohort = None
+        effects.extend(self._rebase())
+        if self.offer is None and self.carried is not None and self._training_from is None:
+            effects.extend(self._next())
+        return effects
+
+    def _take_back(self, offer: Offer) -> None:
+        """offered → r, keeping the older base of the two."""
+        kept = offer.progress
+        if self.carried is not None:
+            kept.vector = kept.vector + self.carried.vector
+            kept.tokens += self.carried.tokens
+            kept.loss_sum += self.carried.loss_sum
+            kept.loss_tokens += self.carried.loss_tokens
+        self.carried = kept
+        self.offer = None
+
+    def _void(self, message: Void) -> list[Effect]:
+        offer, cohort = self.offer, self._cohort
+        if cohort is not None and cohort.window == message.window:
+            self._cohort = None
+        if offer is not None and offer.window == message.window and offer.merged_in < 0:
+            self.offer = None
+            return [note("offer-lost", window=message.window, offer=offer.number), Save(), *self._continue()]
+        if offer is not None and offer.window < 0 and self.state.member_of == message.window:
+            return [self._ready(offer)]
+        return []
+
+    def _continue(self) -> list[Effect]:
+        """After an offer was lost: offer what is carried, or train."""
+        if self.carried is not None:
+            return self._next()
+        self._waiting = False
+        return self._train()
+
+    # ---- snapshots -------------------------------------------------------------------------------
+
+    def snapshot(self) -> bytes:
+        """Everything that a restart needs; what is read from the topics again and keys are never stored."""
+
+        def progress(value: Progress | None) -> object:
+            if value is None:
+                return None
+            return [
+                value.vector.tobytes(), value.base_version, value.base_sha256,
+                value.tokens, value.loss_sum, value.loss_tokens,
+            ]  # fmt: skip
+
+        offer = self.offer
+        return bytes(
+            msgpack.packb(
+                {
+                    "version": self.version,
+                    "commit": self.commit,
+                    "known": self._known_version,
+                    "pace": None if self.pace is None else [self.pace.steps, self.pace.windows, self.pace.mu_ppm],
+                    "progress": self.progress,
+                    "base": None if self.base is None else self.base.tobytes(),
+                    "base_sha256": self.base_sha256,
+                    "carried": progress(self.carried),
+                    "offer": None
+                    if offer is None
+                    else [offer.number, progress(offer.progress), offer.n, offer.window, offer.merged_in],
+                    "optimiser": self.optimiser,
+                    "state": [
+                        self.state.offers, self.state.member_of, self.state.evaluated, self.state.evaluation,
+                        self.state.finished, self.state.released, self._ahead,
+                    ],
+                }
+            )
+        )  # fmt: skip
+
+    def restore(self, data: bytes) -> None:
+        """Take a snapshot over. A cohort that was under way is not in it: the device dropped out of it."""
+
+        def progress(value: Any) -> Progress | None:
+            if value is None:
+                return None
+            raw, version, digest, tokens, loss, loss_tokens = value
+            return Progress(np.frombuffer(raw, "<f4"), version, digest, tokens, loss, loss_tokens)
+
+        fields = msgpack.unpackb(data, strict_map_key=False)
+        self.version, self.commit, self._known_version = fields["version"], fields["commit"], fields["known"]
+        if fields["pace"] is not None:
+            steps, windows, mu_ppm = fields["pace"]
+            self.pace = Pace(steps=steps, windows=windows, mu_ppm=mu_ppm)
+        self.progress = fields["progress"]
+        self.base = None if fields["base"] is None else np.frombuffer(fields["base"], "<f4")
+        self.base_sha256 = fields["base_sha256"]
+        self.carried = progress(fields["carried"])
+        if fields["offer"] is not None:
+            number, kept, n, window, merged_in = fields["offer"]
+            held = progress(kept)
+            if held is not None:
+                self.offer = Offer(number, held, n, window, merged_in)
+        self.optimiser = fields["optimiser"]
+        offers, member_of, evaluated, evaluation, finished, (version, sets), self._ahead = fields["state"]
+        self.state = DeviceState(
+            offers=offers,
+            member_of=member_of,
+            evaluated=evaluated,
+            evaluation=None if evaluation is None else tuple(evaluation),
+            finished=finished,
+            released=(version, tuple(tuple(names) for names in sets)),
+        )

@@ -1,0 +1,91 @@
+"""Every key and every signed statement of secure aggregation, each with a domain of its own.
+
+Keys are HKDF-SHA256 (RFC 5869), salt empty, info = domain, purpose, binding. A derived key serves one purpose
+in one window between one (ordered) pair, so a fixed nonce and counter 0 are used once each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from echelon.messages.wire import pack
+
+DOMAIN = b"echelon secure aggregation v1\x00"
+_NONCE = bytes(12)
+
+
+def derive(secret: bytes, purpose: bytes, binding: bytes, size: int) -> bytes:
+    """HKDF-SHA256 of `secret` to `size` bytes for one purpose, bound to `binding`."""
+    return HKDF(SHA256(), size, None, DOMAIN + pack([purpose, binding])).derive(secret)
+
+
+def statement(purpose: str, *parts: object) -> bytes:
+    """The bytes that are signed or hashed for one purpose; parts are plain values of msgpack."""
+    return DOMAIN + pack([purpose, *parts])
+
+
+class AgreementKey:
+    """An X25519 key pair (RFC 7748) from 32 private bytes; `public` has 32 bytes too."""
+
+    def __init__(self, private: bytes) -> None:
+        self._key = X25519PrivateKey.from_private_bytes(private)
+        self.public = self._key.public_key().public_bytes_raw()
+
+    def agree(self, public: bytes) -> bytes:
+        """The secret shared with the owner of a public key, 32 bytes.
+
+        Raises:
+            ValueError: that key is a point of low order, so the secret would be zero.
+        """
+        return self._key.exchange(X25519PublicKey.from_public_bytes(public))
+
+
+def usable(public: bytes) -> bool:
+    """Whether an X25519 public key leads to a secret at all (it is not of low order)."""
+    try:
+        AgreementKey(bytes(31) + b"\x40").agree(public)
+    except ValueError:
+        return False
+    return True
+
+
+def pair_mask_key(shared: bytes, bound: bytes, one: str, other: str) -> bytes:
+    """The 16-byte AES key of the mask of two devices, from the secret their mask keys agree on; in either order."""
+    low, high = sorted((one, other))
+    return derive(shared, b"pairwise mask", pack([bound, low, high]), 16)
+
+
+def self_mask_key(seed: bytes, bound: bytes, device: str) -> bytes:
+    """The 16-byte AES key of a device's own mask."""
+    return derive(seed, b"self mask", pack([bound, device]), 16)
+
+
+def commit_seed(seed: bytes, context: bytes, device: str) -> bytes:
+    """SHA-256 commitment to a self-mask seed; the seed's 256 random bits hide it."""
+    return hashlib.sha256(statement("self mask seed", context, device, seed)).digest()
+
+
+def seal_shares(shared: bytes, bound: bytes, sender: str, recipient: str, shares: bytes) -> bytes:
+    """AES-128-GCM of two shares, under a key for this sender, recipient and window alone.
+
+    `shared` is the secret that their cipher keys agree on.
+    """
+    return AESGCM(_sealing_key(shared, bound, sender, recipient)).encrypt(_NONCE, shares, None)
+
+
+def open_shares(shared: bytes, bound: bytes, sender: str, recipient: str, ciphertext: bytes) -> bytes | None:
+    """The two shares, or None if this sender did not seal them for this recipient in this window."""
+    try:
+        return AESGCM(_sealing_key(shared, bound, sender, recipient)).decrypt(_NONCE, ciphertext, None)
+    except InvalidTag:
+        return None
+
+
+def _sealing_key(shared: bytes, bound: bytes, sender: str, recipient: str) -> bytes:
+    return derive(shared, b"share sealing", pack([bound, sender, recipient]), 16)

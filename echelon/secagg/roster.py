@@ -1,0 +1,180 @@
+"""The signed roster of enrolled devices, and the root over who was in a window's sum."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from echelon.errors import ProtocolError
+from echelon.messages.envelope import Signer, verify_signature
+from echelon.messages.wire import MAX_ITEMS, U16, Fields, Key32, Message, Signature, Slug, pack, plain
+from echelon.secagg.keys import statement
+
+MAX_ROSTER_BYTES = 1 << 20
+
+
+class RosterEntry(Fields):
+    """One enrolled device: its name, its Ed25519 identity, its partition of the inbox."""
+
+    device: Slug
+    public: Key32
+    slot: U16
+
+
+class Roster(Message):
+    """The devices that one boundary enrolled, ascending by name, signed by its enrolment key.
+
+    Names, keys and slots are distinct. Made by `enrol`; whoever reads one from outside calls `verify`.
+    """
+
+    kind: ClassVar[str] = "enrolment"
+    boundary: Slug
+    entries: Annotated[tuple[RosterEntry, ...], Field(min_length=1, max_length=MAX_ITEMS)]
+    signature: Signature
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names = [entry.device for entry in self.entries]
+        if names != sorted(set(names)):
+            raise ValueError(
+                "devices of a roster must be in ascending order, and no name may stand there twice"
+            )
+        if len({entry.public for entry in self.entries}) != len(names):
+            raise ValueError("two devices of a roster have one key")
+        if len({entry.slot for entry in self.entries}) != len(names):
+            raise ValueError("two devices of a roster have one inbox slot")
+        return self
+
+    @classmethod
+    def enrol(cls, boundary: str, entries: Iterable[RosterEntry], enrolment: Signer) -> Self:
+        """Sign a roster.
+
+        Raises:
+            pydantic.ValidationError: names, keys or slots are not distinct.
+        """
+        ordered = tuple(sorted(entries, key=lambda entry: entry.device))
+        signature = enrolment.sign(_signed(boundary, ordered))
+        return cls(boundary=boundary, entries=ordered, signature=signature)
+
+    @classmethod
+    def decode(cls, data: bytes, *, limit: int = MAX_ROSTER_BYTES) -> Self:
+        """Read the canonical encoding; the signature is not checked yet.
+
+        Raises:
+            Refused: anything else.
+        """
+        return super().decode(data, limit=limit)
+
+    def verify(self, enrolment_public: bytes) -> None:
+        """Check the signature by the 32-byte enrolment key.
+
+        Raises:
+            ProtocolError: it is not that key's.
+        """
+        if not verify_signature(enrolment_public, self.signature, _signed(self.boundary, self.entries)):
+            raise ProtocolError(
+                f"the roster of {self.boundary} is not signed by the enrolment key given for it"
+            )
+
+    @cached_property
+    def _by_device(self) -> dict[str, RosterEntry]:
+        return {entry.device: entry for entry in self.entries}
+
+    def entry(self, device: str) -> RosterEntry:
+        """The entry of a device.
+
+        Raises:
+            ProtocolError: the device is not enrolled.
+        """
+        found = self._by_device.get(device)
+        if found is None:
+            raise ProtocolError(f"{device} is not on the roster of {self.boundary}: enrol it first")
+        return found
+
+    def key(self, device: str) -> bytes:
+        """The Ed25519 public key of a device, 32 bytes.
+
+        Raises:
+            ProtocolError: the device is not enrolled.
+        """
+        return self.entry(device).public
+
+    def __contains__(self, device: object) -> bool:
+        return device in self._by_device
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of the canonical encoding, signature included."""
+        return hashlib.sha256(self.encode()).digest()
+
+
+def _signed(boundary: str, entries: Sequence[RosterEntry]) -> bytes:
+    return statement("enrolment", boundary, [plain(entry) for entry in entries])
+
+
+@dataclass(frozen=True, slots=True)
+class WindowLeaf:
+    """What the window's root says of one included device.
+
+    Attributes:
+        device: name or pseudonym.
+        weight: w.
+        base_version: version that it trained from.
+        base_sha256: digest of that version.
+        upload_sha256: digest of its masked upload.
+        signature: its signature over the included set; empty if it was not among those collected.
+    """
+
+    device: str
+    weight: int
+    base_version: int
+    base_sha256: bytes
+    upload_sha256: bytes
+    signature: bytes
+
+    def encode(self) -> bytes:
+        """Canonical bytes of the leaf."""
+        return statement(
+            "window leaf", self.device, self.weight, self.base_version, self.base_sha256, self.upload_sha256,
+            self.signature,
+        )  # fmt: skip
+
+
+def roster_root(leaves: Iterable[WindowLeaf]) -> bytes:
+    """Merkle tree hash (RFC 9162, section 2.1.1) over the leaves, ascending by device; 32 bytes.
+
+    A device can be shown to be under the root without the others being named.
+
+    Raises:
+        ProtocolError: no leaf, or one device twice.
+    """
+    ordered = sorted(leaves, key=lambda leaf: leaf.device)
+    names = [leaf.device for leaf in ordered]
+    if not names or len(set(names)) != len(names):
+        raise ProtocolError("a window's root is over one or more devices, each of them once")
+    return merkle_root([leaf.encode() for leaf in ordered])
+
+
+def merkle_root(leaves: Sequence[bytes]) -> bytes:
+    """Merkle tree hash (RFC 9162, section 2.1.1) of byte strings, 32 bytes."""
+    if len(leaves) <= 1:
+        return hashlib.sha256(b"\x00" + leaves[0] if leaves else b"").digest()
+    split = 1 << ((len(leaves) - 1).bit_length() - 1)
+    return hashlib.sha256(b"\x01" + merkle_root(leaves[:split]) + merkle_root(leaves[split:])).digest()
+
+
+def bases_root(bases: Iterable[tuple[int, bytes]]) -> bytes:
+    """Merkle tree hash over (version, digest) of the adapters inside the staleness horizon, 32 bytes.
+
+    Raises:
+        ProtocolError: no base, or one version twice.
+    """
+    ordered = sorted(bases)
+    if not ordered or len({version for version, _ in ordered}) != len(ordered):
+        raise ProtocolError("the staleness horizon holds one or more versions, each of them once")
+    return merkle_root([pack([version, digest]) for version, digest in ordered])

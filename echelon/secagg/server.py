@@ -1,0 +1,564 @@
+"""The server's side of one window of secure aggregation, as a state machine.
+
+Uploads are added up as they come, so it holds one vector whatever the cohort's size. It is driven in one of
+two ways, which mix: by its own `close_*` decisions, or by adopting decisions that were recorded before, in
+their order, while it reads the same inputs again. Both lead to the same sum; the gate uses the second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NoReturn, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echelon.errors import ProtocolError
+from echelon.messages.envelope import verify_signature
+from echelon.messages.handshake import (
+    Advertise,
+    Consistency,
+    Deliver,
+    Included,
+    KeyEntry,
+    KeyList,
+    RevealedShare,
+    Sealed,
+    SealedShare,
+    SharesList,
+    SignatureEntry,
+    Signatures,
+    Unmask,
+    Upload,
+)
+from echelon.messages.wire import DeviceId, Message, Reason
+from echelon.secagg.client import mask_sign
+from echelon.secagg.context import Context, consistency_statement
+from echelon.secagg.faults import Aborted, InputRefused, WindowFailed
+from echelon.secagg.keys import AgreementKey, commit_seed, pair_mask_key, self_mask_key, usable
+from echelon.secagg.prg import Masker
+from echelon.secagg.recovery import Recovery
+from echelon.secagg.roster import Roster
+
+__all__ = ["Server", "SumResult", "WindowFailed", "rederive"]
+
+U32 = NDArray[np.uint32]
+Decision = KeyList | SharesList | Included | Signatures
+_D = TypeVar("_D", KeyList, SharesList, Included, Signatures)
+
+
+class Round(IntEnum):
+    """The round whose inputs are awaited."""
+
+    KEYS = 0
+    SHARES = 1
+    MASKED = 2
+    CONSISTENCY = 3
+    UNMASK = 4
+    DONE = 5
+
+
+_DECIDES = {
+    KeyList: Round.KEYS,
+    SharesList: Round.SHARES,
+    Included: Round.MASKED,
+    Signatures: Round.CONSISTENCY,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SumResult:
+    """The sum of a window.
+
+    Attributes:
+        included: U3, ascending.
+        total: uint32[length], Σ of the included devices' vectors mod 2**32.
+        uploads: SHA-256 of each included masked upload.
+        signatures: the collected signatures over U3.
+        dropped: U2 without U3, ascending: shared keys, but are not in the sum.
+        suspects: devices whose shares were wrong and were left out, ascending.
+    """
+
+    included: tuple[DeviceId, ...]
+    total: U32
+    uploads: dict[DeviceId, bytes]
+    signatures: dict[DeviceId, bytes]
+    dropped: tuple[DeviceId, ...]
+    suspects: tuple[DeviceId, ...]
+
+
+class Server:
+    """One window's aggregation.
+
+    `on_*` take inputs and raise `InputRefused` for what is no valid input (the state is as before); identical
+    repeats are ignored, of differing ones the first counts. `close_*` decide a round and raise `WindowFailed`
+    when too few are left; `adopt` takes a recorded decision instead, and raises `ProtocolError` for one that
+    no honest server could have made. Nothing but its window's number is taken from a message without a check.
+
+    Args:
+        context: what the window is bound to.
+        roster: the enrolled devices, already verified.
+    """
+
+    def __init__(self, context: Context, roster: Roster) -> None:
+        strangers = [device for device in context.weights if device not in roster]
+        if strangers:
+            raise ProtocolError(
+                f"window {context.window}: {strangers[0]} is not on the roster; enrol it first"
+            )
+        self.context = context
+        self.round = Round.KEYS
+        self._roster = roster
+        self._adverts: dict[DeviceId, KeyEntry] = {}
+        self._sealed: dict[DeviceId, Sealed] = {}
+        self._uploads: dict[DeviceId, bytes] = {}
+        self._total: U32 = np.zeros(context.length, np.uint32)
+        self._signatures: dict[DeviceId, bytes] = {}
+        self._unmasks: dict[DeviceId, Unmask] = {}
+        self._keys: dict[DeviceId, KeyEntry] = {}
+        self._bound = b""
+        self._shares = SharesList(window=context.window, devices=())
+        self._u2: frozenset[DeviceId] = frozenset()
+        self._u3: dict[DeviceId, bytes] = {}
+        self._statement = b""
+        self._recovery = Recovery(context.threshold)
+        self._secrets: dict[DeviceId, bytes] = {}
+        self._tried = 0
+        self._decisions: dict[Round, Decision] = {}
+        self._result: SumResult | None = None
+
+    # ---- inputs ----------------------------------------------------------------------------------
+
+    def on_advertise(self, device: DeviceId, message: Advertise) -> None:
+        """Round 0: a device's keys."""
+        self._check_window(device, message)
+        entry = KeyEntry(
+            device=device,
+            cipher_public=message.cipher_public,
+            mask_public=message.mask_public,
+            seed_commitment=message.seed_commitment,
+            signature=message.signature,
+        )
+        known = self._adverts if self.round is Round.KEYS else self._keys
+        if self._is_repeat(device, known.get(device), entry, "keys"):
+            return
+        if self.round is not Round.KEYS:
+            self._late(device, "keys")
+        if not verify_signature(
+            self._roster.key(device), entry.signature, self.context.advert_statement(entry)
+        ):
+            raise InputRefused(Reason.BAD_SIGNATURE, f"the keys of {device} are not signed for this window")
+        taken = {key for other in self._adverts.values() for key in (other.cipher_public, other.mask_public)}
+        if {entry.cipher_public, entry.mask_public} & taken or entry.cipher_public == entry.mask_public:
+            raise InputRefused(Reason.PROTOCOL, f"{device} advertises a key that is in use already")
+        if not (usable(entry.cipher_public) and usable(entry.mask_public)):
+            raise InputRefused(Reason.PROTOCOL, f"{device} advertises a key of low order")
+        self._adverts[device] = entry
+
+    def on_sealed(self, device: DeviceId, message: Sealed) -> None:
+        """Round 1: a device's sealed shares."""
+        self._check_window(device, message)
+        if self._is_repeat(device, self._sealed.get(device), message, "shares"):
+            return
+        if self.round > Round.SHARES and device in self._u2:
+            return  # read again after a restart; what was handed over then stands on the inbox
+        if self.round is not Round.SHARES or device not in self._keys:
+            self._late(device, "shares")
+        if [entry.device for entry in message.entries] != sorted(
+            self.context.neighbours[device] & set(self._keys)
+        ):
+            raise InputRefused(Reason.PROTOCOL, f"{device} sealed shares for others than its neighbours")
+        self._sealed[device] = message
+
+    def on_masked(self, device: DeviceId, vector: U32, sha256: bytes) -> None:
+        """Round 2: a masked vector is added to the sum. The caller has checked that `sha256` is its digest.
+
+        Args:
+            device: the sender.
+            vector: uint32[length]; not kept.
+            sha256: of its little-endian bytes.
+        """
+        self._check_member(device)
+        if self.round > Round.MASKED:
+            wanted = self._u3.get(device)
+            if wanted is None:
+                self._late(device, "upload")
+            if wanted != sha256:
+                raise InputRefused(Reason.FORK, f"{device} sent another upload than the one that is included")
+        if self._is_repeat(device, self._uploads.get(device), sha256, "upload"):
+            return
+        if self.round < Round.MASKED or device not in self._u2:
+            self._late(device, "upload")
+        if vector.dtype != np.uint32 or vector.shape != (self.context.length,):
+            raise InputRefused(
+                Reason.BAD_FIELD,
+                f"{device} sent {vector.dtype}{list(vector.shape)}, the window is of uint32[{self.context.length}]",
+            )
+        np.add(self._total, vector, out=self._total)
+        self._uploads[device] = sha256
+
+    def on_consistency(self, device: DeviceId, message: Consistency) -> None:
+        """Round 3: a device's signature over U3."""
+        self._check_window(device, message)
+        if self.round < Round.CONSISTENCY or device not in self._u3:
+            self._late(device, "signature")
+        if self._is_repeat(device, self._signatures.get(device), message.signature, "signature"):
+            return
+        if not verify_signature(self._roster.key(device), message.signature, self._statement):
+            raise InputRefused(Reason.BAD_SIGNATURE, f"{device} signed another included set")
+        if self.round is Round.CONSISTENCY:
+            self._signatures[device] = message.signature
+
+    def on_unmask(self, device: DeviceId, message: Unmask) -> None:
+        """Round 4: the shares that a device reveals."""
+        self._check_window(device, message)
+        if self.round < Round.UNMASK or device not in self._u3:
+            self._late(device, "revealed shares")
+        if self._is_repeat(device, self._unmasks.get(device), message, "revealed shares"):
+            return
+        held = self.context.holders(device)
+        seeds, keys = ({DeviceId(e.device) for e in part} for part in (message.seeds, message.keys))
+        if not (seeds <= held & set(self._u3) and keys <= held & (self._u2 - set(self._u3))):
+            raise InputRefused(Reason.PROTOCOL, f"{device} reveals shares that nobody may ask for")
+        if self.round is Round.UNMASK:
+            self._unmasks[device] = message
+
+    def _check_window(self, device: DeviceId, message: Message) -> None:
+        self._check_member(device)
+        if getattr(message, "window", None) != self.context.window:
+            raise InputRefused(Reason.OUT_OF_ORDER, f"{message.kind} of {device} is of another window")
+
+    def _check_member(self, device: DeviceId) -> None:
+        if device not in self.context.weights:
+            raise InputRefused(
+                Reason.WRONG_SENDER, f"{device} is not in the cohort of window {self.context.window}"
+            )
+
+    def _late(self, device: DeviceId, what: str) -> NoReturn:
+        raise InputRefused(
+            Reason.OUT_OF_ORDER,
+            f"{what} of {device}, which is not expected in round {self.round.name.lower()}",
+        )
+
+    @staticmethod
+    def _is_repeat(device: DeviceId, known: object, new: object, what: str) -> bool:
+        if known is not None and known != new:
+            raise InputRefused(Reason.FORK, f"{device} sent two different {what}; the first counts")
+        return known is not None
+
+    # ---- decisions -------------------------------------------------------------------------------
+
+    @property
+    def complete(self) -> bool:
+        """Whether waiting longer can bring nothing that the round under way needs.
+
+        In the first three rounds: everybody expected has answered. Then: enough have for everybody's secrets.
+        """
+        match self.round:
+            case Round.KEYS:
+                return len(self._adverts) == len(self.context.members)
+            case Round.SHARES:
+                return len(self._sealed) == len(self._keys)
+            case Round.MASKED:
+                return len(self._uploads) == len(self._u2)
+            case Round.CONSISTENCY:
+                return self._signed_enough(self._signatures)
+            case Round.UNMASK:
+                return len(self._uploads) == len(self._u3) and (
+                    self._recover() == frozenset() or len(self._unmasks) == len(self._u3)
+                )
+            case Round.DONE:
+                return True
+
+    def close_keys(self) -> KeyList:
+        """Decide U1."""
+        self._in_round(Round.KEYS)
+        entries = tuple(self._adverts[device] for device in self._thriving(set(self._adverts)))
+        return self._decide(KeyList(window=self.context.window, entries=entries))
+
+    def close_shares(self) -> tuple[SharesList, dict[DeviceId, Deliver]]:
+        """Decide U2; with it the ciphertexts for each device in it."""
+        self._in_round(Round.SHARES)
+        devices = self._thriving(set(self._sealed))
+        decision = self._decide(SharesList(window=self.context.window, devices=tuple(devices)))
+        found: dict[DeviceId, dict[DeviceId, bytes]] = {device: {} for device in devices}
+        for sender in devices:
+            for entry in self._sealed[sender].entries:
+                if entry.device in found:
+                    found[DeviceId(entry.device)][sender] = entry.ciphertext
+        return decision, {
+            device: Deliver(
+                window=self.context.window,
+                to=device,
+                entries=tuple(
+                    SealedShare(device=sender, ciphertext=text) for sender, text in sorted(texts.items())
+                ),
+            )
+            for device, texts in found.items()
+        }
+
+    def close_masked(self) -> Included:
+        """Decide U3: every upload that was added."""
+        self._in_round(Round.MASKED)
+        entries = tuple(
+            Upload(device=device, upload_sha256=sha) for device, sha in sorted(self._uploads.items())
+        )
+        return self._decide(Included(window=self.context.window, entries=entries))
+
+    def close_consistency(self) -> Signatures:
+        """Decide U4."""
+        self._in_round(Round.CONSISTENCY)
+        entries = tuple(SignatureEntry(device=d, signature=s) for d, s in sorted(self._signatures.items()))
+        return self._decide(Signatures(window=self.context.window, entries=entries))
+
+    def _thriving(self, devices: set[DeviceId]) -> list[DeviceId]:
+        """The devices that have t among themselves and their neighbours, ascending; the others would abort."""
+        while True:
+            short = {d for d in devices if len(self.context.holders(d) & devices) < self.context.threshold}
+            if not short:
+                return sorted(devices)
+            devices = devices - short
+
+    def _in_round(self, expected: Round) -> None:
+        if self.round is not expected:
+            raise ProtocolError(
+                f"window {self.context.window} is in round {self.round.name.lower()}, not {expected.name.lower()}"
+            )
+
+    def _decide(self, message: _D) -> _D:
+        self._check_enough(message)
+        self._enter(message)
+        return message
+
+    def adopt(self, message: Decision) -> None:
+        """Take a decision that was recorded before, instead of closing the round. The one in force is
+        ignored.
+
+        Raises:
+            ProtocolError: out of order, another decision than the one in force, or not a possible one.
+        """
+        number = _DECIDES[type(message)]
+        where = f"window {self.context.window}, decision {message.kind!r}"
+        if message.window != self.context.window:
+            raise ProtocolError(f"{where}: it is of window {message.window}")
+        if number in self._decisions:
+            if self._decisions[number] != message:
+                raise ProtocolError(f"{where}: it differs from the one in force")
+            return
+        if number is not self.round:
+            raise ProtocolError(f"{where}: the round under way is {self.round.name.lower()}")
+        match message:
+            case KeyList():
+                self._check_keys(message)
+            case SharesList():
+                if not set(message.devices) <= set(self._keys):
+                    raise ProtocolError(f"{where}: it names devices that are not in the key list")
+            case Included():
+                wanted = {entry.device: entry.upload_sha256 for entry in message.entries}
+                if not set(wanted) <= self._u2:
+                    raise ProtocolError(f"{where}: it names devices that are not in the shares list")
+                if any(wanted.get(device) != sha256 for device, sha256 in self._uploads.items()):
+                    raise ProtocolError(
+                        f"{where}: an upload was added that it does not name; adopt it before them"
+                    )
+            case Signatures():
+                for entry in message.entries:
+                    if entry.device not in self._u3 or not verify_signature(
+                        self._roster.key(entry.device), entry.signature, self._statement
+                    ):
+                        raise ProtocolError(f"{where}: {entry.device} did not sign the included set")
+        try:
+            self._check_enough(message)
+        except WindowFailed as failed:
+            raise ProtocolError(f"{where}: {failed.detail}") from None
+        self._enter(message)
+
+    def _check_keys(self, message: KeyList) -> None:
+        publics: set[bytes] = set()
+        for entry in message.entries:
+            self._check_member(DeviceId(entry.device))
+            publics |= {entry.cipher_public, entry.mask_public}
+            signed = self.context.advert_statement(entry)
+            if self._adverts.get(DeviceId(entry.device)) != entry and not (
+                verify_signature(self._roster.key(entry.device), entry.signature, signed)
+                and usable(entry.cipher_public)
+                and usable(entry.mask_public)
+            ):
+                raise ProtocolError(
+                    f"window {message.window}: the key list holds keys that {entry.device} did not sign"
+                )
+        if len(publics) != 2 * len(message.entries):
+            raise ProtocolError(f"window {message.window}: one key stands twice in the key list")
+
+    def _check_enough(self, message: Decision) -> None:
+        """Threshold around every device, and the floor, as every device will check them."""
+        if isinstance(message, Signatures):
+            if not self._signed_enough(
+                {DeviceId(entry.device): entry.signature for entry in message.entries}
+            ):
+                raise WindowFailed("threshold", f"{len(message.entries)} devices signed the included set")
+            return
+        names = (
+            message.devices
+            if isinstance(message, SharesList)
+            else [entry.device for entry in message.entries]
+        )
+        devices = {DeviceId(name) for name in names}
+        if not devices or len(self._thriving(devices)) != len(devices):
+            raise WindowFailed(
+                "threshold",
+                f"{len(devices)} devices are left for {message.kind}, {self.context.threshold} are needed",
+            )
+        try:
+            self.context.check_floor(devices, f"the {message.kind} list")
+        except Aborted as below:
+            raise WindowFailed("floor", below.detail) from None
+
+    def _signed_enough(self, signatures: dict[DeviceId, bytes]) -> bool:
+        t = self.context.threshold
+        return all(len(self.context.holders(device) & set(signatures)) >= t for device in self._u3)
+
+    def _enter(self, message: Decision) -> None:
+        """Put a decision in force."""
+        match message:
+            case KeyList():
+                self._keys = {DeviceId(entry.device): entry for entry in message.entries}
+                self._bound = self.context.bound(message)
+            case SharesList():
+                self._shares = message
+                self._u2 = frozenset(DeviceId(device) for device in message.devices)
+            case Included():
+                self._u3 = {DeviceId(entry.device): entry.upload_sha256 for entry in message.entries}
+                self._statement = consistency_statement(self._bound, self._shares, message)
+            case Signatures():
+                self._signatures = {DeviceId(entry.device): entry.signature for entry in message.entries}
+        self._decisions[self.round] = message
+        self.round = Round(self.round + 1)
+
+    # ---- the sum ---------------------------------------------------------------------------------
+
+    def finish(self) -> SumResult:
+        """Recover the secrets, take the masks off, and give the sum.
+
+        Raises:
+            WindowFailed: "threshold" when too few answered, "bad-shares" when answers do not fit their
+            secrets. ProtocolError: the included set is not signed yet.
+        """
+        if self._result is not None:
+            return self._result
+        self._in_round(Round.UNMASK)
+        if len(self._uploads) != len(self._u3):
+            raise WindowFailed(
+                "threshold", f"{len(self._u3) - len(self._uploads)} included uploads are not there"
+            )
+        missing = self._recover()
+        if missing:
+            self._explain(missing)
+        dropped = sorted(self._u2 - set(self._u3))
+        Masker().add(self._total, self._masks(dropped))
+        self._secrets.clear()
+        self.round = Round.DONE
+        self._result = SumResult(
+            included=tuple(sorted(self._u3)),
+            total=self._total,
+            uploads=dict(self._u3),
+            signatures=dict(self._signatures),
+            dropped=tuple(dropped),
+            suspects=tuple(DeviceId(device) for device in sorted(self._recovery.suspects)),
+        )
+        return self._result
+
+    def _masks(self, dropped: list[DeviceId]) -> Iterator[tuple[bytes, int]]:
+        """The masks that are left in the sum, with the signs that take them off."""
+        for device in sorted(self._u3):
+            yield self_mask_key(self._secrets[device], self._bound, device), -1
+        for device in dropped:
+            if device not in self._secrets:
+                continue  # none of its neighbours is included
+            private = AgreementKey(self._secrets[device])
+            for peer in sorted(self.context.neighbours[device] & set(self._u3)):
+                shared = private.agree(self._keys[peer].mask_public)
+                yield pair_mask_key(shared, self._bound, device, peer), -mask_sign(peer, device)
+
+    def _recover(self) -> frozenset[DeviceId]:
+        """Try the secrets that are not known yet with the answers so far; those that stay unknown."""
+        u3 = set(self._u3)
+        needed = u3 | {device for device in self._u2 - u3 if self.context.neighbours[device] & u3}
+        if self._tried != len(self._unmasks):
+            self._tried = len(self._unmasks)
+            revealed = self._revealed()
+            for device in sorted(needed - set(self._secrets)):
+                key = self._keys[device]
+
+                def good(secret: bytes, device: DeviceId = device, key: KeyEntry = key) -> bool:
+                    if device in u3:
+                        return commit_seed(secret, self.context.digest, device) == key.seed_commitment
+                    return AgreementKey(secret).public == key.mask_public
+
+                found = self._recovery.secret(revealed.get(device, {}), good)
+                if found is not None:
+                    self._secrets[device] = found
+        return frozenset(needed - set(self._secrets))
+
+    def _revealed(self) -> dict[DeviceId, dict[str, tuple[int, bytes]]]:
+        """For each secret's owner: by device that answered, its point and its share."""
+        revealed: dict[DeviceId, dict[str, tuple[int, bytes]]] = {}
+        for device, message in self._unmasks.items():
+            parts: tuple[RevealedShare, ...] = (*message.seeds, *message.keys)
+            for entry in parts:
+                point = self.context.points[device]
+                revealed.setdefault(DeviceId(entry.device), {})[device] = (point, entry.share)
+        return revealed
+
+    def _explain(self, missing: frozenset[DeviceId]) -> NoReturn:
+        revealed = self._revealed()
+        t = self.context.threshold
+        wrong = sorted(device for device in missing if len(revealed.get(device, {})) >= t)
+        if len(self._unmasks) < t or not wrong:
+            raise WindowFailed(
+                "threshold", f"{len(self._unmasks)} devices answered; {t} shares of each secret are needed"
+            )
+        suspects = tuple(sorted(self._recovery.suspects | set(wrong)))
+        raise WindowFailed(
+            "bad-shares", f"no {t} of the shares of {', '.join(wrong[:3])} fit together", suspects
+        )
+
+
+Input = Advertise | Sealed | Consistency | Unmask | U32
+"""An input of a window: a message, or a masked vector."""
+
+
+def rederive(
+    context: Context, roster: Roster, decisions: Iterable[Decision], inputs: Iterable[tuple[DeviceId, Input]]
+) -> SumResult:
+    """The sum of a window from what was recorded of it: all its decisions, then its inputs in any order.
+
+    What a server would refuse is left out, as it was then.
+
+    Raises:
+        ProtocolError: a decision is not a possible one.
+        WindowFailed: the inputs do not give the sum.
+    """
+    server = Server(context, roster)
+    for decision in decisions:
+        server.adopt(decision)
+    for device, found in inputs:
+        try:
+            match found:
+                case Advertise():
+                    server.on_advertise(device, found)
+                case Sealed():
+                    server.on_sealed(device, found)
+                case Consistency():
+                    server.on_consistency(device, found)
+                case Unmask():
+                    server.on_unmask(device, found)
+                case _:
+                    digest = hashlib.sha256(found.astype("<u4", copy=False).tobytes()).digest()
+                    server.on_masked(device, found, digest)
+        except InputRefused:
+            continue  # refused then as now: it was no part of the sum
+    return server.finish()

@@ -1,0 +1,1 @@
+"""Simulation: the same actors on a virtual clock."""

@@ -1,0 +1,105 @@
+"""A learner without torch: each device has a quadratic with a known optimum, and trains by gradient descent on it.
+
+f_i(w) = ½ ‖w − x_i‖² / d with x_i = x + boundary offset + device offset, all drawn from the seed. It has the
+interface of the real learner, costs nothing, and lets everything else be tested at speed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+
+import numpy as np
+
+from echelon.messages.adapter import AdapterLayout, Vector
+from echelon.training.learner import EvalResult, LearnerSpec, TrainResult, TrainTask
+
+TOKENS_PER_STEP = 1024
+RATE = 0.1
+NOISE = 0.01
+KEY = "base_model.model.quadratic.lora_A.weight"
+
+
+class QuadraticLearner:
+    """See the module's docstring. `seconds` is how long a training job takes in real time."""
+
+    def __init__(self, spec: LearnerSpec, dim: int, seconds: float = 0.0) -> None:
+        self.spec, self.layout, self._seconds = spec, AdapterLayout.of({KEY: (dim,)}), seconds
+        self._boundary = {device: boundary.name for device, boundary in spec.boundary_of.items()}
+        self._dim = dim
+        common = self._draw("common")
+        self._optimum = {
+            device: common + 0.3 * self._draw("boundary " + boundary) + 0.1 * self._draw("device " + device)
+            for device, boundary in self._boundary.items()
+        }
+
+    def _draw(self, name: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        seed = hashlib.sha256(f"{self.spec.seed} {name}".encode()).digest()
+        return np.random.default_rng(np.frombuffer(seed, np.uint32)).standard_normal(self._dim)
+
+    @property
+    def dim(self) -> int:
+        """d."""
+        return self._dim
+
+    def initial_adapter(self) -> Vector:
+        """Zeros: float32[d]."""
+        return np.zeros(self._dim, np.float32)
+
+    @property
+    def adapter_config_json(self) -> bytes:
+        """There is no model to attach it to."""
+        return b'{"peft_type":"LORA"}'
+
+    @property
+    def model_digest(self) -> bytes:
+        """Digest of what the quadratics are drawn from."""
+        return hashlib.sha256(f"quadratic {self.spec.seed} {self._dim}".encode()).digest()
+
+    def train(self, task: TrainTask) -> TrainResult:
+        """H steps of gradient descent on f_i + μ/2 ‖w − base‖², with noise that depends on the step's number."""
+        done = 0 if task.state is None else int.from_bytes(task.state, "big")
+        weights = task.start.astype(np.float64)
+        optimum = self._optimum[task.device]
+        loss = 0.0
+        for step in range(done, done + task.steps):
+            loss += self._loss(weights, optimum)
+            gradient = weights - optimum + task.mu * (weights - task.base)
+            noise = self._draw(f"step {task.device} {step}") if NOISE else 0.0
+            weights = weights - RATE * (gradient + NOISE * noise)
+        if self._seconds:
+            time.sleep(self._seconds)
+        tokens = task.steps * TOKENS_PER_STEP
+        return TrainResult(
+            weights=weights.astype(np.float32),
+            steps=task.steps,
+            tokens=tokens,
+            loss_sum=loss * TOKENS_PER_STEP,
+            loss_tokens=tokens,
+            seconds=self._seconds,
+            state=(done + task.steps).to_bytes(8, "big"),
+        )
+
+    @staticmethod
+    def _loss(
+        weights: np.ndarray[tuple[int], np.dtype[np.float64]],
+        optimum: np.ndarray[tuple[int], np.dtype[np.float64]],
+    ) -> float:
+        return float(0.5 * np.mean((weights - optimum) ** 2))
+
+    def evaluate(self, device: str, weights: Vector) -> EvalResult:
+        """The device's own quadratic, as if it were the loss of so many tokens."""
+        loss = self._loss(weights.astype(np.float64), self._optimum[device])
+        return EvalResult(loss * TOKENS_PER_STEP, TOKENS_PER_STEP)
+
+    def evaluate_boundary(self, boundary: str, weights: Vector) -> EvalResult:
+        """The sum over the boundary's devices."""
+        total = EvalResult(0.0, 0)
+        for device, name in self._boundary.items():
+            if name == boundary:
+                total += self.evaluate(device, weights)
+        return total
+
+    def generate(self, weights: Vector, prompt: str, max_new_tokens: int) -> str:
+        """Nothing to say: the adapter's first numbers."""
+        return " ".join(f"{value:.2f}" for value in weights[: min(8, max_new_tokens)])

@@ -1,0 +1,297 @@
+"""The topic catalogue: what `topics/*.yaml` declare, checked.
+
+The files are the single source for provisioning, access rules, documentation, the gate and the auditors'
+allow-list. A checkout has them beside the package, an installed wheel in `echelon/_topics`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Literal, NewType
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from echelon.errors import ConfigError
+
+Boundary = NewType("Boundary", str)
+"""Name of a boundary, as it stands in topic names: lower-case letters, digits and hyphens."""
+
+MAX_FILE_BYTES = 1 << 20
+"""Largest catalogue file."""
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_HOLE = re.compile(r"\{([a-z]+)\}")
+_TEMPLATE = r"[a-z]+(\.([a-z]+|\{[a-z]+\}))*"
+
+
+class Plane(Enum):
+    """Which broker a topic stands on."""
+
+    BOUNDARY = "boundary"
+    EXCHANGE = "exchange"
+
+
+class Role(Enum):
+    """Who writes or reads. Each is a principal of its own on the broker."""
+
+    DEVICE = "device"
+    EDGE = "edge"
+    AGGREGATOR = "aggregator"
+    GATE = "gate"
+    CONTROLLER = "controller"
+    WITNESS = "witness"
+    AUDITOR = "auditor"
+    OPERATOR = "operator"
+
+
+_ROLES = {
+    Plane.BOUNDARY: {Role.DEVICE, Role.EDGE, Role.AGGREGATOR, Role.GATE, Role.AUDITOR, Role.OPERATOR},
+    Plane.EXCHANGE: {Role.GATE, Role.CONTROLLER, Role.WITNESS, Role.AUDITOR},
+}
+
+MESSAGES: dict[Plane, frozenset[str]] = {
+    Plane.BOUNDARY: frozenset(
+        {
+            *("window.open", "cohort", "roster", "shares", "included", "signatures", "window", "void"),
+            *("sealing", "adopt", "end"),
+            *("model.chunk", "model"),
+            *("join", "heartbeat", "ready", "leave"),
+            *("advertise", "sealed", "consistency", "unmask", "deliver"),
+            *("masked.chunk", "masked", "delta.chunk", "delta", "exchange.record"),
+            *("shard", "split.tensor", "refused"),
+        }
+    ),
+    Plane.EXCHANGE: frozenset(
+        {
+            *("delta.chunk", "delta"),
+            *("global.chunk", "genesis", "commit", "refusal", "close"),
+            *("checkpoint", "cosignature"),
+        }
+    ),
+}
+"""The closed set of message types of each plane. A catalogue may name no others."""
+
+
+class Topic(BaseModel):
+    """One entry: a topic, or a family of topics whose name has a hole.
+
+    Attributes:
+        name: the name, or a template such as `delta.{boundary}`.
+        direction: from whom to whom, for people.
+        writers: roles that may write.
+        readers: roles that may read.
+        key: what the records' key is, for people.
+        partitions: a number, or `slots`: one for each slot that the boundary enrols.
+        retention: seconds, or `unlimited`.
+        largest_record: bytes of key, value and headers together.
+        messages: message types that may stand there.
+        crosses_boundary: whether the gate mirrors it outward.
+        carries: what it is for, for people.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: Annotated[str, Field(pattern=f"^{_TEMPLATE}$", max_length=100)]
+    direction: Annotated[str, Field(min_length=1, max_length=200)]
+    writers: Annotated[tuple[Role, ...], Field(min_length=1)]
+    readers: Annotated[tuple[Role, ...], Field(min_length=1)]
+    key: Annotated[str, Field(min_length=1, max_length=100)]
+    partitions: Annotated[int, Field(ge=1, le=1000)] | Literal["slots"]
+    retention: Annotated[int, Field(ge=1)] | Literal["unlimited"]
+    largest_record: Annotated[int, Field(ge=1, le=1_000_000)]
+    messages: Annotated[tuple[str, ...], Field(min_length=1)]
+    crosses_boundary: bool
+    carries: Annotated[str, Field(min_length=1, max_length=200)]
+
+    @property
+    def holes(self) -> tuple[str, ...]:
+        """Names of the holes in the template."""
+        return tuple(_HOLE.findall(self.name))
+
+    def named(self, **values: str) -> str:
+        """The name with its holes filled, as in `named(boundary="a")`.
+
+        Raises:
+            ConfigError: a value is missing, not asked for, or not lower-case letters, digits and hyphens.
+        """
+        if set(values) != set(self.holes):
+            raise ConfigError(f"topic {self.name}: give {list(self.holes)}, not {sorted(values)}")
+        for hole, value in values.items():
+            if not _NAME.fullmatch(value):
+                raise ConfigError(
+                    f"topic {self.name}: {hole} {value!r} is not allowed; use 1 to 63 lower-case letters, "
+                    "digits and hyphens, with no hyphen at either end"
+                )
+        return _HOLE.sub(lambda hole: values[hole[1]], self.name)
+
+    def matches(self, name: str) -> bool:
+        """Whether `name` is the topic's, or that of one of its family."""
+        pieces = _HOLE.split(self.name)  # text, hole, text, hole, ..., text
+        pattern = "".join(
+            f"(?:{_NAME.pattern})" if index % 2 else re.escape(piece) for index, piece in enumerate(pieces)
+        )
+        return re.fullmatch(pattern, name) is not None
+
+    def partition_count(self, slots: int) -> int:
+        """Number of partitions in a boundary that enrols so many slots."""
+        return slots if self.partitions == "slots" else self.partitions
+
+
+class PlaneTopics(BaseModel):
+    """One file: the topics of one plane."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    plane: Plane
+    topics: Annotated[tuple[Topic, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _check(self) -> PlaneTopics:
+        declared = [topic.name for topic in self.topics]
+        for topic in self.topics:
+            where = f"{self.plane.value}/{topic.name}"
+            if declared.count(topic.name) > 1:
+                raise ValueError(f"{where}: is declared twice")
+            if any(len(set(names)) != len(names) for names in (topic.writers, topic.readers, topic.messages)):
+                raise ValueError(f"{where}: writers, readers or messages name something twice")
+            if strangers := {*topic.writers, *topic.readers} - _ROLES[self.plane]:
+                raise ValueError(
+                    f"{where}: {sorted(role.value for role in strangers)} have no business on this plane"
+                )
+            if unknown := set(topic.messages) - MESSAGES[self.plane]:
+                raise ValueError(f"{where}: unknown message types {sorted(unknown)}")
+        if homeless := MESSAGES[self.plane] - {
+            message for topic in self.topics for message in topic.messages
+        }:
+            raise ValueError(f"{self.plane.value}: no topic carries {sorted(homeless)}")
+        crossing = [topic.name for topic in self.topics if topic.crosses_boundary]
+        if crossing != (["delta"] if self.plane is Plane.BOUNDARY else []):
+            raise ValueError(
+                f"{self.plane.value}: crosses_boundary is true for {crossing}; only delta may cross"
+            )
+        if self.plane is Plane.EXCHANGE:
+            for topic in self.topics:
+                if (topic.partitions, topic.retention, len(topic.writers)) != (1, "unlimited", 1):
+                    raise ValueError(
+                        f"exchange/{topic.name}: needs 1 partition, 1 writer and unlimited retention"
+                    )
+        return self
+
+    def find(self, name: str) -> Topic | None:
+        """The entry of a topic or template; None if there is none."""
+        return next((topic for topic in self.topics if topic.name == name or topic.matches(name)), None)
+
+
+class Catalogue(BaseModel):
+    """Both planes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    boundary: PlaneTopics
+    exchange: PlaneTopics
+
+    @model_validator(mode="after")
+    def _check(self) -> Catalogue:
+        if (self.boundary.plane, self.exchange.plane) != (Plane.BOUNDARY, Plane.EXCHANGE):
+            raise ValueError("boundary.yaml and exchange.yaml have changed places")
+        return self
+
+    def plane(self, plane: Plane) -> PlaneTopics:
+        """The topics of one plane."""
+        return self.boundary if plane is Plane.BOUNDARY else self.exchange
+
+    def topic(self, plane: Plane, name: str) -> Topic:
+        """The entry that a topic belongs to: `delta.a` of the exchange belongs to `delta.{boundary}`.
+
+        Raises:
+            ConfigError: there is no such topic on the plane.
+        """
+        topic = self.plane(plane).find(name)
+        if topic is None:
+            known = ", ".join(topic.name for topic in self.plane(plane).topics)
+            raise ConfigError(f"there is no topic {name!r} on the {plane.value} plane; there are {known}")
+        return topic
+
+    def allows(self, plane: Plane, topic_name: str, message_type: str) -> bool:
+        """Whether messages of the type may stand on the topic. Unknown topics allow nothing."""
+        topic = self.plane(plane).find(topic_name)
+        return topic is not None and message_type in topic.messages
+
+    def boundary_topics(self, slots: int) -> dict[str, int]:
+        """Names and numbers of partitions on the broker of a boundary that enrols so many slots.
+
+        Raises:
+            ConfigError: `slots` is below 1.
+        """
+        if slots < 1:
+            raise ConfigError(f"a boundary with {slots} slots has no device; enrol at least 1")
+        return {topic.name: topic.partition_count(slots) for topic in self.boundary.topics}
+
+    def exchange_topics(
+        self, boundaries: Iterable[Boundary], witnesses: Iterable[str] = ()
+    ) -> dict[str, int]:
+        """Names and numbers of partitions on the exchange of these boundaries and witnesses."""
+        fillings: dict[str, list[str]] = {"boundary": list(boundaries), "name": list(witnesses)}
+        names: dict[str, int] = {}
+        for topic in self.exchange.topics:
+            if not topic.holes:
+                names[topic.name] = topic.partition_count(1)
+            for hole in topic.holes:
+                names |= {topic.named(**{hole: value}): topic.partition_count(1) for value in fillings[hole]}
+        return names
+
+    def names_for_boundary(self, boundary: Boundary) -> tuple[str, ...]:
+        """Topics of the exchange that the gate of the boundary uses: its own delta topic, and `global`."""
+        return self.topic(Plane.EXCHANGE, "delta.{boundary}").named(boundary=boundary), "global"
+
+
+def load_catalogue(folder: Path | None = None) -> Catalogue:
+    """Read and check `boundary.yaml` and `exchange.yaml`.
+
+    Args:
+        folder: where they are; by default `topics` beside the package, or else `_topics` in it.
+
+    Raises:
+        ConfigError: a file is missing, too large, not YAML, or declares what it may not.
+    """
+    package = Path(__file__).resolve().parent
+    if folder is None:
+        folder = next(
+            (
+                place
+                for place in (package.parent / "topics", package / "_topics")
+                if (place / "boundary.yaml").is_file()
+            ),
+            package / "_topics",
+        )
+    try:
+        return Catalogue(boundary=_load(folder / "boundary.yaml"), exchange=_load(folder / "exchange.yaml"))
+    except ValidationError as error:
+        raise ConfigError(f"{folder}: {_first(error)}") from error
+
+
+def _load(path: Path) -> PlaneTopics:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ConfigError(f"{path}: is larger than {MAX_FILE_BYTES} bytes; that is no topic catalogue")
+        # By way of JSON, in which strict validation takes lists for tuples and names for enumerations.
+        return PlaneTopics.model_validate_json(json.dumps(yaml.safe_load(path.read_text("utf-8"))))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); restore it from the release"
+        ) from error
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_first(error)}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
+        raise ConfigError(f"{path}: is not YAML of plain values: {error}") from error
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(step) for step in first["loc"])
+    return f"{where}: {first['msg']}" if where else first["msg"]

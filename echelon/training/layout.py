@@ -1,0 +1,66 @@
+"""The adapter of a PEFT model as one flat tensor that the model's parameters are views of."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from echelon.errors import ConfigError
+from echelon.messages.adapter import AdapterLayout, Vector, check_vector
+
+ADAPTER = "default"
+
+
+def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable tensors by their key in PEFT's `adapter_model.safetensors` (no adapter name in it)."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            found[name.replace(f".{ADAPTER}.", ".").removesuffix(f".{ADAPTER}")] = parameter
+    return found
+
+
+class FlatAdapter:
+    """One float32[d] tensor of weights and one of gradients; the model's LoRA parameters are views of them.
+
+    Autograd adds into the gradient views, so clipping, the proximal term and AdamW are each one operation on
+    one tensor, and a device's adapter is swapped in by one copy.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        parameters = adapter_parameters(model)
+        odd = [key for key, parameter in parameters.items() if parameter.dtype != torch.float32]
+        if odd:
+            raise ConfigError(f"adapter tensor {odd[0]} is not float32; leave adapters in full precision")
+        self.layout = AdapterLayout.of({key: tuple(p.shape) for key, p in parameters.items()})
+        device = next(iter(parameters.values())).device
+        self.weights = nn.Parameter(torch.zeros(self.layout.dim, device=device))
+        self.gradient = torch.zeros(self.layout.dim, device=device)
+        self.weights.grad = self.gradient
+        for entry in self.layout.entries:
+            parameter = parameters[entry.key]
+            part = slice(entry.offset, entry.offset + entry.size)
+            view = self.weights.data[part].view(entry.shape)
+            view.copy_(parameter.data)
+            parameter.data = view
+            parameter.grad = self.gradient[part].view(entry.shape)
+
+    def load(self, vector: Vector) -> None:
+        """Make `vector`, float32[d], the model's adapter. Raises `CodecError` for another type or length."""
+        check_vector(vector, self.layout.dim)
+        self.weights.data.copy_(as_tensor(vector))
+
+    def read(self) -> Vector:
+        """A copy of the model's adapter, float32[d]."""
+        return to_numpy(self.weights.data)
+
+
+def as_tensor(vector: Vector) -> torch.Tensor:
+    """The vector as a tensor that shares its memory, or a copy if it cannot be written to."""
+    return torch.from_numpy(vector if vector.flags.writeable else vector.copy())
+
+
+def to_numpy(tensor: torch.Tensor) -> Vector:
+    """A copy as float32[d] in main memory."""
+    return np.array(tensor.detach().cpu().numpy(), dtype=np.float32, copy=True)

@@ -1,0 +1,133 @@
+"""What an actor asks of local training, and what it gets back. Imports no torch.
+
+Vectors are the flat adapter of `echelon.messages.adapter`: float32[d]. Losses are sums of the negative
+log-likelihood per token in nats, so that sums over devices and windows are again sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Protocol, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from echelon.config.training import AdapterSettings, DataSettings, ModelSettings, TrainSettings
+from echelon.messages.adapter import Vector
+
+Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
+Name = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainTask:
+    """H local steps of one device on f(w) + mu/2 ||w - base||^2, where f is the mean loss per token.
+
+    `base` is w_base of the proximal term and `start` the point to begin from, both float32[d]. `progress` in
+    [0, 1] is how far the run has come: the learning rate is a function of it. `state` is what the device's
+    previous result returned, or none at the very first task.
+    """
+
+    device: str
+    base: Vector
+    start: Vector
+    steps: int
+    mu: float
+    progress: float
+    state: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """The adapter after the steps, float32[d], what it cost, and the state for the next task.
+
+    `tokens` counts the tokens that were read (without padding), `loss_tokens` those that the loss counts
+    (fewer for conversations); `loss_sum` is their loss before each step, without the proximal term.
+    """
+
+    weights: Vector
+    steps: int
+    tokens: int
+    loss_sum: float
+    loss_tokens: int
+    seconds: float
+    state: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EvalResult:
+    """Sum of token losses in nats and how many tokens were counted; results of disjoint data add up."""
+
+    loss_sum: float
+    tokens: int
+
+    def __add__(self, other: EvalResult) -> EvalResult:
+        """The result over both sets of tokens."""
+        return EvalResult(self.loss_sum + other.loss_sum, self.tokens + other.tokens)
+
+    @property
+    def loss(self) -> float:
+        """Mean loss in nats per token. Raises ZeroDivisionError for no tokens."""
+        return self.loss_sum / self.tokens
+
+
+class Learner(Protocol):
+    """Local training for any number of devices. Not thread-safe: one call at a time."""
+
+    @property
+    def dim(self) -> int:
+        """d, the length of every vector."""
+        ...
+
+    def train(self, task: TrainTask) -> TrainResult:
+        """Carry out the task. Raises `TrainingError` when the loss or the weights are not finite."""
+        ...
+
+    def evaluate(self, device: str, weights: Vector) -> EvalResult:
+        """Loss on the device's slice of its boundary's validation split (0 tokens if the slice is empty)."""
+        ...
+
+    def generate(self, weights: Vector, prompt: str, max_new_tokens: int) -> str:
+        """Greedy continuation of `prompt`, without the prompt."""
+        ...
+
+
+class BoundarySpec(BaseModel):
+    """One boundary as the learner sees it: its devices, in order, and where their data comes from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Name
+    devices: tuple[Name, ...] = Field(min_length=1)
+    data: DataSettings
+
+
+class LearnerSpec(BaseModel):
+    """Everything a learner is made from; picklable, so that a worker process can build its own.
+
+    `seed` orders each device's data; `base_seed` draws the initial A matrices (the genesis seed).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelSettings = ModelSettings()
+    adapter: AdapterSettings = AdapterSettings()
+    train: TrainSettings = TrainSettings()
+    boundaries: tuple[BoundarySpec, ...] = Field(min_length=1)
+    seed: Seed = 0
+    base_seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        names = [boundary.name for boundary in self.boundaries]
+        devices = [device for boundary in self.boundaries for device in boundary.devices]
+        for kind, given in (("boundaries", names), ("devices", devices)):
+            twice = sorted({name for name in given if given.count(name) > 1})
+            if twice:
+                raise ValueError(f"two {kind} are called {twice[0]!r}; give each a name of its own")
+        return self
+
+    @property
+    def boundary_of(self) -> Mapping[str, BoundarySpec]:
+        """The boundary of each device, by device name."""
+        return {device: boundary for boundary in self.boundaries for device in boundary.devices}

@@ -1,0 +1,204 @@
+"""Load a causal language model, freeze it, and attach LoRA with PEFT."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from echelon.config.training import AdapterSettings, ModelSettings
+from echelon.errors import ConfigError
+from echelon.messages.adapter import AdapterLayout, Vector
+from echelon.training.layout import ADAPTER
+
+SHIPPED_NAME = "echelon:tiny"
+SHIPPED_PATH = Path(__file__).parent.parent / "assets" / "base"
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def limit_threads() -> None:
+    """One compute thread in this process: devices are parallel as processes, not inside one."""
+    torch.set_num_threads(1)
+
+
+def model_path(settings: ModelSettings) -> str:
+    """What transformers is asked for: the shipped folder, a local folder, or a Hugging Face id.
+
+    Raises `ConfigError` for something that looks like a path and is no folder.
+    """
+    name = settings.model
+    if name == SHIPPED_NAME:
+        return str(SHIPPED_PATH)
+    if name.startswith("echelon:"):
+        raise ConfigError(f"model {name!r} does not ship with the package; the only one is {SHIPPED_NAME!r}")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ConfigError(f"model {name!r} is not a folder; give a folder with config.json, or a model id")
+    return name
+
+
+def portable_name(settings: ModelSettings) -> str:
+    """The model's name for files that travel: the id, or the last part of a local path."""
+    path = Path(settings.model).expanduser()
+    return path.resolve().name if path.is_dir() else settings.model
+
+
+def load_base(settings: ModelSettings, device: torch.device) -> tuple[PreTrainedModel, Any]:
+    """The frozen model and its tokenizer. Raises `ConfigError` when either cannot be loaded.
+
+    The model's own dropout is switched off: only the adapter's setting decides.
+    """
+    path = model_path(settings)
+    options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
+    if settings.revision is not None:
+        options["revision"] = settings.revision
+    try:
+        with _no_progress_bars():
+            config = AutoConfig.from_pretrained(path, **options)
+            for name, value in config.to_dict().items():
+                if name.endswith(("dropout", "pdrop", "dropout_prob")) and isinstance(value, float):
+                    setattr(config, name, 0.0)
+            tokenizer = AutoTokenizer.from_pretrained(path, **options)
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                path,
+                config=config,
+                dtype=_DTYPES[settings.dtype],
+                attn_implementation=settings.attention,
+                **options,
+            )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"model {settings.model!r} cannot be loaded: {reason}. Check the id or path, that it is a causal "
+            "language model, and, for a model of the hub, that it is reachable or in the local cache"
+        ) from error
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    nn.Module.to(model, device)  # in place
+    return model, tokenizer
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Loading bars would break into the display of the run."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def attach_adapter(model: PreTrainedModel, settings: AdapterSettings, checkpointing: bool) -> PeftModel:
+    """The model with LoRA on its targets, in training mode. Raises `ConfigError` for an unknown target."""
+    targets = settings.targets if isinstance(settings.targets, str) else sorted(settings.targets)
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT divides it by the rank
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+        task_type=TaskType.CAUSAL_LM,
+    )
+    linear = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)})
+    advice = f"this model's linear layers are: {', '.join(linear)}; or use all-linear"
+    try:
+        with _known_warnings_silent():
+            wrapped = get_peft_model(model, config, adapter_name=ADAPTER)
+    except ValueError as error:
+        raise ConfigError(f"adapter targets {targets} cannot be used: {error}; {advice}") from error
+    if not isinstance(targets, str):
+        adapted = _adapted_layers(wrapped)
+        unused = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in adapted)]
+        if unused:
+            raise ConfigError(f"adapter target {unused[0]!r} is no layer of the model; {advice}")
+    if checkpointing:
+        wrapped.enable_input_require_grads()
+        with _known_warnings_silent():
+            wrapped.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    wrapped.train()
+    return wrapped
+
+
+@contextlib.contextmanager
+def _known_warnings_silent() -> Iterator[None]:
+    """Silence two warnings that no user of ours could act on."""
+    with warnings.catch_warnings():
+        # For GPT-2's transposed layers PEFT corrects fan_in_fan_out and says so.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out")
+        # A rename inside transformers that PEFT and the older name are still on.
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
+        yield
+
+
+def _adapted_layers(model: nn.Module) -> set[str]:
+    """Names of the layers of the base that got an adapter."""
+    names = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    return {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in names}
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def initial_adapter(layout: AdapterLayout, seed: int) -> Vector:
+    """The genesis adapter, float32[d]: A uniform in +-1/sqrt(fan_in), B = 0, so the product is 0.
+
+    The bound is PEFT's default (Kaiming uniform with a = sqrt(5), He et al. 2015). Each tensor has a
+    stream of
+    its own, drawn from PCG64 by seed and key: equal bits on every machine. For embeddings it is the other way
+    round, as in PEFT: A = 0.
+    """
+    vector = np.zeros(layout.dim, dtype=np.float32)
+    for entry in layout.entries:
+        if ".lora_A." in entry.key or entry.key.endswith(".lora_embedding_B"):
+            entropy = hashlib.sha256(f"{seed}\0{entry.key}".encode()).digest()
+            generator = np.random.Generator(np.random.PCG64(int.from_bytes(entropy, "little")))
+            bound = np.float32(1 / math.sqrt(math.prod(entry.shape[1:])))
+            draw = generator.random(entry.size, dtype=np.float32)
+            vector[entry.offset : entry.offset + entry.size] = (draw * 2 - 1) * bound
+    return vector
+
+
+def adapter_config_json(model: PeftModel, settings: ModelSettings) -> bytes:
+    """PEFT's `adapter_config.json` in canonical form: sorted keys and lists, and no path of this machine."""
+    fields = model.peft_config[ADAPTER].to_dict()
+    fields["base_model_name_or_path"] = portable_name(settings)
+    fields["revision"] = settings.revision
+    fields["inference_mode"] = True
+    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in fields.items()}
+    return json.dumps(plain, indent=2, sort_keys=True).encode() + b"\n"
+
+
+def base_digest(model: PeftModel) -> bytes:
+    """SHA-256 of the frozen weights as loaded, 32 bytes: what the adapter was trained against.
+
+    Over the parameters in order of name (tied ones once), each as name, dtype, shape and little-endian bytes.
+    It does not depend on how files are sharded; it does depend on the dtype of loading.
+    """
+    tensors = {
+        name.removeprefix("base_model.model.").replace(".base_layer.", "."): parameter
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad
+    }
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.digest()

@@ -1,0 +1,68 @@
+"""What a device keeps between tasks: AdamW's moments, its step count, and how far its data was read.
+
+The bytes are a fixed little-endian header and raw float32, so that reading them runs no code of theirs:
+
+    magic "ECHTRN01" | dim u64 | optimiser steps u64 | cursor u64 | m float32[dim] | v float32[dim] | SHA-256
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from echelon.errors import StateError
+from echelon.messages.adapter import Vector
+
+_MAGIC = b"ECHTRN01"
+_HEADER = struct.Struct("<8sQQQ")
+_DIGEST = 32
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerState:
+    """AdamW's first and second moment, float32[d]; optimiser steps taken; packed sequences read so far."""
+
+    first: Vector
+    second: Vector
+    steps: int
+    cursor: int
+
+    @classmethod
+    def fresh(cls, dim: int) -> Self:
+        """The state before the first step."""
+        return cls(np.zeros(dim, np.float32), np.zeros(dim, np.float32), 0, 0)
+
+    def to_bytes(self) -> bytes:
+        """The state's one encoding, 32 + 8 d + 32 bytes."""
+        body = b"".join(
+            (
+                _HEADER.pack(_MAGIC, self.first.size, self.steps, self.cursor),
+                self.first.astype("<f4", copy=False).tobytes(),
+                self.second.astype("<f4", copy=False).tobytes(),
+            )
+        )
+        return body + hashlib.sha256(body).digest()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, dim: int) -> Self:
+        """The state of an adapter of `dim` elements. Raises `StateError` for bytes that are not that."""
+        expected = _HEADER.size + 8 * dim + _DIGEST
+        if len(data) != expected or not data.startswith(_MAGIC):
+            raise StateError(
+                f"trainer state of {len(data)} bytes; an adapter of {dim} elements has {expected}. It "
+                f"belongs "
+                "to another adapter or version: start the device without it, at the cost of its moments"
+            )
+        body, digest = data[:-_DIGEST], data[-_DIGEST:]
+        if hashlib.sha256(body).digest() != digest:
+            raise StateError("trainer state is damaged (its SHA-256 differs): start the device without it")
+        _, found, steps, cursor = _HEADER.unpack_from(body)
+        if found != dim:
+            raise StateError(f"trainer state is of an adapter of {found} elements, not {dim}")
+        moments = np.frombuffer(body, dtype="<f4", offset=_HEADER.size)
+        first, second = (part.astype(np.float32) for part in (moments[:dim], moments[dim:]))
+        return cls(first, second, steps, cursor)

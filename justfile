@@ -1,0 +1,70 @@
+# Recipes. `./justw RECIPE` sets up .venv and runs one; with .venv in place, plain `just RECIPE` does too.
+
+set shell := ["bash", "-euo", "pipefail", "-c"]
+set positional-arguments
+
+export PATH := justfile_directory() / ".venv/bin" + ":" + env("PATH")
+
+# test processes side by side; `./justw workers=8 test` for more
+workers := "2"
+
+# the packages that take no clock, no I/O and no randomness of their own: covered to 95 % of their lines, each
+pure := "secagg rounds audit messages"
+
+# list the recipes
+_default:
+    @just --list --unsorted
+
+# run the quickstart federation into runs/quickstart (an earlier one is moved aside); ARGS go to `echelon run`
+demo *ARGS:
+    @if [ -e runs/quickstart ]; then \
+        old="runs/quickstart.$(date +%Y%m%d-%H%M%S)"; \
+        mv runs/quickstart "$old"; echo "the earlier run is in $old now" >&2; \
+    fi
+    echelon run examples/quickstart.yaml --out runs/quickstart "$@"
+
+# run all tests; ARGS go to pytest
+[no-exit-message]
+test *ARGS:
+    pytest -n {{ workers }} --dist worksteal "$@"
+
+# run the tests that take a few seconds at most
+[no-exit-message]
+test-fast *ARGS:
+    pytest -n {{ workers }} --dist worksteal -m "not slow" "$@"
+
+# ruff, mypy --strict, and the import contracts
+[no-exit-message]
+lint:
+    ruff check .
+    ruff format --check .
+    mypy
+    lint-imports --no-logo
+
+# mend what ruff can mend, and format
+fmt:
+    ruff check --fix-only .
+    ruff format .
+
+# run all tests and show which lines of the pure packages none of them reaches; each package needs 95 %
+[no-exit-message]
+coverage *ARGS:
+    pytest -n {{ workers }} --dist worksteal --cov --cov-report= "$@"
+    for package in {{ pure }}; do coverage report --include="echelon/$package/*" --fail-under=95; done
+
+# break named conditions of the protocol, one at a time, and see the tests go red
+mutate *ARGS:
+    python scripts/mutate.py "$@"
+
+# measure; figures go to bench/results
+bench *ARGS:
+    python -m bench "$@"
+
+# write docs/settings.md, the table of all settings, from the code
+docs-settings:
+    python scripts/settings.py docs/settings.md
+
+# remove caches and build outputs; .venv and runs stay
+clean:
+    rm -rf build dist htmlcov .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+    find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

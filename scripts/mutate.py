@@ -1,0 +1,262 @@
+"""Break named conditions of the protocol, one at a time, and see the tests go red.
+
+A condition that can be taken out without any test noticing is a condition that nobody guards. Each
+entry of `MUTATIONS` names one line of the source, what it is replaced by, the tests that must notice, and why
+the line matters. The tree is copied first and only the copy is changed.
+
+    python scripts/mutate.py             all of them
+    python scripts/mutate.py floor       those whose name contains "floor"
+    python scripts/mutate.py --list      show what there is
+
+Exit status: 0 when every mutation turned its tests red; 1 when one survived, did not fit the source any more
+(its text must stand there exactly once), or its tests were not green before; 2 for wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# What the tests need of the tree; caches, environments and runs stay behind.
+LEFT_BEHIND = shutil.ignore_patterns(
+    ".*_cache",
+    ".coverage*",
+    ".git",
+    ".hypothesis",
+    ".venv",
+    "__pycache__",
+    "build",
+    "dist",
+    "htmlcov",
+    "runs",
+)
+
+# pytest's exit status: https://docs.pytest.org/en/stable/reference/exit-codes.html
+PYTEST_GREEN = 0
+PYTEST_RED = 1
+
+# A mutated loop may never end. pytest-timeout fails single tests before this.
+LIMIT_S = 600.0
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One way to break the code, and who must notice.
+
+    Attributes:
+        name: short and unique, what is broken ("floor enforced by the device").
+        file: path below the root of the repository.
+        find: the source text that is replaced, without the white space around it; several lines are allowed.
+            With `regex`, a regular expression (multi-line mode). It must match exactly once in the file.
+        replace: what stands there instead; with `regex`, backslash references to groups are expanded.
+        tests: pytest node ids or paths of which at least one test must fail.
+        why: what an attacker or an accident gains where this condition is missing.
+        regex: whether `find` is a regular expression.
+    """
+
+    name: str
+    file: str
+    find: str
+    replace: str
+    tests: tuple[str, ...]
+    why: str
+    regex: bool = False
+
+
+MUTATIONS: tuple[Mutation, ...] = ()
+
+
+class Verdict(Enum):
+    """What became of one mutation."""
+
+    KILLED = "killed"
+    SURVIVED = "survived"
+    NO_MATCH = "does not fit the source"
+    NOT_GREEN = "tests not green before"
+    UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A verdict with its evidence: the first failing test, or what went wrong; `seconds` of wall clock."""
+
+    mutation: Mutation
+    verdict: Verdict
+    detail: str
+    seconds: float
+
+
+class MutationError(Exception):
+    """A mutation cannot be applied to the source as it stands."""
+
+
+def mutated(source: str, mutation: Mutation) -> str:
+    """The source with the mutation in it.
+
+    Raises:
+        MutationError: the text is not there exactly once, nothing would change, or the result is not Python.
+    """
+    pattern = re.compile(mutation.find if mutation.regex else re.escape(mutation.find.strip()), re.MULTILINE)
+    found = list(pattern.finditer(source))
+    if len(found) != 1:
+        raise MutationError(f"{mutation.file}: the text to replace stands there {len(found)} times, not once")
+    [match] = found
+    new = match.expand(mutation.replace) if mutation.regex else mutation.replace.strip()
+    result = source[: match.start()] + new + source[match.end() :]
+    if result == source:
+        raise MutationError(f"{mutation.file}: the replacement changes nothing")
+    try:
+        changed = ast.dump(ast.parse(result)) != ast.dump(ast.parse(source))
+    except SyntaxError as error:
+        raise MutationError(f"{mutation.file}: the replacement is not Python: {error}") from error
+    if not changed:
+        raise MutationError(f"{mutation.file}: the replacement changes a comment or white space only")
+    return result
+
+
+@dataclass(frozen=True)
+class PytestRun:
+    """One run of pytest: its exit status (None: it did not end in time) and the first failure it reported."""
+
+    status: int | None
+    first: str
+
+
+def run_tests(tree: Path, tests: Iterable[str]) -> PytestRun:
+    """Run the named tests in a copy of the tree, against the package in that copy."""
+    environment = os.environ | {
+        "PYTHONPATH": str(tree),  # before an installed or editable `echelon`, in child processes too
+        "PYTHONDONTWRITEBYTECODE": "1",  # a cached .pyc of the same second and size would hide the mutation
+        "CI": "true",  # the same hypothesis examples before and after
+    }
+    options = ["-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "--color=no"]
+    command = [sys.executable, "-m", "pytest", *options, *tests]
+    try:
+        done = subprocess.run(
+            command, cwd=tree, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return PytestRun(None, f"the tests did not end within {LIMIT_S:.0f} s")
+    reported = re.findall(r"^(?:FAILED|ERROR) (.*)$", done.stdout, re.MULTILINE)
+    last = (done.stdout.strip() or done.stderr.strip()).splitlines()[-1:]
+    return PytestRun(done.returncode, (reported or last or ["pytest printed nothing"])[0])
+
+
+def try_mutation(tree: Path, mutation: Mutation, green: dict[tuple[str, ...], PytestRun]) -> Outcome:
+    """Apply one mutation in the tree (a copy), run its tests, and put the file back.
+
+    Args:
+        tree: the copy.
+        mutation: what to break.
+        green: runs of the same tests on the unchanged tree; filled as needed.
+    """
+    started = time.monotonic()
+
+    def outcome(verdict: Verdict, detail: str) -> Outcome:
+        return Outcome(mutation, verdict, detail, time.monotonic() - started)
+
+    path = tree / mutation.file
+    if not path.is_file():
+        return outcome(Verdict.NO_MATCH, f"there is no file {mutation.file}")
+    original = path.read_text(encoding="utf-8")
+    try:
+        broken = mutated(original, mutation)
+    except MutationError as error:
+        return outcome(Verdict.NO_MATCH, str(error))
+
+    if mutation.tests not in green:
+        green[mutation.tests] = run_tests(tree, mutation.tests)
+    before = green[mutation.tests]
+    if before.status != PYTEST_GREEN:
+        return outcome(Verdict.NOT_GREEN, before.first)
+
+    path.write_text(broken, encoding="utf-8")
+    try:
+        after = run_tests(tree, mutation.tests)
+    finally:
+        path.write_text(original, encoding="utf-8")
+    if after.status == PYTEST_RED:
+        return outcome(Verdict.KILLED, after.first)
+    if after.status == PYTEST_GREEN:
+        return outcome(Verdict.SURVIVED, "every test passed without it")
+    # Not "red": a module that cannot be imported any more says nothing about the condition.
+    return outcome(Verdict.UNDECIDED, f"pytest ended with {after.status}: {after.first}")
+
+
+def run(mutations: Sequence[Mutation], root: Path = ROOT, console: Console | None = None) -> list[Outcome]:
+    """Try each mutation in a temporary copy of `root`; say on `console` what is being done."""
+    console = console or Console(stderr=True)
+    outcomes: list[Outcome] = []
+    green: dict[tuple[str, ...], PytestRun] = {}
+    with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
+        tree = Path(folder) / "tree"
+        shutil.copytree(root, tree, ignore=LEFT_BEHIND, symlinks=True)
+        for number, mutation in enumerate(mutations, 1):
+            console.print(f"[{number}/{len(mutations)}] {mutation.name} ...", markup=False, highlight=False)
+            outcomes.append(try_mutation(tree, mutation, green))
+    return outcomes
+
+
+def show(outcomes: Sequence[Outcome], console: Console) -> None:
+    """Print the outcomes as a table."""
+    table = Table(title="Mutations", show_lines=True)
+    for heading in ("condition", "file", "verdict", "s", "noticed by, or what went wrong"):
+        table.add_column(heading, overflow="fold", justify="right" if heading == "s" else "left")
+    for outcome in outcomes:
+        colour = "green" if outcome.verdict is Verdict.KILLED else "red"
+        table.add_row(
+            f"{outcome.mutation.name}\n[dim]{outcome.mutation.why}[/dim]",
+            outcome.mutation.file,
+            f"[{colour}]{outcome.verdict.value}[/{colour}]",
+            f"{outcome.seconds:.1f}",
+            textwrap.shorten(outcome.detail, 160).replace("[", r"\["),
+        )
+    console.print(table)
+
+
+def main(
+    arguments: Sequence[str] | None = None, mutations: Sequence[Mutation] = MUTATIONS, root: Path = ROOT
+) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description="Break named conditions of the protocol and see the tests go red."
+    )
+    parser.add_argument("name", nargs="*", help="only mutations whose name contains one of these")
+    parser.add_argument("--list", action="store_true", help="print names and reasons, and run nothing")
+    asked = parser.parse_args(arguments)
+
+    chosen = [m for m in mutations if not asked.name or any(part in m.name for part in asked.name)]
+    if not chosen:
+        print("mutate: no mutation of that name; `--list` shows what there is", file=sys.stderr)
+        return 2
+    if asked.list:
+        for mutation in chosen:
+            print(f"{mutation.name}\n    {mutation.file}\n    {mutation.why}")
+        return 0
+
+    outcomes = run(chosen, root)
+    show(outcomes, Console())
+    killed = sum(outcome.verdict is Verdict.KILLED for outcome in outcomes)
+    print(f"{killed} of {len(outcomes)} mutations turned tests red")
+    return 0 if killed == len(outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

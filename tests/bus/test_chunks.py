@@ -1,0 +1,379 @@
+"""Chunked transfers: whatever order and repeats chunks come in, the payload or a refusal comes out."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import replace
+from functools import cache
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from echelon.bus import Outgoing, Record, TopicPartition
+from echelon.bus.chunks import (
+    CHUNK,
+    OVERHEAD,
+    Assembler,
+    ChunkError,
+    ChunkFault,
+    Transfer,
+    TransferId,
+    chunks_of,
+    is_chunk,
+    split,
+    transfer_of,
+)
+
+BLOCK = hashlib.shake_256(b"block").digest(6 * CHUNK)
+lengths = st.sampled_from([0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 3 * CHUNK + 7])
+
+
+def payload_of(length: int, start: int = 0) -> bytes:
+    return BLOCK[start : start + length]
+
+
+def record(out: Outgoing, offset: int) -> Record:
+    return Record(out.topic, out.partition, offset, out.key, out.value, out.headers, 0)
+
+
+def records_of(
+    payload: bytes, *, key: bytes = b"s", first: int = 0, context: bytes = b"context"
+) -> list[Record]:
+    transfer = transfer_of(payload, context)
+    return [record(out, first + n) for n, out in enumerate(split(payload, transfer, topic="t", key=key))]
+
+
+def assembler(sender: int = 8 * CHUNK, transfers: int = 4, total: int = 16 * CHUNK) -> Assembler:
+    return Assembler(
+        max_open_bytes_per_sender=sender, max_open_transfers_per_sender=transfers, max_open_bytes_total=total
+    )
+
+
+def refused(fault: ChunkFault):
+    return pytest.raises(ChunkError, match=fault.value)
+
+
+def test_golden_chunk():
+    """The wire format, written out by hand: a change here is a change of format."""
+    payload = b"abc"
+    context = b"ctx"
+    transfer = transfer_of(payload, context)
+    sha256 = hashlib.sha256(b"abc").digest()
+    named = b"echelon/transfer/v1\x00" + b"\x00\x00\x00\x03ctx" + b"\x00" * 7 + b"\x03" + sha256
+    assert transfer.id == hashlib.sha256(named).digest()[:16]
+    assert transfer.id.hex() == "2c20c66c6b1dec27e329ed6d516bf226"
+    [chunk] = split(payload, transfer, topic="masked", key=b"dev")
+    body = b"echelon/chunk/v1\x00" + b"\x00\x00\x00\x06masked" + b"\x00\x00\x00\x03dev"
+    for name, value in (
+        (b"kind", b"chunk"),
+        (b"transfer", transfer.id),
+        (b"index", b"\x00\x00\x00\x00"),
+        (b"total", b"\x00\x00\x00\x01"),
+        (b"length", b"\x00\x00\x00\x00\x00\x00\x00\x03"),
+    ):
+        body += struct.pack(">I", len(name)) + name + struct.pack(">I", len(value)) + value
+    assert chunk.headers[-1] == ("sha256", hashlib.sha256(body + payload).digest())
+    assert [name for name, _ in chunk.headers] == ["kind", "transfer", "index", "total", "length", "sha256"]
+    assert (chunk.topic, chunk.key, chunk.value) == ("masked", b"dev", payload)
+
+
+@given(lengths, st.binary(max_size=8), st.binary(max_size=8))
+def test_the_transfer_id_names_payload_and_context(length, one, other):
+    payload = payload_of(length)
+    assert transfer_of(payload, one) == transfer_of(bytearray(payload), one)
+    assert (transfer_of(payload, one).id == transfer_of(payload, other).id) == (one == other)
+    assert transfer_of(payload + b"x", one).id != transfer_of(payload, one).id
+
+
+@given(lengths)
+def test_chunks_are_small_equal_and_add_up(length):
+    payload = payload_of(length)
+    chunks = list(
+        split(memoryview(payload), transfer_of(payload, b""), topic="t", key=b"k" * 64, partition=2)
+    )
+    assert len(chunks) == chunks_of(length) >= 1
+    assert b"".join(chunk.value for chunk in chunks) == payload
+    assert all(len(chunk.value) == CHUNK for chunk in chunks[:-1])
+    assert all(chunk.size - len(chunk.value) - 64 <= OVERHEAD for chunk in chunks)
+    assert all(is_chunk(record(chunk, 0)) and chunk.partition == 2 for chunk in chunks)
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_any_interleaving_with_repeats_gives_every_payload_once(data):
+    senders = [b"a", b"b", b"c"]
+    payloads = {
+        (sender, n): payload_of(data.draw(lengths))
+        for sender in senders
+        for n in range(data.draw(st.integers(0, 2)))
+    }
+    records = [
+        item
+        for (sender, n), payload in payloads.items()
+        for item in records_of(payload, key=sender, context=bytes([n]))
+    ]
+    repeats = [
+        records[at % len(records)] for at in data.draw(st.lists(st.integers(0, 99), max_size=5)) if records
+    ]
+    order = data.draw(st.randoms(use_true_random=False)).sample(records + repeats, len(records + repeats))
+    receiving = assembler(sender=12 * CHUNK, total=64 * CHUNK)
+    for offset, item in enumerate(order):
+        assert receiving.add(item.key, replace(item, offset=offset)) == ()
+    for (sender, n), payload in payloads.items():
+        transfer = transfer_of(payload, bytes([n]))
+        assert receiving.complete(sender, transfer.id, transfer.length, transfer.sha256) == payload
+    assert receiving.open_bytes == 0
+    assert receiving.first_open_offset(TopicPartition("t")) is None
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_any_changed_byte_of_a_chunk_record_is_found_at_it(data):
+    good = records_of(payload_of(300), key=b"key")[0]
+    where = data.draw(st.sampled_from(["key", "value", "topic", *range(6)]))
+    flip = data.draw(st.integers(1, 127))
+    name_too = data.draw(st.booleans())
+
+    def changed(content: bytes) -> bytes:
+        at = data.draw(st.integers(0, len(content) - 1))
+        return content[:at] + bytes([content[at] ^ flip]) + content[at + 1 :]
+
+    if where == "key":
+        bad = replace(good, key=changed(good.key))
+    elif where == "value":
+        bad = replace(good, value=changed(good.value))
+    elif where == "topic":
+        bad = replace(good, topic=changed(good.topic.encode()).decode())
+    else:
+        name, value = good.headers[where]
+        header = (changed(name.encode()).decode(), value) if name_too else (name, changed(value))
+        bad = replace(good, headers=(*good.headers[:where], header, *good.headers[where + 1 :]))
+    receiving = assembler()
+    with refused(ChunkFault.CORRUPT):
+        receiving.add(b"s", bad)
+    assert receiving.open_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "keep", [(), (0, 1, 2, 3, 4), (1, 0, 2, 3, 4, 5), (0, 1, 2, 3, 4, 5, 5), (0, 0, 1, 2, 3, 4)]
+)
+def test_headers_must_be_those_of_a_chunk_in_order(keep):
+    good = records_of(b"abc")[0]
+    with refused(ChunkFault.CORRUPT):
+        assembler().add(b"s", replace(good, headers=tuple(good.headers[index] for index in keep)))
+
+
+def forged(index: int, total: int, length: int, value: bytes, transfer: bytes = bytes(16)) -> Record:
+    """A chunk with a right digest and whatever numbers a peer likes."""
+    headers = (
+        ("kind", b"chunk"),
+        ("transfer", transfer),
+        ("index", struct.pack(">I", index)),
+        ("total", struct.pack(">I", total)),
+        ("length", struct.pack(">Q", length)),
+    )
+    body = b"echelon/chunk/v1\x00" + b"\x00\x00\x00\x01t" + b"\x00\x00\x00\x01s"
+    for name, content in headers:
+        body += struct.pack(">I", len(name)) + name.encode() + struct.pack(">I", len(content)) + content
+    headers = (*headers, ("sha256", hashlib.sha256(body + value).digest()))
+    return Record("t", 0, 0, b"s", value, headers, 0)
+
+
+@pytest.mark.parametrize(
+    ("index", "total", "length", "size", "fault"),
+    [
+        (1, 1, 5, 5, ChunkFault.OUT_OF_RANGE),
+        (0, 0, 0, 0, ChunkFault.OUT_OF_RANGE),
+        (0, 2, 5, 5, ChunkFault.OUT_OF_RANGE),
+        (0, 1, CHUNK + 1, CHUNK, ChunkFault.OUT_OF_RANGE),
+        (0, 1, 5, 4, ChunkFault.OUT_OF_RANGE),
+        (0, 1, 5, 6, ChunkFault.OUT_OF_RANGE),
+        (0, 2**32 - 1, 2**63, CHUNK, ChunkFault.OUT_OF_RANGE),
+        (0, 9, 9 * CHUNK, CHUNK, ChunkFault.TOO_LARGE),
+        (0, 2**32 - 1, (2**32 - 1) * CHUNK, CHUNK, ChunkFault.TOO_LARGE),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(index, total, length, size, fault):
+    receiving = assembler()
+    with refused(fault):
+        receiving.add(b"s", forged(index, total, length, bytes(size)))
+    assert receiving.open_bytes == 0
+    assert receiving.first_open_offset(TopicPartition("t")) is None
+
+
+def test_a_payload_of_just_the_bound_fits_and_one_byte_more_does_not():
+    receiving = assembler(sender=2 * CHUNK)
+    for item in records_of(payload_of(2 * CHUNK)):
+        assert receiving.add(b"s", item) == ()
+    transfer = transfer_of(payload_of(2 * CHUNK), b"context")
+    assert receiving.complete(b"s", transfer.id, transfer.length, transfer.sha256) == payload_of(2 * CHUNK)
+    with refused(ChunkFault.TOO_LARGE):
+        receiving.add(b"s", records_of(payload_of(2 * CHUNK + 1))[0])
+
+
+def test_a_differing_repeat_is_a_fork():
+    first = forged(0, 2, CHUNK + 1, bytes(CHUNK))
+    receiving = assembler()
+    receiving.add(b"s", first)
+    for other in (
+        forged(0, 2, CHUNK + 1, b"\x01" + bytes(CHUNK - 1)),  # other bytes
+        forged(1, 3, 2 * CHUNK + 5, bytes(CHUNK)),  # another length
+        replace(first, partition=1),  # another place
+    ):
+        with refused(ChunkFault.DIFFERS):
+            receiving.add(b"s", other)
+    receiving.add(b"s", forged(1, 2, CHUNK + 1, b"\x07"))
+    payload = bytes(CHUNK) + b"\x07"
+    digest = hashlib.sha256(payload).digest()
+    assert receiving.complete(b"s", TransferId(bytes(16)), CHUNK + 1, digest) == payload
+
+
+def test_completion_needs_the_transfer_all_its_chunks_and_its_digest():
+    payload = payload_of(CHUNK + 5)
+    transfer = transfer_of(payload, b"context")
+    receiving = assembler()
+    with refused(ChunkFault.UNKNOWN_TRANSFER):
+        receiving.complete(b"s", transfer.id, transfer.length, transfer.sha256)
+    first, second = records_of(payload)
+    receiving.add(b"s", second)
+    with refused(ChunkFault.INCOMPLETE):
+        receiving.complete(b"s", transfer.id, transfer.length, transfer.sha256)
+    receiving.add(b"s", first)
+    with refused(ChunkFault.UNKNOWN_TRANSFER):
+        receiving.complete(b"other", transfer.id, transfer.length, transfer.sha256)
+    with refused(ChunkFault.DIGEST_MISMATCH):
+        receiving.complete(b"s", transfer.id, transfer.length, bytes(32))
+    assert receiving.open_bytes == 0
+    for item in (first, second):
+        receiving.add(b"s", item)
+    with refused(ChunkFault.DIGEST_MISMATCH):
+        receiving.complete(b"s", transfer.id, transfer.length - 1, transfer.sha256)
+
+
+def test_a_sender_above_its_bounds_loses_its_own_oldest_transfer():
+    receiving = assembler(sender=8 * CHUNK, transfers=2)
+    receiving.add(b"quiet", records_of(payload_of(CHUNK), key=b"quiet", first=3)[0])
+    firsts = [records_of(payload_of(2 * CHUNK, start=n), first=10 * n)[0] for n in range(3)]
+    assert receiving.add(b"s", firsts[0]) == receiving.add(b"s", firsts[1]) == ()
+    [dropped] = receiving.add(b"s", firsts[2])
+    assert dropped.sender == b"s"
+    assert dropped.id == transfer_of(payload_of(2 * CHUNK), b"context").id
+    assert (dropped.at, dropped.first_offset, dropped.open_bytes) == (TopicPartition("t"), 0, CHUNK)
+    assert receiving.open_bytes == 3 * CHUNK
+    assert receiving.first_open_offset(TopicPartition("t")) == 3
+    receiving.drop(b"quiet")
+    assert receiving.first_open_offset(TopicPartition("t")) == 10
+    receiving.drop(b"s")
+    assert receiving.open_bytes == 0
+
+
+def test_the_first_open_offset_is_the_lowest_in_whatever_order_chunks_come():
+    receiving = assembler()
+    for n, item in reversed(list(enumerate(records_of(payload_of(2 * CHUNK + 1), first=5)))):
+        receiving.add(b"s", item)
+        assert receiving.first_open_offset(TopicPartition("t")) == 5 + n
+    assert receiving.first_open_offset(TopicPartition("t", 1)) is None
+
+
+def test_above_the_common_bound_the_greatest_sender_pays():
+    receiving = assembler(sender=4 * CHUNK, transfers=4, total=5 * CHUNK)
+    small = records_of(payload_of(CHUNK), key=b"small")[0]
+    receiving.add(b"small", small)
+    for n in range(4):
+        receiving.add(b"greedy", records_of(payload_of(CHUNK, start=n + 1), key=b"greedy")[0])
+    dropped = receiving.add(b"late", records_of(payload_of(CHUNK, start=9), key=b"late")[0])
+    assert [item.sender for item in dropped] == [b"greedy"]
+    transfer = transfer_of(payload_of(CHUNK), b"context")
+    assert receiving.complete(b"small", transfer.id, transfer.length, transfer.sha256) == payload_of(CHUNK)
+
+
+def test_empty_chunks_are_not_free():
+    receiving = assembler(sender=CHUNK, transfers=10**9, total=CHUNK)
+    for n in range(10 * CHUNK // OVERHEAD):
+        receiving.add(b"s", forged(0, 1, 0, b"", transfer=n.to_bytes(16, "big")))
+    assert receiving.open_bytes == CHUNK
+
+
+@pytest.mark.parametrize("bounds", [(CHUNK - 1, 1, CHUNK), (CHUNK, 0, CHUNK), (2 * CHUNK, 1, CHUNK)])
+def test_bounds_that_make_no_sense_are_refused(bounds):
+    with pytest.raises(ValueError, match="bounds"):
+        assembler(*bounds)
+
+
+@cache
+def prepared(sender: bytes, start: int, length: int) -> tuple[Transfer, list[Record]]:
+    payload = payload_of(length, start=start)
+    return transfer_of(payload, b"context"), records_of(payload, key=sender)
+
+
+class Bounded(RuleBasedStateMachine):
+    """Whatever peers send, memory stays within the bounds and restart offsets do not pass an open chunk."""
+
+    SENDER, TRANSFERS, TOTAL = 3 * CHUNK, 2, 7 * CHUNK
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.assembler = assembler(self.SENDER, self.TRANSFERS, self.TOTAL)
+        self.offset = 0
+        self.model: dict[
+            tuple[bytes, bytes], dict[int, tuple[int, bytes]]
+        ] = {}  # open chunks: offset and value
+
+    @rule(
+        sender=st.sampled_from([b"a", b"b", b"c", b"d"]),
+        start=st.integers(0, 3),
+        length=lengths,
+        index=st.integers(0, 3),
+    )
+    def chunk(self, sender, start, length, index):
+        transfer, chunks = prepared(sender, start, length)
+        if length > self.SENDER:
+            with refused(ChunkFault.TOO_LARGE):
+                self.assembler.add(sender, chunks[0])
+            return
+        item = replace(chunks[index % len(chunks)], offset=self.offset)
+        self.offset += 1
+        for dropped in self.assembler.add(sender, item):
+            gone = self.model.pop((dropped.sender, dropped.id), {})
+            offsets = [offset for offset, _ in gone.values()]
+            if (dropped.sender, dropped.id) == (sender, transfer.id):
+                offsets.append(item.offset)
+            assert dropped.first_offset == min(offsets)
+            if (dropped.sender, dropped.id) == (sender, transfer.id):
+                return
+        parts = self.model.setdefault((sender, transfer.id), {})
+        parts.setdefault(index % len(chunks), (item.offset, item.value))
+
+    @rule(sender=st.sampled_from([b"a", b"b", b"c", b"d"]), start=st.integers(0, 3), length=lengths)
+    def manifest(self, sender, start, length):
+        payload = payload_of(length, start=start)
+        transfer, _ = prepared(sender, start, length)
+        parts = self.model.get((sender, transfer.id))
+        if parts is not None and len(parts) == transfer.total:
+            assert self.assembler.complete(sender, transfer.id, length, transfer.sha256) == payload
+            del self.model[(sender, transfer.id)]
+        else:
+            with refused(ChunkFault.UNKNOWN_TRANSFER if parts is None else ChunkFault.INCOMPLETE):
+                self.assembler.complete(sender, transfer.id, length, transfer.sha256)
+
+    @invariant()
+    def bounded(self):
+        held: dict[bytes, int] = {}
+        for (sender, _), parts in self.model.items():
+            held[sender] = held.get(sender, 0) + sum(max(OVERHEAD, len(value)) for _, value in parts.values())
+        assert self.assembler.open_bytes == sum(held.values()) <= self.TOTAL
+        assert all(size <= self.SENDER for size in held.values())
+        for sender in held:
+            assert sum(1 for who, _ in self.model if who == sender) <= self.TRANSFERS
+
+    @invariant()
+    def first_open(self):
+        offsets = [offset for parts in self.model.values() for offset, _ in parts.values()]
+        assert self.assembler.first_open_offset(TopicPartition("t")) == min(offsets, default=None)
+
+
+TestBounded = Bounded.TestCase
+TestBounded.settings = settings(max_examples=40, stateful_step_count=30)

@@ -1,0 +1,219 @@
+"""The other commands: export, report, topics, keys, audit, help."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+from typer.testing import Result
+
+from echelon import __version__
+from echelon.cli.export import best_evaluated
+from echelon.report.data import Evaluation, ReportData, Summary
+from tests.cli.commands import ENVIRONMENT, process, write
+
+Cli = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("commands")
+    done = process("run", write(folder), "--out", folder / "out", "--quiet")
+    assert done.returncode == 0, done.stderr
+    return folder / "out"
+
+
+# ---- export --------------------------------------------------------------------------------------
+
+
+def test_the_final_adapter_comes_out_of_the_exchange_byte_for_byte(
+    cli: Cli, run_folder: Path, tmp_path: Path
+) -> None:
+    # Nothing but the exchange's log is there.
+    alone = tmp_path / "alone"
+    (alone / "brokers").mkdir(parents=True)
+    for path in (run_folder / "brokers").glob("exchange.sqlite*"):
+        shutil.copy(path, alone / "brokers")
+    result = cli("export", alone, "--commit", "final", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "out" / name).read_bytes() == (run_folder / "adapter" / name).read_bytes()
+
+
+def test_any_commit_can_be_had(cli: Cli, run_folder: Path, tmp_path: Path) -> None:
+    genesis = cli("export", run_folder, "--commit", "0", "--out", tmp_path / "0", "--json")
+    first = cli("export", run_folder, "--commit", "1", "--out", tmp_path / "1", "--json")
+    assert (json.loads(genesis.stdout)["commit"], json.loads(first.stdout)["commit"]) == (0, 1)
+    assert all(
+        (tensor == 0).all() for tensor in load_file(tmp_path / "0" / "adapter_model.safetensors").values()
+    )
+    lines = (json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines())
+    digest = next(
+        line["adapter_sha256"] for line in lines if line["kind"] == "commit" and line["commit"] == 1
+    )
+    assert json.loads(first.stdout)["adapter_sha256"] == digest
+
+
+def test_best_says_how_it_was_chosen(cli: Cli, run_folder: Path, tmp_path: Path) -> None:
+    by_run = cli("export", run_folder, "--commit", "best", "--out", tmp_path / "run")
+    assert by_run.exit_code == 0, by_run.output
+    assert "the best by the run's own evaluations" in by_run.stdout
+    # An auditor has no metrics, but the losses that crossed with the deltas.
+    exported = tmp_path / "exported"
+    assert cli("audit", "export", run_folder, exported).exit_code == 0
+    by_log = cli("export", exported, "--commit", "best", "--out", tmp_path / "log")
+    assert by_log.exit_code == 0, by_log.output
+    assert "the best by the losses that crossed with the deltas" in by_log.stdout
+
+
+@pytest.mark.parametrize(
+    ("commit", "words"), [("9", "the log has commits 0 to 3"), ("newest", "best or final")]
+)
+def test_a_commit_that_is_not_there_is_named(
+    cli: Cli, run_folder: Path, tmp_path: Path, commit: str, words: str
+) -> None:
+    result = cli("export", run_folder, "--commit", commit, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_overwrites_nothing(cli: Cli, run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    result = cli("export", run_folder, "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "exists and is not empty" in result.stderr
+
+
+def test_an_altered_log_gives_no_adapter(cli: Cli, run_folder: Path, tmp_path: Path) -> None:
+    exported = tmp_path / "exported"
+    assert cli("audit", "export", run_folder, exported).exit_code == 0
+    file = exported / "global.records"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+    result = cli("export", exported, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "the log does not verify" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def evaluation(commit: int, boundary: str, loss: float, tokens: int = 100) -> Evaluation:
+    return Evaluation(t=0, boundary=boundary, commit=commit, tokens=0, loss=loss, eval_tokens=tokens)
+
+
+def test_best_weighs_boundaries_by_tokens() -> None:
+    evaluations = (
+        evaluation(1, "a", 2.0, 300), evaluation(1, "b", 5.0, 100),  # 2.75
+        evaluation(2, "a", 2.9, 300), evaluation(2, "b", 2.0, 100),  # 2.675
+    )  # fmt: skip
+    assert best_evaluated(ReportData(folder="x", evaluations=evaluations)) == (2, pytest.approx(2.675))
+
+
+def test_best_takes_the_last_evaluation_of_a_commit_and_only_whole_ones() -> None:
+    evaluations = (
+        evaluation(1, "a", 1.0, 50), evaluation(1, "a", 3.0, 100), evaluation(1, "b", 3.0),
+        evaluation(2, "a", 3.5), evaluation(2, "b", 3.5),
+        evaluation(3, "a", 0.1),  # b did not evaluate it
+        evaluation(4, "a", 0.1, 40), evaluation(4, "b", 0.1),  # a did by less than a half
+    )  # fmt: skip
+    assert best_evaluated(ReportData(folder="x", evaluations=evaluations)) == (1, pytest.approx(3.0))
+
+
+def test_best_knows_the_last_commit_by_the_summary() -> None:
+    summary = Summary(commits=5, base_loss={"overall": 4.0}, final_loss={"overall": 2.0})
+    evaluations = (evaluation(4, "a", 2.1),)
+    assert best_evaluated(ReportData(folder="x", evaluations=evaluations, summary=summary)) == (5, 2.0)
+
+
+def test_best_of_nothing_is_nothing() -> None:
+    assert best_evaluated(ReportData(folder="x")) is None
+
+
+# ---- report, topics, keys ------------------------------------------------------------------------
+
+
+def test_report_writes_the_page_again(cli: Cli, run_folder: Path) -> None:
+    (run_folder / "report.html").unlink()
+    result = cli("report", run_folder)
+    assert result.exit_code == 0, result.output
+    assert Path(result.stdout.strip()) == run_folder / "report.html"
+    assert "<html" in (run_folder / "report.html").read_text()
+
+
+def test_report_of_something_else_is_refused(cli: Cli, tmp_path: Path) -> None:
+    result = cli("report", tmp_path)
+    assert result.exit_code == 2
+    assert "neither summary.json nor metrics.jsonl" in result.stderr
+
+
+def test_topics_marks_the_one_that_crosses(cli: Cli) -> None:
+    result = cli("topics", "list")
+    assert result.exit_code == 0
+    crossing = [line for line in result.stdout.splitlines() if line.startswith("▶")]
+    assert [line.split()[0] for line in crossing] == ["▶delta", "▶"]
+    topics = json.loads(cli("topics", "list", "--json").stdout)
+    assert [(t["plane"], t["name"]) for t in topics if t["crosses_boundary"]] == [("boundary", "delta")]
+    assert {"global", "delta.{boundary}", "witness.{name}"} == {
+        t["name"] for t in topics if t["plane"] == "exchange"
+    }
+
+
+def test_keys_init_makes_the_keys_that_it_lists(cli: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "keys"
+    result = cli("keys", "init", write(tmp_path), folder, "--json")
+    assert result.exit_code == 0, result.output
+    listed = {row["file"] for row in json.loads(result.stdout)}
+    made = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert listed == made
+    assert len([name for name in made if "/devices/" in name]) == 8
+    for name in made:
+        if name.endswith(".pem"):
+            assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600, name
+
+
+def test_keys_are_never_overwritten(cli: Cli, tmp_path: Path) -> None:
+    config = write(tmp_path)
+    assert cli("keys", "init", config, tmp_path / "keys").exit_code == 0
+    before = (tmp_path / "keys" / "operator.pem").read_bytes()
+    result = cli("keys", "init", config, tmp_path / "keys")
+    assert result.exit_code == 2
+    assert "keys are never overwritten" in result.stderr
+    assert (tmp_path / "keys" / "operator.pem").read_bytes() == before
+
+
+# ---- the command line itself ---------------------------------------------------------------------
+
+
+def test_version(cli: Cli) -> None:
+    assert cli("--version").stdout == f"echelon {__version__}\n"
+
+
+def test_help_names_every_command(cli: Cli) -> None:
+    text = cli("--help").stdout
+    for command in ("run", "audit", "export", "report", "topics", "keys"):
+        assert command in text
+    assert {"verify", "replay", "export", "report"} <= set(cli("audit", "--help").stdout.split())
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["topics", "list"], ["audit", "verify", "/nowhere"]]
+)
+def test_light_commands_load_no_torch(arguments: list[str]) -> None:
+    script = (
+        "import sys\nfrom echelon.cli import main\n"
+        f"sys.argv = ['echelon', *{arguments!r}]\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print('loaded', sorted({'torch', 'transformers', 'peft'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.endswith("loaded []\n")

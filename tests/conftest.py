@@ -1,0 +1,23 @@
+"""Settings that every test process shares. They must be in place before numpy or torch is imported."""
+
+from __future__ import annotations
+
+import os
+
+# Test processes run side by side, one per core; threads inside each would only fight over those cores.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+# Tests need no network: a model or a data set that is not here must fail at once, not after a time-out.
+for _name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+    os.environ.setdefault(_name, "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+# A shared, busy machine says nothing about the code: no deadline per example. In CI the examples are the
+# same every time, so that a red build can be repeated; elsewhere new ones are tried on each run.
+settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "ci", settings.get_profile("local"), derandomize=True, print_blob=True, database=None
+)
+settings.load_profile("ci" if os.environ.get("CI") else "local")

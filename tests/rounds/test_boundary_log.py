@@ -1,0 +1,424 @@
+"""What the gate's derivation believes, and what it refuses, of a boundary's own records."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+
+from echelon.errors import ProtocolError
+from echelon.messages.boundary import Adopt, Masked, Phase, SealedDelta, Sealing, Void, VoidReason, Window
+from echelon.messages.exchange import Payload, WindowSummary
+from echelon.messages.handshake import (
+    SHARE_BYTES,
+    Advertise,
+    Consistency,
+    Included,
+    RevealedShare,
+    Sealed,
+    Signatures,
+    Unmask,
+    Upload,
+)
+from echelon.messages.wire import Message
+from echelon.rounds.aggregator import RefusedDelta
+from echelon.rounds.boundary_log import BoundaryLog, Decided
+from tests.rounds.boundary_world import DERIVED, DIM, Line, World, manifest_for
+
+Change = Callable[[Line], Line | None]
+
+
+@cache
+def history() -> World:
+    """Four windows, two deltas, and a commit that merges the first."""
+    world = World(5)
+    world.genesis()
+    for number in range(4):
+        world.window()
+        if number == 1:
+            world.commit(np.full(DIM, 0.25, np.float32), (0,))
+    world.window()
+    return world
+
+
+def log_of(world: World, **decided: Decided) -> BoundaryLog:
+    log = BoundaryLog(world.manifest, world.roster, DIM)
+    log.decided = {int(seq[1:]): what for seq, what in decided.items()} or dict(world.gate.decided)
+    return log
+
+
+def feed(log: BoundaryLog, lines: list[Line]) -> None:
+    for line in lines:
+        if line.topic in DERIVED:
+            log.feed(line.incoming())
+
+
+def changed(world: World, change: Change) -> list[Line]:
+    found = []
+    for line in world.log:
+        new = change(line)
+        if new is not None:
+            found.append(new)
+    return found
+
+
+def of(kind: type[Message], number: int, **fields: object) -> Change:
+    """Change these fields of the message of this kind in that window (or with that seq)."""
+
+    def change(line: Line) -> Line:
+        message = line.message
+        place = getattr(message, "window", getattr(message, "seq", getattr(message, "version", None)))
+        if isinstance(message, kind) and place == number:
+            return replace(line, message=message.model_copy(update=fields))
+        return line
+
+    return change
+
+
+def contradicts(lines: list[Line], match: str, *, deltas: int, log: BoundaryLog | None = None) -> BoundaryLog:
+    """The history is refused, from then on for good, and only so many deltas were derived before."""
+    world = history()
+    log = log or log_of(world)
+    with pytest.raises(ProtocolError, match=match):
+        feed(log, lines)
+    assert len(log.sealed) == deltas
+    # Nothing after a contradiction is derived, whatever else is read.
+    for line in world.log:
+        if line.topic in DERIVED:
+            with pytest.raises(ProtocolError):
+                log.feed(line.incoming())
+    assert len(log.sealed) == deltas
+    for delta in world.deltas()[deltas:]:
+        assert log.check(delta) is None
+    return log
+
+
+def test_an_honest_history_gives_the_deltas_that_the_aggregator_sealed() -> None:
+    world = history()
+    log = log_of(world)
+    feed(log, world.log)
+    assert [delta.seq for delta in world.deltas()] == [0, 1]
+    for line in world.log:
+        if isinstance(line.message, SealedDelta):
+            derived = log.check(line.message)
+            assert derived is not None
+            assert derived.payload == line.payload
+    assert log.window == len(world.windows()) == 5
+    assert log.ledger.pending.keys() == {1}
+    aggregator = world.aggregator.ledger
+    assert aggregator is not None
+    assert np.array_equal(log.ledger.remainder, aggregator.remainder)
+
+
+@pytest.mark.parametrize("order", ["inputs first", "control first", "reversed topics"])
+def test_topics_may_be_read_at_any_pace_against_each_other(order: str) -> None:
+    world = history()
+    rank = {
+        "inputs first": {"handshake": 0, "masked": 1, "control": 2},
+        "control first": {"control": 0, "handshake": 1, "masked": 2},
+        "reversed topics": {"masked": 0, "control": 1, "handshake": 2},
+    }[order]
+    lines = sorted((line for line in world.log if line.topic in DERIVED), key=lambda line: rank[line.topic])
+    log = log_of(world)
+    feed(log, lines)
+    assert sorted(log.sealed) == [0, 1]
+    assert all(log.check(delta) is not None for delta in world.deltas())
+
+
+def test_repeats_change_nothing() -> None:
+    world = history()
+    log = log_of(world)
+    feed(log, [line for line in world.log for _ in range(2)])
+    feed(log, world.log)
+    assert sorted(log.sealed) == [0, 1]
+    assert log.window == 5
+    assert all(log.check(delta) is not None for delta in world.deltas())
+
+
+# ---- an aggregator that lies -----------------------------------------------------------------------------
+
+
+def forged_summary() -> WindowSummary:
+    real = history().windows()[1].summary
+    return real.model_copy(update={"n": real.n + 1})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sum_sha256": bytes(32)},
+        {"included": ("d0", "d1", "d2")},
+        {"summary": "forged"},
+    ],
+    ids=["another sum", "another included set", "another summary"],
+)
+def test_a_forged_window_record_is_refused(fields: dict[str, object]) -> None:
+    if "summary" in fields:
+        fields = {"summary": forged_summary()}
+    lines = changed(history(), of(Window, 1, **fields))
+    contradicts(lines, "not what its devices' records add up to", deltas=0)
+
+
+def test_a_delta_that_is_not_what_the_windows_add_up_to_is_refused() -> None:
+    lines = changed(history(), of(Sealing, 1, payload_sha256=bytes(32)))
+    contradicts(lines, "delta 1 is not what the windows before it add up to", deltas=1)
+
+
+def test_a_delta_under_another_number_is_refused() -> None:
+    lines = changed(history(), of(Sealing, 1, seq=2))
+    contradicts(lines, "delta 2 is not", deltas=1)
+
+
+def test_sealing_before_any_window_is_refused() -> None:
+    world = history()
+    [first, *_] = [line for line in world.log if isinstance(line.message, Sealing)]
+    contradicts([first, *world.log], "nothing to seal", deltas=0)
+
+
+def test_sealing_at_another_point_of_the_history_is_refused() -> None:
+    """One window earlier than the aggregator sealed it, the same delta is another delta."""
+    world = history()
+    [sealing, *_] = [line for line in world.log if isinstance(line.message, Sealing)]
+    lines = [line for line in world.log if line is not sealing]
+    place = next(i for i, line in enumerate(lines) if isinstance(line.message, Window)) + 1
+    contradicts([*lines[:place], sealing, *lines[place:]], "delta 0 is not", deltas=0)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"payload": Payload.of(b"x", b"y")},
+        {"base_commit": 1},
+        {"exponent": -3},
+        {"windows": ()},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_a_proposal_that_differs_from_what_was_derived_is_refused(fields: dict[str, object]) -> None:
+    world = history()
+    log = log_of(world)
+    feed(log, world.log)
+    good = world.deltas()[0]
+    with pytest.raises(ProtocolError, match="delta 0 is not what the boundary's windows add up to"):
+        log.check(good.model_copy(update=fields))
+    assert log.check(good) is not None
+    assert log.check(good.model_copy(update={"seq": 9})) is None
+
+
+@pytest.mark.parametrize(
+    ("decided", "fields"),
+    [
+        (Decided(True, False), {"merged": (), "returned": (0,)}),
+        (Decided(True, False), {"merged": (), "dropped": (0,)}),
+        (Decided(False, True), {}),
+        (Decided(False, False), {"merged": (), "returned": (0,)}),
+        (Decided(False, True), {"merged": (), "dropped": (0,)}),
+    ],
+)
+def test_an_adoption_that_the_exchange_did_not_say_is_refused(
+    decided: Decided, fields: dict[str, object]
+) -> None:
+    """Else a boundary could count a merged delta again, or drop one that it does not like any more."""
+    world = history()
+    [adopt] = [line.message for line in world.log if isinstance(line.message, Adopt)]
+    assert isinstance(adopt, Adopt)
+    lines = changed(world, of(Adopt, adopt.version, **fields))
+    contradicts(lines, "what the exchange did not say", deltas=1, log=log_of(world, s0=decided))
+
+
+def test_an_adoption_waits_until_the_exchange_was_read() -> None:
+    world = history()
+    log = BoundaryLog(world.manifest, world.roster, DIM)
+    feed(log, world.log)
+    assert sorted(log.sealed) == [0]
+    assert not log.quiescent
+    log.decided[0] = Decided(True, False)
+    log.progress()
+    assert sorted(log.sealed) == [0, 1]
+
+
+def test_a_window_out_of_turn_is_refused() -> None:
+    def without(line: Line) -> Line | None:
+        return None if line.window == 1 and line.topic == "control" else line
+
+    contradicts(changed(history(), without), "opened, expected is 1|window 1 is due", deltas=0)
+
+
+@pytest.mark.parametrize("kind", [Included, Signatures])
+def test_a_window_without_its_rounds_is_refused(kind: type[Message]) -> None:
+    def without(line: Line) -> Line | None:
+        return None if isinstance(line.message, kind) and line.window == 1 else line
+
+    contradicts(changed(history(), without), "window 1", deltas=0)
+
+
+def test_two_cohorts_for_one_window_are_refused() -> None:
+    world = history()
+    lines = []
+    for line in world.log:
+        lines.append(line)
+        if line.message.kind == "cohort" and line.window == 1:
+            lines.append(replace(line, message=line.message.model_copy(update={"inputs": 1})))
+    contradicts(lines, "a cohort of window 1", deltas=0)
+
+
+def test_an_included_set_that_too_few_signed_is_refused() -> None:
+    world = history()
+    [real] = [line.message for line in world.log if isinstance(line.message, Signatures) and line.window == 1]
+    assert isinstance(real, Signatures)
+    lines = changed(world, of(Signatures, 1, entries=real.entries[:2]))
+    contradicts(lines, "2 devices signed the included set", deltas=0)
+
+
+def test_an_included_set_that_names_another_upload_is_refused() -> None:
+    world = history()
+    [real] = [line.message for line in world.log if isinstance(line.message, Included) and line.window == 1]
+    assert isinstance(real, Included)
+    other = Upload(device=real.entries[0].device, upload_sha256=hashlib.sha256(b"forged").digest())
+    lines = changed(world, of(Included, 1, entries=(other, *real.entries[1:])))
+    contradicts(lines, "did not sign the included set", deltas=0)
+
+
+def test_weights_that_the_table_does_not_give_are_refused() -> None:
+    world = history()
+    [cohort] = [line.message for line in world.log if line.message.kind == "cohort" and line.window == 1]
+    heavy = cohort.members[0].model_copy(update={"weight": 4096})  # type: ignore[attr-defined]
+    lines = changed(world, of(type(cohort), 1, members=(heavy, *cohort.members[1:])))  # type: ignore[attr-defined]
+    contradicts(lines, "weight 4096", deltas=0)
+
+
+# ---- devices that misbehave ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("payload", [b"", b"abc", bytes(4)])
+def test_a_device_that_uploads_rubbish_first_holds_nobody_up(payload: bytes) -> None:
+    """The aggregator refused it and took the good one; so does the derivation."""
+    world = history()
+    rubbish = Masked(window=1, payload=Payload.of(payload, b"rubbish"))
+    lines = [Line("masked", 0, -1, "d2", 1, rubbish, payload), *world.log]
+    log = log_of(world)
+    feed(log, lines)
+    assert sorted(log.sealed) == [0, 1]
+
+
+def test_a_device_that_reveals_what_nobody_asked_for_holds_nobody_up() -> None:
+    world = history()
+    both = RevealedShare(device="d1", share=bytes(SHARE_BYTES))
+    rubbish = Unmask(window=1, seeds=(both,), keys=(both,))
+    log = log_of(world)
+    feed(log, [Line("handshake", 0, -1, "d2", 1, rubbish, None), *world.log])
+    assert sorted(log.sealed) == [0, 1]
+    assert all(log.check(delta) is not None for delta in world.deltas())
+
+
+def test_records_of_windows_long_past_are_forgotten() -> None:
+    world = history()
+    log = log_of(world)
+    feed(log, world.log)
+    assert log.quiescent
+    feed(log, [line for line in world.log if line.topic in ("handshake", "masked")])
+    assert log.quiescent
+
+
+def test_what_is_no_input_of_a_window_is_refused() -> None:
+    world = history()
+    log = log_of(world)
+    strange = Line(
+        "handshake", 0, -1, "d2", 0, Void(window=0, phase=Phase.KEYS, reason=VoidReason.FLOOR), None
+    )
+    with pytest.raises(ProtocolError, match="not an input of a window"):
+        feed(log, [strange, *world.log])
+    assert log.sealed == {}
+
+
+# ---- void windows, refusals, snapshots -------------------------------------------------------------------
+
+
+def test_void_windows_leave_no_trace() -> None:
+    world = World(5, drop=lambda sender, m: sender > "d1" and isinstance(m, Masked) and m.window == 1)
+    world.genesis()
+    world.window()
+    world.window()
+    world.round_over()
+    assert [void.window for void in world.messages(Void)] == [1]  # type: ignore[attr-defined]
+    for _ in range(3):
+        for name in world.names:
+            world.fire(name, "patience")
+        world.window()
+    world.derive()
+    assert world.gate.window == world.aggregator.window
+    deltas = world.deltas()
+    assert deltas
+    assert all(world.gate.check(delta) is not None for delta in deltas)
+    assert 1 not in [summary.window for delta in deltas for summary in delta.windows]
+
+
+@pytest.mark.parametrize("stale", [True, False])
+def test_refused_deltas_are_followed(stale: bool) -> None:
+    world = World(5)
+    world.genesis()
+    for number in range(6):
+        world.window()
+        if number == 2:
+            world.gate.decided[0] = Decided(False, stale)
+            world.aggregator_takes(RefusedDelta(0, stale))
+    world.derive()
+    deltas = world.deltas()
+    assert all(world.gate.check(delta) is not None for delta in deltas)
+    covered = [summary.window for delta in deltas[1:] for summary in delta.windows]
+    assert (0 in covered) is stale
+    assert len(set(covered)) == len(covered)
+
+
+def test_a_snapshot_between_windows_goes_on_where_it_stood() -> None:
+    world = history()
+    relevant = [line for line in world.log if line.topic in DERIVED]
+    log = log_of(world)
+    taken = 0
+    for place, line in enumerate(relevant):
+        log.feed(line.incoming())
+        if not log.quiescent or log.sealed:
+            log.sealed.clear()
+            continue
+        taken += 1
+        again = log_of(world)
+        again.restore(log.snapshot())
+        assert again.snapshot() == log.snapshot()
+        feed(again, relevant[place + 1 :])
+        for delta in world.deltas():
+            if delta.seq >= log.ledger.next_seq:
+                assert again.check(delta) is not None
+        assert again.window == 5
+    assert taken > 10
+
+
+def test_a_snapshot_in_the_middle_of_a_window_would_lose_something() -> None:
+    world = history()
+    log = log_of(world)
+    states = set()
+    for line in world.log:
+        if line.topic in DERIVED:
+            log.feed(line.incoming())
+            states.add((line.message.kind, log.quiescent))
+    assert ("cohort", True) not in states
+    assert ("masked", True) not in states
+    assert ("window", True) in states
+
+
+def test_decisions_that_wait_for_ever_are_bounded() -> None:
+    world = World(3, manifest=manifest_for())
+    log = BoundaryLog(world.manifest, world.roster, DIM)
+    adopt = Adopt(commit=1, version=1, merged=(0,), returned=(), dropped=())
+    lines = [Line("control", 0, offset, "ward.aggregator", 0, adopt, None) for offset in range(4097)]
+    feed(log, lines[:4096])
+    with pytest.raises(ProtocolError, match="4096 decisions wait"):
+        feed(log, lines[4096:])
+
+
+def test_the_kinds_that_are_read_are_those_of_the_rounds() -> None:
+    kinds = {line.message.kind for line in history().log if line.topic == "handshake"}
+    assert kinds == {message.kind for message in (Advertise, Sealed, Consistency, Unmask)}

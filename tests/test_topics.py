@@ -1,0 +1,192 @@
+"""The catalogue says what the invariant needs it to say, and refuses to say anything else."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from echelon.bus.chunks import CHUNK
+from echelon.errors import ConfigError
+from echelon.topics import MESSAGES, Catalogue, Plane, Role, load_catalogue
+
+TOPICS = Path(__file__).resolve().parents[1] / "topics"
+LOADED = load_catalogue()
+BOUNDARY, EXCHANGE = Plane.BOUNDARY, Plane.EXCHANGE
+
+
+@pytest.fixture(scope="module")
+def catalogue() -> Catalogue:
+    return LOADED
+
+
+def test_exactly_one_topic_crosses(catalogue):
+    crossing = [
+        (plane, topic.name)
+        for plane in Plane
+        for topic in catalogue.plane(plane).topics
+        if topic.crosses_boundary
+    ]
+    assert crossing == [(BOUNDARY, "delta")]
+    assert catalogue.topic(BOUNDARY, "delta").writers == (Role.AGGREGATOR,)
+
+
+def test_what_devices_write_never_stands_on_the_exchange(catalogue):
+    from_devices = {
+        message
+        for topic in catalogue.boundary.topics
+        if {Role.DEVICE, Role.EDGE} & {*topic.writers}
+        for message in topic.messages
+    }
+    assert "masked" in from_devices
+    assert not from_devices & MESSAGES[EXCHANGE]
+    writers = {role for topic in catalogue.exchange.topics for role in topic.writers}
+    assert not writers & {Role.DEVICE, Role.EDGE, Role.AGGREGATOR}
+
+
+def test_only_the_gate_stands_on_both_planes(catalogue):
+    roles = {
+        plane: {role for topic in catalogue.plane(plane).topics for role in (*topic.writers, *topic.readers)}
+        for plane in Plane
+    }
+    assert roles[BOUNDARY] & roles[EXCHANGE] == {Role.GATE, Role.AUDITOR}
+
+
+def test_the_exchange_is_one_partition_one_writer_for_ever(catalogue):
+    for topic in catalogue.exchange.topics:
+        assert (topic.partitions, len(topic.writers), topic.retention) == (1, 1, "unlimited")
+
+
+def test_what_the_gate_derives_again_it_may_read(catalogue):
+    for name in ("control", "handshake", "masked", "delta"):
+        assert Role.GATE in catalogue.topic(BOUNDARY, name).readers
+    gate_writes = {topic.name for topic in catalogue.boundary.topics if Role.GATE in topic.writers}
+    assert gate_writes == {"global", "deadletter"}
+
+
+def test_chunks_fit_where_they_are_allowed_and_messages_are_small_elsewhere(catalogue):
+    for plane in Plane:
+        for topic in catalogue.plane(plane).topics:
+            large = any(message.endswith(".chunk") for message in topic.messages) or topic.name in (
+                "global",
+                "split.up",
+                "split.down",
+            )
+            assert topic.largest_record == (CHUNK + 4096 if large else 64 * 1024), topic.name
+
+
+def test_every_message_type_has_a_home(catalogue):
+    for plane in Plane:
+        homes = {message for topic in catalogue.plane(plane).topics for message in topic.messages}
+        assert homes == MESSAGES[plane]
+
+
+def test_allows_is_a_closed_list(catalogue):
+    assert catalogue.allows(EXCHANGE, "delta.hospital-a", "delta")
+    assert catalogue.allows(EXCHANGE, "global", "commit")
+    assert catalogue.allows(BOUNDARY, "delta", "delta.chunk")
+    for plane, topic, message in (
+        (EXCHANGE, "delta.hospital-a", "commit"),
+        (EXCHANGE, "global", "delta"),
+        (EXCHANGE, "masked", "masked"),
+        (EXCHANGE, "delta.A", "delta"),
+        (EXCHANGE, "delta.", "delta"),
+        (EXCHANGE, "delta.a.b", "delta"),
+        (EXCHANGE, "delta.a\n", "delta"),
+        (EXCHANGE, "deltaxa", "delta"),
+        (BOUNDARY, "delta.a", "delta"),
+        (BOUNDARY, "delta", "masked"),
+        (BOUNDARY, "nowhere", "void"),
+        (BOUNDARY, "control", ""),
+    ):
+        assert not catalogue.allows(plane, topic, message), (topic, message)
+
+
+@given(st.text(max_size=70))
+def test_a_boundary_name_fills_the_template_or_is_refused(name):
+    catalogue = LOADED
+    template = catalogue.topic(EXCHANGE, "delta.{boundary}")
+    good = (
+        1 <= len(name) <= 63
+        and set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+        and name[0] != "-"
+        and name[-1] != "-"
+    )
+    if good:
+        assert template.named(boundary=name) == f"delta.{name}"
+        assert catalogue.topic(EXCHANGE, f"delta.{name}") is template
+    else:
+        with pytest.raises(ConfigError):
+            template.named(boundary=name)
+        assert not catalogue.allows(EXCHANGE, f"delta.{name}", "delta")
+
+
+def test_names_and_partitions_of_a_federation(catalogue):
+    names = catalogue.boundary_topics(slots=5)
+    assert names["inbox"] == 5
+    assert names["control"] == names["masked"] == 1
+    assert catalogue.exchange_topics(["a", "b"], ["w"]) == {
+        "delta.a": 1,
+        "delta.b": 1,
+        "global": 1,
+        "witness.w": 1,
+    }
+    assert catalogue.names_for_boundary("a") == ("delta.a", "global")
+    with pytest.raises(ConfigError, match="slots"):
+        catalogue.boundary_topics(slots=0)
+    with pytest.raises(ConfigError, match="give"):
+        catalogue.topic(EXCHANGE, "global").named(boundary="a")
+    with pytest.raises(ConfigError, match="there are delta"):
+        catalogue.topic(EXCHANGE, "masked")
+
+
+def _edit(plane, change):
+    def edit(folder: Path) -> None:
+        path = folder / f"{plane}.yaml"
+        content = yaml.safe_load(path.read_text())
+        change(content, {topic["name"]: topic for topic in content["topics"]})
+        path.write_text(yaml.safe_dump(content))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "word"),
+    [
+        (_edit("boundary", lambda _, t: t["masked"].update(crosses_boundary=True)), "only delta"),
+        (_edit("boundary", lambda _, t: t["delta"].update(crosses_boundary=False)), "only delta"),
+        (_edit("exchange", lambda _, t: t["global"].update(crosses_boundary=True)), "only delta"),
+        (_edit("exchange", lambda _, t: t["global"]["messages"].append("masked")), "unknown message"),
+        (_edit("exchange", lambda _, t: t["global"]["messages"].remove("close")), "no topic carries"),
+        (_edit("exchange", lambda _, t: t["global"]["writers"].append("aggregator")), "no business"),
+        (_edit("exchange", lambda _, t: t["global"].update(partitions=2)), "1 partition"),
+        (_edit("exchange", lambda _, t: t["global"].update(retention=60)), "unlimited"),
+        (_edit("exchange", lambda _, t: t["global"]["writers"].append("gate")), "1 writer"),
+        (_edit("boundary", lambda c, t: c["topics"].append(t["model"])), "twice"),
+        (_edit("boundary", lambda _, t: t["model"]["readers"].append("device")), "twice"),
+        (_edit("boundary", lambda _, t: t["model"].update(colour="red")), "colour"),
+        (_edit("boundary", lambda _, t: t["model"].pop("key")), "key"),
+        (_edit("boundary", lambda _, t: t["model"].update(name="Model")), "pattern"),
+        (_edit("boundary", lambda _, t: t["model"].update(partitions="1")), "partitions"),
+        (_edit("boundary", lambda _, t: t["model"].update(largest_record=2_000_000)), "largest_record"),
+        (_edit("boundary", lambda _, t: t["model"].update(writers=["nobody"])), "writers"),
+        (_edit("boundary", lambda _, t: t["model"].update(key=__import__("datetime").date.today())), "YAML"),
+        (_edit("boundary", lambda c, _: c.update(plane="exchange")), "business"),
+        (lambda folder: (folder / "boundary.yaml").write_text("a: [b"), "YAML"),
+        (lambda folder: (folder / "boundary.yaml").write_bytes(b"\xff\xfe\xff"), "YAML"),
+        (lambda folder: (folder / "boundary.yaml").write_text("#" * (1 << 20) + "#"), "larger"),
+        (lambda folder: (folder / "exchange.yaml").unlink(), "cannot be read"),
+    ],
+)
+def test_a_wrong_catalogue_is_refused_and_named(tmp_path, edit, word):
+    folder = tmp_path / "topics"
+    shutil.copytree(TOPICS, folder)
+    load_catalogue(folder)
+    edit(folder)
+    with pytest.raises(ConfigError, match=word) as raised:
+        load_catalogue(folder)
+    assert str(folder) in str(raised.value)
