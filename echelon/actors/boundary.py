@@ -35,8 +35,10 @@ REMEMBERED = 4096
 """Signatures per partition that are remembered, to take a byte-identical repeat once."""
 EPHEMERAL = frozenset({"checkin", "handshake"})
 """Topics whose records a restart makes worthless: published in order, and not stored first."""
-HEAVY = frozenset({"roster", "shares", "signatures", "unmask", "masked", "model"})
+HEAVY = frozenset({"roster", "shares", "signatures", "unmask", "window"})
 """Messages whose handling computes enough to be kept off the event loop."""
+LARGE = frozenset({"masked", "model", "delta"})
+"""Topics whose messages have payloads: putting them together and hashing them is kept off it too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +185,8 @@ class BoundaryActor(ABC):
 
     async def _record(self, record: Record) -> list[Effect]:
         try:
+            if record.topic in LARGE and not is_chunk(record):
+                return await self.services.offload(self._open_and_take, record, cost=STEP_COST)
             incoming = self.open(record)
             if incoming is None:
                 return []
@@ -198,6 +202,10 @@ class BoundaryActor(ABC):
             return [
                 self.refuse(record, reason if isinstance(reason, Reason) else Reason.PROTOCOL, str(error))
             ]
+
+    def _open_and_take(self, record: Record) -> list[Effect]:
+        incoming = self.open(record)
+        return [] if incoming is None else self.take(incoming)
 
     def open(self, record: Record) -> Incoming | None:
         """Decode and verify a record; None for a chunk, which is kept until its manifest comes.
@@ -280,32 +288,21 @@ class BoundaryActor(ABC):
 
     async def carry_out(self, effects: Sequence[Effect | Cross]) -> None:
         """Store the step, then let go of what it publishes, starts and stops."""
-        stored: list[Outgoing] = []
-        order: list[Outgoing] = []
-        crossing: list[Outgoing] = []
-        save = False
-        for effect in effects:
-            if isinstance(effect, Cross):
-                crossing += effect.records
-            if isinstance(effect, Publish):
-                records = self.seal(effect)
-                order += records
-                if effect.topic not in EPHEMERAL:
-                    stored += records
-            elif isinstance(effect, Save):
-                save = True
-        if stored or crossing or save:
-            snapshot = self.snapshot() if save else None
-            offsets = self.stored_offsets() if save else None
-            rows = await self.services.offload(
-                self._commit, snapshot, offsets, [*stored, *crossing], cost=STEP_COST
-            )
-            by_record = {id(row.record): row for row in rows}
-            self.publisher.put([by_record.get(id(record), record) for record in order])
-            if crossing:
-                self.crossing([by_record[id(record)] for record in crossing])
+        durable = any(
+            isinstance(effect, Save | Cross)
+            or (isinstance(effect, Publish) and effect.topic not in EPHEMERAL)
+            for effect in effects
+        )
+        if durable:
+            # Signing, hashing and packing of large vectors belong off the loop as much as the write to disk does.
+            inward, outward = await self.services.offload(self._store, effects, cost=STEP_COST)
+            self.publisher.put(inward)
+            if outward:
+                self.crossing(outward)
         else:
-            self.publisher.put(order)
+            self.publisher.put(
+                [record for effect in effects if isinstance(effect, Publish) for record in self.seal(effect)]
+            )
         for effect in effects:
             match effect:
                 case Publish() | Save() | Cross():
@@ -329,13 +326,29 @@ class BoundaryActor(ABC):
             found[at] = position if first is None else min(position, first)
         return found
 
-    def _commit(
-        self,
-        snapshot: bytes | None,
-        offsets: Mapping[TopicPartition, int] | None,
-        publish: Sequence[Outgoing],
-    ) -> list[Row]:
-        return self.store.commit(snapshot=snapshot, offsets=offsets, publish=publish)
+    def _store(self, effects: Sequence[Effect | Cross]) -> tuple[list[Row | Outgoing], list[Row]]:
+        """Seal what is published and store the step; what the boundary's publisher and the exchange's get to send."""
+        order: list[Outgoing] = []
+        kept: list[Outgoing] = []
+        crossing: list[Outgoing] = []
+        for effect in effects:
+            if isinstance(effect, Cross):
+                crossing += effect.records
+            elif isinstance(effect, Publish):
+                records = self.seal(effect)
+                order += records
+                if effect.topic not in EPHEMERAL:
+                    kept += records
+        save = any(isinstance(effect, Save) for effect in effects)
+        rows = self.store.commit(
+            snapshot=self.snapshot() if save else None,
+            offsets=self.stored_offsets() if save else None,
+            publish=[*kept, *crossing],
+        )
+        by_record = {id(row.record): row for row in rows}
+        return [by_record.get(id(record), record) for record in order], [
+            by_record[id(record)] for record in crossing
+        ]
 
     def seal(self, effect: Publish) -> list[Outgoing]:
         """The signed records of a message, its chunks first."""

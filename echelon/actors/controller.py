@@ -91,6 +91,8 @@ class Controller:
         self._started = 0.0
         self._last_commit = 0.0
         self.closed: CloseReason | None = None
+        self.genesis_sha256 = b""
+        """Of the genesis record that this controller wrote: what everybody pins."""
 
     # ---- the loop --------------------------------------------------------------------------------
 
@@ -319,6 +321,8 @@ class Controller:
             if serious(step):
                 raise StateError(f"controller: its own topic does not verify: {serious(step)[0].detail}")
             message = None if step.entry is None else step.entry.message
+            if step.entry is not None and isinstance(message, Genesis):
+                self.genesis_sha256 = step.entry.sha256
             if isinstance(message, Close):
                 closed = message.reason
             elif isinstance(message, Commit):
@@ -383,7 +387,9 @@ class Controller:
             payload=described,
             prefix=self._writer.prefix,
         )
-        return [*records, self._writer.manifest(genesis)]
+        records.append(self._writer.manifest(genesis))
+        self.genesis_sha256 = _sha256(np.frombuffer(records[-1].value, np.uint8))
+        return records
 
     def _snapshot(self) -> bytes:
         logs = [[topic, log.snapshot()] for topic, log in self._logs.items()]

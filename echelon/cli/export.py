@@ -30,9 +30,11 @@ def export_command(
 ) -> None:
     """Write the adapter of a commit in PEFT's format.
 
-    It is derived again from the exchange's log, so every byte of it is checked. `best` is the commit with the
-    lowest validation loss over all boundaries by the run's own evaluations (metrics.jsonl), or, where there
-    are none, by the losses that crossed with the deltas.
+    It is derived again from the exchange's log, so every byte of it is checked.
+
+    "best" is the commit of the lowest validation loss over all boundaries.
+
+    The run's own evaluations decide, or else the losses that crossed with the deltas.
     """
     with guarded():
         number, why = _chosen(source, commit)

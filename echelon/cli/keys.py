@@ -48,18 +48,16 @@ def init_command(
         table = Table(
             box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, header_style="dim"
         )
-        table.add_column(" file", overflow="fold")
+        table.add_column(" file", no_wrap=True)
         table.add_column("who must hold it, alone")
         table.add_column("what it is for")
         for file, holder, use in rows:
             table.add_row(f" {file}", holder, use, style="bold" if file.endswith("gate-exchange.pem") else "")
         console = Console(highlight=False)
         console.print(table)
-        console.print(
-            f"\n {len(rows)} files in {folder}. Private keys are not encrypted: move each to its holder,",
-            soft_wrap=True,
-        )
-        console.print(" and delete it here. Rosters are public; devices pin them.")
+        console.print(f"\n {len(rows)} files in {folder}", soft_wrap=True)
+        console.print(" Private keys are not encrypted: move each to its holder, and delete it here.")
+        console.print(" Rosters are public: devices pin them.")
 
 
 def holders(settings: RunSettings) -> list[tuple[str, str, str]]:

@@ -33,8 +33,9 @@ def run_command(
 ) -> None:
     """Run a whole federation in one process: brokers, devices, aggregators, gates and controller.
 
-    Ctrl-C stops it cleanly, and --resume goes on. Exit codes: 0 good, 1 the run failed or its audit has
-    findings, 2 wrong usage or configuration, 130 stopped.
+    Ctrl-C stops it cleanly, and --resume goes on.
+
+    Exit codes: 0 good; 1 failed, or findings of the audit; 2 wrong configuration; 130 stopped.
     """
     with guarded():
         from echelon.cli.running import Order, execute

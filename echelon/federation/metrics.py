@@ -143,7 +143,8 @@ class Recorder:
     def _on_phase(self, boundary: str, t: float, facts: dict[str, Any]) -> None:
         view = self.views[boundary]
         view.window, view.phase = facts["window"], str(facts["phase"])
-        self._phases[boundary, facts["window"]][str(facts["phase"])] = t
+        phase = "opened" if facts["phase"] == "open" else str(facts["phase"])
+        self._phases[boundary, facts["window"]][phase] = t
 
     def _on_trained(self, _actor: str, t: float, facts: dict[str, Any]) -> None:
         self.counts["trained"] += 1

@@ -323,7 +323,8 @@ class Federation:
         files = adapter_files(
             terms.manifest.adapter_layout(), terms.manifest.adapter_config.encode(), adapter
         )
-        report = verify(topics, adapter=files, checkpoints=self._checkpoints.values())
+        pinned = self.controller.genesis_sha256 if self.controller is not None else None
+        report = verify(topics, genesis=pinned, adapter=files, checkpoints=self._checkpoints.values())
         outward = sum(
             record.size
             for topic, records in topics.items()

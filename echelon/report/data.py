@@ -130,6 +130,7 @@ class Audit(_Record):
 class Summary(_Record):
     """`summary.json`. Losses are nats per token, by boundary and "overall"; sizes are in bytes."""
 
+    name: str = ""
     run_id: str = ""
     base_loss: dict[str, float | None] = {}
     final_loss: dict[str, float | None] = {}

@@ -75,7 +75,7 @@ class _Page:
             items = "".join(f"<li>{escape(note)}</li>" for note in self.data.notes)
             notes = f'<div class="notes"><b>This report is not complete.</b><ul>{items}</ul></div>'
         return (
-            f'<header><div class="kicker">Echelon run</div><h1>{escape(s.run_id or self.data.folder)}</h1>'
+            f'<header><div class="kicker">Echelon run</div><h1>{escape(s.name or s.run_id or self.data.folder)}</h1>'
             f'<p class="lede">{escape(" · ".join(facts))}</p>{self.verdict()}{notes}</header>'
         )
 
@@ -513,7 +513,7 @@ def render(data: ReportData) -> str:
             page.config(),
         ]
     )
-    title = escape(page.summary.run_id or data.folder)
+    title = escape(page.summary.name or page.summary.run_id or data.folder)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">'

@@ -255,6 +255,7 @@ class AggregatorCore:
             Publish("control", opened, self.window),
             StopTimer(ROUND),
             StartTimer(DEADLINE, self.terms.deadline),
+            note("phase", window=self.window, phase=Phase.OPEN),
         ]
 
     def _try_cohort(self) -> list[Effect]:
@@ -431,9 +432,10 @@ class AggregatorCore:
         return [*effects, Save(), *self._try_cohort()]
 
     def _window_note(self, cohort: Cohort, result: SumResult, summary: WindowSummary) -> Effect:
-        ages = [0] * (1 + max(cohort.version - member.base_version for member in cohort.members))
-        for member in cohort.members:
-            ages[cohort.version - member.base_version] += 1
+        included = set(result.included)
+        ages = [
+            cohort.version - member.base_version for member in cohort.members if member.device in included
+        ]
         loss = summary.loss / (1 << 16) / summary.loss_tokens if summary.loss_tokens else None
         evaluation = summary.eval_loss / (1 << 16) / summary.eval_tokens if summary.eval_tokens else None
         norm = (summary.norm2 / (1 << 32) / summary.weight) ** 0.5 if summary.weight else 0.0

@@ -161,6 +161,7 @@ def real(folder: Path) -> Path:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_goes_on_and_verifies(tmp_path: Path, number: signal.Signals) -> None:
     out = tmp_path / "out"

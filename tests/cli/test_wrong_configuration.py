@@ -47,9 +47,11 @@ def test_a_floor_above_the_number_of_devices_is_named(cli: Cli, tmp_path: Path) 
     )
 
 
-def test_an_overflow_of_the_ring_is_named_before_anything_is_written(cli: Cli, tmp_path: Path) -> None:
+def test_an_overflow_of_the_ring_is_named_before_a_model_is_loaded(cli: Cli, tmp_path: Path) -> None:
     config = write(tmp_path, secure={"scale_bits": 30})
-    refused(cli("run", config, "--out", tmp_path / "out"), "the ring overflows", "lower scale_bits to 24")
+    result = cli("run", config, "--out", tmp_path / "out")
+    refused(result, "the ring overflows", "lower scale_bits to 24")
+    assert "loading model" not in result.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -92,6 +94,7 @@ def torch_run(**changes: Any) -> dict[str, Any]:
     return {"learner": {"kind": "lora"}, "clock": "real", "compute": {"workers": 1}} | changes
 
 
+@pytest.mark.slow
 def test_an_unknown_model_is_named_and_the_folder_can_be_used_again(tmp_path: Path) -> None:
     config = write(tmp_path, **torch_run(model={"model": "./no-such-model"}))
     done = process("run", config, "--out", tmp_path / "out")
@@ -104,6 +107,7 @@ def test_an_unknown_model_is_named_and_the_folder_can_be_used_again(tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_empty_data_is_named(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"{number}.txt").write_text(" \n")

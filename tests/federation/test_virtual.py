@@ -12,8 +12,8 @@ from echelon.audit.replay import replay
 from echelon.config.run import RunSettings
 from echelon.federation.compute import spec_of
 from echelon.messages.boundary import Cohort, SealedDelta, Window
+from echelon.messages.envelope import Signer
 from echelon.messages.exchange import Commit, Delta
-from echelon.rounds.effects import Train
 from echelon.testing.quadratic import QuadraticLearner
 from echelon.training.learner import TrainTask
 from tests.federation.runs import (
@@ -220,10 +220,6 @@ def test_one_boundary_with_one_window_per_delta_is_federated_averaging() -> None
 
 def test_the_gate_alone_holds_the_key_of_the_exchange() -> None:
     """Every object that an actor reaches is looked through for the boundary's key on the exchange."""
-    import asyncio
-
-    from echelon.sim.loop import run_virtual
-
     settings = federation(budget={"commits": 1})
     found: dict[str, bool] = {}
 
@@ -240,16 +236,12 @@ def test_the_gate_alone_holds_the_key_of_the_exchange() -> None:
         for name, actor in actors.items():
             found[name] = reaches(actor, secret, public)
 
-    assert run_virtual is not None
-    assert asyncio is not None
     run(settings, look)
     assert found == {"gate": True, "aggregator": False, "device": False, "controller": False}
 
 
 def reaches(root: object, secret: bytes, public: bytes) -> bool:
     """Whether a signer of that public key, or the private bytes, can be reached from an object's attributes."""
-    from echelon.messages.envelope import Signer
-
     seen: set[int] = set()
     todo: list[object] = [root]
     while todo:
@@ -276,10 +268,7 @@ def reaches(root: object, secret: bytes, public: bytes) -> bool:
 def test_the_manifests_of_the_exchange_are_of_the_closed_set() -> None:
     outcome = plain()
     kinds = {
-        dict(record.headers)["kind"]
-        for records in outcome.topics["exchange"].values()
-        for record in records
+        dict(record.headers)["kind"] for records in outcome.topics["exchange"].values() for record in records
     }
     assert kinds == {b"chunk", b"genesis", b"delta", b"commit", b"close"}
     assert {Commit.kind, Delta.kind} <= {kind.decode() for kind in kinds}
-    assert Train is not None
