@@ -12,10 +12,23 @@ from echelon.actors.exchange import reason_of, serious
 from echelon.actors.runtime import read_to_end
 from echelon.audit.log import Entry, TopicLog
 from echelon.bus.base import Record, TopicPartition
-from echelon.errors import StateError
+from echelon.bus.chunks import ChunkError
+from echelon.errors import ProtocolError, StateError
+from echelon.messages.boundary import (
+    Adopt,
+    Base,
+    Cohort,
+    Leave,
+    Model,
+    Ready,
+    SealedDelta,
+    Window,
+    WindowOpen,
+)
 from echelon.messages.exchange import Close, Commit, Genesis, Refusal, RefusalReason
-from echelon.messages.wire import Message
-from echelon.rounds.aggregator import AggregatorCore, Closed, Committed, RefusedDelta
+from echelon.messages.wire import DeviceId, Message, Refused
+from echelon.rounds.aggregator import AggregatorCore, Closed, Committed, History, RefusedDelta
+from echelon.rounds.boundary_log import BoundaryLog, Decided
 from echelon.rounds.effects import Effect, Incoming, TimerFired
 
 GLOBAL = TopicPartition("global")
@@ -63,13 +76,95 @@ class Aggregator(BoundaryActor):
             self._global.restore(snapshot[8:end])
             self.core.restore(snapshot[end:])
         decisions = [message async for message in self._decisions()]
+        effects: list[Effect] = []
         if snapshot is None and decisions:
-            raise StateError(
-                f"{self.name}: its topics hold decisions and its state file is gone; "
-                "rebuild it first (AggregatorCore.rebuild from the boundary's topics)"
+            self.services.log.warning(
+                "%s: no state file; rebuilding it from the boundary's topics", self.name
             )
+            effects = self.core.rebuild(await self._history())
         self.core.recover(decisions)
-        return self.core.start()
+        return [*effects, *self.core.start()]
+
+    async def _history(self) -> History:
+        """Derive the boundary's state from its topics, as the gate does."""
+        self.forget_repeats()
+        log = BoundaryLog(self.core.manifest, self.core.roster, self.core.dim)
+        commits: list[Committed] = []
+        refused: dict[int, bool] = {}
+        async for record in read_to_end(self.bus, GLOBAL, 0, self.name):
+            step = self._global.read(without_source(record))
+            self._positions[GLOBAL] = record.next_offset
+            event = None if step.entry is None or step.entry.refusal is not None else self._event(step.entry)
+            if isinstance(event, Committed):
+                commits.append(event)
+                log.decided |= {seq: Decided(True, False) for seq in event.merged}
+            elif isinstance(event, RefusedDelta):
+                refused[event.seq] = event.stale
+                log.decided.setdefault(event.seq, Decided(False, event.stale))
+        inputs = [
+            read_to_end(self.bus, TopicPartition(topic), 0, self.name) for topic in ("handshake", "masked")
+        ]
+        version, opened, used = 0, -1, dict[str, tuple[int, int]]()
+        async for decision in self._opened(read_to_end(self.bus, CONTROL, 0, self.name)):
+            log.feed(decision)
+            while log.blocked and inputs:
+                for source in list(inputs):
+                    try:
+                        record = await anext(source)
+                    except StopAsyncIteration:
+                        inputs.remove(source)
+                        continue
+                    self._positions[record.at] = record.next_offset
+                    found = self.open(record)
+                    if found is not None:
+                        log.feed(found)
+            match decision.message:
+                case Window() | Adopt():
+                    version = decision.message.version
+                case WindowOpen():
+                    opened = decision.message.window
+                case Cohort():
+                    used |= {
+                        member.device: (member.offer, decision.message.inputs)
+                        for member in decision.message.members
+                    }
+        for source in inputs:
+            await source.aclose()
+        bases = [
+            Base(version=found.message.version, sha256=found.message.sha256)
+            async for found in self._opened(read_to_end(self.bus, TopicPartition("model"), 0, self.name))
+            if isinstance(found.message, Model)
+        ]
+        ready: dict[str, tuple[DeviceId, int, Ready]] = {}
+        async for found in self._opened(read_to_end(self.bus, TopicPartition("checkin"), 0, self.name)):
+            self._positions[TopicPartition("checkin")] = found.offset + 1
+            offer, until = used.get(found.sender, (-1, 0))
+            if isinstance(found.message, Ready) and (found.message.offer > offer or found.offset >= until):
+                ready[found.sender] = (DeviceId(found.sender), found.offset, found.message)
+            elif isinstance(found.message, Leave):
+                ready.pop(found.sender, None)
+        sent = {
+            found.message.seq
+            async for found in self._opened(read_to_end(self.bus, TopicPartition("delta"), 0, self.name))
+            if isinstance(found.message, SealedDelta)
+        }
+        return History(
+            ledger=log.ledger,
+            window=log.window,
+            version=version,
+            opened=opened == log.window,
+            commits=tuple(commits),
+            refused=refused,
+            bases=tuple(bases[-len(self.core.manifest.secure.staleness) :]),
+            ready=tuple(ready.values()),
+            unsent=tuple(delta for seq, delta in sorted(log.sealed.items()) if seq not in sent),
+        )
+
+    async def _opened(self, records: AsyncIterator[Record]) -> AsyncIterator[Incoming]:
+        async for record in records:
+            found = self.open(record)
+            if found is not None:
+                yield found
 
     def stored_offsets(self) -> dict[TopicPartition, int]:
         """Input offsets, and how far `control` is known to hold what this aggregator decided."""
@@ -83,7 +178,12 @@ class Aggregator(BoundaryActor):
     async def _decisions(self) -> AsyncIterator[Message]:
         start = self.store.offsets().get(CONTROL, 0)
         async for record in read_to_end(self.bus, CONTROL, start, self.name):
-            incoming = self.open(record)
+            try:
+                incoming = self.open(record)
+            except (Refused, ChunkError, ProtocolError) as error:
+                # No decision of this aggregator; those who read `control` refuse it. It must not stop a restart.
+                self.services.log.warning("%s passes over control@%d: %s", self.name, record.offset, error)
+                continue
             if incoming is not None:
                 yield incoming.message
 

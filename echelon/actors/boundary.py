@@ -258,6 +258,10 @@ class BoundaryActor(ABC):
             )
         return Incoming(record.topic, record.offset, envelope.sender, envelope.window, message, data)
 
+    def forget_repeats(self) -> None:
+        """Topics are about to be read from their start once more."""
+        self._seen.clear()
+
     def _repeated(self, at: TopicPartition, signature: bytes) -> bool:
         """Whether that very record was taken before; what at-least-once delivery repeats, it repeats soon."""
         seen = self._seen.setdefault(at, {})

@@ -60,7 +60,7 @@ from echelon.rounds.effects import (
     TimerFired,
     note,
 )
-from echelon.rounds.ledger import Ledger, PendingDelta
+from echelon.rounds.ledger import Ledger, PendingDelta, RoundedDelta
 from echelon.secagg.roster import Roster
 from echelon.secagg.server import Server, SumResult, WindowFailed
 
@@ -108,6 +108,33 @@ class Closed:
     """The run was closed on the exchange."""
 
     commit: int
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a boundary's topics say of it, derived again.
+
+    Attributes:
+        ledger: as after the newest decision; its anchor is filled in from `commits`.
+        window: the window that is due.
+        version: of the boundary adapter.
+        opened: whether `window.open` of that window stands on `control`.
+        commits: from `global`, genesis first.
+        refused: refusals of this boundary's deltas: seq, and whether for being stale.
+        bases: digests of the newest published versions.
+        ready: check-ins that no cohort has used: device, offset, message.
+        unsent: deltas that were decided and do not stand on `delta`.
+    """
+
+    ledger: Ledger
+    window: int
+    version: int
+    opened: bool
+    commits: tuple[Committed, ...]
+    refused: dict[int, bool]
+    bases: tuple[Base, ...]
+    ready: tuple[tuple[DeviceId, int, Ready], ...]
+    unsent: tuple[RoundedDelta, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -464,20 +491,23 @@ class AggregatorCore:
         if len(self.ledger.windows) < self.pace.windows or len(self.ledger.pending) >= exchange.pending_max:
             return []
         sealed = self.ledger.seal(exchange.codec)
-        payload = Payload.of(sealed.payload, b"delta %d %s" % (sealed.seq, self.boundary.encode()))
+        digest = hashlib.sha256(sealed.payload).digest()
+        return [
+            Publish("control", Sealing(seq=sealed.seq, payload_sha256=digest), self.window),
+            self._delta(sealed),
+            note("sealed", seq=sealed.seq, windows=len(sealed.windows), bytes=len(sealed.payload)),
+        ]
+
+    def _delta(self, sealed: RoundedDelta) -> Publish:
         message = SealedDelta(
             seq=sealed.seq,
             base_commit=sealed.base_commit,
             windows=sealed.windows,
             codec=sealed.codec,
             exponent=sealed.exponent,
-            payload=payload,
+            payload=Payload.of(sealed.payload, b"delta %d %s" % (sealed.seq, self.boundary.encode())),
         )
-        return [
-            Publish("control", Sealing(seq=sealed.seq, payload_sha256=payload.sha256), self.window),
-            Publish("delta", message, self.window, sealed.payload),
-            note("sealed", seq=sealed.seq, windows=len(sealed.windows), bytes=len(sealed.payload)),
-        ]
+        return Publish("delta", message, self.window, sealed.payload)
 
     def _committed(self, event: Committed) -> list[Effect]:
         if self.ledger is None:
@@ -570,6 +600,33 @@ class AggregatorCore:
         ]
 
     # ---- snapshots and recovery ------------------------------------------------------------------
+
+    def rebuild(self, history: History) -> list[Effect]:
+        """Take over what was derived from the topics, after the state file was lost; first effects of that.
+
+        What the lost step had decided and not yet published is decided anew; nobody can have seen it.
+        """
+        ledger = history.ledger
+        commits = {commit.commit: commit for commit in history.commits}
+        newest = commits[ledger.commit]
+        ledger.anchor = newest.adapter
+        self.ledger, self.pace, self.tokens = ledger, newest.pace, newest.tokens
+        self.version, self.window, self.bases = history.version, history.window, history.bases
+        self._held = [commit for commit in history.commits if commit.commit > ledger.commit]
+        self._refused = {seq: stale for seq, stale in history.refused.items() if seq in ledger.pending}
+        for device, offset, message in history.ready:
+            if message.base_version <= self.version:
+                check = _Check(message.offer, message.n, message.base_version, message.base_sha256, offset)
+                self.ready[device] = check
+                self._checked_in = max(self._checked_in, offset + 1)
+        effects: list[Effect] = []
+        for sealed in history.unsent:
+            effects.append(self._delta(sealed))
+        if not any(base.version == self.version for base in self.bases):
+            effects.append(self._model(anchored=True))
+        if not history.opened:
+            effects += self._open()
+        return [*effects, Save()]
 
     def recover(self, decisions: list[Message]) -> None:
         """Adopt the decisions that stand on `control` after the snapshot; inputs are then read again from its offsets.

@@ -99,6 +99,11 @@ class BoundaryLog:
             self._early.setdefault(incoming.window, []).append(incoming)
         self.progress()
 
+    @property
+    def blocked(self) -> bool:
+        """Whether a decision waits for inputs that were not read yet."""
+        return bool(self._waiting)
+
     def progress(self) -> None:
         """Work through decisions as far as their inputs are there."""
         if self._contradiction is not None:
