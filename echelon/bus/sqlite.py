@@ -219,8 +219,9 @@ class SqliteStore(Store):
         self._check_partition(at)
         with self._errors():
             database = self._open.get()
-            row = database.execute("SELECT min(off) FROM records WHERE topic = ? AND part = ?", at).fetchone()
+            # The end first: what another process appends between the two must not make an empty log look cut off.
             end = _end(database, at)
+            row = database.execute("SELECT min(off) FROM records WHERE topic = ? AND part = ?", at).fetchone()
         return (end if row[0] is None else row[0]), end
 
     def read(self, at: TopicPartition, offset: int, max_records: int, max_bytes: int) -> list[Record]:

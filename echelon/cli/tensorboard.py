@@ -82,9 +82,8 @@ def scalars(line: Mapping[str, Any], commit: int) -> Iterator[tuple[str, float, 
             yield f"update_norm/{boundary}", line["update_norm"], step
             yield f"window_tokens/{boundary}", line["tokens"], step
             yield f"included/{boundary}", line["included"], step
-            devices = sum(line["staleness"])
-            ages = sum(age * count for age, count in enumerate(line["staleness"]))
-            yield f"staleness/{boundary}", ages / max(1, devices), step
+            ages = line["staleness"]
+            yield f"staleness/{boundary}", sum(ages) / max(1, len(ages)), step
         case "commit":
             step = line["commit"]
             yield "tokens", line["tokens"], step

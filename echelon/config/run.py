@@ -12,6 +12,7 @@ from echelon.config.training import AdapterSettings, DataSettings, ModelSettings
 from echelon.errors import ConfigError
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9._-]{0,30}[a-z0-9])?$")]
+BoundaryName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?$")]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 MAX_FILE_BYTES = 1 << 20
 
@@ -29,7 +30,7 @@ class DeviceSettings(Settings):
 class BoundarySettings(Settings):
     """One boundary: its devices and their data."""
 
-    name: Name = Field(description="Name of the boundary, unique in the run.")
+    name: BoundaryName = Field(description="Name of the boundary, unique in the run: letters, digits, hyphens.")
     devices: Annotated[int, Field(ge=1, le=10_000)] | tuple[DeviceSettings, ...] = Field(
         description="How many devices (named BOUNDARY-0, BOUNDARY-1, …), or a list of devices."
     )

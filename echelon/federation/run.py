@@ -94,7 +94,7 @@ class Federation:
         if self.settings.clock == "real":
             return Entropy(os.urandom)
         life = self._entropies[name] = self._entropies.get(name, 0) + 1
-        return Entropy.seeded(f"{self.settings.seed} {name} {life}".encode())
+        return Entropy.seeded(f"{self.settings.seed} {name} {life} {self.recorder.offset}".encode())
 
     async def _terms(self, compute: Compute) -> tuple[Terms, Identities]:
         state = None if self.out is None else self.out / "state"

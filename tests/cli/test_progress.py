@@ -281,7 +281,7 @@ def test_a_missing_tensorboard_is_named(cli: Cli, tmp_path: Path, monkeypatch: p
 
 def test_mean_staleness_is_over_devices() -> None:
     line = {
-        "kind": "window", "t": 1, "boundary": "a", "window": 3, "outcome": "closed", "staleness": [3, 0, 1],
+        "kind": "window", "t": 1, "boundary": "a", "window": 3, "outcome": "closed", "staleness": [0, 0, 0, 2],
         "tokens": 9, "included": 4, "update_norm": 1.0, "train_loss": None,
     }  # fmt: skip
     found = {tag: (value, step) for tag, value, step in scalars(line, 0)}

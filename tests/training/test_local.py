@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from echelon.config.training import TrainSettings
 from echelon.errors import CodecError, ConfigError, StateError, TrainingError
 from echelon.training.learner import EvalResult, LearnerSpec, TrainTask
-from echelon.training.local import TorchLearner, learning_rate
+from echelon.training.local import REPETITION_PENALTY, TorchLearner, learning_rate
 from echelon.training.state import TrainerState
 
 
@@ -260,7 +260,7 @@ def test_a_device_without_validation_data_counts_nothing(make_spec):
     assert results.count(EvalResult(0.0, 0)) == 3
 
 
-def test_generation_is_greedy_and_leaves_out_the_prompt(learner):
+def test_generation_is_greedy_with_a_repetition_penalty_and_leaves_out_the_prompt(learner):
     weights = learner.train(task(learner, steps=30)).weights
     text = learner.generate(weights, "the cat", 8)
     assert text == learner.generate(weights, "the cat", 8)
@@ -270,7 +270,10 @@ def test_generation_is_greedy_and_leaves_out_the_prompt(learner):
     prompt = len(ids)
     for _ in range(8):
         with torch.no_grad():
-            ids.append(int(learner.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+            logits = learner.model(input_ids=torch.tensor([ids])).logits[0, -1]
+            for token in set(ids):
+                logits[token] *= REPETITION_PENALTY if logits[token] < 0 else 1 / REPETITION_PENALTY
+            ids.append(int(logits.argmax()))
     assert text == learner.tokenizer.decode(ids[prompt:], skip_special_tokens=True)
 
 
