@@ -18,10 +18,9 @@ from echelon.actors.state import Row
 from echelon.audit.log import TopicLog
 from echelon.bus.base import Bus, Outgoing, Record, TopicPartition
 from echelon.errors import ConnectionLost, StateError
-from echelon.messages.boundary import SealedDelta, Void, Window
+from echelon.messages.boundary import SealedDelta
 from echelon.messages.envelope import Signer
 from echelon.messages.exchange import Close, Commit, Delta, Genesis, Payload, Refusal, RefusalReason
-from echelon.messages.handshake import Unmask
 from echelon.rounds.boundary_log import BoundaryLog, Decided
 from echelon.rounds.effects import Effect, Incoming, Save, Stop, note
 from echelon.rounds.ledger import RoundedDelta
@@ -134,19 +133,18 @@ class Gate(BoundaryActor):
             self._proposed[event.message.seq] = event.message
         elif event.topic in ("control", "handshake", "masked"):
             self._log.feed(event)
-        if isinstance(event.message, Unmask | Window | Void | SealedDelta):
-            return self._sign()
-        return []
+        return self._sign()  # whatever record was the last that a delta waited for
 
     def _sign(self) -> list[Any]:
         effects: list[Any] = []
         for seq in sorted(self._proposed):
+            if seq < self._writer.next_number:
+                del self._proposed[seq]  # it crossed in an earlier life, and is read again
+                continue
             derived = self._log.check(self._proposed[seq])
             if derived is None:
                 break
             del self._proposed[seq]
-            if seq < self._writer.next_number:
-                continue
             if seq > self._writer.next_number:
                 raise StateError(
                     f"{self.name}: delta {seq} is due to cross, and delta {self._writer.next_number} never did"
@@ -161,7 +159,8 @@ class Gate(BoundaryActor):
         if effects or (self._log.quiescent and not self._proposed and self._log.sealed):
             for seq in [seq for seq in self._log.sealed if seq < self._writer.next_number]:
                 del self._log.sealed[seq]
-        if effects and self._log.quiescent and not self._proposed:
+        # What was derived and not proposed yet is in no snapshot, and would never be derived again.
+        if effects and self._log.quiescent and not self._proposed and not self._log.sealed:
             effects.append(Save())
         return effects
 

@@ -67,6 +67,8 @@ from echelon.secagg.server import Server, SumResult, WindowFailed
 F32 = NDArray[np.float32]
 DEADLINE = "window"
 ROUND = "round"
+ABSENT_AFTER = 2
+"""Deadlines in a row that a device may miss before windows close without waiting for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +177,7 @@ class AggregatorCore:
         self._checked_in = 0
         self._read = {"handshake": 0, "masked": 0}
         self._overdue = False
-        self._opened = False
+        self._missed: dict[DeviceId, int] = {}
 
     # ---- events ----------------------------------------------------------------------------------
 
@@ -247,6 +249,7 @@ class AggregatorCore:
             )
         if not 1 <= message.n <= self.manifest.secure.n_max:
             raise ProtocolError(f"{device} offers n = {message.n}, outside 1..{self.manifest.secure.n_max}")
+        self._missed.pop(device, None)
         self.ready[device] = _Check(
             message.offer, message.n, message.base_version, message.base_sha256, offset
         )
@@ -300,12 +303,15 @@ class AggregatorCore:
                 rejected.append(Rejected(device=device, offer=check.offer))
             else:
                 fresh.append((device, check, weight))
-        wanted = min(self.terms.cohort, len(self.roster.entries))
+        floor = secure.k_min + secure.colluding
+        absent = sum(1 for missed in self._missed.values() if missed >= ABSENT_AFTER)
+        wanted = max(floor, min(self.terms.cohort, len(self.roster.entries) - absent))
         if len(fresh) < wanted and not self._overdue:
             return []
         chosen = fresh[: secure.cohort_max]
-        if len(chosen) < secure.k_min + secure.colluding:
+        if len(chosen) < floor:
             return []
+        self._count_absences({device for device, _, _ in chosen})
         cap = weight_cap([weight for _, _, weight in chosen], secure.k_min)
         cohort = Cohort(
             window=self.window,
@@ -328,6 +334,15 @@ class AggregatorCore:
             inputs=self._checked_in,
         )
         return [Publish("control", cohort, self.window), *self._begin(cohort)]
+
+    def _count_absences(self, present: set[DeviceId]) -> None:
+        """A device that two deadlines in a row had to do without is not waited for until it checks in again."""
+        for entry in self.roster.entries:
+            device = DeviceId(entry.device)
+            if device in present:
+                self._missed.pop(device, None)
+            elif self._overdue:
+                self._missed[device] = self._missed.get(device, 0) + 1
 
     def _begin(self, cohort: Cohort) -> list[Effect]:
         self._cohort = cohort

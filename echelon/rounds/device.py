@@ -540,8 +540,17 @@ class DeviceCore:
 
     def _void(self, message: Void) -> list[Effect]:
         offer, cohort = self.offer, self._cohort
+        signed_out = False
         if cohort is not None and cohort.window == message.window:
+            signed_out = cohort.signed_out
             self._cohort = None
+        if offer is not None and offer.window == message.window and offer.merged_in < 0 and signed_out:
+            self._take_back(offer)
+            return [
+                note("offer-returned", window=message.window, offer=offer.number),
+                Save(),
+                *self._continue(),
+            ]
         if offer is not None and offer.window == message.window and offer.merged_in < 0:
             self.offer = None
             return [note("offer-lost", window=message.window, offer=offer.number), Save(), *self._continue()]

@@ -120,16 +120,16 @@ def test_the_shipped_model_learns_as_well_with_a_device_that_leaves() -> None:
                 {
                     "name": "a",
                     "devices": 4,
-                    "data": {"source": "stdlib:tkinter", "max_documents": 24, "max_validation_tokens": 2048},
+                    "data": {"source": "stdlib:tkinter", "max_documents": 16, "max_validation_tokens": 1024},
                 },
                 {
                     "name": "b",
                     "devices": 4,
-                    "data": {"source": "stdlib:email", "max_documents": 24, "max_validation_tokens": 2048},
+                    "data": {"source": "stdlib:email", "max_documents": 16, "max_validation_tokens": 1024},
                 },
             ],
             budget={"commits": 2},
-            sync={"windows": 1, "steps": 4},
+            sync={"windows": 1, "steps": 3},
             training={"batch_size": 4, "sequence_length": 64, "lr": 1e-2},
             **changes,
         )

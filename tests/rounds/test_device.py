@@ -307,6 +307,11 @@ def lie_weight(cohort: Cohort) -> Cohort:
     return cohort.model_copy(update={"members": (first, *cohort.members[1:])})
 
 
+def lie_lighter(cohort: Cohort) -> Cohort:
+    first = cohort.members[0].model_copy(update={"weight": cohort.members[0].weight - 1})
+    return cohort.model_copy(update={"members": (first, *cohort.members[1:])})
+
+
 def lie_threshold(cohort: Cohort) -> Cohort:
     return cohort.model_copy(update={"threshold": 2})
 
@@ -320,7 +325,7 @@ def lie_twice(cohort: Cohort) -> Cohort:
 
 
 @pytest.mark.parametrize(
-    "lie", [lie_n, lie_base, lie_horizon, lie_weight, lie_threshold, lie_floor, lie_twice]
+    "lie", [lie_n, lie_base, lie_horizon, lie_weight, lie_lighter, lie_threshold, lie_floor, lie_twice]
 )
 def test_a_cohort_that_lies_is_refused_without_a_key_leaving_and_the_device_goes_on(
     lie: Callable[[Cohort], Cohort],
