@@ -1,6 +1,6 @@
 """Local training against its control: the same LoRA steps on the same batches in a bare PyTorch loop.
 
-    python bench/bare_loop.py --processes 2 --rounds 12
+    python -m bench bare_loop -- --processes 2 --rounds 12
 
 In every process the two take turns, `--steps` steps each, so that whatever else the machine does meets both
 alike. The bare loop is what one would write by hand: a PEFT model, one loss, clip, fused AdamW over the

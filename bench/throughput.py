@@ -1,6 +1,6 @@
 """A whole federation against the same LoRA steps in bare loops, process for process (design, section 9, first row).
 
-    python bench/throughput.py --config examples/quickstart.yaml --rounds 3
+    python -m bench throughput -- --rounds 3
 
 Bare loops and federation take turns, and the ratio is taken within a turn, so that a machine that is slower for a
 while is slower for both. The bare loops run in as many processes as the federation trains in. Reported per turn:
