@@ -220,7 +220,7 @@ class Aggregator(BoundaryActor):
                 return Committed(
                     message.commit, np.frombuffer(payload, "<f4"), mine, message.pace, message.tokens
                 )
-            case Refusal() if message.boundary == self._index:
+            case Refusal() if message.boundary == self._index and message.reason not in OTHER_RECORD:
                 return RefusedDelta(message.seq, message.reason is RefusalReason.STALE)
             case Close():
                 return Closed(message.commits)
@@ -228,6 +228,8 @@ class Aggregator(BoundaryActor):
                 return None
 
 
+OTHER_RECORD = frozenset({RefusalReason.FORK, RefusalReason.BAD_SEQUENCE})
+"""Refusals of a record whose number belongs, or will belong, to another delta: that one is not decided by them."""
 SOURCE_HEADER = "source-offset"
 
 

@@ -14,9 +14,9 @@ from echelon.actors.state import Row, StateStore
 from echelon.bus.base import Bus, Outgoing, Record, TopicPartition
 from echelon.bus.chunks import Assembler, ChunkError, Transfer, TransferId, is_chunk, split
 from echelon.errors import ProtocolError
-from echelon.messages.boundary import BOUNDARY, DeadLetter
+from echelon.messages.boundary import BOUNDARY, DeadLetter, SealedDelta
 from echelon.messages.envelope import Envelope, Signer
-from echelon.messages.exchange import Payload
+from echelon.messages.exchange import EXCHANGE, Payload
 from echelon.messages.wire import Message, Reason, Refused
 from echelon.rounds.effects import (
     Effect,
@@ -221,13 +221,20 @@ class BoundaryActor(ABC):
             for dropped in self.assembler.add(record.key, record):
                 self.services.log.warning("%s gave up an unfinished transfer: %s", self.name, dropped)
             return None
-        envelope = Envelope.open(record.value)
+        try:
+            envelope = Envelope.open(record.value)
+        except Refused:
+            if record.value.startswith(b'{"payloadType"'):
+                raise Refused(Reason.WRONG_PLANE, "a record of the exchange plane") from None
+            raise
         if envelope.run != self.membership.run:
             raise Refused(Reason.WRONG_RUN, f"{envelope.type[:32]} of another run")
         public = self.membership.keys.get(envelope.sender)
         role = self.membership.roles.get(envelope.sender)
         if public is None or role is None:
             raise Refused(Reason.UNKNOWN_SENDER, f"{envelope.sender} is not in this boundary's roster")
+        if any(foreign.kind == envelope.type for foreign in EXCHANGE) and envelope.type != SealedDelta.kind:
+            raise Refused(Reason.WRONG_PLANE, f"{envelope.type} is a message of the exchange plane")
         kind = BOUNDARY.find(envelope.type, envelope.type_version)
         topic = self.catalogue.topic(Plane.BOUNDARY, record.topic)
         if envelope.type not in topic.messages:

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from echelon.actors.aggregator import SOURCE_HEADER
+from echelon.actors.aggregator import OTHER_RECORD, SOURCE_HEADER
 from echelon.actors.boundary import BoundaryActor, Cross, raise_if_failed
 from echelon.actors.exchange import Writer, serious
 from echelon.actors.runtime import BATCH_BYTES, DRAIN_SECONDS, Backoff, Publisher, read_to_end
@@ -255,7 +255,7 @@ class Gate(BoundaryActor):
                 for merged in message.merged:
                     if merged.boundary == self._index:
                         self._log.decided[merged.seq] = Decided(True, False)
-            case Refusal() if message.boundary == self._index:
+            case Refusal() if message.boundary == self._index and message.reason not in OTHER_RECORD:
                 self._log.decided.setdefault(
                     message.seq, Decided(False, message.reason is RefusalReason.STALE)
                 )

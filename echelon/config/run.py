@@ -30,7 +30,9 @@ class DeviceSettings(Settings):
 class BoundarySettings(Settings):
     """One boundary: its devices and their data."""
 
-    name: BoundaryName = Field(description="Name of the boundary, unique in the run: letters, digits, hyphens.")
+    name: BoundaryName = Field(
+        description="Name of the boundary, unique in the run: letters, digits, hyphens."
+    )
     devices: Annotated[int, Field(ge=1, le=10_000)] | tuple[DeviceSettings, ...] = Field(
         description="How many devices (named BOUNDARY-0, BOUNDARY-1, …), or a list of devices."
     )

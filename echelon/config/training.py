@@ -96,7 +96,7 @@ class TrainSettings(Settings):
         ge=0,
         lt=1,
         allow_inf_nan=False,
-        description="Fraction of the run over which the rate rises from 0.",
+        description="Fraction of the run over which the rate rises, from a tenth of its peak.",
     )
     final_lr: float = Field(
         default=0.1,

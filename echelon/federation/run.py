@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from echelon.actors.controller import Controller
-from echelon.actors.device import Interceptor, run_device
+from echelon.actors.device import Device, Interceptor, run_device
 from echelon.actors.gate import Gate
 from echelon.actors.runtime import Backoff, Services
 from echelon.audit.findings import Report
@@ -25,8 +25,8 @@ from echelon.audit.verify import verify
 from echelon.bus import open_bus
 from echelon.bus.base import Record, TopicPartition
 from echelon.clock import Offload, is_virtual
-from echelon.config.run import RunSettings, dump
-from echelon.errors import BusError, ConfigError, StateError
+from echelon.config.run import BoundarySettings, RunSettings, dump
+from echelon.errors import BusError, ConfigError, StateError, TrainingError
 from echelon.federation.assembly import Assembly, Terms
 from echelon.federation.compute import Compute
 from echelon.federation.identities import Identities
@@ -82,6 +82,7 @@ class Federation:
         self.controller: Controller | None = None
         self._entropies: dict[str, int] = {}
         self._checkpoints: dict[str, bytes] = {}
+        self._failed: dict[str, int] = {}
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="echelon")
 
     # ---- set-up ----------------------------------------------------------------------------------
@@ -206,7 +207,8 @@ class Federation:
             start(f"{boundary.name}.gate", partial(assembly.gate, boundary), run_actor)
             start(f"{boundary.name}.aggregator", partial(assembly.aggregator, boundary), run_actor)
             for device in boundary.device_list():
-                start(device.id, partial(assembly.device, boundary, device.id), run_device)
+                make = partial(assembly.device, boundary, device.id)
+                start(device.id, make, partial(self._device, boundary))
         closing = asyncio.create_task(
             self._supervise("controller", assembly.controller, self._control, first=controller),
             name="controller",
@@ -233,6 +235,22 @@ class Federation:
             for task in everything:
                 task.cancel()
             await asyncio.gather(*everything, return_exceptions=True)
+
+    async def _device(self, boundary: BoundarySettings, device: Device) -> None:
+        """Run a device. One whose training fails drops out, unless its boundary would then be below the floor."""
+        try:
+            await run_device(device)
+        except TrainingError as error:
+            failed = self._failed[boundary.name] = self._failed.get(boundary.name, 0) + 1
+            left = len(boundary.device_list()) - failed
+            floor = self.settings.secure.k_min + self.settings.secure.colluding
+            self.log.error("%s drops out: %s", device.name, error)
+            self.recorder(device.name, asyncio.get_running_loop().time(), note("device-failed"))
+            if left < floor:
+                raise TrainingError(
+                    f"boundary {boundary.name} has {left} devices left and the floor is {floor}; "
+                    f"{device.name} failed: {error}"
+                ) from error
 
     async def _control(self, controller: Controller) -> None:
         self.controller = controller

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import msgpack
 import numpy as np
 
-from echelon.errors import ProtocolError
+from echelon.errors import ProtocolError, StateError
 from echelon.messages.boundary import Adopt, Cohort, Masked, SealedDelta, Sealing, Void, Window, WindowOpen
 from echelon.messages.exchange import WindowSummary
 from echelon.messages.handshake import (
@@ -30,7 +30,7 @@ from echelon.messages.handshake import (
     Unmask,
 )
 from echelon.messages.manifest import RunManifest
-from echelon.messages.wire import DeviceId, Message, plain
+from echelon.messages.wire import DeviceId, Message, Reason, plain
 from echelon.rounds.cohort import close_window, context_of, ring_vector
 from echelon.rounds.effects import Incoming
 from echelon.rounds.ledger import Ledger, PendingDelta, RoundedDelta
@@ -38,6 +38,8 @@ from echelon.secagg.faults import InputRefused
 from echelon.secagg.roster import Roster
 from echelon.secagg.server import Server
 
+MAX_EARLY_WINDOWS = 1024
+"""Inputs are kept for at most so many windows ahead of the decisions that were read."""
 MAX_WAITING = 4096
 """Most records of `control` that may wait for inputs which were not read yet."""
 
@@ -95,7 +97,16 @@ class BoundaryLog:
             if len(self._waiting) >= MAX_WAITING:
                 raise ProtocolError(f"{MAX_WAITING} decisions wait for inputs that are not on the topics")
             self._waiting.append(incoming)
+        elif isinstance(incoming.message, Advertise | Sealed | Consistency):
+            pass  # the decisions hold what matters of them
+        elif not isinstance(incoming.message, Unmask | Masked):
+            raise ProtocolError(f"{incoming.message.kind} is not an input of a window")
         elif incoming.window >= self.window:
+            if incoming.window - self.window > MAX_EARLY_WINDOWS:
+                raise InputRefused(
+                    Reason.OUT_OF_ORDER,
+                    f"an input of window {incoming.window} while window {self.window} is due",
+                )
             self._early.setdefault(incoming.window, []).append(incoming)
         self.progress()
 
@@ -222,10 +233,8 @@ class BoundaryLog:
                 window.answers.append((device, incoming.message))
             case Masked():
                 window.uploads[device, incoming.message.payload.sha256] = incoming.payload or b""
-            case Advertise() | Sealed() | Consistency():
-                pass  # the decisions hold what matters of them
             case _:
-                raise ProtocolError(f"{incoming.message.kind} is not an input of a window")
+                raise StateError(f"{incoming.message.kind} was kept as an input of a window")
 
     def _adopt(self, message: Adopt) -> bool:
         for seq, merged, stale in (

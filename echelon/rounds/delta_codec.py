@@ -42,11 +42,11 @@ def encode(vector: F64, codec: DeltaCodec) -> tuple[bytes, int]:
     """Round half to even onto the finest grid that fits; returns the payload and its exponent.
 
     Args:
-        vector: float64[d], finite and not all zero.
+        vector: float64[d], finite. What rounds to zero everywhere is written as zeros on the finest grid.
         codec: int16 (2·d bytes) or int32 (4·d bytes).
 
     Raises:
-        CodecError: empty, all zero, NaN or infinite, or too large (2**96 times the largest integer).
+        CodecError: empty, NaN or infinite, or too large (2**96 times the largest integer).
     """
     if vector.ndim != 1 or vector.size == 0:
         raise CodecError(f"a delta is a vector of at least one coordinate, not of shape {vector.shape}")
@@ -55,14 +55,12 @@ def encode(vector: F64, codec: DeltaCodec) -> tuple[bytes, int]:
     if not math.isfinite(peak):  # max and min both carry a NaN through
         raise CodecError("a delta with NaN or infinite coordinates cannot be encoded; training diverged")
     if peak == 0.0:
-        raise CodecError("a delta of zeros says nothing and is not sent")
+        return np.zeros(vector.size, _TYPES[codec]).tobytes(), MIN_EXPONENT
     exponent = max(math.frexp(peak)[1] - _BITS[codec], MIN_EXPONENT)
     if round(math.ldexp(peak, -exponent)) > largest(codec):
         exponent += 1
     if exponent > MAX_EXPONENT:
         raise CodecError(f"a coordinate of {peak:.3g} is too large for any delta")
-    if round(math.ldexp(peak, -exponent)) == 0:
-        raise CodecError(f"a delta below 2**{MIN_EXPONENT - 1} everywhere counts as zero and is not sent")
     # A product with a power of two is exact: nothing exceeds the peak, and what underflows would round to 0
     # anyway.
     return np.rint(values * math.ldexp(1.0, -exponent)).astype(_TYPES[codec]).tobytes(), exponent
@@ -87,10 +85,8 @@ def integers(payload: bytes | memoryview, exponent: int, codec: DeltaCodec) -> I
     peak = max(int(found.max()), -int(found.min()))
     if peak > largest(codec):
         raise CodecError(f"the value {-peak} is not used by {codec.value} deltas")
-    if peak == 0 or (exponent > MIN_EXPONENT and 2 * peak <= largest(codec)):
-        raise CodecError(
-            f"largest integer {peak}: not the canonical encoding (a finer grid fits, or all is zero)"
-        )
+    if exponent > MIN_EXPONENT and 2 * peak <= largest(codec):
+        raise CodecError(f"largest integer {peak}: not the canonical encoding, a finer grid fits")
     return found
 
 

@@ -30,16 +30,20 @@ from echelon.training.model import (
 from echelon.training.state import TrainerState
 
 REPETITION_PENALTY = 1.3
+WARMUP_FLOOR = 0.1
 IGNORED = -100
 """The target of positions that the loss does not count."""
 
 
 def learning_rate(settings: TrainSettings, progress: float) -> float:
-    """The rate at `progress` in [0, 1]: linear warm-up from 0, then constant, or down to `final_lr` of
-    the peak."""
+    """The rate at `progress` in [0, 1]: linear warm-up, then constant, or down to `final_lr` of the peak.
+
+    Progress moves with commits only, so the first commit would be lost at a rate of 0: the warm-up begins at
+    `WARMUP_FLOOR` of the peak.
+    """
     progress = min(max(progress, 0.0), 1.0)
     if progress < settings.warmup:
-        return settings.lr * progress / settings.warmup
+        return settings.lr * max(progress / settings.warmup, WARMUP_FLOOR)
     rest = (progress - settings.warmup) / (1 - settings.warmup)
     match settings.schedule:
         case "constant":

@@ -128,7 +128,7 @@ class Garbage:
             (Reason.TRUNCATED, good[:-1]),
             (Reason.MALFORMED, good + b"\x00"),
             (Reason.MALFORMED, b"\x01"),
-            (Reason.MALFORMED, b'{"payloadType":"application/vnd.echelon.commit.v1+msgpack"}'),
+            (Reason.WRONG_PLANE, b'{"payloadType":"application/vnd.echelon.commit.v1+msgpack"}'),
             (Reason.OVERSIZED, bytes(70_000)),
             (Reason.TOO_DEEP, b"\x91" * 1000 + b"\x00"),
             (Reason.TOO_MANY, b"\xdd\xff\xff\xff\xff"),

@@ -24,7 +24,7 @@ from tests.federation.runs import check_bodies, check_offers, check_windows, mes
 ROOT = Path(__file__).resolve().parents[2]
 CHILD = Path(__file__).with_name("child.py")
 KILLS = 10
-COMMITS = 16
+COMMITS = 30
 
 
 def start(out: Path) -> subprocess.Popen[str]:
