@@ -33,7 +33,7 @@ from echelon.topics import Catalogue, Plane, Role
 
 REMEMBERED = 4096
 """Signatures per partition that are remembered, to take a byte-identical repeat once."""
-EPHEMERAL = frozenset({"checkin", "handshake"})
+EPHEMERAL = frozenset({"checkin", "handshake", "masked"})
 """Topics whose records a restart makes worthless: published in order, and not stored first."""
 HEAVY = frozenset({"roster", "shares", "signatures", "unmask", "window"})
 """Messages whose handling computes enough to be kept off the event loop."""
@@ -118,6 +118,10 @@ class BoundaryActor(ABC):
     @abstractmethod
     def snapshot(self) -> bytes:
         """The core's state, to be stored with this step."""
+
+    def vectors(self) -> bytes | None:
+        """The large part of the state, if it is kept apart from the snapshot and has changed since it was asked for."""
+        return None
 
     async def perform(self, effect: Effect) -> None:
         """Carry out an effect that only this kind of actor has."""
@@ -353,6 +357,7 @@ class BoundaryActor(ABC):
         save = any(isinstance(effect, Save) for effect in effects)
         rows = self.store.commit(
             snapshot=self.snapshot() if save else None,
+            vectors=self.vectors() if save else None,
             offsets=self.stored_offsets() if save else None,
             publish=[*kept, *crossing],
         )

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+import msgpack
+
 from echelon.actors.boundary import BoundaryActor, raise_if_failed
 from echelon.actors.runtime import end_of
 from echelon.bus.base import TopicPartition
@@ -50,6 +52,7 @@ class Device(BoundaryActor):
     ) -> None:
         super().__init__(core.me, **shared)
         self.core, self.compute, self.slot, self.interceptor = core, compute, slot, interceptor
+        self._stored: tuple[object, ...] = (self,) * 4  # nothing is stored yet
 
     def inputs(self) -> Iterable[TopicPartition]:
         """Decisions, adapters, and what is sealed to this device."""
@@ -58,14 +61,24 @@ class Device(BoundaryActor):
     async def recover(self) -> list[Effect]:
         """Restore the snapshot; rounds that were under way died with their keys."""
         snapshot = self.store.snapshot()
-        if snapshot is not None:
-            self.core.restore(snapshot)
+        vectors = self.store.vectors()
+        if snapshot is not None and vectors is not None:
+            self.core.restore(bytes(msgpack.packb([snapshot, vectors])))
+            self._stored = self.core.held()
         self.core.live_from = await end_of(self.bus, TopicPartition("control"), self.name)
         return [*self.core.start(), *self.core.resume()]
 
     def snapshot(self) -> bytes:
-        """The core's state."""
-        return self.core.snapshot()
+        """The core's state, without its vectors."""
+        return self.core.facts()
+
+    def vectors(self) -> bytes | None:
+        """The core's vectors, if one of them was replaced since they were stored."""
+        held = self.core.held()
+        if all(now is before for now, before in zip(held, self._stored, strict=True)):
+            return None
+        self._stored = held
+        return self.core.vectors()
 
     def take(self, event: object) -> list[Effect]:
         """Hand an event to the core."""

@@ -26,7 +26,7 @@ CREATE TABLE IF NOT EXISTS outbox (
     key BLOB NOT NULL, headers BLOB NOT NULL, value BLOB NOT NULL
 );
 """
-SNAPSHOT, OFFSETS, SCANNED, OWNER = "snapshot", "offsets", "scanned", "owner"
+SNAPSHOT, VECTORS, OFFSETS, SCANNED, OWNER = "snapshot", "vectors", "offsets", "scanned", "owner"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +80,20 @@ class StateStore:
         self,
         *,
         snapshot: bytes | None = None,
+        vectors: bytes | None = None,
         offsets: Mapping[TopicPartition, int] | None = None,
         publish: Sequence[Outgoing] = (),
     ) -> list[Row]:
-        """Store one step; returns the outbox rows in the order given."""
+        """Store one step; returns the outbox rows in the order given.
+
+        `vectors` is the large part of the state, for actors that keep it apart: what is not given stays as it is.
+        """
         rows = []
         with self._transaction():
             if snapshot is not None:
                 self._put(SNAPSHOT, snapshot)
+            if vectors is not None:
+                self._put(VECTORS, vectors)
             if offsets is not None:
                 self._put(OFFSETS, _pack(offsets))
             for record in publish:
@@ -136,6 +142,11 @@ class StateStore:
         """The newest state, if there is one."""
         with self._lock:
             return self._get(SNAPSHOT)
+
+    def vectors(self) -> bytes | None:
+        """The large part of the newest state, if it was kept apart."""
+        with self._lock:
+            return self._get(VECTORS)
 
     def offsets(self) -> dict[TopicPartition, int]:
         """Input offsets that belong to the snapshot."""

@@ -303,7 +303,7 @@ class DeviceCore:
 
     def _evaluated(self, done: Evaluated) -> list[Effect]:
         self.state.evaluation = (done.commit, round(done.loss_sum * LOSS_UNIT), done.tokens)
-        return [Save()]
+        return []
 
     # ---- adapters --------------------------------------------------------------------------------
 
@@ -569,14 +569,29 @@ class DeviceCore:
 
     def snapshot(self) -> bytes:
         """Everything that a restart needs; what is read from the topics again and keys are never stored."""
+        return bytes(msgpack.packb([self.facts(), self.vectors()]))
+
+    def held(self) -> tuple[object, ...]:
+        """The vectors as objects: each is replaced when it changes, so the same objects mean the same content."""
+        return (
+            self.base,
+            None if self.carried is None else self.carried.vector,
+            None if self.offer is None else self.offer.progress.vector,
+            self.optimiser,
+        )
+
+    def vectors(self) -> bytes:
+        """The large part of a snapshot."""
+        parts = [part.tobytes() if isinstance(part, np.ndarray) else part for part in self.held()]
+        return bytes(msgpack.packb(parts))
+
+    def facts(self) -> bytes:
+        """The small part of a snapshot."""
 
         def progress(value: Progress | None) -> object:
             if value is None:
                 return None
-            return [
-                value.vector.tobytes(), value.base_version, value.base_sha256,
-                value.tokens, value.loss_sum, value.loss_tokens,
-            ]  # fmt: skip
+            return [value.base_version, value.base_sha256, value.tokens, value.loss_sum, value.loss_tokens]
 
         offer = self.offer
         return bytes(
@@ -587,13 +602,11 @@ class DeviceCore:
                     "known": self._known_version,
                     "pace": None if self.pace is None else [self.pace.steps, self.pace.windows, self.pace.mu_ppm],
                     "progress": self.progress,
-                    "base": None if self.base is None else self.base.tobytes(),
                     "base_sha256": self.base_sha256,
                     "carried": progress(self.carried),
                     "offer": None
                     if offer is None
                     else [offer.number, progress(offer.progress), offer.n, offer.window, offer.merged_in],
-                    "optimiser": self.optimiser,
                     "state": [
                         self.state.offers, self.state.member_of, self.state.evaluated, self.state.evaluation,
                         self.state.finished, self.state.released, self._ahead,
@@ -604,28 +617,26 @@ class DeviceCore:
 
     def restore(self, data: bytes) -> None:
         """Take a snapshot over. A cohort that was under way is not in it: the device dropped out of it."""
+        facts, vectors = msgpack.unpackb(data)
+        base, carried, offered, self.optimiser = msgpack.unpackb(vectors)
 
-        def progress(value: Any) -> Progress | None:
-            if value is None:
-                return None
-            raw, version, digest, tokens, loss, loss_tokens = value
-            return Progress(np.frombuffer(raw, "<f4"), version, digest, tokens, loss, loss_tokens)
+        def progress(value: Any, vector: bytes | None) -> Progress | None:
+            return None if value is None or vector is None else Progress(np.frombuffer(vector, "<f4"), *value)
 
-        fields = msgpack.unpackb(data, strict_map_key=False)
+        fields = msgpack.unpackb(facts, strict_map_key=False)
         self.version, self.commit, self._known_version = fields["version"], fields["commit"], fields["known"]
         if fields["pace"] is not None:
             steps, windows, mu_ppm = fields["pace"]
             self.pace = Pace(steps=steps, windows=windows, mu_ppm=mu_ppm)
         self.progress = fields["progress"]
-        self.base = None if fields["base"] is None else np.frombuffer(fields["base"], "<f4")
+        self.base = None if base is None else np.frombuffer(base, "<f4")
         self.base_sha256 = fields["base_sha256"]
-        self.carried = progress(fields["carried"])
+        self.carried = progress(fields["carried"], carried)
         if fields["offer"] is not None:
             number, kept, n, window, merged_in = fields["offer"]
-            held = progress(kept)
+            held = progress(kept, offered)
             if held is not None:
                 self.offer = Offer(number, held, n, window, merged_in)
-        self.optimiser = fields["optimiser"]
         offers, member_of, evaluated, evaluation, finished, (version, sets), self._ahead = fields["state"]
         self.state = DeviceState(
             offers=offers,
