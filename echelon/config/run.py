@@ -169,6 +169,12 @@ class SyncSettings(Settings):
     )
     staleness: StalenessSettings = Field(default=StalenessSettings(), description="Weights of late deltas.")
     outer: OuterSettings = Field(default=OuterSettings(), description="The outer optimiser.")
+    eval_tokens: int = Field(
+        default=1024,
+        ge=1,
+        le=1 << 40,
+        description="About how many tokens of its validation slice a device evaluates for each commit.",
+    )
     report_loss: bool = Field(
         default=True, description="Whether a boundary's summed losses cross with its deltas."
     )

@@ -144,8 +144,8 @@ def _train(task: TrainTask) -> TrainResult:
     return _in_worker().train(task)
 
 
-def _evaluate(device: str, weights: Vector) -> EvalResult:
-    return _in_worker().evaluate(device, weights)
+def _evaluate(device: str, weights: Vector, max_tokens: int) -> EvalResult:
+    return _in_worker().evaluate(device, weights, max_tokens)
 
 
 def _evaluate_boundary(boundary: str, weights: Vector) -> EvalResult:
@@ -168,6 +168,7 @@ class Compute:
             device.id: device.speed for boundary in settings.boundaries for device in boundary.device_list()
         }
         self._workers = 1
+        self._eval_tokens = settings.sync.eval_tokens
         self._virtual = settings.clock == "virtual"
         self._executor: Executor | None = None
         self._inline: FullLearner | None = None
@@ -225,9 +226,9 @@ class Compute:
     async def evaluate(self, device: str, job: Evaluate) -> Evaluated:
         """Evaluate the device's own validation slice."""
         if self._inline is not None:
-            found = await self._call(self._inline.evaluate, device, job.weights)
+            found = await self._call(self._inline.evaluate, device, job.weights, self._eval_tokens)
         else:
-            found = await self._call(_evaluate, device, job.weights)
+            found = await self._call(_evaluate, device, job.weights, self._eval_tokens)
         if is_virtual():
             await asyncio.sleep(found.tokens * self._cost.seconds_per_eval_token / self._speed[device])
         return Evaluated(job.commit, found.loss_sum, found.tokens)

@@ -87,7 +87,7 @@ class QuadraticLearner:
     ) -> float:
         return float(0.5 * np.mean((weights - optimum) ** 2))
 
-    def evaluate(self, device: str, weights: Vector) -> EvalResult:
+    def evaluate(self, device: str, weights: Vector, max_tokens: int | None = None) -> EvalResult:
         """The device's own quadratic, as if it were the loss of so many tokens."""
         loss = self._loss(weights.astype(np.float64), self._optimum[device])
         return EvalResult(loss * TOKENS_PER_STEP, TOKENS_PER_STEP)

@@ -83,7 +83,7 @@ class Learner(Protocol):
         """Carry out the task. Raises `TrainingError` when the loss or the weights are not finite."""
         ...
 
-    def evaluate(self, device: str, weights: Vector) -> EvalResult:
+    def evaluate(self, device: str, weights: Vector, max_tokens: int | None = None) -> EvalResult:
         """Loss on the device's slice of its boundary's validation split (0 tokens if the slice is empty)."""
         ...
 

@@ -262,12 +262,16 @@ class TorchLearner:
 
     # ----------------------------------------------------------------------------------------- evaluation
 
-    def evaluate(self, device: str, weights: Vector) -> EvalResult:
+    def evaluate(self, device: str, weights: Vector, max_tokens: int | None = None) -> EvalResult:
         """Loss on the device's slice of the validation split; 0 tokens if it has none. Raises
         `TrainingError`."""
         blocks = self.boundary_data(self._boundary_name(device)).validation[device]
         if len(blocks) == 0:
             return EvalResult(0.0, 0)
+        if max_tokens is not None:
+            # Every k-th block: the same ones each time, of every length.
+            stride = -(-int(np.count_nonzero(blocks.counted)) // max_tokens)
+            blocks = Blocks(blocks.tokens[::stride], blocks.counted[::stride], blocks.lengths[::stride])
         self._flat.load(weights)
         self.model.eval()
         tokens, labels = self._tensors(blocks)

@@ -366,3 +366,12 @@ def test_state_bytes_are_this_and_stay_this():
     state = TrainerState(np.array([1.0], np.float32), np.array([2.0], np.float32), 3, 4)
     head = b"ECHTRN01" + bytes.fromhex("0100000000000000 0300000000000000 0400000000000000")
     assert state.to_bytes()[:40] == head + bytes.fromhex("0000803f 00000040")
+
+
+def test_an_evaluation_can_be_bounded_and_is_the_same_each_time(learner):
+    weights = learner.initial_adapter()
+    whole = learner.evaluate("a0", weights)
+    few = learner.evaluate("a0", weights, max_tokens=whole.tokens // 4)
+    assert 0 < few.tokens < whole.tokens / 2
+    assert few == learner.evaluate("a0", weights, max_tokens=whole.tokens // 4)
+    assert learner.evaluate("a0", weights, max_tokens=whole.tokens) == whole
