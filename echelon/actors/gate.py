@@ -17,7 +17,7 @@ from echelon.actors.runtime import BATCH_BYTES, DRAIN_SECONDS, Backoff, Publishe
 from echelon.actors.state import Row
 from echelon.audit.log import TopicLog
 from echelon.bus.base import Bus, Outgoing, Record, TopicPartition
-from echelon.errors import ConnectionLost, StateError
+from echelon.errors import ConnectionLost, ProtocolError, StateError
 from echelon.messages.boundary import SealedDelta
 from echelon.messages.envelope import Signer
 from echelon.messages.exchange import Close, Commit, Delta, Genesis, Payload, Refusal, RefusalReason
@@ -141,7 +141,12 @@ class Gate(BoundaryActor):
             if seq < self._writer.next_number:
                 del self._proposed[seq]  # it crossed in an earlier life, and is read again
                 continue
-            derived = self._log.check(self._proposed[seq])
+            try:
+                derived = self._log.check(self._proposed[seq])
+            except ProtocolError:
+                if effects:
+                    break  # what was signed before it must go out first; the next record finds this one again
+                raise
             if derived is None:
                 break
             del self._proposed[seq]
