@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
 
 from echelon.config.training import AdapterSettings, DataSettings, ModelSettings, Settings, TrainSettings
 from echelon.errors import ConfigError
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9._-]{0,30}[a-z0-9])?$")]
-BoundaryName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?$")]
+
+
+def _names_topics(name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?", name):
+        raise ValueError(
+            f"{name!r} cannot be part of a topic's name: use lower-case letters, digits and hyphens, at most 32"
+        )
+    return name
+
+
+BoundaryName = Annotated[str, AfterValidator(_names_topics)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 MAX_FILE_BYTES = 1 << 20
 
