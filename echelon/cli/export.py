@@ -95,8 +95,8 @@ def best_evaluated(data: ReportData) -> tuple[int, float] | None:
 
     The evaluations of one commit grow while devices report, and the last one counts. A commit takes part if
     every boundary evaluated it with at least half of the tokens that it evaluated any commit with: fewer
-    would compare different data. Genesis and the last commit have the whole validation splits' losses, which
-    stand in the summary.
+    would compare different data. Genesis and the last commit, if nobody evaluated them during the run, have the
+    whole validation splits' losses, which stand in the summary.
     """
     last = {(e.commit, e.boundary): e for e in data.evaluations if e.loss is not None and e.eval_tokens > 0}
     names = data.boundaries
@@ -113,7 +113,7 @@ def best_evaluated(data: ReportData) -> tuple[int, float] | None:
         for commit, loss in ((0, data.summary.base_loss), (data.summary.commits, data.summary.final_loss)):
             overall = loss.get("overall")
             if overall is not None:
-                means[commit] = overall
+                means.setdefault(commit, overall)
     return min(means.items(), key=lambda found: (found[1], found[0])) if means else None
 
 

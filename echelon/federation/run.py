@@ -34,7 +34,7 @@ from echelon.federation.metrics import Recorder
 from echelon.federation.terms import build_manifest
 from echelon.messages.adapter import Vector, adapter_files
 from echelon.messages.manifest import RunManifest
-from echelon.rounds.effects import note
+from echelon.rounds.effects import Evaluate, note
 from echelon.secagg.entropy import Entropy
 from echelon.testing.faults import vanishing
 
@@ -157,6 +157,7 @@ class Federation:
                 for bus in keep:
                     await bus.aclose()
             after = await self._evaluate(compute, adapter, "final")
+            await self._evaluate_last(compute, adapter)
             return await self._finish(compute, terms, adapter, wall, before, after, topics)
         finally:
             if assembly is not None:
@@ -183,6 +184,25 @@ class Federation:
         if stored is not None:
             stored.write_text(json.dumps(sums))
         return sums
+
+    async def _evaluate_last(self, compute: Compute, adapter: Vector) -> None:
+        """The last commit on what devices evaluated every other commit on: no window was left to carry those sums."""
+        if self.controller is None or not self.settings.sync.report_loss:
+            return
+        job = Evaluate(self.controller.core.newest, adapter)
+        for boundary in self.settings.boundaries:
+            found = [await compute.evaluate(device.id, job) for device in boundary.device_list()]
+            tokens = sum(part.tokens for part in found)
+            if tokens:
+                self.recorder.write(
+                    "eval",
+                    self.recorder.now,
+                    boundary=boundary.name,
+                    commit=job.commit,
+                    tokens=self.recorder.committed_tokens,
+                    loss=sum(part.loss_sum for part in found) / tokens,
+                    eval_tokens=tokens,
+                )
 
     async def _actors(self, assembly: Assembly) -> tuple[Vector, float]:
         """Run every actor until the run is closed; the final adapter, and seconds since the very first start."""
