@@ -115,7 +115,7 @@ class Aggregator(BoundaryActor):
                         inputs.remove(source)
                         continue
                     self._positions[record.at] = record.next_offset
-                    found = self.open(record)
+                    found = self._tolerant(record)
                     if found is not None:
                         log.feed(found)
             match decision.message:
@@ -162,9 +162,17 @@ class Aggregator(BoundaryActor):
 
     async def _opened(self, records: AsyncIterator[Record]) -> AsyncIterator[Incoming]:
         async for record in records:
-            found = self.open(record)
+            found = self._tolerant(record)
             if found is not None:
                 yield found
+
+    def _tolerant(self, record: Record) -> Incoming | None:
+        """Open a record that is read again at a start; garbage was refused before and must not stop a restart."""
+        try:
+            return self.open(record)
+        except (Refused, ChunkError, ProtocolError) as error:
+            self.services.log.warning("%s passes over %s@%d: %s", self.name, record.topic, record.offset, error)
+            return None
 
     def stored_offsets(self) -> dict[TopicPartition, int]:
         """Input offsets, and how far `control` is known to hold what this aggregator decided."""
@@ -177,15 +185,8 @@ class Aggregator(BoundaryActor):
 
     async def _decisions(self) -> AsyncIterator[Message]:
         start = self.store.offsets().get(CONTROL, 0)
-        async for record in read_to_end(self.bus, CONTROL, start, self.name):
-            try:
-                incoming = self.open(record)
-            except (Refused, ChunkError, ProtocolError) as error:
-                # No decision of this aggregator; those who read `control` refuse it. It must not stop a restart.
-                self.services.log.warning("%s passes over control@%d: %s", self.name, record.offset, error)
-                continue
-            if incoming is not None:
-                yield incoming.message
+        async for incoming in self._opened(read_to_end(self.bus, CONTROL, start, self.name)):
+            yield incoming.message
 
     def take(self, event: object) -> list[Effect]:
         """Hand an event to the core."""

@@ -141,9 +141,12 @@ def _run(order: Order, settings: RunSettings, out: Path, offset: float) -> Resul
     quiet_libraries()
     virtual = settings.clock == "virtual"
     metrics = out / METRICS_FILE
-    recorder = Recorder({b.name: len(b.device_list()) for b in settings.boundaries}, metrics, offset)
     on_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not order.quiet
     with ExitStack() as stack:
+        # First of all, so that a signal is taken from here on, before anything can be seen of the run.
+        progress: Progress = Silent()
+        stopper = stack.enter_context(Stopper(lambda: progress.stopping(), lambda: progress.abandon()))
+        recorder = Recorder({b.name: len(b.device_list()) for b in settings.boundaries}, metrics, offset)
         stack.callback(recorder.close)
         story = Story(settings.name, settings.budget, recorder, virtual=virtual)
         if order.resume is not None:
@@ -154,16 +157,14 @@ def _run(order: Order, settings: RunSettings, out: Path, offset: float) -> Resul
             board = TensorBoard(out / FOLDER, offset)
             stack.callback(board.close)
             recorder.listeners.append(board.take)
-        progress: Progress
         if order.quiet:
-            progress = Silent()
+            pass
         elif on_terminal:
             progress = LiveProgress(story, stack.enter_context(stderr_to(out / LOG_FILE)))
         else:
             progress = LineProgress(story, sys.stderr)
         stack.enter_context(progress)
         stack.enter_context(logging_to(out / LOG_FILE, to_stderr=not on_terminal, tell=progress.warn))
-        stopper = stack.enter_context(Stopper(progress.stopping, progress.abandon))
         federation = Federation(
             settings, out, recorder, resume=order.resume is not None, status=progress.status
         )

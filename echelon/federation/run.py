@@ -191,7 +191,8 @@ class Federation:
             return
         job = Evaluate(self.controller.core.newest, adapter)
         for boundary in self.settings.boundaries:
-            found = [await compute.evaluate(device.id, job) for device in boundary.device_list()]
+            calls = [compute.evaluate(device.id, job) for device in boundary.device_list()]
+            found = [await call for call in calls] if is_virtual() else await asyncio.gather(*calls)
             tokens = sum(part.tokens for part in found)
             if tokens:
                 self.recorder.write(
