@@ -26,6 +26,10 @@ class ConnectionLost(BusError):
     """The connection to the broker was lost; the outcome of the call is unknown and it may be repeated."""
 
 
+class BusDenied(BusError):
+    """The broker refuses who this process is, or what it asked for; trying again does not help."""
+
+
 class OffsetOutOfRange(BusError):
     """The asked offset is not in the partition (below the first kept, or past the end)."""
 

@@ -13,27 +13,36 @@ from urllib.parse import parse_qsl, quote, unquote
 
 from echelon.bus.base import (
     Bus,
+    Committed,
+    Direction,
+    GroupMember,
     Headers,
     Outgoing,
     Reader,
     Record,
     RecordDamaged,
     TopicPartition,
+    Traffic,
 )
 from echelon.bus.embedded import MAX_READ_BYTES, EmbeddedBus, Watcher
 from echelon.bus.sqlite import SYNCHRONOUS, SqliteStore, SqliteWatch
 from echelon.bus.store import Hub, MemoryStore, Store
 from echelon.clock import is_virtual
+from echelon.config.broker import SecuritySettings
 from echelon.errors import ConfigError
 
 __all__ = [
     "Bus",
+    "Committed",
+    "Direction",
+    "GroupMember",
     "Headers",
     "Outgoing",
     "Reader",
     "Record",
     "RecordDamaged",
     "TopicPartition",
+    "Traffic",
     "open_bus",
     "sqlite_url",
 ]
@@ -60,12 +69,21 @@ def sqlite_url(path: Path) -> str:
     return f"sqlite:///{quote(str(path.absolute()))}"
 
 
-async def open_bus(url: str, *, read_only: bool = False, max_read_bytes: int = MAX_READ_BYTES) -> Bus:
+async def open_bus(
+    url: str,
+    *,
+    security: SecuritySettings | None = None,
+    read_only: bool = False,
+    max_read_bytes: int = MAX_READ_BYTES,
+) -> Bus:
     """Open a connection to the broker behind a URL.
 
     - `sqlite:///relative/path` or `sqlite:////absolute/path`: a log in one file, which the processes of one
       host may share. `?synchronous=normal` or `off` gives up safety from power cuts (not from killed
       processes) for speed. `sqlite_url` makes such URLs.
+    - `kafka://host:port,host:port`: Apache Kafka. It is reached when it is first needed, so opening a bus to a
+      broker that is away works. `?timeout=SECONDS` says for how long a call tries (30), `?plaintext=allow` lets
+      it speak without TLS to a broker that is not on loopback.
     - `memory://name`: a log in this process, which all who open that name share, until the last has
       closed it. `sqlite://` is one without a name, which nobody else can open.
 
@@ -74,6 +92,7 @@ async def open_bus(url: str, *, read_only: bool = False, max_read_bytes: int = M
 
     Args:
         url: the broker.
+        security: TLS, and who this process is; for Kafka only.
         read_only: for auditors. Nothing is created or changed; `create_topic` and `publish` raise BusError.
             A process that so reads a file which another process is writing cannot open it for writing itself
             meanwhile: SQLite maps the shared index once per process.
@@ -84,11 +103,18 @@ async def open_bus(url: str, *, read_only: bool = False, max_read_bytes: int = M
     """
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in ("sqlite", "memory", "kafka"):
-        raise ConfigError(f"bus {url!r}: unknown kind; use sqlite:///path or memory://name")
-    if scheme == "kafka":
-        raise ConfigError(f"bus {url!r}: Kafka is not available in this build; use sqlite:///path")
+        raise ConfigError(
+            f"bus {url!r}: unknown kind; use kafka://host:port, sqlite:///path or memory://name"
+        )
     if max_read_bytes < 1:
         raise ConfigError(f"bus {url!r}: max_read_bytes is {max_read_bytes}; give at least 1")
+    if scheme == "kafka":
+        # Not before it is asked for: who has no broker need not load a client.
+        from echelon.bus.kafka_url import open_kafka
+
+        return open_kafka(url, rest, security, read_only=read_only, max_read_bytes=max_read_bytes)
+    if security is not None:
+        raise ConfigError(f"bus {url!r}: `security` is for kafka:// only; leave it out for a log in a file")
     place, _, query = rest.partition("?")
     if scheme == "memory" or place in ("", "/"):
         return _open_memory(url, scheme, place, query, read_only, max_read_bytes)

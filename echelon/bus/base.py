@@ -15,11 +15,12 @@ Contract, which every implementation passes through the same test-suite:
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 from echelon.errors import BusError
 
@@ -27,15 +28,22 @@ Headers = tuple[tuple[str, bytes], ...]
 
 
 class RecordDamaged(BusError):
-    """A record stands in the log in a form in which no bus writes records: somebody changed it."""
+    """A record stands in the log in a form in which no bus writes records: somebody changed it, or wrote past the bus.
 
-    def __init__(self, at: TopicPartition, offset: int, what: str) -> None:
+    Attributes:
+        at: the partition that it stands in.
+        offset: the first offset that cannot be read.
+        next_offset: where reading can go on, by `Reader.seek`, if the record is of no use anyway.
+    """
+
+    def __init__(self, at: TopicPartition, offset: int, what: str, next_offset: int | None = None) -> None:
         super().__init__(
             f"record {at.topic}/{at.partition}@{offset} was changed in the log: {what}; "
             "restore the log from a copy"
         )
         self.at = at
         self.offset = offset
+        self.next_offset = offset + 1 if next_offset is None else next_offset
 
 
 class TopicPartition(NamedTuple):
@@ -89,6 +97,34 @@ class Record:
         return len(self.key) + len(self.value) + sum(len(name) + len(value) for name, value in self.headers)
 
 
+Direction = Literal["in", "out"]
+
+
+class Traffic(NamedTuple):
+    """An amount of records; `bytes` are those of keys, values and headers."""
+
+    records: int = 0
+    bytes: int = 0
+
+
+class Meter:
+    """Counts what goes through a connection."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, Direction], Traffic] = {}
+
+    def count(self, direction: Direction, records: Iterable[Record | Outgoing]) -> None:
+        """Records were read ("in") or have become durable ("out")."""
+        for topic, some in itertools.groupby(records, lambda record: record.topic):
+            sizes = [record.size for record in some]
+            before = self._counts.get((topic, direction), Traffic())
+            self._counts[topic, direction] = Traffic(before.records + len(sizes), before.bytes + sum(sizes))
+
+    def totals(self) -> dict[tuple[str, Direction], Traffic]:
+        """The counts so far."""
+        return dict(self._counts)
+
+
 class Reader(ABC):
     """A reader with explicit positions over a set of partitions."""
 
@@ -121,6 +157,66 @@ class Reader(ABC):
     @abstractmethod
     async def aclose(self) -> None:
         """Let go of the reader. Idempotent."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+Moved = Callable[[frozenset[int]], Awaitable[None]]
+"""Called with the partitions that a group gave to a member, or takes from it."""
+
+
+class Committed(NamedTuple):
+    """What a group remembers of a partition: an offset, and a text of at most 4,096 bytes."""
+
+    offset: int
+    metadata: str
+
+
+class GroupMember(ABC):
+    """One member of a group that shares out the partitions of a topic. `Bus.join` makes them."""
+
+    @property
+    @abstractmethod
+    def partitions(self) -> frozenset[int]:
+        """Those that this member has now."""
+
+    @abstractmethod
+    async def commit(self, partition: int, offset: int, metadata: str = "") -> None:
+        """Let the group remember an offset, and a text, for a partition that this member has.
+
+        Raises:
+            BusError: the partition is, or was meanwhile, another member's.
+            ConnectionLost: the broker could not be reached; what was committed is unknown.
+            BusClosed: the member has left.
+        """
+
+    @abstractmethod
+    async def committed(self) -> dict[int, Committed]:
+        """What the group remembers, of all partitions that something was committed for.
+
+        Raises:
+            ConnectionLost: the broker could not be reached.
+            BusClosed: the member has left.
+        """
+
+    @abstractmethod
+    async def ended(self) -> None:
+        """Wait until the membership ends: returns after `aclose`, raises what ended it otherwise.
+
+        Raises:
+            BusDenied: the broker does not let this principal into the group any more.
+            BusError: a callback has failed, or the group broke.
+        """
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Leave the group, so that others get the partitions at once; no callback is called. Idempotent."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -173,10 +269,52 @@ class Bus(ABC):
     def reader(self, positions: Mapping[TopicPartition, int]) -> Reader:
         """A reader that starts at the given offsets."""
 
+    async def join(self, group: str, topic: str, *, assigned: Moved, revoked: Moved) -> GroupMember:
+        """Share out the partitions of a topic with the other members of a group; each is with one member at a time.
+
+        When members come or go, `revoked` is awaited with everything that this member has, before anybody else gets
+        any of it, and then `assigned` with what it has from then on; as far as possible it is the same again. The
+        member reads its partitions with an ordinary `reader`. A member whose event loop is blocked, or whose broker
+        cannot be reached, for longer than 45 seconds loses its partitions without being asked.
+
+        Args:
+            group: its name.
+            topic: the topic.
+            assigned: awaited with all partitions that are this member's now, perhaps none; before `join` returns
+                for the first time.
+            revoked: awaited with all that were. After two minutes the group goes on without this member.
+
+        Raises:
+            BusError: this kind of bus has no groups, or there is no such topic.
+            BusDenied: this principal may not join the group.
+            ConnectionLost: the broker could not be reached.
+        """
+        raise BusError(
+            f"group {group!r} cannot be joined: groups need Kafka; give the broker as kafka://host:port"
+        )
+
     @property
     @abstractmethod
     def max_record_bytes(self) -> int:
         """Largest record (key, value and headers together) that `publish` takes."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker was there when it was last needed. Always true where the log is in this process."""
+        return True
+
+    @property
+    def away_seconds(self) -> float:
+        """For how long the broker has not been there; 0 while `connected`."""
+        return 0.0
+
+    @abstractmethod
+    def traffic(self) -> Mapping[tuple[str, Direction], Traffic]:
+        """What went through this connection so far, by topic: "in" was read from it, "out" published to it."""
+
+    @abstractmethod
+    def lag(self) -> Mapping[TopicPartition, int]:
+        """How many offsets the open readers have not read yet, as far as is known without asking."""
 
     @abstractmethod
     async def aclose(self) -> None:

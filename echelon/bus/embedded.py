@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar, TypeVarTuple
 
-from echelon.bus.base import Bus, Outgoing, Reader, Record, TopicPartition
+from echelon.bus.base import Bus, Direction, Meter, Outgoing, Reader, Record, TopicPartition, Traffic
 from echelon.bus.store import MAX_RECORD_BYTES, Hub, Store, Watch
 from echelon.clock import is_virtual
 from echelon.errors import BusClosed, BusError, ConnectionLost, EchelonError
@@ -134,12 +134,25 @@ class EmbeddedBus(Bus):
         self._queue: deque[tuple[Sequence[Outgoing], asyncio.Future[list[int]]]] = deque()
         self._writer: asyncio.Task[None] | None = None
         self._readers: dict[EmbeddedReader, None] = {}
+        self.meter = Meter()
         self._closing: asyncio.Task[None] | None = None
 
     @property
     def max_record_bytes(self) -> int:
         """See `Bus.max_record_bytes`."""
         return MAX_RECORD_BYTES
+
+    def traffic(self) -> Mapping[tuple[str, Direction], Traffic]:
+        """See `Bus.traffic`."""
+        return self.meter.totals()
+
+    def lag(self) -> Mapping[TopicPartition, int]:
+        """See `Bus.lag`. What other processes appended counts once a reader of this process has waited for it."""
+        lags: dict[TopicPartition, int] = {}
+        for reader in self._readers:
+            for at, position in reader.positions.items():
+                lags[at] = max(0, self.hub.end(at) - position, lags.get(at, 0))
+        return lags
 
     async def create_topic(self, topic: str, partitions: int = 1) -> None:
         """See `Bus.create_topic`."""
@@ -214,6 +227,7 @@ class EmbeddedBus(Bus):
                 if not future.done():
                     future.set_exception(result)
                 continue
+            self.meter.count("out", records)
             for record, offset in zip(records, result, strict=True):
                 ends[TopicPartition(record.topic, record.partition)] = offset + 1
             if not future.done():
@@ -355,6 +369,11 @@ class EmbeddedReader(Reader):
         except KeyError:
             raise BusError(f"this reader does not read {at.topic}/{at.partition}; seek in it first") from None
 
+    @property
+    def positions(self) -> Mapping[TopicPartition, int]:
+        """Where it stands in each partition that it reads."""
+        return self._positions
+
     def seek(self, at: TopicPartition, offset: int) -> None:
         """See `Reader.seek`. Whether the offset exists is checked by `next`."""
         self._check_open()
@@ -371,6 +390,7 @@ class EmbeddedReader(Reader):
         deadline = None if timeout is None else self.loop.time() + timeout
         records = await self._read(max_records)
         if records:
+            self._bus.meter.count("in", records)
             return records
         while True:
             try:
@@ -382,6 +402,7 @@ class EmbeddedReader(Reader):
             self._check_open()
             records = await self._read(max_records)
             if records:
+                self._bus.meter.count("in", records)
                 return records
 
     async def _read(self, max_records: int) -> list[Record]:

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
-from echelon.bus.base import Bus, Outgoing, Reader, Record, TopicPartition
+from echelon.bus.base import Bus, Direction, Outgoing, Reader, Record, TopicPartition, Traffic
 from echelon.bus.embedded import MAX_READ_BYTES
 from echelon.clock import is_virtual
 from echelon.errors import BusClosed, BusError, ConfigError, ConnectionLost
@@ -137,6 +137,25 @@ class FaultyBus(Bus):
     def max_record_bytes(self) -> int:
         """See `Bus.max_record_bytes`."""
         return self._bus.max_record_bytes
+
+    @property
+    def connected(self) -> bool:
+        """See `Bus.connected`. False in an outage."""
+        return self._outage() is None and self._bus.connected
+
+    @property
+    def away_seconds(self) -> float:
+        """See `Bus.away_seconds`."""
+        outage = self._outage()
+        return self._bus.away_seconds if outage is None else self.loop.time() - outage[0]
+
+    def traffic(self) -> Mapping[tuple[str, Direction], Traffic]:
+        """See `Bus.traffic`: what went through the bus behind, repeats included."""
+        return self._bus.traffic()
+
+    def lag(self) -> Mapping[TopicPartition, int]:
+        """See `Bus.lag`: that of the readers of the bus behind, which read ahead."""
+        return self._bus.lag()
 
     async def create_topic(self, topic: str, partitions: int = 1) -> None:
         """See `Bus.create_topic`."""

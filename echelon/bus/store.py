@@ -58,6 +58,11 @@ class Hub:
             if not listeners:
                 self._listeners.pop(at, None)
 
+    def end(self, at: TopicPartition) -> int:
+        """The end offset of a partition, as far as it was told; 0 when it was not."""
+        with self._lock:
+            return self._ends.get(at, 0)
+
     def advanced(self, ends: Mapping[TopicPartition, int]) -> None:
         """Partitions have grown to these end offsets. What was said before is not said again."""
         with self._lock:

@@ -1,0 +1,400 @@
+"""The way to a Kafka broker: addresses and identity, whether the broker is there, and single questions to it.
+
+aiokafka's own clients try again in silence. Here each failure is seen, so that a bus can say that its broker is away,
+for how long, and that it is back; and so that a refusal, which no repetition mends, is told from a lost connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TypeVar
+
+import aiokafka.errors as kafka
+from aiokafka import TopicPartition as KafkaPartition
+from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import create_conn
+from aiokafka.protocol.metadata import MetadataRequest
+
+from echelon.bus.base import TopicPartition
+from echelon.bus.tls import Identity
+from echelon.errors import BusClosed, BusDenied, BusError, ConnectionLost
+
+T = TypeVar("T")
+
+REQUEST_S = 10.0
+"""Seconds after which a broker that does not answer a small question is taken for gone."""
+
+BULK_S = 30.0
+"""Seconds that a request with megabytes in it, or in its answer, may take on a slow line."""
+
+STALL_S = 2.0
+"""Seconds without an answer to such a request after which the broker is asked whether it is there."""
+
+CHECK_S = 5.0
+"""Seconds that it has for saying so."""
+
+PROBE_S = 5.0
+"""Seconds that finding out why a connection failed may take."""
+
+ALERT_S = 0.5
+"""Seconds in which a broker that refuses our certificate says so, after a handshake that looked complete to us."""
+
+HANG_UP_S = 1.0
+"""Seconds that closing a connection may take."""
+
+BACKOFF_S = (0.1, 3.0)
+"""Shortest and longest pause between two attempts to reach a broker, before jitter."""
+
+UNKNOWN_S = 1.0
+"""Seconds for which a topic or a leader that a broker does not know is asked for again: news travels."""
+
+log = logging.getLogger(__name__)
+
+
+async def hang_up(client: AIOKafkaClient) -> None:
+    """Close a client, within a second even if its broker is gone: TLS waits half a minute for a farewell."""
+    closing = asyncio.get_running_loop().create_task(client.close())
+    try:
+        await asyncio.wait([closing], timeout=HANG_UP_S)
+    finally:
+        if not closing.done():
+            closing.cancel()
+
+
+class Backoff:
+    """Pauses that double from one failed attempt to the next, each shortened at random by up to a half."""
+
+    def __init__(self) -> None:
+        self._next = BACKOFF_S[0]
+
+    async def wait(self) -> None:
+        """Sleep."""
+        pause, self._next = self._next, min(2 * self._next, BACKOFF_S[1])
+        await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+
+    def reset(self) -> None:
+        """The attempt was a success."""
+        self._next = BACKOFF_S[0]
+
+
+class Link:
+    """One process's connection to one broker.
+
+    Args:
+        servers: host and port of one or more nodes.
+        identity: for TLS; None for plain text.
+        timeout: seconds after which a question that cannot be asked fails.
+    """
+
+    def __init__(
+        self, servers: tuple[tuple[str, int], ...], identity: Identity | None, timeout: float
+    ) -> None:
+        self.servers = servers
+        self.identity = identity
+        self.timeout = timeout
+        self.name = ",".join(
+            f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in servers
+        )
+        self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
+        self._met = False
+        self._lost_at: float | None = None
+        self._client: AIOKafkaClient | None = None
+        self._opening = asyncio.Lock()
+        self._closed = False
+        # Every process has a pause of its own, so that a broker that is back is not met by all of them at once.
+        self._retry_ms = random.randint(100, 400)
+        aiokafka = logging.getLogger("aiokafka")
+        if aiokafka.level == logging.NOTSET:
+            # It has a line for every attempt of every connection. What matters of that is said here, once.
+            aiokafka.setLevel(logging.CRITICAL + 1)
+
+    # ---- is the broker there? --------------------------------------------------------------------
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker answered when it was last spoken to."""
+        return self._met and self._lost_at is None
+
+    @property
+    def away_seconds(self) -> float:
+        """Since when it has not."""
+        if self.connected:
+            return 0.0
+        return self._loop.time() - (self._began if self._lost_at is None else self._lost_at)
+
+    @property
+    def principal(self) -> str:
+        """Who this process is to the broker."""
+        return "an anonymous client" if self.identity is None else f"principal {self.identity.principal!r}"
+
+    def alive(self) -> None:
+        """The broker has answered."""
+        if self._lost_at is not None:
+            log.info("broker %s is back after %.1f s", self.name, self.away_seconds)
+        self._met, self._lost_at = True, None
+
+    def lost(self, why: str) -> None:
+        """The broker has not answered, or cannot be reached."""
+        if self._lost_at is None and not self._closed:
+            self._lost_at = self._loop.time()
+            log.warning("broker %s is away (%s); it is tried until it is back", self.name, why)
+
+    # ---- connections -----------------------------------------------------------------------------
+
+    def options(self, request_s: float = REQUEST_S) -> dict[str, object]:
+        """What aiokafka's clients, producers and consumers need to connect; a request may take `request_s` seconds."""
+        options: dict[str, object] = {
+            "bootstrap_servers": [f"{host}:{port}" for host, port in self.servers],
+            "client_id": "echelon",
+            "request_timeout_ms": int(request_s * 1000),
+            "retry_backoff_ms": self._retry_ms,
+        }
+        return options | self._secured()
+
+    def _secured(self) -> dict[str, object]:
+        if self.identity is None:
+            return {}
+        sasl = self.identity.settings.sasl
+        if sasl is None:
+            return {"security_protocol": "SSL", "ssl_context": self.identity.context}
+        return {
+            "security_protocol": "SASL_SSL",
+            "ssl_context": self.identity.context,
+            "sasl_mechanism": sasl.mechanism,
+            "sasl_plain_username": sasl.username,
+            "sasl_plain_password": self.identity.password,
+        }
+
+    async def connect(self, request_s: float = REQUEST_S) -> AIOKafkaClient:
+        """A new client that has spoken to the broker; the caller closes it.
+
+        Args:
+            request_s: seconds that each of its requests may take.
+
+        Raises:
+            ConnectionLost: the broker cannot be reached. Takes some times `request_s` if it does not even refuse.
+            BusDenied: it, or we, refused the other's certificate or password.
+        """
+        client = AIOKafkaClient(**self.options(request_s))
+        try:
+            await client.bootstrap()
+        except kafka.KafkaError as error:
+            await hang_up(client)
+            raise await self.failure() from error
+        except BaseException:
+            await hang_up(client)
+            raise
+        self.alive()
+        return client
+
+    async def failure(self) -> ConnectionLost | BusDenied:
+        """After a connection has not come about: the error that says why."""
+        try:
+            why = await self._diagnosis()
+        except BusDenied as denied:
+            return denied
+        self.lost(why)
+        return ConnectionLost(f"broker {self.name} cannot be reached: {why}. Start it, or check the address")
+
+    async def _diagnosis(self) -> str:
+        """Why no connection came about; raises BusDenied if trying again would be of no use."""
+        why = "no address was given"
+        for host, port in self.servers:
+            try:
+                async with asyncio.timeout(PROBE_S):
+                    await self._probe(host, port)
+                why = "it did not answer"
+            except TimeoutError:
+                why = "it does not answer"
+            except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+                why = "it hung up during the TLS handshake"
+            except ssl.SSLCertVerificationError as error:
+                assert self.identity is not None
+                raise BusDenied(
+                    f"broker {host}:{port} shows a certificate that {self.identity.settings.ca} does not vouch for: "
+                    f"{error.verify_message}. Check the address, and that the authority is that broker's"
+                ) from error
+            except ssl.SSLError as error:
+                raise BusDenied(
+                    f"broker {host}:{port} refuses the TLS handshake of {self.principal}: "
+                    f"{error.reason or error}. Use a certificate that this broker's own authority issued"
+                ) from error
+            except (kafka.SaslAuthenticationFailed, kafka.AuthenticationFailedError) as error:
+                raise BusDenied(
+                    f"broker {host}:{port} does not accept the password of {self.principal}: {error}"
+                ) from error
+            except (kafka.UnsupportedSaslMechanismError, kafka.IllegalSaslStateError) as error:
+                raise BusDenied(f"broker {host}:{port} does not do that kind of SASL: {error}") from error
+            except (OSError, kafka.KafkaError) as error:
+                why = str(error) or type(error).__name__
+        return why
+
+    async def _probe(self, host: str, port: int) -> None:
+        identity = self.identity
+        context = None if identity is None else identity.context
+        reader, writer = await asyncio.open_connection(host, port, ssl=context)
+        try:
+            if identity is not None and identity.settings.sasl is None:
+                # With TLS 1.3 a client's certificate is looked at after the client believes to be connected.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(ALERT_S):
+                        await reader.read(1)
+        finally:
+            writer.close()
+        if identity is not None and identity.settings.sasl is not None:
+            request_ms = int(PROBE_S * 1000)
+            conn = await create_conn(host, port, request_timeout_ms=request_ms, **self._secured())
+            await conn.close()
+
+    # ---- questions -------------------------------------------------------------------------------
+
+    async def ask(self, question: Callable[[AIOKafkaClient], Awaitable[T]]) -> T:
+        """Ask the broker something, again and again until it answers.
+
+        Raises:
+            ConnectionLost: it did not within `timeout` seconds.
+            BusDenied, BusError: it answered that it will not.
+            BusClosed: the link was closed.
+        """
+        backoff = Backoff()
+        why = "it does not answer"
+        try:
+            async with asyncio.timeout(self.timeout):
+                while True:
+                    self._check_open()
+                    client = None
+                    try:
+                        client = await self._shared()
+                        answer = await question(client)
+                    except ConnectionLost as error:
+                        why = str(error)
+                    except kafka.KafkaError as error:
+                        refusal = self.refusal(error, "its question")
+                        if refusal is not None:
+                            raise refusal from error
+                        why = str(error)
+                        if client is not None:
+                            await self._drop(client)
+                    else:
+                        self.alive()
+                        return answer
+                    await backoff.wait()
+        except TimeoutError:
+            self.lost(why)
+            if self._client is not None:
+                await self._drop(self._client)
+            raise ConnectionLost(
+                f"broker {self.name} did not answer within {self.timeout:g} s ({why}); try again later"
+            ) from None
+
+    async def _shared(self) -> AIOKafkaClient:
+        async with self._opening:
+            if self._client is None:
+                self._client = await self.connect()
+            return self._client
+
+    async def _drop(self, client: AIOKafkaClient) -> None:
+        if self._client is client:
+            self._client = None
+        await hang_up(client)
+
+    async def check(self) -> None:
+        """See whether the broker is there, for `connected`. Takes no longer than `CHECK_S`; raises nothing."""
+        try:
+            async with asyncio.timeout(CHECK_S):
+                client = await self._shared()
+                node = client.get_random_node()
+                await client.send(node, MetadataRequest([]))
+        except (TimeoutError, kafka.KafkaError) as error:
+            self.lost(str(error) or "it does not answer")
+            if self._client is not None:
+                await self._drop(self._client)
+        except BusError:
+            return  # said by `connect`
+        else:
+            self.alive()
+
+    def refusal(self, error: kafka.KafkaError, what: str) -> BusError | None:
+        """What a broker's answer means to the caller; None if it is worth asking again."""
+        if isinstance(
+            error,
+            kafka.TopicAuthorizationFailedError
+            | kafka.GroupAuthorizationFailedError
+            | kafka.ClusterAuthorizationFailedError,
+        ):
+            return BusDenied(
+                f"broker {self.name} denies {self.principal} {what}: "
+                "ask whoever runs `echelon topics apply` for the right, or use another identity"
+            )
+        if isinstance(error, kafka.IncompatibleBrokerVersion):
+            return BusError(f"broker {self.name} is too old or too new: {error}. Use Kafka 4")
+        # Codes that are newer than aiokafka's table come as UnknownError; those that were found are all transient.
+        passing = (kafka.UnknownError, kafka.BrokerNotAvailableError, kafka.ReplicaNotAvailableError)
+        if (
+            isinstance(error, kafka.BrokerResponseError)
+            and not error.retriable
+            and not isinstance(error, passing)
+        ):
+            return BusError(f"broker {self.name} refuses {what}: {error}")
+        return None
+
+    async def leader(self, client: AIOKafkaClient, at: TopicPartition) -> int:
+        """The node to ask about a partition.
+
+        Raises:
+            BusError: there is no such topic or partition.
+            BusDenied: the topic may not even be seen.
+            kafka.KafkaError: the leader is not known at present.
+        """
+        end = self._loop.time() + UNKNOWN_S
+        while True:
+            node: int | None = client.cluster.leader_for_partition(KafkaPartition(*at))
+            if node is not None and node >= 0:
+                return node
+            error = await self._described(client, at)
+            if error is not None and self._loop.time() >= end:
+                raise error
+            await asyncio.sleep(self._retry_ms / 1000)
+            await client.force_metadata_update()
+
+    async def _described(self, client: AIOKafkaClient, at: TopicPartition) -> BusError | None:
+        """What is wrong with a partition that has no leader; None if it has one."""
+        # Never an all-topics request: that one leaves out what may not be seen, as if it were not there.
+        request = MetadataRequest([at.topic], allow_auto_topic_creation=False)
+        answer = await client.send(client.get_random_node(), request)
+        for code, _, _, partitions in answer.topics:
+            if code == kafka.TopicAuthorizationFailedError.errno:
+                raise self.denied("to see", at.topic)
+            if code in (kafka.UnknownTopicOrPartitionError.errno, kafka.InvalidTopicError.errno):
+                return BusError(f"topic {at.topic!r} does not exist; create it first")
+            if code != 0:
+                raise kafka.for_code(code)()
+            count = len(partitions)
+            if not 0 <= at.partition < count:
+                return BusError(
+                    f"topic {at.topic} has {count} partition(s); there is no partition {at.partition}"
+                )
+        return None
+
+    def denied(self, verb: str, topic: str) -> BusDenied:
+        """The error for what an access rule of a topic forbids; `verb` is as in "to write"."""
+        return BusDenied(
+            f"broker {self.name} does not allow {self.principal} {verb} topic {topic}: "
+            "ask whoever runs `echelon topics apply`, or use another identity"
+        )
+
+    async def aclose(self) -> None:
+        """Let go of the shared connection. Idempotent."""
+        self._closed = True
+        if self._client is not None:
+            await self._drop(self._client)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BusClosed("the bus is closed; open it again")

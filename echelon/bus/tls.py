@@ -1,0 +1,155 @@
+"""TLS and identity of a connection to a broker, from files that may be replaced while the process runs."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
+from echelon.config.broker import SecuritySettings
+from echelon.errors import ConfigError
+
+MAX_FILE_BYTES = 1 << 20
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What stands in the files, byte for byte."""
+
+    ca: bytes
+    certificate: bytes | None
+    key: bytes | None
+    password: bytes | None
+
+
+class _Context(ssl.SSLContext):
+    """Hands every new connection to the context that is valid now; connections that are open keep theirs."""
+
+    current: ssl.SSLContext
+
+    def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:
+        """See `ssl.SSLContext.wrap_bio`, which asyncio calls once for each connection."""
+        return self.current.wrap_bio(*args, **kwargs)
+
+
+class Identity:
+    """Who this process is to one broker, and whom it takes for that broker.
+
+    TLS 1.2 or newer; the broker's certificate must come from the one given authority and name the host that was
+    asked for. `refresh` reads the files again.
+
+    Attributes:
+        settings: where the files are.
+        context: for `asyncio.open_connection` and its like.
+        principal: the certificate's common name, or the SASL user name.
+        password: the SASL password; None with a certificate.
+
+    Raises:
+        ConfigError: a file cannot be read, or is not what it should be.
+    """
+
+    def __init__(self, settings: SecuritySettings) -> None:
+        self.settings = settings
+        files = _read(settings)
+        self.context = _Context(ssl.PROTOCOL_TLS_CLIENT)
+        self.context.current, self.principal, self.password = _load(settings, files)
+        self._files: _Files | None = files
+        self._problem = ""
+
+    def refresh(self) -> bool:
+        """Read the files again. Returns whether new connections use something else from now on.
+
+        Files that cannot be used are named in the log, once, and the old ones stay in use.
+        """
+        try:
+            files = _read(self.settings)
+            if files == self._files:
+                return False
+            self._files = files
+            loaded = _load(self.settings, files)
+        except ConfigError as error:
+            if str(error) != self._problem:
+                self._problem = str(error)
+                log.error(
+                    "certificates were replaced by some that cannot be used, the old ones stay: %s", error
+                )
+            return False
+        self._problem = ""
+        self.context.current, self.principal, self.password = loaded
+        log.info("certificates of %r were replaced; new connections use them", self.principal)
+        return True
+
+
+def _read(settings: SecuritySettings) -> _Files:
+    sasl = settings.sasl
+    return _Files(
+        ca=_bytes(settings.ca, "ca"),
+        certificate=None if settings.certificate is None else _bytes(settings.certificate, "certificate"),
+        key=None if settings.key is None else _bytes(settings.key, "key"),
+        password=None if sasl is None else _bytes(sasl.password_file, "sasl.password_file"),
+    )
+
+
+def _bytes(path: Path, field: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            found = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(
+            f"security.{field}: {path} cannot be read: {error.strerror}. Check the path and its permissions"
+        ) from error
+    if len(found) > MAX_FILE_BYTES:
+        raise ConfigError(f"security.{field}: {path} has more than {MAX_FILE_BYTES} bytes: no such file is")
+    return found
+
+
+def _load(settings: SecuritySettings, files: _Files) -> tuple[ssl.SSLContext, str, str | None]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # checks host names and demands a certificate
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_verify_locations(cadata=files.ca.decode("ascii"))
+    except (ssl.SSLError, ValueError) as error:
+        raise ConfigError(
+            f"security.ca: {settings.ca} is not a certificate in PEM format ({_reason(error)}); "
+            "give the file of the broker's certificate authority"
+        ) from error
+    if settings.sasl is not None:
+        assert files.password is not None
+        return context, settings.sasl.username, _password(settings.sasl.password_file, files.password)
+    assert settings.certificate is not None
+    assert files.certificate is not None
+    try:
+        # An empty password, so that an encrypted key is an error and not a question on the terminal.
+        context.load_cert_chain(settings.certificate, settings.key, password="")
+        chain = x509.load_pem_x509_certificates(files.certificate)
+    except (ssl.SSLError, OSError, ValueError) as error:
+        where = (
+            settings.certificate if settings.key is None else f"{settings.certificate} with {settings.key}"
+        )
+        raise ConfigError(
+            f"security.certificate: {where} is not a certificate chain with its private key in PEM format "
+            f"({_reason(error)}); the key must be PKCS#8 without a password, and belong to the first certificate"
+        ) from error
+    names = chain[0].subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return context, str(names[0].value) if names else chain[0].subject.rfc4514_string(), None
+
+
+def _password(path: Path, found: bytes) -> str:
+    try:
+        password = found.decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"security.sasl.password_file: {path} is not UTF-8 text") from error
+    if not password:
+        raise ConfigError(f"security.sasl.password_file: {path} is empty; write the password into it")
+    return password
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
