@@ -58,7 +58,7 @@ MESSAGES: dict[Plane, frozenset[str]] = {
     Plane.BOUNDARY: frozenset(
         {
             *("window.open", "cohort", "roster", "shares", "included", "signatures", "window", "void"),
-            *("sealing", "adopt", "end"),
+            *("sealing", "adopt", "released", "end"),
             *("model.chunk", "model"),
             *("join", "heartbeat", "ready", "leave"),
             *("advertise", "sealed", "consistency", "unmask", "deliver"),
@@ -86,7 +86,8 @@ class Topic(BaseModel):
         writers: roles that may write.
         readers: roles that may read.
         key: what the records' key is, for people.
-        partitions: a number, or `slots`: one for each slot that the boundary enrols.
+        partitions: a number, or `slots`: one for each slot that the boundary enrols, or `shards`: one for each shard
+            that its data is dealt into (1 if it is not).
         retention: seconds, or `unlimited`.
         largest_record: bytes of key, value and headers together.
         messages: message types that may stand there.
@@ -101,7 +102,7 @@ class Topic(BaseModel):
     writers: Annotated[tuple[Role, ...], Field(min_length=1)]
     readers: Annotated[tuple[Role, ...], Field(min_length=1)]
     key: Annotated[str, Field(min_length=1, max_length=100)]
-    partitions: Annotated[int, Field(ge=1, le=1000)] | Literal["slots"]
+    partitions: Annotated[int, Field(ge=1, le=1000)] | Literal["slots", "shards"]
     retention: Annotated[int, Field(ge=1)] | Literal["unlimited"]
     largest_record: Annotated[int, Field(ge=1, le=1_000_000)]
     messages: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -137,8 +138,10 @@ class Topic(BaseModel):
         )
         return re.fullmatch(pattern, name) is not None
 
-    def partition_count(self, slots: int) -> int:
-        """Number of partitions in a boundary that enrols so many slots."""
+    def partition_count(self, slots: int, shards: int | None = None) -> int:
+        """Number of partitions in a boundary that enrols so many slots and deals its data into so many shards."""
+        if self.partitions == "shards":
+            return shards or 1
         return slots if self.partitions == "slots" else self.partitions
 
 
@@ -222,15 +225,19 @@ class Catalogue(BaseModel):
         topic = self.plane(plane).find(topic_name)
         return topic is not None and message_type in topic.messages
 
-    def boundary_topics(self, slots: int) -> dict[str, int]:
-        """Names and numbers of partitions on the broker of a boundary that enrols so many slots.
+    def boundary_topics(self, slots: int, shards: int | None = None) -> dict[str, int]:
+        """Names and numbers of partitions on the broker of a boundary with so many slots and data shards.
+
+        Args:
+            slots: devices that are enrolled.
+            shards: into how many shards the data is dealt; None: every device has data of its own.
 
         Raises:
             ConfigError: `slots` is below 1.
         """
         if slots < 1:
             raise ConfigError(f"a boundary with {slots} slots has no device; enrol at least 1")
-        return {topic.name: topic.partition_count(slots) for topic in self.boundary.topics}
+        return {topic.name: topic.partition_count(slots, shards) for topic in self.boundary.topics}
 
     def exchange_topics(
         self, boundaries: Iterable[Boundary], witnesses: Iterable[str] = ()

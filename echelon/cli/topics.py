@@ -1,17 +1,33 @@
-"""`echelon topics`: the catalogue of topics."""
+"""`echelon topics`: the catalogue of topics, and brokers that have it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
-from echelon.cli.output import JsonOption, guarded, print_json
+from echelon.cli.output import FAILED, JsonOption, guarded, print_json
 
-app = typer.Typer(name="topics", no_args_is_help=True, help="The catalogue of topics.")
+if TYPE_CHECKING:
+    from echelon.provision import Drift
+
+ConfigOption = Annotated[
+    Path,
+    typer.Option(
+        "--config", "-c", help="Which broker, and for whom: topics.yaml of a deployment.", show_default=False
+    ),
+]
+
+app = typer.Typer(
+    name="topics", no_args_is_help=True, help="The catalogue of topics, and brokers that have it."
+)
 
 
 @app.callback()
 def _topics() -> None:
-    """The catalogue of topics."""
+    """The catalogue of topics, and brokers that have it."""
 
 
 @app.command("list")
@@ -65,3 +81,113 @@ def list_command(as_json: JsonOption = False) -> None:
                     "▶ crosses the boundary, mirrored by the gate. Nothing else does.", style="bold yellow"
                 )
                 console.print()
+
+
+@app.command("apply")
+def apply_command(
+    config: ConfigOption,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair",
+            help="Also change settings back, add partitions, and remove rules that should not be there.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Change nothing; say what would be done.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Create the topics and access rules that a broker lacks, as break-glass. It may be repeated.
+
+    No topic is ever deleted. Exits with 1 when a difference is left that this does not mend.
+    """
+    with guarded():
+        from echelon.provision import apply, load_scope
+
+        scope = load_scope(config)
+        found = apply(scope, repair=repair, dry_run=dry_run)
+        if as_json:
+            print_json(
+                {
+                    "broker": scope.broker.url,
+                    "dry_run": dry_run,
+                    "done": [_plain(drift) for drift in found.done],
+                    "left": [_plain(drift) for drift in found.left],
+                }
+            )
+        else:
+            done = "would be done" if dry_run else "done"
+            if found.done:
+                _table(_rules_counted(found.done))
+            if found.left:
+                typer.echo()
+                _table(found.left)
+            typer.echo(f"{scope.broker.url}: {len(found.done)} {done}, {len(found.left)} left")
+        if found.left:
+            raise typer.Exit(FAILED)
+
+
+@app.command("check")
+def check_command(config: ConfigOption, as_json: JsonOption = False) -> None:
+    """List every difference of a broker from the catalogue: topics, their settings, access rules.
+
+    Operator, auditor and break-glass may look. Exits with 1 when there is a difference.
+    """
+    with guarded():
+        from echelon.provision import check, load_scope
+
+        scope = load_scope(config)
+        found = check(scope)
+        if as_json:
+            print_json({"broker": scope.broker.url, "drift": [_plain(drift) for drift in found]})
+        else:
+            if found:
+                _table(found)
+            number = {0: "no drift", 1: "1 difference"}.get(len(found), f"{len(found)} differences")
+            typer.echo(f"{scope.broker.url}: {number}")
+        if found:
+            raise typer.Exit(FAILED)
+
+
+def _plain(drift: Drift) -> dict[str, str]:
+    return {
+        "kind": drift.kind.value,
+        "subject": drift.subject,
+        "wanted": drift.wanted,
+        "found": drift.found,
+        "remedy": drift.remedy.value,
+    }
+
+
+def _rules_counted(drifts: Iterable[Drift]) -> list[Drift]:
+    """The same with one line for all new rules of a principal: a new broker gets hundreds."""
+    from echelon.provision import Drift, Kind, Remedy
+
+    lines: list[Drift] = []
+    counts: dict[str, int] = {}
+    for drift in drifts:
+        if drift.kind is Kind.RULE_MISSING and drift.binding is not None:
+            principal = drift.binding.rule.principal
+            counts[principal] = counts.get(principal, 0) + 1
+        else:
+            lines.append(drift)
+    return lines + [
+        Drift(Kind.RULE_MISSING, f"of {principal}", f"{number} rules", "none", Remedy.APPLY)
+        for principal, number in sorted(counts.items())
+    ]
+
+
+def _table(drifts: Iterable[Drift]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, header_style="dim")
+    for heading in ("what", "which", "wanted", "found", "remedy"):
+        table.add_column(heading, overflow="fold")
+    for drift in drifts:
+        row = (drift.kind.value, drift.subject, drift.wanted, drift.found, drift.remedy.value)
+        table.add_row(*(Text(cell) for cell in row))
+    Console(highlight=False).print(table)

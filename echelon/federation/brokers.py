@@ -1,0 +1,119 @@
+"""The broker map: where the exchange's broker and every boundary's are, and who vouches for each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote, unquote
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from echelon.config.run import BoundaryName
+from echelon.config.training import Settings
+from echelon.errors import ConfigError
+
+MAX_FILE_BYTES = 1 << 20
+EXCHANGE = "exchange"
+_SQLITE = "sqlite:///"
+
+
+class BrokerEntry(Settings):
+    """One broker, as whoever sets up a federation knows it."""
+
+    url: str = Field(min_length=1, max_length=2048, description="kafka://host:port,… or sqlite:///path.")
+    ca: Path | None = Field(
+        default=None,
+        description="Certificate of the broker's authority (PEM). None: plain text, on loopback.",
+    )
+    ca_key: Path | None = Field(
+        default=None, description="The authority's key (PEM). None: certificates are requested, not issued."
+    )
+    scram_url: str | None = Field(
+        default=None, max_length=2048, description="The listener for SASL/SCRAM over TLS, if there is one."
+    )
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Self:
+        if not self.url.startswith(("kafka://", "sqlite://")):
+            raise ValueError(f"url {self.url!r}: use kafka://host:port,… or sqlite:///path")
+        if self.url.startswith("sqlite://") and (self.ca is not None or self.scram_url is not None):
+            raise ValueError("an embedded log has no TLS: leave out ca, ca_key and scram_url")
+        if self.ca_key is not None and self.ca is None:
+            raise ValueError("ca_key belongs to a ca: give both")
+        return self
+
+    def beside(self, folder: Path) -> BrokerEntry:
+        """The same with relative paths, that of an embedded log too, taken from `folder`."""
+        url = self.url
+        if url.startswith(_SQLITE):
+            place, mark, query = url.removeprefix(_SQLITE).partition("?")
+            url = _SQLITE + quote(str((folder / unquote(place)).absolute())) + mark + query
+        return self.model_copy(
+            update={
+                "url": url,
+                "ca": None if self.ca is None else folder / self.ca,
+                "ca_key": None if self.ca_key is None else folder / self.ca_key,
+            }
+        )
+
+
+class BrokerMap(Settings):
+    """Every broker of a federation."""
+
+    exchange: BrokerEntry = Field(description="The exchange's broker.")
+    boundaries: dict[BoundaryName, BrokerEntry] = Field(
+        description="The broker of each boundary, by its name."
+    )
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        urls = [entry.url for entry in self.entries.values()]
+        if len(set(urls)) < len(urls):
+            raise ValueError(
+                "two brokers have one url: every boundary, and the exchange, needs a broker of its own"
+            )
+        return self
+
+    @property
+    def entries(self) -> Mapping[str, BrokerEntry]:
+        """Every broker by name: `exchange`, then the boundaries."""
+        return {EXCHANGE: self.exchange, **self.boundaries}
+
+    def dump(self) -> str:
+        """The file's text."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False)
+
+
+def load_brokers(path: Path) -> BrokerMap:
+    """Read a broker map; its relative paths are relative to the file.
+
+    Raises:
+        ConfigError: it cannot be read, or is not one; the message says what and where.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"broker map {path} cannot be read: {error.strerror}. The native stack writes one; or write it by hand"
+        ) from error
+    if len(text) > MAX_FILE_BYTES:
+        raise ConfigError(f"broker map {path} has {len(text)} bytes; at most {MAX_FILE_BYTES} are taken")
+    try:
+        fields: Any = yaml.safe_load(text)
+        found = BrokerMap.model_validate(fields)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"broker map {path} is not YAML: {error}") from error
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(str(part) for part in problem['loc']) or 'the file'}: "
+            f"{problem['msg'].removeprefix('Value error, ')}"
+            for problem in error.errors(include_url=False, include_input=False)
+        ]
+        raise ConfigError(f"broker map {path}:\n" + "\n".join(lines)) from None
+    folder = path.absolute().parent
+    return BrokerMap(
+        exchange=found.exchange.beside(folder),
+        boundaries={name: entry.beside(folder) for name, entry in found.boundaries.items()},
+    )

@@ -1,0 +1,127 @@
+"""A connection for administration, through confluent-kafka: aiokafka's admin client knows no ACLs, no SCRAM users."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from echelon.config.broker import BrokerSettings
+from echelon.errors import BusError, ConfigError
+
+if TYPE_CHECKING:
+    from confluent_kafka import KafkaError
+    from confluent_kafka.admin import AdminClient, ClusterMetadata
+
+TIMEOUT = 20.0
+"""Seconds that one request to a broker may take."""
+CONTACT = 10.0
+"""Seconds that a broker has to answer at all."""
+MAX_PASSWORD_BYTES = 1024
+
+_log = logging.getLogger(__name__)
+
+
+class Connection:
+    """One principal's connection to one broker for administration.
+
+    Attributes:
+        client: confluent-kafka's admin client.
+        where: the broker's address, for messages.
+    """
+
+    def __init__(self, settings: BrokerSettings) -> None:
+        """Prepare it; nothing is sent yet.
+
+        Raises:
+            ConfigError: confluent-kafka is missing, the URL is not `kafka://…`, or a file of `security` is not usable.
+        """
+        try:
+            from confluent_kafka import KafkaException
+            from confluent_kafka.admin import AdminClient
+        except ImportError as error:
+            raise ConfigError(
+                "administration of Kafka needs confluent-kafka; run: pip install 'echelon[admin]'"
+            ) from error
+        self.where = settings.url
+        self._failure: type[Exception] = KafkaException
+        self._errors: list[str] = []
+        # confluent-kafka's own type leaves callbacks out.
+        config: dict[str, Any] = {**client_settings(settings), "error_cb": self._note}
+        try:
+            self.client: AdminClient = AdminClient(config, logger=_log)
+        except KafkaException as error:
+            raise ConfigError(f"{settings.url}: its security settings are not usable: {error}") from error
+
+    def metadata(self, timeout: float = CONTACT) -> ClusterMetadata:
+        """What the broker says of itself and of the topics that the principal may see.
+
+        Raises:
+            BusError: no answer within `timeout` seconds, or the broker or its certificate was refused; the message
+                has the broker's or the TLS library's own words.
+        """
+        self._errors.clear()
+        try:
+            return self.client.list_topics(timeout=timeout)
+        except self._failure as error:
+            self.client.poll(0)
+            said = "; ".join(dict.fromkeys(self._errors)) or str(error)
+            raise BusError(f"{self.where}: no answer within {timeout:g} s: {said}") from error
+
+    def _note(self, error: KafkaError) -> None:
+        if len(self._errors) < 8:
+            self._errors.append(str(error))
+
+
+def client_settings(settings: BrokerSettings) -> dict[str, str | int]:
+    """A broker and a principal in librdkafka's words.
+
+    Raises:
+        ConfigError: the URL is not `kafka://host:port,…`, or the password file is not usable.
+    """
+    scheme, mark, servers = settings.url.partition("://")
+    if scheme != "kafka" or not mark or not servers:
+        raise ConfigError(f"broker {settings.url!r}: administration needs a URL like kafka://host:port")
+    found: dict[str, str | int] = {
+        "bootstrap.servers": servers.rstrip("/"),
+        "client.id": "echelon-admin",
+        "socket.timeout.ms": int(TIMEOUT * 1000),
+    }
+    security = settings.security
+    if security is None:
+        return found
+    for path in (security.ca, security.certificate, security.key):
+        if path is not None and not path.is_file():
+            raise ConfigError(f"broker {settings.url}: there is no file {path}; check `security`")
+    found["ssl.ca.location"] = str(security.ca)
+    if security.sasl is not None:
+        found |= {
+            "security.protocol": "SASL_SSL",
+            "sasl.mechanism": security.sasl.mechanism,
+            "sasl.username": security.sasl.username,
+            "sasl.password": _password(security.sasl.password_file),
+        }
+    else:
+        assert security.certificate is not None  # SecuritySettings takes one of the two
+        found |= {
+            "security.protocol": "SSL",
+            "ssl.certificate.location": str(security.certificate),
+            "ssl.key.location": str(security.key or security.certificate),
+        }
+    return found
+
+
+def _password(path: Path) -> str:
+    try:
+        text = path.read_bytes()
+        if not 1 <= len(text) <= MAX_PASSWORD_BYTES:
+            raise ConfigError(
+                f"password file {path}: has {len(text)} bytes; 1 to {MAX_PASSWORD_BYTES} are taken"
+            )
+        return text.decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except OSError as error:
+        raise ConfigError(
+            f"password file {path}: cannot be read ({error.strerror}); check the path"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"password file {path}: is not UTF-8 text") from error

@@ -1,0 +1,109 @@
+"""Which broker is meant, and for whom: the one file that `echelon topics apply` and `check` take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Self
+
+import yaml
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+
+from echelon.config.broker import BrokerSettings
+from echelon.config.training import Settings
+from echelon.errors import ConfigError
+from echelon.topics import Boundary, Plane
+
+MAX_FILE_BYTES = 1 << 20
+MAX_DEVICES = 10_000
+
+BoundaryName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+DeviceId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9._-]{0,30}[a-z0-9])?$")]
+
+_RESERVED = frozenset({"broker", "break-glass", "operator", "auditor", "controller"})
+
+
+class Scope(Settings):
+    """One broker and the parties that it serves."""
+
+    broker: BrokerSettings = Field(
+        description="How to reach it: as break-glass to apply, as operator to check."
+    )
+    plane: Plane = Field(description="`boundary` or `exchange`.")
+    boundary: BoundaryName | None = Field(default=None, description="Name of the boundary (boundary plane).")
+    devices: tuple[DeviceId, ...] = Field(
+        default=(),
+        max_length=MAX_DEVICES,
+        description="Every enrolled device, in slot order (boundary plane).",
+    )
+    shards: int | None = Field(
+        default=None, ge=1, le=1000,
+        description="Shards that the boundary's data is dealt into; null: devices have data of their own.",
+    )  # fmt: skip
+    boundaries: tuple[BoundaryName, ...] = Field(
+        default=(), max_length=1000, description="Every boundary of the run (exchange plane)."
+    )
+    witnesses: tuple[BoundaryName, ...] = Field(
+        default=(), max_length=1000, description="Every witness of the run (exchange plane)."
+    )
+    replication: int = Field(default=1, ge=1, le=9, description="Brokers that hold each partition.")
+    min_insync: int = Field(
+        default=1, ge=1, le=9, description="Brokers that must have a record before it counts as written."
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.min_insync > self.replication:
+            raise ValueError(f"min_insync {self.min_insync} is above replication {self.replication}")
+        for name, values in (
+            ("devices", self.devices),
+            ("boundaries", self.boundaries),
+            ("witnesses", self.witnesses),
+        ):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} names something twice")
+        if self.plane is Plane.EXCHANGE:
+            if self.boundary is not None or self.devices or self.shards is not None:
+                raise ValueError("boundary, devices and shards belong to the boundary plane; leave them out")
+            if not self.boundaries:
+                raise ValueError("the exchange plane needs `boundaries`")
+            return self
+        if self.boundaries or self.witnesses:
+            raise ValueError("boundaries and witnesses belong to the exchange plane; leave them out")
+        if self.boundary is None or not self.devices:
+            raise ValueError("the boundary plane needs `boundary` and `devices`")
+        services = {f"{self.boundary}.{role}" for role in ("aggregator", "gate", "edge")}
+        if taken := set(self.devices) & (_RESERVED | services):
+            raise ValueError(f"devices {sorted(taken)} have names of other principals; name them otherwise")
+        return self
+
+    @property
+    def boundary_names(self) -> tuple[Boundary, ...]:
+        """The boundaries of the exchange plane."""
+        return tuple(Boundary(name) for name in self.boundaries)
+
+
+def load_scope(path: Path) -> Scope:
+    """Read such a file; its relative paths are relative to it.
+
+    Raises:
+        ConfigError: it cannot be read, or is not one; the message says what and where.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"topics file {path} cannot be read: {error.strerror}. Check the path") from error
+    if len(text) > MAX_FILE_BYTES:
+        raise ConfigError(f"topics file {path} is larger than {MAX_FILE_BYTES} bytes; that is none")
+    try:
+        found = Scope.model_validate(yaml.safe_load(text))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"topics file {path} is not YAML: {error}") from error
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(str(part) for part in problem['loc']) or 'the file'}: "
+            f"{problem['msg'].removeprefix('Value error, ')}"
+            for problem in error.errors(include_url=False, include_input=False)
+        ]
+        raise ConfigError(f"topics file {path}:\n" + "\n".join(lines)) from None
+    return found.model_copy(update={"broker": found.broker.beside(path.absolute().parent)})

@@ -1,0 +1,56 @@
+"""Make a broker of the native stack empty again, between tests that share it."""
+
+from __future__ import annotations
+
+import time
+
+from echelon.config.broker import BrokerSettings
+from echelon.errors import LimitExceeded
+from echelon.provision.admin import TIMEOUT, Connection
+from echelon.provision.live import OWN_TOPICS, result
+
+GONE = 20.0
+"""Seconds until deleted topics must be gone."""
+
+
+def wipe(settings: BrokerSettings) -> None:
+    """Delete every topic, access rule and consumer group of a broker, as break-glass.
+
+    Raises:
+        BusError: the broker does not answer or denies it.
+        LimitExceeded: something is still there after some seconds.
+    """
+    from confluent_kafka import ConsumerGroupState
+    from confluent_kafka.admin import (
+        AclBindingFilter,
+        AclOperation,
+        AclPermissionType,
+        ResourcePatternType,
+        ResourceType,
+    )
+
+    connection = Connection(settings)
+    every = AclBindingFilter(
+        ResourceType.ANY, None, ResourcePatternType.ANY, None, None, AclOperation.ANY, AclPermissionType.ANY
+    )
+    for answer in connection.client.delete_acls([every], request_timeout=TIMEOUT).values():
+        result(connection, answer, "delete every access rule")
+    groups = result(
+        connection,
+        connection.client.list_consumer_groups(states={ConsumerGroupState.EMPTY}, request_timeout=TIMEOUT),
+        "list groups",
+    )
+    if idle := [group.group_id for group in groups.valid]:
+        for answer in connection.client.delete_consumer_groups(idle, request_timeout=TIMEOUT).values():
+            result(connection, answer, "delete a group")
+    until = time.monotonic() + GONE
+    asked: set[str] = set()
+    while there := set(connection.metadata().topics) - set(OWN_TOPICS):
+        if time.monotonic() > until:
+            raise LimitExceeded(f"{settings.url}: topics {sorted(there)} are still there after {GONE:g} s")
+        if fresh := sorted(there - asked):
+            asked |= set(fresh)
+            for answer in connection.client.delete_topics(fresh, request_timeout=TIMEOUT).values():
+                result(connection, answer, "delete a topic")
+        else:
+            time.sleep(0.05)

@@ -1,0 +1,139 @@
+"""For each principal and topic of both planes: exactly what it may do there, and nothing else anywhere."""
+
+from __future__ import annotations
+
+import pytest
+
+from echelon.bus.chunks import CHUNK
+from echelon.config.broker import BrokerSettings
+from echelon.errors import ConfigError
+from echelon.provision.desired import BATCH_BYTES, BATCH_OVERHEAD, Rule, desired
+from echelon.provision.scope import Scope
+from echelon.topics import load_catalogue
+
+CATALOGUE = load_catalogue()
+BROKER = BrokerSettings(url="kafka://127.0.0.1:1")
+BOUNDARY = Scope(broker=BROKER, plane="boundary", boundary="a", devices=("a-0", "a-1"), shards=6)
+EXCHANGE = Scope(broker=BROKER, plane="exchange", boundaries=("a", "b"), witnesses=("w", "v"))
+
+TOPICS = {
+    "control", "model", "checkin", "handshake", "inbox", "masked", "delta", "global", "shards", "split.up",
+    "split.down", "deadletter",
+}  # fmt: skip
+
+# (principal): (what it writes, what it reads)
+ON_A_BOUNDARY = {
+    "a-0": (
+        {"checkin", "handshake", "masked", "split.up", "deadletter"},
+        {"control", "model", "inbox", "shards", "split.down"},
+    ),
+    "a.aggregator": (
+        {"control", "model", "inbox", "delta", "deadletter"},
+        {"control", "model", "inbox", "delta", "checkin", "handshake", "masked", "global"},
+    ),
+    "a.gate": ({"global", "deadletter"}, {"control", "handshake", "masked", "delta", "global"}),
+    "operator": ({"shards"}, {"shards", "deadletter"}),
+    "auditor": (set(), {"control", "model", "delta", "global"}),
+}
+ON_A_BOUNDARY["a-1"] = ON_A_BOUNDARY["a-0"]
+EVERY = {"delta.a", "delta.b", "global", "witness.w", "witness.v"}
+ON_THE_EXCHANGE = {
+    "a.gate": ({"delta.a"}, {"delta.a", "global", "witness.w", "witness.v"}),
+    "b.gate": ({"delta.b"}, {"delta.b", "global", "witness.w", "witness.v"}),
+    "controller": ({"global"}, EVERY),
+    "w.witness": ({"witness.w"}, EVERY),
+    "v.witness": ({"witness.v"}, EVERY),
+    "auditor": (set(), EVERY),
+    "operator": (set(), set()),
+}
+
+
+def expected(table, topics, devices) -> set[Rule]:
+    rules = set()
+    for principal, (writes, reads) in table.items():
+        rules |= {Rule(principal, "topic", topic, "write") for topic in writes}
+        rules |= {Rule(principal, "topic", topic, "read") for topic in reads}
+        rules |= {Rule(principal, "topic", topic, "describe") for topic in writes | reads}
+    for principal in ("operator", "auditor"):
+        rules |= {Rule(principal, "topic", topic, "describe_configs") for topic in topics}
+        rules.add(Rule(principal, "topic", "*", "describe"))
+        rules |= {
+            Rule(principal, "cluster", "kafka-cluster", "describe"),
+            Rule(principal, "cluster", "kafka-cluster", "describe_configs"),
+        }
+    return rules | {Rule(device, "group", "echelon.shards", "read") for device in devices}
+
+
+@pytest.mark.parametrize(
+    ("scope", "table", "topics"),
+    [(BOUNDARY, ON_A_BOUNDARY, TOPICS), (EXCHANGE, ON_THE_EXCHANGE, EVERY)],
+    ids=["boundary", "exchange"],
+)
+def test_the_rules_are_these_and_no_others(scope, table, topics):
+    wanted = desired(CATALOGUE, scope)
+    assert set(wanted.topics) == topics
+    rules = expected(table, topics, scope.devices)
+    assert sorted(wanted.rules - rules) == []
+    assert sorted(rules - wanted.rules) == []
+
+
+def test_nobody_may_create_delete_or_alter():
+    for scope in (BOUNDARY, EXCHANGE):
+        operations = {rule.operation for rule in desired(CATALOGUE, scope).rules}
+        assert operations == {"read", "write", "describe", "describe_configs"}
+
+
+def test_no_rule_names_more_than_one_topic_but_for_looking():
+    for scope in (BOUNDARY, EXCHANGE):
+        wide = {rule for rule in desired(CATALOGUE, scope).rules if "*" in (rule.name, rule.principal)}
+        assert wide == {Rule(who, "topic", "*", "describe") for who in ("operator", "auditor")}
+
+
+def test_a_boundary_broker_knows_nobody_of_another():
+    principals = {rule.principal for rule in desired(CATALOGUE, BOUNDARY).rules}
+    assert principals == {"a-0", "a-1", "a.aggregator", "a.gate", "operator", "auditor"}
+    assert not {rule.principal for rule in desired(CATALOGUE, EXCHANGE).rules} & {"a-0", "a.aggregator"}
+
+
+def test_partitions_follow_slots_and_shards():
+    topics = desired(CATALOGUE, BOUNDARY).topics
+    assert {name: topic.partitions for name, topic in topics.items() if topic.partitions > 1} == {
+        "inbox": 2,
+        "split.up": 2,
+        "split.down": 2,
+        "shards": 6,
+    }
+    without = desired(CATALOGUE, BOUNDARY.model_copy(update={"shards": None})).topics
+    assert without["shards"].partitions == 1
+    assert {topic.partitions for topic in desired(CATALOGUE, EXCHANGE).topics.values()} == {1}
+
+
+def test_settings_keep_everything_uncompacted():
+    topics = desired(CATALOGUE, BOUNDARY).topics
+    assert topics["control"].settings == {
+        "cleanup.policy": "delete",
+        "retention.ms": "-1",
+        "retention.bytes": "-1",
+        "max.message.bytes": "1048588",
+        "min.insync.replicas": "1",
+    }
+    assert topics["split.up"].settings["retention.ms"] == "3600000"
+    several = desired(CATALOGUE, EXCHANGE.model_copy(update={"replication": 3, "min_insync": 2}))
+    assert several.replication == 3
+    assert several.topics["global"].settings["min.insync.replicas"] == "2"
+
+
+def test_a_batch_takes_the_largest_record_and_what_the_producer_fills():
+    from echelon.bus import kafka_writer
+
+    assert kafka_writer.BATCH_BYTES == BATCH_BYTES
+    assert CHUNK + 4096 + BATCH_OVERHEAD <= BATCH_BYTES
+
+
+def test_a_record_that_fits_into_no_batch_is_refused():
+    content = CATALOGUE.model_dump()
+    topic = content["boundary"]["topics"][0]
+    large = CATALOGUE.boundary.topics[0].model_construct(**{**topic, "largest_record": BATCH_BYTES})
+    planes = CATALOGUE.boundary.model_copy(update={"topics": (large, *CATALOGUE.boundary.topics[1:])})
+    with pytest.raises(ConfigError, match="does not fit into a batch"):
+        desired(CATALOGUE.model_copy(update={"boundary": planes}), BOUNDARY)
