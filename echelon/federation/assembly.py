@@ -5,37 +5,34 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from echelon.actors.aggregator import Aggregator
-from echelon.actors.boundary import Membership
 from echelon.actors.controller import Controller
 from echelon.actors.device import Device, Interceptor
 from echelon.actors.gate import Gate
 from echelon.actors.runtime import Services
 from echelon.actors.state import StateStore
 from echelon.bus import Bus, open_bus, sqlite_url
-from echelon.bus.chunks import CHUNK, Assembler
 from echelon.bus.faults import FaultPlan, FaultyBus
 from echelon.config.run import BoundarySettings, LinkSettings, RunSettings
-from echelon.errors import ConfigError
 from echelon.federation.compute import Compute
-from echelon.federation.identities import BoundaryKeys, Identities
+from echelon.federation.identities import Identities
+from echelon.federation.makers import (
+    Place,
+    make_aggregator,
+    make_controller,
+    make_device,
+    make_gate,
+    manifest_digest,
+)
 from echelon.messages.adapter import Vector
-from echelon.messages.envelope import Signer
 from echelon.messages.manifest import RunManifest
-from echelon.messages.wire import DeviceId
-from echelon.rounds.aggregator import AggregatorCore, AggregatorTerms
-from echelon.rounds.boundary_log import BoundaryLog
-from echelon.rounds.device import DeviceCore, DeviceTerms
 from echelon.secagg.entropy import Entropy
-from echelon.secagg.roster import Roster
-from echelon.topics import Boundary, Role, load_catalogue
-
-MAX_TRANSFERS = 4
-"""Transfers that one sender may have open at once."""
+from echelon.services.shards import FixedShards, dealt
+from echelon.topics import Boundary, load_catalogue
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ class Assembly:
         self.folder, self.compute, self.services = folder, compute, services
         self.catalogue = load_catalogue()
         self._entropy, self._interceptor = entropy, interceptor
-        self._digest = hashlib.sha256(terms.sealed).digest()
+        self._digest = manifest_digest(terms.sealed)
         self._stores: list[StateStore] = []
         self._connections: list[Bus] = []
 
@@ -112,7 +109,7 @@ class Assembly:
         for boundary in self.settings.boundaries:
             async with await open_bus(self.url(boundary.name)) as bus:
                 slots = len(boundary.device_list())
-                for topic, partitions in self.catalogue.boundary_topics(slots).items():
+                for topic, partitions in self.catalogue.boundary_topics(slots, boundary.shards).items():
                     await bus.create_topic(topic, partitions)
 
     def store(self, name: str) -> StateStore:
@@ -131,129 +128,72 @@ class Assembly:
             store.close()
         self._stores.clear()
 
-    def _assembler(self, senders: int) -> Assembler:
-        largest = max(CHUNK, 2 * 4 * (self.terms.initial.size + 64))
-        each = MAX_TRANSFERS * largest
-        return Assembler(
-            max_open_bytes_per_sender=each,
-            max_open_transfers_per_sender=MAX_TRANSFERS,
-            max_open_bytes_total=each * max(1, senders),
-        )
-
     # ---- actors ----------------------------------------------------------------------------------
 
-    def membership(self, boundary: BoundarySettings) -> Membership:
-        """Who belongs to a boundary, by the signed roster."""
-        keys = self.identities.boundaries[boundary.name]
-        publics: Mapping[str, bytes] = {
-            **{entry.device: entry.public for entry in keys.roster.entries},
-            f"{boundary.name}.aggregator": Signer(keys.aggregator).public,
-            f"{boundary.name}.gate": Signer(keys.gate).public,
-        }
-        roles = {entry.device: Role.DEVICE for entry in keys.roster.entries}
-        roles |= {f"{boundary.name}.aggregator": Role.AGGREGATOR, f"{boundary.name}.gate": Role.GATE}
-        return Membership(self.terms.manifest.run_id, boundary.name, publics, roles)
+    async def _place(self, broker: str, name: str) -> Place:
+        return Place(await self.connect(broker, name), self.store(name), self.services)
 
     async def device(self, boundary: BoundarySettings, name: str) -> Device:
-        """A device: its own key, the boundary's broker, the pinned roster and manifest."""
+        """A device of the boundary."""
         keys = self.identities.boundaries[boundary.name]
-        window = self.settings.window
-        signer = Signer(keys.devices[name])
-        core = DeviceCore(
-            manifest=self.terms.manifest,
-            terms=DeviceTerms(window.patience, window.ahead),
-            me=DeviceId(name),
-            signer=signer,
-            roster=_verified(keys, self.terms.manifest, boundary.name),
-            entropy=self._entropy(name),
-            dim=self.terms.initial.size,
-        )
-        return Device(
-            core=core,
+        return make_device(
+            await self._place(boundary.name, name),
+            self.terms.manifest,
+            keys.roster,
+            name=name,
+            key=keys.devices[name],
+            window=self.settings.window,
             compute=self.compute,
-            slot=keys.roster.entry(name).slot,
+            entropy=self._entropy(name),
+            shards=boundary.shards,
+            source=self._shards(boundary, name),
             interceptor=self._interceptor,
-            bus=await self.connect(boundary.name, name),
-            store=self.store(name),
-            services=self.services,
-            signer=signer,
-            membership=self.membership(boundary),
-            catalogue=self.catalogue,
-            assembler=self._assembler(1),
         )
 
+    def _shards(self, boundary: BoundarySettings, name: str) -> FixedShards | None:
+        """The data shards of a device, if there are any: in one process nobody comes and goes."""
+        if boundary.shards is None:
+            return None
+        devices = [device.id for device in boundary.device_list()]
+        return FixedShards(dealt(boundary.shards, devices.index(name), len(devices)))
+
     async def aggregator(self, boundary: BoundarySettings) -> Aggregator:
-        """An aggregator: the boundary's broker only, and no key of the exchange."""
+        """The boundary's aggregator."""
         keys = self.identities.boundaries[boundary.name]
-        window = self.settings.window
-        name = f"{boundary.name}.aggregator"
-        devices = len(boundary.device_list())
-        core = AggregatorCore(
-            manifest=self.terms.manifest,
-            terms=AggregatorTerms(window.cohort or devices, window.deadline, window.round_timeout),
-            boundary=boundary.name,
-            roster=_verified(keys, self.terms.manifest, boundary.name),
-            dim=self.terms.initial.size,
-        )
-        return Aggregator(
-            name,
-            core=core,
-            manifest_sha256=self._digest,
-            index=self.terms.manifest.index(boundary.name),
-            bus=await self.connect(boundary.name, name),
-            store=self.store(name),
-            services=self.services,
-            signer=Signer(keys.aggregator),
-            membership=self.membership(boundary),
-            catalogue=self.catalogue,
-            assembler=self._assembler(devices),
+        return make_aggregator(
+            await self._place(boundary.name, f"{boundary.name}.aggregator"),
+            self.terms.manifest,
+            self._digest,
+            keys.roster,
+            key=keys.aggregator,
+            window=self.settings.window,
+            shards=boundary.shards,
         )
 
     async def gate(self, boundary: BoundarySettings) -> Gate:
-        """A gate: the only actor with two brokers, and the only one with the boundary's exchange key."""
+        """The boundary's gate."""
         keys = self.identities.boundaries[boundary.name]
         name = f"{boundary.name}.gate"
-        return Gate(
-            name,
-            boundary=boundary.name,
-            exchange=await self.connect("exchange", name),
-            exchange_signer=Signer(keys.exchange),
-            log=BoundaryLog(
-                self.terms.manifest,
-                _verified(keys, self.terms.manifest, boundary.name),
-                self.terms.initial.size,
-            ),
-            index=self.terms.manifest.index(boundary.name),
-            manifest_sha256=self._digest,
-            bus=await self.connect(boundary.name, name),
-            store=self.store(name),
-            services=self.services,
-            signer=Signer(keys.gate),
-            membership=self.membership(boundary),
-            catalogue=self.catalogue,
-            assembler=self._assembler(len(boundary.device_list()) + 1),
+        exchange = await self.connect("exchange", name)
+        return make_gate(
+            await self._place(boundary.name, name),
+            self.terms.manifest,
+            self._digest,
+            keys.roster,
+            key=keys.gate,
+            exchange=exchange,
+            exchange_key=keys.exchange,
         )
 
     async def controller(self) -> Controller:
-        """The controller: the exchange's broker only."""
-        return Controller(
-            bus=await self.connect("exchange", "controller"),
-            store=self.store("controller"),
-            services=self.services,
-            signer=Signer(self.identities.controller),
-            sealed_manifest=self.terms.sealed,
+        """The controller."""
+        return make_controller(
+            await self._place("exchange", "controller"),
+            self.terms.sealed,
+            key=self.identities.controller,
             initial=self.terms.initial,
             deadline=self.settings.sync.deadline,
         )
-
-
-def _verified(keys: BoundaryKeys, manifest: RunManifest, boundary: str) -> Roster:
-    """The roster, after its signature and its digest in the manifest were checked."""
-    terms = manifest.boundaries[manifest.index(boundary)]
-    keys.roster.verify(bytes.fromhex(terms.enrolment_public))
-    if keys.roster.digest.hex() != terms.roster_sha256:
-        raise ConfigError(f"the roster of {boundary} is not the one that the run manifest names")
-    return keys.roster
 
 
 def fault_plan(link: LinkSettings, name: str) -> FaultPlan | None:

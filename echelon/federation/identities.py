@@ -63,10 +63,15 @@ class Identities:
                 RosterEntry(device=device, public=Signer(key).public, slot=slot)
                 for slot, (device, key) in enumerate(devices.items())
             )
-            roster = Roster.enrol(boundary.name, entries, Signer(enrolment))
-            boundaries[boundary.name] = BoundaryKeys(
-                enrolment, token(32), token(32), token(32), devices, roster
+            aggregator, gate, exchange = token(32), token(32), token(32)
+            roster = Roster.enrol(
+                boundary.name,
+                entries,
+                Signer(enrolment),
+                aggregator=Signer(aggregator).public,
+                gate=Signer(gate).public,
             )
+            boundaries[boundary.name] = BoundaryKeys(enrolment, aggregator, gate, exchange, devices, roster)
         return cls(token(32), token(32), boundaries)
 
     def save(self, folder: Path) -> None:
@@ -104,7 +109,7 @@ class Identities:
         boundaries = {}
         for boundary in settings.boundaries:
             place = folder / boundary.name
-            enrolment = _read(place / "enrolment.pem")
+            enrolment = read_key(place / "enrolment.pem")
             try:
                 roster = Roster.decode((place / ROSTER_FILE).read_bytes())
             except OSError as error:
@@ -112,28 +117,38 @@ class Identities:
             roster.verify(Signer(enrolment).public)
             boundaries[boundary.name] = BoundaryKeys(
                 enrolment,
-                _read(place / "aggregator.pem"),
-                _read(place / "gate.pem"),
-                _read(place / "gate-exchange.pem"),
+                read_key(place / "aggregator.pem"),
+                read_key(place / "gate.pem"),
+                read_key(place / "gate-exchange.pem"),
                 {
-                    device.id: _read(place / "devices" / f"{device.id}.pem")
+                    device.id: read_key(place / "devices" / f"{device.id}.pem")
                     for device in boundary.device_list()
                 },
                 roster,
             )
-        return cls(_read(folder / "operator.pem"), _read(folder / "controller.pem"), boundaries)
+        return cls(read_key(folder / "operator.pem"), read_key(folder / "controller.pem"), boundaries)
+
+
+def key_pem(private: bytes) -> bytes:
+    """A private key's 32 bytes as a file holds them."""
+    key = Ed25519PrivateKey.from_private_bytes(private)
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def _write(path: Path, private: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    key = Ed25519PrivateKey.from_private_bytes(private)
-    data = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    data = key_pem(private)
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "wb") as file:
         file.write(data)
 
 
-def _read(path: Path) -> bytes:
+def read_key(path: Path) -> bytes:
+    """The 32 bytes of a private key file.
+
+    Raises:
+        ConfigError: it cannot be read, or holds another kind of key.
+    """
     try:
         key = load_pem_private_key(path.read_bytes(), password=None)
     except (OSError, ValueError) as error:

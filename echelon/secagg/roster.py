@@ -1,4 +1,4 @@
-"""The signed roster of enrolled devices, and the root over who was in a window's sum."""
+"""The signed roster of a boundary's members, and the root over who was in a window's sum."""
 
 from __future__ import annotations
 
@@ -27,13 +27,17 @@ class RosterEntry(Fields):
 
 
 class Roster(Message):
-    """The devices that one boundary enrolled, ascending by name, signed by its enrolment key.
+    """The devices that one boundary enrolled, ascending by name, and the keys of its aggregator and its gate.
 
-    Names, keys and slots are distinct. Made by `enrol`; whoever reads one from outside calls `verify`.
+    Signed by the boundary's enrolment key, which none of them holds. Names, keys and slots are distinct. Made by
+    `enrol`; whoever reads one from outside calls `verify`.
     """
 
     kind: ClassVar[str] = "enrolment"
     boundary: Slug
+    aggregator: Key32
+    gate: Key32
+    """What the gate signs boundary records with; the key of what crosses stands in the run manifest."""
     entries: Annotated[tuple[RosterEntry, ...], Field(min_length=1, max_length=MAX_ITEMS)]
     signature: Signature
 
@@ -46,20 +50,37 @@ class Roster(Message):
             )
         if len({entry.public for entry in self.entries}) != len(names):
             raise ValueError("two devices of a roster have one key")
+        if len({self.aggregator, self.gate, *(entry.public for entry in self.entries)}) != len(names) + 2:
+            raise ValueError("the aggregator, the gate and every device of a roster have a key of their own")
         if len({entry.slot for entry in self.entries}) != len(names):
             raise ValueError("two devices of a roster have one inbox slot")
         return self
 
     @classmethod
-    def enrol(cls, boundary: str, entries: Iterable[RosterEntry], enrolment: Signer) -> Self:
+    def enrol(
+        cls,
+        boundary: str,
+        entries: Iterable[RosterEntry],
+        enrolment: Signer,
+        *,
+        aggregator: bytes,
+        gate: bytes,
+    ) -> Self:
         """Sign a roster.
+
+        Args:
+            boundary: its name.
+            entries: the devices.
+            enrolment: the boundary's enrolment key.
+            aggregator: public key of the aggregator, 32 bytes.
+            gate: public key of the gate inside the boundary, 32 bytes.
 
         Raises:
             pydantic.ValidationError: names, keys or slots are not distinct.
         """
         ordered = tuple(sorted(entries, key=lambda entry: entry.device))
-        signature = enrolment.sign(_signed(boundary, ordered))
-        return cls(boundary=boundary, entries=ordered, signature=signature)
+        signature = enrolment.sign(_signed(boundary, aggregator, gate, ordered))
+        return cls(boundary=boundary, aggregator=aggregator, gate=gate, entries=ordered, signature=signature)
 
     @classmethod
     def decode(cls, data: bytes, *, limit: int = MAX_ROSTER_BYTES) -> Self:
@@ -76,7 +97,8 @@ class Roster(Message):
         Raises:
             ProtocolError: it is not that key's.
         """
-        if not verify_signature(enrolment_public, self.signature, _signed(self.boundary, self.entries)):
+        signed = _signed(self.boundary, self.aggregator, self.gate, self.entries)
+        if not verify_signature(enrolment_public, self.signature, signed):
             raise ProtocolError(
                 f"the roster of {self.boundary} is not signed by the enrolment key given for it"
             )
@@ -113,8 +135,8 @@ class Roster(Message):
         return hashlib.sha256(self.encode()).digest()
 
 
-def _signed(boundary: str, entries: Sequence[RosterEntry]) -> bytes:
-    return statement("enrolment", boundary, [plain(entry) for entry in entries])
+def _signed(boundary: str, aggregator: bytes, gate: bytes, entries: Sequence[RosterEntry]) -> bytes:
+    return statement("enrolment", boundary, aggregator, gate, [plain(entry) for entry in entries])
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,8 @@ def roster_of(devices: Collection[str]) -> Roster:
     entries = [
         RosterEntry(device=d, public=signer_of(d).public, slot=i) for i, d in enumerate(sorted(devices))
     ]
-    return Roster.enrol("ward", entries, Signer(bytes(31) + b"\x07"))
+    keys = {"aggregator": signer_of("aggregator").public, "gate": signer_of("gate").public}
+    return Roster.enrol("ward", entries, Signer(bytes(31) + b"\x07"), **keys)
 
 
 def context_for(

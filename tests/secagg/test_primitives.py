@@ -343,22 +343,35 @@ def test_a_roster_is_signed_canonical_and_knows_its_devices() -> None:
         roster.key("d009")
     with pytest.raises(ProtocolError, match="not signed"):
         roster.verify(signer_of("x").public)
-    for change in ({"boundary": "other"}, {"entries": roster.entries[:2]}):
+    changes = (
+        {"boundary": "other"},
+        {"entries": roster.entries[:2]},
+        {"aggregator": b"x" * 32},
+        {"gate": b"x" * 32},
+    )
+    for change in changes:
         with pytest.raises(ProtocolError, match="not signed"):
             roster.model_copy(update=change).verify(enrolment.public)
 
 
 def test_names_keys_and_slots_of_a_roster_are_distinct() -> None:
     one = RosterEntry(device="a", public=b"a" * 32, slot=0)
+    keys = {"aggregator": b"A" * 32, "gate": b"G" * 32}
     for change in (
         {"device": "a", "public": b"b" * 32, "slot": 1},
         {"device": "b", "slot": 1},
         {"device": "b", "public": b"b" * 32},
+        {"device": "b", "public": keys["aggregator"], "slot": 1},
+        {"device": "b", "public": keys["gate"], "slot": 1},
     ):
         with pytest.raises(ValidationError, match=r"device|key|slot"):
-            Roster.enrol("ward", [one, one.model_copy(update=change)], signer_of("e"))
+            Roster.enrol("ward", [one, one.model_copy(update=change)], signer_of("e"), **keys)
+    with pytest.raises(ValidationError, match="key"):
+        Roster.enrol("ward", [one], signer_of("e"), aggregator=b"A" * 32, gate=b"A" * 32)
     with pytest.raises(ValidationError, match="ascending"):
-        Roster(boundary="w", entries=(one.model_copy(update={"device": "b"}), one), signature=bytes(64))
+        Roster(
+            boundary="w", entries=(one.model_copy(update={"device": "b"}), one), signature=bytes(64), **keys
+        )
 
 
 def leaf(device: str, **changes: object) -> WindowLeaf:

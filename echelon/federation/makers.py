@@ -1,0 +1,270 @@
+"""How each actor is made: from the public terms, its own keys, and its place; nothing else is within its reach."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from echelon.actors.aggregator import Aggregator
+from echelon.actors.boundary import Membership
+from echelon.actors.controller import Controller
+from echelon.actors.device import Compute, Device, Interceptor, ShardSource
+from echelon.actors.gate import Gate
+from echelon.actors.runtime import Services
+from echelon.actors.state import StateStore
+from echelon.bus import Bus
+from echelon.bus.chunks import CHUNK, Assembler
+from echelon.config.run import WindowSettings
+from echelon.errors import ConfigError
+from echelon.messages.adapter import Vector
+from echelon.messages.envelope import Signer
+from echelon.messages.manifest import RunManifest
+from echelon.messages.wire import DeviceId
+from echelon.rounds.aggregator import AggregatorCore, AggregatorTerms
+from echelon.rounds.boundary_log import BoundaryLog
+from echelon.rounds.device import DeviceCore, DeviceTerms
+from echelon.secagg.entropy import Entropy
+from echelon.secagg.roster import Roster
+from echelon.topics import Role, load_catalogue
+
+MAX_TRANSFERS = 4
+"""Transfers that one sender may have open at once."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What an actor gets from the process that it runs in: one broker, one state file, and the services."""
+
+    bus: Bus
+    store: StateStore
+    services: Services
+
+
+def make_device(
+    place: Place,
+    manifest: RunManifest,
+    roster: Roster,
+    *,
+    name: str,
+    key: bytes,
+    window: WindowSettings,
+    compute: Compute,
+    entropy: Entropy,
+    shards: int | None = None,
+    source: ShardSource | None = None,
+    interceptor: Interceptor | None = None,
+) -> Device:
+    """A device: its own key, the boundary's broker, the pinned roster and manifest.
+
+    Where the boundary's data is dealt into `shards`, `source` says which of them the device trains.
+
+    Raises:
+        ConfigError: the roster is not the manifest's, or names another key for this device.
+    """
+    _check(roster, manifest)
+    signer = Signer(key)
+    own_key(roster, name, signer)
+    dim = manifest.adapter_layout().dim
+    core = DeviceCore(
+        manifest=manifest,
+        terms=DeviceTerms(window.patience, window.ahead, shards, 2 * window.deadline),
+        me=DeviceId(name),
+        signer=signer,
+        roster=roster,
+        entropy=entropy,
+        dim=dim,
+    )
+    return Device(
+        core=core,
+        compute=compute,
+        slot=roster.entry(name).slot,
+        shards=source,
+        interceptor=interceptor,
+        bus=place.bus,
+        store=place.store,
+        services=place.services,
+        signer=signer,
+        membership=membership(manifest, roster),
+        catalogue=load_catalogue(),
+        assembler=_assembler(dim, 1),
+    )
+
+
+def make_aggregator(
+    place: Place,
+    manifest: RunManifest,
+    manifest_sha256: bytes,
+    roster: Roster,
+    *,
+    key: bytes,
+    window: WindowSettings,
+    shards: int | None = None,
+) -> Aggregator:
+    """An aggregator: its own key and the boundary's broker; no key of the exchange.
+
+    Raises:
+        ConfigError: the roster is not the manifest's, or names another key for the aggregator.
+    """
+    _check(roster, manifest)
+    signer = Signer(key)
+    if signer.public != roster.aggregator:
+        raise ConfigError(_other_key("aggregator", roster))
+    dim, devices = manifest.adapter_layout().dim, len(roster.entries)
+    core = AggregatorCore(
+        manifest=manifest,
+        terms=AggregatorTerms(
+            min(window.cohort or devices, shards or devices), window.deadline, window.round_timeout, shards
+        ),
+        boundary=roster.boundary,
+        roster=roster,
+        dim=dim,
+    )
+    return Aggregator(
+        f"{roster.boundary}.aggregator",
+        core=core,
+        manifest_sha256=manifest_sha256,
+        index=manifest.index(roster.boundary),
+        bus=place.bus,
+        store=place.store,
+        services=place.services,
+        signer=signer,
+        membership=membership(manifest, roster),
+        catalogue=load_catalogue(),
+        assembler=_assembler(dim, devices),
+    )
+
+
+def make_gate(
+    place: Place,
+    manifest: RunManifest,
+    manifest_sha256: bytes,
+    roster: Roster,
+    *,
+    key: bytes,
+    exchange: Bus,
+    exchange_key: bytes,
+) -> Gate:
+    """A gate: the only actor with two brokers, and the only one with the boundary's exchange key.
+
+    Raises:
+        ConfigError: the roster is not the manifest's, or one of the keys is another than is written there.
+    """
+    _check(roster, manifest)
+    signer, crossing = Signer(key), Signer(exchange_key)
+    index = manifest.index(roster.boundary)
+    if signer.public != roster.gate:
+        raise ConfigError(_other_key("gate", roster))
+    if crossing.public.hex() != manifest.boundaries[index].gate_public:
+        raise ConfigError(
+            f"the run manifest names another key for what crosses from {roster.boundary} than the one given: "
+            "put the gate's own exchange key there"
+        )
+    dim, devices = manifest.adapter_layout().dim, len(roster.entries)
+    return Gate(
+        f"{roster.boundary}.gate",
+        boundary=roster.boundary,
+        exchange=exchange,
+        exchange_signer=crossing,
+        log=BoundaryLog(manifest, roster, dim),
+        index=index,
+        manifest_sha256=manifest_sha256,
+        bus=place.bus,
+        store=place.store,
+        services=place.services,
+        signer=signer,
+        membership=membership(manifest, roster),
+        catalogue=load_catalogue(),
+        assembler=_assembler(dim, devices + 1),
+    )
+
+
+def make_controller(
+    place: Place, sealed_manifest: bytes, *, key: bytes, initial: Vector, deadline: float
+) -> Controller:
+    """The controller: its own key and the exchange's broker.
+
+    Raises:
+        ConfigError: the manifest names another controller, or an adapter of another size.
+    """
+    manifest = RunManifest.open(sealed_manifest)
+    signer = Signer(key)
+    if signer.public.hex() != manifest.controller_public:
+        raise ConfigError(
+            "the run manifest names another controller key than the one given: put the right one there"
+        )
+    dim = manifest.adapter_layout().dim
+    if initial.size != dim:
+        raise ConfigError(
+            f"the adapter of genesis has {initial.size} numbers and the run manifest's layout {dim}: "
+            "take both from the same deployment"
+        )
+    return Controller(
+        bus=place.bus,
+        store=place.store,
+        services=place.services,
+        signer=signer,
+        sealed_manifest=sealed_manifest,
+        initial=initial,
+        deadline=deadline,
+    )
+
+
+# ---- what they have in common ------------------------------------------------------------------------
+
+
+def membership(manifest: RunManifest, roster: Roster) -> Membership:
+    """Who belongs to a boundary, by its signed roster."""
+    aggregator, gate = f"{roster.boundary}.aggregator", f"{roster.boundary}.gate"
+    keys = {
+        **{entry.device: entry.public for entry in roster.entries},
+        aggregator: roster.aggregator,
+        gate: roster.gate,
+    }
+    roles = {
+        **dict.fromkeys((entry.device for entry in roster.entries), Role.DEVICE),
+        aggregator: Role.AGGREGATOR,
+        gate: Role.GATE,
+    }
+    return Membership(manifest.run_id, roster.boundary, keys, roles)
+
+
+def own_key(roster: Roster, device: str, signer: Signer) -> None:
+    """Check that the roster names this key for the device.
+
+    Raises:
+        ConfigError: it does not, or does not know the device.
+    """
+    if device not in roster:
+        raise ConfigError(
+            f"{device} is not on the roster of {roster.boundary}: enrol it, or name another slot"
+        )
+    if roster.key(device) != signer.public:
+        raise ConfigError(_other_key(device, roster))
+
+
+def _other_key(who: str, roster: Roster) -> str:
+    return f"the roster of {roster.boundary} names another key for {who} than the one given: put the right key there"
+
+
+def _check(roster: Roster, manifest: RunManifest) -> None:
+    """The roster's signature, and its digest in the manifest."""
+    terms = manifest.boundaries[manifest.index(roster.boundary)]
+    roster.verify(bytes.fromhex(terms.enrolment_public))
+    if roster.digest.hex() != terms.roster_sha256:
+        raise ConfigError(f"the roster of {roster.boundary} is not the one that the run manifest names")
+
+
+def _assembler(dim: int, senders: int) -> Assembler:
+    """Room for the open transfers of so many senders."""
+    largest = max(CHUNK, 2 * 4 * (dim + 64))
+    each = MAX_TRANSFERS * largest
+    return Assembler(
+        max_open_bytes_per_sender=each,
+        max_open_transfers_per_sender=MAX_TRANSFERS,
+        max_open_bytes_total=each * max(1, senders),
+    )
+
+
+def manifest_digest(sealed: bytes) -> bytes:
+    """SHA-256 of the signed manifest's exact bytes: what everybody pins."""
+    return hashlib.sha256(sealed).digest()

@@ -1,0 +1,100 @@
+"""What a service reads before it starts: the pinned manifest, the roster, its run file; all checked."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from echelon.config.run import RunSettings, load
+from echelon.errors import ConfigError, EchelonError
+from echelon.messages.adapter import Vector
+from echelon.messages.manifest import MAX_MANIFEST_BYTES, RunManifest
+from echelon.secagg.roster import MAX_ROSTER_BYTES, Roster
+from echelon.services.config import BoundaryConfig, ControllerConfig, ServiceConfig
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """The run's terms as one service knows them."""
+
+    settings: RunSettings
+    manifest: RunManifest
+    sealed: bytes
+    sha256: bytes
+
+
+def read_agreed(config: ServiceConfig) -> Agreed:
+    """The run file and the manifest.
+
+    Raises:
+        ConfigError: a file cannot be read, the manifest is not the pinned one, or the run file is for another clock.
+    """
+    sealed = _read(config.manifest, "manifest", 2 * MAX_MANIFEST_BYTES)
+    digest = hashlib.sha256(sealed)
+    if digest.hexdigest() != config.manifest_sha256:
+        raise ConfigError(
+            f"manifest {config.manifest} has SHA-256 {digest.hexdigest()}, and manifest_sha256 pins "
+            f"{config.manifest_sha256}: get the right file, or the right pin from the operator of the federation"
+        )
+    settings = load(config.settings)
+    if settings.clock != "real":
+        raise ConfigError(
+            f"{config.settings}: clock: virtual is for `echelon run`; a service needs clock: real"
+        )
+    try:
+        return Agreed(settings, RunManifest.open(sealed), sealed, digest.digest())
+    except EchelonError as error:
+        raise ConfigError(f"manifest {config.manifest}: {error}") from error
+
+
+def read_roster(config: BoundaryConfig, agreed: Agreed) -> Roster:
+    """The boundary's roster, verified and the manifest's.
+
+    Raises:
+        ConfigError: it is not, or the run file or the manifest has no such boundary.
+    """
+    if config.boundary not in (boundary.name for boundary in agreed.settings.boundaries):
+        raise ConfigError(f"run file {config.settings} has no boundary {config.boundary}: check `boundary`")
+    terms = next((terms for terms in agreed.manifest.boundaries if terms.name == config.boundary), None)
+    if terms is None:
+        raise ConfigError(f"manifest {config.manifest} has no boundary {config.boundary}: check `boundary`")
+    try:
+        roster = Roster.decode(_read(config.roster, "roster", MAX_ROSTER_BYTES))
+        roster.verify(bytes.fromhex(terms.enrolment_public))
+    except EchelonError as error:
+        raise ConfigError(f"roster {config.roster}: {error}") from error
+    if roster.boundary != config.boundary or roster.digest.hex() != terms.roster_sha256:
+        raise ConfigError(
+            f"roster {config.roster} is not the one that the manifest names for {config.boundary}: get the right one"
+        )
+    return roster
+
+
+def read_initial(config: ControllerConfig, agreed: Agreed) -> Vector:
+    """The adapter of genesis, float32[d].
+
+    Raises:
+        ConfigError: the file cannot be read, or has another length than the manifest's layout.
+    """
+    dim = agreed.manifest.adapter_layout().dim
+    data = _read(config.initial, "initial", 4 * dim)
+    if len(data) != 4 * dim:
+        raise ConfigError(
+            f"initial {config.initial} has {len(data)} bytes; the manifest's layout needs {4 * dim}: take both from "
+            "the same deployment"
+        )
+    return np.frombuffer(data, "<f4").astype(np.float32)
+
+
+def _read(path: Path, field: str, limit: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise ConfigError(f"{field} {path} cannot be read: {error.strerror}. Check the path") from error
+    if len(data) > limit:
+        raise ConfigError(f"{field} {path} has more than {limit} bytes: it is another file than it should be")
+    return data

@@ -1,0 +1,274 @@
+"""What configures a service: one YAML file, and environment variables over it.
+
+Each role has a schema of its own with places for what that role may have and nothing else. Only the gate's has a
+place for a second broker and for the key that signs what crosses.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+
+import yaml
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+
+from echelon.config.broker import BrokerSettings
+from echelon.config.run import BoundaryName
+from echelon.config.training import Settings
+from echelon.errors import ConfigError
+
+PREFIX = "ECHELON_"
+LEVEL = "__"
+MAX_FILE_BYTES = 1 << 16
+
+Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class HttpSettings(Settings):
+    """Where health and metrics are served: /livez, /readyz and /metrics, without TLS."""
+
+    host: str = Field(
+        default="127.0.0.1", min_length=1, max_length=253,
+        description="Address to listen on; 0.0.0.0 lets other machines (and containers) ask.",
+    )  # fmt: skip
+    port: int | None = Field(
+        default=9464, ge=0, le=65535,
+        description="Port; 0: any free one, written to STATE/http.json. None: nothing is served.",
+    )  # fmt: skip
+
+
+class LogSettings(Settings):
+    """The log, on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe line that is written."
+    )
+    format: Literal["json", "text"] = Field(
+        default="json", description="json: one object a line; text: for people."
+    )
+
+
+class ServiceConfig(Settings):
+    """What every service has. Relative paths are relative to the file that they stand in."""
+
+    role: ClassVar[str]
+
+    settings: Path = Field(
+        default=Path("run.yaml"), description="Run file, cut down to what this service needs."
+    )
+    manifest: Path = Field(default=Path("manifest.dsse"), description="The signed run manifest.")
+    manifest_sha256: Hex32 = Field(description="SHA-256 of that file: the pin, 64 hex digits.")
+    broker: BrokerSettings = Field(description="The broker.")
+    state: Path = Field(default=Path("state"), description="Folder of the service's durable state.")
+    http: HttpSettings = Field(default=HttpSettings(), description="Health and metrics.")
+    log: LogSettings = Field(default=LogSettings(), description="The log.")
+    shutdown: float = Field(
+        default=20.0, gt=0, le=3600, allow_inf_nan=False,
+        description="Seconds from SIGTERM to the end of the process, whatever it was doing.",
+    )  # fmt: skip
+
+    def brokers(self) -> dict[str, BrokerSettings]:
+        """Every broker that this service speaks to, by the name that health and metrics call it."""
+        return {"boundary": self.broker}
+
+    def resolved(self, folder: Path) -> Self:
+        """The same with relative paths taken from `folder`."""
+        changes: dict[str, object] = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, Path):
+                changes[name] = folder / value
+            elif isinstance(value, BrokerSettings):
+                changes[name] = value.beside(folder)
+        return self.model_copy(update=changes)
+
+
+class BoundaryConfig(ServiceConfig):
+    """What the services inside a boundary have."""
+
+    boundary: BoundaryName = Field(description="The boundary's name.")
+    roster: Path = Field(default=Path("roster.bin"), description="The signed roster of the boundary.")
+
+
+class DeviceConfig(BoundaryConfig):
+    """A device. It has no key of its own in here: key and certificate are its slot's (`signing.pem`, `tls.pem`).
+
+    Relative paths of the broker's `certificate` and `key` are relative to the slot.
+    """
+
+    role = "device"
+
+    slots: Path | None = Field(
+        default=None,
+        description="Folder with one folder for each enrolled device; the process takes a free one for its life.",
+    )
+    slot: Path | None = Field(
+        default=None, description="The one slot that is always this process's, instead."
+    )
+    slot_wait: float = Field(
+        default=60.0, ge=0, le=3600, allow_inf_nan=False,
+        description="Seconds to wait for a free slot: a killed replica's may take a moment.",
+    )  # fmt: skip
+
+    @model_validator(mode="before")
+    @classmethod
+    def _certificate_of_the_slot(cls, fields: Any) -> Any:
+        broker = fields.get("broker") if isinstance(fields, dict) else None
+        security = broker.get("security") if isinstance(broker, dict) else None
+        if not isinstance(broker, dict) or not isinstance(security, dict):
+            return fields
+        if {"certificate", "sasl"} & security.keys():
+            return fields
+        return {**fields, "broker": {**broker, "security": {**security, "certificate": "tls.pem"}}}
+
+    @model_validator(mode="after")
+    def _one_way_to_a_slot(self) -> Self:
+        if (self.slots is None) == (self.slot is None):
+            raise ValueError("give either slots (a folder of them) or slot (one that is always this one's)")
+        security = self.broker.security
+        if self.slots is not None and security is not None and security.sasl is not None:
+            raise ValueError(
+                "broker.security.sasl names one user, so it needs `slot`; with `slots` use certificates"
+            )
+        return self
+
+    def resolved(self, folder: Path) -> Self:
+        """The same with relative paths taken from `folder`, except the certificate's, which the slot decides."""
+        found = super().resolved(folder)
+        return found.model_copy(update={"broker": _ca_beside(self.broker, folder)})
+
+    def broker_of(self, slot: Path) -> BrokerSettings:
+        """The broker as the device in `slot` reaches it."""
+        return self.broker.beside(slot)
+
+
+class AggregatorConfig(BoundaryConfig):
+    """An aggregator: the boundary's broker only."""
+
+    role = "aggregator"
+
+    key: Path = Field(default=Path("signing.pem"), description="Its key, which signs boundary records.")
+
+
+class GateConfig(BoundaryConfig):
+    """A gate: the only service with two brokers and with the key that signs what crosses."""
+
+    role = "gate"
+
+    key: Path = Field(default=Path("signing.pem"), description="Its key, which signs boundary records.")
+    exchange: BrokerSettings = Field(description="The exchange's broker.")
+    exchange_key: Path = Field(
+        default=Path("exchange-signing.pem"), description="The boundary's key, which signs what crosses."
+    )
+
+    def brokers(self) -> dict[str, BrokerSettings]:
+        """Both of them."""
+        return {"boundary": self.broker, "exchange": self.exchange}
+
+
+class ControllerConfig(ServiceConfig):
+    """The controller: the exchange's broker only, which `broker` names here."""
+
+    role = "controller"
+
+    key: Path = Field(default=Path("signing.pem"), description="Its key, which signs `global`.")
+    initial: Path = Field(default=Path("initial.f32"), description="The adapter of genesis, raw float32.")
+
+    def brokers(self) -> dict[str, BrokerSettings]:
+        """The exchange."""
+        return {"exchange": self.broker}
+
+
+C = TypeVar("C", bound=ServiceConfig)
+
+
+def load_service(kind: type[C], path: Path, environ: Mapping[str, str] | None = None) -> C:
+    """Read a service's configuration.
+
+    Args:
+        kind: the schema of the role.
+        path: the YAML file.
+        environ: variables laid over it: `ECHELON_BROKER__URL` overrides `broker.url`; values are YAML. None: the
+            process's own.
+
+    Raises:
+        ConfigError: the file cannot be read, or a field or a variable is wrong; every problem has a line that says
+            which and what to do.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"configuration {path} cannot be read: {error.strerror}. Name the service's file with --config"
+        ) from error
+    if len(text) > MAX_FILE_BYTES:
+        raise ConfigError(f"configuration {path} has {len(text)} bytes; at most {MAX_FILE_BYTES} are taken")
+    try:
+        fields = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"configuration {path} is not YAML: {error}") from error
+    if not isinstance(fields, dict):
+        raise ConfigError(f"configuration {path} is not a map of settings")
+    names = overlay(fields, os.environ if environ is None else environ)
+    try:
+        found = kind.model_validate(fields)
+    except ValidationError as error:
+        lines = [_line(problem["loc"], problem["type"], problem["msg"], names, kind)
+                 for problem in error.errors(include_url=False, include_input=False)]  # fmt: skip
+        raise ConfigError(f"configuration {path} ({kind.role}):\n" + "\n".join(lines)) from None
+    return found.resolved(path.absolute().parent)
+
+
+def overlay(fields: dict[str, Any], environ: Mapping[str, str]) -> dict[tuple[str, ...], str]:
+    """Lay the environment's settings over the file's; returns which variable set which field.
+
+    Raises:
+        ConfigError: a value is not YAML, or a variable goes below something that has no fields.
+    """
+    names: dict[tuple[str, ...], str] = {}
+    for name in sorted(environ):
+        if not name.startswith(PREFIX):
+            continue
+        at = tuple(part.lower() for part in name.removeprefix(PREFIX).split(LEVEL))
+        try:
+            value = yaml.safe_load(environ[name])
+        except yaml.YAMLError as error:
+            raise ConfigError(f"environment variable {name}: its value is not YAML: {error}") from error
+        place: Any = fields
+        for part in at[:-1]:
+            if place.get(part) is None:
+                place[part] = {}
+            place = place[part]
+            if not isinstance(place, dict):
+                raise ConfigError(
+                    f"environment variable {name}: {part} has no settings below it; check its spelling"
+                )
+        place[at[-1]] = value
+        names[at] = name
+    return names
+
+
+def _line(
+    loc: tuple[int | str, ...], kind: str, message: str, names: Mapping[tuple[str, ...], str], schema: type[C]
+) -> str:
+    at = tuple(str(part) for part in loc)
+    field = ".".join(at) or "the file"
+    # A variable for this field, for one around it, or for one inside it.
+    setters = [name for path, name in names.items() if path[: len(at)] == at or at[: len(path)] == path]
+    where = f"{field} (from the environment, {', '.join(setters)})" if at and setters else field
+    if kind == "extra_forbidden":
+        known = ", ".join(schema.model_fields) if len(at) == 1 else ""
+        hint = f"; there are {known}" if known else ""
+        return f"  {where}: unknown setting, check its spelling{hint}"
+    if kind == "missing":
+        return f"  {where}: is missing; add it to the file, or set {PREFIX}{LEVEL.join(at).upper()}"
+    return f"  {where}: {message.removeprefix('Value error, ')}"
+
+
+def _ca_beside(broker: BrokerSettings, folder: Path) -> BrokerSettings:
+    if broker.security is None:
+        return broker
+    security = broker.security.model_copy(update={"ca": folder / broker.security.ca})
+    return broker.model_copy(update={"security": security})

@@ -1,0 +1,372 @@
+"""The four roles: what each reads before it starts, and how its actor is made. Each knows its own settings only."""
+
+from __future__ import annotations
+
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from echelon.actors.aggregator import Aggregator
+from echelon.actors.controller import Controller
+from echelon.actors.device import Device, ShardSource
+from echelon.actors.gate import Gate
+from echelon.actors.runtime import Services
+from echelon.actors.state import StateStore
+from echelon.bus import Bus
+from echelon.bus.tls import Identity
+from echelon.config.broker import BrokerSettings
+from echelon.config.run import BoundarySettings
+from echelon.errors import ConfigError
+from echelon.federation.identities import read_key
+from echelon.federation.makers import (
+    Place,
+    make_aggregator,
+    make_controller,
+    make_device,
+    make_gate,
+)
+from echelon.messages.envelope import Signer
+from echelon.secagg.entropy import Entropy
+from echelon.services.agreed import read_agreed, read_initial, read_roster
+from echelon.services.config import (
+    AggregatorConfig,
+    BoundaryConfig,
+    ControllerConfig,
+    DeviceConfig,
+    GateConfig,
+    ServiceConfig,
+)
+from echelon.services.locks import FolderLock
+from echelon.services.shards import KafkaShards, ShardTerms, data_digest
+from echelon.services.slots import key_of, slots_in, take_slot
+
+if TYPE_CHECKING:
+    from echelon.federation.compute import Compute
+
+Actor = Device | Aggregator | Gate | Controller
+
+
+class Role(ABC):
+    """One service's role. Everything it reads is read, and checked, when it is made.
+
+    Raises:
+        ConfigError: a file is missing, or does not fit the others.
+    """
+
+    def __init__(self, config: ServiceConfig) -> None:
+        self.agreed = read_agreed(config)
+        self.state = config.state
+        self.facts: dict[str, str] = {"service": config.role, "run": self.agreed.manifest.run}
+        """Who this is, for logs, health and metrics; grows as it becomes known."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The actor's name, which its records carry and its state file belongs to."""
+
+    @abstractmethod
+    def brokers(self) -> Mapping[str, BrokerSettings]:
+        """The brokers that it connects to."""
+
+    def check(self) -> None:
+        """Check what connecting needs, as far as that can be known without a broker.
+
+        Raises:
+            ConfigError: a certificate cannot be used, or is not this service's.
+        """
+        for broker in self.brokers().values():
+            check_identity(broker, self.name)
+
+    async def claim(self, log: logging.Logger) -> FolderLock | None:
+        """Become somebody, where the configuration leaves that open."""
+        return None
+
+    async def prepare(self, log: logging.Logger) -> None:
+        """What takes long and needs no broker."""
+        return None
+
+    @abstractmethod
+    def make(self, buses: Mapping[str, Bus], store: StateStore, services: Services) -> Actor:
+        """The actor, over its durable state. Called again after each failure."""
+
+    def pending(self, actor: Actor) -> int | None:
+        """Deltas that no commit has decided yet, where the role knows of them."""
+        return None
+
+    def close(self) -> None:
+        """Let go of what `prepare` made; may take as long as a training job."""
+        return None
+
+
+class BoundaryRole(Role):
+    """A role inside a boundary."""
+
+    def __init__(self, config: BoundaryConfig) -> None:
+        super().__init__(config)
+        self.roster = read_roster(config, self.agreed)
+        self.boundary: BoundarySettings = next(
+            found for found in self.agreed.settings.boundaries if found.name == config.boundary
+        )
+        self.facts["boundary"] = config.boundary
+
+
+class DeviceRole(BoundaryRole):
+    """A device, which is whoever's slot it takes."""
+
+    def __init__(self, config: DeviceConfig) -> None:
+        super().__init__(config)
+        self.config = config
+        if config.slots is not None:
+            self._slots = slots_in(config.slots)
+        else:
+            assert config.slot is not None
+            self._slots = [config.slot]
+        if self.boundary.shards is not None and not config.broker.url.startswith("kafka://"):
+            raise ConfigError(
+                f"run file {config.settings} deals the data of {config.boundary} into shards, which Kafka's group "
+                f"protocol spreads; broker.url is {config.broker.url}: name a kafka:// broker, or leave shards out"
+            )
+        self._slot: Path | None = None
+        self._key = b""
+        self._compute: Compute | None = None
+
+    @property
+    def slots(self) -> int:
+        """Slots that it may take."""
+        return len(self._slots)
+
+    @property
+    def slot(self) -> Path:
+        """The slot that was taken."""
+        if self._slot is None:
+            raise ConfigError("a device is nobody before it has taken a slot")
+        return self._slot
+
+    @property
+    def name(self) -> str:
+        """The slot's."""
+        return self.slot.name
+
+    def brokers(self) -> Mapping[str, BrokerSettings]:
+        """The boundary's, with the slot's certificate."""
+        return {"boundary": self.config.broker_of(self.slot)}
+
+    def check(self) -> None:
+        """Check every slot that it may take."""
+        for slot in self._slots:
+            key_of(slot, self.roster)
+            check_identity(self.config.broker_of(slot), slot.name)
+
+    async def claim(self, log: logging.Logger) -> FolderLock:
+        """Take a slot, and with it the state folder of that name."""
+        lock = await take_slot(
+            self._slots, self.config.slot_wait, log, known=lambda name: (self.config.state / name).is_dir()
+        )
+        self._slot, self._key = lock.folder, key_of(lock.folder, self.roster)
+        self.state = self.config.state / self.name
+        self.facts["device"] = self.name
+        log.info("took the slot of %s", self.name)
+        return lock
+
+    async def prepare(self, log: logging.Logger) -> None:
+        """Load model and data in the training process, and hold them against the manifest."""
+        from echelon.federation.compute import Compute
+
+        settings = self.agreed.settings
+        if settings.compute.workers is None:  # one device keeps one process busy
+            one = settings.compute.model_copy(update={"workers": 1})
+            settings = settings.model_copy(update={"compute": one})
+        self._compute = Compute(settings)
+        facts = await self._compute.facts()
+        manifest = self.agreed.manifest
+        found = {"model's weights": facts.model_sha256.hex(), "adapter's layout": facts.layout,
+                 "adapter's configuration": facts.adapter_config}  # fmt: skip
+        agreed = {"model's weights": manifest.model_sha256, "adapter's layout": manifest.layout,
+                  "adapter's configuration": manifest.adapter_config}  # fmt: skip
+        other = [what for what, value in found.items() if value != agreed[what]]
+        if other:
+            raise ConfigError(
+                f"run file {self.config.settings}: the {' and the '.join(other)} are not those of the manifest "
+                f"({manifest.model}): use the same model, revision and adapter settings as the run's operator"
+            )
+        log.info("model and data are loaded: %d numbers in the adapter", manifest.adapter_layout().dim)
+
+    def make(self, buses: Mapping[str, Bus], store: StateStore, services: Services) -> Device:
+        """The device."""
+        if self._compute is None:
+            raise ConfigError("a device cannot train before its model is loaded")
+        return make_device(
+            Place(buses["boundary"], store, services),
+            self.agreed.manifest,
+            self.roster,
+            name=self.name,
+            key=self._key,
+            window=self.agreed.settings.window,
+            compute=self._compute,
+            entropy=Entropy(os.urandom),
+            shards=self.boundary.shards,
+            source=self._source(buses["boundary"], services.log),
+        )
+
+    def _source(self, bus: Bus, log: logging.Logger) -> ShardSource | None:
+        """Where the device's data shards come from; None if it has data of its own."""
+        if self.boundary.shards is None:
+            return None
+        manifest = self.agreed.manifest
+        enrolment = manifest.boundaries[manifest.index(self.boundary.name)].enrolment_public
+        digest = data_digest(self.agreed.settings, self.boundary)
+        terms = ShardTerms(manifest.run_id, bytes.fromhex(enrolment), self.boundary.shards, digest)
+        return KafkaShards(bus, terms, log)
+
+    def close(self) -> None:
+        """End the training process."""
+        if self._compute is not None:
+            self._compute.close()
+
+
+class AggregatorRole(BoundaryRole):
+    """An aggregator."""
+
+    def __init__(self, config: AggregatorConfig) -> None:
+        super().__init__(config)
+        self._broker, self._key = config.broker, read_key(config.key)
+        check_key("key", config.key, self._key, self.roster.aggregator)
+
+    @property
+    def name(self) -> str:
+        """BOUNDARY.aggregator."""
+        return f"{self.boundary.name}.aggregator"
+
+    def brokers(self) -> Mapping[str, BrokerSettings]:
+        """The boundary's."""
+        return {"boundary": self._broker}
+
+    def make(self, buses: Mapping[str, Bus], store: StateStore, services: Services) -> Aggregator:
+        """The aggregator."""
+        return make_aggregator(
+            Place(buses["boundary"], store, services),
+            self.agreed.manifest,
+            self.agreed.sha256,
+            self.roster,
+            key=self._key,
+            window=self.agreed.settings.window,
+            shards=self.boundary.shards,
+        )
+
+    def pending(self, actor: Actor) -> int | None:
+        """Sealed and not decided."""
+        if not isinstance(actor, Aggregator) or actor.core.ledger is None:
+            return None
+        return len(actor.core.ledger.pending)
+
+
+class GateRole(BoundaryRole):
+    """A gate."""
+
+    def __init__(self, config: GateConfig) -> None:
+        super().__init__(config)
+        self._brokers = config.brokers()
+        self._key, self._exchange_key = read_key(config.key), read_key(config.exchange_key)
+        check_key("key", config.key, self._key, self.roster.gate)
+        terms = self.agreed.manifest.boundaries[self.agreed.manifest.index(config.boundary)]
+        check_key("exchange_key", config.exchange_key, self._exchange_key, bytes.fromhex(terms.gate_public))
+
+    @property
+    def name(self) -> str:
+        """BOUNDARY.gate."""
+        return f"{self.boundary.name}.gate"
+
+    def brokers(self) -> Mapping[str, BrokerSettings]:
+        """The boundary's and the exchange's."""
+        return self._brokers
+
+    def make(self, buses: Mapping[str, Bus], store: StateStore, services: Services) -> Gate:
+        """The gate."""
+        return make_gate(
+            Place(buses["boundary"], store, services),
+            self.agreed.manifest,
+            self.agreed.sha256,
+            self.roster,
+            key=self._key,
+            exchange=buses["exchange"],
+            exchange_key=self._exchange_key,
+        )
+
+
+class ControllerRole(Role):
+    """The controller."""
+
+    def __init__(self, config: ControllerConfig) -> None:
+        super().__init__(config)
+        self._brokers, self._key = config.brokers(), read_key(config.key)
+        check_key("key", config.key, self._key, bytes.fromhex(self.agreed.manifest.controller_public))
+        self._initial = read_initial(config, self.agreed)
+
+    @property
+    def name(self) -> str:
+        """There is one."""
+        return "controller"
+
+    def brokers(self) -> Mapping[str, BrokerSettings]:
+        """The exchange's."""
+        return self._brokers
+
+    def make(self, buses: Mapping[str, Bus], store: StateStore, services: Services) -> Controller:
+        """The controller."""
+        return make_controller(
+            Place(buses["exchange"], store, services),
+            self.agreed.sealed,
+            key=self._key,
+            initial=self._initial,
+            deadline=self.agreed.settings.sync.deadline,
+        )
+
+    def pending(self, actor: Actor) -> int | None:
+        """Taken and not committed."""
+        return len(actor.core.pending) if isinstance(actor, Controller) else None
+
+
+def check_key(field: str, path: Path, private: bytes, public: bytes) -> None:
+    """Check that a private key is the one whose public half was agreed on.
+
+    Raises:
+        ConfigError: it is another.
+    """
+    if Signer(private).public != public:
+        raise ConfigError(
+            f"{field} {path} is another key than the roster or the manifest names for this service: put its own there"
+        )
+
+
+def check_identity(broker: BrokerSettings, name: str) -> None:
+    """Check that the broker will take this process for `name`, whom its access rules are written for.
+
+    Raises:
+        ConfigError: a certificate cannot be read or used, or is somebody else's.
+    """
+    if broker.security is None:
+        return
+    principal = Identity(broker.security).principal
+    if principal != name:
+        raise ConfigError(
+            f"the broker {broker.url} would take {name} for {principal!r}, by its certificate or user name: put the "
+            f"certificate with the common name {name} there"
+        )
+
+
+def role_of(config: ServiceConfig) -> Role:
+    """The role that a configuration is for; see `Role`."""
+    match config:
+        case DeviceConfig():
+            return DeviceRole(config)
+        case AggregatorConfig():
+            return AggregatorRole(config)
+        case GateConfig():
+            return GateRole(config)
+        case ControllerConfig():
+            return ControllerRole(config)
+        case _:
+            raise ConfigError(f"{type(config).__name__} is no service's configuration")

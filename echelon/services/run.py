@@ -1,0 +1,377 @@
+"""A service from its start to its end: it becomes somebody, runs its actor, starts it again, and stops in time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import threading
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from echelon.actors.controller import Controller
+from echelon.actors.device import Device
+from echelon.actors.gate import Gate
+from echelon.actors.runtime import DRAIN_SECONDS, Backoff, Services, watch_loop
+from echelon.actors.state import StateStore
+from echelon.bus import Bus, open_bus
+from echelon.clock import Offload
+from echelon.config.broker import BrokerSettings
+from echelon.errors import BusDenied, BusError, ConfigError, EchelonError, StateError, TrainingError
+from echelon.services.config import ServiceConfig
+from echelon.services.health import Health, State
+from echelon.services.http import HttpServer
+from echelon.services.locks import lock_state
+from echelon.services.logs import logging_as
+from echelon.services.metrics import Metrics
+from echelon.services.roles import Actor, Role, check_identity, role_of
+
+GOOD, FAILED, WRONG = 0, 1, 2
+"""Exit codes: the run was closed, or the service was asked to stop; it failed; its configuration is wrong."""
+HEALTHY_SECONDS = 30.0
+"""An actor that ran so long before its broker failed it starts again with the shortest wait."""
+DENIED_SECONDS = 120.0
+"""How long a broker may refuse who this is before the service gives up: its ACLs may still be on their way."""
+LOCK_SECONDS = 5.0
+"""How long the state folder may still be in use by a process that is just ending."""
+LAST_SECONDS = 0.5
+"""Of the time for stopping: for ending the process itself."""
+AT_ONCE_SECONDS = 1.0
+"""For closing what is open after a second signal."""
+LOOK_SECONDS = 0.5
+"""Between two looks at the broker connections."""
+STALL_TICK = 0.05
+THREADS = 4
+HTTP_FILE, STATE_FILE = "http.json", "state.db"
+
+
+def run_service(config: ServiceConfig) -> int:
+    """Run a service until the run is closed or a signal ends it; returns the exit code.
+
+    The first SIGTERM or SIGINT stops it in order within `config.shutdown` seconds, the second at once.
+
+    Raises:
+        ConfigError: a file does not fit the others; nothing was started.
+    """
+    role = role_of(config)
+    with logging_as(config.log, role.facts):
+        return asyncio.run(_serve(config, role))
+
+
+async def _serve(config: ServiceConfig, role: Role) -> int:
+    service = Service(config, role)
+    code = await service.run()
+    if service.left_over:
+        # A training job that is still running would hold the process up, and nobody waits for what it finds.
+        service.log.info("ended with a training job under way")
+        logging.shutdown()
+        os._exit(code)
+    return code
+
+
+class Service:
+    """One process's actor, and what is around it."""
+
+    def __init__(self, config: ServiceConfig, role: Role) -> None:
+        self.config, self.role = config, role
+        self.log = logging.getLogger(f"echelon.{config.role}")
+        self.health = Health(role.facts)
+        self.metrics = Metrics(self.health)
+        self._actor: Actor | None = None
+        self._stopping = False
+        self._signals = 0
+        self._end: float | None = None
+        """When it has to have stopped, on the loop's clock; None until it is asked to."""
+        self._port = 0
+        self._brokers: tuple[str, ...] = ()
+        self.left_over = False
+        """Whether something of this service still runs after `run` has returned."""
+        self._stop = asyncio.Event()
+        self._now = asyncio.Event()
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="echelon")
+
+    # ---- start and end ---------------------------------------------------------------------------
+
+    async def run(self) -> int:
+        """See `run_service`."""
+        with ExitStack() as stack:
+            stack.enter_context(self._signals_taken())
+            try:
+                if self.config.http.port is not None:
+                    self._serve(stack)
+                watches = [
+                    asyncio.create_task(watch_loop(self.metrics.stalled, STALL_TICK), name="loop watch"),
+                    asyncio.create_task(self._look(), name="look"),
+                ]
+                try:
+                    return await self._until_stopped(stack)
+                finally:
+                    for watch in watches:
+                        watch.cancel()
+                    await asyncio.gather(*watches, return_exceptions=True)
+            except ConfigError as error:
+                self.log.error("wrong configuration: %s", error)
+                return WRONG
+            except EchelonError as error:
+                self.log.error("failed: %s", error)
+                return FAILED
+            except Exception:
+                self.log.exception("failed for a reason that this program does not know")
+                return FAILED
+            finally:
+                await self._let_go()
+
+    async def _until_stopped(self, stack: ExitStack) -> int:
+        """Work, and stop in order when a signal says so."""
+        work = asyncio.create_task(self._work(stack), name="work")
+        stop = asyncio.create_task(self._stop.wait(), name="stop")
+        try:
+            await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                await self._in_order(work)
+            if not work.done():
+                self.log.error("could not close what is open; a restart goes on from what is stored")
+                self.left_over = True
+                return FAILED
+            if work.cancelled():
+                self.log.warning(
+                    "stopped before everything was in order; a restart goes on from what is stored"
+                )
+                return GOOD
+            work.result()
+            self.health.become(State.ENDED)
+            return GOOD
+        except Exception as error:
+            self.health.become(State.FAILED, str(error))
+            raise
+        finally:
+            ending = {task for task in (work, stop) if not task.done()}
+            for task in ending:
+                task.cancel()
+            if ending:
+                await asyncio.wait(ending, timeout=AT_ONCE_SECONDS)
+
+    async def _in_order(self, work: asyncio.Task[None]) -> None:
+        """Let the actor come to an end; when its time is over, or at a second signal, cut it short."""
+        self._stopping = True
+        self.health.become(State.STOPPING, "asked to stop")
+        # A part of the time is kept for closing what is open.
+        within = self.config.shutdown - min(DRAIN_SECONDS, self.config.shutdown / 4)
+        actor = self._actor
+        self.log.info("stopping within %.0f s", self.config.shutdown)
+        if actor is None or not actor.running:
+            work.cancel()
+        elif isinstance(actor, Device):
+            leaving = asyncio.create_task(actor.leave(max(within - DRAIN_SECONDS, within / 2)), name="leave")
+            await self._wait({work}, within)
+            leaving.cancel()
+            await asyncio.gather(leaving, return_exceptions=True)
+        else:
+            actor.halt()
+            await self._wait({work}, within)
+        if not work.done():
+            work.cancel()
+        await asyncio.wait(
+            {work}, timeout=AT_ONCE_SECONDS if self._now.is_set() else self._left(DRAIN_SECONDS)
+        )
+
+    def _left(self, seconds: float) -> float:
+        """So many seconds, or what is left of the time for stopping; a last moment of it is never given away."""
+        if self._end is None:
+            return seconds
+        return max(0.0, min(seconds, self._end - asyncio.get_running_loop().time() - LAST_SECONDS))
+
+    async def _wait(self, tasks: Collection[asyncio.Task[Any]], seconds: float) -> None:
+        """Wait for tasks, for so long, or until a second signal."""
+        now = asyncio.create_task(self._now.wait())
+        try:
+            await asyncio.wait({*tasks, now}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            now.cancel()
+
+    @contextmanager
+    def _signals_taken(self) -> Iterator[None]:
+        """Signals stop the service while the block runs; the process never outlives its time."""
+        loop = asyncio.get_running_loop()
+        timers: list[threading.Timer] = []
+
+        def taken() -> None:
+            self._signals += 1
+            if self._signals == 1:
+                self._end = loop.time() + self.config.shutdown
+                last = threading.Timer(self.config.shutdown, self._overdue)
+                last.daemon = True
+                last.start()
+                timers.append(last)
+                self._stop.set()
+            else:
+                self.log.warning("asked to stop again: stopping at once")
+                self._now.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, taken)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+            for timer in timers:
+                timer.cancel()
+
+    def _overdue(self) -> None:
+        self.log.error("did not stop within %.0f s: ended where it stood", self.config.shutdown)
+        os._exit(FAILED)
+
+    def _serve(self, stack: ExitStack) -> None:
+        server = HttpServer(self.config.http, self.health, self.metrics.registry)
+        self._port = server.start()
+        stack.callback(server.close)
+        self.log.info("health and metrics on http://%s:%d", self.config.http.host, self._port)
+
+    async def _let_go(self) -> None:
+        """End threads and training, for a short time in order; what still runs then ends with the process."""
+        loop = asyncio.get_running_loop()
+        closed = asyncio.Event()
+
+        def close() -> None:
+            self.role.close()
+            with suppress(RuntimeError):  # the loop has ended meanwhile, and nobody waits any more
+                loop.call_soon_threadsafe(closed.set)
+
+        threading.Thread(target=close, name="echelon-close", daemon=True).start()
+        waiting = asyncio.create_task(closed.wait())
+        await self._wait({waiting}, self._left(DRAIN_SECONDS))
+        waiting.cancel()
+        self.left_over = self.left_over or not closed.is_set()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    # ---- work ------------------------------------------------------------------------------------
+
+    async def _work(self, stack: ExitStack) -> None:
+        """Become somebody, get ready, and run the actor until the run is closed or it is halted."""
+        self.health.become(State.STARTING, "waiting for a free slot")
+        slot = await self.role.claim(self.log)
+        if slot is not None:
+            stack.enter_context(slot)
+        self.metrics.introduce(self.role.facts)
+        self._brokers = tuple(self.role.brokers())
+        stack.enter_context(await lock_state(self.role.state, LOCK_SECONDS))
+        if self.config.http.port is not None:
+            where = {"host": self.config.http.host, "port": self._port, "pid": os.getpid()}
+            _replace(self.role.state / HTTP_FILE, json.dumps(where).encode())
+        self.health.become(State.STARTING, "loading")
+        await self.role.prepare(self.log)
+        await self._supervise()
+
+    async def _supervise(self) -> None:
+        """Run the actor, and start it again whenever its broker fails it.
+
+        Raises:
+            StateError: its state and its topics contradict each other.
+            BusDenied: the broker has refused it for too long.
+            TrainingError: a device cannot train.
+        """
+        loop = asyncio.get_running_loop()
+        backoff = Backoff(self.role.name)
+        refused = 0.0
+        while True:
+            begun = loop.time()
+            if self.health.state is State.STARTING:
+                self.health.become(State.STARTING, "connecting and restoring its state from the topics")
+            try:
+                await self._life()
+                return
+            except StateError:
+                raise
+            except (BusError, TrainingError) as error:
+                if self._stopping:  # a supervisor may have sent its signal to the training process too
+                    self.log.warning("cut short while stopping: %s", error)
+                    return
+                if isinstance(error, TrainingError):
+                    raise
+                if loop.time() - begun > HEALTHY_SECONDS:
+                    backoff.reset()
+                    refused = 0.0
+                if isinstance(error, BusDenied):
+                    refused = refused or begun
+                    if loop.time() - refused > DENIED_SECONDS:
+                        raise
+                else:
+                    refused = 0.0
+                self.log.warning("starting again: %s", error)
+                self.health.become(State.DEGRADED, str(error))
+                self.metrics.restarts.inc()
+                await backoff.wait()
+
+    async def _life(self) -> None:
+        """One life of the actor, from connecting to its end."""
+        buses: dict[str, Bus] = {}
+        store: StateStore | None = None
+        try:
+            for name, broker in self.role.brokers().items():
+                buses[name] = await _connect(broker, self.role.name)
+            owner = bytes.fromhex(self.role.facts["run"]) + self.role.name.encode()
+            store = StateStore(self.role.state / STATE_FILE, owner)
+            services = Services(Offload(self._threads), self.metrics, self.log)
+            actor = self.role.make(buses, store, services)
+            self._actor = actor
+            self.metrics.sampler.attach(buses, lambda: self.role.pending(actor))
+            await actor.run()
+            if actor.halted or self._stopping:
+                self.log.info("stopped; the run goes on without it, and it goes on where it was")
+            else:
+                self.log.info("the run is closed")
+            self._write_checkpoint(actor)
+        finally:
+            self._actor = None
+            self.metrics.sampler.detach()
+            await _close(buses, store)
+
+    def _write_checkpoint(self, actor: Actor) -> None:
+        """Keep the signed head of the log that this actor writes, for auditors."""
+        if isinstance(actor, Gate | Controller):
+            topic, note = actor.checkpoint()
+            _replace(self.role.state / f"{topic}.note", note)
+
+    async def _look(self) -> None:
+        """Sample the connections and the actor, for health and metrics."""
+        while True:
+            self.health.turned()
+            waited_for = self.health.state in (State.STARTING, State.DEGRADED)
+            if waited_for and self._actor is not None and self._actor.running:
+                self.health.become(State.RUNNING)
+            self.metrics.sampler.look()
+            self.health.brokers = dict.fromkeys(self._brokers, False) | self.metrics.sampler.connected()
+            await asyncio.sleep(LOOK_SECONDS)
+
+
+async def _connect(broker: BrokerSettings, name: str) -> Bus:
+    if broker.security is None:
+        return await open_bus(broker.url)
+    check_identity(broker, name)
+    return await open_bus(broker.url, security=broker.security)
+
+
+async def _close(buses: Mapping[str, Bus], store: StateStore | None) -> None:
+    """Close everything, whatever goes wrong on the way."""
+    try:
+        for bus in buses.values():
+            with suppress(BusError):
+                await bus.aclose()
+    finally:
+        if store is not None:
+            store.close()
+
+
+def _replace(path: Path, data: bytes) -> None:
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError as error:
+        raise StateError(f"{path} cannot be written: {error.strerror}. Make room, or allow it") from error

@@ -1,0 +1,91 @@
+"""Enrolled slots: who a device process is. A process takes a slot that is free and has it for life.
+
+A slot is a folder, named as the device, with `signing.pem` and, where the broker wants one, a certificate. The kernel
+lets go of a slot when its process ends, so a killed replica's identity goes to the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from echelon.errors import ConfigError
+from echelon.federation.identities import read_key
+from echelon.federation.makers import own_key
+from echelon.messages.envelope import Signer
+from echelon.secagg.roster import Roster
+from echelon.services.locks import RETRY_SECONDS, FolderLock
+
+SIGNING_FILE = "signing.pem"
+
+
+def slots_in(folder: Path) -> list[Path]:
+    """Every slot of a folder, by name.
+
+    Raises:
+        ConfigError: the folder cannot be read, or holds none.
+    """
+    try:
+        found = sorted(path for path in folder.iterdir() if (path / SIGNING_FILE).is_file())
+    except OSError as error:
+        raise ConfigError(
+            f"slots {folder} cannot be read: {error.strerror}. `slots` names a folder of folders, one for each device"
+        ) from error
+    if not found:
+        raise ConfigError(
+            f"slots {folder}: no folder in it has a {SIGNING_FILE}; enrol devices and put theirs there"
+        )
+    return found
+
+
+def key_of(slot: Path, roster: Roster) -> bytes:
+    """The private key of a slot, 32 bytes.
+
+    Raises:
+        ConfigError: it cannot be read, or the roster names another key, or nobody of that name.
+    """
+    key = read_key(slot / SIGNING_FILE)
+    own_key(roster, slot.name, Signer(key))
+    return key
+
+
+async def take_slot(
+    slots: Sequence[Path],
+    within: float,
+    log: logging.Logger,
+    known: Callable[[str], bool] = lambda _name: False,
+) -> FolderLock:
+    """Take a free slot, waiting for one if there is none.
+
+    Args:
+        slots: their folders.
+        within: seconds to wait.
+        log: told once that it waits.
+        known: whether this host holds the state of the device of that name; such slots are tried first.
+
+    Raises:
+        ConfigError: none became free in time.
+    """
+    loop = asyncio.get_running_loop()
+    end = loop.time() + within
+    ordered = sorted(slots, key=lambda slot: (not known(slot.name), slot.name))
+    waited = False
+    while True:
+        for slot in ordered:
+            lock = FolderLock.take(slot)
+            if lock is not None:
+                return lock
+        if loop.time() >= end:
+            raise ConfigError(_none_free(ordered))
+        if not waited:
+            waited = True
+            log.warning("%d slots, all taken: waiting up to %.0f s for one", len(ordered), within)
+        await asyncio.sleep(RETRY_SECONDS)
+
+
+def _none_free(slots: Sequence[Path]) -> str:
+    if len(slots) == 1:
+        return f"slot {slots[0]} is taken by another process: stop that one, or name another slot"
+    return f"{slots[0].parent}: {len(slots)} slots, all taken; enrol more or stop a replica"

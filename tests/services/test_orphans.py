@@ -1,0 +1,65 @@
+"""A training process does not outlive the service that it trains for, however that one ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PARENT = """
+import asyncio
+from echelon.config.run import parse
+from echelon.federation.compute import Compute
+
+async def main():
+    compute = Compute(parse({
+        "name": "orphans", "budget": {"commits": 1}, "compute": {"workers": 1},
+        "boundaries": [{"name": "a", "devices": 3, "data": {"source": "text:unused"}}],
+    }, "test"))
+    print(await compute._call(__import__("os").getpid), flush=True)
+    await asyncio.sleep(60)
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+def runs(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:1]
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.timeout(120)
+def test_a_training_process_ends_when_its_service_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    parent = subprocess.Popen(
+        [sys.executable, str(script)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        assert worker != parent.pid
+        assert runs(worker)
+        os.kill(parent.pid, signal.SIGKILL)
+        end = time.monotonic() + 20
+        while runs(worker) and time.monotonic() < end:
+            time.sleep(0.05)
+        still = runs(worker)
+        if still:
+            os.kill(worker, signal.SIGKILL)
+        assert not still
+    finally:
+        parent.kill()
+        parent.communicate()

@@ -1,0 +1,279 @@
+"""Health, metrics and logs of a service, each by itself."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import socket
+import urllib.request
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from echelon.bus import Bus, Outgoing, TopicPartition, open_bus
+from echelon.errors import ConfigError
+from echelon.rounds.effects import note
+from echelon.services.config import HttpSettings, LogSettings
+from echelon.services.health import ALIVE_SECONDS, Health, State
+from echelon.services.http import HttpServer
+from echelon.services.logs import logging_as
+from echelon.services.metrics import RATE_SECONDS, Metrics, Sampler
+from tests.services.asking import ask, scrape
+
+FACTS = {"service": "aggregator", "boundary": "a", "run": "00ff"}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def health(clock: Clock) -> Health:
+    return Health(FACTS, clock)
+
+
+@pytest.fixture
+def metrics(health: Health, clock: Clock) -> Metrics:
+    return Metrics(health, clock)
+
+
+@pytest.fixture
+def port(health: Health, metrics: Metrics) -> Iterator[int]:
+    server = HttpServer(HttpSettings(port=0), health, metrics.registry)
+    yield server.start()
+    server.close()
+    server.close()
+
+
+# ---- health ------------------------------------------------------------------------------------------
+
+
+def test_a_service_is_ready_only_while_its_actor_runs_and_every_broker_is_there(
+    health: Health, port: int
+) -> None:
+    def said() -> tuple[int, str]:
+        status, body = ask(port, "/readyz")
+        found = json.loads(body)
+        assert {name: found[name] for name in FACTS} == FACTS
+        assert found["ready"] == (status == 200)
+        return status, found["why"]
+
+    health.become(State.STARTING, "loading")
+    assert said() == (503, "loading")
+    health.brokers = {"boundary": True, "exchange": True}
+    health.become(State.RUNNING)
+    assert said() == (200, "")
+    health.brokers = {"boundary": True, "exchange": False}
+    assert said() == (503, "no connection to the broker of the exchange")
+    health.brokers = {"boundary": True, "exchange": True}
+    health.become(State.DEGRADED, "the topic is missing")
+    assert said() == (503, "the topic is missing")
+    health.become(State.STOPPING, "asked to stop")
+    assert said() == (503, "asked to stop")
+
+
+def test_a_service_lives_while_its_loop_turns(health: Health, clock: Clock, port: int) -> None:
+    clock.now += ALIVE_SECONDS - 1
+    assert ask(port, "/livez")[0] == 200
+    clock.now += 2
+    status, body = ask(port, "/livez")
+    assert status == 503
+    assert "has not turned for" in json.loads(body)["why"]
+    health.turned()
+    assert ask(port, "/livez")[0] == 200
+
+
+def test_other_paths_and_methods_are_refused(port: int) -> None:
+    assert ask(port, "/")[0] == 404
+    assert ask(port, "/metrics/../etc")[0] == 404
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/livez", data=b"x", method="POST")
+    with pytest.raises(urllib.error.HTTPError, match="405"):
+        urllib.request.urlopen(request, timeout=5)
+
+
+def test_clients_that_say_nothing_do_not_keep_others_waiting(port: int) -> None:
+    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(8)]
+    try:
+        assert ask(port, "/livez")[0] == 200
+    finally:
+        for connection in silent:
+            connection.close()
+
+
+def test_a_taken_port_is_an_error_that_says_what_to_set(health: Health, metrics: Metrics, port: int) -> None:
+    with pytest.raises(ConfigError, match=r"set http\.port to another"):
+        HttpServer(HttpSettings(port=port), health, metrics.registry).start()
+
+
+# ---- metrics -----------------------------------------------------------------------------------------
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(name, labels)
+
+
+def test_facts_become_numbers(metrics: Metrics) -> None:
+    for moment, found in (
+        (0.0, note("phase", window=7, phase="open")),
+        (1.0, note("checked-in", ready=3)),
+        (2.0, note("phase", window=7, phase="keys", cohort=5)),
+        (2.25, note("phase", window=7, phase="shares")),
+        (2.5, note("window", window=7, outcome="closed", cohort=5, included=4, dropouts=1, tokens=4096,
+                   staleness=[0, 0, 1, 3])),
+        (2.5, note("phase", window=8, phase="open")),
+        (9.0, note("phase", window=8, phase="keys", cohort=3)),
+        (10.0, note("window", window=8, outcome="void", reason="too_few", phase="keys", cohort=3, included=0)),
+        (10.0, note("sealed", seq=0, windows=2, bytes=10)),
+        (11.0, note("adopted", commit=4, merged=1)),
+        (12.0, note("refused", topic="checkin", reason="protocol")),
+        (12.0, note("joined", device="a-1")),
+    ):  # fmt: skip
+        metrics("a.aggregator", moment, found)
+    assert value(metrics, "echelon_windows_total", outcome="closed", reason="") == 1
+    assert value(metrics, "echelon_windows_total", outcome="void", reason="too_few") == 1
+    assert value(metrics, "echelon_cohort_devices_sum") == 8
+    assert value(metrics, "echelon_dropouts_total") == 1
+    assert value(metrics, "echelon_window_tokens_total") == 4096
+    assert value(metrics, "echelon_update_staleness_bucket", le="1.0") == 3
+    assert value(metrics, "echelon_update_staleness_sum") == 4
+    assert value(metrics, "echelon_window_phase_seconds_sum", phase="open") == 8.5
+    assert value(metrics, "echelon_window_phase_seconds_sum", phase="keys") == 1.25
+    assert value(metrics, "echelon_window_phase_seconds_sum", phase="shares") == 0.25
+    assert value(metrics, "echelon_ready_devices") == 0  # they went into the cohort
+    assert value(metrics, "echelon_window") == 8
+    assert value(metrics, "echelon_deltas_sealed_total") == 1
+    assert value(metrics, "echelon_adopted_commit") == 4
+    assert value(metrics, "echelon_refused_records_total", topic="checkin", reason="protocol") == 1
+    assert value(metrics, "echelon_events_total", kind="joined") == 1
+    assert value(metrics, "echelon_commits_total") is None  # the controller's alone
+
+
+def test_the_controllers_commits_and_the_devices_speed(clock: Clock) -> None:
+    controller = Metrics(Health({"service": "controller"}, clock), clock)
+    merged = [{"boundary": "a", "seq": 1, "staleness": 2, "weight": 1}]
+    controller("controller", 0.0, note("commit", commit=3, tokens=900, merged=merged, H=10, R=2))
+    controller("controller", 0.0, note("refusal", boundary="b", seq=1, reason="stale"))
+    controller("controller", 0.0, note("close", reason="budget", commits=3))
+    assert value(controller, "echelon_commit") == 3
+    assert value(controller, "echelon_committed_tokens") == 900
+    assert value(controller, "echelon_delta_staleness_sum") == 2
+    assert value(controller, "echelon_refusals_total", boundary="b", reason="stale") == 1
+    assert value(controller, "echelon_closed") == 1
+
+    device = Metrics(Health({"service": "device"}, clock), clock)
+    for _ in range(10):
+        clock.now += 1.0
+        device("a-0", 0.0, note("trained", tokens=500, loss=1.0, version=1))
+    assert value(device, "echelon_trained_tokens_total") == 5000
+    assert value(device, "echelon_tokens_per_second") == 500
+    clock.now += RATE_SECONDS
+    assert value(device, "echelon_tokens_per_second") == 0
+
+
+def test_stalls_are_a_histogram(metrics: Metrics) -> None:
+    metrics.stalled([-0.0001, 0.0005, 0.02, 0.3])
+    assert value(metrics, "echelon_loop_stall_seconds_count") == 4
+    assert value(metrics, "echelon_loop_stall_seconds_bucket", le="0.05") == 3
+
+
+async def test_what_connections_carried_adds_up_over_lives(
+    metrics: Metrics, health: Health, port: int
+) -> None:
+    sampler = metrics.sampler
+    for _ in range(2):
+        async with await open_bus("sqlite://") as bus:
+            await bus.create_topic("control")
+            sampler.attach({"boundary": bus}, lambda: 2)
+            await bus.publish(Outgoing("control", b"12345678", b"k"))
+            reader = bus.reader({TopicPartition("control"): 0})
+            sampler.look()
+            assert sampler.last.lag == {("boundary", TopicPartition("control")): 1}
+            assert await reader.next()
+            sampler.look()
+            assert sampler.connected() == {"boundary": True}
+            sampler.detach()
+    sampler.look()
+    told = scrape(port)
+    labels = (("broker", "boundary"), ("direction", "out"), ("topic", "control"))
+    assert told["echelon_bus_records_total"][labels] == 2
+    assert told["echelon_bus_bytes_total"][labels] == 18
+    assert (
+        told["echelon_bus_records_total"][(("broker", "boundary"), ("direction", "in"), ("topic", "control"))]
+        == 2
+    )
+    assert "echelon_deltas_pending" not in told
+    assert told["echelon_service_info"][tuple(sorted(FACTS.items()))] == 1
+
+
+def test_a_broker_that_is_away_shows(metrics: Metrics, health: Health, port: int) -> None:
+    class Away:
+        connected, away_seconds = False, 12.5
+
+        def traffic(self) -> Mapping[Any, Any]:
+            return {}
+
+        def lag(self) -> Mapping[Any, Any]:
+            return {}
+
+    bus: Any = Away()
+    assert isinstance(Bus.connected, property)  # what stands in here has the interface's names
+    assert isinstance(Bus.away_seconds, property)
+    metrics.sampler.attach({"exchange": bus}, lambda: None)
+    metrics.sampler.look()
+    health.brokers = metrics.sampler.connected()
+    told = scrape(port)
+    assert told["echelon_broker_connected"][(("broker", "exchange"),)] == 0
+    assert told["echelon_broker_away_seconds"][(("broker", "exchange"),)] == 12.5
+    assert told["echelon_ready"][()] == 0
+
+
+def test_a_sampler_without_connections_has_nothing_to_say() -> None:
+    sampler = Sampler()
+    sampler.look()
+    assert (sampler.last.traffic, sampler.last.lag, sampler.connected()) == ({}, {}, {})
+
+
+# ---- logs --------------------------------------------------------------------------------------------
+
+
+def test_every_json_line_says_who_wrote_it_and_later_facts_too() -> None:
+    stream, facts = io.StringIO(), dict(FACTS)
+    with logging_as(LogSettings(level="info"), facts, stream):
+        logging.getLogger("echelon.test").info("first %d", 1)
+        logging.getLogger("echelon.test").debug("not wanted")
+        logging.getLogger("aiokafka.conn").info("not wanted either")
+        facts["device"] = "a-0"
+        try:
+            raise ValueError("broken")
+        except ValueError:
+            logging.getLogger("echelon.test").exception("second")
+    logging.getLogger("echelon.test").error("after it")
+    first, second = (json.loads(line) for line in stream.getvalue().splitlines())
+    assert first | {"ts": ""} == {
+        "level": "INFO",
+        "logger": "echelon.test",
+        "message": "first 1",
+        **FACTS,
+        "ts": "",
+    }
+    assert first["ts"].endswith("+00:00")
+    assert second["device"] == "a-0"
+    assert "ValueError: broken" in second["exc_info"]
+
+
+def test_text_is_for_people() -> None:
+    stream = io.StringIO()
+    with logging_as(LogSettings(format="text", level="debug"), FACTS, stream):
+        logging.getLogger("echelon.test").debug("hello")
+    assert stream.getvalue().rstrip().endswith("DEBUG echelon.test: hello")

@@ -1,0 +1,111 @@
+"""Which failures a service waits out, and which end it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+import echelon.services.run as running
+from echelon.bus import Bus, open_bus
+from echelon.errors import BusDenied, BusError, ConnectionLost, StateError
+from echelon.services.config import AggregatorConfig, load_service
+from echelon.services.roles import role_of
+from echelon.services.run import FAILED, GOOD, Service
+from tests.services.deployed import deployed
+
+NO_HTTP = {"ECHELON_HTTP__PORT": "null", "ECHELON_SHUTDOWN": "5"}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return deployed(tmp_path_factory.mktemp("supervision")).config("a", "aggregator")
+
+
+def service(config: Path, state: Path) -> Service:
+    found = load_service(AggregatorConfig, config, {**NO_HTTP, "ECHELON_STATE": str(state)})
+    return Service(found, role_of(found))
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, *errors: Exception | None) -> list[str]:
+    """The n-th connection fails with the n-th error, or succeeds for None; the last goes on for ever."""
+    opened: list[str] = []
+
+    async def open_or_fail(url: str, **options: object) -> Bus:
+        error = errors[min(len(opened), len(errors) - 1)]
+        opened.append(url)
+        if error is not None:
+            raise error
+        return await open_bus(url)
+
+    monkeypatch.setattr(running, "open_bus", open_or_fail)
+    return opened
+
+
+async def stop_when(check: object, within: float = 20.0) -> None:
+    assert callable(check)
+    end = asyncio.get_running_loop().time() + within
+    while not check():
+        assert asyncio.get_running_loop().time() < end
+        await asyncio.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def test_a_broker_that_is_away_is_waited_for_whatever_the_number_of_tries(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = failing(
+        monkeypatch, ConnectionLost("away"), BusError("no such topic"), ConnectionLost("away"), None
+    )
+    one = service(config, tmp_path)
+    work = asyncio.create_task(one.run())
+    await stop_when(lambda: one.health.state.value == "running")
+    assert await work == GOOD
+    assert len(opened) == 4
+    assert one.metrics.registry.get_sample_value("echelon_restarts_total") == 3
+
+
+async def test_stopping_works_while_the_broker_is_away(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = failing(monkeypatch, ConnectionLost("away"))
+    one = service(config, tmp_path)
+    work = asyncio.create_task(one.run())
+    await stop_when(lambda: len(opened) > 2)
+    assert await asyncio.wait_for(work, 5.0) == GOOD
+
+
+async def test_a_broker_that_refuses_for_long_ends_the_service(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(running, "DENIED_SECONDS", 0.5)
+    opened = failing(monkeypatch, BusDenied("principal a.aggregator may not READ checkin"))
+    assert await asyncio.wait_for(service(config, tmp_path).run(), 20.0) == FAILED
+    assert len(opened) > 2
+    assert "may not READ checkin" in caplog.text
+
+
+async def test_a_contradiction_ends_the_service_at_once(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = failing(monkeypatch, StateError("the log was forked"), None)
+    assert await asyncio.wait_for(service(config, tmp_path).run(), 20.0) == FAILED
+    assert len(opened) == 1
+
+
+async def test_the_state_of_another_run_is_refused(
+    config: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = deployed(tmp_path / "other", topics=False).config("a", "aggregator")
+    for path, code in ((other, None), (config, FAILED)):
+        one = service(path, tmp_path / "state")
+        work = asyncio.create_task(one.run())
+        if code is None:
+            await stop_when(lambda: (tmp_path / "state" / "state.db").exists())
+            assert await work == GOOD
+        else:
+            assert await asyncio.wait_for(work, 20.0) == code
+    assert "belongs to another run or actor" in caplog.text
