@@ -91,6 +91,9 @@ class BoundaryActor(ABC):
         self._positions: dict[TopicPartition, int] = {}
         self._jobs: set[asyncio.Task[None]] = set()
         self._stopped = False
+        self.running = False
+        """Whether it has recovered and takes events."""
+        self.halted = False
         self._seen: dict[TopicPartition, dict[bytes, None]] = {}
 
     # ---- what the subclass says ------------------------------------------------------------------
@@ -144,10 +147,15 @@ class BoundaryActor(ABC):
             reading = asyncio.create_task(
                 feed(reader, self._events.put_nowait, self._room, self.name), name=f"{self.name} reader"
             )
+            self.running = True
             while not self._stopped:
-                await self._step(await self._next_event(pump, reading))
+                event = await self._next_event(pump, reading)
+                if self.halted:
+                    break
+                await self._step(event)
             await self.publisher.drained(DRAIN_SECONDS)
         finally:
+            self.running = False
             self.timers.stop_all()
             tasks = [task for task in (pump, reading, *self._jobs) if task is not None]
             for task in tasks:
@@ -155,6 +163,11 @@ class BoundaryActor(ABC):
             await asyncio.gather(*tasks, return_exceptions=True)
             if reader is not None:
                 await reader.aclose()
+
+    def halt(self) -> None:
+        """Leave the loop after the step under way, and send what is stored; a restart goes on from there."""
+        self.halted = True
+        self._events.put_nowait(None)
 
     async def _next_event(self, *guards: asyncio.Task[None]) -> object:
         """The next event; a helper task that failed ends the actor with its error instead."""

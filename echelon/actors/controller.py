@@ -91,6 +91,9 @@ class Controller:
         self._started = 0.0
         self._last_commit = 0.0
         self.closed: CloseReason | None = None
+        self.running = False
+        """Whether it has recovered and takes events."""
+        self.halted = False
         self.genesis_sha256 = b""
         """Of the genesis record that this controller wrote: what everybody pins."""
 
@@ -113,10 +116,16 @@ class Controller:
             if self.manifest.budget.seconds and self.closed is None:
                 left = self.manifest.budget.seconds - self._elapsed()
                 self.timers.start(CLOSE, max(0.0, left))
+            self.running = True
             while self.closed is None:
-                await self._step(await self._next_event(pump, reading))
+                event = await self._next_event(pump, reading)
+                if self.halted:
+                    await self._store([])
+                    break
+                await self._step(event)
             await self.publisher.drained(DRAIN_SECONDS)
         finally:
+            self.running = False
             self.timers.stop_all()
             tasks = [task for task in (pump, reading) if task is not None]
             for task in tasks:
@@ -128,6 +137,11 @@ class Controller:
     async def stop(self) -> None:
         """Close the run now, whatever the budget says."""
         self._events.put_nowait(TimerFired("stop"))
+
+    def halt(self) -> None:
+        """Leave the loop after the step under way: the run stays open, and a restart goes on with it."""
+        self.halted = True
+        self._events.put_nowait(TimerFired("halt"))
 
     async def _next_event(self, *guards: asyncio.Task[None]) -> list[Record] | TimerFired:
         waiting = asyncio.create_task(self._events.get())

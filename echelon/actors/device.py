@@ -4,27 +4,71 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgpack
 
 from echelon.actors.boundary import BoundaryActor, raise_if_failed
-from echelon.actors.runtime import end_of
+from echelon.actors.runtime import DRAIN_SECONDS, end_of
 from echelon.bus.base import TopicPartition
 from echelon.rounds.device import DeviceCore
-from echelon.rounds.effects import Effect, Evaluate, Evaluated, Incoming, Publish, TimerFired, Train, Trained
+from echelon.rounds.effects import (
+    Effect,
+    Evaluate,
+    Evaluated,
+    Incoming,
+    Publish,
+    ShardRead,
+    ShardReleased,
+    ShardsGained,
+    ShardsLost,
+    TimerFired,
+    Train,
+    Trained,
+)
 
 
 class Compute(Protocol):
     """Where training runs. Both calls take as long as they take, off the event loop."""
 
     async def train(self, device: str, job: Train) -> Trained:
-        """Run the job on the device's own data."""
+        """Run the job on the device's own data, or on the shard that it names."""
         ...
 
     async def evaluate(self, device: str, job: Evaluate) -> Evaluated:
-        """Evaluate the device's own validation slice."""
+        """Evaluate the device's own validation slice, or those of the shards that the job names."""
         ...
+
+
+ShardChange = ShardsGained | ShardsLost
+
+
+class ShardSource(Protocol):
+    """Says which data shards are this device's, and keeps where their data goes on."""
+
+    async def run(self, changed: Callable[[ShardChange], None]) -> None:
+        """Tell every change, until cancelled or until nothing can change any more; then let go of the shards.
+
+        Raises:
+            EchelonError: the shards cannot be had; the device ends with it.
+        """
+        ...
+
+    def read(self, shard: int, position: int) -> None:
+        """The device read a shard up to `position` and still has it."""
+        ...
+
+    def released(self, shard: int, position: int) -> None:
+        """No job of the device runs on a lost shard any more; it was read up to `position`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """The device is asked to go, in order, within so many seconds."""
+
+    within: float
 
 
 Interceptor = Callable[[str, Effect], bool]
@@ -38,6 +82,7 @@ class Device(BoundaryActor):
         core: the state machine.
         compute: where training runs.
         slot: the partition of `inbox` that is this device's.
+        shards: which data shards it trains; None for a device with data of its own.
         interceptor: for fault injection; None lets everything pass.
     """
 
@@ -47,11 +92,14 @@ class Device(BoundaryActor):
         core: DeviceCore,
         compute: Compute,
         slot: int,
+        shards: ShardSource | None = None,
         interceptor: Interceptor | None = None,
         **shared: Any,
     ) -> None:
         super().__init__(core.me, **shared)
         self.core, self.compute, self.slot, self.interceptor = core, compute, slot, interceptor
+        self.shards = shards
+        self._ended = asyncio.Event()
         self._stored: tuple[object, ...] = (self,) * 4  # nothing is stored yet
 
     def inputs(self) -> Iterable[TopicPartition]:
@@ -66,7 +114,35 @@ class Device(BoundaryActor):
             self.core.restore(bytes(msgpack.packb([snapshot, vectors])))
             self._stored = self.core.held()
         self.core.live_from = await end_of(self.bus, TopicPartition("control"), self.name)
+        if self.shards is not None:
+            watch = asyncio.create_task(self.shards.run(self._events.put_nowait), name=f"{self.name} shards")
+            self._jobs.add(watch)
+            watch.add_done_callback(self._job_done)
         return [*self.core.start(), *self.core.resume()]
+
+    async def run(self) -> None:
+        """As every actor; whoever waits for it to leave is told."""
+        try:
+            await super().run()
+        finally:
+            self._ended.set()
+
+    async def leave(self, within: float) -> bool:
+        """Ask the device to go, and wait until it has: it sees the window through that it is in, and trains no more.
+
+        Args:
+            within: seconds after which it stops whatever it is doing.
+
+        Returns:
+            Whether it has ended; it may then still be closing what it holds.
+        """
+        self._events.put_nowait(Departure(within))
+        try:
+            async with asyncio.timeout(within + DRAIN_SECONDS):
+                await self._ended.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def snapshot(self) -> bytes:
         """The core's state, without its vectors."""
@@ -83,7 +159,9 @@ class Device(BoundaryActor):
     def take(self, event: object) -> list[Effect]:
         """Hand an event to the core."""
         raise_if_failed(event)
-        if not isinstance(event, Incoming | TimerFired | Trained | Evaluated):
+        if isinstance(event, Departure):
+            return self.core.leave(event.within)
+        if not isinstance(event, Incoming | TimerFired | Trained | Evaluated | ShardChange):
             raise TypeError(f"{self.name}: {event!r} is not an event of a device")
         return self.core.handle(event)
 
@@ -104,6 +182,10 @@ class Device(BoundaryActor):
                 self.start_job(self.compute.train(self.name, effect), "training")
             case Evaluate():
                 self.start_job(self.compute.evaluate(self.name, effect), "evaluation")
+            case ShardRead() if self.shards is not None:
+                self.shards.read(effect.shard, effect.position)
+            case ShardReleased() if self.shards is not None:
+                self.shards.released(effect.shard, effect.position)
             case _:
                 await super().perform(effect)
 

@@ -27,8 +27,13 @@ BATCH_BYTES = 8 * 1024 * 1024
 """Most bytes that are handed to the broker at once."""
 STEP_COST = 0.0005
 """Seconds that storing a step is taken to need on the virtual clock."""
+UNREAD = frozenset({"deadletter"})
+"""Topics that those who write them may not read: what may stand there already is sent once more."""
 DRAIN_SECONDS = 5.0
 """Seconds that a stopping actor gives its last records to reach the broker."""
+
+STALL_EVERY = 5.0
+"""Seconds between two reports of how late the loop was."""
 
 Sink = Callable[[str, float, Note], None]
 """Takes (actor, loop time in seconds, fact)."""
@@ -102,7 +107,8 @@ class Publisher:
             return
         scanned = self._store.scanned()
         missing = {_fingerprint(row.record): row for row in rows}
-        for at in sorted({TopicPartition(row.record.topic, row.record.partition) for row in rows}):
+        written = {TopicPartition(row.record.topic, row.record.partition) for row in rows}
+        for at in sorted(at for at in written if at.topic not in UNREAD):
             async for record in read_to_end(self._bus, at, scanned.get(at, 0), self._name):
                 again = Outgoing(record.topic, record.value, record.key, record.headers, record.partition)
                 missing.pop(_fingerprint(again), None)
@@ -245,3 +251,21 @@ async def feed(
             continue
         backoff.reset()
         take(records)
+
+
+async def watch_loop(report: Callable[[list[float]], None], tick: float = 0.01) -> None:
+    """Measure how late the event loop is, for ever: a sleep of `tick` seconds that takes longer was held up.
+
+    Args:
+        report: gets the delays in seconds, ascending, every `STALL_EVERY` seconds.
+        tick: seconds.
+    """
+    loop = asyncio.get_running_loop()
+    while True:
+        late = []
+        begun = loop.time()
+        while loop.time() - begun < STALL_EVERY:
+            before = loop.time()
+            await asyncio.sleep(tick)
+            late.append(loop.time() - before - tick)
+        report(sorted(late))

@@ -26,6 +26,8 @@ def _names_topics(name: str) -> str:
 BoundaryName = Annotated[str, AfterValidator(_names_topics)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 MAX_FILE_BYTES = 1 << 20
+RESERVED = frozenset({"aggregator", "gate", "controller", "operator", "auditor", "broker", "break-glass"})
+"""Parts of names that are not for devices."""
 
 
 class DeviceSettings(Settings):
@@ -50,12 +52,27 @@ class BoundarySettings(Settings):
     data: DataSettings = Field(
         description="Where the boundary's documents come from and how they are dealt out."
     )
+    shards: int | None = Field(
+        default=None, ge=1, le=1000,
+        description="Deal the data into so many shards, which move between replicas of a device service as those come "
+        "and go. None: to the devices, each of which has data of its own.",
+    )  # fmt: skip
 
     def device_list(self) -> tuple[DeviceSettings, ...]:
         """Every device, named."""
         if isinstance(self.devices, int):
             return tuple(DeviceSettings(id=f"{self.name}-{number}") for number in range(self.devices))
         return self.devices
+
+    def shard_name(self, shard: int) -> str:
+        """What a shard is called where data is dealt out; no device can have that name."""
+        return f"{self.name}/{shard}"
+
+    def data_names(self) -> tuple[str, ...]:
+        """Whom the data is dealt to, in order: the shards if there are any, else the devices."""
+        if self.shards is None:
+            return tuple(device.id for device in self.device_list())
+        return tuple(self.shard_name(shard) for shard in range(self.shards))
 
 
 class StalenessSettings(Settings):
@@ -343,11 +360,10 @@ class RunSettings(Settings):
         _unique("boundaries", names)
         devices = [device.id for boundary in self.boundaries for device in boundary.device_list()]
         _unique("devices", devices)
-        reserved = {"aggregator", "gate", "controller"}
-        if reserved & set(devices):
-            raise ValueError(
-                f"a device may not be called {', '.join(sorted(reserved & set(devices)))}: rename it"
-            )
+        # Names are principals on a broker: a device must not be taken for somebody else.
+        reserved = sorted(name for name in devices if RESERVED & set(name.split(".")))
+        if reserved:
+            raise ValueError(f"a device may not be called {', '.join(reserved)}: rename it")
         floor = self.secure.k_min + self.secure.colluding
         for boundary in self.boundaries:
             count = len(boundary.device_list())
@@ -361,6 +377,12 @@ class RunSettings(Settings):
                 raise ValueError(
                     f"window.cohort = {cohort} in boundary {boundary.name!r} is below secure.k_min + "
                     f"secure.colluding = {floor}: raise window.cohort or lower the floor"
+                )
+            if boundary.shards is not None and boundary.shards < floor:
+                raise ValueError(
+                    f"boundary {boundary.name!r} has {boundary.shards} shards, and no two devices of a window train "
+                    f"one shard: at least secure.k_min + secure.colluding = {floor} are needed. Raise shards or lower "
+                    f"the floor"
                 )
             if count > 200:
                 raise ValueError(

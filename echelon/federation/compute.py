@@ -10,6 +10,7 @@ import asyncio
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar, TypeVarTuple
 
 from echelon.clock import is_virtual
-from echelon.config.run import CostSettings, LearnerSettings, RunSettings
+from echelon.config.run import BoundarySettings, CostSettings, LearnerSettings, RunSettings
 from echelon.errors import TrainingError
 from echelon.messages.adapter import AdapterLayout, Vector
 from echelon.rounds.effects import Evaluate, Evaluated, Train, Trained
@@ -64,7 +65,7 @@ def spec_of(settings: RunSettings) -> LearnerSpec:
         boundaries=tuple(
             BoundarySpec(
                 name=boundary.name,
-                devices=tuple(device.id for device in boundary.device_list()),
+                devices=boundary.data_names(),
                 data=boundary.data,
             )
             for boundary in settings.boundaries
@@ -107,6 +108,7 @@ _terms: tuple[LearnerSpec, LearnerSettings] | None = None
 
 def _start_worker(spec: LearnerSpec, learner: LearnerSettings, threads: int) -> None:
     global _terms
+    threading.Thread(target=_end_with_parent, name="echelon-parent", daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when a run stops
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if learner.kind == "lora":
@@ -114,6 +116,14 @@ def _start_worker(spec: LearnerSpec, learner: LearnerSettings, threads: int) -> 
 
         torch.set_num_threads(threads)
     _terms = (spec, learner)
+
+
+def _end_with_parent() -> None:
+    """A process that is killed cannot end its workers, and a worker waits for its next job for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _in_worker() -> FullLearner:
@@ -167,6 +177,12 @@ class Compute:
         self._speed: Mapping[str, float] = {
             device.id: device.speed for boundary in settings.boundaries for device in boundary.device_list()
         }
+        self._shards: Mapping[str, BoundarySettings] = {
+            device.id: boundary
+            for boundary in settings.boundaries
+            for device in boundary.device_list()
+            if boundary.shards is not None
+        }
         self._workers = 1
         self._eval_tokens = settings.sync.eval_tokens
         self._virtual = settings.clock == "virtual"
@@ -210,8 +226,11 @@ class Compute:
         return (await asyncio.gather(*(self._call(_facts) for _ in range(self._workers))))[0]
 
     async def train(self, device: str, job: Train) -> Trained:
-        """Run a training job on the device's own data."""
-        task = TrainTask(device, job.base, job.start, job.steps, job.mu, job.progress, job.state)
+        """Run a training job on the device's own data, or on the data shard that the job names."""
+        data, position = device, None
+        if job.shard is not None:
+            data, position = self._shards[device].shard_name(job.shard), job.position
+        task = TrainTask(data, job.base, job.start, job.steps, job.mu, job.progress, job.state, position)
         speed = self._speed[device]
         if is_virtual() and self._inline is not None:
             found = self._inline.train(task)
@@ -221,14 +240,24 @@ class Compute:
             found = await self._call(self._inline.train if self._inline is not None else _train, task)
             if speed < 1.0:
                 await asyncio.sleep((time.monotonic() - begun) * (1.0 / speed - 1.0))
-        return Trained(found.weights, found.tokens, found.loss_sum, found.loss_tokens, found.state)
+        return Trained(
+            found.weights, found.tokens, found.loss_sum, found.loss_tokens, found.state, found.position
+        )
 
     async def evaluate(self, device: str, job: Evaluate) -> Evaluated:
-        """Evaluate the device's own validation slice."""
-        if self._inline is not None:
-            found = await self._call(self._inline.evaluate, device, job.weights, self._eval_tokens)
-        else:
-            found = await self._call(_evaluate, device, job.weights, self._eval_tokens)
+        """Evaluate the device's own validation slice, or those of the data shards that the job names.
+
+        All shards together are evaluated on as many tokens as all enrolled devices would be, whoever holds them.
+        """
+        names, tokens = [device], self._eval_tokens
+        boundary = self._shards.get(device)
+        if boundary is not None and boundary.shards is not None:
+            names = [boundary.shard_name(shard) for shard in job.shards]
+            tokens = max(1, tokens * len(boundary.device_list()) // boundary.shards)
+        evaluate = _evaluate if self._inline is None else self._inline.evaluate
+        found = EvalResult(0.0, 0)
+        for name in names:
+            found += await self._call(evaluate, name, job.weights, tokens)
         if is_virtual():
             await asyncio.sleep(found.tokens * self._cost.seconds_per_eval_token / self._speed[device])
         return Evaluated(job.commit, found.loss_sum, found.tokens)

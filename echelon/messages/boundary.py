@@ -7,9 +7,10 @@ the order of the boundary's history, and everything else is derived from it.
 from __future__ import annotations
 
 from enum import StrEnum
+from itertools import pairwise
 from typing import Annotated, ClassVar
 
-from pydantic import Field, Strict
+from pydantic import AfterValidator, Field, Strict
 
 from echelon.messages.exchange import MAX_WINDOWS, DeltaCodec, Pace, Payload, WindowSummary
 from echelon.messages.handshake import (
@@ -27,6 +28,22 @@ from echelon.messages.wire import I64, U32, U63, Digest, Fields, Message, Reason
 
 MAX_COHORT = 200
 """Most devices in one cohort on a complete graph: keeps every decision within 64 KiB."""
+MAX_SHARDS = 1000
+"""Most data shards of one boundary: each is a partition of a topic, and a cohort may name all of them."""
+
+
+def _ascending(shards: tuple[int, ...]) -> tuple[int, ...]:
+    if any(left >= right for left, right in pairwise(shards)):
+        raise ValueError("shards must ascend and be named once")
+    return shards
+
+
+Shards = Annotated[
+    tuple[Annotated[int, Field(ge=0, lt=MAX_SHARDS)], ...],
+    Field(max_length=MAX_SHARDS),
+    AfterValidator(_ascending),
+]
+"""Numbers of data shards, ascending; empty for a device with data of its own."""
 
 
 class Phase(StrEnum):
@@ -67,6 +84,8 @@ class Member(Fields):
     n: U32
     base_version: U63
     weight: U63
+    shards: Shards = ()
+    """What the offer was trained on: no two members of a cohort name one shard."""
 
 
 class Base(Fields):
@@ -91,6 +110,7 @@ class Cohort(Message):
     """
 
     kind: ClassVar[str] = "cohort"
+    revision: ClassVar[int] = 2
     window: U63
     version: U63
     commit: U63
@@ -200,18 +220,44 @@ class Ready(Message):
     """A device holds an update to be aggregated."""
 
     kind: ClassVar[str] = "ready"
+    revision: ClassVar[int] = 2
     offer: U63
     """Counts a device's updates; an offer is in at most one sum."""
     base_version: U63
     base_sha256: Digest
     n: U32
     """Tokens trained, in buckets."""
+    shards: Shards = ()
+    """The data shards that it was trained on."""
 
 
 class Leave(Message):
-    """A device goes; its open offer is withdrawn unless it is in a cohort."""
+    """A device goes, or has nothing to train; its open offer is withdrawn unless it is in a cohort."""
 
     kind: ClassVar[str] = "leave"
+    revision: ClassVar[int] = 2
+    number: U63
+    """Counts what this process of the device sent of its kind; the answer names it."""
+
+
+class Released(Message):
+    """On `control`: the aggregator read that a device leaves. No later cohort has it, until it offers again."""
+
+    kind: ClassVar[str] = "released"
+    device: Slug
+    number: U63
+    """That of the `Leave`."""
+
+
+class Shard(Message):
+    """One data shard of the boundary, on the partition of its number; the newest record of a partition counts."""
+
+    kind: ClassVar[str] = "shard"
+    shard: Annotated[int, Field(ge=0, lt=MAX_SHARDS)]
+    count: Annotated[int, Field(ge=1, le=MAX_SHARDS)]
+    """How many shards the data is dealt into."""
+    data_sha256: Digest
+    """Of the settings that the data is dealt by: whoever trains the shard must have the same."""
 
 
 class Masked(Message):
@@ -237,9 +283,10 @@ class DeadLetter(Message):
 BOUNDARY = Registry(
     "boundary",
     (
-        WindowOpen, Cohort, KeyList, SharesList, Included, Signatures, Window, Void, Sealing, Adopt, End,
+        WindowOpen, Cohort, KeyList, SharesList, Included, Signatures, Window, Void, Sealing, Adopt, Released, End,
         Model,
         Join, Heartbeat, Ready, Leave,
+        Shard,
         Advertise, Sealed, Consistency, Unmask,
         Deliver,
         Masked,

@@ -28,6 +28,7 @@ from echelon.messages.boundary import (
     Phase,
     Ready,
     Rejected,
+    Released,
     SealedDelta,
     Sealing,
     Void,
@@ -61,6 +62,7 @@ from echelon.rounds.effects import (
     note,
 )
 from echelon.rounds.ledger import Ledger, PendingDelta, RoundedDelta
+from echelon.rounds.shards import disjoint
 from echelon.secagg.roster import Roster
 from echelon.secagg.server import Server, SumResult, WindowFailed
 
@@ -79,11 +81,14 @@ class AggregatorTerms:
         cohort: K, devices that close a window at once.
         deadline: seconds after which a window closes with whoever is ready, if the floor allows it.
         round_timeout: seconds that each round of secure aggregation may take.
+        shards: into how many shards the boundary's data is dealt; then devices come and go, and windows wait only
+            for those that check in. None: devices have data of their own, and every enrolled one is waited for.
     """
 
     cohort: int
     deadline: float
     round_timeout: float
+    shards: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +153,7 @@ class _Check:
     base_version: int
     base_sha256: bytes
     offset: int
+    shards: tuple[int, ...] = ()
 
 
 @dataclass
@@ -178,6 +184,8 @@ class AggregatorCore:
         self._read = {"handshake": 0, "masked": 0}
         self._overdue = False
         self._missed: dict[DeviceId, int] = {}
+        self._there: set[DeviceId] = set()
+        """Devices that checked in and did not leave since."""
 
     # ---- events ----------------------------------------------------------------------------------
 
@@ -218,8 +226,13 @@ class AggregatorCore:
                 return [note("joined", device=device)]
             case Leave():
                 self.ready.pop(device, None)
+                self._there.discard(device)
+                self._missed[device] = ABSENT_AFTER
                 self._checked_in = max(self._checked_in, event.offset + 1)
-                return [note("left", device=device)]
+                # Read again after a restart it is the same record again.
+                released = Publish("control", Released(device=device, number=message.number), 0)
+                # Fewer are waited for now: those that are ready may be enough.
+                return [released, note("left", device=device), *self._try_cohort()]
             case Ready():
                 return self._check_in(device, message, event.offset)
             case Advertise() | Sealed() | Consistency() | Unmask() | Masked():
@@ -249,11 +262,19 @@ class AggregatorCore:
             )
         if not 1 <= message.n <= self.manifest.secure.n_max:
             raise ProtocolError(f"{device} offers n = {message.n}, outside 1..{self.manifest.secure.n_max}")
+        if not self._shards_fit(message.shards):
+            raise ProtocolError(
+                f"{device} offers what was trained on the shards {list(message.shards)[:8]}, and the boundary's data "
+                f"is dealt into {self.terms.shards or 'none'}"
+            )
         self._missed.pop(device, None)
-        self.ready[device] = _Check(
-            message.offer, message.n, message.base_version, message.base_sha256, offset
-        )
+        self._there.add(device)
+        self.ready[device] = _checked(message, offset)
         return [note("checked-in", ready=len(self.ready)), *self._try_cohort()]
+
+    def _shards_fit(self, shards: tuple[int, ...]) -> bool:
+        count = self.terms.shards
+        return not shards if count is None else bool(shards) and shards[-1] < count
 
     def _timer(self, name: str) -> list[Effect]:
         if name == DEADLINE and self._phase is Phase.OPEN:
@@ -304,14 +325,14 @@ class AggregatorCore:
             else:
                 fresh.append((device, check, weight))
         floor = secure.k_min + secure.colluding
-        absent = sum(1 for missed in self._missed.values() if missed >= ABSENT_AFTER)
-        wanted = max(floor, min(self.terms.cohort, len(self.roster.entries) - absent))
-        if len(fresh) < wanted and not self._overdue:
+        if len(fresh) < self._wanted(floor) and not self._overdue:
             return []
-        chosen = fresh[: secure.cohort_max]
+        # Offers on one data shard exclude each other; those that are left out stay ready for the next window.
+        fitting = disjoint([check.shards for _, check, _ in fresh], floor)
+        chosen = [fresh[place] for place in fitting][: secure.cohort_max]
         if len(chosen) < floor:
             return []
-        self._count_absences({device for device, _, _ in chosen})
+        self._count_absences({device for device, _, _ in fresh})
         cap = weight_cap([weight for _, _, weight in chosen], secure.k_min)
         cohort = Cohort(
             window=self.window,
@@ -324,6 +345,7 @@ class AggregatorCore:
                     n=check.n,
                     base_version=check.base_version,
                     weight=min(weight, cap),
+                    shards=check.shards,
                 )
                 for device, check, weight in sorted(chosen)
             ),
@@ -334,6 +356,13 @@ class AggregatorCore:
             inputs=self._checked_in,
         )
         return [Publish("control", cohort, self.window), *self._begin(cohort)]
+
+    def _wanted(self, floor: int) -> int:
+        """Ready devices that close a window before its deadline."""
+        enrolled = {DeviceId(entry.device) for entry in self.roster.entries}
+        waited_for = enrolled if self.terms.shards is None else self._there
+        absent = sum(1 for device in waited_for if self._missed.get(device, 0) >= ABSENT_AFTER)
+        return max(floor, min(self.terms.cohort, len(waited_for) - absent))
 
     def _count_absences(self, present: set[DeviceId]) -> None:
         """A device that two deadlines in a row had to do without is not waited for until it checks in again."""
@@ -630,9 +659,9 @@ class AggregatorCore:
         self._held = [commit for commit in history.commits if commit.commit > ledger.commit]
         self._refused = {seq: stale for seq, stale in history.refused.items() if seq in ledger.pending}
         for device, offset, message in history.ready:
-            if message.base_version <= self.version:
-                check = _Check(message.offer, message.n, message.base_version, message.base_sha256, offset)
-                self.ready[device] = check
+            if message.base_version <= self.version and self._shards_fit(message.shards):
+                self.ready[device] = _checked(message, offset)
+                self._there.add(device)
                 self._checked_in = max(self._checked_in, offset + 1)
         effects: list[Effect] = []
         for sealed in history.unsent:
@@ -649,6 +678,8 @@ class AggregatorCore:
         Raises:
             StateError: a window was closed after the snapshot, so the snapshot is older than the topics; rebuild it.
         """
+        if self.ended:
+            return  # the window that was under way when the run was closed is over, wherever it stood
         for message in decisions:
             match message:
                 case Cohort() if message.window == self.window:
@@ -699,9 +730,13 @@ class AggregatorCore:
                     "tokens": self.tokens,
                     "bases": [[base.version, base.sha256] for base in self.bases],
                     "ready": [
-                        [device, check.offer, check.n, check.base_version, check.base_sha256, check.offset]
+                        [
+                            device, check.offer, check.n, check.base_version, check.base_sha256, check.offset,
+                            check.shards,
+                        ]
                         for device, check in self.ready.items()
                     ],
+                    "there": sorted(self._there),
                     "held": [
                         [
                             held.commit, held.adapter.tobytes(), held.merged,
@@ -742,7 +777,11 @@ class AggregatorCore:
         self.version, self.window, self.tokens = fields["version"], fields["window"], fields["tokens"]
         self.pace = pace(fields["pace"])
         self.bases = tuple(Base(version=version, sha256=digest) for version, digest in fields["bases"])
-        self.ready = {DeviceId(device): _Check(*check) for device, *check in fields["ready"]}
+        self.ready = {
+            DeviceId(device): _Check(offer, n, version, digest, offset, tuple(shards))
+            for device, offer, n, version, digest, offset, shards in fields["ready"]
+        }
+        self._there = {DeviceId(device) for device in fields["there"]}
         self._held = []
         for commit, adapter, merged, paced, tokens in fields["held"]:
             terms = pace(paced)
@@ -753,3 +792,7 @@ class AggregatorCore:
         self._refused = dict(fields["refused"])
         self._checked_in = fields["checked_in"]
         self.ended = fields["ended"]
+
+
+def _checked(message: Ready, offset: int) -> _Check:
+    return _Check(message.offer, message.n, message.base_version, message.base_sha256, offset, message.shards)

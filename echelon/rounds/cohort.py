@@ -73,7 +73,7 @@ def context_of(cohort: Cohort, manifest: RunManifest, dim: int) -> Context:
 
     Raises:
         ProtocolError: the cohort says what the manifest does not allow: weights, ages, sizes, threshold,
-        floor.
+        floor; or two of its members trained one data shard.
     """
     secure = manifest.secure
     where = f"window {cohort.window}"
@@ -84,6 +84,11 @@ def context_of(cohort: Cohort, manifest: RunManifest, dim: int) -> Context:
     expected = threshold_of(len(cohort.members), secure.colluding)
     if cohort.threshold != expected:
         raise ProtocolError(f"{where}: threshold {cohort.threshold}, it must be {expected}")
+    named: dict[int, str] = {}
+    for member in cohort.members:
+        for shard in member.shards:
+            if named.setdefault(shard, member.device) != member.device:
+                raise ProtocolError(f"{where}: {named[shard]} and {member.device} both trained shard {shard}")
     versions = {base.version for base in cohort.bases}
     for member in cohort.members:
         weight = min(secure.weight(member.n, cohort.version - member.base_version), cohort.weight_cap)

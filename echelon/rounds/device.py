@@ -3,6 +3,10 @@
 What the device holds is θ_local = base + offered + r: the newest boundary adapter, the update that it has offered
 and that is not decided yet, and what it trained since. An offer is in at most one sum: `spent` is stored before
 its masked form leaves, and only a close that the cohort's threshold signed, and that leaves it out, brings it back.
+
+Where the boundary's data is dealt into shards, the device trains those that it holds at the moment, each job on one
+of them. Its moments stay with it, the place where a shard's data goes on stays with the shard, and an offer names
+the shards behind it.
 """
 
 from __future__ import annotations
@@ -21,9 +25,11 @@ from echelon.messages.boundary import (
     Cohort,
     End,
     Join,
+    Leave,
     Masked,
     Model,
     Ready,
+    Released,
     Void,
     Window,
 )
@@ -41,6 +47,8 @@ from echelon.rounds.effects import (
     Incoming,
     Publish,
     Save,
+    ShardsGained,
+    ShardsLost,
     StartTimer,
     Stop,
     StopTimer,
@@ -49,6 +57,7 @@ from echelon.rounds.effects import (
     Trained,
     note,
 )
+from echelon.rounds.shards import Holding
 from echelon.rounds.staleness import buckets
 from echelon.secagg.client import Client
 from echelon.secagg.entropy import Entropy
@@ -56,7 +65,7 @@ from echelon.secagg.ring import Codec, pack_vector
 from echelon.secagg.roster import Roster
 
 F32 = NDArray[np.float32]
-PATIENCE = "patience"
+PATIENCE, HOLD, LEAVE = "patience", "hold", "leave"
 LOSS_UNIT = 1 << 16
 NORM_UNIT = 1 << 32
 
@@ -68,10 +77,15 @@ class DeviceTerms:
     Attributes:
         patience: seconds that it waits for a newer adapter after an offer, before it trains on from its own state.
         ahead: most training jobs that it may run while one offer is undecided.
+        shards: into how many shards the boundary's data is dealt; None: the device has data of its own.
+        hold: seconds that an offer on shards which are another device's by now may wait for a cohort. Longer than
+            windows take to close, so that only offers go which block each other.
     """
 
     patience: float
     ahead: int
+    shards: int | None = None
+    hold: float = 60.0
 
 
 @dataclass(slots=True)
@@ -84,6 +98,8 @@ class Progress:
     tokens: int = 0
     loss_sum: float = 0.0
     loss_tokens: int = 0
+    shards: frozenset[int] = frozenset()
+    """The data shards that it was trained on."""
 
 
 @dataclass(slots=True)
@@ -162,6 +178,12 @@ class DeviceCore:
         self._training_base: tuple[int, bytes] | None = None
         self._waiting = False
         self._ahead = 0
+        self.shards = Holding(self.terms.shards)
+        self._unevaluated: tuple[int, F32] | None = None
+        self._announced = False
+        """Whether the aggregator was told of an offer since it was last told that there is none."""
+        self._leaves = 0
+        self._leaving = self._released = False
 
     # ---- life cycle ------------------------------------------------------------------------------
 
@@ -171,8 +193,29 @@ class DeviceCore:
         if self.state.finished:
             return [Stop()]
         if self.offer is not None and self.offer.window < 0:
-            effects.append(self._ready(self.offer))
+            effects += self._announce(self.offer)
         return effects
+
+    def leave(self, within: float) -> list[Effect]:
+        """Go for good, in order: train and offer nothing more, see the window through that this device is in, stop.
+
+        The aggregator's answer says that no later cohort has this device. What was trained and not summed stays in the
+        state, for a later life.
+
+        Args:
+            within: seconds after which it stops, whatever it waits for.
+        """
+        if self.state.finished:
+            return [Stop()]
+        if self._leaving:
+            return []
+        self._leaving, self._waiting = True, False
+        return [StopTimer(PATIENCE), StopTimer(HOLD), StartTimer(LEAVE, within), self._leave(), Save()]
+
+    def _leave(self) -> Publish:
+        self._announced = False
+        self._leaves += 1
+        return Publish("checkin", Leave(number=self._leaves), 0)
 
     def resume(self) -> list[Effect]:
         """Called once the records of a restart are read: train if there is a model and nothing is running."""
@@ -184,16 +227,42 @@ class DeviceCore:
         Raises:
             ProtocolError: a record of the aggregator breaks the protocol; nothing was changed by it.
         """
-        if isinstance(event, Trained):
-            return self._trained(event)
-        if isinstance(event, Evaluated):
-            return self._evaluated(event)
-        if isinstance(event, TimerFired):
-            if event.name == PATIENCE and self._waiting:
-                self._waiting = False
-                return self._train()
-            return []
-        return self._record(event)
+        effects = self._take(event)
+        if self._leaving:
+            if self._released and self._cohort is None:
+                effects += [StopTimer(LEAVE), Save(), Stop()]
+        elif self._resting():
+            effects.append(self._leave())
+        return effects
+
+    def _take(self, event: Event) -> list[Effect]:
+        match event:
+            case Trained():
+                return self._trained(event)
+            case Evaluated():
+                return self._evaluated(event)
+            case TimerFired():
+                return self._timer(event.name)
+            case ShardsGained():
+                return self._gained(event)
+            case ShardsLost():
+                return self._lost(event)
+            case Incoming():
+                return self._record(event)
+
+    def _timer(self, name: str) -> list[Effect]:
+        if name == PATIENCE and self._waiting:
+            self._waiting = False
+            return self._train()
+        if name == HOLD:
+            return self._held_up()
+        if name == LEAVE and self._leaving:
+            return [
+                note("left-early", window=-1 if self._cohort is None else self._cohort.window),
+                Save(),
+                Stop(),
+            ]
+        return []
 
     def _record(self, event: Incoming) -> list[Effect]:
         message = event.message
@@ -211,19 +280,63 @@ class DeviceCore:
             case Adopt():
                 self._known_version = max(self._known_version, message.version)
                 return self._rebase()
+            case Released():
+                # One that an earlier life was told, read again, is no answer to this one.
+                if message.device == self.me and event.offset >= self.live_from:
+                    self._released = self._released or (self._leaving and message.number == self._leaves)
+                return []
             case End():
                 self.state.finished = True
                 return [StopTimer(PATIENCE), Save(), Stop()]
             case _:
                 return []
 
+    # ---- data shards -----------------------------------------------------------------------------
+
+    def _gained(self, event: ShardsGained) -> list[Effect]:
+        self.shards.gain(event.shards)
+        effects = self._evaluate()
+        if self._training_from is None and not self._waiting:
+            effects += self._train()
+        return effects
+
+    def _lost(self, event: ShardsLost) -> list[Effect]:
+        return [*self.shards.lose(event.shards), *self._hold()]
+
+    def _foreign(self) -> Offer | None:
+        """The open offer, if it names shards that others have by now."""
+        offer = self.offer
+        if offer is None or offer.window >= 0 or offer.progress.shards <= self.shards.held or self._leaving:
+            return None
+        return offer
+
+    def _hold(self) -> list[Effect]:
+        """Bound the wait of an offer on shards that others have by now: no cohort takes it beside theirs."""
+        return [] if self._foreign() is None else [StartTimer(HOLD, self.terms.hold)]
+
+    def _held_up(self) -> list[Effect]:
+        """Offers that overlap can keep a boundary below its floor for ever; those on shards of one's own cannot."""
+        offer = self._foreign()
+        if offer is None:
+            return []
+        if self._cohort is not None:
+            return self._hold()
+        self.offer = None
+        return [note("offer-overlap", window=-1, offer=offer.number), Save(), *self._continue()]
+
+    def _resting(self) -> bool:
+        """Whether the aggregator waits for a device that has nothing to train."""
+        idle = self.offer is None and self.carried is None and self._training_from is None
+        return idle and self.shards.none and self._announced and not self.state.finished
+
     # ---- training --------------------------------------------------------------------------------
 
     def _train(self) -> list[Effect]:
         if self.base is None or self.pace is None or self._training_from is not None or self.state.finished:
             return []
-        if self.offer is not None and self._ahead >= self.terms.ahead:
+        if self._leaving or self.shards.none or (self.offer is not None and self._ahead >= self.terms.ahead):
             return []
+        shard = self.shards.begin()
         start = self.base
         if self.offer is not None:  # an offer is forgotten once the own base contains it
             start = start + self.offer.progress.vector
@@ -232,12 +345,11 @@ class DeviceCore:
         self._training_from = start
         self._training_base = (self.version, self.base_sha256)
         self._waiting = False
-        return [
-            StopTimer(PATIENCE),
-            Train(
-                self.base, start, self.pace.steps, self.pace.mu_ppm / MILLION, self.progress, self.optimiser
-            ),
-        ]
+        job = Train(
+            self.base, start, self.pace.steps, self.pace.mu_ppm / MILLION, self.progress, self.optimiser,
+            shard, 0 if shard is None else self.shards.position(shard),
+        )  # fmt: skip
+        return [StopTimer(PATIENCE), job]
 
     def _trained(self, done: Trained) -> list[Effect]:
         if self._training_from is None or self._training_base is None:
@@ -259,11 +371,16 @@ class DeviceCore:
                 "trained", tokens=done.tokens, loss=done.loss_sum / max(1, done.loss_tokens), version=version
             )
         ]
+        if self.shards.training is not None:
+            self.carried.shards |= {self.shards.training}
+        effects += self.shards.end(done.position)
         return effects + self._next()
 
     def _next(self) -> list[Effect]:
         """After training, or once an offer was decided: offer what is carried; then wait a little, or train on."""
         effects: list[Effect] = []
+        if self._leaving:
+            return [Save()]
         if self.offer is None and self.carried is not None and self._too_old(self.carried):
             effects.append(note("progress-too-old", version=self.carried.base_version))
             self.carried = None
@@ -274,7 +391,7 @@ class DeviceCore:
             self.offer = Offer(self.state.offers, self.carried, n)
             self.carried = None
             self._ahead = 0
-            effects.append(self._ready(self.offer))
+            effects += self._announce(self.offer)
         effects.append(Save())
         if self._training_from is None:
             if self.carried is None and self.offer is not None and self.offer.merged_in < 0:
@@ -288,18 +405,28 @@ class DeviceCore:
         """Whether no cohort on the newest adapter can take it, by the table of the manifest."""
         return self.version - progress.base_version >= len(self.manifest.secure.staleness)
 
-    def _ready(self, offer: Offer) -> Publish:
+    def _announce(self, offer: Offer) -> list[Effect]:
+        """Tell the aggregator of an offer, unless this device is on its way out."""
+        if self._leaving:
+            return []
+        self._announced = True
         progress = offer.progress
-        return Publish(
-            "checkin",
-            Ready(
-                offer=offer.number,
-                base_version=progress.base_version,
-                base_sha256=progress.base_sha256,
-                n=offer.n,
-            ),
-            0,
+        ready = Ready(
+            offer=offer.number,
+            base_version=progress.base_version,
+            base_sha256=progress.base_sha256,
+            n=offer.n,
+            shards=tuple(sorted(progress.shards)),
         )
+        return [Publish("checkin", ready, 0), *self._hold()]
+
+    def _evaluate(self) -> list[Effect]:
+        """Evaluate the newest commit's adapter, once, as soon as there is data to evaluate it on."""
+        if self._unevaluated is None or self._leaving or self.shards.none:
+            return []
+        (commit, anchor), self._unevaluated = self._unevaluated, None
+        self.state.evaluated = commit
+        return [Evaluate(commit, anchor, tuple(sorted(self.shards.held)))]
 
     def _evaluated(self, done: Evaluated) -> list[Effect]:
         self.state.evaluation = (done.commit, round(done.loss_sum * LOSS_UNIT), done.tokens)
@@ -349,8 +476,8 @@ class DeviceCore:
             and self.state.evaluated < message.commit
             and self.manifest.exchange.report_loss
         ):
-            self.state.evaluated = message.commit
-            effects.append(Evaluate(message.commit, anchor))
+            self._unevaluated = (message.commit, anchor)
+            effects += self._evaluate()
         if self.offer is None and self.carried is not None:
             return effects + self._next()
         if first or self._waiting:
@@ -388,7 +515,8 @@ class DeviceCore:
             return []  # it stood there before this start: keys may have been sent for it, and they are gone
         progress = offer.progress
         known = {base.version: base.sha256 for base in message.bases}
-        if mine.n != offer.n or mine.base_version != progress.base_version:
+        said = (mine.n, mine.base_version, mine.shards)
+        if said != (offer.n, progress.base_version, tuple(sorted(progress.shards))):
             raise ProtocolError(
                 f"window {message.window}: the cohort says other things of {self.me} than it offered"
             )
@@ -519,7 +647,7 @@ class DeviceCore:
                 effects.append(note("offer-lost", window=message.window, offer=offer.number))
             effects.append(Save())
         elif offer is not None and offer.window < 0 and self.state.member_of == message.window:
-            effects.append(self._ready(offer))
+            effects += self._announce(offer)
         if cohort is not None and cohort.window <= message.window:
             self._cohort = None
         effects.extend(self._rebase())
@@ -535,6 +663,7 @@ class DeviceCore:
             kept.tokens += self.carried.tokens
             kept.loss_sum += self.carried.loss_sum
             kept.loss_tokens += self.carried.loss_tokens
+            kept.shards |= self.carried.shards
         self.carried = kept
         self.offer = None
 
@@ -555,7 +684,7 @@ class DeviceCore:
             self.offer = None
             return [note("offer-lost", window=message.window, offer=offer.number), Save(), *self._continue()]
         if offer is not None and offer.window < 0 and self.state.member_of == message.window:
-            return [self._ready(offer)]
+            return self._announce(offer)
         return []
 
     def _continue(self) -> list[Effect]:
@@ -591,7 +720,10 @@ class DeviceCore:
         def progress(value: Progress | None) -> object:
             if value is None:
                 return None
-            return [value.base_version, value.base_sha256, value.tokens, value.loss_sum, value.loss_tokens]
+            return [
+                value.base_version, value.base_sha256, value.tokens, value.loss_sum, value.loss_tokens,
+                sorted(value.shards),
+            ]  # fmt: skip
 
         offer = self.offer
         return bytes(
@@ -611,6 +743,7 @@ class DeviceCore:
                         self.state.offers, self.state.member_of, self.state.evaluated, self.state.evaluation,
                         self.state.finished, self.state.released, self._ahead,
                     ],
+                    "positions": sorted(self.shards.positions.items()),
                 }
             )
         )  # fmt: skip
@@ -621,7 +754,11 @@ class DeviceCore:
         base, carried, offered, self.optimiser = msgpack.unpackb(vectors)
 
         def progress(value: Any, vector: bytes | None) -> Progress | None:
-            return None if value is None or vector is None else Progress(np.frombuffer(vector, "<f4"), *value)
+            if value is None or vector is None:
+                return None
+            version, digest, tokens, loss_sum, loss_tokens, shards = value
+            found = np.frombuffer(vector, "<f4")
+            return Progress(found, version, digest, tokens, loss_sum, loss_tokens, frozenset(shards))
 
         fields = msgpack.unpackb(facts, strict_map_key=False)
         self.version, self.commit, self._known_version = fields["version"], fields["commit"], fields["known"]
@@ -638,6 +775,7 @@ class DeviceCore:
             if held is not None:
                 self.offer = Offer(number, held, n, window, merged_in)
         offers, member_of, evaluated, evaluation, finished, (version, sets), self._ahead = fields["state"]
+        self.shards.positions = dict(fields["positions"])
         self.state = DeviceState(
             offers=offers,
             member_of=member_of,

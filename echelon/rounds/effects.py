@@ -40,6 +40,22 @@ class Trained:
     loss_sum: float
     loss_tokens: int
     state: bytes
+    position: int = 0
+    """Where the job's data shard goes on, if it was trained on one."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardsGained:
+    """Data shards are this device's from now on: (shard, where its data goes on), each."""
+
+    shards: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardsLost:
+    """Data shards are to be given up: no job may begin on them, and `ShardReleased` says when none runs."""
+
+    shards: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +98,11 @@ class StopTimer:
 
 @dataclass(frozen=True, slots=True)
 class Train:
-    """Train `steps` local steps from `start` with the proximal term anchored at `base` (float32[d] both)."""
+    """Train `steps` local steps from `start` with the proximal term anchored at `base` (float32[d] both).
+
+    `state` holds the device's moments. The data is the device's own, read on from where `state` says, or if `shard`
+    is given that shard's, read on from `position`.
+    """
 
     base: F32
     start: F32
@@ -90,14 +110,33 @@ class Train:
     mu: float
     progress: float
     state: bytes | None
+    shard: int | None = None
+    position: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluate:
-    """Evaluate the device's validation slice with the adapter of a commit."""
+    """Evaluate the device's validation slice, or those of its data shards, with the adapter of a commit."""
 
     commit: int
     weights: F32
+    shards: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRead:
+    """A data shard was read on: `position` is what a later owner goes on from."""
+
+    shard: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardReleased:
+    """No job of this device runs on the data shard, and none will begin; `position` is where it was left."""
+
+    shard: int
+    position: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +157,8 @@ class Stop:
     """The actor's work is done."""
 
 
-Event = Incoming | TimerFired | Trained | Evaluated
-Effect = Publish | StartTimer | StopTimer | Train | Evaluate | Save | Note | Stop
+Event = Incoming | TimerFired | Trained | Evaluated | ShardsGained | ShardsLost
+Effect = Publish | StartTimer | StopTimer | Train | Evaluate | ShardRead | ShardReleased | Save | Note | Stop
 
 
 def note(kind: str, **facts: object) -> Note:

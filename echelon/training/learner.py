@@ -25,7 +25,9 @@ class TrainTask:
 
     `base` is w_base of the proximal term and `start` the point to begin from, both float32[d]. `progress` in
     [0, 1] is how far the run has come: the learning rate is a function of it. `state` is what the device's
-    previous result returned, or none at the very first task.
+    previous result returned, or none at the very first task. `device` names whose data is read: a device's own, or
+    that of a shard, which moves between devices; then `position` is where its data goes on, and `state` is the moments
+    of whichever device trains it.
     """
 
     device: str
@@ -35,6 +37,7 @@ class TrainTask:
     mu: float
     progress: float
     state: bytes | None = None
+    position: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,8 @@ class TrainResult:
     """The adapter after the steps, float32[d], what it cost, and the state for the next task.
 
     `tokens` counts the tokens that were read (without padding), `loss_tokens` those that the loss counts
-    (fewer for conversations); `loss_sum` is their loss before each step, without the proximal term.
+    (fewer for conversations); `loss_sum` is their loss before each step, without the proximal term. `position` is
+    where the data that was read goes on.
     """
 
     weights: Vector
@@ -52,6 +56,7 @@ class TrainResult:
     loss_tokens: int
     seconds: float
     state: bytes
+    position: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +98,10 @@ class Learner(Protocol):
 
 
 class BoundarySpec(BaseModel):
-    """One boundary as the learner sees it: its devices, in order, and where their data comes from."""
+    """One boundary as the learner sees it: where its data comes from, and whom it is dealt to, in order.
+
+    `devices` are the names of devices, or of data shards where those move between devices.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

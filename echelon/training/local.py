@@ -197,7 +197,7 @@ class TorchLearner:
         per_step = settings.batch_size * settings.accumulation
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         tokens = loss_tokens = 0
-        cursor = state.cursor
+        cursor = state.cursor if task.position is None else task.position
         for _ in range(task.steps):
             chosen = data.order.take(cursor, per_step)
             cursor += per_step
@@ -215,7 +215,7 @@ class TorchLearner:
             )
         after = TrainerState(to_numpy(self._first), to_numpy(self._second), state.steps + task.steps, cursor)
         seconds = time.perf_counter() - started
-        return TrainResult(weights, task.steps, tokens, total, loss_tokens, seconds, after.to_bytes())
+        return TrainResult(weights, task.steps, tokens, total, loss_tokens, seconds, after.to_bytes(), cursor)
 
     def _prepare(self, task: TrainTask, state: TrainerState) -> None:
         """Put the task's device in place: weights, moments, proximal centre, learning rate."""

@@ -30,6 +30,9 @@ from echelon.rounds.effects import (
     Note,
     Publish,
     Save,
+    ShardReleased,
+    ShardsGained,
+    ShardsLost,
     StartTimer,
     Stop,
     StopTimer,
@@ -61,7 +64,8 @@ def roster_of(devices: Collection[str]) -> Roster:
         RosterEntry(device=device, public=signer_of(device).public, slot=slot)
         for slot, device in enumerate(sorted(devices))
     ]
-    return Roster.enrol("ward", entries, Signer(bytes(31) + b"\x07"))
+    keys = {"aggregator": signer_of("aggregator").public, "gate": signer_of("gate").public}
+    return Roster.enrol("ward", entries, Signer(bytes(31) + b"\x07"), **keys)
 
 
 def manifest_for(
@@ -137,6 +141,7 @@ class World:
         manifest: RunManifest | None = None,
         cohort: int | None = None,
         ahead: int = 2,
+        shards: int | None = None,
         drop: Callable[[str, Message], bool] = lambda _sender, _message: False,
     ) -> None:
         self.names = names(devices)
@@ -144,6 +149,8 @@ class World:
         self.roster = roster_of(self.names)
         self.cohort = cohort or devices
         self.ahead = ahead
+        self.shards = shards
+        self.released: list[ShardReleased] = []
         self.drop = drop
         self.log: list[Line] = []
         self.ends: dict[tuple[str, int], int] = {}
@@ -165,7 +172,7 @@ class World:
         self.lives += 1
         return DeviceCore(
             manifest=self.manifest,
-            terms=DeviceTerms(patience=1.0, ahead=self.ahead),
+            terms=DeviceTerms(patience=1.0, ahead=self.ahead, shards=self.shards, hold=10.0),
             me=device,
             signer=signer_of(device),
             roster=self.roster,
@@ -176,7 +183,7 @@ class World:
     def new_aggregator(self) -> AggregatorCore:
         return AggregatorCore(
             manifest=self.manifest,
-            terms=AggregatorTerms(cohort=self.cohort, deadline=5.0, round_timeout=1.0),
+            terms=AggregatorTerms(cohort=self.cohort, deadline=5.0, round_timeout=1.0, shards=self.shards),
             boundary="ward",
             roster=self.roster,
             dim=DIM,
@@ -210,6 +217,8 @@ class World:
                     person.timers.pop(effect.name, None)
                 case Train() | Evaluate():
                     person.jobs.append(effect)
+                case ShardReleased():
+                    self.released.append(effect)
                 case Note():
                     self.notes.append((person.name, effect))
                 case Stop():
@@ -288,7 +297,34 @@ class World:
                     continue
                 moved = update_of(device, person.trained)
                 person.trained += 1
-                self.give(device, Trained(job.start + moved, TOKENS, 3.0, TOKENS, b"%d" % person.trained))
+                self.give(
+                    device,
+                    Trained(
+                        job.start + moved, TOKENS, 3.0, TOKENS, b"%s %d" % (device.encode(), person.trained),
+                        job.position + job.steps,
+                    ),
+                )  # fmt: skip
+
+    def deal(self, device: str, *shards: int, position: int = 0) -> None:
+        """The device gets these shards."""
+        self.give(device, ShardsGained(tuple((shard, position) for shard in shards)))
+
+    def move(self, source: str, target: str, *shards: int) -> None:
+        """Shards move from one device to another, as between replicas: given up first, wherever they were read to."""
+        self.give(source, ShardsLost(frozenset(shards)))
+        positions = self.device(source).shards.positions
+        self.give(target, ShardsGained(tuple((shard, positions.get(shard, 0)) for shard in shards)))
+
+    def restart_device(self, name: str) -> None:
+        """Kill a device and start it from its last snapshot, as its shell does."""
+        person = self.people[name]
+        core = self.new_device(DeviceId(name))
+        if person.saved is not None:
+            core.restore(person.saved)
+        core.live_from = self.ends.get(("control", 0), 0)
+        person.core, person.position, person.timers, person.jobs = core, person.saved_at, {}, []
+        person.stopped = False
+        self.carry_out(person, [*core.start(), *core.resume()])
 
     def fire(self, name: str, timer: str) -> list[Effect]:
         self.people[name].timers.pop(timer, None)

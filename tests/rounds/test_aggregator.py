@@ -174,7 +174,7 @@ def test_who_leaves_is_in_no_cohort() -> None:
     world = World(6, cohort=4)
     world.genesis()
     offered(world, "d0", "d1", "d2")
-    world.inject("d1", "checkin", Leave())
+    world.inject("d1", "checkin", Leave(number=1))
     offered(world, "d3", "d4")
     [cohort] = world.messages(Cohort)
     assert [member.device for member in cohort.members] == ["d0", "d2", "d3", "d4"]  # type: ignore[attr-defined]
@@ -632,6 +632,22 @@ def test_the_close_of_the_run_ends_the_boundary_once() -> None:
     world.pump()
     assert all(person.stopped for name, person in world.people.items() if name != AGGREGATOR)
     assert all(line.sender != AGGREGATOR for line in world.log[before:])
+
+
+def test_a_close_in_the_middle_of_a_window_is_taken_up_after_a_crash() -> None:
+    """The window that was under way is over: what of it stands on `control` after the snapshot is passed over."""
+    world = World(5)
+    world.genesis()
+    world.train()
+    world.pump(20)
+    under_way = world.messages(KeyList)
+    assert under_way
+    assert not world.windows()
+    world.aggregator_takes(Closed(3))
+    again = world.new_aggregator()
+    again.restore(world.aggregator.snapshot())
+    again.recover(under_way)
+    assert again.start() == [Stop()]
 
 
 def test_the_sum_does_not_overflow_with_the_largest_updates() -> None:

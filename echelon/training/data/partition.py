@@ -92,8 +92,8 @@ def fill_empty_hands(hands: list[list[Document]]) -> list[list[Document]]:
     hands = [list(hand) for hand in hands]
     if sum(map(len, hands)) < len(hands):
         raise ConfigError(
-            f"{sum(map(len, hands))} training documents cannot be dealt to {len(hands)} devices; use fewer "
-            "devices, more files or rows, or a smaller validation_fraction"
+            f"{sum(map(len, hands))} training documents cannot be dealt to {len(hands)} devices or shards; "
+            "use fewer of them, more files or rows, or a smaller validation_fraction"
         )
     for hand in hands:
         if not hand:

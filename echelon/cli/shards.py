@@ -1,0 +1,88 @@
+"""`echelon shards`: the data shards of a boundary, which Kafka spreads over the replicas of its device service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from echelon.cli.output import JsonOption, guarded, print_json
+
+app = typer.Typer(
+    name="shards", no_args_is_help=True, help="Data shards, which move between replicas of a device service."
+)
+
+
+@app.callback()
+def _shards() -> None:
+    """Data shards, which move between replicas of a device service."""
+
+
+@app.command("publish")
+def publish_command(
+    config: Annotated[
+        Path,
+        typer.Option(
+            "--config",
+            "-c",
+            help="The boundary's broker, as its operator: topics.yaml of a deployment.",
+            show_default=False,
+        ),
+    ],
+    run: Annotated[
+        Path | None, typer.Option("--run", help="Run file.", show_default="run.yaml beside CONFIG")
+    ] = None,
+    manifest: Annotated[
+        Path | None,
+        typer.Option("--manifest", help="The run manifest.", show_default="manifest.dsse beside CONFIG"),
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option("--key", help="The enrolment key.", show_default="enrolment.pem beside CONFIG"),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Publish one signed record for each shard of a boundary's data. It may be repeated.
+
+    Devices that hold a shard wait for its record. What stands there already, and says the same, stays.
+    """  # fmt: skip
+    with guarded():
+        import asyncio
+        import logging
+
+        from echelon.bus import open_bus
+        from echelon.config.run import load
+        from echelon.errors import ConfigError
+        from echelon.federation.identities import read_key
+        from echelon.messages.envelope import Signer
+        from echelon.messages.manifest import RunManifest
+        from echelon.provision import load_scope
+        from echelon.services.shards import ShardTerms, publish_shards, terms_of
+
+        scope = load_scope(config)
+        if scope.boundary is None:
+            raise ConfigError(
+                f"topics file {config} is of the exchange, which has no shards: name a boundary's"
+            )
+        beside = config.absolute().parent
+        place = manifest or beside / "manifest.dsse"
+        try:
+            sealed = place.read_bytes()
+        except OSError as error:
+            raise ConfigError(
+                f"run manifest {place} cannot be read: {error.strerror}. Name it with --manifest"
+            ) from error
+        terms = terms_of(load(run or beside / "run.yaml"), scope.boundary, RunManifest.open(sealed))
+        signer = Signer(read_key(key or beside / "enrolment.pem"))
+
+        async def publish(terms: ShardTerms) -> list[int]:
+            async with await open_bus(scope.broker.url, security=scope.broker.security) as bus:
+                return await publish_shards(bus, terms, signer, logging.getLogger("echelon"))
+
+        published = asyncio.run(publish(terms))
+        if as_json:
+            print_json({"broker": scope.broker.url, "shards": terms.count, "published": published})
+        else:
+            there = terms.count - len(published)
+            typer.echo(f"{scope.broker.url}: {len(published)} shards published, {there} there already")
