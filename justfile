@@ -23,15 +23,27 @@ demo *ARGS:
     fi
     echelon run examples/quickstart.yaml --out runs/quickstart "$@"
 
+# start three Kafka brokers on loopback: the exchange, and one for each boundary named (default: the quickstart's)
+kafka-up *BOUNDARIES="web system":
+    python -m echelon.testing.kafka up --folder .kafka exchange {{ BOUNDARIES }}
+
+# stop them; their topics stay in .kafka
+kafka-down:
+    python -m echelon.testing.kafka down --folder .kafka
+
+# run the quickstart federation as 13 processes on three Kafka brokers into runs/kafka-demo
+demo-kafka *ARGS:
+    python scripts/demo_kafka.py "$@"
+
 # run all tests; ARGS go to pytest
 [no-exit-message]
 test *ARGS:
-    pytest -n {{ workers }} --dist worksteal "$@"
+    pytest -n {{ workers }} --dist loadgroup "$@"
 
 # run the tests that take a few seconds at most
 [no-exit-message]
 test-fast *ARGS:
-    pytest -n {{ workers }} --dist worksteal -m "not slow" "$@"
+    pytest -n {{ workers }} --dist loadgroup -m "not slow and not nightly" "$@"
 
 # ruff, mypy --strict, and the import contracts
 [no-exit-message]
@@ -49,8 +61,13 @@ fmt:
 # run all tests and show which lines of the pure packages none of them reaches; each package needs 95 %
 [no-exit-message]
 coverage *ARGS:
-    pytest -n {{ workers }} --dist worksteal --cov --cov-report= "$@"
+    pytest -n {{ workers }} --dist loadgroup --cov --cov-report= "$@"
     for package in {{ pure }}; do coverage report --include="echelon/$package/*" --fail-under=95; done
+
+# kill every kind of process at every point of a window and of a commit, on real brokers: some minutes
+[no-exit-message]
+kill-matrix *ARGS:
+    pytest -m nightly --timeout 1800 tests/kafka "$@"
 
 # break named conditions of the protocol, one at a time, and see the tests go red
 mutate *ARGS:

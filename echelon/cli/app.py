@@ -9,7 +9,8 @@ import typer
 from typer.core import TyperGroup
 
 from echelon import __version__
-from echelon.cli import keys, topics
+from echelon.cli import keys, services, shards, topics
+from echelon.cli.deploy import deploy_command
 from echelon.cli.export import export_command
 from echelon.cli.report import report_command
 from echelon.cli.run import run_command
@@ -64,6 +65,8 @@ def _echelon(
 
 
 app.command("run")(run_command)
+app.command("deploy")(deploy_command)
+services.register(app)
 app.add_typer(
     typer.Typer(
         cls=AuditCommands,
@@ -75,4 +78,5 @@ app.add_typer(
 app.command("export")(export_command)
 app.command("report")(report_command)
 app.add_typer(topics.app)
+app.add_typer(shards.app)
 app.add_typer(keys.app)

@@ -1,7 +1,7 @@
 """`echelon audit`: check an exchange, derive its adapters again, export it, and read about it.
 
-SOURCE is a run folder, a folder made by `audit export`, an .sqlite file, or the URL of a bus. Nothing is ever
-written to it. Exit codes: 0 good, 1 a finding, 2 wrong usage.
+SOURCE is a run folder, a folder made by `audit export`, an .sqlite file, the URL of a broker, or a .yaml file that
+names a broker and how to reach it. Nothing is ever written to it. Exit codes: 0 good, 1 a finding, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from echelon.audit.findings import Code, Finding, Report, Severity
 from echelon.audit.records import Damaged, LogRecord
 from echelon.audit.replay import replay
 from echelon.audit.verify import Verifier, Version
-from echelon.bus import Bus, RecordDamaged, TopicPartition, open_bus, sqlite_url
+from echelon.bus import Bus, Reader, RecordDamaged, TopicPartition, open_bus, sqlite_url
+from echelon.config.broker import SecuritySettings, load_broker
 from echelon.errors import AuditError, BusError, ConfigError, EchelonError
 from echelon.messages.adapter import CONFIG_FILE, WEIGHTS_FILE
 
@@ -62,17 +63,28 @@ class Source:
 
 
 @contextmanager
-def opened(source: str) -> Iterator[Source]:
+def opened(source: str, security: Path | None = None) -> Iterator[Source]:
     """Open a SOURCE for reading.
+
+    Args:
+        source: see above.
+        security: a broker file whose `security` goes with the URL of a broker.
 
     Raises:
         ConfigError: it is none of the things that a SOURCE may be.
     """
     with ExitStack() as stack:
         if "://" in source:
-            yield stack.enter_context(_bus(source, source))
+            with_it = None if security is None else load_broker(security).security
+            yield stack.enter_context(_bus(source, source, with_it))
             return
+        if security is not None:
+            raise ConfigError(f"--security goes with the URL of a broker, and {source} is none: leave it out")
         path = Path(source)
+        if path.suffix in (".yaml", ".yml"):
+            broker = load_broker(path)
+            yield stack.enter_context(_bus(broker.url, broker.url, broker.security))
+            return
         log = path / "brokers" / "exchange.sqlite"
         if (path / INDEX_FILE).is_file():
             yield _folder(path, stack)
@@ -122,9 +134,9 @@ def _adapter(path: Path) -> dict[str, bytes] | None:
 
 
 @contextmanager
-def _bus(url: str, name: str) -> Iterator[Source]:
+def _bus(url: str, name: str, security: SecuritySettings | None = None) -> Iterator[Source]:
     with asyncio.Runner() as runner:
-        bus = runner.run(open_bus(url, read_only=True))
+        bus = runner.run(open_bus(url, read_only=True, security=security))
         try:
             counts = runner.run(bus.topics())
             reading = {topic: _read_bus(runner, bus, topic, count) for topic, count in counts.items()}
@@ -150,7 +162,7 @@ def _read_bus(
     first, end = runner.run(bus.first_offset(at)), runner.run(bus.end_offset(at))
     if first:
         yield Damaged(topic, 0, f"records before offset {first} are not kept")
-    reader = bus.reader({at: first})
+    reader = runner.run(_reader(bus, at, first))
     try:
         while reader.position(at) < end:
             try:
@@ -172,9 +184,20 @@ def _read_bus(
         runner.run(reader.aclose())
 
 
+async def _reader(bus: Bus, at: TopicPartition, first: int) -> Reader:
+    """A reader, made where readers live: on the loop."""
+    return bus.reader({at: first})
+
+
 # ---- commands ----------------------------------------
 
-SourceArgument = Annotated[str, typer.Argument(help="Run folder, exported folder, .sqlite file or bus URL.")]
+SourceArgument = Annotated[
+    str, typer.Argument(help="Run folder, exported folder, .sqlite file, broker URL or broker .yaml file.")
+]
+SecurityOption = Annotated[
+    Path | None,
+    typer.Option(help="Broker .yaml file whose `security` block goes with a broker URL.", metavar="FILE"),
+]
 GenesisOption = Annotated[
     str | None, typer.Option(help="Pinned SHA-256 of the genesis record's envelope, 64 hex digits.")
 ]
@@ -223,9 +246,15 @@ def _notes(paths: list[Path] | None) -> list[bytes]:
     return notes
 
 
-def _verified(source: str, genesis: str | None, checkpoints: list[Path] | None, allow_open: bool) -> Report:
+def _verified(
+    source: str,
+    security: Path | None,
+    genesis: str | None,
+    checkpoints: list[Path] | None,
+    allow_open: bool,
+) -> Report:
     pinned = _digest(genesis)
-    with opened(source) as found:
+    with opened(source, security) as found:
         notes = _notes([*(checkpoints or ()), *found.checkpoints])
         verifier = Verifier(
             found.topics, genesis=pinned, checkpoints=notes, allow_open=allow_open, adapter=found.adapter
@@ -238,6 +267,7 @@ def _verified(source: str, genesis: str | None, checkpoints: list[Path] | None, 
 @app.command("verify")
 def verify_command(
     source: SourceArgument,
+    security: SecurityOption = None,
     genesis: GenesisOption = None,
     checkpoint: CheckpointOption = None,
     as_json: JsonOption = False,
@@ -246,7 +276,7 @@ def verify_command(
     """Check signatures, logs, payloads, floors, and every global adapter bit for bit."""
 
     def action() -> int:
-        report = _verified(source, genesis, checkpoint, allow_open)
+        report = _verified(source, security, genesis, checkpoint, allow_open)
         if as_json:
             typer.echo(json.dumps(as_plain(report), indent=2))
         else:
@@ -261,6 +291,7 @@ def verify_command(
 @app.command("report")
 def report_command(
     source: SourceArgument,
+    security: SecurityOption = None,
     genesis: GenesisOption = None,
     checkpoint: CheckpointOption = None,
     allow_open: AllowOpenOption = False,
@@ -268,7 +299,7 @@ def report_command(
     """Verify, and show what stands in the logs: topics, commits, boundaries, findings."""
 
     def action() -> int:
-        report = _verified(source, genesis, checkpoint, allow_open)
+        report = _verified(source, security, genesis, checkpoint, allow_open)
         console = Console()
         _print_logs(console, report)
         _print_commits(console, report)
@@ -283,6 +314,7 @@ def report_command(
 @app.command("replay")
 def replay_command(
     source: SourceArgument,
+    security: SecurityOption = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder to write the adapter to, in PEFT's format.")
     ] = None,
@@ -300,7 +332,7 @@ def replay_command(
             raise ConfigError(f"--out {out}: exists and is not empty; name a new folder")
         digests: list[tuple[int, str]] = []
         chosen: Version | None = None
-        with opened(source) as found:
+        with opened(source, security) as found:
             for version in replay(found.topics, genesis=pinned):
                 digests.append((version.commit, version.sha256.hex()))
                 if commit is None or version.commit == commit:
@@ -341,6 +373,7 @@ def _write(folder: Path, files: dict[str, bytes]) -> None:
 def export_command(
     source: SourceArgument,
     folder: Annotated[Path, typer.Argument(help="New folder for the exported topics.")],
+    security: SecurityOption = None,
 ) -> None:
     """Copy every topic into a folder that `verify`, `replay` and `report` read without a broker."""
 
@@ -348,7 +381,7 @@ def export_command(
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{folder}: exists and is not empty; name a new folder")
         lines = []
-        with opened(source) as found:
+        with opened(source, security) as found:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 for topic, records in sorted(found.topics.items()):

@@ -19,7 +19,7 @@ import numpy as np
 from echelon.actors.controller import Controller
 from echelon.actors.device import Device, Interceptor, run_device
 from echelon.actors.gate import Gate
-from echelon.actors.runtime import Backoff, Services
+from echelon.actors.runtime import Backoff, Services, watch_loop
 from echelon.audit.findings import Report
 from echelon.audit.verify import verify
 from echelon.bus import open_bus
@@ -36,14 +36,13 @@ from echelon.messages.adapter import Vector, adapter_files
 from echelon.messages.manifest import RunManifest
 from echelon.rounds.effects import Evaluate, note
 from echelon.secagg.entropy import Entropy
+from echelon.services.shards import dealt
 from echelon.testing.faults import vanishing
 
 GRACE = 20.0
 """Seconds that the boundaries get to end after the run was closed."""
 RESTARTS = 5
 """Times in a row that an actor is started again after its broker failed it."""
-STALL_EVERY = 5.0
-STALL_TICK = 0.01
 
 MANIFEST_FILE, INITIAL_FILE, PROGRESS_FILE = "manifest.dsse", "initial.f32", "progress.json"
 
@@ -189,9 +188,12 @@ class Federation:
         """The last commit on what devices evaluated every other commit on: no window was left to carry those sums."""
         if self.controller is None or not self.settings.sync.report_loss:
             return
-        job = Evaluate(self.controller.core.newest, adapter)
         for boundary in self.settings.boundaries:
-            calls = [compute.evaluate(device.id, job) for device in boundary.device_list()]
+            names = [device.id for device in boundary.device_list()]
+            calls = []
+            for place, name in enumerate(names):
+                shards = dealt(boundary.shards or 0, place, len(names))
+                calls.append(compute.evaluate(name, Evaluate(self.controller.core.newest, adapter, shards)))
             found = [await call for call in calls] if is_virtual() else await asyncio.gather(*calls)
             tokens = sum(part.tokens for part in found)
             if tokens:
@@ -199,7 +201,7 @@ class Federation:
                     "eval",
                     self.recorder.now,
                     boundary=boundary.name,
-                    commit=job.commit,
+                    commit=self.controller.core.newest,
                     tokens=self.recorder.committed_tokens,
                     loss=sum(part.loss_sum for part in found) / tokens,
                     eval_tokens=tokens,
@@ -214,7 +216,7 @@ class Federation:
         rest: dict[str, asyncio.Task[None]] = {}
         controller = await assembly.controller()
         self.controller = controller
-        watch = None if is_virtual() else asyncio.create_task(self._watch_loop(), name="loop watch")
+        watch = None if is_virtual() else asyncio.create_task(watch_loop(self._stalled), name="loop watch")
 
         def start(
             name: str, make: Callable[[], Awaitable[Any]], run: Callable[[Any], Awaitable[None]]
@@ -309,27 +311,18 @@ class Federation:
         if self.out is not None:
             (self.out / "state" / PROGRESS_FILE).write_text(json.dumps({"seconds": seconds}))
 
-    async def _watch_loop(self) -> None:
-        """Measure how late the event loop is: a sleep of `STALL_TICK` that takes longer was held up."""
-        loop = asyncio.get_running_loop()
-        while True:
-            late = []
-            begun = loop.time()
-            while loop.time() - begun < STALL_EVERY:
-                before = loop.time()
-                await asyncio.sleep(STALL_TICK)
-                late.append((loop.time() - before - STALL_TICK) * 1000.0)
-            late.sort()
-            self.recorder(
-                "loop",
-                loop.time(),
-                note(
-                    "stall",
-                    p50_ms=round(late[len(late) // 2], 3),
-                    p99_ms=round(late[min(len(late) - 1, len(late) * 99 // 100)], 3),
-                    max_ms=round(late[-1], 3),
-                ),
-            )
+    def _stalled(self, late: list[float]) -> None:
+        """Tell the metrics how late the event loop was."""
+        self.recorder(
+            "loop",
+            asyncio.get_running_loop().time(),
+            note(
+                "stall",
+                p50_ms=round(late[len(late) // 2] * 1000.0, 3),
+                p99_ms=round(late[min(len(late) - 1, len(late) * 99 // 100)] * 1000.0, 3),
+                max_ms=round(late[-1] * 1000.0, 3),
+            ),
+        )
 
     # ---- the end ---------------------------------------------------------------------------------
 

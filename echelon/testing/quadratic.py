@@ -59,6 +59,8 @@ class QuadraticLearner:
     def train(self, task: TrainTask) -> TrainResult:
         """H steps of gradient descent on f_i + μ/2 ‖w − base‖², with noise that depends on the step's number."""
         done = 0 if task.state is None else int.from_bytes(task.state, "big")
+        if task.position is not None:
+            done = task.position
         weights = task.start.astype(np.float64)
         optimum = self._optimum[task.device]
         loss = 0.0
@@ -78,6 +80,7 @@ class QuadraticLearner:
             loss_tokens=tokens,
             seconds=self._seconds,
             state=(done + task.steps).to_bytes(8, "big"),
+            position=done + task.steps,
         )
 
     @staticmethod

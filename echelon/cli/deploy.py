@@ -1,0 +1,69 @@
+"""`echelon deploy`: the folders of every service of a federation, made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from echelon.cli.output import JsonOption, guarded, print_json
+
+
+def deploy_command(
+    config: Annotated[Path, typer.Argument(help="Run file.", show_default=False)],
+    brokers: Annotated[
+        Path,
+        typer.Option(help="Broker map: URL and certificate authority of every broker.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to make; never overwritten.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="A.B=VALUE", help="Change one setting; may be repeated.", show_default=False
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make keys, certificates, rosters and the signed run manifest, and one folder for each service.
+
+    Where the broker map names no key of an authority, certificates are not issued: each such folder gets a key
+    (tls.key) and a request (tls.csr); put the signed certificate beside them as tls.pem.
+
+    Exit codes: 0 good; 2 wrong configuration.
+    """
+    with guarded():
+        from echelon.config.run import load
+        from echelon.federation.brokers import load_brokers
+        from echelon.federation.compute import build_learner, facts_of, spec_of
+        from echelon.federation.deploy import deploy
+
+        settings = load(config, tuple(overrides or ()))
+        known = load_brokers(brokers)
+        facts = facts_of(build_learner(spec_of(settings), settings.learner))
+        made = deploy(settings, known, out, facts)
+        if as_json:
+            print_json(
+                {
+                    "folder": str(made.folder),
+                    "manifest_sha256": made.manifest_sha256,
+                    "requests": [str(path) for path in made.requests],
+                }
+            )
+            return
+        typer.echo(f"deployment     {made.folder}")
+        typer.echo(f"manifest       {made.manifest_sha256}  (every service pins it)")
+        typer.echo("exchange       controller, auditor, operator, admin")
+        for boundary in settings.boundaries:
+            slots = len(boundary.device_list())
+            typer.echo(
+                f"{boundary.name:<14} aggregator, gate, devices ({slots} slots), auditor, operator, admin"
+            )
+        if made.requests:
+            typer.echo(
+                f"\n{len(made.requests)} certificates are to be signed, each beside its request as tls.pem:"
+            )
+            for path in made.requests:
+                typer.echo(f"  {path}")
+        typer.echo("\nPrivate keys are not encrypted: give each folder to its owner, and delete it here.")
+        typer.echo("Next, for each broker: echelon topics apply --config .../admin/topics.yaml")

@@ -1,0 +1,295 @@
+"""Who is on which network, who mounts what, and what no container may do; read from compose.yaml itself."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+
+import pytest
+import yaml
+
+from echelon.services.config import ServiceConfig
+from tests.docker.composed import GPU, MAIN, MONITORING, Service, load
+from tests.docker.initialiser import init
+
+PROJECT = load()
+SERVICES = PROJECT.services
+OURS = [service for service in SERVICES.values() if service.ours]
+BROKERS = [service for service in SERVICES.values() if service.broker]
+PLANES = ("boundary-a", "boundary-b", "exchange")
+LONG_RUNNING = ("controller", "aggregator-a", "aggregator-b", "gate-a", "gate-b", "device-a", "device-b")
+
+
+def names(services: list[Service]) -> list[str]:
+    return [service.name for service in services]
+
+
+def seconds(text: str) -> int:
+    found = re.fullmatch(r"(\d+)s", text)
+    assert found is not None, text
+    return int(found[1])
+
+
+# ---------------------------------------------------------------------------------------------------------- networks
+
+
+def test_only_the_gates_are_on_two_networks() -> None:
+    several = {name for name, service in SERVICES.items() if len(service.networks) > 1}
+    assert several == {"gate-a", "gate-b"}
+    assert set(SERVICES["gate-a"].networks) == {"boundary-a", "exchange"}
+    assert set(SERVICES["gate-b"].networks) == {"boundary-b", "exchange"}
+
+
+def test_no_service_is_on_the_default_network_or_the_hosts() -> None:
+    for service in SERVICES.values():
+        if service.name == "init":
+            assert service.fields["network_mode"] == "none"
+        else:
+            assert service.networks, f"{service.name} would be on compose's default network, with all others"
+            assert "network_mode" not in service.fields
+
+
+def test_networks_lead_nowhere() -> None:
+    assert PROJECT.networks == {plane: {"internal": True} for plane in PLANES}
+
+
+def test_each_service_is_on_its_own_planes_network() -> None:
+    for service in SERVICES.values():
+        plane = service.name.rpartition("-")[2]
+        if plane in {"a", "b"} and not service.name.startswith("gate"):
+            assert service.networks == (f"boundary-{plane}",), service.name
+    for name in ("exchange", "controller", "topics-exchange", "operator-exchange", "auditor"):
+        assert SERVICES[name].networks == ("exchange",), name
+
+
+@pytest.mark.parametrize("service", SERVICES.values(), ids=list(SERVICES))
+def test_no_port_is_published(service: Service) -> None:
+    assert not {"ports", "expose"} & service.fields.keys()
+
+
+# ------------------------------------------------------------------------------------------------------------ secrets
+
+
+def test_a_folder_of_the_deployment_is_mounted_by_one_service_and_read_only() -> None:
+    holders: dict[str, set[str]] = defaultdict(set)
+    for service in SERVICES.values():
+        for mount in service.mounts:
+            if service.name != "init":
+                holders[mount.source].add(service.name)
+                if mount.source.startswith(("conf-", "broker-")):
+                    assert mount.read_only, (service.name, mount)
+    assert holders["owner"] == set()  # the authorities' keys
+    expected = {
+        "conf-controller": {"controller"},
+        "conf-auditor-exchange": {"auditor"},
+        "conf-auditor-a": set(),
+        "conf-auditor-b": set(),
+    }
+    for plane in ("a", "b", "exchange"):
+        expected[f"conf-admin-{plane}"] = {f"topics-{plane}"}
+        expected[f"conf-operator-{plane}"] = {f"operator-{plane}"}
+        expected[f"broker-{plane}"] = {"exchange" if plane == "exchange" else f"boundary-{plane}"}
+    for plane in ("a", "b"):
+        expected[f"conf-operator-{plane}"] |= {f"shards-{plane}"}
+        for role in ("aggregator", "gate"):
+            expected[f"conf-{role}-{plane}"] = {f"{role}-{plane}"}
+        expected[f"conf-devices-{plane}"] = {f"device-{plane}"}
+    declared = {name for name in PROJECT.fields["volumes"] if name.startswith(("conf-", "broker-"))}
+    assert {name: holders[name] for name in declared} == expected
+
+
+def test_state_belongs_to_one_service() -> None:
+    holders: dict[str, list[str]] = defaultdict(list)
+    for service in SERVICES.values():
+        for mount in service.mounts:
+            if mount.source.startswith(("state-", "log-", "exports")):
+                assert not mount.read_only, (service.name, mount)
+                holders[mount.source].append(service.name)
+    assert all(len(found) == 1 for found in holders.values()), holders
+    assert len(holders) == len(LONG_RUNNING) + len(BROKERS) + 1
+
+
+def test_only_init_mounts_anything_of_the_host_and_only_the_run_file() -> None:
+    found = [(s.name, m.source, m.read_only) for s in SERVICES.values() for m in s.mounts if not m.named]
+    assert found == [("init", "./run.yaml", True)]
+
+
+def test_every_volume_is_declared_and_used() -> None:
+    used = {mount.source for service in SERVICES.values() for mount in service.mounts if mount.named}
+    assert used == set(PROJECT.fields["volumes"])
+
+
+def test_nothing_secret_stands_in_the_environment() -> None:
+    for service in SERVICES.values():
+        for name, value in service.environment.items():
+            assert not re.search(r"PASSWORD|SECRET|TOKEN|KEY", name), (service.name, name)
+            assert "BEGIN" not in value, (service.name, name)
+
+
+# ------------------------------------------------------------------------------------------------------------- rights
+
+
+@pytest.mark.parametrize("service", SERVICES.values(), ids=list(SERVICES))
+def test_no_container_has_more_rights_than_it_needs(service: Service) -> None:
+    fields = service.fields
+    assert fields["cap_drop"] == ["ALL"]
+    assert fields["security_opt"] == ["no-new-privileges:true"]
+    assert not {"privileged", "devices", "pid", "ipc", "userns_mode", "group_add"} & fields.keys()
+    assert not any("docker.sock" in mount.source for mount in service.mounts)
+    if service.name == "init":
+        # It hands new volumes to 1000 and goes on as 1000, without a network.
+        assert fields["user"] == "0:0"
+        assert fields["cap_add"] == ["CHOWN", "SETGID", "SETUID"]
+    else:
+        assert fields["user"] == "1000:1000"
+        assert "cap_add" not in fields
+
+
+@pytest.mark.parametrize("service", OURS, ids=names(OURS))
+def test_our_root_file_system_is_read_only(service: Service) -> None:
+    assert service.fields["read_only"] is True
+    assert len(service.fields["tmpfs"]) == 1
+    assert service.fields["tmpfs"][0].startswith("/tmp:size=")
+
+
+@pytest.mark.parametrize("service", SERVICES.values(), ids=list(SERVICES))
+def test_memory_and_logs_are_bounded(service: Service) -> None:
+    limit = service.fields["deploy"]["resources"]["limits"]["memory"]
+    assert re.fullmatch(r"\d+[mg]", limit)
+    assert set(service.fields["logging"]["options"]) == {"max-size", "max-file"}
+
+
+@pytest.mark.parametrize("name", [MAIN, MONITORING])
+def test_images_are_pinned(name: str) -> None:
+    for service in load(name).services.values():
+        assert re.fullmatch(r"[a-z/]+:v?\d+\.\d+\.\d+", service.image), service.image
+
+
+# ------------------------------------------------------------------------------------------------------ life and order
+
+
+@pytest.mark.parametrize("name", LONG_RUNNING)
+def test_services_are_watched_restarted_and_given_time_to_stop(name: str) -> None:
+    fields = SERVICES[name].fields
+    assert fields["restart"] == "on-failure"
+    assert fields["healthcheck"]["test"] == ["CMD", "python", "/opt/echelon/healthcheck.py", "livez"]
+    shutdown = ServiceConfig.model_fields["shutdown"].default
+    assert seconds(fields["stop_grace_period"]) >= shutdown + 5
+
+
+def test_every_other_service_of_ours_is_a_job_without_a_check() -> None:
+    jobs = {service.name for service in OURS} - set(LONG_RUNNING)
+    assert jobs == {
+        "init",
+        *(f"topics-{plane}" for plane in ("a", "b", "exchange")),
+        *(f"operator-{plane}" for plane in ("a", "b", "exchange")),
+        *(f"shards-{plane}" for plane in ("a", "b")),
+        "auditor",
+    }
+    for name in jobs:
+        assert SERVICES[name].job
+        assert SERVICES[name].fields["healthcheck"] == {"disable": True}
+
+
+def test_nobody_starts_before_what_it_needs() -> None:
+    done, healthy = "service_completed_successfully", "service_healthy"
+    for plane in ("a", "b", "exchange"):
+        broker = "exchange" if plane == "exchange" else f"boundary-{plane}"
+        assert SERVICES[broker].after == {"init": done}
+        assert SERVICES[f"topics-{plane}"].after == {"init": done, broker: healthy}
+    for plane in ("a", "b"):
+        assert SERVICES[f"shards-{plane}"].after == {f"topics-{plane}": done}
+        assert SERVICES[f"aggregator-{plane}"].after == {f"topics-{plane}": done}
+        assert SERVICES[f"gate-{plane}"].after == {f"topics-{plane}": done, "topics-exchange": done}
+        assert SERVICES[f"device-{plane}"].after == {f"topics-{plane}": done, f"shards-{plane}": done}
+    assert SERVICES["controller"].after == {"topics-exchange": done}
+
+
+def test_people_tools_are_not_started_by_up() -> None:
+    with_profile = {name for name, service in SERVICES.items() if "profiles" in service.fields}
+    assert with_profile == {"auditor", "operator-a", "operator-b", "operator-exchange"}
+
+
+def test_devices_can_be_scaled() -> None:
+    for name in ("device-a", "device-b"):
+        fields = SERVICES[name].fields
+        assert fields["deploy"]["replicas"] == 4
+        assert "container_name" not in fields
+        assert "hostname" not in fields
+
+
+# -------------------------------------------------------------------------------------------------- agreement with init
+
+
+def test_init_mounts_a_volume_for_every_folder_that_it_fills() -> None:
+    places = init.Places(init.Path("/deployment"), ("a", "b"))
+    mounted = {mount.target for mount in SERVICES["init"].mounts if mount.named}
+    assert mounted == {str(path) for path in places.all()}
+    assert SERVICES["init"].command[-2:] == ("--folder", "/deployment")
+
+
+def test_a_folder_goes_to_the_container_that_its_path_names() -> None:
+    at = {mount.source: mount.target for mount in SERVICES["init"].mounts}
+    for service in OURS:
+        if service.name == "init":
+            continue
+        (folder,) = [mount.source for mount in service.mounts if mount.target == "/etc/echelon"]
+        plane, role = at[folder].removeprefix("/deployment/").split("/")
+        assert {"exchange": "exchange"}.get(plane, f"boundary-{plane}") in service.networks
+        expected = {"topics": "admin", "shards": "operator", "device": "devices"}
+        kind = service.name.partition("-")[0]
+        assert role == expected.get(kind, kind)
+
+
+def test_brokers_find_their_files_where_init_says() -> None:
+    at = {mount.source: mount.target for mount in SERVICES["init"].mounts}
+    hosts = {init.host_of(name): name for name in ("exchange", "a", "b")}
+    assert set(hosts) == set(names(BROKERS))
+    clusters = set()
+    for broker in BROKERS:
+        plane = hosts[broker.name]
+        targets = {mount.target: mount.source for mount in broker.mounts}
+        assert targets == {str(init.SECRETS): f"broker-{plane}", str(init.DATA): f"log-{plane}"}
+        assert at[f"broker-{plane}"] == f"/deployment/brokers/{plane}"
+        assert broker.networks == (broker.name,)
+        assert broker.fields["healthcheck"]["test"][-1].endswith(f"/127.0.0.1/{init.PORT}")
+        # The image takes any other KAFKA_ variable for a property and would write it over the mounted file.
+        assert set(broker.environment) == {"CLUSTER_ID", "KAFKA_HEAP_OPTS"}
+        assert re.fullmatch(r"[A-Za-z0-9_-]{22}", broker.environment["CLUSTER_ID"])
+        clusters.add(broker.environment["CLUSTER_ID"])
+    assert len(clusters) == len(BROKERS)
+
+
+# ----------------------------------------------------------------------------------------------------------- overrides
+
+
+def test_monitoring_alone_publishes_ports_and_on_loopback() -> None:
+    project = load(MONITORING)
+    published = {name: service.fields["ports"] for name, service in project.services.items()}
+    assert published == {"prometheus": ["127.0.0.1:9090:9090"], "grafana": ["127.0.0.1:3000:3000"]}
+    assert project.services["grafana"].networks == ("monitoring",)
+    for service in project.services.values():
+        assert service.fields["cap_drop"] == ["ALL"]
+        assert service.fields["read_only"] is True
+        assert not {"privileged", "user", "devices", "network_mode"} & service.fields.keys()
+        for mount in service.mounts:
+            assert mount.read_only != mount.named, (service.name, mount)
+            assert not mount.source.startswith(("conf-", "broker-", "owner"))
+
+
+def test_overrides_change_no_network_user_or_mount_of_a_service() -> None:
+    for name in (MONITORING, GPU):
+        for service in load(name).services.values():
+            if service.name in SERVICES:
+                assert service.fields.keys() == {"deploy"}, (name, service.name)
+    assert set(load(MONITORING).services) & set(SERVICES) == set()
+
+
+def test_the_gpu_override_is_for_devices_alone() -> None:
+    assert set(load(GPU).services) == {"device-a", "device-b"}
+
+
+def test_the_project_has_a_name_of_its_own() -> None:
+    text = (init.Path(__file__).parents[2] / "docker" / ".env").read_text()
+    assert "COMPOSE_PROJECT_NAME=echelon" in text.splitlines()
+    assert yaml.safe_load((init.Path(__file__).parents[2] / "docker" / MAIN).read_text())

@@ -1,0 +1,113 @@
+"""The whole federation on three brokers, every actor a process of its own: as good as in one process, and audited."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from echelon.audit.replay import replay
+from echelon.bus.chunks import is_chunk
+from echelon.cli.app import app
+from echelon.federation.brokers import EXCHANGE
+from echelon.federation.compute import build_learner, spec_of
+from echelon.federation.deploy import AUDITOR, OPERATOR, Deployment
+from echelon.federation.metrics import Recorder
+from echelon.federation.run import Federation
+from echelon.testing.kafka import Stack
+from tests.kafka.federations import NAMES, Left, deployed, fleet
+
+COMMITS = 8
+
+
+def echelon(*arguments: str) -> str:
+    """A command of the command line; it must succeed."""
+    found = CliRunner().invoke(app, list(arguments))
+    assert found.exit_code == 0, found.output
+    return found.stdout
+
+
+def audited(left: Left, copy: Path) -> None:
+    """The audit of the broker, with an auditor's credentials and a pin, and that of an export say the same."""
+    deployment = left.deployment
+    url = deployment.brokers.exchange.url
+    security = ["--security", str(deployment.folder / EXCHANGE / AUDITOR / "broker.yaml")]
+    first = next(record for record in left.exchange["global"] if not is_chunk(record))
+    pin = ["--genesis", hashlib.sha256(first.value).hexdigest()]
+    live = json.loads(echelon("audit", "verify", url, *security, *pin, "--json"))
+    assert live["ok"]
+    assert live["findings"] == []
+    echelon("audit", "export", url, str(copy), *security)
+    assert json.loads(echelon("audit", "verify", str(copy), *pin, "--json")) == live
+
+
+def embedded_loss(deployment: Deployment) -> float:
+    """What the same run file comes to in one process, with the embedded log."""
+    settings = deployment.settings
+    recorder = Recorder({boundary.name: len(boundary.device_list()) for boundary in settings.boundaries})
+    result = asyncio.run(Federation(settings, None, recorder).run())
+    return float(result.summary["final_loss"]["overall"])
+
+
+@pytest.mark.timeout(240)
+def test_a_federation_of_thirteen_processes(stack: Stack, tmp_path: Path) -> None:
+    deployment = deployed(tmp_path / "run", stack.brokers_yaml, budget={"commits": COMMITS})
+    with fleet(deployment) as running:
+        running.start()
+        assert len(running.running()) == 13
+        codes = running.wait(120.0)
+    assert set(codes.values()) == {0}, running.tails()
+    assert {service.starts for service in running.services.values()} == {1}
+    left = Left.read(deployment)
+    assert left.faults == []
+    for name in NAMES:
+        assert left.tally(name).void == 0
+        # Nothing was refused, and every device was heard.
+        assert left.boundaries[name]["deadletter"] == []
+
+    audited(left, tmp_path / "exported")
+    *_, last = replay({topic: list(records) for topic, records in left.exchange.items()})
+    assert last.commit == COMMITS
+    learner = build_learner(spec_of(deployment.settings), deployment.settings.learner)
+    sums = [learner.evaluate_boundary(name, last.adapter) for name in NAMES]
+    loss = sum(found.loss_sum for found in sums) / sum(found.tokens for found in sums)
+    embedded = embedded_loss(deployment)
+    assert abs(loss - embedded) <= 0.02 * embedded
+    for broker in (EXCHANGE, *NAMES):
+        echelon("topics", "check", "--config", str(deployment.topics(broker, OPERATOR)))
+
+
+@pytest.mark.timeout(240)
+def test_a_federation_that_is_stopped_goes_on_where_it_was(stack: Stack, tmp_path: Path) -> None:
+    deployment = deployed(
+        tmp_path / "run", stack.brokers_yaml, budget={"commits": 6},
+        learner={"kind": "quadratic", "dim": 2000, "seconds": 0.2},
+    )  # fmt: skip
+    from echelon.testing.follow import Follower
+
+    stopped = 0
+
+    with fleet(deployment) as running:
+        with Follower(deployment.broker(EXCHANGE, AUDITOR), deployment) as follower:
+
+            def stop_once() -> None:
+                nonlocal stopped
+                if follower.view.commits >= 2 and not stopped:
+                    running.stop(30.0)
+                    stopped = follower.view.commits
+
+            running.start()
+            codes = running.wait(120.0, stop_once)
+            assert set(codes.values()) == {0}, running.tails()
+            assert 2 <= stopped < 6
+            for name in list(running.services):
+                running.launch(name)
+            codes = running.wait(120.0)
+        assert set(codes.values()) == {0}, running.tails()
+    left = Left.read(deployment)
+    assert left.faults == []
+    assert follower.view.commits == 6
