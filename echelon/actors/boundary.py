@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from echelon.actors.runtime import DRAIN_SECONDS, STEP_COST, Publisher, Services, Timers, feed
@@ -401,11 +401,11 @@ class BoundaryActor(ABC):
         records.append(Outgoing(effect.topic, envelope.encode(), key, (), effect.partition))
         return records
 
-    def start_job(self, job: Awaitable[object], name: str) -> None:
-        """Run a coroutine beside the loop; what it returns is an event."""
+    def start_job(self, job: Callable[[], Awaitable[object]], name: str) -> None:
+        """Call `job` and wait for it beside the loop; what it returns is an event. One that is stopped at once never begins."""
 
         async def run() -> None:
-            self._events.put_nowait(await job)
+            self._events.put_nowait(await job())
 
         task = asyncio.create_task(run(), name=f"{self.name} {name}")
         self._jobs.add(task)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import msgpack
@@ -179,9 +180,9 @@ class Device(BoundaryActor):
         """Start training or evaluation beside the loop."""
         match effect:
             case Train():
-                self.start_job(self.compute.train(self.name, effect), "training")
+                self.start_job(partial(self.compute.train, self.name, effect), "training")
             case Evaluate():
-                self.start_job(self.compute.evaluate(self.name, effect), "evaluation")
+                self.start_job(partial(self.compute.evaluate, self.name, effect), "evaluation")
             case ShardRead() if self.shards is not None:
                 self.shards.read(effect.shard, effect.position)
             case ShardReleased() if self.shards is not None:

@@ -117,8 +117,12 @@ class Meter:
         """Records were read ("in") or have become durable ("out")."""
         for topic, some in itertools.groupby(records, lambda record: record.topic):
             sizes = [record.size for record in some]
-            before = self._counts.get((topic, direction), Traffic())
-            self._counts[topic, direction] = Traffic(before.records + len(sizes), before.bytes + sum(sizes))
+            self.add(direction, topic, len(sizes), sum(sizes))
+
+    def add(self, direction: Direction, topic: str, records: int, size: int) -> None:
+        """The same for so many records of one topic that together have `size` bytes."""
+        before = self._counts.get((topic, direction), Traffic())
+        self._counts[topic, direction] = Traffic(before.records + records, before.bytes + size)
 
     def totals(self) -> dict[tuple[str, Direction], Traffic]:
         """The counts so far."""

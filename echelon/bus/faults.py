@@ -14,7 +14,17 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
-from echelon.bus.base import Bus, Direction, Outgoing, Reader, Record, TopicPartition, Traffic
+from echelon.bus.base import (
+    Bus,
+    Direction,
+    GroupMember,
+    Moved,
+    Outgoing,
+    Reader,
+    Record,
+    TopicPartition,
+    Traffic,
+)
 from echelon.bus.embedded import MAX_READ_BYTES
 from echelon.clock import is_virtual
 from echelon.errors import BusClosed, BusError, ConfigError, ConnectionLost
@@ -156,6 +166,10 @@ class FaultyBus(Bus):
     def lag(self) -> Mapping[TopicPartition, int]:
         """See `Bus.lag`: that of the readers of the bus behind, which read ahead."""
         return self._bus.lag()
+
+    async def join(self, group: str, topic: str, *, assigned: Moved, revoked: Moved) -> GroupMember:
+        """See `Bus.join`. Faults do not touch groups: the bus behind is the member."""
+        return await self._bus.join(group, topic, assigned=assigned, revoked=revoked)
 
     async def create_topic(self, topic: str, partitions: int = 1) -> None:
         """See `Bus.create_topic`."""

@@ -32,6 +32,9 @@ CLOSE_S = 10.0
 BATCH_HEADER_BYTES = 61
 """Bytes in front of the records of a batch."""
 
+MANY_HEADERS = 1000
+"""So many do not fit beside the largest record any more; what goes with fewer is less than Kafka leaves room for."""
+
 EARLIEST, LATEST = -2, -1
 """What a question for offsets calls the first kept one and the end."""
 
@@ -260,7 +263,9 @@ def _check(records: Sequence[Outgoing], known: Mapping[str, int]) -> None:
     """Raise BusError unless the records may be appended to such topics."""
     check_batch(records, known)
     for record in records:
-        # Many small headers need more around them than in them, and the broker counts all of it.
+        if len(record.headers) < MANY_HEADERS:
+            continue
+        # They need more around them than in them, and the broker counts all of it.
         size = BATCH_HEADER_BYTES + DefaultRecordBatchBuilder.estimate_size_in_bytes(
             record.key, record.value, list(record.headers)
         )

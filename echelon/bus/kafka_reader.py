@@ -117,7 +117,7 @@ class _Part:
 
     def _record(self, found: DefaultRecord) -> Record:
         key, value, headers = found.key, found.value, tuple(found.headers)
-        if key is None or value is None or any(content is None for _, content in headers):
+        if key is None or value is None or (headers and any(content is None for _, content in headers)):
             self._damaged(found.offset, "its key, its value or that of a header is null", found.offset + 1)
         return Record(self.at.topic, self.at.partition, found.offset, key, value, headers, found.timestamp)
 
@@ -202,11 +202,12 @@ class KafkaReader(Reader):
         if self._pump is None or self._pump.done():
             self._pump = self._loop.create_task(self._read_ahead())
             self._pump.add_done_callback(self._ended)
+        await asyncio.sleep(0)  # who reads what is here already lets others have their turn, too
         while True:
+            self._check_open()
             self._news.clear()
             records = self._take(max_records)
             if records:
-                self._meter.count("in", records)
                 return records
             if self._pump.done():
                 self._pump.result()  # raises what ended it
@@ -222,7 +223,6 @@ class KafkaReader(Reader):
                         f"broker {self._link.name} could not be asked for records for {waited:.1f} s; try again"
                     ) from None
                 return []
-            self._check_open()
 
     def lag(self) -> dict[TopicPartition, int]:
         """How far each partition's end, as the broker said last, is from the position."""
@@ -257,9 +257,9 @@ class KafkaReader(Reader):
 
     def _take(self, max_records: int) -> list[Record]:
         records: list[Record] = []
-        room = self._max_read_bytes
+        room, full = self._max_read_bytes, False
         for part in list(self._parts.values()):
-            before = len(records)
+            before, left = len(records), room
             while len(records) < max_records and room > 0:
                 try:
                     record = part.parse()
@@ -268,18 +268,21 @@ class KafkaReader(Reader):
                     break
                 if record is None:
                     break
-                if records and record.size > room:
-                    part.held, room = record, 0
+                size = record.size
+                if records and size > room:
+                    part.held = record
+                    full = True
                     break
                 records.append(record)
-                part.position = record.next_offset
-                room -= record.size
+                part.position = record.offset + 1
+                room -= size
             if len(records) > before:
+                self._meter.add("in", part.at.topic, len(records) - before, left - room)
                 # It comes last from now on, so that a busy partition does not hide the others.
                 self._parts[part.at] = self._parts.pop(part.at)
             elif part.error is not None and not records and not part.batches:
                 self._raise(part, part.error)
-            if len(records) >= max_records or room <= 0:
+            if full or len(records) >= max_records or room <= 0:
                 break
         self._room.set()
         return records
@@ -366,7 +369,7 @@ class KafkaReader(Reader):
 
     async def _fetch(self, client: AIOKafkaClient, node: int, parts: list[_Part], backoff: Backoff) -> None:
         most = min(self._most, self._max_read_bytes)
-        asked = {part.at: (part, part.fetched) for part in parts}
+        asked = {part.at: part for part in parts}
         topics: dict[str, list[tuple[int, int, int]]] = {}
         for part in parts:
             topics.setdefault(part.at.topic, []).append((part.at.partition, part.fetched, most))
@@ -382,8 +385,8 @@ class KafkaReader(Reader):
         stale = False
         for topic, partitions in answer.topics:
             for partition, code, end, *_, raw in partitions:
-                part, offset = asked[TopicPartition(topic, partition)]
-                if part.fetched != offset or self._parts.get(part.at) is not part:
+                part = asked[TopicPartition(topic, partition)]
+                if self._parts.get(part.at) is not part:
                     continue  # a seek came in between
                 if code in (kafka.UnknownTopicOrPartitionError.errno, kafka.NotLeaderForPartitionError.errno):
                     stale = True

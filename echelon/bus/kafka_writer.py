@@ -288,14 +288,14 @@ class Writer:
 
     def _landed(self, at: TopicPartition, lane: _Lane, answer: asyncio.Future[RecordMetadata]) -> None:
         """The broker has answered for a batch."""
-        items = lane.flying
+        items, size = lane.flying, lane.size
         self._clear(at, lane)
         raised = answer.exception()
         if raised is None and answer.result().offset >= 0:
             self._acked_at = self._loop.time()
             self._backoff.reset()
             self._link.alive()
-            self._meter.count("out", [item.record for item in items])
+            self._meter.add("out", at.topic, len(items), size)
             for item, offset in zip(items, itertools.count(answer.result().offset), strict=False):
                 item.call.offsets[item.index] = offset
                 item.call.missing -= 1

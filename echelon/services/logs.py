@@ -12,8 +12,8 @@ from pythonjsonlogger.json import JsonFormatter
 
 from echelon.services.config import LogSettings
 
-LEAST = {"aiokafka": logging.WARNING, "asyncio": logging.WARNING, "kafka": logging.WARNING}
-"""Libraries that say too much of what is normal."""
+LEAST = {"aiokafka": logging.CRITICAL, "asyncio": logging.WARNING, "kafka": logging.WARNING}
+"""Libraries that say too much: aiokafka has a line for every attempt of every connection, and the bus has one."""
 
 
 def formatter(settings: LogSettings) -> logging.Formatter:

@@ -145,6 +145,8 @@ class KafkaShards:
         """By shard: the offset after its record."""
         self._leaving: dict[int, asyncio.Future[None]] = {}
         self._wake = asyncio.Event()
+        self._moves = 0
+        """Times that partitions came or went."""
         self._waited = 0.0
         self._closing = False
 
@@ -206,11 +208,13 @@ class KafkaShards:
     # ---- what the group says ---------------------------------------------------------------------
 
     async def _assigned(self, partitions: frozenset[int]) -> None:
+        self._moves += 1
         self._assigned_now = set(partitions)
         self._wake.set()
 
     async def _revoked(self, partitions: frozenset[int]) -> None:
         """Shards are about to move: let running jobs end, then write down where each goes on."""
+        self._moves += 1
         self._assigned_now -= partitions
         held = partitions & self._told
         self._told -= partitions
@@ -220,22 +224,22 @@ class KafkaShards:
         self._leaving = {shard: loop.create_future() for shard in sorted(held)}
         self._changed(ShardsLost(frozenset(held)))
         try:
-            async with asyncio.timeout(self._release_seconds):
-                await asyncio.gather(*self._leaving.values())
-        except TimeoutError:
+            await asyncio.wait(self._leaving.values(), timeout=self._release_seconds)
             late = [shard for shard, done in self._leaving.items() if not done.done()]
+        finally:
+            self._leaving = {}
+        if late:
             self._log.warning(
                 "shards %s move on while a job still runs on them: it took longer than %g s",
                 _listed(late), self._release_seconds,
             )  # fmt: skip
-        finally:
-            self._leaving = {}
         await self._commit(held & self._dirty)
 
     async def _take(self, member: GroupMember, partitions: set[int]) -> list[int]:
         """Tell the device of newly assigned shards; returns those whose records are not there yet."""
         if not partitions:
             return []
+        moves = self._moves
         committed = await member.committed()
         gained, missing = [], []
         for shard in sorted(partitions):
@@ -243,15 +247,16 @@ class KafkaShards:
                 missing.append(shard)
                 continue
             position = self._position(committed[shard].metadata) if shard in committed else 0
-            if shard in self._assigned_now:  # it may have moved on meanwhile
-                gained.append((shard, position))
-        if gained:
+            gained.append((shard, position))
+        if moves != self._moves:
+            self._wake.set()  # they may be somebody else's by now: what was found out is worth nothing
+        elif gained:
             new = {shard for shard, _ in gained}
             self._told |= new
             self._dirty -= new  # what is left from an earlier time is older than what was committed since
             self._log.info("training shards %s", _listed(sorted(self._told)))
             self._changed(ShardsGained(tuple(gained)))
-        return missing
+        return missing if moves == self._moves else []
 
     async def _published(self, shard: int) -> bool:
         found = await newest(self._bus, shard, self._terms, self._log)

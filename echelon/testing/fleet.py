@@ -41,6 +41,7 @@ from echelon.messages.envelope import Signer
 from echelon.provision import apply, load_scope
 from echelon.services.shards import publish_shards, terms_of
 from echelon.testing.kafka_wipe import wipe
+from echelon.testing.killing import WHO
 from echelon.topics import Boundary, load_catalogue
 
 _log = logging.getLogger(__name__)
@@ -307,7 +308,7 @@ class Fleet:
         self.logs.mkdir(exist_ok=True)
         service.wanted = True
         service.starts += 1
-        environment = {**self.environment, **self.environments.get(name, {}), "KILL_NAME": name}
+        environment = {**self.environment, **self.environments.get(name, {}), WHO: name}
         service.child = self.spawn(self.entry, service.arguments, environment, service.log)
         return service
 

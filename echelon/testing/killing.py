@@ -32,7 +32,7 @@ from echelon.testing import links
 
 VARIABLE = "KILL_POINTS"
 """Environment variable with the folder of the points; without it nothing is ever killed."""
-WHO = "KILL_NAME"
+WHO = "FLEET_NAME"
 """Environment variable with the name of the service that a process is."""
 COMMAND_LINE = "echelon.cli"
 """What is run in the end: found by its name, because it stands above everything that it could be imported by."""

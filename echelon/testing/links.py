@@ -68,6 +68,7 @@ class _Cut:
 
 def _repeat(probability: float) -> None:
     """Every bus that the service opens appends records twice with this probability."""
+
     async def repeating(url: str, **more: Any) -> Bus:
         seed = os.getpid()  # another stream of repeats in every process and every life
         return FaultyBus(await open_bus(url, **more), FaultPlan(duplicate=probability, seed=seed))

@@ -291,7 +291,7 @@ async def test_every_call_to_a_broker_that_does_not_answer_ends_in_time(stack, b
             began = time.monotonic()
             with pytest.raises(ConnectionLost):
                 await call()
-            assert 1.5 < time.monotonic() - began < 6
+            assert 1.5 < time.monotonic() - began < 15
         assert reader.position(T) == 1
         publishing = asyncio.create_task(other.publish(Outgoing("t", b"3")))
         await asyncio.sleep(0)

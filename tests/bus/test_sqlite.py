@@ -287,7 +287,7 @@ def _foreign(path: Path) -> Path:
         "",
         "log.sqlite",
         "redis://x",
-        "kafka://localhost:9092",
+        "kafka://localhost",
         "sqlite://host/path",
         "sqlite:///x?mode=ro",
         "sqlite:///x?synchronous=maybe",

@@ -62,10 +62,9 @@ def test_everything_that_is_installed_is_pinned() -> None:
 
 
 def test_torch_is_the_cpu_build_unless_a_build_argument_says_otherwise() -> None:
-    (index,) = [found for found in arguments("ARG") if found.startswith("TORCH_INDEX_URL=")]
-    assert index.endswith("/whl/cpu")
+    assert "TORCH_BUILD=cpu" in arguments("ARG")
     (step,) = [step for step in arguments("RUN") if step.rstrip().endswith(" torch")]
-    assert '"${TORCH_INDEX_URL}"' in step
+    assert "/${TORCH_BUILD}" in step
 
 
 def test_nobody_in_the_container_is_root() -> None:

@@ -11,10 +11,15 @@ from collections.abc import Iterable
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from echelon.config.broker import BrokerSettings
-from echelon.provision.admin import client_settings
+from echelon.provision.admin import Connection, client_settings
 from echelon.testing.kafka import Broker
 
 DENIED = KafkaError.TOPIC_AUTHORIZATION_FAILED
+NO_COORDINATOR = (
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+)
 
 
 def handshake(broker: Broker, certificate: BrokerSettings | None) -> str:
@@ -103,16 +108,21 @@ def read(settings: BrokerSettings, topics: Iterable[str], seconds: float = 20.0)
     return codes
 
 
-def ask_group(settings: BrokerSettings, group: str) -> int:
-    """Ask where a consumer group stands, as its members do; the error code, 0 for an answer."""
-    consumer = Consumer({**client_settings(settings), "group.id": group, "log_level": 0})
-    try:
-        consumer.committed([TopicPartition("shards", 0)], timeout=20)
-    except KafkaException as error:
-        return int(error.args[0].code())
-    finally:
-        consumer.close()
-    return 0
+def ask_group(settings: BrokerSettings, group: str, seconds: float = 30.0) -> int:
+    """Ask for the members of a consumer group; the error code, 0 for an answer."""
+    connection = Connection(settings)
+    until = time.monotonic() + seconds
+    while True:
+        (answer,) = connection.client.describe_consumer_groups([group], request_timeout=20).values()
+        try:
+            answer.result(30)
+        except KafkaException as error:
+            code = int(error.args[0].code())
+            if code not in NO_COORDINATOR or time.monotonic() > until:
+                return code
+            time.sleep(0.2)  # the broker makes its topic of group offsets at the first question
+        else:
+            return 0
 
 
 def begin_transaction(settings: BrokerSettings, name: str) -> int:

@@ -57,6 +57,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         found.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_federation_of_processes_outlives_a_stop_of_each_role(fleet: Fleet) -> None:
     """No process of it can import torch: none needs to, with this learner, and all but devices never do."""
@@ -182,6 +183,7 @@ async def check_topics(fleet: Fleet) -> None:
     assert Counter(type(message) for message in messages(topics["b"]["control"], Void)) == Counter()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_services_of_a_closed_run_end_at_once_when_they_are_started_again(fleet: Fleet) -> None:
     for name in ("controller", "a.gate", "a.aggregator", "a.device.0"):

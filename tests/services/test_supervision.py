@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from echelon.services.roles import role_of
 from echelon.services.run import FAILED, GOOD, Service
 from tests.services.deployed import deployed
 
+ROOT = Path(__file__).resolve().parents[2]
 NO_HTTP = {"ECHELON_HTTP__PORT": "null", "ECHELON_SHUTDOWN": "5"}
 
 
@@ -109,3 +112,13 @@ async def test_the_state_of_another_run_is_refused(
         else:
             assert await asyncio.wait_for(work, 20.0) == code
     assert "belongs to another run or actor" in caplog.text
+
+
+def test_nothing_that_a_service_is_made_of_imports_torch() -> None:
+    """Only a device's training process does, and only for a real model."""
+    code = (
+        "import sys, echelon.cli.app, echelon.services.run, echelon.services.roles, echelon.bus.kafka\n"
+        "print(sorted({'torch', 'transformers', 'peft', 'datasets'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert found.stdout.strip() == "[]", found.stderr

@@ -82,6 +82,14 @@ def version_adopted_twice(topics: Topics) -> None:
     says(topics, "control", first.model_copy(update={"commit": 77}))
 
 
+def test_windows_of_a_delta_that_was_too_stale_may_be_in_a_later_one() -> None:
+    topics = boundary()
+    delta_with_a_window_of_another(topics)
+    adopt = messages(topics["control"], Adopt)[-1]
+    says(topics, "control", adopt.model_copy(update={"version": 99, "returned": (90,)}))
+    assert not any("is in 2 deltas" in fault for fault in faults_of_boundary("a", topics, exchange()))
+
+
 def update_in_two_sums(topics: Topics) -> None:
     cohort, window = messages(topics["control"], Cohort)[0], messages(topics["control"], Window)[0]
     later = max(one.window for one in messages(topics["control"], Window)) + 1
