@@ -171,7 +171,9 @@ class Aggregator(BoundaryActor):
         try:
             return self.open(record)
         except (Refused, ChunkError, ProtocolError) as error:
-            self.services.log.warning("%s passes over %s@%d: %s", self.name, record.topic, record.offset, error)
+            self.services.log.warning(
+                "%s passes over %s@%d: %s", self.name, record.topic, record.offset, error
+            )
             return None
 
     def stored_offsets(self) -> dict[TopicPartition, int]:

@@ -402,7 +402,7 @@ class BoundaryActor(ABC):
         return records
 
     def start_job(self, job: Callable[[], Awaitable[object]], name: str) -> None:
-        """Call `job` and wait for it beside the loop; what it returns is an event. One that is stopped at once never begins."""
+        """Call `job` and wait for it beside the loop; what it returns is an event."""
 
         async def run() -> None:
             self._events.put_nowait(await job())

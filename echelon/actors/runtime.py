@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from echelon.actors.state import Row, StateStore
-from echelon.bus.base import Bus, Outgoing, Reader, Record, TopicPartition
+from echelon.bus.base import Bus, Outgoing, Reader, Record, RecordDamaged, TopicPartition
 from echelon.clock import Offload
 from echelon.errors import BusError, ConnectionLost
 from echelon.rounds.effects import Note, TimerFired
@@ -29,11 +29,15 @@ STEP_COST = 0.0005
 """Seconds that storing a step is taken to need on the virtual clock."""
 UNREAD = frozenset({"deadletter"})
 """Topics that those who write them may not read: what may stand there already is sent once more."""
+SHARED = frozenset({"checkin", "handshake", "masked", "deadletter"})
+"""Topics that every device of a boundary may write."""
 DRAIN_SECONDS = 5.0
 """Seconds that a stopping actor gives its last records to reach the broker."""
 
 STALL_EVERY = 5.0
 """Seconds between two reports of how late the loop was."""
+
+log = logging.getLogger("echelon")
 
 Sink = Callable[[str, float, Note], None]
 """Takes (actor, loop time in seconds, fact)."""
@@ -174,6 +178,27 @@ def _fingerprint(record: Outgoing) -> bytes:
     return digest.digest()
 
 
+def may_pass_over(at: TopicPartition) -> bool:
+    """Whether a record there that is none is passed over, as any other garbage is, instead of ending the reader.
+
+    That is so where others write: a device must not be able to stop its aggregator, nor a gate the controller. A topic
+    that carries decisions is not read on over a hole.
+    """
+    return at.topic in SHARED or at.topic.startswith("delta.")
+
+
+def pass_over(reader: Reader, damaged: RecordDamaged, name: str) -> None:
+    """Go on behind a record that is none.
+
+    Raises:
+        RecordDamaged: it stands where that may not be done.
+    """
+    if not may_pass_over(damaged.at):
+        raise damaged
+    log.error("%s passes over what is no record: %s", name, damaged)
+    reader.seek(damaged.at, damaged.next_offset)
+
+
 async def end_of(bus: Bus, at: TopicPartition, name: str) -> int:
     """The end offset, however often the connection is lost."""
     backoff = Backoff(name)
@@ -196,6 +221,10 @@ async def read_to_end(bus: Bus, at: TopicPartition, start: int, name: str) -> As
                 records = await reader.next(timeout=5.0)
             except ConnectionLost:
                 await backoff.wait()
+                continue
+            except RecordDamaged as damaged:
+                pass_over(reader, damaged, name)
+                position = damaged.next_offset
                 continue
             if not records:
                 raise BusError(
@@ -248,6 +277,10 @@ async def feed(
         except ConnectionLost:
             room.release()
             await backoff.wait()
+            continue
+        except RecordDamaged as damaged:
+            room.release()
+            pass_over(reader, damaged, name)
             continue
         backoff.reset()
         take(records)

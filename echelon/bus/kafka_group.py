@@ -21,8 +21,8 @@ from echelon.bus.base import Committed, GroupMember, Moved
 from echelon.bus.kafka_link import Backoff, Link
 from echelon.errors import BusClosed, BusDenied, BusError, ConnectionLost
 
-SESSION_S = 45.0
-"""Seconds without a sign of life after which a member is out: longer than a broker takes to start anew."""
+SESSION_S = 20.0
+"""Seconds without a sign of life after which a member is out. Until a killed member is out, nobody else gets a shard."""
 
 HEARTBEAT_S = 3.0
 
