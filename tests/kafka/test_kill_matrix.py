@@ -94,8 +94,10 @@ def check(left: Left) -> None:
     *_, last = replay({topic: list(records) for topic, records in left.exchange.items()})
     assert last.commit == COMMITS
     assert last.sha256 == close.adapter_sha256
-    for name in NAMES:
-        assert left.tally(name).windows >= 2 * (COMMITS - 1)
+    windows = {name: left.tally(name).windows for name in NAMES}
+    # A boundary whose devices are killed again and again may miss a commit's deadline, and not be left out for good.
+    assert min(windows.values()) >= 2, windows
+    assert sum(windows.values()) >= 2 * COMMITS, windows
 
 
 def test_the_matrix_has_every_kind_of_process_and_record() -> None:

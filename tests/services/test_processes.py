@@ -87,6 +87,7 @@ def test_a_federation_of_processes_outlives_a_stop_of_each_role(fleet: Fleet) ->
     assert set(codes.values()) == {0}, fleet.tails()
     check_logs(fleet)
     asyncio.run(check_topics(fleet))
+    check_late_starters(fleet)
 
 
 async def close_run(fleet: Fleet) -> None:
@@ -183,9 +184,8 @@ async def check_topics(fleet: Fleet) -> None:
     assert Counter(type(message) for message in messages(topics["b"]["control"], Void)) == Counter()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(120)
-def test_services_of_a_closed_run_end_at_once_when_they_are_started_again(fleet: Fleet) -> None:
+def check_late_starters(fleet: Fleet) -> None:
+    """Services of a closed run end at once when they are started again."""
     for name in ("controller", "a.gate", "a.aggregator", "a.device.0"):
         fleet.launch(name)
     codes = fleet.wait(30.0)

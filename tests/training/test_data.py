@@ -153,7 +153,7 @@ def test_another_seed_deals_otherwise():
 
 
 def test_fewer_documents_than_devices_is_refused():
-    with pytest.raises(ConfigError, match="fewer devices"):
+    with pytest.raises(ConfigError, match="use fewer of them"):
         fill_empty_hands([[document("a")], [], [document("b")], []])
 
 
