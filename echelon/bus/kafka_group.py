@@ -22,7 +22,7 @@ from echelon.bus.kafka_link import Backoff, Link
 from echelon.errors import BusClosed, BusDenied, BusError, ConnectionLost
 
 SESSION_S = 20.0
-"""Seconds without a sign of life after which a member is out. Until a killed member is out, nobody else gets a shard."""
+"""Seconds without a sign of life after which a member is out. Until then nobody gets the shards of a killed one."""
 
 HEARTBEAT_S = 3.0
 

@@ -254,7 +254,7 @@ async def test_a_broker_that_is_stopped_for_a_while_loses_and_reorders_nothing(s
         assert publisher.away_seconds == 0
     check(acknowledged, seen)
     mine = [record.message for record in caplog.records if record.name == "echelon.bus.kafka_link"]
-    # One pair for each bus, or two where a busy machine answers one question and not the next; not one for each attempt.
+    # A pair for each bus, or some more where a busy machine answers one question and not the next.
     assert sum("is away" in line for line in mine) == sum("is back after" in line for line in mine) <= 6, mine
 
 
@@ -271,7 +271,7 @@ async def test_a_broker_that_is_killed_and_started_again_loses_and_reorders_noth
         assert publisher.connected
     check(acknowledged, seen)
     mine = [record.message for record in caplog.records if record.name == "echelon.bus.kafka_link"]
-    # One pair for each bus, or two where a busy machine answers one question and not the next; not one for each attempt.
+    # A pair for each bus, or some more where a busy machine answers one question and not the next.
     assert sum("is away" in line for line in mine) == sum("is back after" in line for line in mine) <= 6, mine
 
 

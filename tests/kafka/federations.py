@@ -102,7 +102,10 @@ def run_with_kills(
     each: Callable[[Fleet], None] = lambda _: None,
 ) -> tuple[Left, Fleet]:
     """Run a federation whose processes die at the points and are started again; all must end well."""
-    deployment = deployed(folder / "run", brokers)
+    # No boundary can make up a commit alone: it may have two deltas under way, and three are needed. So every boundary
+    # has windows and deltas enough to come to its points.
+    together = {"windows": 2, "pending_max": 2, "deltas_per_commit": 3, "deadline": 120}
+    deployment = deployed(folder / "run", brokers, sync=together)
     kills = Kills(folder / "kills", points)
     with fleet(deployment, kills=kills) as running:
         running.start()

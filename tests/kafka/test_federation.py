@@ -76,7 +76,7 @@ def test_a_federation_of_thirteen_processes(stack: Stack, tmp_path: Path) -> Non
     sums = [learner.evaluate_boundary(name, last.adapter) for name in NAMES]
     loss = sum(found.loss_sum for found in sums) / sum(found.tokens for found in sums)
     embedded = embedded_loss(deployment)
-    # Which update comes late differs from run to run: what is left of the base loss is compared on the base loss's scale.
+    # Which update comes late differs from run to run: what is left of the base loss is compared on its scale.
     bases = [learner.evaluate_boundary(name, learner.initial_adapter()) for name in NAMES]
     base = sum(found.loss_sum for found in bases) / sum(found.tokens for found in bases)
     assert embedded < 0.5 * base
