@@ -27,7 +27,7 @@ from echelon.testing.kafka_artifacts import jars, java
 
 ROOT = Path(__file__).resolve().parents[2]
 CHILD = Path(__file__).with_name("child.py")
-KAFKA = (pytest.mark.kafka, pytest.mark.xdist_group("kafka"))
+KAFKA = (pytest.mark.kafka, pytest.mark.xdist_group("kafka-bus"))
 
 
 @dataclass(frozen=True)

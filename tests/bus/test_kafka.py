@@ -22,7 +22,7 @@ from echelon.provision.admin import Connection
 from echelon.testing.kafka import Stack
 from tests.bus.rules import allow
 
-pytestmark = [pytest.mark.kafka, pytest.mark.xdist_group("kafka")]
+pytestmark = [pytest.mark.kafka, pytest.mark.xdist_group("kafka-bus")]
 
 T = TopicPartition("t")
 END = b"end"

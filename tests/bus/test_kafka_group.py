@@ -15,7 +15,7 @@ from echelon.federation.pki import BREAK_GLASS
 from echelon.testing.kafka import Stack
 from tests.bus.rules import allow
 
-pytestmark = [pytest.mark.kafka, pytest.mark.xdist_group("kafka")]
+pytestmark = [pytest.mark.kafka, pytest.mark.xdist_group("kafka-bus")]
 
 PARTITIONS = 8
 
