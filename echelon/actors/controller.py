@@ -28,7 +28,7 @@ from echelon.messages.exchange import (
     Refusal,
     RefusalReason,
 )
-from echelon.messages.manifest import RunManifest
+from echelon.messages.manifest import MILLION, RunManifest
 from echelon.rounds.commits import ControllerCore
 from echelon.rounds.delta_codec import decode
 from echelon.rounds.effects import F32, TimerFired, note
@@ -260,10 +260,11 @@ class Controller:
             prefix=self._writer.prefix,
         )
         records.append(self._writer.manifest(commit))
+        stale_deltas = self.core.apply(commit)
         self._note_commit(commit)
         for merged in commit.merged:
             self._values.pop((merged.boundary, merged.seq), None)
-        for stale in self.core.apply(commit):
+        for stale in stale_deltas:
             records += self._refuse(stale.boundary, stale.seq, stale.offset, stale.reason)
         self._last_commit = now
         self.timers.start(DEADLINE, self.deadline)
@@ -295,8 +296,28 @@ class Controller:
             R=commit.pace.windows,
             mu=commit.pace.mu_ppm / MICROSECONDS,
             elapsed=self._elapsed(),
+            pace=self._decision(commit),
             **_geometry(names, commit, self._values),
         )
+
+    def _decision(self, commit: Commit) -> dict[str, object]:
+        """What the pace controller saw and did, for metrics; the log holds what it was derived from."""
+        decision = self.core.decision
+
+        def share(ppm: int | None) -> float | None:
+            return None if ppm is None else ppm / MILLION
+
+        return {
+            "kind": self.manifest.control.kind.value,
+            "phase": decision.phase,
+            "reason": decision.reason,
+            "coherence_devices": share(decision.devices),
+            "coherence_boundaries": share(decision.boundaries),
+            "noise": share(decision.noise),
+            "floor_steps": decision.floor or None,
+            "sync_seconds": decision.sync_us / MICROSECONDS if decision.sync_us else None,
+            "interval": commit.pace.steps * commit.pace.windows,
+        }
 
     def _close_when_finished(self) -> list[Outgoing]:
         reason = self.core.finished(int(self._elapsed()))

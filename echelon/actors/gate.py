@@ -7,7 +7,7 @@ exchange's `global` topic record by record. Only the gate holds the boundary's s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from echelon.actors.aggregator import OTHER_RECORD, SOURCE_HEADER
@@ -26,6 +26,7 @@ from echelon.rounds.effects import Effect, Incoming, Save, Stop, note
 from echelon.rounds.ledger import RoundedDelta
 
 GLOBAL = TopicPartition("global")
+MICROSECONDS = 1_000_000
 
 
 class Gate(BoundaryActor):
@@ -65,6 +66,11 @@ class Gate(BoundaryActor):
         self._proposed: dict[int, SealedDelta] = {}
         self._closed = False
         self._origin = ""
+        self._clock: Callable[[], float] = lambda: 0.0
+        """The loop's clock once it runs; steps are taken in threads, which have no loop of their own."""
+        self._signed: dict[int, float] = {}
+        """When deltas were signed that no commit has merged yet; those of an earlier life are not in it."""
+        self._sync_us = 0
 
     def inputs(self) -> Iterable[TopicPartition]:
         """Decisions, rounds, masked updates, and the deltas that the aggregator proposes."""
@@ -84,6 +90,7 @@ class Gate(BoundaryActor):
 
     async def run(self) -> None:
         """Mirror both ways until the run is closed and mirrored inward."""
+        self._clock = asyncio.get_running_loop().time
         await self._outward.reconcile()
         tasks = [
             asyncio.create_task(self._outward.run(), name=f"{self.name} outward"),
@@ -180,9 +187,11 @@ class Gate(BoundaryActor):
             windows=derived.windows,
             codec=derived.codec,
             exponent=derived.exponent,
+            sync_us=self._sync_us,
             payload=described,
             prefix=self._writer.prefix,
         )
+        self._signed[derived.seq] = self._clock()
         return Cross((*chunks, self._writer.manifest(manifest)))
 
     # ---- inward ----------------------------------------------------------------------------------
@@ -260,7 +269,9 @@ class Gate(BoundaryActor):
                 for merged in message.merged:
                     if merged.boundary == self._index:
                         self._log.decided[merged.seq] = Decided(True, False)
+                        self._measure(merged.seq)
             case Refusal() if message.boundary == self._index and message.reason not in OTHER_RECORD:
+                self._signed.pop(message.seq, None)
                 self._log.decided.setdefault(
                     message.seq, Decided(False, message.reason is RefusalReason.STALE)
                 )
@@ -268,6 +279,12 @@ class Gate(BoundaryActor):
                 self._closed = True
             case _:
                 pass
+
+    def _measure(self, seq: int) -> None:
+        """A commit that merged the boundary's delta has arrived: how long the sync took."""
+        signed = self._signed.pop(seq, None)
+        if signed is not None:
+            self._sync_us = max(1, round((self._clock() - signed) * MICROSECONDS))
 
 
 class _Learned:

@@ -26,11 +26,13 @@ from echelon.messages.exchange import (
     Delta,
     Genesis,
     LogHead,
+    Pace,
     Refusal,
     RefusalReason,
 )
 from echelon.messages.manifest import RunManifest
 from echelon.rounds.commits import CommitMismatch, ControllerCore
+from echelon.rounds.pace import Decision
 
 F32 = NDArray[np.float32]
 
@@ -45,12 +47,15 @@ _NO_ENTRY = {RefusalReason.BAD_SIGNATURE, RefusalReason.BAD_SEQUENCE, RefusalRea
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A global adapter, float32[d], as it was derived; commit 0 is genesis."""
+    """A global adapter, float32[d], as it was derived; commit 0 is genesis. With it the pace that it announces, and
+    what the pace controller saw and did, derived again likewise (None at genesis)."""
 
     commit: int
     adapter: F32
     sha256: bytes
     manifest: RunManifest
+    pace: Pace
+    decision: Decision | None = None
 
     def files(self) -> dict[str, bytes]:
         """The adapter as PEFT's two files, by name."""
@@ -223,7 +228,7 @@ class Verifier:
             self._error(Code.GENESIS, GLOBAL, entry.offset, f"no run can start from this genesis: {error}")
             return
         report.adapter_sha256 = adapter_digest(log.initial)
-        yield Version(0, log.initial, report.adapter_sha256, manifest)
+        yield Version(0, log.initial, report.adapter_sha256, manifest, manifest.pace)
 
     def _commit(self, entry: Entry, commit: Commit) -> Iterator[Version]:
         self._check_heads(entry.offset, commit.heads)
@@ -254,7 +259,9 @@ class Verifier:
                 commit.commit, entry.offset, commit.merged, commit.tokens, commit.pace, commit.adapter_sha256
             )
         )
-        yield Version(commit.commit, core.adapter, commit.adapter_sha256, core.manifest)
+        yield Version(
+            commit.commit, core.adapter, commit.adapter_sha256, core.manifest, core.pace, core.decision
+        )
 
     def _refusal(self, offset: int, refusal: Refusal) -> None:
         if refusal.boundary >= len(self._deltas):
@@ -474,7 +481,8 @@ class Verifier:
                 "the exported adapter was not checked: no final adapter was derived",
             )
             return
-        final = Version(self._core.newest, self._core.adapter, self.report.adapter_sha256, self._manifest)
+        core = self._core
+        final = Version(core.newest, core.adapter, self.report.adapter_sha256, self._manifest, core.pace)
         expected = final.files()
         for name, data in sorted(expected.items()):
             found = self._files.get(name)

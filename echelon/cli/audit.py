@@ -10,10 +10,11 @@ import asyncio
 import json
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
+import numpy as np
 import typer
 from rich import box
 from rich.console import Console
@@ -37,6 +38,7 @@ from echelon.bus import Bus, Reader, RecordDamaged, TopicPartition, open_bus, sq
 from echelon.config.broker import SecuritySettings, load_broker
 from echelon.errors import AuditError, BusError, ConfigError, EchelonError
 from echelon.messages.adapter import CONFIG_FILE, WEIGHTS_FILE
+from echelon.messages.manifest import PaceKind
 
 app = typer.Typer(
     name="audit", no_args_is_help=True, help="Check an exchange offline: every claim, from its topics alone."
@@ -330,26 +332,23 @@ def replay_command(
         pinned = _digest(genesis)
         if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ConfigError(f"--out {out}: exists and is not empty; name a new folder")
-        digests: list[tuple[int, str]] = []
+        versions: list[Version] = []
         chosen: Version | None = None
         with opened(source, security) as found:
             for version in replay(found.topics, genesis=pinned):
-                digests.append((version.commit, version.sha256.hex()))
+                versions.append(replace(version, adapter=np.zeros(0, np.float32)))
                 if commit is None or version.commit == commit:
                     chosen = version
         if chosen is None:
-            raise ConfigError(f"--commit {commit}: the log has commits 0 to {digests[-1][0]}")
+            raise ConfigError(f"--commit {commit}: the log has commits 0 to {versions[-1].commit}")
         if out is not None:
             _write(out, chosen.files())
         if as_json:
-            versions = [{"commit": number, "adapter_sha256": digest} for number, digest in digests]
-            typer.echo(json.dumps({"adapter_sha256": chosen.sha256.hex(), "commits": versions}, indent=2))
+            listed = [_described(version) for version in versions]
+            typer.echo(json.dumps({"adapter_sha256": chosen.sha256.hex(), "commits": listed}, indent=2))
             return 0
         console = Console()
-        table = Table("commit", "adapter SHA-256", box=box.SIMPLE)
-        for number, digest in digests:
-            table.add_row("genesis" if number == 0 else str(number), digest)
-        console.print(table)
+        console.print(_versions_table(versions))
         console.print(
             f"adapter of commit {chosen.commit}: {chosen.sha256.hex()}", soft_wrap=True, highlight=False
         )
@@ -358,6 +357,34 @@ def replay_command(
         return 0
 
     _guarded(action)
+
+
+def _described(version: Version) -> dict[str, object]:
+    """A version for machines: its digest, the pace that it announced, and why."""
+    described: dict[str, object] = {
+        "commit": version.commit,
+        "adapter_sha256": version.sha256.hex(),
+        "pace": version.pace.model_dump(),
+    }
+    if version.decision is not None:
+        described["decision"] = asdict(version.decision)
+    return described
+
+
+def _versions_table(versions: list[Version]) -> Table:
+    """One row per version; where the pace is decided as the run goes on, with the decisions that were derived again."""
+    if versions[-1].manifest.control.kind is PaceKind.FIXED:
+        table = Table("commit", "adapter SHA-256", box=box.SIMPLE)
+        for version in versions:
+            table.add_row(str(version.commit or "genesis"), version.sha256.hex())
+        return table
+    table = Table("commit", "H", "R", "decision", "adapter SHA-256", box=box.SIMPLE)
+    for version in versions:
+        decision = version.decision.reason if version.decision is not None else ""
+        pace = version.pace
+        digest = f"{version.sha256.hex()[:16]}…"
+        table.add_row(str(version.commit or "genesis"), str(pace.steps), str(pace.windows), decision, digest)
+    return table
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:

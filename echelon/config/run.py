@@ -166,6 +166,41 @@ class OuterSettings(Settings):
     epsilon: float = Field(default=1e-6, ge=0, le=1, allow_inf_nan=False, description="Adam's ε.")
 
 
+class PaceSettings(Settings):
+    """What decides how long boundaries train before they meet: H (`sync.steps`) and R (`sync.windows`)."""
+
+    kind: Literal["fixed", "echelon-da", "adacomm", "qsr"] = Field(
+        default="fixed",
+        description="fixed; echelon-da: by measured drift, never shorter than what hides a sync; adacomm: "
+        "H by the loss; qsr: H by the learning rate. All but fixed start at sync.steps and sync.windows.",
+    )
+    steps_min: int | None = Field(
+        default=None, ge=1, le=100_000, description="Smallest H. None: an eighth of sync.steps, at least 1."
+    )
+    steps_max: int | None = Field(
+        default=None, ge=1, le=100_000, description="Largest H. None: eight times sync.steps."
+    )
+    windows_max: int | None = Field(
+        default=None, ge=1, le=24, description="Largest R. None: four times sync.windows, within limits."
+    )
+    period: int = Field(
+        default=2, ge=1, le=1000, description="Commits that one measurement takes (echelon-da, adacomm)."
+    )
+    hysteresis: float = Field(
+        default=0.05, ge=0, le=1, allow_inf_nan=False,
+        description="Change of coherence below which two intervals count as equally good (echelon-da).",
+    )  # fmt: skip
+    hide_sync: bool = Field(default=True, description="Keep R·H as long as a sync takes (echelon-da).")
+    decay: float = Field(
+        default=0.5, ge=0, lt=1, allow_inf_nan=False,
+        description="γ of adacomm: H is multiplied by it when the loss does not fall.",
+    )  # fmt: skip
+    growth: float = Field(
+        default=2.0, gt=0, le=10_000, allow_inf_nan=False,
+        description="α of qsr over the peak learning rate: H = max(sync.steps, (α/η)²).",
+    )  # fmt: skip
+
+
 class SyncSettings(Settings):
     """Deltas and commits: how boundaries meet."""
 
@@ -197,6 +232,7 @@ class SyncSettings(Settings):
     )
     staleness: StalenessSettings = Field(default=StalenessSettings(), description="Weights of late deltas.")
     outer: OuterSettings = Field(default=OuterSettings(), description="The outer optimiser.")
+    pace: PaceSettings = Field(default=PaceSettings(), description="What decides H and R as the run goes on.")
     eval_tokens: int = Field(
         default=1024,
         ge=1,
@@ -405,6 +441,7 @@ class RunSettings(Settings):
                 f"at most 24, and windows_max at least windows = {self.sync.windows}: lower sync.windows or "
                 f"sync.pending_max"
             )
+        self._check_pace()
         unknown = [fault.device for fault in self.simulation.faults if fault.device not in devices]
         if unknown:
             raise ValueError(
@@ -412,11 +449,44 @@ class RunSettings(Settings):
             )
         return self
 
+    def _check_pace(self) -> None:
+        steps, (low, high) = self.sync.steps, self.steps_bounds()
+        if not low <= steps <= high:
+            raise ValueError(
+                f"sync.steps = {steps} is outside sync.pace's bounds {low}..{high}: a run starts within them"
+            )
+        if not self.sync.windows <= self.pace_windows_max() <= self.windows_max():
+            raise ValueError(
+                f"sync.pace.windows_max = {self.pace_windows_max()} must be at least sync.windows = "
+                f"{self.sync.windows} and at most sync.windows_max = {self.windows_max()}"
+            )
+        if self.sync.pace.kind == "adacomm" and not self.sync.report_loss:
+            raise ValueError(
+                "sync.pace.kind = adacomm needs losses: set sync.report_loss, or choose another kind"
+            )
+
+    def steps_bounds(self) -> tuple[int, int]:
+        """Smallest and largest H."""
+        steps, pace = self.sync.steps, self.sync.pace
+        if pace.kind == "fixed":
+            return steps, steps
+        low = max(1, steps // 8) if pace.steps_min is None else pace.steps_min
+        return low, 8 * steps if pace.steps_max is None else pace.steps_max
+
+    def pace_windows_max(self) -> int:
+        """Largest R."""
+        windows, pace = self.sync.windows, self.sync.pace
+        if pace.kind == "fixed":
+            return windows
+        if pace.windows_max is not None:
+            return pace.windows_max
+        return max(windows, min(4 * windows, self.sync.windows_max or 24 // (self.sync.pending_max + 1)))
+
     def windows_max(self) -> int:
         """R_max."""
         if self.sync.windows_max is not None:
             return self.sync.windows_max
-        return max(self.sync.windows, min(2 * self.sync.windows, 24 // (self.sync.pending_max + 1)))
+        return max(self.pace_windows_max(), min(2 * self.sync.windows, 24 // (self.sync.pending_max + 1)))
 
 
 def _unique(what: str, names: list[str]) -> None:

@@ -17,6 +17,10 @@ from echelon.messages.manifest import (
     ExchangeTerms,
     OuterKind,
     OuterTerms,
+    PaceKind,
+    PaceTerms,
+    RateShape,
+    RateTerms,
     RunManifest,
     SecureTerms,
     Weighting,
@@ -64,6 +68,28 @@ def secure_terms(settings: RunSettings) -> SecureTerms:
     return terms
 
 
+def pace_terms(settings: RunSettings) -> PaceTerms:
+    """The pace controller's terms, in integers."""
+    pace, train = settings.sync.pace, settings.training
+    low, high = settings.steps_bounds()
+    return PaceTerms(
+        kind=PaceKind(pace.kind),
+        steps_min=low,
+        steps_max=high,
+        windows_max=settings.pace_windows_max(),
+        period=pace.period,
+        hysteresis_ppm=round(pace.hysteresis * MILLION),
+        hide_sync=pace.hide_sync,
+        decay_ppm=round(pace.decay * MILLION),
+        growth_ppm=round(pace.growth * MILLION),
+        rate=RateTerms(
+            shape=RateShape(train.schedule),
+            warmup_ppm=round(train.warmup * MILLION),
+            final_ppm=round(train.final_lr * MILLION),
+        ),
+    )
+
+
 def build_manifest(
     settings: RunSettings, facts: Facts, identities: Identities, run: bytes
 ) -> tuple[RunManifest, bytes]:
@@ -101,6 +127,7 @@ def build_manifest(
                 epsilon_ppb=round(sync.outer.epsilon * 1_000_000_000),
             ),
             pace=pace,
+            control=pace_terms(settings),
             budget=Budget(
                 commits=budget.commits or 0,
                 tokens=budget.tokens or 0,

@@ -70,8 +70,9 @@ class Payload(Fields):
 class WindowSummary(Fields):
     """One window of a delta: sums over the included devices, nothing of any one of them.
 
-    `weight2` is Σw², `norm2` is Σ w‖Δ‖² in units of 2**-32, losses are Σ nats in units of 2**-16 (zero unless the
-    boundary opted in), `eval_commit` is the commit that the evaluation sums are of.
+    `weight2` is Σw², `norm2` is Σ w‖Δ‖² and `mean2` is ‖Σ wΔ / Σw‖², both in units of 2**-32: together they say how
+    much of what the devices moved they have in common. Losses are Σ nats in units of 2**-16 (zero unless the boundary
+    opted in), `eval_commit` is the commit that the evaluation sums are of.
     """
 
     window: U63
@@ -81,6 +82,7 @@ class WindowSummary(Fields):
     weight2: U63
     roster_root: Digest
     norm2: U63
+    mean2: U63
     tokens: U63
     loss: U63
     loss_tokens: U63
@@ -104,6 +106,9 @@ class Delta(Message):
     codec: Annotated[DeltaCodec, Strict(False)]
     exponent: I64
     """Coordinates are integers times 2**exponent."""
+    sync_us: U63
+    """Microseconds that the newest merged delta of this boundary took from its signing to the arrival of the commit
+    that merged it, by the gate's own clock; 0: not measured yet. Attested; it steers the pace and nothing else."""
     payload: Payload
     prefix: Digest
 

@@ -41,6 +41,57 @@ class Weighting(StrEnum):
     TOKENS = "tokens"
 
 
+class PaceKind(StrEnum):
+    """What decides H and R."""
+
+    FIXED = "fixed"
+    ECHELON_DA = "echelon-da"
+    ADACOMM = "adacomm"
+    QSR = "qsr"
+
+
+class RateShape(StrEnum):
+    """How the learning rate moves over a run's progress, after the warm-up."""
+
+    CONSTANT = "constant"
+    COSINE = "cosine"
+    LINEAR = "linear"
+
+
+class RateTerms(Fields):
+    """The learning-rate schedule as the pace controllers know it; fractions in millionths."""
+
+    shape: Annotated[RateShape, Field(strict=False)] = RateShape.CONSTANT
+    warmup_ppm: Annotated[int, Field(ge=0, lt=MILLION)] = 0
+    final_ppm: Annotated[int, Field(ge=0, le=MILLION)] = MILLION
+
+
+class PaceTerms(Fields):
+    """The pace controller's settings; `RunManifest.pace` is where it starts."""
+
+    kind: Annotated[PaceKind, Field(strict=False)] = PaceKind.FIXED
+    steps_min: Annotated[int, Field(ge=1, lt=1 << 31)] = 1
+    steps_max: Annotated[int, Field(ge=1, lt=1 << 31)] = (1 << 31) - 1
+    windows_max: Annotated[int, Field(ge=1, le=MAX_WINDOWS)] = MAX_WINDOWS
+    period: Annotated[int, Field(ge=1, le=1 << 16)] = 2
+    """Commits that one measurement takes."""
+    hysteresis_ppm: Annotated[int, Field(ge=0, le=MILLION)] = 50_000
+    """Change of coherence below which two intervals count as equally good."""
+    hide_sync: bool = True
+    """Whether the interval is kept as long as a sync takes."""
+    decay_ppm: Annotated[int, Field(ge=0, lt=MILLION)] = 500_000
+    """AdaComm's γ."""
+    growth_ppm: Annotated[int, Field(ge=1, lt=1 << 40)] = 2 * MILLION
+    """QSR's α over the peak learning rate."""
+    rate: RateTerms = RateTerms()
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.steps_min > self.steps_max:
+            raise ValueError(f"steps_min = {self.steps_min} is more than steps_max = {self.steps_max}")
+        return self
+
+
 class OuterTerms(Fields):
     """The outer optimiser's settings; rates in millionths."""
 
@@ -115,6 +166,14 @@ class Budget(Fields):
     patience: U32
     """Commits without a better validation loss."""
 
+    def progress_ppm(self, commits: int, tokens: int) -> int:
+        """Share of the budget that is committed, in millionths; 0 where neither tokens nor commits bound the run."""
+        if self.tokens:
+            return min(MILLION, tokens * MILLION // self.tokens)
+        if self.commits:
+            return min(MILLION, commits * MILLION // self.commits)
+        return 0
+
 
 class RunManifest(Fields):
     """The signed terms of a run."""
@@ -131,6 +190,8 @@ class RunManifest(Fields):
     exchange: ExchangeTerms
     outer: OuterTerms
     pace: Pace
+    """H, R and μ of genesis."""
+    control: PaceTerms = PaceTerms()
     budget: Budget
     boundaries: Annotated[tuple[BoundaryTerms, ...], Field(min_length=1, max_length=MAX_BOUNDARIES)]
     controller_public: Hex32

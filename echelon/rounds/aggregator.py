@@ -47,7 +47,7 @@ from echelon.messages.handshake import (
     Signatures,
     Unmask,
 )
-from echelon.messages.manifest import MILLION, RunManifest
+from echelon.messages.manifest import RunManifest
 from echelon.messages.wire import DeviceId, Message, plain
 from echelon.rounds.cohort import close_window, context_of, ring_vector, threshold_of, weight_cap
 from echelon.rounds.effects import (
@@ -621,14 +621,9 @@ class AggregatorCore:
 
     def _progress(self) -> int:
         """Committed share of the budget in millionths."""
-        budget = self.manifest.budget
         if self.ledger is None:
             return 0
-        if budget.tokens:
-            return min(MILLION, self.tokens * MILLION // budget.tokens)
-        if budget.commits:
-            return min(MILLION, self.ledger.commit * MILLION // budget.commits)
-        return 0
+        return self.manifest.budget.progress_ppm(self.ledger.commit, self.tokens)
 
     def _closed(self, event: Closed) -> list[Effect]:
         if self.ended:

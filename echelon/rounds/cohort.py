@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from echelon.errors import ProtocolError
 from echelon.messages.boundary import Cohort
 from echelon.messages.exchange import WindowSummary
-from echelon.messages.manifest import RunManifest
+from echelon.messages.manifest import RunManifest, SecureTerms
 from echelon.messages.wire import DeviceId
+from echelon.rounds.exact import norm2
 from echelon.rounds.ledger import window_mean
 from echelon.secagg.context import Context, Member, threshold
 from echelon.secagg.graph import complete
@@ -121,6 +122,12 @@ def context_of(cohort: Cohort, manifest: RunManifest, dim: int) -> Context:
     )
 
 
+def mean_norm2(total: NDArray[np.int64], weight: int, terms: SecureTerms) -> int:
+    """‖Σ wΔ / Σw‖² in units of 2**-32, rounded down, from the integer sum int64[d] of w/W·Δ·2**scale_bits; exact."""
+    squared = norm2(total.astype(np.int32)) if total.size else 0
+    return ((squared * terms.weight_max**2) << 32) // ((weight << terms.scale_bits) ** 2)
+
+
 def close_window(
     cohort: Cohort, result: SumResult, manifest: RunManifest
 ) -> tuple[WindowSummary, NDArray[np.float64]]:
@@ -164,6 +171,7 @@ def close_window(
         weight2=weight2,
         roster_root=root,
         norm2=sums["norm2"],
+        mean2=mean_norm2(total, sums["weight"], manifest.secure),
         tokens=sums["tokens"],
         loss=sums["loss"],
         loss_tokens=sums["loss_tokens"],

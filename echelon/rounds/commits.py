@@ -32,7 +32,8 @@ from echelon.messages.manifest import MILLION, RunManifest, SecureTerms, Weighti
 from echelon.messages.wire import pack, plain
 from echelon.rounds.delta_codec import Integers, integers, width
 from echelon.rounds.outer import OuterOptimiser, OuterState, WeightedDelta
-from echelon.rounds.pace import FixedPace, MergedDelta, PaceController, PaceInputs
+from echelon.rounds.pace import Decision, MergedDelta, PaceController, PaceInputs
+from echelon.rounds.pace_kinds import pace_controller
 
 F32 = NDArray[np.float32]
 Bytes = bytes | bytearray | memoryview
@@ -122,7 +123,7 @@ class ControllerCore:
         Args:
             manifest: the run's terms.
             adapter: float32[d], finite, d as in the manifest's layout.
-            pace: the pace controller; the manifest's fixed pace if None.
+            pace: the pace controller; the one that the manifest names if None.
 
         Raises:
             ProtocolError: the adapter does not fit the layout, or the terms allow no step.
@@ -143,7 +144,7 @@ class ControllerCore:
         self.pace: Pace = manifest.pace
         self.tokens = 0
         self._outer = OuterState.initial(manifest.outer.kind, dim)
-        self._controller: PaceController = pace if pace is not None else FixedPace(manifest.pace)
+        self._controller: PaceController = pace if pace is not None else pace_controller(manifest)
         self._pending: dict[tuple[int, int], _Pending] = {}
         self._known: list[list[bytes]] = [[] for _ in range(count)]
         self._windows: list[set[int]] = [set() for _ in range(count)]
@@ -324,13 +325,14 @@ class ControllerCore:
             ],
         )
         number = self.newest + 1
+        tokens = self.tokens + sum(window.tokens for item in chosen for window in item.delta.windows)
         inputs = PaceInputs(
             number,
             [MergedDelta(item.delta, item.values, tau, weight) for item, tau, _, weight in taken],
             measured,
+            self.manifest.budget.progress_ppm(number, tokens),
         )
         controller, pace = self._controller.observe(inputs)
-        tokens = self.tokens + sum(window.tokens for item in chosen for window in item.delta.windows)
         draft = CommitDraft(
             commit=number,
             merged=tuple(
@@ -389,6 +391,11 @@ class ControllerCore:
     def best(self) -> Evaluation | None:
         """The commit with the lowest validation loss so far, the earliest of equals."""
         return min(self.evaluations(), key=lambda found: (found.mean, found.commit), default=None)
+
+    @property
+    def decision(self) -> Decision:
+        """What the pace controller saw and did at the newest commit."""
+        return self._controller.decision
 
     def finished(self, elapsed_s: int = 0) -> CloseReason | None:
         """Which bound of the budget is reached, if one is.

@@ -16,6 +16,9 @@ from echelon.messages.exchange import Delta, Pace
 from echelon.messages.wire import pack, plain
 from echelon.rounds.delta_codec import Integers
 
+MEASURED_SPACING = 0
+"""Place of the microseconds since the commit before in a commit's measured integers."""
+
 
 @dataclass(frozen=True, slots=True)
 class MergedDelta:
@@ -29,15 +32,64 @@ class MergedDelta:
 
 @dataclass(frozen=True, slots=True)
 class PaceInputs:
-    """What a decision rests on: the commit's number, its deltas by (boundary, seq), its measured integers."""
+    """What a decision rests on.
+
+    Attributes:
+        commit: number of the commit, from 1.
+        merged: its deltas by (boundary, seq).
+        measured: the integers that the commit records; see `MEASURED_SPACING`.
+        progress_ppm: share of the budget that is spent with this commit, in millionths.
+    """
 
     commit: int
     merged: Sequence[MergedDelta]
     measured: tuple[int, ...]
+    progress_ppm: int = 0
+
+    @property
+    def spacing_us(self) -> int:
+        """Microseconds since the commit before, as the controller measured them; 0 if it did not."""
+        return max(0, self.measured[MEASURED_SPACING]) if len(self.measured) > MEASURED_SPACING else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a controller saw and did at one commit, for people; part of its state, so that a replay gives it too.
+
+    Coherences and noise in millionths, None where nothing could be measured.
+
+    Attributes:
+        phase: what the controller is doing ("fixed", "reference", "probe", …).
+        reason: why the pace is what it is.
+        devices: coherence among the devices of the merged windows.
+        boundaries: coherence among the merged deltas.
+        noise: share of sampling noise in the deltas' squared norms.
+        floor: steps that hide a sync; 0: not known.
+        sync_us: what a sync takes; 0: not known.
+    """
+
+    phase: str
+    reason: str
+    devices: int | None = None
+    boundaries: int | None = None
+    noise: int | None = None
+    floor: int = 0
+    sync_us: int = 0
+
+    def plain(self) -> list[object]:
+        """Fields in order, for canonical encodings."""
+        return [
+            self.phase, self.reason, self.devices, self.boundaries, self.noise, self.floor, self.sync_us,
+        ]  # fmt: skip
 
 
 class PaceController(Protocol):
     """Decides the pace; an implementation is immutable and deterministic."""
+
+    @property
+    def decision(self) -> Decision:
+        """The newest decision; before the first commit: that there was none."""
+        ...
 
     def observe(self, inputs: PaceInputs) -> tuple[Self, Pace]:
         """The controller after this commit, and the pace that the commit announces."""
@@ -61,6 +113,11 @@ class FixedPace:
     """Always the pace of the run manifest."""
 
     pace: Pace
+
+    @property
+    def decision(self) -> Decision:
+        """There is none to take."""
+        return Decision("fixed", "fixed")
 
     def observe(self, inputs: PaceInputs) -> tuple[FixedPace, Pace]:
         """No change, whatever was merged."""

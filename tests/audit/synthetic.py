@@ -135,6 +135,7 @@ def window(
         weight2=each * each * heads,
         roster_root=bytes([number % 256]) * 32,
         norm2=1 << 30,
+        mean2=(1 << 30) // (2 * each * heads),
         tokens=tokens,
         loss=0,
         loss_tokens=0,
@@ -258,6 +259,7 @@ class Exchange:
                 windows=self.windows(boundary) if windows is None else windows,
                 codec=codec,
                 exponent=exponent,
+                sync_us=0,
                 payload=described,
                 prefix=gate.chain.value,
             )

@@ -52,6 +52,7 @@ def make(
         "windows": tuple(window(start + i) for i in range(count)),
         "codec": codec,
         "exponent": exponent,
+        "sync_us": 0,
         "payload": Payload.of(payload, b"%d/%d" % (boundary, seq)),
         **fields,
     }
