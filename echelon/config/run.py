@@ -152,8 +152,10 @@ class WindowSettings(Settings):
 class OuterSettings(Settings):
     """The outer optimiser, which turns boundary deltas into the next global adapter."""
 
-    kind: Literal["average", "nesterov", "fedadam"] = Field(
-        default="average", description="average; nesterov (DiLoCo's 0.7 / 0.9, for long runs); fedadam."
+    kind: Literal["average", "nesterov", "fedadam", "corrected"] = Field(
+        default="average",
+        description="average; nesterov (DiLoCo's 0.7 / 0.9, for long runs); fedadam; corrected: nesterov, after what "
+        "a delta says against the momentum was damped.",
     )
     weighting: Literal["equal", "tokens"] = Field(
         default="equal", description="Whether boundaries count alike or by tokens."
@@ -164,6 +166,14 @@ class OuterSettings(Settings):
     )
     beta2: float = Field(default=0.99, ge=0, lt=1, allow_inf_nan=False, description="Adam's β2.")
     epsilon: float = Field(default=1e-6, ge=0, le=1, allow_inf_nan=False, description="Adam's ε.")
+    delay: int | None = Field(
+        default=None, ge=1, le=4096,
+        description="N: deltas per advance of Nesterov's momentum (delayed Nesterov). None: one per boundary.",
+    )  # fmt: skip
+    correction: float = Field(
+        default=0.5, ge=0, le=1, allow_inf_nan=False,
+        description="Of the corrected rule: how much of the component against the momentum is taken out.",
+    )  # fmt: skip
 
 
 class PaceSettings(Settings):

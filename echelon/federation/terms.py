@@ -125,6 +125,8 @@ def build_manifest(
                 momentum_ppm=round(sync.outer.momentum * MILLION),
                 beta2_ppm=round(sync.outer.beta2 * MILLION),
                 epsilon_ppb=round(sync.outer.epsilon * 1_000_000_000),
+                delay=sync.outer.delay or 0,
+                correction_ppm=round(sync.outer.correction * MILLION),
             ),
             pace=pace,
             control=pace_terms(settings),

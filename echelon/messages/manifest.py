@@ -32,6 +32,7 @@ class OuterKind(StrEnum):
     AVERAGE = "average"
     NESTEROV = "nesterov"
     FEDADAM = "fedadam"
+    CORRECTED = "corrected"
 
 
 class Weighting(StrEnum):
@@ -101,6 +102,10 @@ class OuterTerms(Fields):
     momentum_ppm: Annotated[int, Field(ge=0, lt=MILLION)]
     beta2_ppm: Annotated[int, Field(ge=0, lt=MILLION)]
     epsilon_ppb: U63
+    delay: Annotated[int, Field(ge=0, le=4096)] = 0
+    """N: deltas per advance of Nesterov's momentum; 0: one per boundary."""
+    correction_ppm: Annotated[int, Field(ge=0, le=MILLION)] = 0
+    """γ of the corrected rule."""
 
 
 class SecureTerms(Fields):

@@ -28,13 +28,15 @@ from numpy.typing import NDArray
 from echelon.errors import CodecError, ProtocolError
 from echelon.messages.manifest import MILLION, OuterKind, OuterTerms
 from echelon.rounds.delta_codec import Integers
+from echelon.rounds.outer_corrected import Correctable, corrected
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 _BLOCK = 1 << 15  # coordinates worked on at a time: three float64 blocks stay in a core's cache
 _BILLION = 1_000_000_000
-_ARRAYS = {OuterKind.AVERAGE: 0, OuterKind.NESTEROV: 2, OuterKind.FEDADAM: 2}
+_ARRAYS = {OuterKind.AVERAGE: 0, OuterKind.NESTEROV: 2, OuterKind.FEDADAM: 2, OuterKind.CORRECTED: 2}
+_WITH_MOMENTUM = {OuterKind.NESTEROV, OuterKind.CORRECTED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,8 @@ class WeightedDelta:
 class OuterState:
     """What an outer optimiser carries from commit to commit. Arrays are never changed in place.
 
-    Nesterov: `first` is the momentum m, `second` the sum of the g since m was advanced, `counted` how
-    many.
+    Nesterov, corrected: `first` is the momentum m, `second` the sum of the g since m was advanced, `counted` how
+    many deltas those were.
     FedAdam: `first` and `second` are the moments m and v. Average has neither.
     """
 
@@ -123,6 +125,8 @@ class OuterOptimiser:
         self.terms = terms
         self.boundaries = boundaries
         self.unit = unit
+        self.delay = terms.delay or boundaries
+        self._strength = np.float64(terms.correction_ppm) / np.float64(MILLION)
         self._lr = np.float64(terms.lr_ppm) / np.float64(MILLION)
         self._beta1 = np.float64(terms.momentum_ppm) / np.float64(MILLION)
         self._beta2 = np.float64(terms.beta2_ppm) / np.float64(MILLION)
@@ -145,10 +149,12 @@ class OuterOptimiser:
         """One commit: θ' (float32[d], rounded once, at the end) and the state after it.
 
         average   θ' = θ + lr·g
-        nesterov  buffer += g; once M deltas were counted since the last time: m = β·m + buffer, buffer = 0
-                  and θ' = θ + lr·(β·m + g); otherwise θ' = θ + lr·g. With M deltas in every commit this is
-                  Nesterov's momentum as in DiLoCo (Douillard et al. 2023); with fewer it is delayed Nesterov
-                  (Liu et al. 2024, "Asynchronous Local-SGD Training for Language Modeling", c = 0).
+        nesterov  buffer += g; once N deltas were counted since the last time: m = β·m + buffer, buffer = 0
+                  and θ' = θ + lr·(β·m + g); otherwise θ' = θ + lr·g. N is the terms' delay, M if that is 0.
+                  With at least N deltas in every commit this is Nesterov's momentum as in DiLoCo (Douillard et
+                  al. 2023); with fewer it is delayed Nesterov (Liu et al. 2024, "Asynchronous Local-SGD Training
+                  for Language Modeling", c = 0). Those over N count towards the next time.
+        corrected the same, with the deltas corrected first: see `outer_corrected`.
         fedadam   m = β1·m + (1 − β1)·g; v = β2·v + (1 − β2)·g·g; θ' = θ + lr·(m / (√v + ε)) (Reddi et al.
                   2021, "Adaptive Federated Optimization", algorithm 2; v starts at 0, no bias correction)
 
@@ -168,14 +174,20 @@ class OuterOptimiser:
         if any(delta.values.shape != theta.shape for delta in deltas):
             raise ProtocolError(f"a delta has another number of coordinates than the adapter's {theta.size}")
         factors = self.coefficients(deltas)
-        counted = state.counted + len(deltas) if kind is OuterKind.NESTEROV else 0
-        advance = counted >= self.boundaries
+        counted = state.counted + len(deltas) if kind in _WITH_MOMENTUM else 0
+        advance = counted >= self.delay
+        reference, along = None, np.float64(0.0)
+        if kind is OuterKind.CORRECTED:
+            items = [Correctable(delta.values, delta.exponent, delta.weight) for delta in deltas]
+            factors, reference, along = corrected(items, factors, state.first, self._strength)
         after = np.empty(theta.size, np.float32)
         first, second = np.empty_like(state.first), np.empty_like(state.second)
         for start in range(0, theta.size, _BLOCK):
             at = slice(start, start + _BLOCK)
             g = _weighted_sum(deltas, factors, at)
-            if kind is OuterKind.NESTEROV:
+            if reference is not None:
+                g = g + along * reference[at].astype(np.float64)
+            if kind in _WITH_MOMENTUM:
                 buffer = state.second[at] + g
                 if advance:
                     first[at] = self._beta1 * state.first[at] + buffer
@@ -197,7 +209,7 @@ class OuterOptimiser:
                 raise ProtocolError(
                     "the outer step leaves float32's range: lower its learning rate or the clip"
                 )
-        return after, OuterState(kind, state.dim, first, second, counted % self.boundaries)
+        return after, OuterState(kind, state.dim, first, second, counted % self.delay)
 
 
 def _weighted_sum(deltas: Sequence[WeightedDelta], factors: Sequence[np.float64], at: slice) -> F64:

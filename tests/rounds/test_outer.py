@@ -28,7 +28,13 @@ STEPS = arrays(np.float64, 5, elements=st.floats(-1, 1)).filter(lambda v: np.abs
 
 
 def optimiser(
-    kind: OuterKind, *, boundaries: int = 2, lr: int = 700_000, momentum: int = 900_000
+    kind: OuterKind,
+    *,
+    boundaries: int = 2,
+    lr: int = 700_000,
+    momentum: int = 900_000,
+    delay: int = 0,
+    correction: int = 500_000,
 ) -> OuterOptimiser:
     terms = OuterTerms(
         kind=kind,
@@ -37,6 +43,8 @@ def optimiser(
         momentum_ppm=momentum,
         beta2_ppm=990_000,
         epsilon_ppb=1_000_000,
+        delay=delay,
+        correction_ppm=correction,
     )
     return OuterOptimiser(terms, boundaries=boundaries, unit=UNIT)
 
@@ -165,6 +173,83 @@ def test_delayed_nesterov_advances_once_in_m_deltas() -> None:
     theta, state = step.step(theta, state, [delta(np.array([2.0]))])
     assert (state.first[0], state.second[0], state.counted) == (1.5, 0.0, 0)
     assert theta[0] == np.float32(0.5 + (0.9 * 1.5 + 1.0))
+
+
+def test_a_delay_of_n_advances_once_in_n_deltas_however_many_boundaries_there_are() -> None:
+    step = optimiser(OuterKind.NESTEROV, delay=3, lr=1_000_000)
+    state, theta = OuterState.initial(OuterKind.NESTEROV, 1), np.zeros(1, np.float32)
+    counts = []
+    for item in stream(9, 1, 7):
+        before = state.first[0]
+        theta, state = step.step(theta, state, [item])
+        counts.append((state.counted, bool(state.first[0] != before)))
+    assert counts == [(1, False), (2, False), (0, True), (1, False), (2, False), (0, True), (1, False)]
+
+
+@pytest.mark.parametrize("boundaries", [1, 2, 5])
+def test_delayed_nesterov_with_a_delay_of_one_is_nesterov(boundaries: int) -> None:
+    """Bit for bit: commits of all M deltas advance the momentum each time, whether N is M or 1."""
+    plain, delayed = (optimiser(OuterKind.NESTEROV, boundaries=boundaries, delay=n) for n in (0, 1))
+    a = b = np.zeros(33, np.float32)
+    s = t = OuterState.initial(OuterKind.NESTEROV, 33)
+    deltas = stream(11, 33, 4 * boundaries)
+    for at in range(0, len(deltas), boundaries):
+        a, s = plain.step(a, s, deltas[at : at + boundaries])
+        b, t = delayed.step(b, t, deltas[at : at + boundaries])
+        assert a.tobytes() == b.tobytes()
+        assert s.encode() == t.encode()
+    assert s.first.any()
+
+
+def test_a_correction_of_zero_is_nesterov() -> None:
+    plain, corrected = optimiser(OuterKind.NESTEROV), optimiser(OuterKind.CORRECTED, correction=0)
+    a = b = np.zeros(33, np.float32)
+    s, t = OuterState.initial(OuterKind.NESTEROV, 33), OuterState.initial(OuterKind.CORRECTED, 33)
+    for item in stream(13, 33, 6):
+        a, s = plain.step(a, s, [item])
+        b, t = corrected.step(b, t, [item])
+    assert a.tobytes() == b.tobytes()
+
+
+@given(
+    st.lists(STEPS, min_size=2, max_size=5), STEPS, st.sampled_from([0, 300_000, 1_000_000]), st.booleans()
+)
+def test_what_points_against_the_reference_shrinks_by_the_strength(
+    vectors: list[np.ndarray], momentum: np.ndarray, strength: int, with_momentum: bool
+) -> None:
+    """The formula written out in floating point, delta by delta, against the sum of integers."""
+    count, gamma = len(vectors), strength / 1e6
+    step = optimiser(
+        OuterKind.CORRECTED, boundaries=count, lr=1_000_000, momentum=0, delay=64, correction=strength
+    )
+    state = OuterState.initial(OuterKind.CORRECTED, 5)
+    if with_momentum:
+        state = OuterState(state.kind, 5, momentum, state.second)
+    deltas = [delta(vector, s=UNIT >> (place % 3)) for place, vector in enumerate(vectors)]
+    theta, after = step.step(np.zeros(5, np.float32), state, deltas)
+    g = np.zeros(5)
+    for place, item in enumerate(deltas):
+        others = [other for other in deltas if other is not item]
+        u = momentum if with_momentum else sum(o.weight * value(o) for o in others)
+        d = value(item)
+        if d @ u < 0:
+            d = d - gamma * (d @ u) / (u @ u) * u
+        g += item.weight / (UNIT * count) * d
+    # The reference momentum is rounded to 31 bits; the rest is float64's rounding of sums of order 1.
+    scale = max(1.0, *(np.abs(value(d)).max() for d in deltas))
+    np.testing.assert_allclose(after.second, g, rtol=0, atol=1e-6 * scale)
+    np.testing.assert_allclose(theta, g, rtol=0, atol=1e-6 * scale)
+
+
+def test_a_delta_along_the_momentum_is_left_alone_and_one_against_it_is_taken_out() -> None:
+    step = optimiser(
+        OuterKind.CORRECTED, boundaries=1, lr=1_000_000, momentum=0, delay=64, correction=1_000_000
+    )
+    start = OuterState(OuterKind.CORRECTED, 2, np.array([1.0, 0.0]), np.zeros(2))
+    along, _ = step.step(np.zeros(2, np.float32), start, [delta(np.array([0.5, 0.25]))])
+    against, _ = step.step(np.zeros(2, np.float32), start, [delta(np.array([-0.5, 0.25]))])
+    assert along.tolist() == [0.5, 0.25]
+    np.testing.assert_allclose(against, [0.0, 0.25], atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", [OuterKind.NESTEROV])
