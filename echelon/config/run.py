@@ -228,6 +228,11 @@ class SyncSettings(Settings):
     deadline: Seconds = Field(
         default=120.0, description="Seconds after which a commit is made of fewer deltas."
     )
+    overlap: bool = Field(
+        default=True,
+        description="Whether boundaries train on while a delta of theirs is undecided. false: a barrier, as in FedAvg "
+        "and DiLoCo: after R windows nothing is trained until the commit is there.",
+    )
     pending_max: int = Field(
         default=2, ge=1, le=16, description="P: deltas of one boundary that may be under way."
     )

@@ -115,8 +115,9 @@ def build_manifest(
                 staleness=_table(sync.staleness),
                 deltas_per_commit=sync.deltas_per_commit or count,
                 windows_max=settings.windows_max() * (sync.pending_max + 1),
-                pending_max=sync.pending_max,
+                pending_max=sync.pending_max if sync.overlap else 1,
                 report_loss=sync.report_loss,
+                overlap=sync.overlap,
             ),
             outer=OuterTerms(
                 kind=OuterKind(sync.outer.kind),

@@ -193,6 +193,7 @@ class Model(Message):
     """
 
     kind: ClassVar[str] = "model"
+    revision: ClassVar[int] = 2
     version: U63
     commit: U63
     sha256: Digest
@@ -202,6 +203,8 @@ class Model(Message):
     progress_ppm: U63
     """Committed tokens over the budget, in millionths: what the learning-rate schedule is a function of."""
     payload: Payload
+    waiting: bool = False
+    """Whether the boundary waits for a commit: nothing is trained from this version (runs without overlap)."""
 
 
 class Join(Message):

@@ -150,6 +150,8 @@ class ExchangeTerms(Fields):
     """P: deltas of one boundary that may be under way."""
     report_loss: bool
     """Whether loss sums of a boundary cross with its delta."""
+    overlap: bool = True
+    """Whether a boundary trains on while a delta of its is undecided; if not, every delta is a barrier for it."""
 
 
 class BoundaryTerms(Fields):

@@ -278,7 +278,7 @@ class AggregatorCore:
 
     def _timer(self, name: str) -> list[Effect]:
         if name == DEADLINE and self._phase is Phase.OPEN:
-            self._overdue = True
+            self._overdue = not self.waiting
             return [StartTimer(DEADLINE, self.terms.deadline), *self._try_cohort()]
         if name == ROUND and self._phase is not Phase.OPEN:
             return self._advance(True)
@@ -291,11 +291,18 @@ class AggregatorCore:
         """Whether the ledger can take no further window before a commit arrives."""
         if self.ledger is None:
             return True
+        if self.waiting:
+            return True
         terms = self.manifest.exchange
         ahead = terms.windows_max // (terms.pending_max + 1)
         full = len(self.ledger.pending) >= terms.pending_max and len(self.ledger.windows) >= ahead
         # Whatever may come back as stale must fit into one delta.
         return full or self.ledger.outstanding >= terms.windows_max
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the boundary stands at a barrier: a delta is undecided, and the run allows no overlap."""
+        return self.ledger is not None and bool(self.ledger.pending) and not self.manifest.exchange.overlap
 
     def _open(self) -> list[Effect]:
         if self.ledger is None:
@@ -570,11 +577,16 @@ class AggregatorCore:
         """Adopt at once while the boundary stands still; otherwise with the close of the window that is under way."""
         if self._phase is not Phase.OPEN or not self.paused or self.ended:
             return []
+        waited = self.waiting
         adopted = self._adopt_held(self.version + 1)
         if not adopted:
             return []
         self.version += 1
-        return [*adopted, *self._seal_when_due(), self._model(anchored=True), Save(), *self._try_cohort()]
+        effects = [*adopted, *self._seal_when_due(), self._model(anchored=True)]
+        if waited and not self.waiting:
+            # The devices begin only now: the window's deadline does too.
+            effects.append(StartTimer(DEADLINE, self.terms.deadline))
+        return [*effects, Save(), *self._try_cohort()]
 
     def _adopt_held(self, version: int) -> list[Effect]:
         """Take over everything that was decided since the last time, as one step that leads to `version`."""
@@ -616,6 +628,7 @@ class AggregatorCore:
             pace=self.pace,
             progress_ppm=self._progress(),
             payload=Payload.of(payload, b"model %d" % self.version),
+            waiting=self.waiting,
         )
         return Publish("model", message, self.window, payload)
 

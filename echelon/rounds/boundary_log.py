@@ -148,6 +148,11 @@ class BoundaryLog:
                     raise ProtocolError(
                         f"a cohort of window {message.window} while window {self.window} is due"
                     )
+                if self.ledger.pending and not self.manifest.exchange.overlap:
+                    raise ProtocolError(
+                        f"a cohort of window {message.window} while delta {min(self.ledger.pending)} is undecided: "
+                        f"the run allows no overlap"
+                    )
                 context = context_of(message, self.manifest, self.dim)
                 self._open = _Window(message, Server(context, self.roster))
             case KeyList() | SharesList():

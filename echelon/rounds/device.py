@@ -177,6 +177,8 @@ class DeviceCore:
         self._training_from: F32 | None = None
         self._training_base: tuple[int, bytes] | None = None
         self._waiting = False
+        self._barred = False
+        """Whether the boundary waits for a commit: its newest adapter is not one to train from."""
         self._ahead = 0
         self.shards = Holding(self.terms.shards)
         self._unevaluated: tuple[int, F32] | None = None
@@ -334,7 +336,9 @@ class DeviceCore:
     def _train(self) -> list[Effect]:
         if self.base is None or self.pace is None or self._training_from is not None or self.state.finished:
             return []
-        if self._leaving or self.shards.none or (self.offer is not None and self._ahead >= self.terms.ahead):
+        if self._leaving or self.shards.none or (self.offer is not None and self._ahead >= self._most_ahead):
+            return []
+        if self._barred:
             return []
         shard = self.shards.begin()
         start = self.base
@@ -350,6 +354,11 @@ class DeviceCore:
             shard, 0 if shard is None else self.shards.position(shard),
         )  # fmt: skip
         return [StopTimer(PATIENCE), job]
+
+    @property
+    def _most_ahead(self) -> int:
+        """Training jobs while an offer is undecided; none where each delta is a barrier."""
+        return self.terms.ahead if self.manifest.exchange.overlap else 0
 
     def _trained(self, done: Trained) -> list[Effect]:
         if self._training_from is None or self._training_base is None:
@@ -463,6 +472,7 @@ class DeviceCore:
         self.version, self.commit = message.version, message.commit
         self.base, self.base_sha256 = theta, message.sha256
         self.pace, self.progress = message.pace, message.progress_ppm / MILLION
+        self._barred = message.waiting
         effects: list[Effect] = []
         if self.offer is not None and 0 <= self.offer.merged_in <= self.version:
             self.offer = None
@@ -483,7 +493,7 @@ class DeviceCore:
         if first or self._waiting:
             self._waiting = False
             effects.extend(self._train())
-        elif self._training_from is None and not (self.offer is not None and self._ahead >= self.terms.ahead):
+        elif self._training_from is None and not (self.offer is not None and self._ahead >= self._most_ahead):
             effects.extend(self._train())
         return effects
 
@@ -734,6 +744,7 @@ class DeviceCore:
                     "known": self._known_version,
                     "pace": None if self.pace is None else [self.pace.steps, self.pace.windows, self.pace.mu_ppm],
                     "progress": self.progress,
+                    "barred": self._barred,
                     "base_sha256": self.base_sha256,
                     "carried": progress(self.carried),
                     "offer": None
@@ -765,7 +776,7 @@ class DeviceCore:
         if fields["pace"] is not None:
             steps, windows, mu_ppm = fields["pace"]
             self.pace = Pace(steps=steps, windows=windows, mu_ppm=mu_ppm)
-        self.progress = fields["progress"]
+        self.progress, self._barred = fields["progress"], fields["barred"]
         self.base = None if base is None else np.frombuffer(base, "<f4")
         self.base_sha256 = fields["base_sha256"]
         self.carried = progress(fields["carried"], carried)
