@@ -228,7 +228,7 @@ def test_what_points_against_the_reference_shrinks_by_the_strength(
     deltas = [delta(vector, s=UNIT >> (place % 3)) for place, vector in enumerate(vectors)]
     theta, after = step.step(np.zeros(5, np.float32), state, deltas)
     g = np.zeros(5)
-    for place, item in enumerate(deltas):
+    for item in deltas:
         others = [other for other in deltas if other is not item]
         u = momentum if with_momentum else sum(o.weight * value(o) for o in others)
         d = value(item)
