@@ -159,6 +159,8 @@ def type_name(annotation: Any) -> str:
         return " / ".join(f"`{value}`" for value in get_args(annotation))
     if get_origin(annotation) is tuple:
         return f"list of {type_name(get_args(annotation)[0])}"
+    if get_origin(annotation) is dict:
+        return "map"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "sections"
     return NAMES[annotation]

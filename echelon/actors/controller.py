@@ -32,6 +32,7 @@ from echelon.messages.manifest import MILLION, RunManifest
 from echelon.rounds.commits import ControllerCore
 from echelon.rounds.delta_codec import decode
 from echelon.rounds.effects import F32, TimerFired, note
+from echelon.rounds.rules import Allowed
 
 GLOBAL = TopicPartition("global")
 DEADLINE = "commit"
@@ -49,6 +50,7 @@ class Controller:
         sealed_manifest: the signed run manifest, whose digest everybody pins.
         initial: the adapter of genesis, float32[d].
         deadline: seconds after which a commit is made of fewer deltas than `deltas_per_commit`.
+        rules: users' own classes that may run here, by name.
     """
 
     name = "controller"
@@ -63,12 +65,14 @@ class Controller:
         sealed_manifest: bytes,
         initial: F32,
         deadline: float,
+        rules: Allowed | None = None,
     ) -> None:
         self.bus, self.store, self.services = bus, store, services
         self.sealed, self.manifest = sealed_manifest, RunManifest.open(sealed_manifest)
         self.deadline = deadline
         run = self.manifest.run_id
-        self.core = ControllerCore(self.manifest, initial)
+        self._rules = rules
+        self.core = ControllerCore(self.manifest, initial, rules=rules)
         self._initial = initial
         self._writer = Writer(TopicLog("global"), signer, run)
         self._logs = {
@@ -376,7 +380,7 @@ class Controller:
         self._elapsed_before = elapsed
         for topic, state in logs:
             self._logs[topic].restore(state)
-        self.core = ControllerCore.restore(self.manifest, core)
+        self.core = ControllerCore.restore(self.manifest, core, rules=self._rules)
         self._positions |= self.store.offsets()
         self.closed = closed
 

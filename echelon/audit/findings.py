@@ -49,6 +49,8 @@ class Code(StrEnum):
     UNPINNED = "unpinned"
     STALE = "stale"
     UNREADABLE = "unreadable"
+    RULE = "rule"
+    """Commits rest on a user's code that was not allowed here, or is another version than the run's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,14 @@ from echelon.audit.findings import Severity
 from echelon.audit.records import Damaged, LogRecord
 from echelon.audit.verify import Verifier, Version
 from echelon.errors import AuditError
+from echelon.rounds.rules import Allowed
 
 
 def replay(
-    topics: Mapping[str, Iterable[LogRecord | Damaged]], *, genesis: bytes | None = None
+    topics: Mapping[str, Iterable[LogRecord | Damaged]],
+    *,
+    genesis: bytes | None = None,
+    rules: Allowed | None = None,
 ) -> Iterator[Version]:
     """Yield the adapters of genesis and of every commit, in order, each checked before it is yielded.
 
@@ -20,11 +24,12 @@ def replay(
     Args:
         topics: every topic with its records in offset order.
         genesis: the pinned SHA-256 of the genesis record's envelope.
+        rules: users' own classes that may run, as of `Verifier`.
 
     Raises:
         AuditError: the first error among the findings, as soon as it is found.
     """
-    verifier = Verifier(topics, genesis=genesis, allow_open=True)
+    verifier = Verifier(topics, genesis=genesis, allow_open=True, rules=rules)
     for version in verifier.run():
         _raise_first(verifier)
         yield version

@@ -33,6 +33,7 @@ from echelon.messages.exchange import (
 from echelon.messages.manifest import RunManifest
 from echelon.rounds.commits import CommitMismatch, ControllerCore
 from echelon.rounds.pace import Decision
+from echelon.rounds.rules import Allowed, RuleRefused
 
 F32 = NDArray[np.float32]
 
@@ -94,6 +95,7 @@ class Verifier:
         checkpoints: Iterable[bytes] = (),
         allow_open: bool = False,
         adapter: Mapping[str, bytes] | None = None,
+        rules: Allowed | None = None,
     ) -> None:
         """Nothing is read yet.
 
@@ -105,6 +107,8 @@ class Verifier:
             checkpoints: signed notes over logs of this run, from wherever the auditor got them.
             allow_open: a run without a close record is a warning, not an error.
             adapter: files of the exported adapter by name, to be compared byte for byte; None: not compared.
+            rules: users' own classes that the auditor allows, by name. No log can make code run: a run that
+                names others is not derived again, which is an error.
         """
         self.report = Report()
         self._topics = dict(topics)
@@ -112,6 +116,7 @@ class Verifier:
         self._notes = tuple(checkpoints)
         self._allow_open = allow_open
         self._files = adapter
+        self._rules = rules
         self._core: ControllerCore | None = None
         self._manifest: RunManifest | None = None
         self._deltas: list[_Source] = []
@@ -223,7 +228,10 @@ class Verifier:
             reading = TopicLog(topic, public=public, run=manifest.run_id, boundary=index, resync=True)
             self._deltas.append(self._source(topic, reading))
         try:
-            self._core = ControllerCore(manifest, log.initial)
+            self._core = ControllerCore(manifest, log.initial, rules=self._rules)
+        except RuleRefused as error:
+            self._error(Code.RULE, GLOBAL, entry.offset, str(error))
+            return
         except EchelonError as error:
             self._error(Code.GENESIS, GLOBAL, entry.offset, f"no run can start from this genesis: {error}")
             return
@@ -503,10 +511,16 @@ def verify(
     checkpoints: Iterable[bytes] = (),
     allow_open: bool = False,
     adapter: Mapping[str, bytes] | None = None,
+    rules: Allowed | None = None,
 ) -> Report:
     """Check a whole exchange; arguments as of `Verifier`. Never raises for what stands in a record."""
     verifier = Verifier(
-        topics, genesis=genesis, checkpoints=checkpoints, allow_open=allow_open, adapter=adapter
+        topics,
+        genesis=genesis,
+        checkpoints=checkpoints,
+        allow_open=allow_open,
+        adapter=adapter,
+        rules=rules,
     )
     for _ in verifier.run():
         pass

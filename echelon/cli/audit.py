@@ -39,6 +39,7 @@ from echelon.config.broker import SecuritySettings, load_broker
 from echelon.errors import AuditError, BusError, ConfigError, EchelonError
 from echelon.messages.adapter import CONFIG_FILE, WEIGHTS_FILE
 from echelon.messages.manifest import PaceKind
+from echelon.rounds.rules import Allowed
 
 app = typer.Typer(
     name="audit", no_args_is_help=True, help="Check an exchange offline: every claim, from its topics alone."
@@ -212,6 +213,17 @@ AllowOpenOption = Annotated[
 ]
 
 
+RuleOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rule",
+        help="Allow a rule of the run's own, package.module:Class, to run here; may be repeated. Its source must have "
+        "the SHA-256 that the run was started with.",
+        metavar="NAME",
+    ),
+]
+
+
 def _guarded(action: Callable[[], int]) -> None:
     """Run a command; errors of usage end with 2, what does not verify with 1."""
     try:
@@ -237,6 +249,15 @@ def _digest(text: str | None) -> bytes | None:
     return digest
 
 
+def allowed(names: list[str] | None) -> Allowed:
+    """Rules that the command line allows. Raises `ConfigError` for a name that leads nowhere."""
+    if not names:
+        return {}
+    from echelon.federation.rules import allow
+
+    return allow(names)
+
+
 def _notes(paths: list[Path] | None) -> list[bytes]:
     notes = []
     for path in paths or ():
@@ -254,12 +275,18 @@ def _verified(
     genesis: str | None,
     checkpoints: list[Path] | None,
     allow_open: bool,
+    rules: list[str] | None,
 ) -> Report:
     pinned = _digest(genesis)
     with opened(source, security) as found:
         notes = _notes([*(checkpoints or ()), *found.checkpoints])
         verifier = Verifier(
-            found.topics, genesis=pinned, checkpoints=notes, allow_open=allow_open, adapter=found.adapter
+            found.topics,
+            genesis=pinned,
+            checkpoints=notes,
+            allow_open=allow_open,
+            adapter=found.adapter,
+            rules=allowed(rules),
         )
         for _ in verifier.run():
             pass
@@ -274,11 +301,12 @@ def verify_command(
     checkpoint: CheckpointOption = None,
     as_json: JsonOption = False,
     allow_open: AllowOpenOption = False,
+    rule: RuleOption = None,
 ) -> None:
     """Check signatures, logs, payloads, floors, and every global adapter bit for bit."""
 
     def action() -> int:
-        report = _verified(source, security, genesis, checkpoint, allow_open)
+        report = _verified(source, security, genesis, checkpoint, allow_open, rule)
         if as_json:
             typer.echo(json.dumps(as_plain(report), indent=2))
         else:
@@ -297,11 +325,12 @@ def report_command(
     genesis: GenesisOption = None,
     checkpoint: CheckpointOption = None,
     allow_open: AllowOpenOption = False,
+    rule: RuleOption = None,
 ) -> None:
     """Verify, and show what stands in the logs: topics, commits, boundaries, findings."""
 
     def action() -> int:
-        report = _verified(source, security, genesis, checkpoint, allow_open)
+        report = _verified(source, security, genesis, checkpoint, allow_open, rule)
         console = Console()
         _print_logs(console, report)
         _print_commits(console, report)
@@ -325,6 +354,7 @@ def replay_command(
     ] = None,
     genesis: GenesisOption = None,
     as_json: JsonOption = False,
+    rule: RuleOption = None,
 ) -> None:
     """Derive every global adapter again from the exchange alone, and print their digests."""
 
@@ -335,7 +365,7 @@ def replay_command(
         versions: list[Version] = []
         chosen: Version | None = None
         with opened(source, security) as found:
-            for version in replay(found.topics, genesis=pinned):
+            for version in replay(found.topics, genesis=pinned, rules=allowed(rule)):
                 versions.append(replace(version, adapter=np.zeros(0, np.float32)))
                 if commit is None or version.commit == commit:
                     chosen = version

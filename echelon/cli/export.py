@@ -27,6 +27,14 @@ def export_command(
     out: Annotated[Path, typer.Option(help="New folder for the adapter.", metavar="DIR", show_default=False)],
     commit: Annotated[str, typer.Option(help="A commit's number, 0 for genesis; best; or final.")] = FINAL,
     as_json: JsonOption = False,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rule",
+            help="Allow a rule of the run's own, package.module:Class, to run here; may be repeated.",
+            metavar="NAME",
+        ),
+    ] = None,
 ) -> None:
     """Write the adapter of a commit in PEFT's format.
 
@@ -37,10 +45,10 @@ def export_command(
     The run's own evaluations decide, or else the losses that crossed with the deltas.
     """
     with guarded():
-        number, why = _chosen(source, commit)
+        number, why = _chosen(source, commit, rule)
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ConfigError(f"--out {out}: exists and is not empty; name a new folder")
-        version = _derive(source, number)
+        version = _derive(source, number, rule)
         try:
             out.mkdir(parents=True, exist_ok=True)
             for name, data in version.files().items():
@@ -62,7 +70,7 @@ def export_command(
             typer.echo(f"written to {out}")
 
 
-def _chosen(source: str, commit: str) -> tuple[int | None, str]:
+def _chosen(source: str, commit: str, rules: list[str] | None) -> tuple[int | None, str]:
     """The number that was asked for, None for the last one; and how it was found."""
     if commit == FINAL:
         return None, "the last one"
@@ -78,10 +86,10 @@ def _chosen(source: str, commit: str) -> tuple[int | None, str]:
         if found is not None:
             return found[0], f"the best by the run's own evaluations, loss {found[1]:.4f}"
     from echelon.audit.verify import Verifier
-    from echelon.cli.audit import opened
+    from echelon.cli.audit import allowed, opened
 
     with opened(source) as log:
-        verifier = Verifier(log.topics, allow_open=True)
+        verifier = Verifier(log.topics, allow_open=True, rules=allowed(rules))
         for _ in verifier.run():
             pass
     best = verifier.report.best_commit
@@ -117,14 +125,14 @@ def best_evaluated(data: ReportData) -> tuple[int, float] | None:
     return min(means.items(), key=lambda found: (found[1], found[0])) if means else None
 
 
-def _derive(source: str, number: int | None) -> Version:
+def _derive(source: str, number: int | None, rules: list[str] | None) -> Version:
     from echelon.audit.replay import replay
-    from echelon.cli.audit import opened
+    from echelon.cli.audit import allowed, opened
 
     chosen: Version | None = None
     newest = 0
     with opened(source) as log:
-        for version in replay(log.topics):
+        for version in replay(log.topics, rules=allowed(rules)):
             newest = version.commit
             if number is None or version.commit == number:
                 chosen = version

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    StrictInt,
+    StrictStr,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from echelon.config.training import AdapterSettings, DataSettings, ModelSettings, Settings, TrainSettings
 from echelon.errors import ConfigError
@@ -23,6 +31,12 @@ def _names_topics(name: str) -> str:
     return name
 
 
+RuleName = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$", max_length=256)
+]
+"""`package.module:Class`: a class of the user's own."""
+ParameterName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+Parameters = Annotated[dict[ParameterName, StrictInt | StrictStr], Field(max_length=64)]
 BoundaryName = Annotated[str, AfterValidator(_names_topics)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 MAX_FILE_BYTES = 1 << 20
@@ -78,10 +92,12 @@ class BoundarySettings(Settings):
 class StalenessSettings(Settings):
     """How much less a late update or delta counts, and how late is too late."""
 
-    rule: Literal["constant", "polynomial", "hinge"] = Field(
+    rule: Literal["constant", "polynomial", "hinge"] | RuleName = Field(
         default="polynomial",
-        description="constant: 1; polynomial: (1 + τ)^-exponent; hinge: 1 up to knee, then falling.",
+        description="constant: 1; polynomial: (1 + τ)^-exponent; hinge: 1 up to knee, then falling; or a class of "
+        "your own, `package.module:Class` (docs/rules.md).",
     )
+    parameters: Parameters = Field(default={}, description="Of a class of your own: integers and texts.")
     exponent: float = Field(
         default=0.5, ge=0, le=10, allow_inf_nan=False, description="Of the polynomial rule."
     )
@@ -152,6 +168,11 @@ class WindowSettings(Settings):
 class OuterSettings(Settings):
     """The outer optimiser, which turns boundary deltas into the next global adapter."""
 
+    rule: RuleName | None = Field(
+        default=None,
+        description="An outer step of your own instead of `kind`: `package.module:Class` (docs/rules.md).",
+    )
+    parameters: Parameters = Field(default={}, description="Of `rule`: integers and texts.")
     kind: Literal["average", "nesterov", "fedadam", "corrected"] = Field(
         default="average",
         description="average; nesterov (DiLoCo's 0.7 / 0.9, for long runs); fedadam; corrected: nesterov, after what "
@@ -248,6 +269,11 @@ class SyncSettings(Settings):
     staleness: StalenessSettings = Field(default=StalenessSettings(), description="Weights of late deltas.")
     outer: OuterSettings = Field(default=OuterSettings(), description="The outer optimiser.")
     pace: PaceSettings = Field(default=PaceSettings(), description="What decides H and R as the run goes on.")
+    pace_rule: RuleName | None = Field(
+        default=None,
+        description="A pace controller of your own: `package.module:Class` (docs/rules.md). None: ours.",
+    )
+    pace_parameters: Parameters = Field(default={}, description="Of `pace_rule`: integers and texts.")
     eval_tokens: int = Field(
         default=1024,
         ge=1,
@@ -439,6 +465,17 @@ class RunSettings(Settings):
                 raise ValueError(
                     f"boundary {boundary.name!r} has {count} devices; a cohort on a complete graph holds at most 200: "
                     f"split the boundary"
+                )
+        for place, parameters, own in (
+            ("secure.staleness", self.secure.staleness.parameters, ":" in self.secure.staleness.rule),
+            ("sync.staleness", self.sync.staleness.parameters, ":" in self.sync.staleness.rule),
+            ("sync.outer", self.sync.outer.parameters, self.sync.outer.rule is not None),
+            ("sync.pace_rule", self.sync.pace_parameters, self.sync.pace_rule is not None),
+        ):
+            if parameters and not own:
+                raise ValueError(
+                    f"{place}: parameters are for a class of your own, and none is named: leave them out, or name it "
+                    f"as package.module:Class"
                 )
         budget = self.budget
         if (

@@ -28,6 +28,7 @@ from echelon.federation.makers import (
     make_gate,
     manifest_digest,
 )
+from echelon.federation.rules import rules_of
 from echelon.messages.adapter import Vector
 from echelon.messages.manifest import RunManifest
 from echelon.secagg.entropy import Entropy
@@ -193,6 +194,7 @@ class Assembly:
             key=self.identities.controller,
             initial=self.terms.initial,
             deadline=self.settings.sync.deadline,
+            rules=rules_of(self.settings),
         )
 
 

@@ -23,6 +23,7 @@ from echelon.messages.wire import DeviceId
 from echelon.rounds.aggregator import AggregatorCore, AggregatorTerms
 from echelon.rounds.boundary_log import BoundaryLog
 from echelon.rounds.device import DeviceCore, DeviceTerms
+from echelon.rounds.rules import Allowed
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.roster import Roster
 from echelon.topics import Role, load_catalogue
@@ -179,12 +180,13 @@ def make_gate(
 
 
 def make_controller(
-    place: Place, sealed_manifest: bytes, *, key: bytes, initial: Vector, deadline: float
+    place: Place, sealed_manifest: bytes, *, key: bytes, initial: Vector, deadline: float, rules: Allowed
 ) -> Controller:
     """The controller: its own key and the exchange's broker.
 
     Raises:
         ConfigError: the manifest names another controller, or an adapter of another size.
+        RuleRefused: the manifest names a user's class that `rules` has not, or not in that version.
     """
     manifest = RunManifest.open(sealed_manifest)
     signer = Signer(key)
@@ -206,6 +208,7 @@ def make_controller(
         sealed_manifest=sealed_manifest,
         initial=initial,
         deadline=deadline,
+        rules=rules,
     )
 
 

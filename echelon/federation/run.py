@@ -31,6 +31,7 @@ from echelon.federation.assembly import Assembly, Terms
 from echelon.federation.compute import Compute
 from echelon.federation.identities import Identities
 from echelon.federation.metrics import Recorder
+from echelon.federation.rules import rules_of
 from echelon.federation.terms import build_manifest
 from echelon.messages.adapter import Vector, adapter_files
 from echelon.messages.manifest import RunManifest
@@ -356,7 +357,13 @@ class Federation:
             terms.manifest.adapter_layout(), terms.manifest.adapter_config.encode(), adapter
         )
         pinned = self.controller.genesis_sha256 if self.controller is not None else None
-        report = verify(topics, genesis=pinned, adapter=files, checkpoints=self._checkpoints.values())
+        report = verify(
+            topics,
+            genesis=pinned,
+            adapter=files,
+            checkpoints=self._checkpoints.values(),
+            rules=rules_of(self.settings),
+        )
         outward = sum(
             record.size
             for topic, records in topics.items()

@@ -8,6 +8,7 @@ from echelon.config.run import RunSettings, StalenessSettings
 from echelon.errors import ConfigError, EchelonError
 from echelon.federation.compute import Facts
 from echelon.federation.identities import Identities
+from echelon.federation.rules import own_table, terms_of
 from echelon.messages.envelope import Signer
 from echelon.messages.exchange import DeltaCodec, Pace
 from echelon.messages.manifest import (
@@ -30,7 +31,8 @@ from echelon.secagg.ring import Codec, best_scale_bits
 
 
 def _table(settings: StalenessSettings) -> tuple[int, ...]:
-    return table(
+    own = own_table(settings)
+    return own or table(
         StalenessRule(settings.rule),
         settings.horizon,
         exponent=settings.exponent,
@@ -149,6 +151,7 @@ def build_manifest(
             ),
             controller_public=Signer(identities.controller).public.hex(),
             operator_public=Signer(identities.operator).public.hex(),
+            rules=terms_of(settings),
         )
     except ValueError as error:
         if isinstance(error, EchelonError):

@@ -21,6 +21,8 @@ MANIFEST_TYPE = "application/vnd.echelon.run-manifest.v1+json"
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 MILLION = 1_000_000
 
+RULE_NAME = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
+"""`package.module:Class`."""
 Hex16 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Table = Annotated[tuple[Annotated[int, Field(ge=0, le=1 << 20)], ...], Field(min_length=1, max_length=4096)]
@@ -106,6 +108,35 @@ class OuterTerms(Fields):
     """N: deltas per advance of Nesterov's momentum; 0: one per boundary."""
     correction_ppm: Annotated[int, Field(ge=0, le=MILLION)] = 0
     """γ of the corrected rule."""
+
+
+class RuleSlot(StrEnum):
+    """What a user's own class decides."""
+
+    OUTER = "outer"
+    PACE = "pace"
+    STALENESS_UPDATES = "staleness of updates"
+    STALENESS_DELTAS = "staleness of deltas"
+
+
+class RuleParameter(Fields):
+    """One parameter of a user's class: an integer or a text."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+    value: Annotated[int, Field(ge=-(1 << 62), le=1 << 62)] | Annotated[str, Field(max_length=256)]
+
+
+class RuleTerms(Fields):
+    """A user's own class: which, with what parameters, and the SHA-256 of the source file that it stands in."""
+
+    slot: Annotated[RuleSlot, Field(strict=False)]
+    name: Annotated[str, Field(pattern=RULE_NAME, max_length=256)]
+    parameters: Annotated[tuple[RuleParameter, ...], Field(max_length=64)]
+    sha256: Hex32
+
+    def arguments(self) -> dict[str, int | str]:
+        """The parameters by name."""
+        return {parameter.name: parameter.value for parameter in self.parameters}
 
 
 class SecureTerms(Fields):
@@ -204,6 +235,8 @@ class RunManifest(Fields):
     controller_public: Hex32
     operator_public: Hex32
     split: bool = False
+    rules: Annotated[tuple[RuleTerms, ...], Field(max_length=4)] = ()
+    """Users' own classes, one at most for each slot; a staleness table that one made stands in the terms above."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -213,7 +246,14 @@ class RunManifest(Fields):
         keys = [boundary.gate_public for boundary in self.boundaries] + [self.controller_public]
         if len(set(keys)) != len(keys):
             raise ValueError("two gates, or a gate and the controller, have one key")
+        slots = [rule.slot for rule in self.rules]
+        if len(set(slots)) != len(slots):
+            raise ValueError("two rules decide one thing")
         return self
+
+    def rule(self, slot: RuleSlot) -> RuleTerms | None:
+        """The user's class that decides this, if there is one."""
+        return next((rule for rule in self.rules if rule.slot is slot), None)
 
     @property
     def run_id(self) -> bytes:

@@ -31,9 +31,10 @@ from echelon.messages.exchange import (
 from echelon.messages.manifest import MILLION, RunManifest, SecureTerms, Weighting
 from echelon.messages.wire import pack, plain
 from echelon.rounds.delta_codec import Integers, integers, width
-from echelon.rounds.outer import OuterOptimiser, OuterState, WeightedDelta
+from echelon.rounds.outer import WeightedDelta
 from echelon.rounds.pace import Decision, MergedDelta, PaceController, PaceInputs
 from echelon.rounds.pace_kinds import pace_controller
+from echelon.rounds.rules import Allowed, State, outer_of, pace_of
 
 F32 = NDArray[np.float32]
 Bytes = bytes | bytearray | memoryview
@@ -110,22 +111,31 @@ class _Pending:
 class _Next:
     draft: CommitDraft
     keys: tuple[tuple[int, int], ...]
-    outer: OuterState
+    outer: State
     pace: PaceController
 
 
 class ControllerCore:
     """State: newest adapter, optimiser and pace state, deltas that wait, what each boundary has sent."""
 
-    def __init__(self, manifest: RunManifest, adapter: F32, *, pace: PaceController | None = None) -> None:
+    def __init__(
+        self,
+        manifest: RunManifest,
+        adapter: F32,
+        *,
+        pace: PaceController | None = None,
+        rules: Allowed | None = None,
+    ) -> None:
         """Start at genesis.
 
         Args:
             manifest: the run's terms.
             adapter: float32[d], finite, d as in the manifest's layout.
             pace: the pace controller; the one that the manifest names if None.
+            rules: users' own classes that may run, by name.
 
         Raises:
+            RuleRefused: the manifest names a class that is not among them.
             ProtocolError: the adapter does not fit the layout, or the terms allow no step.
         """
         dim = manifest.adapter_layout().dim
@@ -137,13 +147,15 @@ class ControllerCore:
         self.dim = dim
         self._table = manifest.exchange.staleness
         count = len(manifest.boundaries)
-        self._optimiser = OuterOptimiser(manifest.outer, boundaries=count, unit=self._table[0])
+        self._optimiser = outer_of(manifest, self._table[0], rules or {})
         self._limit = _coordinate_limit(manifest)
         self.adapter: F32 = adapter
         self.newest = 0
         self.pace: Pace = manifest.pace
         self.tokens = 0
-        self._outer = OuterState.initial(manifest.outer.kind, dim)
+        self._outer: State = self._optimiser.initial(dim)
+        if pace is None:
+            pace = pace_of(manifest, rules or {})
         self._controller: PaceController = pace if pace is not None else pace_controller(manifest)
         self._pending: dict[tuple[int, int], _Pending] = {}
         self._known: list[list[bytes]] = [[] for _ in range(count)]
@@ -443,7 +455,12 @@ class ControllerCore:
 
     @classmethod
     def restore(
-        cls, manifest: RunManifest, data: bytes, *, pace: PaceController | None = None
+        cls,
+        manifest: RunManifest,
+        data: bytes,
+        *,
+        pace: PaceController | None = None,
+        rules: Allowed | None = None,
     ) -> ControllerCore:
         """The core whose `snapshot` this is.
 
@@ -463,9 +480,9 @@ class ControllerCore:
             raise StateError(
                 "the controller's state is of a run with other terms: point it to this run's folder"
             )
-        core = cls(manifest, np.frombuffer(adapter, "<f4").astype(np.float32), pace=pace)
+        core = cls(manifest, np.frombuffer(adapter, "<f4").astype(np.float32), pace=pace, rules=rules)
         core.newest, core.tokens, core.pace = newest, tokens, Pace(**paced)
-        core._outer = OuterState.decode(outer, manifest.outer.kind, core.dim)
+        core._outer = core._optimiser.decode(outer, core.dim)
         core._controller = core._controller.decode(controller)
         for encoded, payload, offset in pending:
             delta = Delta.decode(encoded)

@@ -28,6 +28,7 @@ from echelon.federation.makers import (
     make_device,
     make_gate,
 )
+from echelon.federation.rules import rules_of
 from echelon.messages.envelope import Signer
 from echelon.secagg.entropy import Entropy
 from echelon.services.agreed import read_agreed, read_initial, read_roster
@@ -322,6 +323,7 @@ class ControllerRole(Role):
             key=self._key,
             initial=self._initial,
             deadline=self.agreed.settings.sync.deadline,
+            rules=rules_of(self.agreed.settings),
         )
 
     def pending(self, actor: Actor) -> int | None:
