@@ -1,4 +1,4 @@
-"""`echelon report`: the page about a run."""
+"""`echelon report`: the page about a run, or about several side by side."""
 
 from __future__ import annotations
 
@@ -9,17 +9,31 @@ import typer
 
 from echelon.cli.output import guarded
 
+COMPARISON = Path("compare.html")
+
 
 def report_command(
-    folder: Annotated[Path, typer.Argument(help="Run folder.", metavar="DIR", show_default=False)],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders: one, or several to compare.", metavar="DIR…", show_default=False),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the page goes. Default: DIR/report.html; for several runs, compare.html.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Write DIR/report.html: one self-contained page with plots."""
+    """Write one self-contained page with plots: about a run, or about several side by side."""
     with guarded():
         from echelon.errors import ConfigError
-        from echelon.report import build_report
+        from echelon.report import build_comparison, build_report
 
         try:
-            page = build_report(folder)
+            one = len(folders) == 1
+            page = build_report(folders[0], out) if one else build_comparison(folders, out or COMPARISON)
         except OSError as error:
-            raise ConfigError(f"the report cannot be written to {folder}: {error.strerror}") from error
+            where = out or (folders[0] if len(folders) == 1 else COMPARISON)
+            raise ConfigError(f"the report cannot be written to {where}: {error.strerror}") from error
         typer.echo(str(page))

@@ -1,18 +1,24 @@
-"""The report of a run: one self-contained HTML page, made from a run folder's files."""
+"""Reports: one self-contained HTML page about a run, or about several side by side, made from run folders' files."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+from echelon.report.compare import render_comparison
 from echelon.report.data import ReportData, load
 from echelon.report.page import render
 
-__all__ = ["ReportData", "build_report", "load", "render"]
+__all__ = ["ReportData", "build_comparison", "build_report", "load", "render", "render_comparison"]
 
 
-def build_report(run_dir: Path) -> Path:
-    """Write `report.html` into a run folder, from its other files; an older one is replaced in one step.
+def build_report(run_dir: Path, out: Path | None = None) -> Path:
+    """Write the page about a run, from its folder's files; an older page is replaced in one step.
+
+    Args:
+        run_dir: the run folder.
+        out: where the page goes; None: `report.html` in the run folder.
 
     Returns:
         The path of the page.
@@ -22,9 +28,22 @@ def build_report(run_dir: Path) -> Path:
         LimitExceeded: one of its files is larger than is read.
         OSError: the page cannot be written there.
     """
-    page = render(load(run_dir))
-    target = run_dir / "report.html"
-    partial = run_dir / f".report.html.{os.getpid()}"
+    return _write(out or run_dir / "report.html", render(load(run_dir)))
+
+
+def build_comparison(run_dirs: Sequence[Path], out: Path) -> Path:
+    """Write the page about several runs.
+
+    Raises:
+        ConfigError: one of them is not a run folder, or there are too few or too many.
+        LimitExceeded: a file is larger than is read.
+        OSError: the page cannot be written there.
+    """
+    return _write(out, render_comparison([load(run_dir) for run_dir in run_dirs]))
+
+
+def _write(target: Path, page: str) -> Path:
+    partial = target.parent / f".{target.name}.{os.getpid()}"
     try:
         partial.write_text(page, encoding="utf-8")
         partial.replace(target)

@@ -70,8 +70,31 @@ class Merged(_Record):
     weight: Count | float = 0
 
 
+class Pace(_Record):
+    """What the pace controller decided with a commit, and from what.
+
+    `kind` is its rule, `phase` what it did (hold, probe, grow, shrink, floor, fixed), `reason` why, in words.
+    Coherence is the noise-corrected agreement of updates, 1 where all of them point the same way; `noise` the
+    share of sampling noise in their squared norm. `floor_steps` are the steps that hide a sync that takes
+    `sync_seconds`; `interval` is H·R from here on.
+    """
+
+    kind: str = ""
+    phase: str = ""
+    reason: str = ""
+    coherence_devices: float | None = None
+    coherence_boundaries: float | None = None
+    noise: float | None = None
+    floor_steps: Count | None = None
+    sync_seconds: float | None = None
+    interval: Count | None = None
+
+
 class Commit(_Record):
-    """One global commit; `cosine` has keys like "a|b", `delta_norm` one entry per merged boundary."""
+    """One global commit; `cosine` has keys like "a|b", `delta_norm` one entry per merged boundary.
+
+    `H`, `R` and `mu` hold from this commit on. `pace` is None in runs that recorded no decisions.
+    """
 
     kind: Literal["commit"] = "commit"
     t: Seconds
@@ -84,6 +107,14 @@ class Commit(_Record):
     H: Count | None = None
     R: Count | None = None
     mu: float | None = None
+    pace: Pace | None = None
+
+    @property
+    def interval(self) -> int | None:
+        """H·R: local steps between two deltas of a boundary."""
+        if self.pace is not None and self.pace.interval is not None:
+            return self.pace.interval
+        return None if self.H is None or self.R is None else self.H * self.R
 
 
 class Evaluation(_Record):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
-from importlib.resources import files
+from collections.abc import Iterable
 
-from echelon.report import words
+from echelon.report import pacing, words
 from echelon.report.data import Commit, Crossing, ReportData, Summary, Window
+from echelon.report.pieces import both, document, figures, legend, panel, section, shell_word
 from echelon.report.svg import (
     Axis,
     Series,
@@ -32,9 +32,6 @@ MAX_PAIRS = 6
 MAX_STALENESS = 40
 """Staleness from this value on shares one bar."""
 
-# A page that may load nothing and run nothing: the reader's browser holds it to that.
-CONTENT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-
 
 class _Page:
     """One rendering: the data, and the colour that each boundary keeps through all charts."""
@@ -47,11 +44,7 @@ class _Page:
     # -- pieces --------------------------------------------------------------------------------------------
 
     def legend(self, names: Iterable[str]) -> str:
-        items = "".join(
-            f'<li><i class="{colour_class("f", self.colours.get(name, -1))}"></i>{escape(name)}</li>'
-            for name in names
-        )
-        return f'<ul class="legend">{items}</ul>'
+        return legend([(name, self.colours.get(name, -1)) for name in names])
 
     def names(self, used: Iterable[str]) -> list[str]:
         """Boundaries in their fixed order, then "overall", as far as they are used."""
@@ -130,13 +123,7 @@ class _Page:
             small.append(
                 ("Event loop stall", f"{stall.p99_ms:.3g} ms", f"p99; longest {stall.max_ms:.3g} ms")
             )
-        cells = "".join(
-            f'<div class="card num"><div class="name">{escape(name)}</div><div class="figure">'
-            f"{escape(figure)}</div>"
-            f'<div class="under">{escape(under)}</div></div>'
-            for name, figure, under in small
-        )
-        return f'{losses}<div class="cards small">{cells}</div>'
+        return f"{losses}{figures(small)}"
 
     def loss(self) -> str:
         points: dict[str, dict[int, float]] = {}
@@ -193,10 +180,11 @@ class _Page:
             (340, 230),
         )
         return section(
-            "Drift",
+            "Deltas",
             "How far each boundary's delta moved the adapter, and how much the deltas of two boundaries "
             "agree: 1 is the "
-            "same direction, 0 none in common, below 0 they pull apart.",
+            "same direction, 0 none in common, below 0 they pull apart. These are raw cosines: sampling noise "
+            "lowers them.",
             '<div class="pair">'
             + panel(
                 self.legend(s.name for s in left) + norm_chart if norm_chart else "",
@@ -468,37 +456,9 @@ def merged(commit: Commit) -> str:
     )
 
 
-def shell_word(text: str) -> str:
-    """A path as one word of a shell command."""
-    safe = text and all(c.isalnum() or c in "/._-+=:," for c in text) and not text.startswith("-")
-    return text if safe else "'" + text.replace("'", "'\\''") + "'"
-
-
-def both(draw: Callable[[int, int], str], wide: tuple[int, int], narrow: tuple[int, int]) -> str:
-    """A chart for wide and one for narrow screens, of which the style sheet shows one; "" when there is none.
-
-    Scaling a single one would shrink its letters beyond reading on a telephone.
-    """
-    large, small = draw(*wide), draw(*narrow)
-    return f'<div class="wide-only">{large}</div><div class="narrow scroll">{small}</div>' if large else ""
-
-
-def panel(body: str, empty: str = "", title: str = "") -> str:
-    """A framed box; with no body, the sentence that says why."""
-    head = f"<h3>{escape(title)}</h3>" if title else ""
-    inside = body or f'<p class="empty">{escape(empty)}</p>'
-    return f'<div class="panel">{head}{inside}</div>'
-
-
-def section(title: str, about: str, body: str) -> str:
-    """A heading, a sentence on what is seen, and the body."""
-    return f'<section><h2>{escape(title)}</h2><p class="about">{escape(about)}</p>{body}</section>'
-
-
 def render(data: ReportData) -> str:
     """The page: one HTML document in UTF-8 without scripts, that loads nothing from anywhere."""
     page = _Page(data)
-    style = files("echelon.report").joinpath("report.css").read_text(encoding="utf-8")
     body = "".join(
         [
             page.cards(),
@@ -506,22 +466,14 @@ def render(data: ReportData) -> str:
             page.crossed(),
             page.windows(),
             page.drift(),
+            pacing.pace(data.commits),
             page.staleness(),
+            pacing.over_time(data.windows, data.commits, page.colours),
             page.samples(),
             page.commits(),
             page.verify(),
             page.config(),
         ]
     )
-    title = escape(page.summary.name or page.summary.run_id or data.folder)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><title>{title} · Echelon</title><style>'
-        f"{style}</style></head>"
-        f"<body>{page.header()}<main>{body}</main>"
-        "<footer>Made by <code>echelon report</code>. One file, no scripts, nothing loaded from "
-        "anywhere.</footer>"
-        "</body></html>\n"
-    )
+    title = page.summary.name or page.summary.run_id or data.folder
+    return document(title, page.header(), body)

@@ -9,6 +9,7 @@ alone. Every text is escaped here; every coordinate is finite: points that are n
 from __future__ import annotations
 
 import html
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,24 +29,40 @@ CHARACTER_PX = 6.3
 
 @dataclass(frozen=True)
 class Axis:
-    """A scale: its caption, how values are written, and limits that the data does not decide (None: "
-    "they do)."""
+    """A scale: its caption, how values are written, and limits that the data does not decide (None: they do).
+
+    `whole`: ticks are whole numbers; `binary`: values are bytes.
+    """
 
     caption: str
     write: Callable[[float], str]
     low: float | None = None
     high: float | None = None
     whole: bool = False
+    binary: bool = False
+
+    def ticks(self, low: float, high: float, about: int) -> list[float]:
+        """Round values from `low` to `high`; for bytes, round in the binary unit that they are written in."""
+        if not self.binary or not math.isfinite(high) or high < 1000:
+            return ticks(low, high, about, self.whole or self.binary)
+        unit = 1024.0
+        while high / unit >= 1000:
+            unit *= 1024
+        return [value * unit for value in ticks(low / unit, high / unit, about)]
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line: points (x, y) in data units, `colour` an index into the palette (-1: the colour of text)."""
+    """One line: points (x, y) in data units, `colour` an index into the palette (-1: the colour of text).
+
+    With `step` a value holds until the next point, as a setting does.
+    """
 
     name: str
     points: tuple[tuple[float, float], ...]
     colour: int
     dashed: bool = False
+    step: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,7 +160,7 @@ def _open(width: int, height: int, label: str, css: str = "chart") -> str:
 
 def _axes(frame: _Frame, x: Axis, y: Axis, x_ticks: bool = True) -> list[str]:
     out = []
-    for value in ticks(frame.y0, frame.y1, 5, y.whole):
+    for value in y.ticks(frame.y0, frame.y1, 5):
         at = _n(frame.y(value))
         css = "zero" if value == 0 and frame.y0 < 0 else "grid"
         out.append(f'<line class="{css}" x1="{_n(frame.left)}" x2="{_n(frame.right)}" y1="{at}" y2="{at}"/>')
@@ -152,7 +169,7 @@ def _axes(frame: _Frame, x: Axis, y: Axis, x_ticks: bool = True) -> list[str]:
             f"{escape(y.write(value))}</text>"
         )
     if x_ticks:
-        for value in ticks(frame.x0, frame.x1, max(3, int((frame.right - frame.left) / 90)), x.whole):
+        for value in x.ticks(frame.x0, frame.x1, max(3, int((frame.right - frame.left) / 90))):
             at = _n(frame.x(value))
             out.append(
                 f'<line class="tick" x1="{at}" x2="{at}" y1="{_n(frame.bottom)}" '
@@ -211,6 +228,14 @@ def _hover(frame: _Frame, x: Axis, y: Axis, series: Sequence[Series]) -> list[st
     return out
 
 
+def _corners(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The corners of a line on which every value holds until the next point."""
+    out = list(points[:1])
+    for (_, before), (x, y) in itertools.pairwise(points):
+        out += [(x, before), (x, y)]
+    return out
+
+
 def line_chart(series: Sequence[Series], x: Axis, y: Axis, label: str, width: int, height: int) -> str:
     """Lines with a mark at each point; "" when no point is finite."""
     series = [
@@ -219,6 +244,7 @@ def line_chart(series: Sequence[Series], x: Axis, y: Axis, label: str, width: in
             tuple(p for p in s.points if _drawable(*p)),
             s.colour,
             s.dashed,
+            s.step,
         )
         for s in series
     ]
@@ -227,11 +253,12 @@ def line_chart(series: Sequence[Series], x: Axis, y: Axis, label: str, width: in
         return ""
     x0, x1 = _limits([p[0] for s in series for p in s.points], x, 0.0)
     y0, y1 = _limits([p[1] for s in series for p in s.points], y, 0.08)
-    widest = max(len(y.write(value)) for value in [*ticks(y0, y1, 5, y.whole), y0])
+    widest = max(len(y.write(value)) for value in [*y.ticks(y0, y1, 5), y0])
     frame = _Frame(width, height, 16 + CHARACTER_PX * widest, width - 10, 24, height - 38, x0, x1, y0, y1)
     out = [_open(width, height, label), *_axes(frame, x, y)]
     for s in series:
-        path = " ".join(f"{_n(frame.x(px))},{_n(frame.y(py))}" for px, py in s.points)
+        corners = _corners(s.points) if s.step else s.points
+        path = " ".join(f"{_n(frame.x(px))},{_n(frame.y(py))}" for px, py in corners)
         dash = " dashed" if s.dashed or s.colour >= PALETTE else ""
         out.append(f'<polyline class="line {colour_class("s", s.colour)}{dash}" points="{path}"/>')
         if len(s.points) <= 60:
@@ -252,7 +279,7 @@ def bar_chart(
     if not categories or max(totals, default=0) <= 0:
         return ""
     top = max(totals)
-    widest = max(len(y.write(value)) for value in ticks(0, top, 5, y.whole))
+    widest = max(len(y.write(value)) for value in y.ticks(0, top, 5))
     left = 16 + CHARACTER_PX * widest
     frame = _Frame(width, height, left, width - 10, 34, height - 38, 0, len(categories), 0, top)
     out = [_open(width, height, label), *_axes(frame, x, y, x_ticks=False)]

@@ -15,6 +15,35 @@ def digest(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
+def steps_of(commit: int) -> int:
+    """H from a commit on: it grows, and every fifth commit probes a shorter one."""
+    held = min(80, 10 * 2 ** (commit // 3))
+    return held // 2 if commit % 5 == 0 else held
+
+
+def pace_of(commit: int, windows: int) -> dict[str, object]:
+    """What a pace controller notes with a commit; it skips the first, where every update starts from zero."""
+    if commit == 1:
+        phase, reason = "hold", "first sync: B = 0 everywhere, no drift to see"
+    elif commit % 5 == 0:
+        phase, reason = "probe", "a shorter interval, to see whether drift falls"
+    elif commit % 3 == 0:
+        phase, reason = "grow", "drift did not fall with the shorter interval"
+    else:
+        phase, reason = "hold", "inside the hysteresis"
+    return {
+        "kind": "echelon-da",
+        "phase": phase,
+        "reason": reason,
+        "coherence_devices": None if commit == 1 else 0.9 - 0.5 / commit,
+        "coherence_boundaries": None if commit == 1 else 0.6 - 0.8 / commit,
+        "noise": 0.35 + 0.2 / commit,
+        "floor_steps": 6,
+        "sync_seconds": 0.42,
+        "interval": steps_of(commit) * windows,
+    }
+
+
 def write_run(
     folder: Path,
     boundaries: tuple[str, ...] = ("a", "b"),
@@ -22,8 +51,13 @@ def write_run(
     devices: int = 4,
     seed: int = 7,
     audit: object = None,
+    paced: bool = True,
+    called: str = "",
 ) -> Path:
-    """Write `config.yaml`, `metrics.jsonl`, `samples.json` and `summary.json`; returns the folder."""
+    """Write `config.yaml`, `metrics.jsonl`, `samples.json` and `summary.json`; returns the folder.
+
+    With `paced` the commits carry the records of a pace controller, as runs since those exist do.
+    """
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
     lines: list[dict[str, object]] = []
@@ -123,10 +157,11 @@ def write_run(
                     f"{x}|{y}": 0.55 * math.exp(-commit / 6) + rng.uniform(-0.08, 0.08) for x, y in pairs
                 },
                 "adapter_sha256": digest("adapter", seed, commit),
-                "H": 10,
+                "H": steps_of(commit) if paced else 10,
                 "R": per_commit,
                 "mu": 0.01,
             }
+            | ({"pace": pace_of(commit, per_commit)} if paced else {})
         )
         for name in boundaries:
             loss[name] = floor[name] + (loss[name] - floor[name]) * 0.68 + rng.uniform(-0.004, 0.004)
@@ -173,6 +208,7 @@ def write_run(
     wall = max(clock.values()) + 4
     mean = {"overall": sum(base.values()) / len(base)}
     summary = {
+        "name": called,
         "run_id": f"quickstart-{digest(seed)[:6]}",
         "base_loss": base | mean,
         "final_loss": loss | {"overall": sum(loss.values()) / len(loss)},
@@ -190,7 +226,7 @@ def write_run(
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2))
     (folder / "config.yaml").write_text(
-        "run:\n  name: quickstart\n  seed: 7\nmodel:\n  path: shipped\n  lora: {rank: 8, alpha: 16}\n"
+        f"run:\n  name: quickstart\n  seed: {seed}\nmodel:\n  path: shipped\n  lora: {{rank: 8, alpha: 16}}\n"
         "secagg:\n  k_min: 3\n  clip: 1.0\nrounds:\n  H: 10\n  R: 2\n  outer: average\nboundaries:\n"
         + "".join(f"  - {{name: {name}, devices: {devices}}}\n" for name in boundaries)
     )

@@ -1,0 +1,393 @@
+"""Several runs on one page: the same axes for all, one colour per run, and what differed in their settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import yaml
+
+from echelon.errors import ConfigError
+from echelon.report import words
+from echelon.report.data import Commit, ReportData, Summary
+from echelon.report.pacing import COUNT, Point, binned, drift, of_pace, signed
+from echelon.report.pieces import both, document, legend, panel, section
+from echelon.report.svg import Axis, Series, escape, line_chart
+
+MAX_RUNS = 24
+"""Three times the palette: beyond that no eye tells lines apart."""
+OVERALL = "overall"
+WIDE, HALF = ((1064, 320), (340, 260)), ((506, 240), (340, 220))
+ABSENT_SETTING = "not set"
+
+TOKENS = Axis("tokens merged", words.amount, low=0)
+TIME = Axis("time since the start, min:s", words.clock, low=0)
+BYTES = Axis("bytes that crossed, both directions", words.size, low=0, binary=True)
+COMMIT = Axis("commit", lambda v: f"{v:.0f}", whole=True)
+LOSS = Axis(
+    "validation loss, all boundaries, nats per token",
+    lambda v: f"{v:.3f}" if abs(v) < 100 else words.plain(v),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the comparison: its data, and the name and the colour that it has on the page."""
+
+    name: str
+    colour: int
+    data: ReportData
+
+    @property
+    def summary(self) -> Summary:
+        """What the run says of itself at its end; empty when it wrote none."""
+        return self.data.summary or Summary()
+
+    @cached_property
+    def losses(self) -> list[tuple[Commit, float]]:
+        """Commits that every boundary evaluated, with the loss over all of them weighted by evaluated tokens."""
+        newest: dict[int, dict[str, tuple[float, int]]] = {}
+        for e in self.data.evaluations:
+            if e.loss is not None and math.isfinite(e.loss) and e.boundary != OVERALL:
+                newest.setdefault(e.commit, {})[e.boundary] = (e.loss, e.eval_tokens)
+        names = {name for found in newest.values() for name in found}
+        out = []
+        for commit in self.data.commits:
+            found = newest.get(commit.commit, {})
+            if found and set(found) == names:
+                total = sum(tokens for _, tokens in found.values())
+                if total:
+                    out.append((commit, sum(loss * tokens for loss, tokens in found.values()) / total))
+        return out
+
+    @cached_property
+    def crossed(self) -> dict[int, int]:
+        """Bytes that had crossed, in both directions, when each commit was made."""
+        last: dict[tuple[str, str, str], int] = {}
+        lines = sorted(self.data.crossings, key=lambda c: c.t)
+        out, at = {}, 0
+        for commit in sorted(self.data.commits, key=lambda c: c.t):
+            while at < len(lines) and lines[at].t <= commit.t:
+                line = lines[at]
+                last[line.direction, line.boundary, line.type] = line.bytes
+                at += 1
+            out[commit.commit] = sum(last.values())
+        return out
+
+    @cached_property
+    def settings(self) -> dict[str, str]:
+        """Every setting of the run file by its path, as text; empty when the file is missing or is not YAML."""
+        try:
+            found = yaml.safe_load(self.data.config_text)
+        except yaml.YAMLError:
+            return {}
+        return dict(flat(found)) if isinstance(found, dict) else {}
+
+
+def flat(value: object, path: str = "") -> list[tuple[str, str]]:
+    """The leaves of a document: (a.b.0.c, text)."""
+    if isinstance(value, dict) and value:
+        return [
+            leaf
+            for key, inner in value.items()
+            for leaf in flat(inner, f"{path}.{key}" if path else str(key))
+        ]
+    if isinstance(value, list) and value:
+        return [leaf for place, inner in enumerate(value) for leaf in flat(inner, f"{path}.{place}")]
+    text = "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return [(path, text)]
+
+
+def named(data: Sequence[ReportData]) -> list[Run]:
+    """The runs with names that tell them apart: the run's own, or its folder where two share one.
+
+    Raises:
+        ConfigError: fewer than two, or more than `MAX_RUNS`.
+    """
+    if not 2 <= len(data) <= MAX_RUNS:
+        raise ConfigError(
+            f"{len(data)} runs cannot be compared on one page: give 2 to {MAX_RUNS} run folders"
+        )
+    own = [(d.summary.name if d.summary else "") or d.folder for d in data]
+    names = [name if own.count(name) == 1 else d.folder for name, d in zip(own, data, strict=True)]
+    names = [name if names.count(name) == 1 else f"{name} ({k})" for k, name in enumerate(names, 1)]
+    return [Run(name, k, d) for k, (name, d) in enumerate(zip(names, data, strict=True))]
+
+
+# ---- the table ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of every run; `better` is -1 where less is better, 1 where more is, 0 where neither."""
+
+    name: str
+    read: Callable[[Run], float | None]
+    write: Callable[[float], str]
+    better: int = 0
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The mean of what there is."""
+    return sum(values) / len(values) if values else None
+
+
+def _staleness(run: Run, devices: bool) -> float | None:
+    if devices:
+        return mean([float(tau) for w in run.data.windows for tau in w.staleness])
+    return mean([float(m.staleness) for c in run.data.commits for m in c.merged])
+
+
+def _change(run: Run) -> float | None:
+    base, final = run.summary.base_loss.get(OVERALL), run.summary.final_loss.get(OVERALL)
+    return None if not base or final is None else (final - base) / base * 100
+
+
+def rows(runs: Sequence[Run]) -> list[Row]:
+    """The figures that are compared."""
+    boundaries = sorted({name for run in runs for name in run.summary.final_loss if name != OVERALL})
+    percent = "{:+.2f} %".format
+
+    def final(boundary: str) -> Callable[[Run], float | None]:
+        return lambda run: run.summary.final_loss.get(boundary)
+
+    return [
+        Row("final loss, all boundaries", final(OVERALL), words.loss, -1),
+        Row("change from the base", _change, lambda v: percent(v).replace("-", "−"), -1),
+        *(Row(f"final loss, {name}", final(name), words.loss, -1) for name in boundaries),
+        Row("tokens", lambda r: r.summary.tokens, COUNT),
+        Row("time", lambda r: r.summary.wall_s, words.duration, -1),
+        Row("tokens per second", lambda r: r.summary.tokens_per_s, COUNT, 1),
+        Row("global commits", lambda r: r.summary.commits, COUNT),
+        Row("windows", lambda r: r.summary.windows, COUNT),
+        Row("dropouts", lambda r: r.summary.dropouts, COUNT),
+        Row("bytes out of the boundaries", lambda r: r.summary.exchange_bytes_out, words.size, -1),
+        Row("bytes into the boundaries", lambda r: r.summary.exchange_bytes_in, words.size, -1),
+        Row(
+            "interval H·R, mean",
+            lambda r: mean([float(c.interval) for c in r.data.commits if c.interval]),
+            COUNT,
+        ),
+        Row("mean staleness of updates", lambda r: _staleness(r, True), words.plain),
+        Row("mean staleness of deltas", lambda r: _staleness(r, False), words.plain),
+    ]
+
+
+def table(runs: Sequence[Run]) -> str:
+    """Figures side by side; the best of a row, where there is one, stands out."""
+    head = "".join(f'<th class="r">{escape(run.name)}</th>' for run in runs)
+    body = []
+    for row in rows(runs):
+        values = [row.read(run) for run in runs]
+        known = [v for v in values if v is not None and math.isfinite(v)]
+        if not known:
+            continue
+        best = min(known) if row.better < 0 else max(known)
+        marked = row.better != 0 and len(known) > 1 and min(known) != max(known)
+        cells = "".join(
+            f'<td class="r{" best" if marked and v == best else ""}">'
+            f"{words.ABSENT if v is None else escape(row.write(v))}</td>"
+            for v in values
+        )
+        body.append(f"<tr><td>{escape(row.name)}</td>{cells}</tr>")
+    verdicts = "".join(f'<td class="r">{verdict(run)}</td>' for run in runs)
+    body.append(f"<tr><td>audit</td>{verdicts}</tr>")
+    return (
+        f'<div class="scroll"><table class="figures"><thead><tr><th></th>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def verdict(run: Run) -> str:
+    """The audit of a run in a word."""
+    audit = run.summary.audit
+    if audit is None or audit.ok is None:
+        return '<span class="chip unknown">not audited</span>'
+    return (
+        '<span class="chip good">verified</span>'
+        if audit.ok
+        else f'<span class="chip bad">{len(audit.findings)} findings</span>'
+    )
+
+
+# ---- charts ------------------------------------------------------------------------------------------------
+
+
+def by_commit(read: Callable[[Commit], float | None]) -> Callable[[Run], list[Point]]:
+    """A figure of each commit."""
+    return lambda run: [(float(c.commit), float(v)) for c in run.data.commits if (v := read(c)) is not None]
+
+
+def loss_against(x: Callable[[Run, Commit], float]) -> Callable[[Run], list[Point]]:
+    """The loss over all boundaries against something that grows; where it stands still, the last loss counts."""
+
+    def points(run: Run) -> list[Point]:
+        base = run.summary.base_loss.get(OVERALL)
+        found = {0.0: base} if base is not None and run.losses else {}
+        return sorted((found | {float(x(run, commit)): loss for commit, loss in run.losses}).items())
+
+    return points
+
+
+def stale_deltas(run: Run) -> list[Point]:
+    """Mean staleness of the deltas of each commit, over time."""
+    return [(c.t, sum(m.staleness for m in c.merged) / len(c.merged)) for c in run.data.commits if c.merged]
+
+
+def stale_updates(run: Run) -> list[Point]:
+    """Mean staleness of the updates of each window, over time."""
+    return [(w.t, sum(w.staleness) / len(w.staleness)) for w in run.data.windows if w.staleness]
+
+
+def drawn(
+    runs: Sequence[Run],
+    points: Callable[[Run], Sequence[Point]],
+    x: Axis,
+    y: Axis,
+    title: str,
+    empty: str,
+    *,
+    wide: bool = False,
+    step: bool = False,
+) -> str:
+    """A panel with one line per run; runs that have nothing to show there are named."""
+    series = [Series(run.name, binned(points(run)), run.colour, step=step) for run in runs]
+    missing = [s.name for s in series if not s.points]
+    chart = both(lambda w, h: line_chart(series, x, y, title, w, h), *(WIDE if wide else HALF))
+    if not chart:
+        return panel("", empty, title)
+    said = f'<p class="about">Nothing recorded: {escape(", ".join(missing))}.</p>' if missing else ""
+    return panel(key(runs) + chart + said, "", title)
+
+
+def key(runs: Sequence[Run]) -> str:
+    """The legend."""
+    return legend([(run.name, run.colour) for run in runs])
+
+
+def charts(runs: Sequence[Run]) -> str:
+    """Loss, throughput, pace, coherence, staleness."""
+    none = "No run has an evaluation."
+    unknown = "No run recorded its controller's figures."
+    drift_axis = Axis("drift = 1 − coherence", signed, low=0)
+    losses = (
+        drawn(runs, loss_against(lambda _, c: c.tokens), TOKENS, LOSS, "Loss by tokens", none, wide=True)
+        + '<div class="pair">'
+        + drawn(runs, loss_against(lambda _, c: c.t), TIME, LOSS, "Loss by time", none)
+        + drawn(
+            runs, loss_against(lambda r, c: r.crossed.get(c.commit, 0)), BYTES, LOSS, "Loss by bytes", none
+        )
+        + "</div>"
+    )
+
+    def half(title: str, caption: str, read: Callable[[Commit], float | None], whole: bool) -> str:
+        axis = Axis(caption, COUNT if whole else words.plain, low=0, whole=whole)
+        return drawn(runs, by_commit(read), COMMIT, axis, title, "No commit was made.", step=True)
+
+    work = Axis("tokens merged", words.amount, low=0)
+    progress = [
+        drawn(runs, lambda r: [(c.t, float(c.tokens)) for c in r.data.commits], TIME, work, "Tokens by time",
+              "No commit was made."),
+        drawn(runs, lambda r: [(c.t, float(r.crossed.get(c.commit, 0))) for c in r.data.commits], TIME,
+              Axis("bytes that crossed", words.size, low=0, binary=True), "Bytes by time", "No commit was made."),
+    ]  # fmt: skip
+    pace = [
+        half("Interval between syncs", "H·R, local steps", lambda c: c.interval, True),
+        half("H: local steps of a window", "steps", lambda c: c.H, True),
+        half("R: windows of a delta", "windows", lambda c: c.R, True),
+        half("μ: proximal coefficient", "μ", lambda c: c.mu, False),
+    ]
+    apart = [
+        drawn(runs, lambda r: of_pace(r.data.commits, lambda p: drift(p.coherence_devices)), COMMIT, drift_axis,
+              "Drift among devices", unknown),
+        drawn(runs, lambda r: of_pace(r.data.commits, lambda p: drift(p.coherence_boundaries)), COMMIT, drift_axis,
+              "Drift among boundaries", unknown),
+        drawn(runs, by_commit(lambda c: mean([v for v in c.cosine.values() if v is not None])), COMMIT,
+              Axis("cosine", signed, high=1), "Mean raw cosine of deltas", "No commit merged two deltas."),
+        drawn(runs, by_commit(lambda c: mean([v for v in c.delta_norm.values() if v is not None])), COMMIT,
+              Axis("‖delta‖", words.plain, low=0), "Mean norm of deltas", "No delta was merged."),
+    ]  # fmt: skip
+    late = [
+        drawn(runs, stale_updates, TIME, Axis("versions", words.plain, low=0), "Staleness inside boundaries",
+              "No window closed with updates."),
+        drawn(runs, stale_deltas, TIME, Axis("commits", words.plain, low=0), "Staleness between boundaries",
+              "No delta was merged."),
+    ]  # fmt: skip
+    return "".join(
+        section(title, about, body if title == "Loss" else f'<div class="pair">{body}</div>')
+        for title, about, body in (
+            (
+                "Loss",
+                "Validation loss after every commit that all boundaries evaluated, weighted by tokens. At zero "
+                "stands the base model.",
+                losses,
+            ),
+            ("Throughput", "What was merged and what crossed by when.", "".join(progress)),
+            ("Pace", "What held from each commit on.", "".join(pace)),
+            ("Agreement", "Drift has sampling noise taken off; raw cosines have not.", "".join(apart)),
+            ("Staleness", "How late updates and deltas were when they were merged.", "".join(late)),
+        )
+    )
+
+
+# ---- settings ----------------------------------------------------------------------------------------------
+
+
+def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """Settings that are not the same in every run that has a readable run file: path, and a value per run."""
+    paths = dict.fromkeys(path for run in runs for path in run.settings)
+    out = []
+    for path in paths:
+        values = [run.settings.get(path, ABSENT_SETTING) if run.settings else words.ABSENT for run in runs]
+        if len({v for run, v in zip(runs, values, strict=True) if run.settings}) > 1:
+            out.append((path, values))
+    return out
+
+
+def settings_section(runs: Sequence[Run]) -> str:
+    """What differed; and whose run file could not be read."""
+    found = differences(runs)
+    missing = [run.name for run in runs if not run.settings]
+    about = "Settings in which the runs differ; all others are the same."
+    if missing:
+        about += f" No readable config.yaml: {', '.join(missing)}."
+    head = "".join(f'<th class="r">{escape(run.name)}</th>' for run in runs)
+    body = "".join(
+        f'<tr><td class="mono">{escape(path)}</td>'
+        + "".join(f'<td class="r mono">{escape(value)}</td>' for value in values)
+        + "</tr>"
+        for path, values in found
+    )
+    shown = (
+        f'<div class="tall"><table><thead><tr><th>setting</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        if body
+        else ""
+    )
+    return section("Settings", about, panel(shown, "No setting differs."))
+
+
+def render_comparison(data: Sequence[ReportData]) -> str:
+    """The page about several runs.
+
+    Raises:
+        ConfigError: fewer than two runs, or more than one page can show.
+    """
+    runs = named(data)
+    notes = [f"{run.name}: {note}" for run in runs for note in run.data.notes]
+    listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    warned = (
+        f'<div class="notes"><b>Not everything could be read.</b><ul>{listed}</ul></div>' if notes else ""
+    )
+    title = f"{len(runs)} runs compared"
+    header = (
+        f'<header><div class="kicker">Echelon</div><h1>{title}</h1>'
+        f'<p class="lede">{escape(" · ".join(run.name for run in runs))}</p>{warned}</header>'
+    )
+    about = (
+        "Figures that the runs recorded about themselves. The best of a row stands out where one way is better; a "
+        "difference between two single runs is no proof of anything."
+    )
+    body = section("Side by side", about, panel(table(runs))) + settings_section(runs) + charts(runs)
+    return document(title, header, body)

@@ -1,0 +1,241 @@
+"""The part of a report about the pace: how updates agreed, what the controller made of it, how stale they were.
+
+Coherence is what the controller saw: the agreement of updates after their sampling noise was taken off. Drift is
+1 - coherence. Runs whose commits carry no such record still have H, R, μ, norms and raw cosines, and the page
+says what is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from echelon.report import words
+from echelon.report.data import Commit, Pace, Window
+from echelon.report.pieces import both, legend, panel, section
+from echelon.report.svg import Axis, Series, escape, line_chart
+
+HALF = ((506, 230), (340, 220))
+MAX_POINTS = 240
+"""Longer lines are drawn as means of neighbouring points."""
+MAX_DECISIONS = 400
+"""At most so many decisions, the last ones, stand in the table."""
+PHASES = {"grow": "good", "shrink": "bad", "probe": "unknown"}
+"""Phases that change the interval, and how they are coloured; the others are grey."""
+
+Point = tuple[float, float]
+COMMIT = Axis("commit", lambda v: f"{v:.0f}", whole=True)
+TIME = Axis("time since the start, min:s", words.clock, low=0)
+COUNT = words.amount
+
+
+def signed(value: float) -> str:
+    """A small number to two places with a proper minus."""
+    return f"{value:.2f}".replace("-", "−")
+
+
+def of_pace(commits: Iterable[Commit], read: Callable[[Pace], float | None]) -> tuple[Point, ...]:
+    """One figure of the controller's records by commit, where there is one."""
+    found = ((c.commit, read(c.pace)) for c in commits if c.pace is not None)
+    return tuple((float(commit), value) for commit, value in found if value is not None)
+
+
+def drift(coherence: float | None) -> float | None:
+    """1 - coherence."""
+    return None if coherence is None else 1.0 - coherence
+
+
+def binned(points: Sequence[Point], most: int = MAX_POINTS) -> tuple[Point, ...]:
+    """At most `most` points, each the mean of as many neighbours as the others (the last of what is left)."""
+    ordered = sorted(points)
+    size = -(-len(ordered) // most)
+    groups = [ordered[at : at + size] for at in range(0, len(ordered), size)] if size > 1 else None
+    if groups is None:
+        return tuple(ordered)
+    return tuple((sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups)
+
+
+def chart(series: Sequence[Series], x: Axis, y: Axis, title: str, empty: str, about: str = "") -> str:
+    """A panel of half the page's width with a legend (where there are several lines) and a chart."""
+    drawn = both(lambda w, h: line_chart(series, x, y, title, w, h), *HALF)
+    if not drawn:
+        return panel("", empty, title)
+    several = len(series) > 1
+    names = legend([(s.name, s.colour) for s in series if s.points]) if several else ""
+    said = f'<p class="about">{escape(about)}</p>' if about else ""
+    return panel(said + names + drawn, "", title)
+
+
+def constant(points: Sequence[Point]) -> str:
+    """Says so where a setting never moved: a flat line alone leaves the reader wondering."""
+    values = {y for _, y in points}
+    return (
+        f"It was {words.plain(next(iter(values)))} all along." if len(values) == 1 and len(points) > 1 else ""
+    )
+
+
+def pace(commits: Sequence[Commit]) -> str:
+    """Drift, noise, interval, H, R and μ over the commits, and the controller's decisions."""
+    recorded = any(c.pace is not None for c in commits)
+    unknown = "The commits of this run carry no record of the controller, so its coherence is not known."
+    absent = (
+        "The controller had no figure: fewer than two deltas, or noise above the signal."
+        if recorded
+        else unknown
+    )
+    seen = [
+        Series("devices of a boundary", of_pace(commits, lambda p: drift(p.coherence_devices)), 0),
+        Series("boundaries", of_pace(commits, lambda p: drift(p.coherence_boundaries)), 1),
+    ]
+    noise = [Series("sampling noise", of_pace(commits, lambda p: p.noise), 6)]
+    interval = tuple((float(c.commit), float(v)) for c in commits if (v := c.interval) is not None)
+    floor = of_pace(commits, lambda p: p.floor_steps)
+    steps = [
+        Series("interval H·R", interval, 0, step=True),
+        Series("floor that hides a sync", floor, 7, dashed=True, step=True),
+    ]
+    whole = Axis("local steps", COUNT, low=0, whole=True)
+    settings = [
+        settled(commits, "H: local steps of a window", "steps", lambda c: c.H, 0, True),
+        settled(commits, "R: windows of a delta", "windows", lambda c: c.R, 2, True),
+        settled(commits, "μ: proximal coefficient", "μ", lambda c: c.mu, 3, False),
+    ]
+    body = [
+        chart(
+            seen, COMMIT, Axis("drift = 1 − coherence", signed, low=0), "Drift, sampling noise taken off", absent,
+        ),
+        chart(
+            noise, COMMIT, Axis("share of the squared norm", signed, low=0, high=1), "Sampling noise in the updates",
+            absent,
+        ),
+        chart(
+            steps, COMMIT, whole, "Interval between syncs", "No commit was made.", constant(interval)
+        ),
+        *settings,
+    ]  # fmt: skip
+    return section(
+        "Pace",
+        "How far updates pulled apart, and how often the boundaries met because of it. Drift is 0 where all updates "
+        "point the same way and 1 where they have nothing in common. H, R and μ are those that held from each "
+        "commit on.",
+        f'<div class="pair">{"".join(body)}</div>{decisions(commits)}',
+    )
+
+
+def settled(
+    commits: Sequence[Commit],
+    title: str,
+    unit: str,
+    read: Callable[[Commit], float | None],
+    colour: int,
+    whole: bool,
+) -> str:
+    """One setting over the commits."""
+    points = tuple((float(c.commit), float(v)) for c in commits if (v := read(c)) is not None)
+    name = title.partition(":")[0]
+    axis = Axis(unit, COUNT if whole else words.plain, low=0, whole=whole)
+    return chart(
+        [Series(name, points, colour, step=True)],
+        COMMIT,
+        axis,
+        title,
+        "No commit was made.",
+        constant(points),
+    )
+
+
+def decisions(commits: Sequence[Commit]) -> str:
+    """What the controller decided, commit by commit; a run of commits with the same decision is one row."""
+    made = [(c, c.pace) for c in commits if c.pace is not None]
+    if not made:
+        return panel(
+            "",
+            "This run recorded no decisions of a pace controller: it is older than they are. H, R and μ above are "
+            "what its commits announced.",
+            "Decisions",
+        )
+    groups: list[list[tuple[Commit, Pace]]] = []
+    for commit, p in made:
+        last = groups[-1][-1] if groups else None
+        same = last is not None and (last[1].phase, last[1].reason, last[0].H, last[0].R, last[0].mu) == (
+            p.phase, p.reason, commit.H, commit.R, commit.mu,
+        )  # fmt: skip
+        if same:
+            groups[-1].append((commit, p))
+        else:
+            groups.append([(commit, p)])
+    shown = groups[-MAX_DECISIONS:]
+    rows = "".join(decision_row(group) for group in shown)
+    cut = len(groups) - len(shown)
+    more = (
+        f'<p class="about">The last {len(shown)} are listed; {cut} earlier ones are not.</p>' if cut else ""
+    )
+    kinds = sorted({p.kind for _, p in made if p.kind})
+    rule = f'<p class="about">Rule: {escape(", ".join(kinds))}.</p>' if kinds else ""
+    return panel(
+        f'{rule}{more}<div class="tall"><table><thead><tr><th class="r">commits</th><th class="r">time</th>'
+        '<th>decision</th><th class="r" title="local steps per window">H</th>'
+        '<th class="r" title="windows per delta">R</th><th class="r" title="proximal coefficient">μ</th>'
+        '<th class="r" title="1 − coherence among devices">drift, devices</th>'
+        '<th class="r" title="1 − coherence among boundaries">boundaries</th>'
+        '<th class="r" title="share of sampling noise">noise</th><th class="r" title="measured">sync</th>'
+        f"<th>why</th></tr></thead><tbody>{rows}</tbody></table></div>",
+        "",
+        "Decisions",
+    )
+
+
+def decision_row(group: Sequence[tuple[Commit, Pace]]) -> str:
+    """One decision, and the commits that it held for; its figures are those of the last of them."""
+    (first, _), (commit, p) = group[0], group[-1]
+    span = f"{first.commit}" if len(group) == 1 else f"{first.commit}-{commit.commit}".replace("-", "–")
+
+    def cell(value: float | None, write: Callable[[float], str]) -> str:
+        return f'<td class="r">{words.ABSENT if value is None else escape(write(value))}</td>'
+
+    css = PHASES.get(p.phase, "")
+    return (
+        f'<tr><td class="r">{span}</td><td class="r">{words.clock(first.t)}</td>'
+        f'<td><span class="chip {css}">{escape(p.phase or words.ABSENT)}</span></td>'
+        f"{cell(commit.H, COUNT)}{cell(commit.R, COUNT)}{cell(commit.mu, words.plain)}"
+        f"{cell(drift(p.coherence_devices), signed)}{cell(drift(p.coherence_boundaries), signed)}"
+        f"{cell(p.noise, signed)}{cell(p.sync_seconds, words.duration)}"
+        f'<td class="why">{escape(p.reason)}</td></tr>'
+    )
+
+
+def over_time(windows: Sequence[Window], commits: Sequence[Commit], colours: Mapping[str, int]) -> str:
+    """Staleness of updates and deltas, norms of updates and training loss, per boundary over time."""
+    ages: dict[str, list[Point]] = {}
+    norms: dict[str, list[Point]] = {}
+    losses: dict[str, list[Point]] = {}
+    for w in windows:
+        at = w.t if w.closed is None else w.closed
+        if w.staleness:
+            ages.setdefault(w.boundary, []).append((at, sum(w.staleness) / len(w.staleness)))
+        if w.update_norm is not None and w.outcome == "closed":
+            norms.setdefault(w.boundary, []).append((at, w.update_norm))
+        if w.train_loss is not None:
+            losses.setdefault(w.boundary, []).append((at, w.train_loss))
+    late: dict[str, list[Point]] = {}
+    for c in commits:
+        for m in c.merged:
+            late.setdefault(m.boundary, []).append((c.t, float(m.staleness)))
+
+    def lines(points: Mapping[str, Sequence[Point]]) -> list[Series]:
+        return [Series(name, binned(points[name]), colours.get(name, -1)) for name in sorted(points)]
+
+    versions = Axis("mean staleness of a window's updates, versions", words.plain, low=0)
+    behind = Axis("staleness of the delta, commits", words.plain, low=0)
+    moved = Axis("‖update‖, root mean square over devices", words.plain, low=0)
+    trained = Axis("training loss of a window, nats per token", words.plain)
+    return section(
+        "Over time",
+        "How late the updates of devices and the deltas of boundaries were when they were merged, and how far a "
+        "device moved from its base in one window.",
+        '<div class="pair">'
+        + chart(lines(ages), TIME, versions, "Staleness inside boundaries", "No window closed with updates.")
+        + chart(lines(late), TIME, behind, "Staleness between boundaries", "No delta was merged.")
+        + chart(lines(norms), TIME, moved, "Norm of updates", "No window closed with updates.")
+        + chart(lines(losses), TIME, trained, "Training loss", "No boundary lets its summed losses cross.")
+        + "</div>",
+    )
