@@ -105,6 +105,7 @@ class Aggregator(BoundaryActor):
             read_to_end(self.bus, TopicPartition(topic), 0, self.name) for topic in ("handshake", "masked")
         ]
         version, opened, used = 0, -1, dict[str, tuple[int, int]]()
+        served: dict[DeviceId, int] = {}
         async for decision in self._opened(read_to_end(self.bus, CONTROL, 0, self.name)):
             log.feed(decision)
             while log.blocked and inputs:
@@ -124,6 +125,10 @@ class Aggregator(BoundaryActor):
                 case WindowOpen():
                     opened = decision.message.window
                 case Cohort():
+                    served |= {
+                        DeviceId(member.device): decision.message.window
+                        for member in decision.message.members
+                    }
                     used |= {
                         member.device: (member.offer, decision.message.inputs)
                         for member in decision.message.members
@@ -157,6 +162,7 @@ class Aggregator(BoundaryActor):
             refused=refused,
             bases=tuple(bases[-len(self.core.manifest.secure.staleness) :]),
             ready=tuple(ready.values()),
+            served=tuple(sorted(served.items())),
             unsent=tuple(delta for seq, delta in sorted(log.sealed.items()) if seq not in sent),
         )
 

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from echelon.actors.opening import SHARED_TOPICS
 from echelon.actors.runtime import DRAIN_SECONDS, STEP_COST, Publisher, Services, Timers, feed
 from echelon.actors.state import Row, StateStore
 from echelon.bus.base import Bus, Outgoing, Record, TopicPartition
@@ -67,6 +68,9 @@ class Membership:
 
 class BoundaryActor(ABC):
     """A device, an aggregator, or the boundary side of a gate."""
+
+    shares_opened = False
+    """Whether it takes what another actor of its process has opened; an aggregator and a gate check for themselves."""
 
     def __init__(
         self,
@@ -238,6 +242,36 @@ class BoundaryActor(ABC):
             for dropped in self.assembler.add(record.key, record):
                 self.services.log.warning("%s gave up an unfinished transfer: %s", self.name, dropped)
             return None
+        if self.shares_opened and record.topic in SHARED_TOPICS:
+            key = (self.membership.run, self.membership.boundary, record.topic, record.value)
+            envelope, message = self.services.opened.get(key, lambda: self._verified(record))
+        else:
+            envelope, message = self._verified(record)
+        payload = getattr(message, "payload", None)
+        # A device that checks in again says the same thing on purpose; everything else is said once.
+        if record.topic != "checkin" and self._repeated(record.at, envelope.signature):
+            if isinstance(payload, Payload):
+                self.assembler.discard(envelope.sender.encode(), TransferId(payload.transfer))
+            return None
+        if getattr(message, "window", envelope.window) != envelope.window:
+            raise Refused(
+                Reason.BAD_FIELD, f"{envelope.type}: the envelope and the body name different windows"
+            )
+        data = None
+        if isinstance(payload, Payload):
+            data = bytes(
+                self.assembler.complete(
+                    envelope.sender.encode(), TransferId(payload.transfer), payload.length, payload.sha256
+                )
+            )
+        return Incoming(record.topic, record.offset, envelope.sender, envelope.window, message, data)
+
+    def _verified(self, record: Record) -> tuple[Envelope, Message]:
+        """What a record says, and who signed it: a function of its bytes, its topic and the boundary's keys.
+
+        Raises:
+            Refused: with the reason that goes to `deadletter`.
+        """
         try:
             envelope = Envelope.open(record.value)
         except Refused:
@@ -262,25 +296,7 @@ class BoundaryActor(ABC):
             )
         if not envelope.verified(public, record.topic):
             raise Refused(Reason.BAD_SIGNATURE, f"{envelope.type} that names {envelope.sender}")
-        message = kind.decode(envelope.body)
-        payload = getattr(message, "payload", None)
-        # A device that checks in again says the same thing on purpose; everything else is said once.
-        if record.topic != "checkin" and self._repeated(record.at, envelope.signature):
-            if isinstance(payload, Payload):
-                self.assembler.discard(envelope.sender.encode(), TransferId(payload.transfer))
-            return None
-        if getattr(message, "window", envelope.window) != envelope.window:
-            raise Refused(
-                Reason.BAD_FIELD, f"{envelope.type}: the envelope and the body name different windows"
-            )
-        data = None
-        if isinstance(payload, Payload):
-            data = bytes(
-                self.assembler.complete(
-                    envelope.sender.encode(), TransferId(payload.transfer), payload.length, payload.sha256
-                )
-            )
-        return Incoming(record.topic, record.offset, envelope.sender, envelope.window, message, data)
+        return envelope, kind.decode(envelope.body)
 
     def forget_repeats(self) -> None:
         """Topics are about to be read from their start once more."""

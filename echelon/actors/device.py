@@ -87,6 +87,8 @@ class Device(BoundaryActor):
         interceptor: for fault injection; None lets everything pass.
     """
 
+    shares_opened = True
+
     def __init__(
         self,
         *,

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from echelon.actors.opening import OpenedRecords
 from echelon.actors.state import Row, StateStore
 from echelon.bus.base import Bus, Outgoing, Reader, Record, RecordDamaged, TopicPartition
 from echelon.clock import Offload
@@ -54,6 +55,8 @@ class Services:
     offload: Offload = field(default_factory=Offload)
     sink: Sink = ignore
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("echelon"))
+    opened: OpenedRecords = field(default_factory=OpenedRecords)
+    """What devices of one boundary have read, for the others."""
 
 
 class Backoff:

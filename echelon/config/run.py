@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -40,6 +41,10 @@ Parameters = Annotated[dict[ParameterName, StrictInt | StrictStr], Field(max_len
 BoundaryName = Annotated[str, AfterValidator(_names_topics)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 MAX_FILE_BYTES = 1 << 20
+COHORT_LIMIT = 200
+"""Most devices of one cohort: each pair of them exchanges key shares."""
+ENROLLED_LIMIT = 4096
+"""Most devices that one boundary enrols: its signed roster is one message."""
 RESERVED = frozenset({"aggregator", "gate", "controller", "operator", "auditor", "broker", "break-glass"})
 """Parts of names that are not for devices."""
 
@@ -60,7 +65,7 @@ class BoundarySettings(Settings):
     name: BoundaryName = Field(
         description="Name of the boundary, unique in the run: letters, digits, hyphens."
     )
-    devices: Annotated[int, Field(ge=1, le=10_000)] | tuple[DeviceSettings, ...] = Field(
+    devices: Annotated[int, Field(ge=1, le=ENROLLED_LIMIT)] | tuple[DeviceSettings, ...] = Field(
         description="How many devices (named BOUNDARY-0, BOUNDARY-1, …), or a list of devices."
     )
     data: DataSettings = Field(
@@ -120,6 +125,11 @@ class SecureSettings(Settings):
         default=0, ge=0, le=100,
         description="c: devices that may work together with the aggregator; heads ≥ k_min + c, threshold 2t > n + c.",
     )  # fmt: skip
+    cohort_max: int | None = Field(
+        default=None, ge=2, le=COHORT_LIMIT,
+        description="Most devices of one window; others stay ready, and who was in none for longest comes first. None: "
+        "as many as the largest boundary enrols, at most 200.",
+    )  # fmt: skip
     clip: float = Field(
         default=16.0,
         gt=0,
@@ -144,8 +154,8 @@ class WindowSettings(Settings):
     cohort: int | None = Field(
         default=None,
         ge=2,
-        le=200,
-        description="K: ready devices that close a window at once. None: all devices.",
+        le=COHORT_LIMIT,
+        description="K: ready devices that close a window at once. None: as many as a cohort holds.",
     )
     deadline: Seconds = Field(
         default=30.0, description="Seconds after which a window closes with whoever is ready."
@@ -449,22 +459,23 @@ class RunSettings(Settings):
                     f"boundary {boundary.name!r} has {count} devices, and secure.k_min + secure.colluding = "
                     f"{floor}: no window could ever close. Add devices or lower the floor"
                 )
-            cohort = min(self.window.cohort or count, count)
+            if count > ENROLLED_LIMIT:
+                raise ValueError(
+                    f"boundary {boundary.name!r} has {count} devices; at most {ENROLLED_LIMIT} can be "
+                    f"enrolled: split it"
+                )
+            cohort = min(self.window.cohort or count, count, self.cohort_max())
             if cohort < floor:
                 raise ValueError(
-                    f"window.cohort = {cohort} in boundary {boundary.name!r} is below secure.k_min + "
-                    f"secure.colluding = {floor}: raise window.cohort or lower the floor"
+                    f"a cohort of boundary {boundary.name!r} has at most {cohort} devices (window.cohort, "
+                    f"secure.cohort_max), which is below secure.k_min + secure.colluding = {floor}: raise those or "
+                    f"lower the floor"
                 )
             if boundary.shards is not None and boundary.shards < floor:
                 raise ValueError(
                     f"boundary {boundary.name!r} has {boundary.shards} shards, and no two devices of a window train "
                     f"one shard: at least secure.k_min + secure.colluding = {floor} are needed. Raise shards or lower "
                     f"the floor"
-                )
-            if count > 200:
-                raise ValueError(
-                    f"boundary {boundary.name!r} has {count} devices; a cohort on a complete graph holds at most 200: "
-                    f"split the boundary"
                 )
         for place, parameters, own in (
             ("secure.staleness", self.secure.staleness.parameters, ":" in self.secure.staleness.rule),
@@ -534,6 +545,11 @@ class RunSettings(Settings):
             return pace.windows_max
         return max(windows, min(4 * windows, self.sync.windows_max or 24 // (self.sync.pending_max + 1)))
 
+    def cohort_max(self) -> int:
+        """Most devices of one cohort, in any boundary."""
+        largest = max(len(boundary.device_list()) for boundary in self.boundaries)
+        return min(largest, self.secure.cohort_max or COHORT_LIMIT)
+
     def windows_max(self) -> int:
         """R_max."""
         if self.sync.windows_max is not None:
@@ -542,7 +558,7 @@ class RunSettings(Settings):
 
 
 def _unique(what: str, names: list[str]) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise ValueError(f"two {what} are called {twice[0]!r}: give each a name of its own")
 

@@ -21,6 +21,7 @@ from echelon.config.run import BoundarySettings, LinkSettings, RunSettings
 from echelon.federation.compute import Compute
 from echelon.federation.identities import Identities
 from echelon.federation.makers import (
+    Derived,
     Place,
     make_aggregator,
     make_controller,
@@ -76,6 +77,7 @@ class Assembly:
         self.catalogue = load_catalogue()
         self._entropy, self._interceptor = entropy, interceptor
         self._digest = manifest_digest(terms.sealed)
+        self._derived: dict[str, Derived] = {}
         self._stores: list[StateStore] = []
         self._connections: list[Bus] = []
 
@@ -137,6 +139,8 @@ class Assembly:
     async def device(self, boundary: BoundarySettings, name: str) -> Device:
         """A device of the boundary."""
         keys = self.identities.boundaries[boundary.name]
+        if boundary.name not in self._derived:
+            self._derived[boundary.name] = Derived.derive(self.terms.manifest, keys.roster, self.catalogue)
         return make_device(
             await self._place(boundary.name, name),
             self.terms.manifest,
@@ -149,6 +153,7 @@ class Assembly:
             shards=boundary.shards,
             source=self._shards(boundary, name),
             interceptor=self._interceptor,
+            terms=self._derived[boundary.name],
         )
 
     def _shards(self, boundary: BoundarySettings, name: str) -> FixedShards | None:

@@ -26,7 +26,31 @@ from echelon.rounds.device import DeviceCore, DeviceTerms
 from echelon.rounds.rules import Allowed
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.roster import Roster
-from echelon.topics import Role, load_catalogue
+from echelon.topics import Catalogue, Role, load_catalogue
+
+
+@dataclass(frozen=True)
+class Derived:
+    """What every actor of a boundary derives from the public terms alone, checked once.
+
+    Thousands of devices in one process share one: each deriving it again would cost the square of their number.
+    """
+
+    membership: Membership
+    catalogue: Catalogue
+    dim: int
+
+    @classmethod
+    def derive(cls, manifest: RunManifest, roster: Roster, catalogue: Catalogue | None = None) -> Derived:
+        """Check the roster against the manifest, and derive.
+
+        Raises:
+            ConfigError: the roster is not the manifest's.
+        """
+        _check(roster, manifest)
+        dim = manifest.adapter_layout().dim
+        return cls(membership(manifest, roster), catalogue or load_catalogue(), dim)
+
 
 MAX_TRANSFERS = 4
 """Transfers that one sender may have open at once."""
@@ -54,18 +78,20 @@ def make_device(
     shards: int | None = None,
     source: ShardSource | None = None,
     interceptor: Interceptor | None = None,
+    terms: Derived | None = None,
 ) -> Device:
     """A device: its own key, the boundary's broker, the pinned roster and manifest.
 
-    Where the boundary's data is dealt into `shards`, `source` says which of them the device trains.
+    Where the boundary's data is dealt into `shards`, `source` says which of them the device trains. `terms` are those
+    derived from this manifest and roster, where that was done before; None: they are derived here.
 
     Raises:
         ConfigError: the roster is not the manifest's, or names another key for this device.
     """
-    _check(roster, manifest)
+    terms = terms or Derived.derive(manifest, roster)
     signer = Signer(key)
     own_key(roster, name, signer)
-    dim = manifest.adapter_layout().dim
+    dim = terms.dim
     core = DeviceCore(
         manifest=manifest,
         terms=DeviceTerms(window.patience, window.ahead, shards, 2 * window.deadline),
@@ -85,8 +111,8 @@ def make_device(
         store=place.store,
         services=place.services,
         signer=signer,
-        membership=membership(manifest, roster),
-        catalogue=load_catalogue(),
+        membership=terms.membership,
+        catalogue=terms.catalogue,
         assembler=_assembler(dim, 1),
     )
 
@@ -114,7 +140,10 @@ def make_aggregator(
     core = AggregatorCore(
         manifest=manifest,
         terms=AggregatorTerms(
-            min(window.cohort or devices, shards or devices), window.deadline, window.round_timeout, shards
+            min(window.cohort or devices, shards or devices, manifest.secure.cohort_max),
+            window.deadline,
+            window.round_timeout,
+            shards,
         ),
         boundary=roster.boundary,
         roster=roster,

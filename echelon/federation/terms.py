@@ -48,7 +48,7 @@ def secure_terms(settings: RunSettings) -> SecureTerms:
         ConfigError: n_max·⌈clip·scale⌉ would reach 2**31, or a masked integer could pass 63 bits.
     """
     secure = settings.secure
-    cohort_max = max(len(boundary.device_list()) for boundary in settings.boundaries)
+    cohort_max = settings.cohort_max()
     bits = secure.scale_bits if secure.scale_bits is not None else best_scale_bits(secure.clip, cohort_max)
     Codec(secure.clip, bits, cohort_max)
     terms = SecureTerms(

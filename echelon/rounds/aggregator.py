@@ -8,6 +8,7 @@ snapshot, adopts the decisions that it had recorded since, reads its inputs agai
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass, field
 
 import msgpack
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from echelon.errors import ProtocolError, StateError
 from echelon.messages.boundary import (
+    MAX_COHORT,
     Adopt,
     Base,
     Cohort,
@@ -78,7 +80,7 @@ class AggregatorTerms:
     """What an aggregator's own configuration says.
 
     Attributes:
-        cohort: K, devices that close a window at once.
+        cohort: K, devices that close a window at once; at most the manifest's `cohort_max`.
         deadline: seconds after which a window closes with whoever is ready, if the floor allows it.
         round_timeout: seconds that each round of secure aggregation may take.
         shards: into how many shards the boundary's data is dealt; then devices come and go, and windows wait only
@@ -130,6 +132,7 @@ class History:
         refused: refusals of this boundary's deltas: seq, and whether for being stale.
         bases: digests of the newest published versions.
         ready: check-ins that no cohort has used: device, offset, message.
+        served: the newest window whose cohort each device was in.
         unsent: deltas that were decided and do not stand on `delta`.
     """
 
@@ -141,6 +144,7 @@ class History:
     refused: dict[int, bool]
     bases: tuple[Base, ...]
     ready: tuple[tuple[DeviceId, int, Ready], ...]
+    served: tuple[tuple[DeviceId, int], ...]
     unsent: tuple[RoundedDelta, ...]
 
 
@@ -184,6 +188,12 @@ class AggregatorCore:
         self._read = {"handshake": 0, "masked": 0}
         self._overdue = False
         self._missed: dict[DeviceId, int] = {}
+        self._absent: set[DeviceId] = set()
+        """Devices that missed so many deadlines in a row that windows close without waiting for them."""
+        self._ready_on: Counter[int] = Counter()
+        """How many of `ready` trained from each version."""
+        self._served: dict[DeviceId, int] = {}
+        """The newest window whose cohort each device was in."""
         self._there: set[DeviceId] = set()
         """Devices that checked in and did not leave since."""
 
@@ -225,9 +235,9 @@ class AggregatorCore:
             case Join():
                 return [note("joined", device=device)]
             case Leave():
-                self.ready.pop(device, None)
+                self._drop_ready(device)
                 self._there.discard(device)
-                self._missed[device] = ABSENT_AFTER
+                self._miss(device, ABSENT_AFTER)
                 self._checked_in = max(self._checked_in, event.offset + 1)
                 # Read again after a restart it is the same record again.
                 released = Publish("control", Released(device=device, number=message.number), 0)
@@ -267,10 +277,22 @@ class AggregatorCore:
                 f"{device} offers what was trained on the shards {list(message.shards)[:8]}, and the boundary's data "
                 f"is dealt into {self.terms.shards or 'none'}"
             )
-        self._missed.pop(device, None)
+        self._present(device)
         self._there.add(device)
-        self.ready[device] = _checked(message, offset)
+        self._hold_ready(device, _checked(message, offset))
         return [note("checked-in", ready=len(self.ready)), *self._try_cohort()]
+
+    def _hold_ready(self, device: DeviceId, check: _Check) -> None:
+        self._drop_ready(device)
+        self.ready[device] = check
+        self._ready_on[check.base_version] += 1
+
+    def _drop_ready(self, device: DeviceId) -> None:
+        check = self.ready.pop(device, None)
+        if check is not None:
+            self._ready_on[check.base_version] -= 1
+            if not self._ready_on[check.base_version]:
+                del self._ready_on[check.base_version]
 
     def _shards_fit(self, shards: tuple[int, ...]) -> bool:
         count = self.terms.shards
@@ -323,17 +345,17 @@ class AggregatorCore:
         if self.paused:
             return self._adopt_when_idle()
         secure = self.manifest.secure
+        floor = secure.k_min + secure.colluding
+        if self._takeable() < self._wanted(floor) and not self._overdue:
+            return []
         fresh: list[tuple[DeviceId, _Check, int]] = []
         rejected = []
-        for device, check in sorted(self.ready.items(), key=lambda item: item[1].offset):
+        for device, check in sorted(self.ready.items(), key=self._turn):
             weight = secure.weight(check.n, self.version - check.base_version)
-            if weight == 0:
-                rejected.append(Rejected(device=device, offer=check.offer))
-            else:
+            if weight > 0:
                 fresh.append((device, check, weight))
-        floor = secure.k_min + secure.colluding
-        if len(fresh) < self._wanted(floor) and not self._overdue:
-            return []
+            elif len(rejected) < MAX_COHORT:
+                rejected.append(Rejected(device=device, offer=check.offer))
         # Offers on one data shard exclude each other; those that are left out stay ready for the next window.
         fitting = disjoint([check.shards for _, check, _ in fresh], floor)
         chosen = [fresh[place] for place in fitting][: secure.cohort_max]
@@ -364,30 +386,55 @@ class AggregatorCore:
         )
         return [Publish("control", cohort, self.window), *self._begin(cohort)]
 
+    def _turn(self, item: tuple[DeviceId, _Check]) -> tuple[int, int]:
+        """Where more are ready than a cohort holds: whoever was in none for longest, then whoever came first."""
+        device, check = item
+        return self._served.get(device, -1), check.offset
+
+    def _takeable(self) -> int:
+        """Ready devices whose offers are not too old, counted without going through all of them."""
+        secure = self.manifest.secure
+        return sum(
+            count for version, count in self._ready_on.items() if secure.weight(1, self.version - version) > 0
+        )
+
     def _wanted(self, floor: int) -> int:
         """Ready devices that close a window before its deadline."""
-        enrolled = {DeviceId(entry.device) for entry in self.roster.entries}
-        waited_for = enrolled if self.terms.shards is None else self._there
-        absent = sum(1 for device in waited_for if self._missed.get(device, 0) >= ABSENT_AFTER)
-        return max(floor, min(self.terms.cohort, len(waited_for) - absent))
+        if self.terms.shards is None:
+            there = len(self.roster.entries) - len(self._absent)
+        else:
+            there = len(self._there - self._absent)
+        return max(floor, min(self.terms.cohort, there))
+
+    def _miss(self, device: DeviceId, deadlines: int) -> None:
+        """A device that `ABSENT_AFTER` deadlines in a row had to do without is not waited for until it is back."""
+        self._missed[device] = deadlines
+        if deadlines >= ABSENT_AFTER and device in self.roster:
+            self._absent.add(device)
+
+    def _present(self, device: DeviceId) -> None:
+        self._missed.pop(device, None)
+        self._absent.discard(device)
 
     def _count_absences(self, present: set[DeviceId]) -> None:
-        """A device that two deadlines in a row had to do without is not waited for until it checks in again."""
-        for entry in self.roster.entries:
-            device = DeviceId(entry.device)
-            if device in present:
-                self._missed.pop(device, None)
-            elif self._overdue:
-                self._missed[device] = self._missed.get(device, 0) + 1
+        """Count a missed deadline for every enrolled device that is not ready at one."""
+        for device in present:
+            self._present(device)
+        if self._overdue:
+            for entry in self.roster.entries:
+                device = DeviceId(entry.device)
+                if device not in present:
+                    self._miss(device, self._missed.get(device, 0) + 1)
 
     def _begin(self, cohort: Cohort) -> list[Effect]:
         self._cohort = cohort
         self._server = Server(context_of(cohort, self.manifest, self.dim), self.roster)
         self._phase = Phase.KEYS
         for member in cohort.members:
-            self.ready.pop(DeviceId(member.device), None)
+            self._drop_ready(DeviceId(member.device))
+            self._served[DeviceId(member.device)] = cohort.window
         for late in cohort.rejected:
-            self.ready.pop(DeviceId(late.device), None)
+            self._drop_ready(DeviceId(late.device))
         return [
             StopTimer(DEADLINE),
             StartTimer(ROUND, self.terms.round_timeout),
@@ -666,9 +713,10 @@ class AggregatorCore:
         self.version, self.window, self.bases = history.version, history.window, history.bases
         self._held = [commit for commit in history.commits if commit.commit > ledger.commit]
         self._refused = {seq: stale for seq, stale in history.refused.items() if seq in ledger.pending}
+        self._served = dict(history.served)
         for device, offset, message in history.ready:
             if message.base_version <= self.version and self._shards_fit(message.shards):
-                self.ready[device] = _checked(message, offset)
+                self._hold_ready(device, _checked(message, offset))
                 self._there.add(device)
                 self._checked_in = max(self._checked_in, offset + 1)
         effects: list[Effect] = []
@@ -745,6 +793,7 @@ class AggregatorCore:
                         for device, check in self.ready.items()
                     ],
                     "there": sorted(self._there),
+                    "served": sorted(self._served.items()),
                     "held": [
                         [
                             held.commit, held.adapter.tobytes(), held.merged,
@@ -785,10 +834,10 @@ class AggregatorCore:
         self.version, self.window, self.tokens = fields["version"], fields["window"], fields["tokens"]
         self.pace = pace(fields["pace"])
         self.bases = tuple(Base(version=version, sha256=digest) for version, digest in fields["bases"])
-        self.ready = {
-            DeviceId(device): _Check(offer, n, version, digest, offset, tuple(shards))
-            for device, offer, n, version, digest, offset, shards in fields["ready"]
-        }
+        self.ready, self._ready_on = {}, Counter()
+        for device, offer, n, version, digest, offset, shards in fields["ready"]:
+            self._hold_ready(DeviceId(device), _Check(offer, n, version, digest, offset, tuple(shards)))
+        self._served = {DeviceId(device): window for device, window in fields.get("served", ())}
         self._there = {DeviceId(device) for device in fields["there"]}
         self._held = []
         for commit, adapter, merged, paced, tokens in fields["held"]:
