@@ -197,6 +197,10 @@ class OuterSettings(Settings):
     )
     beta2: float = Field(default=0.99, ge=0, lt=1, allow_inf_nan=False, description="Adam's β2.")
     epsilon: float = Field(default=1e-6, ge=0, le=1, allow_inf_nan=False, description="Adam's ε.")
+    correct_interval: bool = Field(
+        default=True,
+        description="Whether momentum remembers the same number of local steps when sync.pace changes the interval.",
+    )
     delay: int | None = Field(
         default=None, ge=1, le=4096,
         description="N: deltas per advance of Nesterov's momentum (delayed Nesterov). None: one per boundary.",

@@ -130,6 +130,7 @@ def build_manifest(
                 epsilon_ppb=round(sync.outer.epsilon * 1_000_000_000),
                 delay=sync.outer.delay or 0,
                 correction_ppm=round(sync.outer.correction * MILLION),
+                correct_interval=sync.outer.correct_interval,
             ),
             pace=pace,
             control=pace_terms(settings),

@@ -104,6 +104,8 @@ class OuterTerms(Fields):
     momentum_ppm: Annotated[int, Field(ge=0, lt=MILLION)]
     beta2_ppm: Annotated[int, Field(ge=0, lt=MILLION)]
     epsilon_ppb: U63
+    correct_interval: bool = True
+    """Whether momentum keeps its memory in local steps when the interval changes."""
     delay: Annotated[int, Field(ge=0, le=4096)] = 0
     """N: deltas per advance of Nesterov's momentum; 0: one per boundary."""
     correction_ppm: Annotated[int, Field(ge=0, le=MILLION)] = 0

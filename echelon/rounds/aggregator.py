@@ -349,7 +349,7 @@ class AggregatorCore:
         if self._takeable() < self._wanted(floor) and not self._overdue:
             return []
         fresh: list[tuple[DeviceId, _Check, int]] = []
-        rejected = []
+        rejected: list[Rejected] = []
         for device, check in sorted(self.ready.items(), key=self._turn):
             weight = secure.weight(check.n, self.version - check.base_version)
             if weight > 0:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -31,7 +32,7 @@ from echelon.messages.exchange import (
 from echelon.messages.manifest import MILLION, RunManifest, SecureTerms, Weighting
 from echelon.messages.wire import pack, plain
 from echelon.rounds.delta_codec import Integers, integers, width
-from echelon.rounds.outer import WeightedDelta
+from echelon.rounds.outer import WeightedDelta, octaves_between
 from echelon.rounds.pace import Decision, MergedDelta, PaceController, PaceInputs
 from echelon.rounds.pace_kinds import pace_controller
 from echelon.rounds.rules import Allowed, State, outer_of, pace_of
@@ -43,7 +44,7 @@ MAX_WINDOW_TOKENS = 1 << 40
 """Most tokens that one window may claim: a thousand times the largest that is plausible, and no sum
 overflows."""
 _MOST = (1 << 63) - 1
-_SNAPSHOT = b"echelon controller v1\x00"
+_SNAPSHOT = b"echelon controller v2\x00"
 
 
 class CommitMismatch(ProtocolError):
@@ -153,6 +154,8 @@ class ControllerCore:
         self.newest = 0
         self.pace: Pace = manifest.pace
         self.tokens = 0
+        self._intervals = {0: manifest.pace.steps * manifest.pace.windows}
+        """R·H that each commit announced, as far back as a delta may depart from."""
         self._outer: State = self._optimiser.initial(dim)
         if pace is None:
             pace = pace_of(manifest, rules or {})
@@ -311,6 +314,8 @@ class ControllerCore:
             self._record_evaluations(self._pending.pop(key).delta)
         self.adapter, self._outer, self._controller = draft.adapter, derived.outer, derived.pace
         self.newest, self.pace, self.tokens = draft.commit, draft.pace, draft.tokens
+        self._intervals[self.newest] = self.pace.steps * self.pace.windows
+        self._intervals.pop(self.newest - len(self._table), None)
         self._next = None
         return self._drop_stale()
 
@@ -335,6 +340,7 @@ class ControllerCore:
                 WeightedDelta(item.values, item.delta.exponent, count, weight)
                 for item, _, count, weight in taken
             ],
+            self._octaves(item.delta.base_commit for item in chosen),
         )
         number = self.newest + 1
         tokens = self.tokens + sum(window.tokens for item in chosen for window in item.delta.windows)
@@ -362,6 +368,13 @@ class ControllerCore:
         )
         self._next = _Next(draft, keys, outer, controller)
         return self._next
+
+    def _octaves(self, bases: Iterable[int]) -> int:
+        """log2 of the interval that the newest of these bases announced, over that of the start; rounded."""
+        if not self.manifest.outer.correct_interval:
+            return 0
+        first = self.manifest.pace.steps * self.manifest.pace.windows
+        return octaves_between(self._intervals[max(bases)], first)
 
     def _choose(self) -> tuple[tuple[int, int], ...]:
         """All that wait; of more than `MAX_MERGED`, first the oldest of every boundary, then the next."""
@@ -438,6 +451,7 @@ class ControllerCore:
                 self.newest,
                 self.tokens,
                 plain(self.pace),
+                sorted(self._intervals.items()),
                 self.adapter.astype("<f4", copy=False).tobytes(),
                 self._outer.encode(),
                 self._controller.encode(),
@@ -473,15 +487,27 @@ class ControllerCore:
             raise StateError(
                 "the controller's state is damaged: remove it and let it be rebuilt from the topics"
             )
-        (terms, newest, tokens, paced, adapter, outer, controller, pending, known, windows, evaluations) = (
-            msgpack.unpackb(body, raw=False, use_list=False, max_bin_len=len(body), max_str_len=len(body))
-        )
+        (
+            terms,
+            newest,
+            tokens,
+            paced,
+            intervals,
+            adapter,
+            outer,
+            controller,
+            pending,
+            known,
+            windows,
+            evaluations,
+        ) = msgpack.unpackb(body, raw=False, use_list=False, max_bin_len=len(body), max_str_len=len(body))
         if terms != hashlib.sha256(manifest.canonical()).digest():
             raise StateError(
                 "the controller's state is of a run with other terms: point it to this run's folder"
             )
         core = cls(manifest, np.frombuffer(adapter, "<f4").astype(np.float32), pace=pace, rules=rules)
         core.newest, core.tokens, core.pace = newest, tokens, Pace(**paced)
+        core._intervals = dict(intervals)
         core._outer = core._optimiser.decode(outer, core.dim)
         core._controller = core._controller.decode(controller)
         for encoded, payload, offset in pending:

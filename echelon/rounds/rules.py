@@ -79,6 +79,7 @@ class OuterInputs:
         factors: c_i, so that the plain weighted mean is g = Σ c_i·k_i; see `outer`.
         boundaries: M.
         terms: the manifest's settings of the outer optimiser.
+        octaves: log2 of the interval R·H that the deltas were trained at, over the first one, to the nearest integer.
     """
 
     theta: F32
@@ -87,6 +88,7 @@ class OuterInputs:
     factors: tuple[np.float64, ...]
     boundaries: int
     terms: OuterTerms
+    octaves: int = 0
 
     def mean(self) -> F64:
         """g = ((0 + c_1·k_1) + c_2·k_2) + …, float64[d]."""
@@ -142,7 +144,7 @@ class Outer(Protocol):
     def decode(self, data: bytes, dim: int) -> Any:
         """The state that `encode` wrote. Raises `CodecError` for any other."""
 
-    def step(self, theta: F32, state: Any, deltas: Sequence[WeightedDelta]) -> tuple[F32, Any]:
+    def step(self, theta: F32, state: Any, deltas: Sequence[WeightedDelta], octaves: int) -> tuple[F32, Any]:
         """One commit. Raises `ProtocolError` where it cannot be made."""
 
 
@@ -160,9 +162,9 @@ class BuiltIn:
         """See `OuterState.decode`."""
         return OuterState.decode(data, self.optimiser.terms.kind, dim)
 
-    def step(self, theta: F32, state: Any, deltas: Sequence[WeightedDelta]) -> tuple[F32, Any]:
+    def step(self, theta: F32, state: Any, deltas: Sequence[WeightedDelta], octaves: int) -> tuple[F32, Any]:
         """See `OuterOptimiser.step`."""
-        return self.optimiser.step(theta, state, deltas)
+        return self.optimiser.step(theta, state, deltas, octaves)
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,9 @@ class Custom:
             at += array.nbytes
         return RuleState(self.name, tuple(arrays))
 
-    def step(self, theta: F32, state: Any, deltas: Sequence[WeightedDelta]) -> tuple[F32, RuleState]:
+    def step(
+        self, theta: F32, state: Any, deltas: Sequence[WeightedDelta], octaves: int
+    ) -> tuple[F32, RuleState]:
         """One commit.
 
         Raises:
@@ -203,8 +207,8 @@ class Custom:
             raise ProtocolError(
                 f"the rule {self.name} was asked for a step from what is no commit of its run"
             )
-        after, following = self._once(theta, state, deltas)
-        again, other = self._once(theta, state, deltas)
+        after, following = self._once(theta, state, deltas, octaves)
+        again, other = self._once(theta, state, deltas, octaves)
         if after.tobytes() != again.tobytes() or following.encode() != other.encode():
             raise ProtocolError(
                 f"the rule {self.name} gave two results for the same inputs: it depends on something else than "
@@ -212,7 +216,9 @@ class Custom:
             )
         return after, following
 
-    def _once(self, theta: F32, state: RuleState, deltas: Sequence[WeightedDelta]) -> tuple[F32, RuleState]:
+    def _once(
+        self, theta: F32, state: RuleState, deltas: Sequence[WeightedDelta], octaves: int
+    ) -> tuple[F32, RuleState]:
         inputs = OuterInputs(
             _read_only(theta),
             tuple(_read_only(array) for array in state.arrays),
@@ -220,6 +226,7 @@ class Custom:
             tuple(self.optimiser.coefficients(deltas)),
             self.optimiser.boundaries,
             self.optimiser.terms,
+            octaves,
         )
         found = self._guarded(lambda: self.rule.step(inputs))
         if not (isinstance(found, tuple) and len(found) == 2):

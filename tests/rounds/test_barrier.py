@@ -208,6 +208,7 @@ def test_an_aggregator_that_is_rebuilt_from_the_topics_stands_where_it_stood(dec
         refused={},
         bases=(),
         ready=(),
+        served=(),
         unsent=(),
     )
     world.people[AGGREGATOR].core = core

@@ -20,7 +20,7 @@ from echelon.messages.manifest import OuterKind, OuterTerms, Weighting
 from echelon.rounds import outer as module
 from echelon.rounds.delta_codec import encode, integers
 from echelon.rounds.exact import cosine, dot, norm2
-from echelon.rounds.outer import OuterOptimiser, OuterState, WeightedDelta
+from echelon.rounds.outer import OuterOptimiser, OuterState, WeightedDelta, octaves_between
 
 GOLDEN = Path(__file__).with_name("golden_outer.json")
 UNIT = 256
@@ -348,3 +348,74 @@ def test_reductions_of_the_largest_values_do_not_overflow() -> None:
     assert Fraction(norm2(a[:3].astype(np.int16) * 0 + np.int16(-32767))) == 3 * 32767**2
     with pytest.raises(CodecError):
         dot(a, a[1:])
+
+
+DIM = 8
+
+
+def both(vector: np.ndarray) -> list[WeightedDelta]:
+    return [delta(vector), delta(vector)]
+
+
+# ---- intervals that change ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("interval", "octaves"),
+    [
+        (64, 0),
+        (90, 0),
+        (91, 1),
+        (128, 1),
+        (181, 1),
+        (182, 2),
+        (46, 0),
+        (45, -1),
+        (32, -1),
+        (1, -4),
+        (10**9, 4),
+    ],
+)
+def test_octaves_are_the_nearest_power_of_two(interval: int, octaves: int) -> None:
+    assert octaves_between(interval, 64) == octaves
+
+
+def test_a_steady_drift_moves_as_far_per_step_at_every_interval() -> None:
+    """A constant motion per local step: momentum that knows the interval ends up equally fast at any of them."""
+    direction = np.full(DIM, 0.01)
+
+    def speed(octaves: int, commits: int) -> float:
+        step, theta = optimiser(OuterKind.NESTEROV), np.zeros(DIM, np.float32)
+        state = OuterState.initial(OuterKind.NESTEROV, DIM)
+        for _ in range(commits):
+            before = theta
+            theta, state = step.step(theta, state, both(direction * 2.0**octaves), octaves)
+        return float((theta - before)[0]) / 2.0**octaves
+
+    reference = speed(0, 200)
+    assert speed(2, 200) == pytest.approx(reference, rel=1e-3)
+    assert speed(-2, 800) == pytest.approx(reference, rel=1e-3)
+
+
+@pytest.mark.parametrize("octaves", [-2, 1, 3])
+def test_a_change_of_interval_carries_the_momentum_over(octaves: int) -> None:
+    """In a steady state the first step at the other interval is already at its own steady speed."""
+    step, theta = optimiser(OuterKind.NESTEROV), np.zeros(DIM, np.float32)
+    state = OuterState.initial(OuterKind.NESTEROV, DIM)
+    direction = np.full(DIM, 0.01)
+    for _ in range(300):
+        before = theta
+        theta, state = step.step(theta, state, both(direction))
+    steady = float((theta - before)[0])
+    after, changed = step.step(theta, state, both(direction * 2.0**octaves), octaves)
+    assert float((after - theta)[0]) == pytest.approx(steady * 2.0**octaves, rel=2e-3)
+    assert changed.octaves == octaves
+    assert OuterState.decode(changed.encode(), OuterKind.NESTEROV, DIM).octaves == octaves
+
+
+def test_rules_without_momentum_do_not_look_at_the_interval() -> None:
+    for kind in (OuterKind.AVERAGE, OuterKind.FEDADAM):
+        step, state = optimiser(kind), OuterState.initial(kind, DIM)
+        theta = np.zeros(DIM, np.float32)
+        deltas = both(np.full(DIM, 0.01))
+        assert np.array_equal(step.step(theta, state, deltas, 3)[0], step.step(theta, state, deltas)[0])
