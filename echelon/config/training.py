@@ -67,6 +67,11 @@ class AdapterSettings(Settings):
         allow_inf_nan=False,
         description="Dropout on the adapter's input, a probability in [0, 1).",
     )
+    factors: Literal["both", "alternating"] = Field(
+        default="both",
+        description="Which factors are trained: both at once, or in turn (RoLoRA): B from even commits, A from "
+        "odd ones.",
+    )
     targets: Literal["all-linear"] | tuple[FieldName, ...] = Field(
         default="all-linear",
         min_length=1,

@@ -230,7 +230,9 @@ class Compute:
         data, position = device, None
         if job.shard is not None:
             data, position = self._shards[device].shard_name(job.shard), job.position
-        task = TrainTask(data, job.base, job.start, job.steps, job.mu, job.progress, job.state, position)
+        task = TrainTask(
+            data, job.base, job.start, job.steps, job.mu, job.progress, job.state, position, job.factor
+        )
         speed = self._speed[device]
         if is_virtual() and self._inline is not None:
             found = self._inline.train(task)

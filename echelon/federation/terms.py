@@ -16,6 +16,7 @@ from echelon.messages.manifest import (
     BoundaryTerms,
     Budget,
     ExchangeTerms,
+    FactorRule,
     OuterKind,
     OuterTerms,
     PaceKind,
@@ -152,6 +153,7 @@ def build_manifest(
             ),
             controller_public=Signer(identities.controller).public.hex(),
             operator_public=Signer(identities.operator).public.hex(),
+            factors=FactorRule(settings.adapter.factors),
             rules=terms_of(settings),
         )
     except ValueError as error:

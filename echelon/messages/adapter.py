@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property
 from typing import Any, Self
 
@@ -158,6 +159,26 @@ class AdapterLayout:
                 )
             vector[entry.offset : entry.offset + entry.size] = tensor.ravel()
         return vector
+
+
+class Factor(StrEnum):
+    """The two factors of LoRA's B·A: A starts random, B at zero."""
+
+    A = "A"
+    B = "B"
+
+
+def factor_mask(layout: AdapterLayout, factor: Factor) -> npt.NDArray[np.bool_]:
+    """bool[d]: which elements of the vector belong to the factor.
+
+    PEFT's adapters of embeddings have the roles of the two names exchanged: there B starts random.
+    """
+    mask = np.zeros(layout.dim, np.bool_)
+    for entry in layout.entries:
+        starts_random = ".lora_A." in entry.key or entry.key.endswith(".lora_embedding_B")
+        if starts_random is (factor is Factor.A):
+            mask[entry.offset : entry.offset + entry.size] = True
+    return mask
 
 
 def check_vector(vector: Vector, dim: int) -> None:

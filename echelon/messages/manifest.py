@@ -112,6 +112,13 @@ class OuterTerms(Fields):
     """γ of the corrected rule."""
 
 
+class FactorRule(StrEnum):
+    """Whether both factors of the adapter are trained at once, or in turn."""
+
+    BOTH = "both"
+    ALTERNATING = "alternating"
+
+
 class RuleSlot(StrEnum):
     """What a user's own class decides."""
 
@@ -237,6 +244,8 @@ class RunManifest(Fields):
     controller_public: Hex32
     operator_public: Hex32
     split: bool = False
+    factors: Annotated[FactorRule, Field(strict=False)] = FactorRule.BOTH
+    """In turn: what is trained from an even commit moves B alone, from an odd one A alone."""
     rules: Annotated[tuple[RuleTerms, ...], Field(max_length=4)] = ()
     """Users' own classes, one at most for each slot; a staleness table that one made stands in the terms above."""
 

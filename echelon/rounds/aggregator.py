@@ -63,6 +63,7 @@ from echelon.rounds.effects import (
     TimerFired,
     note,
 )
+from echelon.rounds.factors import Factors
 from echelon.rounds.ledger import Ledger, PendingDelta, RoundedDelta
 from echelon.rounds.shards import disjoint
 from echelon.secagg.roster import Roster
@@ -179,6 +180,7 @@ class AggregatorCore:
     ended: bool = False
 
     def __post_init__(self) -> None:
+        self._factors = Factors(self.manifest)
         self._held: list[Committed] = []
         self._refused: dict[int, bool] = {}
         self._phase = Phase.OPEN
@@ -588,7 +590,7 @@ class AggregatorCore:
         exchange = self.manifest.exchange
         if len(self.ledger.windows) < self.pace.windows or len(self.ledger.pending) >= exchange.pending_max:
             return []
-        sealed = self.ledger.seal(exchange.codec)
+        sealed = self.ledger.seal(exchange.codec, self._factors.moving(self.ledger.commit))
         digest = hashlib.sha256(sealed.payload).digest()
         return [
             Publish("control", Sealing(seq=sealed.seq, payload_sha256=digest), self.window),

@@ -33,6 +33,7 @@ from echelon.messages.manifest import RunManifest
 from echelon.messages.wire import DeviceId, Message, Reason, plain
 from echelon.rounds.cohort import close_window, context_of, ring_vector
 from echelon.rounds.effects import Incoming
+from echelon.rounds.factors import Factors
 from echelon.rounds.ledger import Ledger, PendingDelta, RoundedDelta
 from echelon.secagg.faults import InputRefused
 from echelon.secagg.roster import Roster
@@ -84,6 +85,7 @@ class BoundaryLog:
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(np.zeros(self.dim, np.float32))
+        self._factors = Factors(self.manifest)
         self.decided: dict[int, Decided] = {}
         self.sealed: dict[int, RoundedDelta] = {}
         self._waiting: deque[Incoming] = deque()
@@ -170,7 +172,9 @@ class BoundaryLog:
             case Void():
                 self._end(message.window)
             case Sealing():
-                sealed = self.ledger.seal(self.manifest.exchange.codec)
+                sealed = self.ledger.seal(
+                    self.manifest.exchange.codec, self._factors.moving(self.ledger.commit)
+                )
                 if (
                     sealed.seq != message.seq
                     or hashlib.sha256(sealed.payload).digest() != message.payload_sha256

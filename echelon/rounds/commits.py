@@ -32,10 +32,11 @@ from echelon.messages.exchange import (
 from echelon.messages.manifest import MILLION, RunManifest, SecureTerms, Weighting
 from echelon.messages.wire import pack, plain
 from echelon.rounds.delta_codec import Integers, integers, width
+from echelon.rounds.factors import Alternating, Factors
 from echelon.rounds.outer import WeightedDelta, octaves_between
 from echelon.rounds.pace import Decision, MergedDelta, PaceController, PaceInputs
 from echelon.rounds.pace_kinds import pace_controller
-from echelon.rounds.rules import Allowed, State, outer_of, pace_of
+from echelon.rounds.rules import Allowed, Outer, State, outer_of, pace_of
 
 F32 = NDArray[np.float32]
 Bytes = bytes | bytearray | memoryview
@@ -148,7 +149,10 @@ class ControllerCore:
         self.dim = dim
         self._table = manifest.exchange.staleness
         count = len(manifest.boundaries)
-        self._optimiser = outer_of(manifest, self._table[0], rules or {})
+        self._optimiser: Outer = outer_of(manifest, self._table[0], rules or {})
+        self._factors = Factors(manifest)
+        if self._factors.masks:
+            self._optimiser = Alternating(self._optimiser, self._factors)
         self._limit = _coordinate_limit(manifest)
         self.adapter: F32 = adapter
         self.newest = 0
@@ -259,6 +263,8 @@ class ControllerCore:
             window.eval_tokens and window.eval_commit > self.newest for window in delta.windows
         ):
             return RefusalReason.UNKNOWN_BASE
+        if not self._factors.allowed(delta.base_commit, values):
+            return RefusalReason.BAD_PAYLOAD
         return RefusalReason.STALE if self._staleness(delta) >= len(self._table) else None
 
     def _staleness(self, delta: Delta) -> int:
@@ -337,7 +343,7 @@ class ControllerCore:
             self.adapter,
             self._outer,
             [
-                WeightedDelta(item.values, item.delta.exponent, count, weight)
+                WeightedDelta(item.values, item.delta.exponent, count, weight, item.delta.base_commit)
                 for item, _, count, weight in taken
             ],
             self._octaves(item.delta.base_commit for item in chosen),

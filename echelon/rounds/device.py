@@ -57,6 +57,7 @@ from echelon.rounds.effects import (
     Trained,
     note,
 )
+from echelon.rounds.factors import Factors
 from echelon.rounds.shards import Holding
 from echelon.rounds.staleness import buckets
 from echelon.secagg.client import Client
@@ -171,6 +172,7 @@ class DeviceCore:
     def __post_init__(self) -> None:
         secure = self.manifest.secure
         self._codec = Codec(secure.clip_micro / MILLION, secure.scale_bits, secure.cohort_max)
+        self._factors = Factors(self.manifest)
         self._cohort: _Cohort | None = None
         self._known_version = 0
         self._newest: tuple[Model, F32, F32 | None] | None = None
@@ -351,7 +353,7 @@ class DeviceCore:
         self._waiting = False
         job = Train(
             self.base, start, self.pace.steps, self.pace.mu_ppm / MILLION, self.progress, self.optimiser,
-            shard, 0 if shard is None else self.shards.position(shard),
+            shard, 0 if shard is None else self.shards.position(shard), self._factors.trained(self.commit),
         )  # fmt: skip
         return [StopTimer(PATIENCE), job]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from echelon.messages.adapter import Factor
 from echelon.messages.wire import Message
 
 F32 = NDArray[np.float32]
@@ -101,7 +102,7 @@ class Train:
     """Train `steps` local steps from `start` with the proximal term anchored at `base` (float32[d] both).
 
     `state` holds the device's moments. The data is the device's own, read on from where `state` says, or if `shard`
-    is given that shard's, read on from `position`.
+    is given that shard's, read on from `position`. If `factor` is given, the other factor stays as it is.
     """
 
     base: F32
@@ -112,6 +113,7 @@ class Train:
     state: bytes | None
     shard: int | None = None
     position: int = 0
+    factor: Factor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,15 +105,21 @@ class Ledger:
         self.remainder = self.remainder + mean
         self.windows = (*self.windows, summary)
 
-    def seal(self, codec: DeltaCodec) -> RoundedDelta:
+    def seal(self, codec: DeltaCodec, moving: NDArray[np.bool_] | None = None) -> RoundedDelta:
         """Δ = decode(encode(r)) becomes pending under the next seq; the residue stays in r.
+
+        Args:
+            codec: of the delta.
+            moving: bool[d], the coordinates that the delta may carry; what r holds elsewhere stays there, and the
+                delta is exactly zero. None: all.
 
         Raises:
             ProtocolError: no window since the last delta.
         """
         if not self.windows:
             raise ProtocolError("nothing to seal: no window closed since the last delta")
-        payload, exponent = encode(self.remainder, codec)
+        carried = self.remainder if moving is None else np.where(moving, self.remainder, 0.0)
+        payload, exponent = encode(carried, codec)
         value = decode(payload, exponent, codec)
         sealed = RoundedDelta(self.next_seq, self.commit, self.windows, codec, exponent, payload)
         self.pending[self.next_seq] = PendingDelta(value, self.windows)

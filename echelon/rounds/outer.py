@@ -60,6 +60,8 @@ class WeightedDelta:
     exponent: int
     count: int
     weight: int
+    base: int = 0
+    """The commit that it departed from: which factor it moves where factors alternate."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from echelon.messages.adapter import AdapterLayout, Vector
+from echelon.messages.adapter import AdapterLayout, Vector, factor_mask
 from echelon.training.learner import EvalResult, LearnerSpec, TrainResult, TrainTask
 
 TOKENS_PER_STEP = 1024
@@ -24,7 +24,11 @@ class QuadraticLearner:
     """See the module's docstring. `seconds` is how long a training job takes in real time."""
 
     def __init__(self, spec: LearnerSpec, dim: int, seconds: float = 0.0) -> None:
-        self.spec, self.layout, self._seconds = spec, AdapterLayout.of({KEY: (dim,)}), seconds
+        self.spec, self._seconds = spec, seconds
+        # Where factors alternate there are two of them: the first coordinates are A, the rest B.
+        half = dim // 2 if spec.adapter.factors == "alternating" else 0
+        shapes = {KEY: (dim,)} if not half else {KEY: (half,), KEY.replace("lora_A", "lora_B"): (dim - half,)}
+        self.layout = AdapterLayout.of(shapes)
         self._boundary = {device: boundary.name for device, boundary in spec.boundary_of.items()}
         self._dim = dim
         common = self._draw("common")
@@ -64,11 +68,12 @@ class QuadraticLearner:
         weights = task.start.astype(np.float64)
         optimum = self._optimum[task.device]
         loss = 0.0
+        moving = True if task.factor is None else factor_mask(self.layout, task.factor)
         for step in range(done, done + task.steps):
             loss += self._loss(weights, optimum)
             gradient = weights - optimum + task.mu * (weights - task.base)
             noise = self._draw(f"step {task.device} {step}") if NOISE else 0.0
-            weights = weights - RATE * (gradient + NOISE * noise)
+            weights = weights - RATE * np.where(moving, gradient + NOISE * noise, 0.0)
         if self._seconds:
             time.sleep(self._seconds)
         tokens = task.steps * TOKENS_PER_STEP

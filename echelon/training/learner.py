@@ -13,7 +13,7 @@ from typing import Annotated, Protocol, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from echelon.config.training import AdapterSettings, DataSettings, ModelSettings, TrainSettings
-from echelon.messages.adapter import Vector
+from echelon.messages.adapter import Factor, Vector
 
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
@@ -27,7 +27,8 @@ class TrainTask:
     [0, 1] is how far the run has come: the learning rate is a function of it. `state` is what the device's
     previous result returned, or none at the very first task. `device` names whose data is read: a device's own, or
     that of a shard, which moves between devices; then `position` is where its data goes on, and `state` is the moments
-    of whichever device trains it.
+    of whichever device trains it. If `factor` is given, only that factor of the adapter is trained: the other's weights
+    and moments come back with the very bits that they had.
     """
 
     device: str
@@ -38,6 +39,7 @@ class TrainTask:
     progress: float
     state: bytes | None = None
     position: int | None = None
+    factor: Factor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from echelon.config.training import TrainSettings
 from echelon.errors import ConfigError, TrainingError
-from echelon.messages.adapter import AdapterLayout, Vector, check_vector
+from echelon.messages.adapter import AdapterLayout, Factor, Vector, check_vector, factor_mask
 from echelon.training.data.boundary import BoundaryData, load_boundary
 from echelon.training.data.packing import Blocks, Order
 from echelon.training.layout import FlatAdapter, as_tensor, to_numpy
@@ -65,6 +65,24 @@ class DeviceData:
     order: Order
 
 
+@dataclass(frozen=True)
+class Frozen:
+    """The part of some tensors that a task must not change: which elements, and what they were."""
+
+    mask: torch.Tensor  # bool[d]
+    kept: tuple[torch.Tensor, ...]  # of each tensor, its elements under the mask
+
+    @classmethod
+    def of(cls, tensors: tuple[torch.Tensor, ...], mask: torch.Tensor) -> Frozen:
+        """What they are now."""
+        return cls(mask, tuple(tensor[mask].clone() for tensor in tensors))
+
+    def put_back(self, tensors: tuple[torch.Tensor, ...]) -> None:
+        """Make those elements what they were."""
+        for tensor, kept in zip(tensors, self.kept, strict=True):
+            tensor[self.mask] = kept
+
+
 class TorchLearner:
     """`Learner` for the devices of a spec, all in this process; data of a boundary is read at first use.
 
@@ -99,6 +117,7 @@ class TorchLearner:
             "exp_avg_sq": self._second,
         }
         self._anchor = torch.zeros_like(self._flat.gradient)
+        self._masks: dict[Factor, torch.Tensor] = {}
         self._boundary_of = spec.boundary_of
         self._boundaries: dict[str, BoundaryData] = {}
         self._devices: dict[str, DeviceData] = {}
@@ -193,6 +212,7 @@ class TorchLearner:
         data = self._device_data(task.device)
         state = TrainerState.from_bytes(task.state, self.dim) if task.state else TrainerState.fresh(self.dim)
         self._prepare(task, state)
+        frozen = None if task.factor is None else Frozen.of(self._held, self._mask(task.factor))
         self.model.train()
         per_step = settings.batch_size * settings.accumulation
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -204,7 +224,7 @@ class TorchLearner:
             counted = int(np.count_nonzero(data.blocks.counted[chosen]))
             tokens += int(data.blocks.lengths[chosen].sum())
             loss_tokens += counted
-            loss_sum += self._step(data, chosen, counted, task.mu)
+            loss_sum += self._step(data, chosen, counted, task.mu, frozen)
         weights = self._flat.read()
         total = loss_sum.item()
         if not math.isfinite(total) or not np.isfinite(weights).all():
@@ -236,7 +256,12 @@ class TorchLearner:
             torch.manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "little"))
 
     def _step(
-        self, data: DeviceData, chosen: np.ndarray[tuple[int], np.dtype[np.intp]], counted: int, mu: float
+        self,
+        data: DeviceData,
+        chosen: np.ndarray[tuple[int], np.dtype[np.intp]],
+        counted: int,
+        mu: float,
+        frozen: Frozen | None,
     ) -> torch.Tensor:
         """One optimiser step on the blocks `chosen`; the sum of their token losses before it."""
         settings = self.spec.train
@@ -248,10 +273,28 @@ class TorchLearner:
             total += loss.detach()
         if mu:
             self._flat.gradient.add_(self._flat.weights.detach() - self._anchor, alpha=mu)
+        if frozen is not None:
+            self._flat.gradient[frozen.mask] = 0.0  # before clipping: the norm is that of what moves
         if settings.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._flat.weights, settings.clip_norm)
         self._optimizer.step()
+        if frozen is not None:
+            frozen.put_back(self._held)  # AdamW moves on without a gradient, by its moments and its decay
         return total
+
+    @property
+    def _held(self) -> tuple[torch.Tensor, ...]:
+        """Whatever a step changes: weights and moments, float32[d] each."""
+        return (self._flat.weights.data, self._first, self._second)
+
+    def _mask(self, factor: Factor) -> torch.Tensor:
+        """bool[d] of what stays as it is while this factor is trained. Raises `ConfigError` without both factors."""
+        if factor not in self._masks:
+            moving = torch.from_numpy(factor_mask(self.layout, factor)).to(self.device)
+            if moving.all() or not moving.any():
+                raise ConfigError("factors cannot alternate: the adapter does not have both A and B")
+            self._masks[factor] = ~moving
+        return self._masks[factor]
 
     def _loss_sum(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Sum of the token losses in nats. int[b, l] inputs, int64[b, l] labels."""
