@@ -64,7 +64,8 @@ class Gate(BoundaryActor):
             f"{name} outward", exchange, self.store, self.services, lambda topic: topic == self._topic.topic
         )
         self._proposed: dict[int, SealedDelta] = {}
-        self._closed = False
+        self._closing = self._closed = False
+        """Whether `close` was read on the exchange; whether it stands mirrored inward, too."""
         self._origin = ""
         self._clock: Callable[[], float] = lambda: 0.0
         """The loop's clock once it runs; steps are taken in threads, which have no loop of their own."""
@@ -217,6 +218,8 @@ class Gate(BoundaryActor):
                 for batch in _batches(fresh):
                     await self._copy(batch, backoff)
                     self._count(batch)
+                # Not before it was copied: an event of an earlier record must not end the gate meanwhile.
+                self._closed = self._closing
                 self._events.put_nowait(_Learned())
         finally:
             await reader.aclose()
@@ -276,7 +279,7 @@ class Gate(BoundaryActor):
                     message.seq, Decided(False, message.reason is RefusalReason.STALE)
                 )
             case Close():
-                self._closed = True
+                self._closing = True
             case _:
                 pass
 
