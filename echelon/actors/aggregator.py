@@ -91,6 +91,7 @@ class Aggregator(BoundaryActor):
         log = BoundaryLog(self.core.manifest, self.core.roster, self.core.dim)
         commits: list[Committed] = []
         refused: dict[int, bool] = {}
+        closed: int | None = None
         async for record in read_to_end(self.bus, GLOBAL, 0, self.name):
             step = self._global.read(without_source(record))
             self._positions[GLOBAL] = record.next_offset
@@ -101,6 +102,8 @@ class Aggregator(BoundaryActor):
             elif isinstance(event, RefusedDelta):
                 refused[event.seq] = event.stale
                 log.decided.setdefault(event.seq, Decided(False, event.stale))
+            elif isinstance(event, Closed):
+                closed = event.commit
         inputs = [
             read_to_end(self.bus, TopicPartition(topic), 0, self.name) for topic in ("handshake", "masked")
         ]
@@ -164,6 +167,7 @@ class Aggregator(BoundaryActor):
             ready=tuple(ready.values()),
             served=tuple(sorted(served.items())),
             unsent=tuple(delta for seq, delta in sorted(log.sealed.items()) if seq not in sent),
+            closed=closed,
         )
 
     async def _opened(self, records: AsyncIterator[Record]) -> AsyncIterator[Incoming]:

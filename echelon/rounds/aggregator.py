@@ -135,6 +135,7 @@ class History:
         ready: check-ins that no cohort has used: device, offset, message.
         served: the newest window whose cohort each device was in.
         unsent: deltas that were decided and do not stand on `delta`.
+        closed: the run's last commit, if `global` says that the run was closed.
     """
 
     ledger: Ledger
@@ -147,6 +148,7 @@ class History:
     ready: tuple[tuple[DeviceId, int, Ready], ...]
     served: tuple[tuple[DeviceId, int], ...]
     unsent: tuple[RoundedDelta, ...]
+    closed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -728,6 +730,8 @@ class AggregatorCore:
             effects.append(self._model(anchored=True))
         if not history.opened:
             effects += self._open()
+        if history.closed is not None:  # it was read with the rest of `global`, and is not read again
+            return [*effects, *self._closed(Closed(history.closed))]
         return [*effects, Save()]
 
     def recover(self, decisions: list[Message]) -> None:
