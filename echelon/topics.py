@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal, NewType
 
@@ -261,14 +262,19 @@ def load_catalogue(folder: Path | None = None) -> Catalogue:
     """Read and check `boundary.yaml` and `exchange.yaml`.
 
     Args:
-        folder: where they are; by default `topics` beside the package, or else `_topics` in it.
+        folder: where they are; by default `topics` beside the package, or else `_topics` in it, read once per process.
 
     Raises:
         ConfigError: a file is missing, too large, not YAML, or declares what it may not.
     """
+    return _shipped() if folder is None else _read(folder)
+
+
+@cache
+def _shipped() -> Catalogue:
     package = Path(__file__).resolve().parent
-    if folder is None:
-        folder = next(
+    return _read(
+        next(
             (
                 place
                 for place in (package.parent / "topics", package / "_topics")
@@ -276,6 +282,10 @@ def load_catalogue(folder: Path | None = None) -> Catalogue:
             ),
             package / "_topics",
         )
+    )
+
+
+def _read(folder: Path) -> Catalogue:
     try:
         return Catalogue(boundary=_load(folder / "boundary.yaml"), exchange=_load(folder / "exchange.yaml"))
     except ValidationError as error:

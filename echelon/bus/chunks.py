@@ -247,8 +247,13 @@ class Assembler:
 
     @property
     def open_bytes(self) -> int:
-        """What open transfers hold, in bytes; never above `max_open_bytes_total`."""
+        """What open transfers hold, in bytes; never above `most_open_bytes`."""
         return self._open_bytes
+
+    @property
+    def most_open_bytes(self) -> int:
+        """`max_open_bytes_total`."""
+        return self._max_bytes
 
     def add(self, sender: bytes, record: Record) -> tuple[Dropped, ...]:
         """Take in a chunk record. A byte-identical repeat changes nothing.

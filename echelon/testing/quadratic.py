@@ -46,6 +46,10 @@ class QuadraticLearner:
         """d."""
         return self._dim
 
+    def optimum(self, device: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        """Where the device's own quadratic is least, float64[d]."""
+        return self._optimum[device]
+
     def initial_adapter(self) -> Vector:
         """Zeros: float32[d]."""
         return np.zeros(self._dim, np.float32)

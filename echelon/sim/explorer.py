@@ -1,0 +1,142 @@
+"""Runs seeds one after another, in this process or several, and says which invariants did not hold."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import multiprocessing
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+
+from echelon.sim.coverage import Coverage
+from echelon.sim.draw import draw
+from echelon.sim.invariants import Finding, check
+from echelon.sim.schedule import Schedule
+from echelon.sim.world import play
+
+BATCH = 8
+"""Seeds that a worker is given at once."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One run.
+
+    Attributes:
+        seed: of its schedule.
+        findings: what did not hold.
+        digest: of its records; the same schedule gives the same one.
+        coverage: the states that it was in.
+        cpu: seconds of CPU that it took.
+        seconds: virtual ones.
+    """
+
+    seed: int
+    findings: tuple[Finding, ...]
+    digest: str
+    coverage: Coverage
+    cpu: float
+    seconds: float
+
+
+@dataclass
+class Summary:
+    """Many runs.
+
+    Attributes:
+        seeds: how many were run.
+        failed: verdicts with findings, by seed.
+        coverage: states over all of them.
+        cpu: seconds of CPU.
+        wall: seconds of real time.
+    """
+
+    seeds: int = 0
+    failed: dict[int, Verdict] = field(default_factory=dict)
+    coverage: Coverage = field(default_factory=Coverage)
+    cpu: float = 0.0
+    wall: float = 0.0
+
+    def add(self, verdict: Verdict) -> None:
+        """One more run."""
+        self.seeds += 1
+        self.cpu += verdict.cpu
+        self.coverage.add(verdict.coverage)
+        if verdict.findings:
+            self.failed[verdict.seed] = verdict
+
+
+def judge(schedule: Schedule) -> Verdict:
+    """Run a schedule and check every invariant. An error of the simulation itself is a finding, too."""
+    begun = time.process_time()
+    try:
+        outcome = play(schedule)
+        findings = check(outcome)
+        digest, coverage, seconds = outcome.digest(), outcome.coverage, outcome.seconds
+    except Exception as error:  # whatever it is, it belongs to this seed, and the next one is to run
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{place.filename.rpartition('/')[2]}:{place.lineno}"
+        findings = [Finding("no-error", f"{type(error).__name__} at {where}: {error}")]
+        digest, coverage, seconds = "", Coverage(), 0.0
+    cpu = time.process_time() - begun
+    return Verdict(schedule.seed, tuple(findings), digest, coverage, cpu, seconds)
+
+
+def _judge_all(seeds: tuple[int, ...]) -> list[Verdict]:
+    return [judge(draw(seed)) for seed in seeds]
+
+
+def _start() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when it is over
+    gc.set_threshold(50_000, 20, 50)
+
+
+def explore(seeds: Iterable[int], *, workers: int = 1) -> Iterator[Verdict]:
+    """Verdicts of seeds, as they come; with one worker in order and in this process.
+
+    Leaving the iteration early ends the workers after the batches that they are at.
+    """
+    if workers == 1:
+        for seed in seeds:
+            yield judge(draw(seed))
+        return
+    todo = iter(seeds)
+    with ProcessPoolExecutor(
+        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start
+    ) as pool:
+        running: set[Future[list[Verdict]]] = set()
+        try:
+            while True:
+                while len(running) < 2 * workers:
+                    batch = tuple(itertools.islice(todo, BATCH))
+                    if not batch:
+                        break
+                    running.add(pool.submit(_judge_all, batch))
+                if not running:
+                    return
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield from future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def explore_all(
+    seeds: Iterable[int],
+    *,
+    workers: int = 1,
+    told: Callable[[Verdict, Summary], bool | None] = lambda *_: None,
+) -> Summary:
+    """Run them all and add up; `told` hears of each run, and ends the exploration by returning False."""
+    summary = Summary()
+    begun = time.monotonic()
+    for verdict in explore(seeds, workers=workers):
+        summary.add(verdict)
+        summary.wall = time.monotonic() - begun
+        if told(verdict, summary) is False:
+            break
+    return summary

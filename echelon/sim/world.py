@@ -1,0 +1,540 @@
+"""A whole federation on the virtual clock, with the real actors, under one schedule of faults.
+
+Everything above the brokers and the disks is the code that runs in production: actors, secure aggregation, gate,
+audit. Brokers, links and disks are simulated (`echelon.sim.broker`, `echelon.sim.life`), and the learner is a
+quadratic whose optimum is known. A run is a function of its schedule: the same records on every broker, each time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, cast
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from echelon.actors.controller import Controller
+from echelon.actors.device import Device
+from echelon.actors.runtime import Backoff, Services
+from echelon.bus.base import Outgoing, Record
+from echelon.config.run import BoundarySettings, RunSettings
+from echelon.errors import BusError
+from echelon.federation.compute import Compute, spec_of
+from echelon.federation.identities import Identities
+from echelon.federation.makers import (
+    Place,
+    make_aggregator,
+    make_controller,
+    make_device,
+    make_gate,
+    manifest_digest,
+)
+from echelon.federation.terms import build_manifest
+from echelon.messages.manifest import MILLION, RunManifest
+from echelon.rounds.effects import Effect, Evaluate, Evaluated, Note, Publish, Train, Trained
+from echelon.secagg.entropy import Entropy
+from echelon.secagg.ring import Codec
+from echelon.services.shards import FixedShards, dealt
+from echelon.sim.broker import Link, SimBroker, SimBus
+from echelon.sim.coverage import Coverage, phase_of
+from echelon.sim.life import Call, Disk, Life, SimStore, Stage
+from echelon.sim.loop import run_virtual
+from echelon.sim.schedule import Fault, LinkSpec, Schedule, reachable, role_of
+from echelon.testing.quadratic import QuadraticLearner
+from echelon.topics import Boundary, load_catalogue
+
+TRIES = 20
+"""Times in a row that an actor is started again after its broker failed it."""
+SAMPLE_S = 0.25
+"""Seconds between two looks at what the actors hold in memory."""
+CANARY = 16
+"""Bytes that are put into every device's optimiser state, to be searched for elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A masked upload as its device made it: what is under the mask."""
+
+    device: str
+    window: int
+    offer: int
+    update: NDArray[np.float32]
+    """The whole offered update, float32[d]."""
+    scaled: NDArray[np.float64]
+    """Clipped and times w/W: what the masked integers stand for, float64[d]."""
+
+
+@dataclass
+class Outcome:
+    """What a run left: every record, what its devices know, and what went wrong beyond the records.
+
+    Attributes:
+        schedule: of the run.
+        settings: its run file.
+        manifest: its signed terms.
+        topics: records by broker and topic.
+        uploads: by SHA-256 of the masked bytes.
+        secrets: device-level bytes: weights, updates (float32, little-endian), marks in optimiser states.
+        failures: actors that ended with an error, and what else could not go on.
+        closed: whether every actor ended in order.
+        seconds: virtual seconds that it took.
+        adapter: the controller's last, float32[d].
+        memory: most bytes of open transfers by actor, and most that it may hold.
+        lost_state: devices whose state file was lost at some time.
+        coverage: the states that it was in.
+    """
+
+    schedule: Schedule
+    settings: RunSettings
+    manifest: RunManifest
+    genesis: bytes = b""
+    topics: dict[str, dict[str, list[Record]]] = field(default_factory=dict)
+    uploads: dict[bytes, Upload] = field(default_factory=dict)
+    secrets: list[bytes] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    closed: bool = False
+    stuck: str = ""
+    seconds: float = 0.0
+    adapter: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    initial: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    optimum: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0, np.float64))
+    memory: dict[str, tuple[int, int]] = field(default_factory=dict)
+    lost_state: set[str] = field(default_factory=set)
+    coverage: Coverage = field(default_factory=Coverage)
+
+    def digest(self) -> str:
+        """SHA-256 over every record (without the advisory wall-clock times) and the time that the run took."""
+        found = hashlib.sha256(repr(self.seconds).encode())
+        for broker, topics in sorted(self.topics.items()):
+            for topic, records in sorted(topics.items()):
+                for record in records:
+                    place = (broker, topic, record.partition, record.offset, record.headers)
+                    found.update(repr(place).encode() + record.key + record.value)
+        return found.hexdigest()
+
+
+class _Watched:
+    """The learner's calls, with what leaves them kept for the search for device state; marks go into moments."""
+
+    def __init__(self, inner: Compute, outcome: Outcome, seed: int) -> None:
+        self._inner, self._outcome, self._seed = inner, outcome, seed
+
+    def _mark(self, device: str) -> bytes:
+        return hashlib.sha256(f"canary {self._seed} {device}".encode()).digest()[:CANARY]
+
+    async def train(self, device: str, job: Train) -> Trained:
+        """See `Compute.train`."""
+        state = job.state
+        if state is not None:
+            job = dataclasses.replace(job, state=state[CANARY:])
+        done = await self._inner.train(device, job)
+        moved = done.weights - job.start
+        self._outcome.secrets += [done.weights.tobytes(), moved.tobytes()]
+        return dataclasses.replace(done, state=self._mark(device) + done.state)
+
+    async def evaluate(self, device: str, job: Evaluate) -> Evaluated:
+        """See `Compute.evaluate`."""
+        return await self._inner.evaluate(device, job)
+
+
+class _Listener(logging.Handler):
+    """Takes what actors log, for the states that only their words tell of."""
+
+    def __init__(self, coverage: Coverage) -> None:
+        super().__init__(logging.WARNING)
+        self._coverage = coverage
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Look for a rebuild."""
+        if "no state file; rebuilding" in str(record.msg):
+            role = "controller" if str(record.msg).startswith("controller") else "aggregator"
+            self._coverage.see(f"{role}: rebuilt from topics")
+
+
+class World:
+    """One run. `play` runs it on a fresh virtual loop."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.settings = schedule.settings()
+        self.roles = {actor: role_of(actor, self.settings) for actor in reachable(self.settings)}
+        self.actors: dict[str, Any] = {}
+        self.lives: dict[str, int] = dict.fromkeys(self.roles, 0)
+        self.disks: dict[str, Disk] = {actor: Disk() for actor in self.roles}
+        self._dying: dict[str, Fault] = {}
+        self._leaving: dict[str, Fault] = {}
+        self._armed: dict[str, list[tuple[Fault, list[int]]]] = {}
+        self._late = {fault.actor: fault for fault in schedule.faults if fault.what == "late"}
+        for fault in schedule.faults:
+            if fault.at is None:
+                self._armed.setdefault(fault.actor, []).append((fault, [fault.nth]))
+        self._running: dict[str, tuple[Life, asyncio.Task[None]]] = {}
+
+    # ---- set-up ----------------------------------------------------------------------------------
+
+    def _entropy(self, name: str) -> Entropy:
+        return Entropy.seeded(f"{self.schedule.seed} {name} {self.lives.get(name, 0)}".encode())
+
+    async def run(self) -> Outcome:
+        """Run it to its end, or until it fails or is stuck."""
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _loop, _context: None)  # what a dead process leaves behind
+        settings = self.settings
+        compute = Compute(settings)
+        facts = await compute.facts()
+        setup = self._entropy("setup")
+        self.identities = Identities.create(settings, setup.token)
+        self.manifest, self.sealed = build_manifest(settings, facts, self.identities, setup.token(16))
+        self.initial = np.ascontiguousarray(facts.initial, "<f4")
+        self.outcome = Outcome(self.schedule, settings, self.manifest, initial=self.initial)
+        self.outcome.optimum = _optimum(settings)
+        self.compute = _Watched(compute, self.outcome, self.schedule.seed)
+        secure = self.manifest.secure
+        self._codec = Codec(secure.clip_micro / MILLION, secure.scale_bits, secure.cohort_max)
+        log = logging.Logger("simulated", logging.WARNING)
+        log.addHandler(_Listener(self.outcome.coverage))
+        self.services = Services(sink=self._note, log=log)
+        self.brokers = self._brokers()
+        self.links = self._links()
+        self._failed, self._calm = asyncio.Event(), asyncio.Event()
+        loop.call_at(self.schedule.calm, self._become_calm)
+        for fault in self.schedule.faults:
+            if fault.at is not None and fault.what != "late":
+                loop.call_at(fault.at, self._fire, fault)
+        await self._play()
+        self.outcome.seconds = loop.time()
+        self.outcome.topics = {name: broker.topics() for name, broker in self.brokers.items()}
+        return self.outcome
+
+    def _brokers(self) -> dict[str, SimBroker]:
+        found = {"exchange": SimBroker("exchange")}
+        names = [Boundary(boundary.name) for boundary in self.settings.boundaries]
+        for topic, partitions in load_catalogue().exchange_topics(names).items():
+            found["exchange"].create_topic(topic, partitions)
+        for boundary in self.settings.boundaries:
+            if boundary.shards is not None:
+                self.outcome.coverage.see("boundary: data in shards")
+            broker = found[boundary.name] = SimBroker(boundary.name)
+            slots = len(boundary.device_list())
+            for topic, partitions in load_catalogue().boundary_topics(slots, boundary.shards).items():
+                broker.create_topic(topic, partitions)
+        return found
+
+    def _links(self) -> dict[tuple[str, str], Link]:
+        given = {(link.actor, link.broker): link for link in self.schedule.links}
+        found = {}
+        for actor, brokers in reachable(self.settings).items():
+            for broker in brokers:
+                spec = given.get((actor, broker), LinkSpec(actor=actor, broker=broker))
+                faults = spec.model_dump(exclude={"actor", "broker"})
+                found[actor, broker] = Link(f"{self.schedule.seed} {actor} {broker}", **faults)
+        return found
+
+    # ---- lives -----------------------------------------------------------------------------------
+
+    async def _play(self) -> None:
+        loop = asyncio.get_running_loop()
+        tasks = [asyncio.create_task(self._live(actor), name=actor) for actor in self.roles]
+        failing = asyncio.create_task(self._failed.wait())
+        watching = asyncio.create_task(self._watch())
+        end = self.schedule.calm + self.schedule.patience
+        try:
+            left: set[asyncio.Task[Any]] = set(tasks)
+            while left and not failing.done() and loop.time() < end:
+                done, _ = await asyncio.wait(
+                    {*left, failing}, timeout=end - loop.time(), return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done - {failing}:
+                    left.discard(task)
+                    task.result()
+            self.outcome.closed = not left
+            if left and not failing.done():
+                waiting = (f"{t.get_name()} ({self._where(t.get_name())})" for t in tasks if t in left)
+                self.outcome.stuck = ", ".join(waiting)
+        finally:
+            for task in (*tasks, failing, watching):
+                task.cancel()
+            await asyncio.gather(*tasks, failing, watching, return_exceptions=True)
+
+    def _where(self, actor: str) -> str:
+        return phase_of(self.actors.get(actor))
+
+    async def _live(self, actor: str) -> None:
+        """The lives of one actor, until it has ended in order."""
+        if actor in self._late:
+            self.outcome.coverage.see("device: came late")
+            await self._rest(self._late[actor].at or 0.0)
+        backoff = Backoff(actor)
+        failures = 0
+        while True:
+            self.lives[actor] += 1
+            life = Life(actor, self.lives[actor], partial(self._reached, actor), self._died)
+            store = SimStore(self.disks[actor], self.manifest.run_id + actor.encode(), life)
+            made = self.actors[actor] = self._make(actor, life, store)
+            task = asyncio.create_task(made.run(), name=f"{actor} life {life.number}")
+            self._running[actor] = (life, task)
+            try:
+                await asyncio.wait({task})
+            finally:
+                if not task.done():
+                    life.dead = True
+                    task.cancel()
+                    await asyncio.gather(task, return_exceptions=True)
+            if life.dead:
+                fault = self._dying.pop(actor)
+                if fault.gone:
+                    self.outcome.coverage.see("device: gone for good")
+                    return
+                await self._rest(fault.seconds)
+                if fault.wipe:
+                    self.disks[actor].wipe()
+                    self.outcome.lost_state.add(actor)
+                    self.outcome.coverage.see(f"{self.roles[actor]}: state file lost")
+                continue
+            for connection in life.connections:
+                await connection.aclose()
+            error = asyncio.CancelledError() if task.cancelled() else task.exception()
+            if error is None:
+                left = self._leaving.pop(actor, None)
+                if left is None or made.core.state.finished:
+                    return
+                self.outcome.coverage.see("device: left in order")
+                if left.gone:
+                    return
+                await self._rest(left.seconds)
+                self.outcome.coverage.see("device: came back")
+                continue
+            failures += 1
+            if not isinstance(error, BusError) or failures > TRIES:
+                self.outcome.failures.append(f"{actor}: {type(error).__name__}: {error}")
+                self._failed.set()
+                return
+            self.outcome.coverage.see(f"{self.roles[actor]}: started again after {type(error).__name__}")
+            await backoff.wait()
+
+    async def _rest(self, seconds: float) -> None:
+        """Be away, at most until faults stop."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._calm.wait()
+        except TimeoutError:
+            pass
+
+    def _make(self, actor: str, life: Life, store: SimStore) -> Any:
+        buses = [SimBus(self.brokers[name], self.links[actor, name], life) for name in self._reach(actor)]
+        place = Place(buses[0], store, self.services)
+        role, settings = self.roles[actor], self.settings
+        if role == "controller":
+            return make_controller(
+                place,
+                self.sealed,
+                key=self.identities.controller,
+                initial=self.initial,
+                deadline=settings.sync.deadline,
+            )
+        boundary = self._boundary(actor)
+        keys = self.identities.boundaries[boundary.name]
+        pinned = manifest_digest(self.sealed)
+        if role == "gate":
+            return make_gate(
+                place,
+                self.manifest,
+                pinned,
+                keys.roster,
+                key=keys.gate,
+                exchange=buses[1],
+                exchange_key=keys.exchange,
+            )
+        if role == "aggregator":
+            return make_aggregator(
+                place,
+                self.manifest,
+                pinned,
+                keys.roster,
+                key=keys.aggregator,
+                window=settings.window,
+                shards=boundary.shards,
+            )
+        names = [device.id for device in boundary.device_list()]
+        shards = None
+        if boundary.shards is not None:
+            shards = FixedShards(dealt(boundary.shards, names.index(actor), len(names)))
+        return make_device(
+            place,
+            self.manifest,
+            keys.roster,
+            name=actor,
+            key=keys.devices[actor],
+            window=settings.window,
+            compute=cast(Any, self.compute),
+            entropy=self._entropy(actor),
+            shards=boundary.shards,
+            source=shards,
+            interceptor=self._intercept,
+        )
+
+    def _reach(self, actor: str) -> tuple[str, ...]:
+        return tuple(broker for name, broker in self.links if name == actor)
+
+    def _boundary(self, actor: str) -> BoundarySettings:
+        for boundary in self.settings.boundaries:
+            devices = {device.id for device in boundary.device_list()}
+            if actor in devices or actor.rpartition(".")[0] == boundary.name:
+                return boundary
+        raise KeyError(actor)
+
+    # ---- faults ----------------------------------------------------------------------------------
+
+    def _reached(self, actor: str, call: Call, stage: Stage, records: Sequence[Outgoing | Record]) -> bool:
+        """An actor makes a call: whether it dies at it. Other faults that wait for this call happen, too."""
+        armed = self._armed.get(actor)
+        if not armed:
+            return False
+        dies = False
+        for entry in list(armed):
+            fault, left = entry
+            if fault.call != call or fault.stage != stage:
+                continue
+            if fault.kind and not any(kind_of(record) == fault.kind for record in records):
+                continue
+            left[0] -= 1
+            if left[0] == 0:
+                armed.remove(entry)
+                if fault.what == "crash":
+                    self._dying[actor] = fault
+                    dies = True
+                else:
+                    self._fire(fault)
+        return dies
+
+    def _fire(self, fault: Fault) -> None:
+        """A fault happens now."""
+        if self._calm.is_set():
+            return
+        loop = asyncio.get_running_loop()
+        coverage = self.outcome.coverage
+        match fault.what:
+            case "crash":
+                running = self._running.get(fault.actor)
+                if running is not None and not running[1].done() and not running[0].dead:
+                    self._dying[fault.actor] = fault
+                    running[0].die()
+            case "cut":
+                coverage.see("link: cut")
+                link = self.links[fault.actor, fault.broker]
+                link.cut()
+                loop.call_at(min(loop.time() + fault.seconds, self.schedule.calm), link.mend)
+            case "slow":
+                coverage.see("link: slow")
+                link = self.links[fault.actor, fault.broker]
+                link.latency += fault.latency
+                loop.call_at(loop.time() + fault.seconds, self._quicken, link, fault.latency)
+            case "leave":
+                device = self.actors.get(fault.actor)
+                if isinstance(device, Device) and device.running and fault.actor not in self._leaving:
+                    self._leaving[fault.actor] = fault
+                    device.start_job(partial(self._leave, device), "leaving")
+
+    @staticmethod
+    async def _leave(device: Device) -> object:
+        await device.leave(5.0)
+        return None
+
+    def _quicken(self, link: Link, latency: float) -> None:
+        if not self._calm.is_set():
+            link.latency = max(0.001, link.latency - latency)
+
+    def _died(self, life: Life) -> None:
+        actor = self.actors.get(life.actor)
+        self.outcome.coverage.see(f"crash of {self.roles[life.actor]} while {phase_of(actor)}")
+        running, task = self._running[life.actor]
+        if running is life:
+            # Not at once: it may be this very task that is running, and a dead one can do nothing meanwhile.
+            asyncio.get_running_loop().call_soon(task.cancel)
+
+    def _become_calm(self) -> None:
+        self._armed.clear()
+        for link in self.links.values():
+            link.calm()
+        self._calm.set()
+
+    # ---- what is looked at -------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(SAMPLE_S)
+            for name, actor in self.actors.items():
+                assembler = getattr(actor, "assembler", None)
+                if assembler is not None:
+                    most = max(assembler.open_bytes, self.outcome.memory.get(name, (0, 0))[0])
+                    self.outcome.memory[name] = (most, assembler.most_open_bytes)
+
+    def _note(self, actor: str, _time: float, note: Note) -> None:
+        facts = dict(note.facts)
+        self.outcome.coverage.note(self.roles.get(actor, "other"), note.kind, facts)
+        if note.kind == "phase" and self.roles[actor] == "aggregator" and self.actors[actor].core.paused:
+            self.outcome.coverage.see("boundary: paused")
+        if note.kind == "commit":
+            names = {one["boundary"] for one in cast(list[dict[str, str]], facts["merged"])}
+            whole = len(names) == len(self.settings.boundaries)
+            self.outcome.coverage.see(f"commit: of {'all' if whole else 'some'} boundaries")
+        if note.kind == "close":
+            controller = self.actors[actor]
+            assert isinstance(controller, Controller)
+            self.outcome.adapter = controller.core.adapter
+            self.outcome.genesis = controller.genesis_sha256
+
+    def _intercept(self, name: str, effect: Effect) -> bool:
+        """Keep what is under the mask of every upload; nothing is changed."""
+        if isinstance(effect, Publish) and effect.topic == "masked":
+            core = self.actors[name].core
+            offer = core.offer
+            weight = next(member.w for member in core._cohort.client.context.members if member.device == name)
+            update = np.array(offer.progress.vector, np.float32)
+            scaled = self._codec.clip(update).astype(np.float64) * (weight / self.manifest.secure.weight_max)
+            sha256 = hashlib.sha256(effect.payload or b"").digest()
+            self.outcome.uploads[sha256] = Upload(name, effect.window, offer.number, update, scaled)
+            self.outcome.secrets.append(update.tobytes())
+        return True
+
+
+def kind_of(record: Outgoing | Record) -> str:
+    """The kind of message that a record carries; "chunk" for a part of a payload."""
+    for name, value in record.headers:
+        if name == "kind":
+            return value.decode(errors="replace")
+    fields = msgpack.unpackb(record.value)
+    return str(fields["type"]) if isinstance(fields, dict) else ""
+
+
+def _optimum(settings: RunSettings) -> NDArray[np.float64]:
+    """The mean of the devices' optima, float64[d]: each boundary counts alike."""
+    learner = QuadraticLearner(spec_of(settings), settings.learner.dim)
+    per_boundary = [
+        np.mean([learner.optimum(name) for name in boundary.data_names()], axis=0)
+        for boundary in settings.boundaries
+    ]
+    return cast(NDArray[np.float64], np.mean(per_boundary, axis=0))
+
+
+def play(schedule: Schedule) -> Outcome:
+    """Run a schedule on a virtual loop of its own."""
+    return run_virtual(World(schedule).run)
+
+
+def counts(outcome: Outcome) -> Counter[str]:
+    """Records by kind over all brokers: a first look at what a run did."""
+    return Counter(
+        kind_of(record)
+        for topics in outcome.topics.values()
+        for records in topics.values()
+        for record in records
+    )
