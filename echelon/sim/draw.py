@@ -187,6 +187,24 @@ def _sync(draft: Draft) -> None:
         draft.run["sync"]["outer"]["lr"] = 0.05
 
 
+def _rules(draft: Draft) -> None:
+    """Paces that are decided as the run goes on, barriers, and the other outer steps."""
+    sync = draft.run["sync"]
+    if draft.chance(0.25):
+        kinds = ["echelon-da", "echelon-da", "qsr", *(["adacomm"] if sync["report_loss"] else [])]
+        sync["pace"] = {
+            "kind": draft.random.choice(kinds),
+            "period": draft.random.choice((1, 1, 2)),
+            "hysteresis": draft.random.choice((0.0, 0.05)),
+            "hide_sync": draft.chance(0.5),
+        }
+    if draft.chance(0.15):
+        sync["overlap"] = False
+    if draft.chance(0.1):
+        sync["outer"] |= {"kind": draft.random.choice(("corrected", "nesterov")), "lr": 0.7}
+        sync["outer"]["delay"] = draft.random.choice((None, 1, 3))
+
+
 def _budget(draft: Draft) -> None:
     commits = draft.random.choice((2, 3, 3, 4, 5))
     draft.run["budget"] = {"commits": commits}
@@ -205,7 +223,14 @@ def _learner(draft: Draft) -> None:
     draft.calm = draft.uniform(3.0, 15.0)
 
 
-SETTINGS: tuple[Callable[[Draft], None], ...] = (_topology, _window, _sync, _budget, _learner)
+SETTINGS: tuple[Callable[[Draft], None], ...] = (
+    _topology,
+    _window,
+    _sync,
+    _rules,
+    _budget,
+    _learner,
+)
 
 
 # ---- links -----------------------------------------------------------------------------------------

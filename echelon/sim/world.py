@@ -339,6 +339,7 @@ class World:
                 key=self.identities.controller,
                 initial=self.initial,
                 deadline=settings.sync.deadline,
+                rules={},
             )
         boundary = self._boundary(actor)
         keys = self.identities.boundaries[boundary.name]
