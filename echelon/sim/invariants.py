@@ -266,20 +266,20 @@ def windows_in_one_delta(left: Left) -> Iterator[str]:
 def updates_in_one_sum(left: Left) -> Iterator[str]:
     """Every update of a device is in at most one sum: by its content, and by its number."""
     for boundary in left.boundaries:
-        content: Counter[tuple[str, bytes]] = Counter()
+        content: Counter[tuple[str, int, bytes]] = Counter()
         numbers: Counter[tuple[str, int]] = Counter()
         for window, _, uploads in _sums(left, boundary):
             for upload in uploads:
                 if isinstance(upload, str):
                     yield f"{boundary}: window {window.window} has an upload of {upload} that it never made"
                     continue
-                content[upload.device, upload.update.tobytes()] += 1
+                content[upload.device, upload.memory, upload.update.tobytes()] += 1
                 numbers[upload.device, upload.offer] += 1
-        for (device, _), times in content.items():
+        for (device, _, _), times in content.items():
             if times > 1:
                 yield f"{boundary}: one update of {device} is in {times} sums"
         for (device, number), times in numbers.items():
-            if times > 1 and device not in left.outcome.lost_state:
+            if times > 1:
                 yield f"{boundary}: update {number} of {device} is in {times} sums"
 
 

@@ -70,6 +70,8 @@ class Upload:
     """The whole offered update, float32[d]."""
     scaled: NDArray[np.float64]
     """Clipped and times w/W: what the masked integers stand for, float64[d]."""
+    memory: int = 0
+    """How often its device had lost its state file: one that did may train the same data again."""
 
 
 @dataclass
@@ -88,7 +90,6 @@ class Outcome:
         seconds: virtual seconds that it took.
         adapter: the controller's last, float32[d].
         memory: most bytes of open transfers by actor, and most that it may hold.
-        lost_state: devices whose state file was lost at some time.
         coverage: the states that it was in.
     """
 
@@ -107,7 +108,6 @@ class Outcome:
     initial: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     optimum: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0, np.float64))
     memory: dict[str, tuple[int, int]] = field(default_factory=dict)
-    lost_state: set[str] = field(default_factory=set)
     coverage: Coverage = field(default_factory=Coverage)
 
     def digest(self) -> str:
@@ -169,6 +169,7 @@ class World:
         self.actors: dict[str, Any] = {}
         self.lives: dict[str, int] = dict.fromkeys(self.roles, 0)
         self.disks: dict[str, Disk] = {actor: Disk() for actor in self.roles}
+        self.wiped = dict.fromkeys(self.roles, 0)
         self._dying: dict[str, Fault] = {}
         self._leaving: dict[str, Fault] = {}
         self._armed: dict[str, list[tuple[Fault, list[int]]]] = {}
@@ -296,7 +297,7 @@ class World:
                 await self._rest(fault.seconds)
                 if fault.wipe:
                     self.disks[actor].wipe()
-                    self.outcome.lost_state.add(actor)
+                    self.wiped[actor] += 1
                     self.outcome.coverage.see(f"{self.roles[actor]}: state file lost")
                 continue
             for connection in life.connections:
@@ -502,7 +503,7 @@ class World:
             update = np.array(offer.progress.vector, np.float32)
             scaled = self._codec.clip(update).astype(np.float64) * (weight / self.manifest.secure.weight_max)
             sha256 = hashlib.sha256(effect.payload or b"").digest()
-            self.outcome.uploads[sha256] = Upload(name, effect.window, offer.number, update, scaled)
+            self.outcome.uploads[sha256] = Upload(name, effect.window, offer.number, update, scaled, self.wiped[name])
             self.outcome.secrets.append(update.tobytes())
         return True
 
