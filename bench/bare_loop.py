@@ -48,7 +48,9 @@ class BareLoop:
     """The hand-written loop, on the blocks that the learner's device reads."""
 
     def __init__(self, spec: LearnerSpec, tokens: torch.Tensor) -> None:
-        base = AutoModelForCausalLM.from_pretrained(model_path(spec.model), dtype=torch.float32)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[spec.model.dtype]
+        base = AutoModelForCausalLM.from_pretrained(model_path(spec.model), dtype=dtype).to(device)
         adapter = spec.adapter
         config = LoraConfig(
             r=adapter.rank,
@@ -62,20 +64,22 @@ class BareLoop:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=train.lr, betas=(train.beta1, train.beta2), weight_decay=0.0, fused=True
         )
-        self.batch, self.clip, self.tokens = train.batch_size, train.clip_norm or float("inf"), tokens
+        self.batch, self.clip = train.batch_size, train.clip_norm or float("inf")
+        self.tokens = tokens.to(device)
 
     def run(self, chosen: torch.Tensor) -> float:
-        """One step per row of `chosen`, int64[steps, batch]; the summed loss."""
-        total = torch.zeros(())
-        for rows in chosen:
-            block = self.tokens[rows].long()
-            logits = self.model(input_ids=block[:, :-1], use_cache=False).logits
-            loss = F.cross_entropy(logits.flatten(0, 1), block[:, 1:].flatten())
+        """One step per row of `chosen`, int64[steps, sequences], in micro-batches; the summed loss."""
+        total = torch.zeros((), device=self.tokens.device)
+        for rows in chosen.to(self.tokens.device):
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            for part in rows.split(self.batch):
+                block = self.tokens[part].long()
+                logits = self.model(input_ids=block[:, :-1], use_cache=False).logits
+                loss = F.cross_entropy(logits.flatten(0, 1).float(), block[:, 1:].flatten())
+                (loss * (len(part) / len(rows))).backward()
+                total += loss.detach() * (len(part) / len(rows))
             torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
             self.optimizer.step()
-            total += loss.detach()
         return float(total)
 
 

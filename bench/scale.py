@@ -1,7 +1,8 @@
 """Thousands of devices in one process: what a window costs against its cohort and against all who are enrolled.
 
-    python -m bench scale                     every sweep; about ten minutes of one core
+    python -m bench scale                     every sweep; about five minutes of one core
     python -m bench scale -- --only cohort    one of them: cohort, enrolled, stub, real
+    python -m bench scale -- --keep F.jsonl   take up points that F holds from before, and add new ones to it
     python -m bench scale -- --point '{...}'  a single point, in this process
 
 Every actor is the real one, and so is secure aggregation; brokers and state are in memory, and the clock is virtual,
@@ -54,13 +55,13 @@ class Point:
     cohort: int
     boundaries: int = 1
     commits: int = 2
-    windows: int = 2
+    per_delta: int = 2
     learner: str = "quadratic"
     sweep: str = ""
 
 
-COHORTS = (8, 16, 32, 64, 128, 200)
-ENROLLED = (128, 256, 512, 1024, 2048, 4096)
+COHORTS = (8, 16, 32, 64, 128)
+ENROLLED = (128, 256, 512, 1024)
 SWEEPS: dict[str, tuple[Point, ...]] = {
     "cohort": tuple(Point(256, k, sweep="cohort") for k in COHORTS),
     "enrolled": tuple(Point(n, 16, sweep="enrolled") for n in ENROLLED),
@@ -89,7 +90,12 @@ def settings_of(point: Point, folder: Path) -> RunSettings:
         "secure": {"cohort_max": point.cohort, "bucket_tokens": 64, "staleness": {"horizon": 60}},
         "window": {"cohort": point.cohort, "deadline": 600, "round_timeout": 600, "patience": 60, "ahead": 1},
         # Every device would evaluate every commit, whether a window takes it or not.
-        "sync": {"steps": 2 if real else 1, "windows": point.windows, "report_loss": False, "deadline": 6000},
+        "sync": {
+            "steps": 2 if real else 1,
+            "windows": point.per_delta,
+            "report_loss": False,
+            "deadline": 6000,
+        },
         "budget": {"commits": point.commits},
     }
     return parse(fields, "bench.scale")
@@ -254,6 +260,26 @@ def fits(points: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+ASKED = ("devices", "cohort", "boundaries", "commits", "learner", "sweep")
+
+
+def key_of(point: dict[str, Any]) -> str:
+    """What a point asked for: the same for a point and for its figures."""
+    return json.dumps([point[name] for name in ASKED])
+
+
+def measured_apart(point: Point) -> dict[str, Any]:
+    """Run a point in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.scale", "--point", json.dumps(asdict(point))],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 def main() -> None:
     """Run the sweeps, each point in a process of its own, and print or write the figures."""
     parser = argparse.ArgumentParser(description="thousands of devices in one process")
@@ -261,25 +287,28 @@ def main() -> None:
         "--only", choices=sorted(SWEEPS), action="append", help="sweeps; default: all of them"
     )
     parser.add_argument("--most", type=int, default=10_000, help="leave out points with more devices")
+    parser.add_argument("--keep", type=Path, help="file of points that need not be measured again")
     parser.add_argument("--point", help="one point as JSON, measured in this process")
     parser.add_argument("--json", type=Path, help="write the figures there instead of printing them")
     args = parser.parse_args()
     if args.point:
         print(json.dumps(measure(Point(**json.loads(args.point)))))
         return
+    earlier = [] if args.keep is None or not args.keep.exists() else args.keep.read_text().splitlines()
+    known = {key_of(point): point for point in map(json.loads, earlier)}
     points = []
     for name in args.only or SWEEPS:
         for point in SWEEPS[name]:
             if point.devices > args.most:
                 continue
-            done = subprocess.run(
-                [sys.executable, "-m", "bench.scale", "--point", json.dumps(asdict(point))],
-                stdout=subprocess.PIPE,
-                text=True,
-                check=True,
-            )
-            points.append(json.loads(done.stdout.splitlines()[-1]))
-            print(f"{name}: {done.stdout.splitlines()[-1]}", file=sys.stderr, flush=True)
+            key = key_of(asdict(point))
+            if key not in known:
+                known[key] = measured_apart(point)
+                if args.keep is not None:
+                    with args.keep.open("a") as file:
+                        file.write(json.dumps(known[key]) + "\n")
+            points.append(known[key])
+            print(f"{name}: {json.dumps(known[key])}", file=sys.stderr, flush=True)
     text = json.dumps({"points": points, "fits": fits(points)}, indent=2)
     if args.json is None:
         print(text)
