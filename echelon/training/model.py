@@ -58,6 +58,22 @@ def portable_name(settings: ModelSettings) -> str:
     return path.resolve().name if path.is_dir() else settings.model
 
 
+def read_config(settings: ModelSettings) -> dict[str, Any]:
+    """The model's configuration as plain values; no weights are read. Raises `ConfigError` when it cannot be had."""
+    options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
+    if settings.revision is not None:
+        options["revision"] = settings.revision
+    try:
+        config: dict[str, Any] = AutoConfig.from_pretrained(model_path(settings), **options).to_dict()
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"configuration of model {settings.model!r} cannot be read: {reason}. Check the id or path, and, for a model "
+            "of the hub, that it is reachable or in the local cache"
+        ) from error
+    return config
+
+
 def load_base(settings: ModelSettings, device: torch.device) -> tuple[PreTrainedModel, Any]:
     """The frozen model and its tokenizer. Raises `ConfigError` when either cannot be loaded.
 
