@@ -1,4 +1,4 @@
-"""ELSA's decisions inside a boundary: pure functions of measured numbers, so that each can be taken again from a record.
+"""ELSA's decisions inside a boundary: pure functions of measured numbers, which can be taken again from a record.
 
 `fingerprint` compares devices by what their models do on public probes, `clustering` groups them, `trust` decides
 who is admitted to a window, `assignment` gives devices to edges, `shapes`, `costs` and `plan` choose where a

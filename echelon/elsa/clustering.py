@@ -50,7 +50,7 @@ class Clusters:
     """The group of every device, in the order of the matrix.
 
     Labels are 0, 1, ... in order of each cluster's first member. An outlier has the label of the cluster that it is
-    nearest to, and is marked. `score` is the mean silhouette of the devices that are none, 0 for one cluster.
+    nearest to, and is marked. `score` is the mean silhouette, an outlier's being 0; and 0 for one cluster.
     """
 
     labels: tuple[int, ...]
@@ -73,7 +73,7 @@ def cluster(divergence: Float64s, rule: ClusterRule | None = None) -> Clusters:
     Average linkage on d = √J, which for equal covariances is the Mahalanobis distance of means and so
     obeys the triangle inequality, as J itself does not. A cut of the tree is a candidate if it has 2 to `most`
     groups of at least `smallest`, and at most the allowed share of devices outside of them; its score is the mean
-    silhouette of the devices inside. The best score wins if it reaches the rule's, the fewer groups among equals;
+    silhouette, to which devices outside add 0 (as Rousseeuw's singletons do). The best score wins if it reaches the rule's, the fewer groups among equals;
     otherwise all devices are one cluster. The result depends on the matrix alone, and for distinct distances not on
     the order of devices.
 
@@ -121,6 +121,7 @@ def _candidate(distance: Float64s, cuts: int, rule: ClusterRule) -> tuple[float,
     if len(large) >= len(core):
         return None  # every group is one device, which has no silhouette
     score = float(silhouette_score(distance[np.ix_(core, core)], raw[core], metric="precomputed"))
+    score *= len(core) / len(raw)
     names = {int(old): new for new, old in enumerate(large)}
     return score, np.array([names.get(int(label), -1) for label in raw], dtype=np.int64)
 

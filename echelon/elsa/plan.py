@@ -268,8 +268,9 @@ def plan(
     usable = device.memory * (1 - rules.slack)
     if least > usable:
         raise ConfigError(
-            f"device class {device.name} has {device.memory:,.0f} bytes, {usable:,.0f} of them usable; embeddings, head "
-            f"and {rules.front + rules.back} block(s) need {least:,.0f} to train one sequence of {load.sequence} tokens: "
+            f"device class {device.name} has {device.memory:,.0f} bytes, {usable:,.0f} of them usable; embeddings, "
+            f"head and {rules.front + rules.back} block(s) need {least:,.0f} to train one sequence of {load.sequence} "
+            "tokens: "
             "give it more memory, shorter sequences, 2-byte weights, or a model with a smaller vocabulary"
         )
     fastest: dict[tuple[int, int], Split] = {}

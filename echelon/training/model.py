@@ -68,8 +68,8 @@ def read_config(settings: ModelSettings) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            f"configuration of model {settings.model!r} cannot be read: {reason}. Check the id or path, and, for a model "
-            "of the hub, that it is reachable or in the local cache"
+            f"configuration of model {settings.model!r} cannot be read: {reason}. Check the id or path, and, for "
+            "a model of the hub, that it is reachable or in the local cache"
         ) from error
     return config
 
