@@ -75,7 +75,7 @@ def hosts(devices: Mapping[str, Device], capacity: Mapping[str, int]) -> dict[tu
         while left and any(room.values()):
             edge = min(
                 (edge for edge in sorted(room) if room[edge]),
-                key=lambda edge: (-min(left, room[edge]), _mean_rtt(members, edge)),  # noqa: B023
+                key=lambda edge: (-min(left, room[edge]), _mean_rtt(members, edge)),
             )
             taken = min(left, room[edge])
             target[cluster, edge] = target.get((cluster, edge), 0) + taken
@@ -139,8 +139,8 @@ def assign(
     unplaced = [name for name in names if chosen[name] not in devices[name].rtt_us]
     if unplaced:
         raise LimitExceeded(
-            f"{len(unplaced)} device(s), {unplaced[0]} among them, find no place at an edge that they can reach: raise the "
-            "capacity of those edges, or mend the links to others"
+            f"{len(unplaced)} device(s), {unplaced[0]} among them, find no place at an edge that they can reach: raise "
+            "the capacity of those edges, or mend the links to others"
         )
     return chosen
 

@@ -70,12 +70,12 @@ class Clusters:
 def cluster(divergence: Float64s, rule: ClusterRule | None = None) -> Clusters:
     """Cluster devices by their symmetric divergences in nats, float64[n, n].
 
-    Average linkage on d = √J, which for equal covariances is the Mahalanobis distance of means and so
-    obeys the triangle inequality, as J itself does not. A cut of the tree is a candidate if it has 2 to `most`
-    groups of at least `smallest`, and at most the allowed share of devices outside of them; its score is the mean
-    silhouette, to which devices outside add 0 (as Rousseeuw's singletons do). The best score wins if it reaches the rule's, the fewer groups among equals;
-    otherwise all devices are one cluster. The result depends on the matrix alone, and for distinct distances not on
-    the order of devices.
+    Average linkage on d = √J, which for equal covariances is the Mahalanobis distance of means and so obeys the
+    triangle inequality, as J itself does not. A cut of the tree is a candidate if it has 2 to `most` groups of at
+    least `smallest`, and at most the allowed share of devices outside of them; its score is the mean silhouette, to
+    which devices outside add 0 (as Rousseeuw's singletons do). The best score wins if it reaches the rule's, the
+    fewer groups among equals; otherwise all devices are one cluster. The result depends on the matrix alone, and for
+    distinct distances not on the order of devices.
 
     Raises:
         ProtocolError: not a symmetric, finite, non-negative matrix with a zero diagonal.

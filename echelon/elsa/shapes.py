@@ -124,7 +124,9 @@ class ModelShape:
             pooler = h * h + h + self.labels if self.family is Family.BERT else 0
             return norm + pooler + h * self.labels
         transform = h * h + 3 * h + self.vocabulary if self.family is Family.BERT else 0
-        return norm + transform + (0 if self.tied else self.vocabulary * h)
+        # Untied, BERT's output layer has weights of its own, and a second bias.
+        output = self.vocabulary * (h + 1 if self.family is Family.BERT else h)
+        return norm + transform + (0 if self.tied else output)
 
     @cached_property
     def head_linears(self) -> tuple[Linear, ...]:

@@ -150,7 +150,8 @@ def evidence(
     * deviation of x_i: (ln x_i - median ln x) / max(1.4826 MAD(ln x), spread), median and MAD over the others of C.
 
     Logarithms because divergences spread by factors; others alone, so that nobody hides in a scale that they
-    widened. Devices that are kept out do not speak for others. Where C has too few, the others are those of all clusters.
+    widened. Devices that are kept out do not speak for others. Where C has too few, the others are those of all
+    clusters.
 
     Raises:
         ProtocolError: lists of different lengths, or records of different shapes.
