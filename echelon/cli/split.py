@@ -107,6 +107,7 @@ def _plan(shape: ModelShape, settings: ProfileFile, device: DeviceClassSettings)
             back=work.back,
             whole=work.whole,
             slack=work.slack,
+            runtime=work.runtime,
         ),
     )
 
@@ -170,7 +171,7 @@ def _show(
             show_error(found)
             continue
         console.print(_table(device, found, alternatives))
-        console.print(_memory(device, found), highlight=False)
+        console.print(_memory(device, found, work.runtime), highlight=False)
 
 
 def _table(device: DeviceClassSettings, found: SplitPlan, alternatives: int) -> Table:
@@ -204,13 +205,13 @@ def _table(device: DeviceClassSettings, found: SplitPlan, alternatives: int) -> 
     return table
 
 
-def _memory(device: DeviceClassSettings, found: SplitPlan) -> str:
+def _memory(device: DeviceClassSettings, found: SplitPlan, runtime: float) -> str:
     memory = found.best.memory
     parts = ", ".join(
         f"{name} {size(getattr(memory, name))}"
         for name in ("weights", "trained", "activations", "logits", "buffers")
     )
-    fits = "fits" if found.whole_bytes <= device.memory else "does not fit"
+    fits = "fits" if found.whole_bytes + runtime <= device.memory else "does not fit"
     return f"  memory: {parts}; the whole model needs {size(found.whole_bytes)} and {fits}"
 
 

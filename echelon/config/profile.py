@@ -22,7 +22,7 @@ _FLOPS = {f"{prefix}FLOP/s": factor for prefix, factor in _DECIMAL.items()}
 _BITS = {f"{prefix}bit/s": factor for prefix, factor in _DECIMAL.items()}
 _RATES = {f"{unit}/s": factor for unit, factor in _BYTES.items()}
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
-_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([A-Za-zµ/]+)")
+_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([A-Za-zµ/]*)")
 
 
 def _quantity(units: Mapping[str, float]) -> BeforeValidator:
@@ -30,9 +30,10 @@ def _quantity(units: Mapping[str, float]) -> BeforeValidator:
         if not isinstance(value, str):
             return value
         match = _QUANTITY.fullmatch(value.strip())
-        if match is None or match.group(2) not in units:
+        # Without a unit it is the base unit: YAML reads 2e10 as text.
+        if match is None or match.group(2) not in {"", *units}:
             raise ValueError(f"{value!r} is no number with a unit of: {', '.join(units)}")
-        return float(match.group(1)) * units[match.group(2)]
+        return float(match.group(1)) * units.get(match.group(2), 1.0)
 
     return BeforeValidator(read)
 
@@ -105,6 +106,10 @@ class WorkSettings(Settings):
     back: int = Field(default=0, ge=0, le=1000, description="Fewest blocks on the device after the cut.")
     whole: bool = Field(
         default=True, description="Whether a device may train the whole model without an edge."
+    )
+    runtime: Bytes = Field(
+        default=32.0 * 2**20,
+        description="Memory that kernels and allocator take whatever the model, e.g. `32 MiB`.",
     )
     slack: float = Field(
         default=0.1, ge=0, lt=1, allow_inf_nan=False, description="Share of memory that is left free."

@@ -85,8 +85,8 @@ def block_activations(shape: ModelShape, load: Load) -> int:
 
 
 def logits_bytes(shape: ModelShape, load: Load) -> int:
-    """Bytes per token of logits, their log-softmax and their gradient, float32; next to nothing for a classifier."""
-    return 12 * shape.vocabulary if shape.labels is None else 12 * shape.labels // load.sequence + 1
+    """Bytes per token of logits, their log-softmax and a gradient of each, float32; a classifier has few of them."""
+    return 16 * shape.vocabulary if shape.labels is None else 16 * shape.labels // load.sequence + 1
 
 
 def workspace_bytes(shape: ModelShape, load: Load) -> int:

@@ -91,7 +91,8 @@ class PlanRules:
     `batch` is sequences per optimiser step. `wire` is bytes per element of activations and gradients on the link, a
     fraction where they are compressed. At least `front` blocks are on the device before the cut, so that no edge sees
     embeddings of tokens; at least `back` after it. `whole` allows the whole model on the device. `slack` is the
-    share of memory that is left free for what the estimate does not know.
+    share of memory that is left free for what the estimate does not know, `runtime` bytes that kernels and allocator
+    take whatever the model.
     """
 
     batch: int
@@ -100,6 +101,7 @@ class PlanRules:
     back: int = 0
     whole: bool = True
     slack: float = 0.1
+    runtime: float = 0.0
     most_in_flight: int = 8
 
     def __post_init__(self) -> None:
@@ -107,8 +109,12 @@ class PlanRules:
             raise ConfigError(
                 f"{self}: batch, front and most_in_flight are at least 1, wire is positive, back is not negative"
             )
-        if not 0 <= self.slack < 1:
-            raise ConfigError(f"{self}: slack is a share of memory in [0, 1)")
+        if not 0 <= self.slack < 1 or self.runtime < 0:
+            raise ConfigError(f"{self}: slack is a share of memory in [0, 1), runtime is not negative")
+
+    def usable(self, memory: float) -> float:
+        """The bytes of a machine's memory that its part may take."""
+        return memory * (1 - self.slack) - self.runtime
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,13 +271,13 @@ def plan(
             f"{rules.front} blocks before and {rules.back} after the cut, the model has {shape.layers}: ask for fewer"
         )
     least = part_memory(shape, load, rules.front, rules.back, 1, 1, wire=rules.wire).total
-    usable = device.memory * (1 - rules.slack)
+    usable = rules.usable(device.memory)
     if least > usable:
         raise ConfigError(
-            f"device class {device.name} has {device.memory:,.0f} bytes, {usable:,.0f} of them usable; embeddings, "
-            f"head and {rules.front + rules.back} block(s) need {least:,.0f} to train one sequence of {load.sequence} "
-            "tokens: "
-            "give it more memory, shorter sequences, 2-byte weights, or a model with a smaller vocabulary"
+            f"device class {device.name} has {device.memory:,.0f} bytes, {max(0, usable):,.0f} of them usable; "
+            f"embeddings, head and {rules.front + rules.back} block(s) need {least:,.0f} to train one sequence of "
+            f"{load.sequence} tokens: give it more memory, shorter sequences, 2-byte weights, or a model with a smaller "
+            "vocabulary"
         )
     fastest: dict[tuple[int, int], Split] = {}
     micros = [size for size in range(1, rules.batch + 1) if rules.batch % size == 0]
@@ -317,9 +323,9 @@ def _variants(
         split = estimate(
             shape, load, device, edge, rules, front=front, back=back, micro=micro, in_flight=in_flight
         )
-        if split.memory.total > device.memory * (1 - rules.slack):
+        if split.memory.total > rules.usable(device.memory):
             break
-        if edge_memory(shape, load, middle, micro, in_flight, edge.devices) > edge.memory * (1 - rules.slack):
+        if edge_memory(shape, load, middle, micro, in_flight, edge.devices) > rules.usable(edge.memory):
             break
         found.append(split)
         if split.bound is not Bound.LATENCY:
