@@ -276,8 +276,8 @@ def plan(
         raise ConfigError(
             f"device class {device.name} has {device.memory:,.0f} bytes, {max(0, usable):,.0f} of them usable; "
             f"embeddings, head and {rules.front + rules.back} block(s) need {least:,.0f} to train one sequence of "
-            f"{load.sequence} tokens: give it more memory, shorter sequences, 2-byte weights, or a model with a smaller "
-            "vocabulary"
+            f"{load.sequence} tokens: give it more memory, shorter sequences, 2-byte weights, or a model with a "
+            "smaller vocabulary"
         )
     fastest: dict[tuple[int, int], Split] = {}
     micros = [size for size in range(1, rules.batch + 1) if rules.batch % size == 0]

@@ -94,14 +94,15 @@ def test_the_chosen_split_fits_and_no_other_is_faster(
 
 
 def simulate(split: Split, rtt: float) -> float:
-    """Seconds until all micro-batches are through, by playing the schedule: four machines, each first come first served.
+    """Seconds until all micro-batches are through, by playing the schedule: four machines, each with a queue.
 
     The device prefers to finish what it began: the last stages first.
     """
     own = split.device_s / 3
     stages = [
         ("device", own), ("up", split.up_s / 2), ("edge", split.edge_s / 2), ("down", split.down_s / 2),
-        ("device", own), ("up", split.up_s / 2), ("edge", split.edge_s / 2), ("down", split.down_s / 2), ("device", own),
+        ("device", own), ("up", split.up_s / 2), ("edge", split.edge_s / 2), ("down", split.down_s / 2),
+        ("device", own),
     ]  # fmt: skip
     free = dict.fromkeys(("device", "up", "edge", "down"), 0.0)
     # (time, -stage, micro-batch): of those that wait for a machine, the one that is furthest goes first.
@@ -201,7 +202,7 @@ def test_a_busy_edge_leaves_more_blocks_on_the_device() -> None:
 
 def test_a_class_that_cannot_hold_the_smallest_part_is_told_what_it_needs() -> None:
     least = part_memory(SHAPE, LOAD, 1, 0, 1, 1).total
-    with pytest.raises(ConfigError, match="device class phone has .* embeddings, head and 1 block"):
+    with pytest.raises(ConfigError, match=r"device class phone has .* embeddings, head and 1 block"):
         plan(SHAPE, LOAD, replace(PHONE, memory=least / 0.9 - 1), EDGE, RULES)
     assert plan(SHAPE, LOAD, replace(PHONE, memory=least / 0.9 + 1), EDGE, RULES).best.front == 1
 
