@@ -43,7 +43,7 @@ def projection(hidden: int, dim: int, seed: int) -> Float64s:
     size = hidden * dim
     stream = np.frombuffer(hashlib.shake_256(seed_bytes).digest((size + 7) // 8), np.uint8)
     signs = np.unpackbits(stream)[:size].astype(np.float64) * 2 - 1
-    matrix = signs.reshape(hidden, dim) / np.sqrt(dim)
+    matrix: Float64s = signs.reshape(hidden, dim) / np.sqrt(dim)
     matrix.flags.writeable = False
     return matrix
 

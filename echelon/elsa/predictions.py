@@ -55,7 +55,8 @@ def quantise(probabilities: Float64s) -> Counts:
     order = np.argsort(whole - scaled, axis=1, kind="stable")
     for row, more in enumerate(missing):
         whole[row, order[row, :more]] += 1
-    return whole.astype(np.uint16)
+    found: Counts = whole.astype(np.uint16)
+    return found
 
 
 def jensen_shannon(left: Counts | Float64s, right: Counts | Float64s) -> float:
