@@ -17,7 +17,9 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     found = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            found[name.replace(f".{ADAPTER}.", ".").removesuffix(f".{ADAPTER}")] = parameter
+            # A head that is trained whole, of a classifier, lies in a wrapper that the file does not know of.
+            plain = name.replace(f".modules_to_save.{ADAPTER}.", ".")
+            found[plain.replace(f".{ADAPTER}.", ".").removesuffix(f".{ADAPTER}")] = parameter
     return found
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import math
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +29,8 @@ SHIPPED_NAME = "echelon:tiny"
 SHIPPED_PATH = Path(__file__).parent.parent / "assets" / "base"
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_IN_BLOCK = re.compile(r"\.\d+\.")
+_TASK_TYPES = {"causal": TaskType.CAUSAL_LM, "masked": None, "classify": TaskType.SEQ_CLS}
 
 
 def limit_threads() -> None:
@@ -75,38 +79,96 @@ def read_config(settings: ModelSettings) -> dict[str, Any]:
 
 
 def load_base(settings: ModelSettings, device: torch.device) -> tuple[PreTrainedModel, Any]:
-    """The frozen model and its tokenizer. Raises `ConfigError` when either cannot be loaded.
+    """The frozen model and its tokenizer. Raises `ConfigError` when either cannot be loaded."""
+    with _refusals(settings, "that it is a causal language model"), _no_progress_bars():
+        tokenizer = AutoTokenizer.from_pretrained(model_path(settings), **_options(settings))
+    model = load_pretrained(AutoModelForCausalLM, settings, model_config(settings))
+    nn.Module.to(model, device)  # in place
+    return model, tokenizer
 
-    The model's own dropout is switched off: only the adapter's setting decides.
+
+def model_config(settings: ModelSettings) -> Any:
+    """The model's configuration, its own dropout switched off: only the adapter's setting decides.
+
+    Raises `ConfigError` when it cannot be read.
     """
-    path = model_path(settings)
+    with _refusals(settings, "that it is a language model"):
+        config = AutoConfig.from_pretrained(model_path(settings), **_options(settings))
+    for name, value in config.to_dict().items():
+        if name.endswith(("dropout", "pdrop", "dropout_prob")) and isinstance(value, float):
+            setattr(config, name, 0.0)
+    return config
+
+
+def load_pretrained(
+    kind: Any, settings: ModelSettings, config: Any, partial: bool = False
+) -> PreTrainedModel:
+    """A model of a transformers class (or auto class), frozen, in main memory; `partial`: only some of its modules.
+
+    A head that the files do not have, as when a language model becomes a classifier, is drawn from its own name: the
+    same bits in every process. Raises `ConfigError` for files that cannot be read or lack a block's weights.
+    """
+    quiet = _report_silent() if partial else contextlib.nullcontext()
+    with _refusals(settings, "that it is a language model of the wanted kind"), _no_progress_bars(), quiet:
+        model, report = kind.from_pretrained(
+            model_path(settings),
+            config=config,
+            dtype=_DTYPES[settings.dtype],
+            attn_implementation=settings.attention,
+            output_loading_info=True,
+            **_options(settings),
+        )
+    loaded: PreTrainedModel = model
+    for parameter in loaded.parameters():
+        parameter.requires_grad_(False)
+    for name in sorted(report["missing_keys"]):
+        if _IN_BLOCK.search(name):
+            raise ConfigError(
+                f"model {settings.model!r} has no weights {name}: it is damaged, or of another kind"
+            )
+        parameter = loaded.get_parameter(name)
+        if parameter.ndim == 1:
+            parameter.fill_(1.0 if name.endswith("weight") else 0.0)  # a norm's scale, or a bias
+            continue
+        scale = float(getattr(config, "initializer_range", 0.02))
+        entropy = int.from_bytes(hashlib.sha256(f"missing\0{name}".encode()).digest(), "little")
+        draw = np.random.Generator(np.random.PCG64(entropy)).random(parameter.numel(), dtype=np.float32)
+        # Uniform with the standard deviation that the library would draw with; it uses no function of libm.
+        values = (draw * 2 - 1) * np.float32(scale * math.sqrt(3))
+        parameter.copy_(torch.from_numpy(values).view(parameter.shape))
+    return loaded
+
+
+def _options(settings: ModelSettings) -> dict[str, Any]:
     options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
     if settings.revision is not None:
         options["revision"] = settings.revision
+    return options
+
+
+@contextlib.contextmanager
+def _refusals(settings: ModelSettings, kind: str) -> Iterator[None]:
+    """What the library raises for a model that it cannot load, as `ConfigError`."""
     try:
-        with _no_progress_bars():
-            config = AutoConfig.from_pretrained(path, **options)
-            for name, value in config.to_dict().items():
-                if name.endswith(("dropout", "pdrop", "dropout_prob")) and isinstance(value, float):
-                    setattr(config, name, 0.0)
-            tokenizer = AutoTokenizer.from_pretrained(path, **options)
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                path,
-                config=config,
-                dtype=_DTYPES[settings.dtype],
-                attn_implementation=settings.attention,
-                **options,
-            )
+        yield
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            f"model {settings.model!r} cannot be loaded: {reason}. Check the id or path, that it is a causal "
-            "language model, and, for a model of the hub, that it is reachable or in the local cache"
+            f"model {settings.model!r} cannot be loaded: {reason}. Check the id or path, {kind}, and, for a model of "
+            "the hub, that it is reachable or in the local cache"
         ) from error
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    nn.Module.to(model, device)  # in place
-    return model, tokenizer
+
+
+@contextlib.contextmanager
+def _report_silent() -> Iterator[None]:
+    """The library lists every tensor that it does not load; for a part of a model those are as they should be."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager
@@ -123,32 +185,50 @@ def _no_progress_bars() -> Iterator[None]:
 
 def attach_adapter(model: PreTrainedModel, settings: AdapterSettings, checkpointing: bool) -> PeftModel:
     """The model with LoRA on its targets, in training mode. Raises `ConfigError` for an unknown target."""
+    advice = _advice(model)
+    wrapped = attach_lora(model, settings, "causal", checkpointing)
+    if not isinstance(settings.targets, str):
+        adapted = _adapted_layers(wrapped)
+        unused = [
+            t for t in sorted(settings.targets) if not any(n == t or n.endswith(f".{t}") for n in adapted)
+        ]
+        if unused:
+            raise ConfigError(f"adapter target {unused[0]!r} is no layer of the model; {advice}")
+    return wrapped
+
+
+def attach_lora(
+    model: PreTrainedModel, settings: AdapterSettings, task: str, checkpointing: bool
+) -> PeftModel:
+    """The model, or a part of one, with LoRA on those of the targets that it has, in training mode.
+
+    `task` is causal, masked or classify; a classifier's head is trained whole. Raises `ConfigError` if it has none of
+    them.
+    """
     targets = settings.targets if isinstance(settings.targets, str) else sorted(settings.targets)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT divides it by the rank
         lora_dropout=settings.dropout,
         target_modules=targets,
-        task_type=TaskType.CAUSAL_LM,
+        task_type=_TASK_TYPES[task],
     )
-    linear = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)})
-    advice = f"this model's linear layers are: {', '.join(linear)}; or use all-linear"
+    advice = _advice(model)
     try:
         with _known_warnings_silent():
             wrapped = get_peft_model(model, config, adapter_name=ADAPTER)
     except ValueError as error:
         raise ConfigError(f"adapter targets {targets} cannot be used: {error}; {advice}") from error
-    if not isinstance(targets, str):
-        adapted = _adapted_layers(wrapped)
-        unused = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in adapted)]
-        if unused:
-            raise ConfigError(f"adapter target {unused[0]!r} is no layer of the model; {advice}")
     if checkpointing:
-        wrapped.enable_input_require_grads()
         with _known_warnings_silent():
             wrapped.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     wrapped.train()
     return wrapped
+
+
+def _advice(model: nn.Module) -> str:
+    linear = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)})
+    return f"this model's linear layers are: {', '.join(linear)}; or use all-linear"
 
 
 @contextlib.contextmanager
