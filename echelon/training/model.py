@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import math
 import re
 import warnings
@@ -162,13 +161,12 @@ def _refusals(settings: ModelSettings, kind: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _report_silent() -> Iterator[None]:
     """The library lists every tensor that it does not load; for a part of a model those are as they should be."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
-        logger.setLevel(level)
+        transformers_logging.set_verbosity(verbosity)
 
 
 @contextlib.contextmanager
