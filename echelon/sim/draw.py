@@ -433,7 +433,7 @@ def _end(draft: Draft) -> None:
     role = draft.random.choice(("aggregator", "gate", "controller", "device"))
     actor = draft.random.choice(draft.actors(role))
     kind = "end" if role in ("aggregator", "device") else "close"
-    call = "read" if role == "device" else draft.random.choice(("publish", "read", "store"))
+    call: Any = "read" if role == "device" else draft.random.choice(("publish", "read", "store"))
     stage = draft.random.choice(("before", "after"))
     if role == "aggregator" and call == "read":
         kind = "close"
