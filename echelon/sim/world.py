@@ -503,7 +503,9 @@ class World:
             update = np.array(offer.progress.vector, np.float32)
             scaled = self._codec.clip(update).astype(np.float64) * (weight / self.manifest.secure.weight_max)
             sha256 = hashlib.sha256(effect.payload or b"").digest()
-            self.outcome.uploads[sha256] = Upload(name, effect.window, offer.number, update, scaled, self.wiped[name])
+            self.outcome.uploads[sha256] = Upload(
+                name, effect.window, offer.number, update, scaled, self.wiped[name]
+            )
             self.outcome.secrets.append(update.tobytes())
         return True
 
