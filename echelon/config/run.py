@@ -468,11 +468,18 @@ class RunSettings(Settings):
                     f"boundary {boundary.name!r} has {count} devices; at most {ENROLLED_LIMIT} can be "
                     f"enrolled: split it"
                 )
-            cohort = min(self.window.cohort or count, count, self.cohort_max())
-            if cohort < floor:
+            for setting, bound in (
+                ("window.cohort", self.window.cohort),
+                ("secure.cohort_max", self.secure.cohort_max),
+            ):
+                if bound is not None and bound < floor:
+                    raise ValueError(
+                        f"{setting} = {bound} in boundary {boundary.name!r} is below secure.k_min + "
+                        f"secure.colluding = {floor}: raise {setting} or lower the floor"
+                    )
+            if floor > COHORT_LIMIT:
                 raise ValueError(
-                    f"a cohort of boundary {boundary.name!r} has at most {cohort} devices (window.cohort, "
-                    f"secure.cohort_max), which is below secure.k_min + secure.colluding = {floor}: raise those or "
+                    f"secure.k_min + secure.colluding = {floor}, and a cohort holds at most {COHORT_LIMIT} devices: "
                     f"lower the floor"
                 )
             if boundary.shards is not None and boundary.shards < floor:

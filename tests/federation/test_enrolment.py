@@ -65,7 +65,8 @@ def test_a_smaller_cohort_leaves_finer_steps_in_the_ring() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"secure": {"cohort_max": 2}}, "below secure.k_min"),
+        ({"secure": {"cohort_max": 2}, "window": {}}, "secure.cohort_max = 2 in boundary 'a' is below secure.k_min"),
+        ({"secure": {"k_min": 150, "colluding": 60}, "window": {}}, "at most 200 devices: lower the floor"),
         ({"secure": {"cohort_max": 201}}, "less than or equal to 200"),
         ({"boundaries": [{"name": "a", "devices": 5000, "data": {"source": "text:x"}}]}, "less than or equal to 4096"),
         (
