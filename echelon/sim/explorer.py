@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from echelon.sim.coverage import Coverage
 from echelon.sim.draw import draw
 from echelon.sim.invariants import Finding, check
+from echelon.sim.memo import remembering
 from echelon.sim.schedule import Schedule
 from echelon.sim.world import play
 
@@ -74,8 +75,9 @@ def judge(schedule: Schedule) -> Verdict:
     """Run a schedule and check every invariant. An error of the simulation itself is a finding, too."""
     begun = time.process_time()
     try:
-        outcome = play(schedule)
-        findings = check(outcome)
+        with remembering():
+            outcome = play(schedule)
+            findings = check(outcome)
         digest, coverage, seconds = outcome.digest(), outcome.coverage, outcome.seconds
     except Exception as error:  # whatever it is, it belongs to this seed, and the next one is to run
         place = traceback.extract_tb(error.__traceback__)[-1]

@@ -67,6 +67,7 @@ class Said:
     record: Record
     sender: str
     message: Message
+    body: bytes
 
 
 @dataclass
@@ -91,7 +92,7 @@ class Left:
                     continue
                 envelope = Envelope.open(record.value)
                 message = BOUNDARY.find(envelope.type, envelope.type_version).decode(envelope.body)
-                found[record.value] = Said(record, envelope.sender, message)
+                found[record.value] = Said(record, envelope.sender, message, envelope.body)
             self._said[key] = list(found.values())
         return self._said[key]
 
@@ -197,7 +198,7 @@ def said_once(left: Left) -> Iterator[str]:
                     ):
                         continue
                     key = (one.sender, one.message.kind, name, value)
-                    bodies.setdefault(key, set()).add(one.message.encode())
+                    bodies.setdefault(key, set()).add(one.body)
             for (sender, kind, name, value), different in bodies.items():
                 if len(different) > 1:
                     yield f"{boundary}/{topic}: {sender} said {len(different)} different {kind} for {name} {value}"

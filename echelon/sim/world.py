@@ -74,7 +74,7 @@ class Upload:
     """How often its device had lost its state file: one that did may train the same data again."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Outcome:
     """What a run left: every record, what its devices know, and what went wrong beyond the records.
 
