@@ -513,6 +513,7 @@ class AggregatorCore:
         members = 0 if cohort is None else len(cohort.members)
         void = Void(window=self.window, phase=self._phase, reason=VoidReason(reason))
         effects: list[Effect] = [
+            *self._leave_version(),
             Publish("control", void, self.window),
             note(
                 "window",
@@ -528,6 +529,23 @@ class AggregatorCore:
         effects += self._open()
         effects += self._adopt_when_idle()
         return [*effects, Save(), *self._try_cohort()]
+
+    def _leave_version(self) -> list[Effect]:
+        """Move on to a version of its own when a window ends without a sum after its devices may have released shares.
+
+        They sign no other set on the version of such a window that differs by a few devices, and the devices of that
+        set may never all come together again: on that version no window might ever close.
+        """
+        if self._phase is not Phase.UNMASK or self.ledger is None:
+            return []
+        commit = self.ledger.commit
+        adopted = self._adopt_held(self.version + 1)
+        anchored = self.ledger.commit != commit
+        if not adopted:
+            bare = Adopt(commit=commit, version=self.version + 1, merged=(), returned=(), dropped=())
+            adopted = [Publish("control", bare, self.window)]
+        self.version += 1
+        return [*adopted, *self._seal_when_due(), self._model(anchored=anchored)]
 
     def _close(self, result: SumResult) -> list[Effect]:
         """The window has a sum: move the adapter, and seal a delta and adopt a commit where they are due."""

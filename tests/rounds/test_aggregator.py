@@ -314,7 +314,34 @@ def test_a_device_that_lies_about_its_n_voids_the_window() -> None:
     world.pump()
     [void] = world.messages(Void)
     assert void == Void(window=0, phase=Phase.UNMASK, reason=VoidReason.MISMATCH)
-    assert world.aggregator.version == 0
+    assert world.aggregator.version == 1  # a number of its own for the same adapter; nothing was merged
+    assert world.aggregator.ledger is not None
+    assert not world.aggregator.ledger.theta().any()
+
+
+def test_after_shares_were_released_in_vain_another_set_of_devices_can_close_a_window() -> None:
+    """Devices sign no set that differs from that one by a few, on its version: the boundary goes on to the next."""
+    world = World(6, manifest=manifest_for(k_min=4), drop=lambda _sender, message: isinstance(message, Unmask))
+    world.genesis()
+    world.train("d0", "d1", "d2", "d3", "d4")
+    world.pump()
+    world.fire(AGGREGATOR, "window")
+    world.pump()
+    world.round_over()
+    [void] = world.messages(Void)
+    assert void == Void(window=0, phase=Phase.UNMASK, reason=VoidReason.THRESHOLD)
+    world.drop = lambda _sender, _message: False
+    world.train()
+    world.pump()
+    for _ in range(3):
+        for name in world.names:
+            world.fire(name, "patience")
+        world.train()
+        world.pump()
+        world.round_over()
+    assert world.windows()
+    assert len(world.windows()[0].included) == 6
+    world.derive()
 
 
 @pytest.mark.parametrize("payload", [b"", b"abc", bytes(400), None])
