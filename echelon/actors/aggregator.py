@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
@@ -61,6 +62,10 @@ class Aggregator(BoundaryActor):
     def inputs(self) -> Iterable[TopicPartition]:
         """Check-ins, rounds, masked updates, and the exchange's decisions as the gate mirrored them."""
         return (TopicPartition("checkin"), TopicPartition("handshake"), TopicPartition("masked"), GLOBAL)
+
+    async def last_words(self, pump: asyncio.Task[None]) -> None:
+        """The end of the run is for the devices to hear, whenever their broker is there again."""
+        await self.publisher.said_everything(pump, lambda: self.halted)
 
     def snapshot(self) -> bytes:
         """How far `global` was read, then the core's state."""

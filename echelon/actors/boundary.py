@@ -157,7 +157,7 @@ class BoundaryActor(ABC):
                 if self.halted:
                     break
                 await self._step(event)
-            await self.publisher.drained(DRAIN_SECONDS)
+            await self.last_words(pump)
         finally:
             self.running = False
             self.timers.stop_all()
@@ -167,6 +167,10 @@ class BoundaryActor(ABC):
             await asyncio.gather(*tasks, return_exceptions=True)
             if reader is not None:
                 await reader.aclose()
+
+    async def last_words(self, pump: asyncio.Task[None]) -> None:
+        """The work is done: give what was said the time to be sent."""
+        await self.publisher.drained(DRAIN_SECONDS)
 
     def halt(self) -> None:
         """Leave the loop after the step under way, and send what is stored; a restart goes on from there."""

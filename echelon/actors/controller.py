@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echelon.actors.exchange import Writer, serious
-from echelon.actors.runtime import DRAIN_SECONDS, STEP_COST, Publisher, Services, Timers, feed, read_to_end
+from echelon.actors.runtime import STEP_COST, Publisher, Services, Timers, feed, read_to_end
 from echelon.actors.state import Row, StateStore
 from echelon.audit.log import Entry, TopicLog
 from echelon.bus.base import Bus, Outgoing, Record, TopicPartition
@@ -127,7 +127,8 @@ class Controller:
                     await self._store([])
                     break
                 await self._step(event)
-            await self.publisher.drained(DRAIN_SECONDS)
+            # `close` is for everybody to hear, whenever the exchange is there again.
+            await self.publisher.said_everything(pump, lambda: self.halted)
         finally:
             self.running = False
             self.timers.stop_all()

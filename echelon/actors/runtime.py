@@ -168,6 +168,20 @@ class Publisher:
             return False
         return True
 
+    async def said_everything(self, pump: asyncio.Task[None], hurried: Callable[[], bool]) -> None:
+        """Wait until everything was sent, however long the broker is away: nobody else can say it once this actor ends.
+
+        Args:
+            pump: the task of `run`.
+            hurried: whether the actor has to go; asked every few seconds.
+
+        Raises:
+            BusError: sending has failed for good.
+        """
+        while not await self.drained(DRAIN_SECONDS) and not hurried():
+            if pump.done():
+                pump.result()
+
 
 def _fingerprint(record: Outgoing) -> bytes:
     digest = hashlib.sha256()
