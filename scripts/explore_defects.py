@@ -36,10 +36,10 @@ def _defect(name: str, file: str, find: str, replace: str, why: str) -> Mutation
 DEFECTS: tuple[Mutation, ...] = (
     _defect(
         "lost dedupe",
-        "echelon/rounds/commits.py",
-        "if len(numbers) != len(delta.windows) or numbers & self._windows[delta.boundary]:",
+        "echelon/audit/log.py",
+        "if self.chain.seen(digest):",
         "if False:",
-        "Windows that were merged already would be merged again.",
+        "What at-least-once delivery repeats on the exchange would be read as new.",
     ),
     _defect(
         "repeats taken twice",
