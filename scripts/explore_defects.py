@@ -134,13 +134,25 @@ def find(defect: Mutation, seeds: str, workers: int) -> dict[str, Any]:
         shutil.copytree(ROOT, tree, ignore=LEFT_BEHIND, symlinks=True)
         path = tree / defect.file
         path.write_text(mutated(path.read_text(encoding="utf-8"), defect), encoding="utf-8")
-        command = [sys.executable, "-m", "echelon", "sim", "explore", "--seeds", seeds, "--fail-fast", "--json"]
+        command = [
+            sys.executable,
+            "-m",
+            "echelon",
+            "sim",
+            "explore",
+            "--seeds",
+            seeds,
+            "--fail-fast",
+            "--json",
+        ]
         command += ["--workers", str(workers), "--out", str(Path(folder) / "out")]
         environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
         begun = time.monotonic()
         done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
         if done.returncode not in (0, 1):
-            raise MutationError(f"{defect.name}: the explorer ended with {done.returncode}: {done.stderr[-500:]}")
+            raise MutationError(
+                f"{defect.name}: the explorer ended with {done.returncode}: {done.stderr[-500:]}"
+            )
     facts = json.loads(done.stdout)
     failed = facts["failed"][0] if facts["failed"] else None
     return {
@@ -171,7 +183,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for defect in chosen:
         row = find(defect, asked.seeds, asked.workers)
         rows.append(row)
-        told = f"seed {row['seed']} ({row['seeds_run']} run): {row['finding']}" if row["found"] else "NOT FOUND"
+        told = (
+            f"seed {row['seed']} ({row['seeds_run']} run): {row['finding']}" if row["found"] else "NOT FOUND"
+        )
         print(f"{defect.name}: {told}", flush=True)
         if asked.out is not None:
             about = {

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from echelon.sim.life import Call
 from echelon.sim.schedule import Fault, LinkSpec, Schedule
 
 CONTROL = (
@@ -433,7 +434,8 @@ def _end(draft: Draft) -> None:
     role = draft.random.choice(("aggregator", "gate", "controller", "device"))
     actor = draft.random.choice(draft.actors(role))
     kind = "end" if role in ("aggregator", "device") else "close"
-    call: Any = "read" if role == "device" else draft.random.choice(("publish", "read", "store"))
+    calls: tuple[Call, ...] = ("read",) if role == "device" else ("publish", "read", "store")
+    call = draft.random.choice(calls)
     stage = draft.random.choice(("before", "after"))
     if role == "aggregator" and call == "read":
         kind = "close"

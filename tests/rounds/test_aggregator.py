@@ -321,7 +321,9 @@ def test_a_device_that_lies_about_its_n_voids_the_window() -> None:
 
 def test_after_shares_were_released_in_vain_another_set_of_devices_can_close_a_window() -> None:
     """Devices sign no set that differs from that one by a few, on its version: the boundary goes on to the next."""
-    world = World(6, manifest=manifest_for(k_min=4), drop=lambda _sender, message: isinstance(message, Unmask))
+    world = World(
+        6, manifest=manifest_for(k_min=4), drop=lambda _sender, message: isinstance(message, Unmask)
+    )
     world.genesis()
     world.train("d0", "d1", "d2", "d3", "d4")
     world.pump()

@@ -39,13 +39,12 @@ def test_the_same_seed_is_the_same_run_in_another_process() -> None:
 
 
 def test_wrong_wall_clocks_change_nothing() -> None:
-    schedule = draw(11)
+    schedule = next(found for found in map(draw, range(100)) if len(found.links) > 4)
     right = [link.model_copy(update={"skew": 0.0}) for link in schedule.links]
-    wrong = [link.model_copy(update={"skew": 1e9 * (-1) ** place}) for place, link in enumerate(schedule.links)]
-    assert wrong
-    digests = {
-        play(schedule.model_copy(update={"links": tuple(links)})).digest() for links in (right, wrong)
-    }
+    wrong = [
+        link.model_copy(update={"skew": 1e9 * (-1) ** place}) for place, link in enumerate(schedule.links)
+    ]
+    digests = {play(schedule.model_copy(update={"links": tuple(links)})).digest() for links in (right, wrong)}
     assert len(digests) == 1
 
 
@@ -109,7 +108,10 @@ def test_a_schedule_survives_its_file(tmp_path: Path) -> None:
         ('{"seed": 1, "run": {}}', "boundaries"),
         ('{"seed": 1, "run": RUN, "faults": [{"what": "crash", "actor": "z"}]}', "no actor"),
         ('{"seed": 1, "run": RUN, "faults": [{"what": "leave", "actor": "a.gate"}]}', "only devices"),
-        ('{"seed": 1, "run": RUN, "faults": [{"what": "cut", "actor": "a-0", "broker": "exchange"}]}', "link"),
+        (
+            '{"seed": 1, "run": RUN, "faults": [{"what": "cut", "actor": "a-0", "broker": "exchange"}]}',
+            "link",
+        ),
     ],
 )
 def test_a_file_that_is_no_schedule(tmp_path: Path, text: str, message: str) -> None:
@@ -124,7 +126,7 @@ def test_a_file_that_is_no_schedule(tmp_path: Path, text: str, message: str) -> 
 
 
 def test_a_dead_process_does_nothing_more() -> None:
-    """A controller that dies before its second commit is stored has said nothing of it, and says it after its restart."""
+    """A controller that dies as it stores its second commit has said nothing of it, and makes it after its restart."""
     base = load(FOUND[0])
     crash = Fault(what="crash", actor="controller", call="store", kind="commit", nth=2, seconds=0.5)
     world = World(base.model_copy(update={"faults": (crash,)}))
@@ -152,7 +154,9 @@ def test_the_command_line(tmp_path: Path) -> None:
 def test_a_failing_seed_says_how_to_repeat_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from echelon.sim import invariants
 
-    monkeypatch.setitem(invariants.INVARIANTS, "progress", lambda left: iter([f"{left.outcome.seconds:.0f} s"]))
+    monkeypatch.setitem(
+        invariants.INVARIANTS, "progress", lambda left: iter([f"{left.outcome.seconds:.0f} s"])
+    )
     done = CliRunner().invoke(app, ["sim", "explore", "--seeds", "3..3", "--out", str(tmp_path)])
     assert done.exit_code == 1
     assert "echelon sim explore --seeds 3..3 --workers 1" in done.stdout

@@ -58,7 +58,12 @@ def meddled() -> Outcome:
 
 
 def change(
-    outcome: Outcome, boundary: str, topic: str, kind: type[Message], how: Callable[[Message], Message], nth: int = 0
+    outcome: Outcome,
+    boundary: str,
+    topic: str,
+    kind: type[Message],
+    how: Callable[[Message], Message],
+    nth: int = 0,
 ) -> None:
     """Put another body into the n-th record of a kind. Invariants do not look at signatures: the actors did."""
     records = outcome.topics[boundary][topic]
@@ -180,12 +185,22 @@ def an_upload_is_not_masked(outcome: Outcome) -> None:
     records = outcome.topics["a"]["masked"]
     chunk = next(record for record in records if is_chunk(record))
     records.append(dataclasses.replace(chunk, offset=len(records), value=plain.tobytes()))
-    add(outcome, "a", "masked", sealed(Masked(window=first.window, payload=described), "masked", upload.device))
+    add(
+        outcome,
+        "a",
+        "masked",
+        sealed(Masked(window=first.window, payload=described), "masked", upload.device),
+    )
 
 
 def an_honest_record_is_refused(outcome: Outcome) -> None:
     letter = DeadLetter(
-        topic="masked", partition=0, offset=3, reason=Reason.BAD_SIGNATURE, record_sha256=bytes(32), detail="x"
+        topic="masked",
+        partition=0,
+        offset=3,
+        reason=Reason.BAD_SIGNATURE,
+        record_sha256=bytes(32),
+        detail="x",
     )
     add(outcome, "a", "deadletter", sealed(letter, "deadletter", "a.gate"))
 
