@@ -22,6 +22,7 @@ from echelon.messages.boundary import (
     Leave,
     Model,
     Ready,
+    Released,
     SealedDelta,
     Window,
     WindowOpen,
@@ -82,7 +83,8 @@ class Aggregator(BoundaryActor):
             self.core.restore(snapshot[end:])
         decisions = [message async for message in self._decisions()]
         effects: list[Effect] = []
-        if snapshot is None and decisions:
+        # Devices that came and went before genesis were answered, and nothing was decided yet.
+        if snapshot is None and any(not isinstance(message, Released) for message in decisions):
             self.services.log.warning(
                 "%s: no state file; rebuilding it from the boundary's topics", self.name
             )
