@@ -1,4 +1,5 @@
-"""Make the shipped base model: a Llama of about 1M parameters with a byte-level BPE of 2,048 entries.
+"""Make the shipped models: a Llama of about 1M parameters (`tiny`), and one of about 0.2M (`micro`), which share a
+byte-level BPE of 2,048 entries.
 
 It is trained from scratch on Python standard-library sources, minus everything that the quickstart adapts to
 (``RESERVED`` below), so that adaptation has something to learn. The result is a folder that
@@ -6,7 +7,9 @@ It is trained from scratch on Python standard-library sources, minus everything 
 ``training.json`` (seed, steps, losses, versions, command).
 
     python scripts/make_base.py --out echelon/assets/base --steps 3000
+    python scripts/make_base.py --size micro --out echelon/assets/micro --tokenizer echelon/assets/base --steps 2000
 
+With `--tokenizer` that folder's tokenizer is used and not written again.
 Byte-equal results need the same Python, torch and processor kind; ``corpus.json`` says which files were read.
 """
 
@@ -51,6 +54,19 @@ RESERVED_TEST_PREFIXES = (*sorted(RESERVED), *TEST_WORDS.split())
 SKIPPED_FOLDERS = frozenset(
     {"site-packages", "dist-packages", "__pycache__", "lib-dynload", "bad_coding", "idle_test"}
 )
+
+
+@dataclass(frozen=True)
+class Size:
+    """Dimensions of a model."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+
+
+SIZES = {"tiny": Size(128, 352, 4, 4), "micro": Size(64, 176, 2, 2)}
 
 
 @dataclass(frozen=True)
@@ -148,6 +164,7 @@ def validation_loss(model: LlamaForCausalLM, stream: torch.Tensor, length: int) 
 def main() -> None:
     """Train and write the folder."""
     parser = argparse.ArgumentParser(description="make the shipped base model")
+    parser.add_argument("--size", choices=sorted(SIZES), default="tiny")
     parser.add_argument("--out", type=Path, default=Path("echelon/assets/base"))
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=16, help="sequences per step")
@@ -174,14 +191,15 @@ def main() -> None:
         flush=True,
     )
 
+    size = SIZES[args.size]
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCABULARY,
-            hidden_size=128,
-            intermediate_size=352,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=4,
+            hidden_size=size.hidden,
+            intermediate_size=size.intermediate,
+            num_hidden_layers=size.layers,
+            num_attention_heads=size.heads,
+            num_key_value_heads=size.heads,
             max_position_embeddings=512,
             tie_word_embeddings=True,
             attention_dropout=0.0,
@@ -221,17 +239,22 @@ def main() -> None:
 
     args.out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(args.out)
-    tokenizer.save_pretrained(args.out)
+    if not args.tokenizer:
+        tokenizer.save_pretrained(args.out)
     corpus = {
         "python": platform.python_version(),
         "reserved": sorted(RESERVED),
         "training": {file.path: file.sha256 for file in training},
         "validation": {file.path: file.sha256 for file in validation},
     }
-    (args.out / "corpus.json").write_text(json.dumps(corpus, indent=0, sort_keys=True) + "\n")
+    listing = json.dumps(corpus, indent=0, sort_keys=True) + "\n"
+    if not args.tokenizer:
+        (args.out / "corpus.json").write_text(listing)
+    options = f" --size {args.size} --tokenizer {args.tokenizer.as_posix()}" if args.tokenizer else ""
     record = {
-        "command": f"python scripts/make_base.py --steps {args.steps} --batch {args.batch} "
+        "command": f"python scripts/make_base.py{options} --steps {args.steps} --batch {args.batch} "
         f"--length {args.length} --lr {args.lr} --seed {args.seed}",
+        "corpus_sha256": hashlib.sha256(listing.encode()).hexdigest(),
         "parameters": sum(p.numel() for p in model.parameters()),
         "seconds": round(time.monotonic() - started),
         "seed": args.seed,

@@ -24,8 +24,8 @@ class ModelSettings(Settings):
 
     model: Text = Field(
         default="echelon:tiny",
-        description="Hugging Face model id, path of a folder that transformers can load, or `echelon:tiny` "
-        "for the model of about 1M parameters that ships with the package.",
+        description="Hugging Face model id, path of a folder that transformers can load, or a model that "
+        "ships with the package: `echelon:tiny` (about 1M parameters), `echelon:micro` (about 0.2M).",
     )
     revision: Text | None = Field(
         default=None,

@@ -170,9 +170,15 @@ def _generate(weights: Vector, prompt: str, tokens: int) -> str:
 
 
 class Compute:
-    """Runs learners' calls off the loop; one instance serves every device of the process."""
+    """Runs learners' calls off the loop; one instance serves every device of the process.
 
-    def __init__(self, settings: RunSettings) -> None:
+    Args:
+        settings: the run file.
+        learner: a learner that is there already, made from `spec_of(settings)`; for the virtual clock, where many
+            runs of one process share the model that they adapt. None: one is built.
+    """
+
+    def __init__(self, settings: RunSettings, learner: FullLearner | None = None) -> None:
         self._spec, self._learner_settings, self._cost = spec_of(settings), settings.learner, settings.cost
         self._speed: Mapping[str, float] = {
             device.id: device.speed for boundary in settings.boundaries for device in boundary.device_list()
@@ -190,7 +196,7 @@ class Compute:
         self._inline: FullLearner | None = None
         threads = settings.compute.threads
         if self._virtual or settings.learner.kind == "quadratic":
-            self._inline = build_learner(self._spec, self._learner_settings)
+            self._inline = learner or build_learner(self._spec, self._learner_settings)
             if not self._virtual:
                 self._executor = ThreadPoolExecutor(settings.compute.workers or os.cpu_count() or 1)
         else:

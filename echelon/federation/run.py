@@ -28,7 +28,7 @@ from echelon.clock import Offload, is_virtual
 from echelon.config.run import BoundarySettings, RunSettings, dump
 from echelon.errors import BusError, ConfigError, StateError, TrainingError
 from echelon.federation.assembly import Assembly, Terms
-from echelon.federation.compute import Compute
+from echelon.federation.compute import Compute, FullLearner
 from echelon.federation.identities import Identities
 from echelon.federation.metrics import Recorder
 from echelon.federation.rules import rules_of
@@ -55,6 +55,8 @@ class Result:
     summary: dict[str, Any]
     audit: Report
     adapter: Vector
+    exchange: dict[str, list[Record]] = field(default_factory=dict)
+    """Every record of the exchange, by topic in offset order."""
 
 
 @dataclass
@@ -68,6 +70,7 @@ class Federation:
         recorder: takes the metrics.
         interceptor: for fault injection.
         status: told what is being done, in words.
+        learner: a learner that several runs on the virtual clock share; None: the run makes its own.
     """
 
     settings: RunSettings
@@ -77,6 +80,7 @@ class Federation:
     interceptor: Interceptor | None = None
     status: Callable[[str], None] = lambda _text: None
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("echelon"))
+    learner: FullLearner | None = None
 
     def __post_init__(self) -> None:
         self.controller: Controller | None = None
@@ -130,7 +134,7 @@ class Federation:
             ConfigError: the settings cannot work; nothing was started.
             EchelonError: an actor failed; the folder can be resumed.
         """
-        compute = Compute(self.settings)
+        compute = Compute(self.settings, self.learner)
         assembly: Assembly | None = None
         try:
             terms, identities = await self._terms(compute)
@@ -396,7 +400,7 @@ class Federation:
         }
         if self.out is not None:
             await self._write(compute, terms, adapter, summary, files)
-        return Result(summary, report, adapter)
+        return Result(summary, report, adapter, topics)
 
     async def _write(
         self,

@@ -315,6 +315,15 @@ class TorchLearner:
             # Every k-th block: the same ones each time, of every length.
             stride = -(-int(np.count_nonzero(blocks.counted)) // max_tokens)
             blocks = Blocks(blocks.tokens[::stride], blocks.counted[::stride], blocks.lengths[::stride])
+        found = self.loss_on(blocks, weights)
+        if not math.isfinite(found.loss_sum):
+            raise TrainingError(
+                f"device {device}: the validation loss is not finite; the weights are unusable"
+            )
+        return found
+
+    def loss_on(self, blocks: Blocks, weights: Vector) -> EvalResult:
+        """Loss of the adapter on blocks that lie longest first, as `pack_validation` leaves them; may be no number."""
         self._flat.load(weights)
         self.model.eval()
         tokens, labels = self._tensors(blocks)
@@ -325,10 +334,6 @@ class TorchLearner:
                 # Longest first, so the first block of a batch says where its padding starts.
                 width = int(blocks.lengths[start])
                 total += self._loss_sum(tokens[part, :width], labels[part, :width]).item()
-        if not math.isfinite(total):
-            raise TrainingError(
-                f"device {device}: the validation loss is not finite; the weights are unusable"
-            )
         return EvalResult(total, int(np.count_nonzero(blocks.counted)))
 
     def evaluate_boundary(self, boundary: str, weights: Vector) -> EvalResult:

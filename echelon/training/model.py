@@ -26,6 +26,8 @@ from echelon.training.layout import ADAPTER
 
 SHIPPED_NAME = "echelon:tiny"
 SHIPPED_PATH = Path(__file__).parent.parent / "assets" / "base"
+SHIPPED = {SHIPPED_NAME: SHIPPED_PATH, "echelon:micro": SHIPPED_PATH.parent / "micro"}
+"""What ships: about 1M and 0.2M parameters. All of them use the tokenizer in `SHIPPED_PATH`."""
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _IN_BLOCK = re.compile(r"\.\d+\.")
@@ -43,16 +45,23 @@ def model_path(settings: ModelSettings) -> str:
     Raises `ConfigError` for something that looks like a path and is no folder.
     """
     name = settings.model
-    if name == SHIPPED_NAME:
-        return str(SHIPPED_PATH)
+    if name in SHIPPED:
+        return str(SHIPPED[name])
     if name.startswith("echelon:"):
-        raise ConfigError(f"model {name!r} does not ship with the package; the only one is {SHIPPED_NAME!r}")
+        raise ConfigError(
+            f"model {name!r} does not ship with the package; there are {', '.join(map(repr, SHIPPED))}"
+        )
     path = Path(name).expanduser()
     if path.is_dir():
         return str(path)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ConfigError(f"model {name!r} is not a folder; give a folder with config.json, or a model id")
     return name
+
+
+def tokenizer_path(settings: ModelSettings) -> str:
+    """Where the model's tokenizer is: in its own folder, except that shipped models share one. As `model_path`."""
+    return str(SHIPPED_PATH) if settings.model in SHIPPED else model_path(settings)
 
 
 def portable_name(settings: ModelSettings) -> str:
@@ -80,7 +89,7 @@ def read_config(settings: ModelSettings) -> dict[str, Any]:
 def load_base(settings: ModelSettings, device: torch.device) -> tuple[PreTrainedModel, Any]:
     """The frozen model and its tokenizer. Raises `ConfigError` when either cannot be loaded."""
     with _refusals(settings, "that it is a causal language model"), _no_progress_bars():
-        tokenizer = AutoTokenizer.from_pretrained(model_path(settings), **_options(settings))
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_path(settings), **_options(settings))
     model = load_pretrained(AutoModelForCausalLM, settings, model_config(settings))
     nn.Module.to(model, device)  # in place
     return model, tokenizer
