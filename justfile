@@ -77,6 +77,15 @@ mutate *ARGS:
 bench *ARGS:
     python -m bench "$@"
 
+# the contest in its smallest form, into runs/contest-ci: every table, no claim; under five minutes on two cores
+contest-ci *ARGS:
+    rm -rf runs/contest-ci
+    echelon bench contest --tier ci --out runs/contest-ci "$@"
+
+# a tier of the contest, into bench/results/contest and docs/contest.md; ARGS go to `echelon bench contest`
+contest TIER="small" *ARGS:
+    echelon bench contest --tier "$@"
+
 # write docs/settings.md, the table of all settings, from the code
 docs-settings:
     python scripts/settings.py docs/settings.md

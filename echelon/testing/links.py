@@ -1,6 +1,7 @@
-"""Bad links for one process of a fleet: a connection that is cut while a file exists, and records that are sent twice.
+"""Bad links for one process of a fleet: a connection that is cut while a file exists, records that are sent twice, a
+broker that is far away.
 
-For tests alone; `echelon.testing.killing` installs them where the environment says so.
+For tests and measurements alone; `echelon.testing.killing` installs them where the environment says so.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from echelon.services import run as service
 
 CUT, CUT_PORT, DUPLICATES = "FAULT_CUT", "FAULT_CUT_PORT", "FAULT_DUPLICATES"
 """Environment: the file that cuts the link while it exists; the port that is cut off; probability of a repeat."""
+FAR_PORT, FAR_LATENCY, FAR_BANDWIDTH = "FAULT_FAR_PORT", "FAULT_FAR_LATENCY", "FAULT_FAR_BANDWIDTH"
+"""Environment: the port of the broker that is far away, seconds each way, bytes per second."""
 LOOK_EVERY = 0.05
 
 
@@ -27,6 +30,8 @@ def install() -> None:
         _Cut(Path(os.environ[CUT]), int(os.environ[CUT_PORT])).install()
     if DUPLICATES in os.environ:
         _repeat(float(os.environ[DUPLICATES]))
+    if FAR_PORT in os.environ:
+        _far(int(os.environ[FAR_PORT]), float(os.environ[FAR_LATENCY]), float(os.environ[FAR_BANDWIDTH]))
 
 
 class _Cut:
@@ -74,3 +79,15 @@ def _repeat(probability: float) -> None:
         return FaultyBus(await open_bus(url, **more), FaultPlan(duplicate=probability, seed=seed))
 
     service.open_bus = repeating  # type: ignore[attr-defined]
+
+
+def _far(port: int, latency: float, bandwidth: float) -> None:
+    """Every bus that the service opens to the broker on that port has this latency and bandwidth."""
+
+    async def slowed(url: str, **more: Any) -> Bus:
+        bus = await open_bus(url, **more)
+        if f":{port}" not in url:
+            return bus
+        return FaultyBus(bus, FaultPlan(latency=latency, bandwidth=bandwidth, seed=os.getpid()))
+
+    service.open_bus = slowed  # type: ignore[attr-defined]

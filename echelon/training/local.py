@@ -322,15 +322,19 @@ class TorchLearner:
             )
         return found
 
-    def loss_on(self, blocks: Blocks, weights: Vector) -> EvalResult:
-        """Loss of the adapter on blocks that lie longest first, as `pack_validation` leaves them; may be no number."""
+    def loss_on(self, blocks: Blocks, weights: Vector, batch: int | None = None) -> EvalResult:
+        """Loss of the adapter on blocks that lie longest first, as `pack_validation` leaves them; may be no number.
+
+        `batch` blocks go through the model at a time; None: as many as in training.
+        """
+        batch = batch or self.spec.train.batch_size
         self._flat.load(weights)
         self.model.eval()
         tokens, labels = self._tensors(blocks)
         total = 0.0
         with torch.no_grad():
-            for start in range(0, len(blocks), self.spec.train.batch_size):
-                part = slice(start, start + self.spec.train.batch_size)
+            for start in range(0, len(blocks), batch):
+                part = slice(start, start + batch)
                 # Longest first, so the first block of a batch says where its padding starts.
                 width = int(blocks.lengths[start])
                 total += self._loss_sum(tokens[part, :width], labels[part, :width]).item()

@@ -1,0 +1,46 @@
+"""Reading a curve: the loss at so many tokens, bytes, seconds or syncs, and the time at which a loss is reached."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+Point = dict[str, Any]
+Axis = Literal["t", "tokens", "bytes", "commits"]
+
+
+def place(point: Point, axis: Axis) -> float:
+    """Where a point is on an axis; bytes are those of both directions."""
+    return float(point["out"] + point["in"]) if axis == "bytes" else float(point[axis])
+
+
+def evaluated(curve: Sequence[Point]) -> list[Point]:
+    """The points that have a loss."""
+    return [point for point in curve if point["loss"] is not None]
+
+
+def loss_at(curve: Sequence[Point], axis: Axis, where: float) -> float | None:
+    """The loss at a place, linear between evaluated points; the last loss behind the last; None before the first."""
+    points = evaluated(curve)
+    if not points or where < place(points[0], axis):
+        return None
+    before = points[0]
+    for point in points[1:]:
+        x0, x1 = place(before, axis), place(point, axis)
+        if where <= x1:
+            share = (where - x0) / (x1 - x0) if x1 > x0 else 1.0
+            return float(before["loss"] + share * (point["loss"] - before["loss"]))
+        before = point
+    return float(before["loss"])
+
+
+def time_to(curve: Sequence[Point], target: float) -> float | None:
+    """Seconds at which the loss first is at the target, linear between evaluated points; None: it never was."""
+    points = evaluated(curve)
+    for before, point in pairwise(points):
+        if point["loss"] <= target:
+            fall = before["loss"] - point["loss"]
+            share = (before["loss"] - target) / fall if fall > 0 else 1.0
+            return float(before["t"] + min(max(share, 0.0), 1.0) * (point["t"] - before["t"]))
+    return None
