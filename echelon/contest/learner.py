@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from typing import cast
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from echelon.contest.data import DOMAINS, File
 from echelon.errors import ConfigError
@@ -60,7 +62,7 @@ class SharedLearner(TorchLearner):
     def _check_fit_of(self, spec: LearnerSpec) -> None:
         before, self.spec = self.spec, spec
         try:
-            self._check_fit(self.model.get_base_model())
+            self._check_fit(cast(PreTrainedModel, self.model.get_base_model()))
         except ConfigError:
             self.spec = before
             raise

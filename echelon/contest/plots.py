@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from echelon.contest.arms import CONTESTANT, Kind
 from echelon.contest.cells import HOME, PRIMARY
@@ -55,14 +55,14 @@ def mean_curve(row: Row, axis: CurveAxis) -> tuple[tuple[float, float], ...]:
     return tuple(points)
 
 
-def _losses(rows: Sequence[Row], axis: CurveAxis, caption: str, write: object) -> str:
+def _losses(rows: Sequence[Row], axis: CurveAxis, caption: str, write: Callable[[float], str]) -> str:
     series = [
         Series(row.label, mean_curve(row, axis), number % PALETTE, dashed=number >= PALETTE)
         for number, row in enumerate(rows)
     ]
     return _chart(
         series, Axis(caption, write, low=0), Axis("test loss, nats per token", lambda y: f"{y:.3f}")
-    )  # type: ignore[arg-type]
+    )
 
 
 def _intervals(rows: Sequence[Row]) -> str:
