@@ -53,6 +53,8 @@ from echelon.topics import Boundary, load_catalogue
 
 TRIES = 20
 """Times in a row that an actor is started again after its broker failed it."""
+MOST_RECORDS = 20_000
+"""Records after which a run counts as one that goes in circles: ten times what the largest ones write."""
 SAMPLE_S = 0.25
 """Seconds between two looks at what the actors hold in memory."""
 CANARY = 16
@@ -478,6 +480,10 @@ class World:
                 if assembler is not None:
                     most = max(assembler.open_bytes, self.outcome.memory.get(name, (0, 0))[0])
                     self.outcome.memory[name] = (most, assembler.most_open_bytes)
+            written = sum(len(log) for broker in self.brokers.values() for log in broker.logs.values())
+            if written > MOST_RECORDS:
+                self.outcome.stuck = f"nobody: {written} records were written, and no end is in sight"
+                self._failed.set()
 
     def _note(self, actor: str, _time: float, note: Note) -> None:
         facts = dict(note.facts)
