@@ -162,6 +162,9 @@ def find(defect: Mutation, seeds: str, workers: int) -> dict[str, Any]:
         "seed": None if failed is None else failed["seed"],
         "seeds_run": facts["seeds"],
         "of": int(last or first) - int(first) + 1,
+        "invariants": []
+        if failed is None
+        else sorted({text.partition(":")[0] for text in failed["findings"]}),
         "finding": None if failed is None else failed["findings"][0][:200],
         "seconds": round(time.monotonic() - begun, 1),
     }
@@ -192,6 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "command": "python scripts/explore_defects.py " + " ".join(arguments or sys.argv[1:]),
                 "machine": {"cpus": os.cpu_count(), "machine": platform.machine()},
                 "python": platform.python_version(),
+                "seeds": asked.seeds,
             }
             asked.out.write_text(json.dumps({**about, "defects": rows}, indent=2) + "\n")
     return 0 if all(row["found"] for row in rows) else 1
