@@ -121,7 +121,7 @@ BARRIER = ("fedavg", "diloco")
 FOUR = ("fedavg", "diloco", "echelon-fixed", "echelon-da")
 BEST_FIXED = "@best-fixed"
 """Stands for the arm that the dev split found to be the best with a fixed interval."""
-TARGET_SHARE = 0.8
+TARGET_SHARE = 0.5
 """The target is this share of the improvement that the best trial made on the dev split, relative to the base."""
 
 
