@@ -34,7 +34,7 @@ def test_an_arm_that_learns_twice_as_fast_wins_the_primary_endpoint(tmp_path: Pa
     # Dev seed 101 ends at 3.62 from 4.0: the target is a share of that way.
     assert decided["target"] == pytest.approx(BASE - TARGET_SHARE * (BASE - (0.9 * BASE + 0.01 * (101 % 3))))
     text = primary(source)
-    found = re.search(r"dev split: (-?\d+\.\d+) % .* over 2 pairs", text)
+    found = re.search(r"dev split: (-?\d+\.\d+) % .* over \d pairs", text)
     assert found is not None
     assert -55 < float(found[1]) < -45  # half the way in half the time, but for what the seeds differ by
 
