@@ -40,7 +40,10 @@ def _start(corpus: Corpus, folder: Path) -> None:
     global _corpus, _folder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when the contest stops
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    _corpus, _folder = corpus, folder
+    # A row's id, by which it is dealt and ordered, has the path of its file in it as the run file names it: relative to
+    # the folder, so that the same run has the same data wherever its rows lie.
+    os.chdir(folder)
+    _corpus, _folder = corpus, Path()
 
 
 def _run_group(jobs: Sequence[Job]) -> tuple[list[Line], list[Failure]]:

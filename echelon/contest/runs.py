@@ -212,14 +212,14 @@ def _federated(job: Job, settings: RunSettings, learner: SharedLearner) -> Line:
     last = curve[-1]
     summary = result.summary
     devices = sum(len(boundary.device_list()) for boundary in settings.boundaries)
-    until = [tokens for when, tokens in recorder.trained if when <= last["t"]]
+    until = [(when, tokens) for when, tokens in recorder.trained if when <= last["t"]]
     return {
         "curve": curve,
         "final": {
             "seconds": last["t"],
             "tokens": last["tokens"],
-            "trained": sum(until),
-            "tokens_per_s": round(sum(until) / last["t"], 2),
+            "trained": sum(tokens for _, tokens in until),
+            "tokens_per_s": round(throughput(until), 2),
             "bytes_out": last["out"],
             "bytes_in": last["in"],
             "commits": summary["commits"],
@@ -236,6 +236,17 @@ def _federated(job: Job, settings: RunSettings, learner: SharedLearner) -> Line:
         "staleness": dict(sorted(Counter(str(tau) for tau in log.staleness).items())),
         "audit": "ok",
     }  # fmt: skip
+
+
+def throughput(jobs: Sequence[tuple[float, int]]) -> float:
+    """Tokens per second of training jobs (end in seconds, tokens), from the first end to the last.
+
+    Start and end of a run, which a long run has as well as a short one, are not in it; a wait between two jobs is.
+    Jobs that end together with the first are part of the start.
+    """
+    if not jobs or jobs[-1][0] <= jobs[0][0]:
+        return 0.0
+    return sum(tokens for when, tokens in jobs if when > jobs[0][0]) / (jobs[-1][0] - jobs[0][0])
 
 
 class _At:
