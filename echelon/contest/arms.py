@@ -134,6 +134,7 @@ _DILOCO = tuple(
     for h in (4, 8, 16)
     for m in (0.9, 0.5)
 )
+_MOVING = Knobs(pace="echelon-da", outer="nesterov", outer_lr=0.7, momentum=0.5)
 _FIXED = ((2, 1), (4, 1), (4, 2), (8, 1), (8, 2), (4, 4))
 
 ARMS: tuple[Arm, ...] = (
@@ -145,7 +146,12 @@ ARMS: tuple[Arm, ...] = (
     _federated("diloco-overlap", "DiLoCo (overlapped)", *(replace(k, overlap=True) for k in _DILOCO)),
     _federated("fedbuff", "FedBuff", *_intervals(Knobs(deltas=1), *_FIXED)),
     _federated("echelon-fixed", "Echelon, fixed interval", *_intervals(Knobs(), *_FIXED)),
-    _federated("echelon-da", "Echelon-DA", *_intervals(Knobs(pace="echelon-da"), *_FIXED)),
+    _federated(
+        "echelon-da",
+        "Echelon-DA",
+        *_intervals(_MOVING, (2, 1), (4, 1), (4, 2), (8, 1)),
+        *_intervals(Knobs(pace="echelon-da"), (4, 2), (4, 4)),
+    ),
 )
 """All arms. The grids' H are for the short runs of the small tiers; longer tiers stretch them."""
 BY_NAME = {arm.name: arm for arm in ARMS}
