@@ -59,12 +59,13 @@ MESSAGES: dict[Plane, frozenset[str]] = {
     Plane.BOUNDARY: frozenset(
         {
             *("window.open", "cohort", "roster", "shares", "included", "signatures", "window", "void"),
-            *("sealing", "adopt", "released", "end"),
+            *("sealing", "adopt", "released", "end", "assignment"),
             *("model.chunk", "model"),
             *("join", "heartbeat", "ready", "leave"),
             *("advertise", "sealed", "consistency", "unmask", "deliver"),
             *("masked.chunk", "masked", "delta.chunk", "delta", "exchange.record"),
-            *("shard", "split.tensor", "refused"),
+            *("shard", "refused"),
+            *("split.chunk", "split.open", "split.accept", "split.frame", "parts.chunk", "edge.part"),
         }
     ),
     Plane.EXCHANGE: frozenset(

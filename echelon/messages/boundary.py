@@ -24,6 +24,16 @@ from echelon.messages.handshake import (
     Signatures,
     Unmask,
 )
+from echelon.messages.split import (
+    Assignment,
+    EdgeName,
+    EdgePart,
+    Jobs,
+    PartRef,
+    SplitAccept,
+    SplitFrame,
+    SplitOpen,
+)
 from echelon.messages.wire import I64, U32, U63, Digest, Fields, Message, Reason, Registry, Slug
 
 MAX_COHORT = 200
@@ -86,6 +96,10 @@ class Member(Fields):
     weight: U63
     shards: Shards = ()
     """What the offer was trained on: no two members of a cohort name one shard."""
+    edge: EdgeName = ""
+    """Which edge holds the middle of the offer; empty for a device that trains the whole model."""
+    jobs: Jobs = ()
+    """The training jobs behind the offer, by which the edge finds the middle of it."""
 
 
 class Base(Fields):
@@ -110,7 +124,7 @@ class Cohort(Message):
     """
 
     kind: ClassVar[str] = "cohort"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     window: U63
     version: U63
     commit: U63
@@ -126,6 +140,7 @@ class Window(Message):
     """A window closed with a sum: the included set, the sum's digest, and what it moved the boundary adapter to."""
 
     kind: ClassVar[str] = "window"
+    revision: ClassVar[int] = 2
     window: U63
     version: U63
     """The boundary adapter's version after this window."""
@@ -134,6 +149,8 @@ class Window(Message):
     summary: WindowSummary
     inputs: Annotated[tuple[U63, U63], Field()]
     """Next offsets of `handshake` and `masked` that were read."""
+    parts: Annotated[tuple[PartRef, ...], Field(max_length=64)] = ()
+    """What edges added to the sum, ascending by edge."""
 
 
 class Void(Message):
@@ -214,7 +231,7 @@ class Join(Message):
 
 
 class Heartbeat(Message):
-    """A device is still there."""
+    """A device, or an edge, is still there."""
 
     kind: ClassVar[str] = "heartbeat"
 
@@ -223,7 +240,7 @@ class Ready(Message):
     """A device holds an update to be aggregated."""
 
     kind: ClassVar[str] = "ready"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     offer: U63
     """Counts a device's updates; an offer is in at most one sum."""
     base_version: U63
@@ -232,6 +249,10 @@ class Ready(Message):
     """Tokens trained, in buckets."""
     shards: Shards = ()
     """The data shards that it was trained on."""
+    edge: EdgeName = ""
+    """Which edge holds the middle of the update; empty for a device that trains the whole model."""
+    jobs: Jobs = ()
+    """The training jobs behind it, as the edge knows them."""
 
 
 class Leave(Message):
@@ -287,12 +308,15 @@ BOUNDARY = Registry(
     "boundary",
     (
         WindowOpen, Cohort, KeyList, SharesList, Included, Signatures, Window, Void, Sealing, Adopt, Released, End,
+        Assignment,
         Model,
         Join, Heartbeat, Ready, Leave,
         Shard,
         Advertise, Sealed, Consistency, Unmask,
         Deliver,
         Masked,
+        SplitOpen, SplitAccept, SplitFrame,
+        EdgePart,
         SealedDelta,
         DeadLetter,
     ),

@@ -69,6 +69,9 @@ class Reason(StrEnum):
     OUT_OF_ORDER = "out-of-order"
     FORK = "fork"
     PROTOCOL = "protocol"
+    BAD_TENSOR = "bad-tensor"
+    BAD_FRAME = "bad-frame"
+    LOW_TRUST = "low-trust"
 
 
 class Refused(CodecError):

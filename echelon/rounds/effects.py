@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echelon.messages.adapter import Factor
-from echelon.messages.wire import Message
+from echelon.messages.frames import Decline
+from echelon.messages.wire import Message, Reason
 
 F32 = NDArray[np.float32]
 
@@ -43,6 +44,14 @@ class Trained:
     state: bytes
     position: int = 0
     """Where the job's data shard goes on, if it was trained on one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Abandoned:
+    """A training job was given up half-way: weights, moments and data position are as before it."""
+
+    job: int
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +111,8 @@ class Train:
     """Train `steps` local steps from `start` with the proximal term anchored at `base` (float32[d] both).
 
     `state` holds the device's moments. The data is the device's own, read on from where `state` says, or if `shard`
-    is given that shard's, read on from `position`. If `factor` is given, the other factor stays as it is.
+    is given that shard's, read on from `position`. If `factor` is given, the other factor stays as it is. With `split`,
+    an edge trains the middle blocks.
     """
 
     base: F32
@@ -114,6 +124,94 @@ class Train:
     shard: int | None = None
     position: int = 0
     factor: Factor | None = None
+    split: SplitJob | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SplitJob:
+    """How a job is trained together with an edge.
+
+    Attributes:
+        job: its number on this device.
+        edge: with whom.
+        version: of the adapter that it trains from.
+        after: the job whose moments it goes on from, 0 for none.
+        on_top: earlier jobs whose middle updates, which the edge holds, its start contains.
+    """
+
+    job: int
+    edge: str
+    version: int
+    after: int
+    on_top: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MiddleStart:
+    """Where the middle of a job starts, float32[d] both; coordinates of the device's own blocks do not matter."""
+
+    base: F32
+    start: F32
+    front: int
+    back: int
+    mu: float
+    progress: float
+    state: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Middle:
+    """Work on the middle blocks of one device's job. Tasks of one device are done one after the other, in order.
+
+    `head` says what: `Begin` (with `start`), `Forward`, `Backward` (with the tensor's bytes), or `Finish`. `step` is
+    whether the optimiser's step of the step before is due first, with `scale`; `last`, whether a backward pass is the
+    last of its step.
+    """
+
+    device: str
+    session: bytes
+    job: int
+    head: Message
+    tensor: bytes = b""
+    step: bool = False
+    scale: float = 1.0
+    last: bool = False
+    start: MiddleStart | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MiddleDone:
+    """What came of a `Middle`.
+
+    Attributes:
+        tensor: bytes of the output or gradient.
+        norm2: ‖g‖² of the middle's gradient, after the last backward pass of a step.
+        moved: where a finished job's middle moved, float32[d], 0 outside; and the moments.
+        fault: why it could not be done.
+    """
+
+    task: Middle
+    tensor: bytes = b""
+    norm2: float = 0.0
+    moved: F32 | None = None
+    state: bytes | None = None
+    fault: Decline | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MiddleDrop:
+    """A device's job was given up: let go of what is kept of it."""
+
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The record that led here is refused: it goes to `deadletter`."""
+
+    reason: Reason
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +257,22 @@ class Stop:
     """The actor's work is done."""
 
 
-Event = Incoming | TimerFired | Trained | Evaluated | ShardsGained | ShardsLost
-Effect = Publish | StartTimer | StopTimer | Train | Evaluate | ShardRead | ShardReleased | Save | Note | Stop
+Event = Incoming | TimerFired | Trained | Abandoned | Evaluated | ShardsGained | ShardsLost
+Effect = (
+    Publish
+    | StartTimer
+    | StopTimer
+    | Train
+    | Evaluate
+    | ShardRead
+    | ShardReleased
+    | Middle
+    | MiddleDrop
+    | Refuse
+    | Save
+    | Note
+    | Stop
+)
 
 
 def note(kind: str, **facts: object) -> Note:
