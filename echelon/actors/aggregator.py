@@ -28,6 +28,7 @@ from echelon.messages.boundary import (
     WindowOpen,
 )
 from echelon.messages.exchange import Close, Commit, Genesis, Refusal, RefusalReason
+from echelon.messages.split import Assignment
 from echelon.messages.wire import DeviceId, Message, Refused
 from echelon.rounds.aggregator import AggregatorCore, Closed, Committed, History, RefusedDelta
 from echelon.rounds.boundary_log import BoundaryLog, Decided
@@ -61,8 +62,9 @@ class Aggregator(BoundaryActor):
         self._global = TopicLog("global")  # genesis names the key, and is pinned
 
     def inputs(self) -> Iterable[TopicPartition]:
-        """Check-ins, rounds, masked updates, and the exchange's decisions as the gate mirrored them."""
-        return (TopicPartition("checkin"), TopicPartition("handshake"), TopicPartition("masked"), GLOBAL)
+        """Check-ins, rounds, masked updates, edges' parts, and the exchange's decisions as the gate mirrored them."""
+        boundary = ("checkin", "handshake", "masked", "parts")
+        return (*(TopicPartition(topic) for topic in boundary), GLOBAL)
 
     async def last_words(self, pump: asyncio.Task[None]) -> None:
         """The end of the run is for the devices to hear, whenever their broker is there again."""
@@ -112,10 +114,12 @@ class Aggregator(BoundaryActor):
             elif isinstance(event, Closed):
                 closed = event.commit
         inputs = [
-            read_to_end(self.bus, TopicPartition(topic), 0, self.name) for topic in ("handshake", "masked")
+            read_to_end(self.bus, TopicPartition(topic), 0, self.name)
+            for topic in ("handshake", "masked", "parts")
         ]
         version, opened, used = 0, -1, dict[str, tuple[int, int]]()
         served: dict[DeviceId, int] = {}
+        assignment: Assignment | None = None
         async for decision in self._opened(read_to_end(self.bus, CONTROL, 0, self.name)):
             log.feed(decision)
             while log.blocked and inputs:
@@ -134,6 +138,8 @@ class Aggregator(BoundaryActor):
                     version = decision.message.version
                 case WindowOpen():
                     opened = decision.message.window
+                case Assignment():
+                    assignment = decision.message
                 case Cohort():
                     served |= {
                         DeviceId(member.device): decision.message.window
@@ -175,6 +181,7 @@ class Aggregator(BoundaryActor):
             served=tuple(sorted(served.items())),
             unsent=tuple(delta for seq, delta in sorted(log.sealed.items()) if seq not in sent),
             closed=closed,
+            assignment=assignment,
         )
 
     async def _opened(self, records: AsyncIterator[Record]) -> AsyncIterator[Incoming]:

@@ -34,11 +34,11 @@ from echelon.topics import Catalogue, Plane, Role
 
 REMEMBERED = 4096
 """Signatures per partition that are remembered, to take a byte-identical repeat once."""
-EPHEMERAL = frozenset({"checkin", "handshake", "masked"})
+EPHEMERAL = frozenset({"checkin", "handshake", "masked", "split.up", "split.down"})
 """Topics whose records a restart makes worthless: published in order, and not stored first."""
 HEAVY = frozenset({"roster", "shares", "signatures", "unmask", "window"})
 """Messages whose handling computes enough to be kept off the event loop."""
-LARGE = frozenset({"masked", "model", "delta"})
+LARGE = frozenset({"masked", "model", "delta", "parts"})
 """Topics whose messages have payloads: putting them together and hashing them is kept off it too."""
 
 

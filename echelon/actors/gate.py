@@ -74,8 +74,8 @@ class Gate(BoundaryActor):
         self._sync_us = 0
 
     def inputs(self) -> Iterable[TopicPartition]:
-        """Decisions, rounds, masked updates, and the deltas that the aggregator proposes."""
-        return tuple(TopicPartition(topic) for topic in ("control", "handshake", "masked", "delta"))
+        """Decisions, rounds, masked updates, edges' parts, and the deltas that the aggregator proposes."""
+        return tuple(TopicPartition(topic) for topic in ("control", "handshake", "masked", "parts", "delta"))
 
     def owns(self, topic: str) -> bool:
         """Everything but the delta topic of the exchange."""
@@ -139,7 +139,7 @@ class Gate(BoundaryActor):
             raise TypeError(f"{self.name}: {event!r} is not an event of a gate")
         if isinstance(event.message, SealedDelta):
             self._proposed[event.message.seq] = event.message
-        elif event.topic in ("control", "handshake", "masked"):
+        elif event.topic in ("control", "handshake", "masked", "parts"):
             self._log.feed(event)
         return self._sign()  # whatever record was the last that a delta waited for
 

@@ -30,8 +30,8 @@ STEP_COST = 0.0005
 """Seconds that storing a step is taken to need on the virtual clock."""
 UNREAD = frozenset({"deadletter"})
 """Topics that those who write them may not read: what may stand there already is sent once more."""
-SHARED = frozenset({"checkin", "handshake", "masked", "deadletter"})
-"""Topics that every device of a boundary may write."""
+SHARED = frozenset({"checkin", "handshake", "masked", "split.up", "split.down", "parts", "deadletter"})
+"""Topics that every device, or every edge, of a boundary may write."""
 DRAIN_SECONDS = 5.0
 """Seconds that a stopping actor gives its last records to reach the broker."""
 

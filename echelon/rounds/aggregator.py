@@ -22,6 +22,7 @@ from echelon.messages.boundary import (
     Base,
     Cohort,
     End,
+    Heartbeat,
     Join,
     Leave,
     Masked,
@@ -50,8 +51,19 @@ from echelon.messages.handshake import (
     Unmask,
 )
 from echelon.messages.manifest import RunManifest
+from echelon.messages.split import Assignment, EdgePart, PartRef
 from echelon.messages.wire import DeviceId, Message, plain
-from echelon.rounds.cohort import close_window, context_of, ring_vector, threshold_of, weight_cap
+from echelon.rounds.cohort import (
+    Part,
+    close_window,
+    context_of,
+    edge_groups,
+    read_part,
+    ring_vector,
+    threshold_of,
+    weight_cap,
+)
+from echelon.rounds.edges import Edges, EdgesTerms, admitted
 from echelon.rounds.effects import (
     Effect,
     Incoming,
@@ -72,6 +84,7 @@ from echelon.secagg.server import Server, SumResult, WindowFailed
 F32 = NDArray[np.float32]
 DEADLINE = "window"
 ROUND = "round"
+EDGES = "edges"
 ABSENT_AFTER = 2
 """Deadlines in a row that a device may miss before windows close without waiting for it."""
 
@@ -86,12 +99,14 @@ class AggregatorTerms:
         round_timeout: seconds that each round of secure aggregation may take.
         shards: into how many shards the boundary's data is dealt; then devices come and go, and windows wait only
             for those that check in. None: devices have data of their own, and every enrolled one is waited for.
+        edges: the boundary's edges; None: it has none.
     """
 
     cohort: int
     deadline: float
     round_timeout: float
     shards: int | None = None
+    edges: EdgesTerms | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +151,7 @@ class History:
         served: the newest window whose cohort each device was in.
         unsent: deltas that were decided and do not stand on `delta`.
         closed: the run's last commit, if `global` says that the run was closed.
+        assignment: which device has which edge.
     """
 
     ledger: Ledger
@@ -149,6 +165,7 @@ class History:
     served: tuple[tuple[DeviceId, int], ...]
     unsent: tuple[RoundedDelta, ...]
     closed: int | None = None
+    assignment: Assignment | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +178,8 @@ class _Check:
     base_sha256: bytes
     offset: int
     shards: tuple[int, ...] = ()
+    edge: str = ""
+    jobs: tuple[int, ...] = ()
 
 
 @dataclass
@@ -200,6 +219,10 @@ class AggregatorCore:
         """The newest window whose cohort each device was in."""
         self._there: set[DeviceId] = set()
         """Devices that checked in and did not leave since."""
+        self.edges = None if self.terms.edges is None else Edges(self.terms.edges)
+        self._included: frozenset[str] = frozenset()
+        self._parts: dict[str, Part] = {}
+        """What edges added to the window under way."""
 
     # ---- events ----------------------------------------------------------------------------------
 
@@ -209,9 +232,12 @@ class AggregatorCore:
             return [Stop()]
         if self.ledger is None:
             return []
+        watch: list[Effect] = []
+        if self.terms.edges is not None:
+            watch.append(StartTimer(EDGES, self.terms.edges.look))
         if self._phase is Phase.OPEN:
-            return [StartTimer(DEADLINE, self.terms.deadline), *self._try_cohort()]
-        return [StartTimer(ROUND, self.terms.round_timeout), *self._advance(False)]
+            return [*watch, StartTimer(DEADLINE, self.terms.deadline), *self._try_cohort()]
+        return [*watch, StartTimer(ROUND, self.terms.round_timeout), *self._advance(False)]
 
     def handle(self, event: Incoming | TimerFired | Committed | RefusedDelta | Closed) -> list[Effect]:
         """Take one event.
@@ -238,6 +264,13 @@ class AggregatorCore:
         match message:
             case Join():
                 return [note("joined", device=device)]
+            case Heartbeat():
+                self._checked_in = max(self._checked_in, event.offset + 1)
+                if self.edges is not None and device in self.edges.terms.edges and self.edges.heard(device):
+                    return self._assigned()
+                return []
+            case EdgePart():
+                return self._part(event.sender, message, event.payload or b"")
             case Leave():
                 self._drop_ready(device)
                 self._there.discard(device)
@@ -281,6 +314,11 @@ class AggregatorCore:
                 f"{device} offers what was trained on the shards {list(message.shards)[:8]}, and the boundary's data "
                 f"is dealt into {self.terms.shards or 'none'}"
             )
+        if bool(message.edge) != bool(message.jobs) or (message.edge and not self._is_edge(message.edge)):
+            raise ProtocolError(
+                f"{device} offers {len(message.jobs)} jobs with edge {message.edge or 'none'}, and the boundary's edges "
+                f"are {', '.join(self._edge_names()) or 'none'}"
+            )
         self._present(device)
         self._there.add(device)
         self._hold_ready(device, _checked(message, offset))
@@ -297,6 +335,11 @@ class AggregatorCore:
             self._ready_on[check.base_version] -= 1
             if not self._ready_on[check.base_version]:
                 del self._ready_on[check.base_version]
+    def _edge_names(self) -> tuple[str, ...]:
+        return () if self.edges is None else self.edges.terms.edges
+
+    def _is_edge(self, name: str) -> bool:
+        return name in self._edge_names()
 
     def _shards_fit(self, shards: tuple[int, ...]) -> bool:
         count = self.terms.shards
@@ -308,7 +351,39 @@ class AggregatorCore:
             return [StartTimer(DEADLINE, self.terms.deadline), *self._try_cohort()]
         if name == ROUND and self._phase is not Phase.OPEN:
             return self._advance(True)
+        if name == EDGES and self.edges is not None and not self.ended:
+            changed = self.edges.look()
+            return [StartTimer(EDGES, self.edges.terms.look), *(self._assigned() if changed else [])]
         return []
+
+    # ---- edges -----------------------------------------------------------------------------------
+
+    def _assigned(self) -> list[Effect]:
+        """Say which edge each device has, and go on without those that are lost."""
+        if self.edges is None or self.ledger is None:
+            return []
+        return [
+            Publish("control", self.edges.record(), self.window),
+            note("assignment", number=self.edges.number, lost=sorted(self.edges.lost)),
+            *self._try_cohort(),
+        ]
+
+    def _part(self, edge: str, message: EdgePart, payload: bytes) -> list[Effect]:
+        cohort = self._cohort
+        if cohort is None or message.window != self.window:
+            return [note("late", device=edge, type=message.kind)]
+        part = read_part(edge, message, payload, cohort, self._included, self.manifest, self.dim)
+        if edge in self._parts and self._parts[edge].sha256 != part.sha256:
+            raise ProtocolError(f"window {self.window}: {edge} sent another part before")
+        self._parts[edge] = part
+        return self._advance(False)
+
+    def _parts_there(self) -> bool:
+        """Whether every edge that may add to the window has, or is lost."""
+        if self._phase is not Phase.UNMASK or self._cohort is None or self.edges is None:
+            return True
+        due = edge_groups(self._cohort, self._included, self.manifest.secure)
+        return all(edge in self._parts or edge in self.edges.lost for edge in due)
 
     # ---- participation window --------------------------------------------------------------------
 
@@ -354,19 +429,28 @@ class AggregatorCore:
             return []
         fresh: list[tuple[DeviceId, _Check, int]] = []
         rejected: list[Rejected] = []
+        lost = set() if self.edges is None else self.edges.lost
         for device, check in sorted(self.ready.items(), key=self._turn):
             weight = secure.weight(check.n, self.version - check.base_version)
-            if weight > 0:
+            if weight > 0 and check.edge not in lost:
                 fresh.append((device, check, weight))
             elif len(rejected) < MAX_COHORT:
                 rejected.append(Rejected(device=device, offer=check.offer))
+        present = {device for device, _, _ in fresh}
+        fresh = [fresh[place] for place in admitted([check.edge for _, check, _ in fresh], floor)]
         # Offers on one data shard exclude each other; those that are left out stay ready for the next window.
         fitting = disjoint([check.shards for _, check, _ in fresh], floor)
         chosen = [fresh[place] for place in fitting][: secure.cohort_max]
+        chosen = [chosen[place] for place in admitted([check.edge for _, check, _ in chosen], floor)]
         if len(chosen) < floor:
             return []
-        self._count_absences({device for device, _, _ in fresh})
-        cap = weight_cap([weight for _, _, weight in chosen], secure.k_min)
+        self._count_absences(present)
+        groups: dict[str, list[int]] = {"": [weight for _, _, weight in chosen]}
+        for _, check, weight in chosen:
+            if check.edge:
+                groups.setdefault(check.edge, []).append(weight)
+        # What hides one device among all has to hide it among those of its edge, too.
+        cap = min(weight_cap(weights, secure.k_min) for weights in groups.values())
         cohort = Cohort(
             window=self.window,
             version=self.version,
@@ -379,8 +463,10 @@ class AggregatorCore:
                     base_version=check.base_version,
                     weight=min(weight, cap),
                     shards=check.shards,
+                    edge=check.edge,
+                    jobs=check.jobs,
                 )
-                for device, check, weight in sorted(chosen)
+                for device, check, weight in sorted(chosen, key=lambda one: one[0])
             ),
             rejected=tuple(rejected),
             bases=self.bases,
@@ -432,6 +518,7 @@ class AggregatorCore:
 
     def _begin(self, cohort: Cohort) -> list[Effect]:
         self._cohort = cohort
+        self._included, self._parts = frozenset(), {}
         self._server = Server(context_of(cohort, self.manifest, self.dim), self.roster)
         self._phase = Phase.KEYS
         for member in cohort.members:
@@ -469,7 +556,7 @@ class AggregatorCore:
     def _advance(self, overdue: bool) -> list[Effect]:
         """Close the round that is under way if everybody answered, or if its time is over."""
         effects: list[Effect] = []
-        while self._server is not None and (overdue or self._server.complete):
+        while self._server is not None and (overdue or (self._server.complete and self._parts_there())):
             overdue = False
             try:
                 step = self._close_round(self._server)
@@ -492,7 +579,9 @@ class AggregatorCore:
                 ]
                 return self._decided(Phase.MASKED, [*sent, Publish("control", shares, window)])
             case Phase.MASKED:
-                return self._decided(Phase.CONSISTENCY, [Publish("control", server.close_masked(), window)])
+                included = server.close_masked()
+                self._included = frozenset(entry.device for entry in included.entries)
+                return self._decided(Phase.CONSISTENCY, [Publish("control", included, window)])
             case Phase.CONSISTENCY:
                 return self._decided(Phase.UNMASK, [Publish("control", server.close_consistency(), window)])
             case Phase.UNMASK:
@@ -553,7 +642,8 @@ class AggregatorCore:
             raise StateError("a window closed without a ledger or a cohort")
         cohort = self._cohort
         try:
-            summary, mean = close_window(cohort, result, self.manifest)
+            parts = [part for _, part in sorted(self._parts.items())]
+            summary, mean = close_window(cohort, result, self.manifest, parts)
         except ProtocolError:
             return self._void(VoidReason.MISMATCH.value)
         self.ledger.add_window(summary, mean)
@@ -565,6 +655,7 @@ class AggregatorCore:
             sum_sha256=hashlib.sha256(result.total.astype("<u4", copy=False).tobytes()).digest(),
             summary=summary,
             inputs=(self._read["handshake"], self._read["masked"]),
+            parts=tuple(PartRef(edge=part.edge, sha256=part.sha256) for part in parts),
         )
         effects: list[Effect] = [Publish("control", record, self.window)]
         effects += self._seal_when_due()
@@ -595,6 +686,7 @@ class AggregatorCore:
             dropouts=len(cohort.members) - len(result.included),
             staleness=ages,
             tokens=summary.tokens,
+            edges=len(self._parts),
             train_loss=loss,
             update_norm=norm,
             eval_commit=summary.eval_commit,
@@ -635,12 +727,20 @@ class AggregatorCore:
                 raise ProtocolError(f"commit {event.commit} came before genesis")
             self.ledger = Ledger(event.adapter)
             self.pace, self.version = event.pace, 0
-            return [self._model(anchored=True), *self._open(), Save(), *self._try_cohort()]
+            return [self._model(anchored=True), *self._open(), *self._first_assignment(), Save(), *self._try_cohort()]
         newest = self._held[-1].commit if self._held else self.ledger.commit
         if event.commit <= newest:
             return []
         self._held.append(event)
         return self._adopt_when_idle()
+
+    def _first_assignment(self) -> list[Effect]:
+        if self.edges is None or self.terms.edges is None or not self.edges.assign():
+            return []
+        return [
+            Publish("control", self.edges.record(), self.window),
+            StartTimer(EDGES, self.terms.edges.look),
+        ]
 
     def _adopt_when_idle(self) -> list[Effect]:
         """Adopt at once while the boundary stands still; otherwise with the close of the window that is under way."""
@@ -716,6 +816,7 @@ class AggregatorCore:
             Publish("control", End(commit=event.commit), self.window),
             StopTimer(ROUND),
             StopTimer(DEADLINE),
+            StopTimer(EDGES),
             Save(),
             Stop(),
         ]
@@ -742,6 +843,11 @@ class AggregatorCore:
                 self._there.add(device)
                 self._checked_in = max(self._checked_in, offset + 1)
         effects: list[Effect] = []
+        if self.edges is not None:
+            if history.assignment is not None:
+                self.edges.adopt(history.assignment)
+            else:
+                effects += self._first_assignment()
         for sealed in history.unsent:
             effects.append(self._delta(sealed))
         if not any(base.version == self.version for base in self.bases):
@@ -770,10 +876,14 @@ class AggregatorCore:
                             f"{message.kind} of window {message.window} stands on control without its cohort"
                         )
                     self._server.adopt(message)
+                    if isinstance(message, Included):
+                        self._included = frozenset(entry.device for entry in message.entries)
                     self._phase = {
                         "roster": Phase.SHARES, "shares": Phase.MASKED,
                         "included": Phase.CONSISTENCY, "signatures": Phase.UNMASK,
                     }[message.kind]  # fmt: skip
+                case Assignment() if self.edges is not None:
+                    self.edges.adopt(message)
                 case Window() | Void() if message.window >= self.window:
                     raise StateError(
                         f"{message.kind} {message.window} stands on control after the newest snapshot"
@@ -812,12 +922,13 @@ class AggregatorCore:
                     "ready": [
                         [
                             device, check.offer, check.n, check.base_version, check.base_sha256, check.offset,
-                            check.shards,
+                            check.shards, check.edge, check.jobs,
                         ]
                         for device, check in self.ready.items()
                     ],
                     "there": sorted(self._there),
                     "served": sorted(self._served.items()),
+                    "assignment": None if self.edges is None else self.edges.record().encode(),
                     "held": [
                         [
                             held.commit, held.adapter.tobytes(), held.merged,
@@ -859,10 +970,13 @@ class AggregatorCore:
         self.pace = pace(fields["pace"])
         self.bases = tuple(Base(version=version, sha256=digest) for version, digest in fields["bases"])
         self.ready, self._ready_on = {}, Counter()
-        for device, offer, n, version, digest, offset, shards in fields["ready"]:
-            self._hold_ready(DeviceId(device), _Check(offer, n, version, digest, offset, tuple(shards)))
+        for device, offer, n, version, digest, offset, shards, edge, jobs in fields["ready"]:
+            check = _Check(offer, n, version, digest, offset, tuple(shards), edge, tuple(jobs))
+            self._hold_ready(DeviceId(device), check)
         self._served = {DeviceId(device): window for device, window in fields.get("served", ())}
         self._there = {DeviceId(device) for device in fields["there"]}
+        if self.edges is not None and fields["assignment"] is not None:
+            self.edges.adopt(Assignment.decode(fields["assignment"]))
         self._held = []
         for commit, adapter, merged, paced, tokens in fields["held"]:
             terms = pace(paced)
@@ -876,4 +990,7 @@ class AggregatorCore:
 
 
 def _checked(message: Ready, offset: int) -> _Check:
-    return _Check(message.offer, message.n, message.base_version, message.base_sha256, offset, message.shards)
+    return _Check(
+        message.offer, message.n, message.base_version, message.base_sha256, offset, message.shards, message.edge,
+        message.jobs,
+    )  # fmt: skip

@@ -1,8 +1,8 @@
 """Deriving a boundary's deltas again from its own topics, without trusting its aggregator.
 
-Fed with the verified records of `control`, `handshake` and `masked`, it runs secure aggregation's server once more for
-every window, from the masked updates that the devices signed and the answers that a threshold of them gave,
-keeps a ledger of its own, and says of each delta whether it is what those windows add up to. The gate signs
+Fed with the verified records of `control`, `handshake`, `masked` and `parts`, it runs secure aggregation's server once
+more for every window, from the masked updates that the devices signed and the answers that a threshold of them gave,
+adds what edges signed, keeps a ledger of its own, and says of each delta whether it is what those windows add up to. The gate signs
 nothing else; a boundary auditor runs the same code over an export.
 """
 
@@ -30,8 +30,9 @@ from echelon.messages.handshake import (
     Unmask,
 )
 from echelon.messages.manifest import RunManifest
+from echelon.messages.split import EdgePart
 from echelon.messages.wire import DeviceId, Message, Reason, plain
-from echelon.rounds.cohort import close_window, context_of, ring_vector
+from echelon.rounds.cohort import Part, close_window, context_of, read_part, ring_vector
 from echelon.rounds.effects import Incoming
 from echelon.rounds.factors import Factors
 from echelon.rounds.ledger import Ledger, PendingDelta, RoundedDelta
@@ -65,6 +66,8 @@ class _Window:
     uploads: dict[tuple[DeviceId, bytes], bytes] = field(default_factory=dict)
     """Masked updates by device and digest; which one counts is what the signed included set says."""
     added: set[tuple[DeviceId, bytes]] = field(default_factory=set)
+    parts: dict[tuple[str, bytes], tuple[EdgePart, bytes]] = field(default_factory=dict)
+    """What edges signed, by edge and digest; which count is what the window record says."""
 
 
 @dataclass
@@ -94,14 +97,14 @@ class BoundaryLog:
         self._contradiction: str | None = None
 
     def feed(self, incoming: Incoming) -> None:
-        """Take a record of one of the three topics, in the order of each topic."""
+        """Take a record of one of the four topics, in the order of each topic."""
         if incoming.topic == "control":
             if len(self._waiting) >= MAX_WAITING:
                 raise ProtocolError(f"{MAX_WAITING} decisions wait for inputs that are not on the topics")
             self._waiting.append(incoming)
         elif isinstance(incoming.message, Advertise | Sealed | Consistency):
             pass  # the decisions hold what matters of them
-        elif not isinstance(incoming.message, Unmask | Masked):
+        elif not isinstance(incoming.message, Unmask | Masked | EdgePart):
             raise ProtocolError(f"{incoming.message.kind} is not an input of a window")
         elif incoming.window >= self.window:
             if incoming.window - self.window > MAX_EARLY_WINDOWS:
@@ -220,9 +223,12 @@ class BoundaryLog:
         window.answers.clear()
         if not server.complete:
             return False
+        parts = self._parts(window, window.included, message)
+        if parts is None:
+            return False
         result = server.finish()
         digest = hashlib.sha256(result.total.astype("<u4", copy=False).tobytes()).digest()
-        summary, mean = close_window(window.cohort, result, self.manifest)
+        summary, mean = close_window(window.cohort, result, self.manifest, parts)
         if (
             digest != message.sum_sha256
             or summary != message.summary
@@ -235,6 +241,20 @@ class BoundaryLog:
         self._end(message.window)
         return True
 
+    def _parts(self, window: _Window, included: Included, message: Window) -> list[Part] | None:
+        """The parts that a window record names, held against its included set; None while one was not read."""
+        edges = [ref.edge for ref in message.parts]
+        if edges != sorted(set(edges)):
+            raise ProtocolError(f"the record of window {message.window} names an edge's part twice")
+        devices = {entry.device for entry in included.entries}
+        parts = []
+        for ref in message.parts:
+            found = window.parts.get((ref.edge, ref.sha256))
+            if found is None:
+                return None
+            parts.append(read_part(ref.edge, *found, window.cohort, devices, self.manifest, self.dim))
+        return parts
+
     def _sort(self, window: _Window, incoming: Incoming) -> None:
         device = DeviceId(incoming.sender)
         match incoming.message:
@@ -242,6 +262,9 @@ class BoundaryLog:
                 window.answers.append((device, incoming.message))
             case Masked():
                 window.uploads[device, incoming.message.payload.sha256] = incoming.payload or b""
+            case EdgePart():
+                key = (incoming.sender, incoming.message.payload.sha256)
+                window.parts[key] = incoming.message, incoming.payload or b""
             case _:
                 raise StateError(f"{incoming.message.kind} was kept as an input of a window")
 

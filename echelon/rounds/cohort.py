@@ -7,7 +7,8 @@ manifest.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +16,14 @@ from numpy.typing import NDArray
 from echelon.errors import ProtocolError
 from echelon.messages.boundary import Cohort
 from echelon.messages.exchange import WindowSummary
-from echelon.messages.manifest import RunManifest, SecureTerms
+from echelon.messages.manifest import MILLION, RunManifest, SecureTerms
+from echelon.messages.split import EdgePart
 from echelon.messages.wire import DeviceId
 from echelon.rounds.exact import norm2
 from echelon.rounds.ledger import window_mean
 from echelon.secagg.context import Context, Member, threshold
 from echelon.secagg.graph import complete
-from echelon.secagg.ring import LIMBS, unpack_sum
+from echelon.secagg.ring import LIMBS, bound, unpack_sum
 from echelon.secagg.roster import WindowLeaf, bases_root, roster_root
 from echelon.secagg.server import SumResult
 
@@ -69,6 +71,70 @@ def ring_vector(payload: bytes) -> NDArray[np.uint32]:
     return np.frombuffer(payload, "<u4")
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one edge adds to a window.
+
+    Attributes:
+        edge: its name.
+        devices: whose middle updates it adds up.
+        norm2: Σ w‖Δ‖² of those, in units of 2**-32.
+        total: int64[d].
+        sha256: of its bytes on the wire.
+    """
+
+    edge: str
+    devices: tuple[str, ...]
+    norm2: int
+    total: NDArray[np.int64]
+    sha256: bytes
+
+
+def releasable(weights: Sequence[int], secure: SecureTerms) -> bool:
+    """Whether an edge may add devices of these weights up: the floors that devices enforce on a cohort, on heads and weight."""
+    return len(weights) >= secure.k_min + secure.colluding and sum(weights) >= secure.k_min * max(weights)
+
+
+def edge_groups(cohort: Cohort, included: Collection[str], secure: SecureTerms) -> dict[str, tuple[str, ...]]:
+    """The included devices of each edge that may release its part, by edge in order of name."""
+    groups: dict[str, list[tuple[str, int]]] = {}
+    for member in cohort.members:
+        if member.edge and member.device in included:
+            groups.setdefault(member.edge, []).append((member.device, member.weight))
+    return {
+        edge: tuple(device for device, _ in group)
+        for edge, group in sorted(groups.items())
+        if releasable([weight for _, weight in group], secure)
+    }
+
+
+def read_part(
+    edge: str, message: EdgePart, payload: bytes, cohort: Cohort, included: Collection[str], manifest: RunManifest, dim: int
+) -> Part:
+    """Hold an edge's part against the cohort and the included set.
+
+    Raises:
+        ProtocolError: it counts a device that is not included, or another edge's, or too few; or its integers are not d,
+            or larger than so many clipped updates can add up to.
+    """
+    where = f"window {cohort.window}: the part of {edge}"
+    members = {member.device: member for member in cohort.members}
+    if message.window != cohort.window:
+        raise ProtocolError(f"{where} is of window {message.window}")
+    for device in message.devices:
+        if device not in members or members[device].edge != edge or device not in included:
+            raise ProtocolError(f"{where} counts {device}, which is not included with that edge")
+    if not releasable([members[device].weight for device in message.devices], manifest.secure):
+        raise ProtocolError(f"{where} is over {len(message.devices)} devices, below the floor")
+    if len(payload) != 4 * dim:
+        raise ProtocolError(f"{where} has {len(payload)} bytes, by the layout it has {4 * dim}")
+    total = np.frombuffer(payload, "<i4").astype(np.int64)
+    largest = len(message.devices) * bound(manifest.secure.clip_micro / MILLION, manifest.secure.scale_bits)
+    if total.size and int(np.abs(total).max()) > largest:
+        raise ProtocolError(f"{where} is larger than clipped updates of its devices can add up to")
+    return Part(edge, message.devices, message.norm2, total, message.payload.sha256)
+
+
 def context_of(cohort: Cohort, manifest: RunManifest, dim: int) -> Context:
     """The context of a cohort's window, on the complete graph.
 
@@ -87,6 +153,11 @@ def context_of(cohort: Cohort, manifest: RunManifest, dim: int) -> Context:
         raise ProtocolError(f"{where}: threshold {cohort.threshold}, it must be {expected}")
     named: dict[int, str] = {}
     for member in cohort.members:
+        if bool(member.edge) != bool(member.jobs) or (member.edge and not manifest.split):
+            raise ProtocolError(
+                f"{where}: {member.device} has edge {member.edge or 'none'} and {len(member.jobs)} jobs with it, in a "
+                f"run that is {'split' if manifest.split else 'not split'}"
+            )
         for shard in member.shards:
             if named.setdefault(shard, member.device) != member.device:
                 raise ProtocolError(f"{where}: {named[shard]} and {member.device} both trained shard {shard}")
@@ -129,9 +200,11 @@ def mean_norm2(total: NDArray[np.int64], weight: int, terms: SecureTerms) -> int
 
 
 def close_window(
-    cohort: Cohort, result: SumResult, manifest: RunManifest
+    cohort: Cohort, result: SumResult, manifest: RunManifest, parts: Sequence[Part] = ()
 ) -> tuple[WindowSummary, NDArray[np.float64]]:
     """What a window contributes: its summary, and the damped mean of its updates, float64[d].
+
+    `parts` are what edges add: the coordinates that devices left at 0.
 
     Raises:
         ProtocolError: Σn or Σw in the sum is not that of the included devices, or a sum passes 2**63 - 1.
@@ -141,6 +214,11 @@ def close_window(
     included = [members[device] for device in result.included]
     total, aux = unpack_sum(result.total, result.total.size - LIMBS * len(AUX))
     sums = dict(zip(AUX, aux, strict=True))
+    for part in parts:
+        total = total + part.total
+        sums["norm2"] += part.norm2
+    if parts and total.size and int(np.abs(total).max()) >= 1 << 31:
+        raise ProtocolError(f"{where}: with the parts of edges a coordinate passes 2**31 - 1")
     expected = (sum(member.n for member in included), sum(member.weight for member in included))
     if (sums["n"], sums["weight"]) != expected:
         raise ProtocolError(

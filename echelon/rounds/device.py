@@ -35,11 +35,14 @@ from echelon.messages.boundary import (
 )
 from echelon.messages.envelope import Signer
 from echelon.messages.exchange import Pace, Payload
+from echelon.messages.frames import Decline
 from echelon.messages.handshake import Deliver, Included, KeyList, SharesList, Signatures
 from echelon.messages.manifest import MILLION, RunManifest
+from echelon.messages.split import Assignment
 from echelon.messages.wire import DeviceId
 from echelon.rounds.cohort import context_of
 from echelon.rounds.effects import (
+    Abandoned,
     Effect,
     Evaluate,
     Evaluated,
@@ -49,6 +52,7 @@ from echelon.rounds.effects import (
     Save,
     ShardsGained,
     ShardsLost,
+    SplitJob,
     StartTimer,
     Stop,
     StopTimer,
@@ -66,7 +70,7 @@ from echelon.secagg.ring import Codec, pack_vector
 from echelon.secagg.roster import Roster
 
 F32 = NDArray[np.float32]
-PATIENCE, HOLD, LEAVE = "patience", "hold", "leave"
+PATIENCE, HOLD, LEAVE, RETRY = "patience", "hold", "leave", "retry"
 LOSS_UNIT = 1 << 16
 NORM_UNIT = 1 << 32
 
@@ -81,12 +85,16 @@ class DeviceTerms:
         shards: into how many shards the boundary's data is dealt; None: the device has data of its own.
         hold: seconds that an offer on shards which are another device's by now may wait for a cohort. Longer than
             windows take to close, so that only offers go which block each other.
+        split: whether an edge trains the middle blocks of its model.
+        retry: seconds after which a training job that broke off on the way to or from the edge begins anew.
     """
 
     patience: float
     ahead: int
     shards: int | None = None
     hold: float = 60.0
+    split: bool = False
+    retry: float = 1.0
 
 
 @dataclass(slots=True)
@@ -101,6 +109,10 @@ class Progress:
     loss_tokens: int = 0
     shards: frozenset[int] = frozenset()
     """The data shards that it was trained on."""
+    edge: str = ""
+    """Which edge holds the middle of it; the vector is 0 there."""
+    jobs: tuple[int, ...] = ()
+    """The training jobs behind it, by which that edge knows them."""
 
 
 @dataclass(slots=True)
@@ -143,6 +155,10 @@ class DeviceState:
     finished: bool = False
     released: tuple[int, tuple[tuple[str, ...], ...]] = (-1, ())
     """(merge version, included sets) of windows for which unmasking shares left this device."""
+    jobs: int = 0
+    """Jobs that were begun with an edge."""
+    after: int = 0
+    """The newest job that ended, whose moments the next one goes on from."""
 
 
 @dataclass
@@ -178,6 +194,10 @@ class DeviceCore:
         self._newest: tuple[Model, F32, F32 | None] | None = None
         self._training_from: F32 | None = None
         self._training_base: tuple[int, bytes] | None = None
+        self._training_split: SplitJob | None = None
+        self._assignment = -1
+        self.edge = ""
+        """Which edge is to train the middle of the next job; empty while there is none."""
         self._waiting = False
         self._barred = False
         """Whether the boundary waits for a commit: its newest adapter is not one to train from."""
@@ -243,6 +263,8 @@ class DeviceCore:
         match event:
             case Trained():
                 return self._trained(event)
+            case Abandoned():
+                return self._abandoned(event)
             case Evaluated():
                 return self._evaluated(event)
             case TimerFired():
@@ -257,6 +279,8 @@ class DeviceCore:
     def _timer(self, name: str) -> list[Effect]:
         if name == PATIENCE and self._waiting:
             self._waiting = False
+            return self._train()
+        if name == RETRY and not self._waiting:
             return self._train()
         if name == HOLD:
             return self._held_up()
@@ -284,6 +308,8 @@ class DeviceCore:
             case Adopt():
                 self._known_version = max(self._known_version, message.version)
                 return self._rebase()
+            case Assignment():
+                return self._assigned(message)
             case Released():
                 # One that an earlier life was told, read again, is no answer to this one.
                 if message.device == self.me and event.offset >= self.live_from:
@@ -342,20 +368,66 @@ class DeviceCore:
             return []
         if self._barred:
             return []
+        if self.terms.split and not self.edge:
+            return []
+        effects: list[Effect] = []
+        if self.carried is not None and self.carried.edge != self._with():
+            # Half of it lies with an edge that this device has no more, and no update has two edges.
+            self.carried = None
+            effects += [note("progress-left"), Save()]
         shard = self.shards.begin()
         start = self.base
-        if self.offer is not None:  # an offer is forgotten once the own base contains it
-            start = start + self.offer.progress.vector
-        if self.carried is not None:
-            start = start + self.carried.vector
+        on_top: tuple[int, ...] = ()
+        for part in (None if self.offer is None else self.offer.progress, self.carried):
+            # An offer is forgotten once the own base contains it.
+            if part is not None and part.edge == self._with():
+                start, on_top = start + part.vector, (*on_top, *part.jobs)
+        if self.terms.split:
+            self.state.jobs += 1
+            job = SplitJob(self.state.jobs, self.edge, self.version, self.state.after, on_top)
+            self._training_split = job
+            effects.append(Save())  # a number is used once
         self._training_from = start
         self._training_base = (self.version, self.base_sha256)
         self._waiting = False
-        job = Train(
+        train = Train(
             self.base, start, self.pace.steps, self.pace.mu_ppm / MILLION, self.progress, self.optimiser,
             shard, 0 if shard is None else self.shards.position(shard), self._factors.trained(self.commit),
+            self._training_split,
         )  # fmt: skip
-        return [StopTimer(PATIENCE), job]
+        return [StopTimer(PATIENCE), *effects, train]
+
+    def _with(self) -> str:
+        """Whom the next job is trained with: the edge, or nobody."""
+        return self.edge if self.terms.split else ""
+
+    def _assigned(self, message: Assignment) -> list[Effect]:
+        if message.number <= self._assignment or not self.terms.split:
+            return []
+        self._assignment = message.number
+        mine = next((entry.edge for entry in message.entries if entry.device == self.me), "")
+        if mine == self.edge:
+            return []
+        self.edge = mine
+        idle = self._training_from is None and not self._waiting
+        return [note("edge", edge=mine), *(self._train() if idle else [])]
+
+    def _abandoned(self, event: Abandoned) -> list[Effect]:
+        """A job broke off: nothing of it is kept on either side."""
+        job = self._training_split
+        if job is None or job.job != event.job:
+            return []
+        self._training_from = self._training_base = self._training_split = None
+        effects: list[Effect] = [note("split-lost", edge=job.edge, why=event.why)]
+        if event.why == Decline.UNKNOWN_JOB:
+            # The edge lost the other half of what was trained before.
+            self.carried = None
+            if self.offer is not None and self.offer.window < 0:
+                self.offer = None
+            effects.append(Save())
+        if self.shards.training is not None:
+            effects += self.shards.end(self.shards.position(self.shards.training))
+        return [*effects, StartTimer(RETRY, self.terms.retry)]
 
     @property
     def _most_ahead(self) -> int:
@@ -367,7 +439,8 @@ class DeviceCore:
             raise ProtocolError("a training job ended that was not started")
         moved = done.weights - self._training_from
         version, digest = self._training_base
-        self._training_from = self._training_base = None
+        job = self._training_split
+        self._training_from = self._training_base = self._training_split = None
         self.optimiser = done.state
         if self.carried is None:
             self.carried = Progress(moved, version, digest)
@@ -376,6 +449,9 @@ class DeviceCore:
         self.carried.tokens += done.tokens
         self.carried.loss_sum += done.loss_sum
         self.carried.loss_tokens += done.loss_tokens
+        if job is not None:
+            self.carried.edge, self.carried.jobs = job.edge, (*self.carried.jobs, job.job)
+            self.state.after = job.job
         self._ahead += 1
         effects: list[Effect] = [
             note(
@@ -428,13 +504,15 @@ class DeviceCore:
             base_sha256=progress.base_sha256,
             n=offer.n,
             shards=tuple(sorted(progress.shards)),
+            edge=progress.edge,
+            jobs=progress.jobs,
         )
         return [Publish("checkin", ready, 0), *self._hold()]
 
     def _evaluate(self) -> list[Effect]:
         """Evaluate the newest commit's adapter, once, as soon as there is data to evaluate it on."""
-        if self._unevaluated is None or self._leaving or self.shards.none:
-            return []
+        if self._unevaluated is None or self._leaving or self.shards.none or self.terms.split:
+            return []  # a device that holds a part of the model cannot evaluate the whole
         (commit, anchor), self._unevaluated = self._unevaluated, None
         self.state.evaluated = commit
         return [Evaluate(commit, anchor, tuple(sorted(self.shards.held)))]
@@ -527,8 +605,9 @@ class DeviceCore:
             return []  # it stood there before this start: keys may have been sent for it, and they are gone
         progress = offer.progress
         known = {base.version: base.sha256 for base in message.bases}
-        said = (mine.n, mine.base_version, mine.shards)
-        if said != (offer.n, progress.base_version, tuple(sorted(progress.shards))):
+        said = (mine.n, mine.base_version, mine.shards, mine.edge, mine.jobs)
+        shards = tuple(sorted(progress.shards))
+        if said != (offer.n, progress.base_version, shards, progress.edge, progress.jobs):
             raise ProtocolError(
                 f"window {message.window}: the cohort says other things of {self.me} than it offered"
             )
@@ -670,7 +749,10 @@ class DeviceCore:
     def _take_back(self, offer: Offer) -> None:
         """offered → r, keeping the older base of the two."""
         kept = offer.progress
-        if self.carried is not None:
+        if self.carried is not None and self.carried.edge != kept.edge:
+            kept = self.carried  # halves at two edges are two updates, and only one can be offered
+        elif self.carried is not None:
+            kept.jobs = (*kept.jobs, *self.carried.jobs)
             kept.vector = kept.vector + self.carried.vector
             kept.tokens += self.carried.tokens
             kept.loss_sum += self.carried.loss_sum
@@ -734,7 +816,7 @@ class DeviceCore:
                 return None
             return [
                 value.base_version, value.base_sha256, value.tokens, value.loss_sum, value.loss_tokens,
-                sorted(value.shards),
+                sorted(value.shards), value.edge, value.jobs,
             ]  # fmt: skip
 
         offer = self.offer
@@ -754,8 +836,9 @@ class DeviceCore:
                     else [offer.number, progress(offer.progress), offer.n, offer.window, offer.merged_in],
                     "state": [
                         self.state.offers, self.state.member_of, self.state.evaluated, self.state.evaluation,
-                        self.state.finished, self.state.released, self._ahead,
+                        self.state.finished, self.state.released, self._ahead, self.state.jobs, self.state.after,
                     ],
+                    "edge": [self._assignment, self.edge],
                     "positions": sorted(self.shards.positions.items()),
                 }
             )
@@ -769,9 +852,11 @@ class DeviceCore:
         def progress(value: Any, vector: bytes | None) -> Progress | None:
             if value is None or vector is None:
                 return None
-            version, digest, tokens, loss_sum, loss_tokens, shards = value
+            version, digest, tokens, loss_sum, loss_tokens, shards, edge, jobs = value
             found = np.frombuffer(vector, "<f4")
-            return Progress(found, version, digest, tokens, loss_sum, loss_tokens, frozenset(shards))
+            return Progress(
+                found, version, digest, tokens, loss_sum, loss_tokens, frozenset(shards), edge, tuple(jobs)
+            )
 
         fields = msgpack.unpackb(facts, strict_map_key=False)
         self.version, self.commit, self._known_version = fields["version"], fields["commit"], fields["known"]
@@ -787,7 +872,10 @@ class DeviceCore:
             held = progress(kept, offered)
             if held is not None:
                 self.offer = Offer(number, held, n, window, merged_in)
-        offers, member_of, evaluated, evaluation, finished, (version, sets), self._ahead = fields["state"]
+        offers, member_of, evaluated, evaluation, finished, (version, sets), self._ahead, jobs, after = fields[
+            "state"
+        ]
+        self._assignment, self.edge = fields["edge"]
         self.shards.positions = dict(fields["positions"])
         self.state = DeviceState(
             offers=offers,
@@ -796,4 +884,6 @@ class DeviceCore:
             evaluation=None if evaluation is None else tuple(evaluation),
             finished=finished,
             released=(version, tuple(tuple(names) for names in sets)),
+            jobs=jobs,
+            after=after,
         )

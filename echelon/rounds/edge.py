@@ -37,7 +37,7 @@ from echelon.messages.manifest import MILLION, RunManifest
 from echelon.messages.split import EdgePart, SplitAccept, SplitFrame, SplitOpen
 from echelon.messages.wire import Message, Reason, Refused
 from echelon.rounds.channel import Channel, ChannelBroken, Parties, edge_channel
-from echelon.rounds.cohort import context_of
+from echelon.rounds.cohort import context_of, releasable
 from echelon.rounds.effects import (
     Effect,
     Incoming,
@@ -451,11 +451,8 @@ class EdgeCore:
                     self.kept[member.device].moved.pop(job, None)
         if not devices:
             return []
-        if len(devices) < secure.k_min + secure.colluding or sum(weights) < secure.k_min * max(weights):
-            return [
-                note("part-kept-back", window=message.window, devices=len(devices)),
-                Save(),
-            ]
+        if not releasable(weights, secure):
+            return [note("part-kept-back", window=message.window, devices=len(devices)), Save()]
         payload = total.astype("<i4").tobytes()
         part = EdgePart(
             window=message.window,

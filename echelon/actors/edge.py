@@ -1,0 +1,158 @@
+"""An edge as a service: its core, the middle blocks, and its place in the boundary."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, Protocol
+
+from echelon.actors.boundary import BoundaryActor, raise_if_failed
+from echelon.actors.runtime import end_of
+from echelon.bus.base import Record, TopicPartition
+from echelon.bus.chunks import is_chunk
+from echelon.messages.boundary import DeadLetter
+from echelon.messages.envelope import Envelope
+from echelon.messages.frames import Decline
+from echelon.messages.split import SplitFrame
+from echelon.messages.wire import Reason, Refused
+from echelon.rounds.edge import EdgeCore
+from echelon.rounds.effects import Effect, Incoming, Middle, MiddleDone, MiddleDrop, Publish, Refuse, TimerFired
+
+UP = "split.up"
+
+
+class MiddleCompute(Protocol):
+    """Where the middle blocks are computed. Calls take as long as they take, off the event loop."""
+
+    async def middle(self, edge: str, task: Middle) -> MiddleDone:
+        """Do the work; a tensor that is none, or a step that cannot be taken, is a `fault` of what comes back."""
+        ...
+
+    async def drop(self, edge: str, device: str) -> None:
+        """Let go of what is kept of a device's job that is under way."""
+        ...
+
+
+class Edge(BoundaryActor):
+    """The shell around `EdgeCore`.
+
+    Args:
+        core: the state machine.
+        compute: where the middle blocks are computed.
+        slots: partitions of `split.up`.
+    """
+
+    def __init__(self, *, core: EdgeCore, compute: MiddleCompute, slots: int, **shared: Any) -> None:
+        super().__init__(core.name, **shared)
+        self.core, self.compute, self._slots = core, compute, slots
+        self._turns: dict[str, asyncio.Lock] = {}
+        self._digests: dict[tuple[str, int, int], tuple[Record, bytes]] = {}
+        """The records behind work that is under way, by device, step and micro-batch."""
+        self._stored: object = None
+
+    def inputs(self) -> Iterable[TopicPartition]:
+        """Decisions, adapters, and what devices send."""
+        return (
+            TopicPartition("control"),
+            TopicPartition("model"),
+            *(TopicPartition(UP, slot) for slot in range(self._slots)),
+        )
+
+    async def recover(self) -> list[Effect]:
+        """Restore what was stored; sessions died with their keys, so devices' frames are read from their end."""
+        snapshot, vectors = self.store.snapshot(), self.store.vectors()
+        if snapshot is not None and vectors is not None:
+            self.core.restore(snapshot, vectors)
+        for slot in range(self._slots):
+            at = TopicPartition(UP, slot)
+            self._positions[at] = await end_of(self.bus, at, self.name)
+        return self.core.start()
+
+    def snapshot(self) -> bytes:
+        """The core's state, without its vectors."""
+        return self.core.facts()
+
+    def vectors(self) -> bytes | None:
+        """Middle updates and moments."""
+        return self.core.vectors()
+
+    def open(self, record: Record) -> Incoming | None:
+        """As every actor, but for devices that are another edge's: their chunks and frames are passed over unread."""
+        if record.topic == UP:
+            if is_chunk(record):
+                if not self.core.serves(record.key.decode(errors="replace")):
+                    return None
+            elif self._foreign(record):
+                return None
+        return super().open(record)
+
+    def _foreign(self, record: Record) -> bool:
+        try:
+            envelope = Envelope.open(record.value)
+            if envelope.type != SplitFrame.kind:
+                return False
+            return not self.core.knows(envelope.sender, SplitFrame.decode(envelope.body).session)
+        except Refused:
+            return False  # what it is, and that it is refused, is said where every record is opened
+
+    async def _record(self, record: Record) -> list[Effect]:
+        effects: list[Effect] = []
+        for effect in await super()._record(record):
+            if isinstance(effect, Refuse):
+                effects.append(self.refuse(record, effect.reason, effect.detail))
+                continue
+            if isinstance(effect, Middle):
+                self._digests[_key(effect)] = (record, hashlib.sha256(record.value).digest())
+            effects.append(effect)
+        return effects
+
+    def take(self, event: object) -> list[Effect]:
+        """Hand an event to the core."""
+        raise_if_failed(event)
+        if event is None:
+            return []
+        if isinstance(event, MiddleDone):
+            record, digest = self._digests.pop(_key(event.task), (None, b""))
+            effects = self.core.handle(event)
+            if event.fault is Decline.BAD_TENSOR and record is not None:
+                effects.append(self._dead(record, digest, f"{event.task.device}: {event.detail}"))
+            return effects
+        if not isinstance(event, Incoming | TimerFired):
+            raise TypeError(f"{self.name}: {event!r} is not an event of an edge")
+        return self.core.handle(event)
+
+    def _dead(self, record: Record, digest: bytes, detail: str) -> Publish:
+        self.services.log.warning("%s refused %s@%d: %s", self.name, record.topic, record.offset, detail)
+        letter = DeadLetter(
+            topic=record.topic, partition=record.partition, offset=record.offset, reason=Reason.BAD_TENSOR,
+            record_sha256=digest, detail=detail[:250],
+        )  # fmt: skip
+        return Publish("deadletter", letter, 0)
+
+    async def perform(self, effect: Effect) -> None:
+        """Start work on the middle beside the loop: one device's in order, devices' beside each other."""
+        match effect:
+            case Middle():
+                self.start_job(partial(self._middle, effect), "middle")
+            case MiddleDrop():
+                self.start_job(partial(self._drop, effect.device), "drop")
+            case _:
+                await super().perform(effect)
+
+    def _turn(self, device: str) -> asyncio.Lock:
+        """Whoever waits for a device's turn gets it in the order of asking."""
+        return self._turns.setdefault(device, asyncio.Lock())
+
+    async def _middle(self, task: Middle) -> MiddleDone:
+        async with self._turn(task.device):
+            return await self.compute.middle(self.name, task)
+
+    async def _drop(self, device: str) -> None:
+        async with self._turn(device):
+            await self.compute.drop(self.name, device)
+
+
+def _key(task: Middle) -> tuple[str, int, int]:
+    return task.device, getattr(task.head, "step", -1), getattr(task.head, "micro", -1)

@@ -1,0 +1,302 @@
+"""A device's side of a split training job: the session with its edge, and micro-batches on their way.
+
+A job is driven step by step; within a step its micro-batches run beside each other, so that the device computes one
+while others are on the way or with the edge. Whatever breaks ends the job, and nothing of it is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from echelon.errors import CodecError, ProtocolError
+from echelon.messages.frames import (
+    Backward,
+    Begin,
+    Begun,
+    Decline,
+    Declined,
+    Finish,
+    Finished,
+    Forward,
+    Gradient,
+    Output,
+    from_double,
+    to_double,
+)
+from echelon.messages.split import SplitAccept, SplitFrame, SplitOpen
+from echelon.messages.wire import Message, Reason, Refused
+from echelon.rounds.channel import Channel, ChannelBroken, Parties, device_channel
+from echelon.rounds.effects import Abandoned, Incoming, Publish, Train, Trained
+from echelon.secagg.entropy import Entropy
+from echelon.secagg.keys import AgreementKey
+
+M = TypeVar("M", bound=Message)
+NO_ANSWER, BROKEN, BAD_ANSWER = "no-answer", "session-broken", "bad-answer"
+
+
+class EdgeLost(Exception):
+    """The job cannot go on with this edge. `why` is a word of `Decline`, or one of this module's."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+class Half(Protocol):
+    """The device's part of its model, one job at a time. Calls take as long as they take, off the event loop.
+
+    Tensors are bytes of the wire form; what is none, or has another shape, raises `CodecError`.
+    """
+
+    @property
+    def cut(self) -> tuple[int, int]:
+        """(p, q): first and last blocks that are the device's."""
+        ...
+
+    async def start(self, job: Train) -> None:
+        """Put weights, moments and data in place."""
+        ...
+
+    async def begin_step(self) -> int:
+        """Read the step's data; the number of its micro-batches."""
+        ...
+
+    async def front(self, micro: int) -> bytes:
+        """The activation behind the first blocks."""
+        ...
+
+    async def back(self, micro: int, hidden: bytes) -> bytes:
+        """Loss from what the edge made of it; the loss's gradient by that."""
+        ...
+
+    async def front_backward(self, micro: int, gradient: bytes) -> None:
+        """Carry a gradient back through the first blocks."""
+        ...
+
+    async def step(self, norm2: float) -> float:
+        """The optimiser's step, given the squared norm of the middle's gradient; the factor for the edge."""
+        ...
+
+    async def finish(self) -> Trained:
+        """What the job came to, 0 moved in the middle."""
+        ...
+
+
+@dataclass(slots=True)
+class _Session:
+    edge: str
+    id: bytes
+    key: AgreementKey
+    accepted: asyncio.Future[None]
+    channel: Channel | None = None
+
+
+class EdgeLink:
+    """One device's sessions, one after the other.
+
+    Args:
+        device: its name.
+        slot: its partition.
+        parties: names the parties of a channel, given the edge.
+        entropy: of session keys.
+        send: publishes.
+        timeout: seconds that an answer may take.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        slot: int,
+        parties: Callable[[str], Parties],
+        entropy: Entropy,
+        send: Callable[[Publish], None],
+        timeout: float,
+    ) -> None:
+        self._device, self._slot, self._parties = device, slot, parties
+        self._entropy, self._send, self._timeout = entropy, send, timeout
+        self._session: _Session | None = None
+        self._job = -1
+        self._waiting: dict[tuple[str, int, int], asyncio.Future[tuple[Message, bytes]]] = {}
+
+    async def open(self, edge: str) -> None:
+        """A session with the edge, the one that is open if it is with that edge.
+
+        Raises:
+            EdgeLost: it does not answer.
+        """
+        session = self._session
+        if session is not None and session.edge == edge and session.channel is not None:
+            return
+        self.close()
+        loop = asyncio.get_running_loop()
+        key = AgreementKey(self._entropy.token(32))
+        session = _Session(edge, self._entropy.token(16), key, loop.create_future())
+        self._session = session
+        opening = SplitOpen(edge=edge, session=session.id, public=key.public)
+        self._send(Publish("split.up", opening, 0, partition=self._slot))
+        await self._within(session.accepted)
+
+    async def _within(self, future: asyncio.Future[object] | asyncio.Future[None]) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                await future
+        except TimeoutError:
+            self.close()
+            raise EdgeLost(NO_ANSWER) from None
+
+    def close(self, why: str = BROKEN) -> None:
+        """Forget the session; whoever waits for an answer hears `why`."""
+        self._session = None
+        self._fail(why)
+
+    def _fail(self, why: str) -> None:
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(EdgeLost(why))
+        self._waiting.clear()
+
+    def begin(self, job: int) -> None:
+        """From now on frames are of that job."""
+        self._job = job
+
+    async def ask(
+        self, head: Message, kind: type[M], tensor: bytes = b"", step: int = -1, micro: int = -1
+    ) -> tuple[M, bytes]:
+        """Send a frame and wait for its answer.
+
+        Raises:
+            EdgeLost: the edge gave the job up, the session broke, or no answer came in time.
+        """
+        session = self._session
+        if session is None or session.channel is None:
+            raise EdgeLost(BROKEN)
+        future: asyncio.Future[tuple[Message, bytes]] = asyncio.get_running_loop().create_future()
+        self._waiting[kind.kind, step, micro] = future
+        frame, payload = session.channel.seal(head, tensor)
+        self._send(Publish("split.up", frame, 0, payload, self._slot))
+        try:
+            async with asyncio.timeout(self._timeout):
+                found, data = await future
+        except TimeoutError:
+            self.close(NO_ANSWER)
+            raise EdgeLost(NO_ANSWER) from None
+        if not isinstance(found, kind):
+            raise TypeError(f"{found.kind} answers where {kind.kind} was waited for")
+        return found, data
+
+    def take(self, event: Incoming) -> None:
+        """A record of `split.down`.
+
+        Raises:
+            ProtocolError, Refused: it is to be refused; the session ends where it cannot go on.
+        """
+        message, session = event.message, self._session
+        if session is None or event.sender != session.edge:
+            return
+        if isinstance(message, SplitAccept):
+            fits = (message.device, message.session, message.device_public)
+            if fits != (self._device, session.id, session.key.public) or session.channel is not None:
+                return
+            session.channel = device_channel(
+                self._parties(session.edge), session.id, session.key, message.public
+            )
+            if not session.accepted.done():
+                session.accepted.set_result(None)
+            return
+        if not isinstance(message, SplitFrame) or message.session != session.id or session.channel is None:
+            return
+        try:
+            found = session.channel.open(message, event.payload or b"")
+            if found is not None:
+                self._answer(*found)
+        except (ProtocolError, Refused) as error:
+            self.close(BROKEN)
+            if isinstance(error, ChannelBroken):
+                raise Refused(Reason.OUT_OF_ORDER, str(error)) from error
+            raise
+
+    def _answer(self, head: Message, tensor: bytes) -> None:
+        if getattr(head, "job", -1) != self._job:
+            return  # of a job that was given up
+        if isinstance(head, Declined):
+            self._fail(head.reason.value)
+            return
+        at = (head.kind, getattr(head, "step", -1), getattr(head, "micro", -1))
+        future = self._waiting.pop(at, None)
+        if future is None:
+            raise Refused(Reason.BAD_FRAME, f"{head.kind} of step {at[1]}, micro-batch {at[2]}, answers nothing")
+        if not future.done():
+            future.set_result((head, tensor))
+
+
+async def train_with_edge(job: Train, half: Half, link: EdgeLink, log: logging.Logger) -> Trained | Abandoned:
+    """Carry a job out with its edge.
+
+    Returns:
+        What it came to; or that it was given up, and why.
+
+    Raises:
+        TrainingError: the device's own part cannot be trained.
+    """
+    split = job.split
+    if split is None:
+        raise TypeError("a job without an edge is not trained with one")
+    front, back = half.cut
+    try:
+        await link.open(split.edge)
+        link.begin(split.job)
+        begin = Begin(
+            job=split.job, version=split.version, on_top=split.on_top, after=split.after,
+            front=front, back=back, mu=to_double(job.mu), steps=job.steps,
+        )  # fmt: skip
+        await link.ask(begin, Begun)
+        await half.start(job)
+        scale = 1.0
+        for step in range(job.steps):
+            count = await half.begin_step()
+            norms: list[float] = []
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for micro in range(count):
+                        head = Forward(
+                            job=split.job, step=step, micro=micro, count=count, scale=to_double(scale)
+                        )
+                        group.create_task(_micro_batch(head, half, link, norms))
+            except* (EdgeLost, CodecError) as broken:
+                first = broken.exceptions[0]
+                while isinstance(first, ExceptionGroup):
+                    first = first.exceptions[0]
+                raise first from None
+            if len(norms) != 1:
+                raise EdgeLost(BAD_ANSWER)
+            scale = await half.step(norms[0])
+        await link.ask(Finish(job=split.job, scale=to_double(scale)), Finished)
+        return await half.finish()
+    except EdgeLost as lost:
+        log.info("job %d with %s was given up: %s", split.job, split.edge, lost.why)
+        return Abandoned(split.job, lost.why)
+    except CodecError as error:
+        log.warning("job %d with %s was given up: %s", split.job, split.edge, error)
+        link.close(BAD_ANSWER)
+        return Abandoned(split.job, BAD_ANSWER)
+
+
+async def _micro_batch(head: Forward, half: Half, link: EdgeLink, norms: list[float]) -> None:
+    """One micro-batch there and back; the norm of the step's middle gradient comes with the last one."""
+    step, micro = head.step, head.micro
+    activation = await half.front(micro)
+    _, hidden = await link.ask(head, Output, activation, step, micro)
+    gradient = await half.back(micro, hidden)
+    answer, below = await link.ask(
+        Backward(job=head.job, step=step, micro=micro), Gradient, gradient, step, micro
+    )
+    if answer.last:
+        norms.append(from_double(answer.norm2))
+    await half.front_backward(micro, below)
+
+
+__all__ = ["BAD_ANSWER", "BROKEN", "NO_ANSWER", "Decline", "EdgeLink", "EdgeLost", "Half", "train_with_edge"]
