@@ -12,9 +12,12 @@ import msgpack
 
 from echelon.actors.boundary import BoundaryActor, raise_if_failed
 from echelon.actors.runtime import DRAIN_SECONDS, end_of
+from echelon.actors.splitting import EdgeLink, Half, train_with_edge
 from echelon.bus.base import TopicPartition
+from echelon.rounds.channel import Parties
 from echelon.rounds.device import DeviceCore
 from echelon.rounds.effects import (
+    Abandoned,
     Effect,
     Evaluate,
     Evaluated,
@@ -72,6 +75,8 @@ class Departure:
     within: float
 
 
+DOWN = "split.down"
+
 Interceptor = Callable[[str, Effect], bool]
 """Asked with (device, effect) before an effect is carried out; False makes the device vanish at this point."""
 
@@ -84,6 +89,8 @@ class Device(BoundaryActor):
         compute: where training runs.
         slot: the partition of `inbox` that is this device's.
         shards: which data shards it trains; None for a device with data of its own.
+        half: its part of the model, if an edge has the middle of it.
+        timeout: seconds that an edge's answer may take.
         interceptor: for fault injection; None lets everything pass.
     """
 
@@ -96,18 +103,30 @@ class Device(BoundaryActor):
         compute: Compute,
         slot: int,
         shards: ShardSource | None = None,
+        half: Half | None = None,
+        timeout: float = 60.0,
         interceptor: Interceptor | None = None,
         **shared: Any,
     ) -> None:
         super().__init__(core.me, **shared)
         self.core, self.compute, self.slot, self.interceptor = core, compute, slot, interceptor
-        self.shards = shards
+        self.shards, self.half = shards, half
+        boundary = self.membership.boundary
+        self.link = EdgeLink(
+            core.me, slot, lambda edge: Parties(self.membership.run, boundary, core.me, edge), core.entropy,
+            self._send, timeout,
+        )  # fmt: skip
         self._ended = asyncio.Event()
         self._stored: tuple[object, ...] = (self,) * 4  # nothing is stored yet
 
     def inputs(self) -> Iterable[TopicPartition]:
-        """Decisions, adapters, and what is sealed to this device."""
-        return (TopicPartition("control"), TopicPartition("model"), TopicPartition("inbox", self.slot))
+        """Decisions, adapters, and what is sealed to this device; of a split device also what its edge answers."""
+        own = (TopicPartition("control"), TopicPartition("model"), TopicPartition("inbox", self.slot))
+        return own if self.half is None else (*own, TopicPartition(DOWN, self.slot))
+
+    def _send(self, frame: Publish) -> None:
+        """Publish a record of a session: worthless after a restart, so it is not stored."""
+        self.publisher.put(self.seal(frame))
 
     async def recover(self) -> list[Effect]:
         """Restore the snapshot; rounds that were under way died with their keys."""
@@ -117,6 +136,9 @@ class Device(BoundaryActor):
             self.core.restore(bytes(msgpack.packb([snapshot, vectors])))
             self._stored = self.core.held()
         self.core.live_from = await end_of(self.bus, TopicPartition("control"), self.name)
+        if self.half is not None:
+            at = TopicPartition(DOWN, self.slot)
+            self._positions[at] = await end_of(self.bus, at, self.name)
         if self.shards is not None:
             watch = asyncio.create_task(self.shards.run(self._events.put_nowait), name=f"{self.name} shards")
             self._jobs.add(watch)
@@ -164,7 +186,10 @@ class Device(BoundaryActor):
         raise_if_failed(event)
         if isinstance(event, Departure):
             return self.core.leave(event.within)
-        if not isinstance(event, Incoming | TimerFired | Trained | Evaluated | ShardChange):
+        if isinstance(event, Incoming) and event.topic == DOWN:
+            self.link.take(event)
+            return []
+        if not isinstance(event, Incoming | TimerFired | Trained | Abandoned | Evaluated | ShardChange):
             raise TypeError(f"{self.name}: {event!r} is not an event of a device")
         return self.core.handle(event)
 
@@ -181,6 +206,9 @@ class Device(BoundaryActor):
     async def perform(self, effect: Effect) -> None:
         """Start training or evaluation beside the loop."""
         match effect:
+            case Train() if effect.split is not None and self.half is not None:
+                job = partial(train_with_edge, effect, self.half, self.link, self.services.log)
+                self.start_job(job, "training")
             case Train():
                 self.start_job(partial(self.compute.train, self.name, effect), "training")
             case Evaluate():

@@ -18,7 +18,16 @@ from echelon.messages.frames import Decline
 from echelon.messages.split import SplitFrame
 from echelon.messages.wire import Reason, Refused
 from echelon.rounds.edge import EdgeCore
-from echelon.rounds.effects import Effect, Incoming, Middle, MiddleDone, MiddleDrop, Publish, Refuse, TimerFired
+from echelon.rounds.effects import (
+    Effect,
+    Incoming,
+    Middle,
+    MiddleDone,
+    MiddleDrop,
+    Publish,
+    Refuse,
+    TimerFired,
+)
 
 UP = "split.up"
 

@@ -228,7 +228,9 @@ class EdgeLink:
         at = (head.kind, getattr(head, "step", -1), getattr(head, "micro", -1))
         future = self._waiting.pop(at, None)
         if future is None:
-            raise Refused(Reason.BAD_FRAME, f"{head.kind} of step {at[1]}, micro-batch {at[2]}, answers nothing")
+            raise Refused(
+                Reason.BAD_FRAME, f"{head.kind} of step {at[1]}, micro-batch {at[2]}, answers nothing"
+            )
         if not future.done():
             future.set_result((head, tensor))
 

@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from echelon.config.split import EdgeSettings, SplitSettings
 from echelon.config.training import AdapterSettings, DataSettings, ModelSettings, Settings, TrainSettings
 from echelon.errors import ConfigError
 
@@ -45,7 +46,9 @@ COHORT_LIMIT = 200
 """Most devices of one cohort: each pair of them exchanges key shares."""
 ENROLLED_LIMIT = 4096
 """Most devices that one boundary enrols: its signed roster is one message."""
-RESERVED = frozenset({"aggregator", "gate", "controller", "operator", "auditor", "broker", "break-glass"})
+RESERVED = frozenset(
+    {"aggregator", "gate", "edge", "controller", "operator", "auditor", "broker", "break-glass"}
+)
 """Parts of names that are not for devices."""
 
 
@@ -76,12 +79,25 @@ class BoundarySettings(Settings):
         description="Deal the data into so many shards, which move between replicas of a device service as those come "
         "and go. None: to the devices, each of which has data of its own.",
     )  # fmt: skip
+    split: SplitSettings | None = Field(
+        default=None,
+        description="Train the model in parts, the middle blocks on edge servers of the boundary. None: devices hold all "
+        "of it.",
+    )
 
     def device_list(self) -> tuple[DeviceSettings, ...]:
         """Every device, named."""
         if isinstance(self.devices, int):
             return tuple(DeviceSettings(id=f"{self.name}-{number}") for number in range(self.devices))
         return self.devices
+
+    def edge_names(self) -> tuple[str, ...]:
+        """Every edge, as topics name it; none in a boundary that is not split."""
+        return () if self.split is None else tuple(self.edge_name(edge) for edge in self.split.edge_list())
+
+    def edge_name(self, edge: EdgeSettings) -> str:
+        """What topics call an edge."""
+        return f"{self.name}.{edge.id}"
 
     def shard_name(self, shard: int) -> str:
         """What a shard is called where data is dealt out; no device can have that name."""
@@ -458,6 +474,8 @@ class RunSettings(Settings):
         floor = self.secure.k_min + self.secure.colluding
         for boundary in self.boundaries:
             count = len(boundary.device_list())
+            if boundary.split is not None:
+                self._check_split(boundary, boundary.split, count, floor)
             if count < floor:
                 raise ValueError(
                     f"boundary {boundary.name!r} has {count} devices, and secure.k_min + secure.colluding = "
@@ -560,6 +578,21 @@ class RunSettings(Settings):
         """Most devices of one cohort, in any boundary."""
         largest = max(len(boundary.device_list()) for boundary in self.boundaries)
         return min(largest, self.secure.cohort_max or COHORT_LIMIT)
+
+    def _check_split(self, boundary: BoundarySettings, split: SplitSettings, count: int, floor: int) -> None:
+        where = f"boundary {boundary.name!r}: split"
+        if self.learner.kind != "lora":
+            raise ValueError(f"{where}: learner {self.learner.kind!r} has no blocks to split: take it out")
+        if split.front + split.back < 1:
+            raise ValueError(f"{where}: front + back must be at least 1, or the devices would train nothing")
+        names = [*boundary.edge_names(), *(device.id for device in boundary.device_list())]
+        _unique("edges or devices", names)
+        edges = len(boundary.edge_names())
+        if count < edges * floor:
+            raise ValueError(
+                f"{where}: {count} devices on {edges} edges are fewer than secure.k_min + secure.colluding = {floor} each, "
+                f"and an edge releases nothing below that: use fewer edges, more devices, or a lower floor"
+            )
 
     def windows_max(self) -> int:
         """R_max."""

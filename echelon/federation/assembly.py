@@ -8,16 +8,19 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from echelon.actors.aggregator import Aggregator
 from echelon.actors.controller import Controller
 from echelon.actors.device import Device, Interceptor
+from echelon.actors.edge import Edge
 from echelon.actors.gate import Gate
 from echelon.actors.runtime import Services
 from echelon.actors.state import StateStore
 from echelon.bus import Bus, open_bus, sqlite_url
 from echelon.bus.faults import FaultPlan, FaultyBus
 from echelon.config.run import BoundarySettings, LinkSettings, RunSettings
+from echelon.errors import ConfigError
 from echelon.federation.compute import Compute
 from echelon.federation.identities import Identities
 from echelon.federation.makers import (
@@ -26,6 +29,7 @@ from echelon.federation.makers import (
     make_aggregator,
     make_controller,
     make_device,
+    make_edge,
     make_gate,
     manifest_digest,
 )
@@ -35,6 +39,9 @@ from echelon.messages.manifest import RunManifest
 from echelon.secagg.entropy import Entropy
 from echelon.services.shards import FixedShards, dealt
 from echelon.topics import Boundary, load_catalogue
+
+if TYPE_CHECKING:
+    from echelon.federation.splitting import SplitCompute
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ class Assembly:
         identities: every private key; each actor gets its own alone.
         folder: the run folder, or None to keep brokers and state in memory.
         compute: where training runs.
+        split: where split training does; None for a run without it.
         services: for every actor.
         entropy: source of one-time keys by name; the operating system's unless the clock is virtual.
         interceptor: for fault injection.
@@ -68,12 +76,14 @@ class Assembly:
         *,
         folder: Path | None,
         compute: Compute,
+        split: SplitCompute | None = None,
         services: Services,
         entropy: Callable[[str], Entropy] = lambda _name: Entropy(os.urandom),
         interceptor: Interceptor | None = None,
     ) -> None:
         self.settings, self.terms, self.identities = settings, terms, identities
         self.folder, self.compute, self.services = folder, compute, services
+        self.split = split
         self.catalogue = load_catalogue()
         self._entropy, self._interceptor = entropy, interceptor
         self._digest = manifest_digest(terms.sealed)
@@ -152,6 +162,10 @@ class Assembly:
             entropy=self._entropy(name),
             shards=boundary.shards,
             source=self._shards(boundary, name),
+            half=None
+            if self.split is None or boundary.split is None
+            else self.split.half(boundary.name, name),
+            split=boundary.split,
             interceptor=self._interceptor,
             terms=self._derived[boundary.name],
         )
@@ -174,6 +188,25 @@ class Assembly:
             key=keys.aggregator,
             window=self.settings.window,
             shards=boundary.shards,
+            split=boundary.split,
+        )
+
+    async def edge(self, boundary: BoundarySettings, name: str) -> Edge:
+        """An edge of the boundary. What an earlier life of it had in memory is gone."""
+        keys = self.identities.boundaries[boundary.name]
+        if self.split is None or boundary.split is None:
+            raise ConfigError(f"boundary {boundary.name} is not split and has no edge {name}")
+        self.split.forget(name)
+        return make_edge(
+            await self._place(boundary.name, name),
+            self.terms.manifest,
+            keys.roster,
+            name=name,
+            key=keys.edges[name],
+            split=boundary.split,
+            compute=self.split,
+            cuts=self.split.fits,
+            entropy=self._entropy(name),
         )
 
     async def gate(self, boundary: BoundarySettings) -> Gate:

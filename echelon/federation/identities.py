@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 from echelon.config.run import RunSettings
 from echelon.errors import ConfigError
 from echelon.messages.envelope import Signer
-from echelon.secagg.roster import Roster, RosterEntry
+from echelon.secagg.roster import EdgeEntry, Roster, RosterEntry
 
 ROSTER_FILE = "roster.bin"
 
@@ -37,6 +37,7 @@ class BoundaryKeys:
     exchange: bytes
     devices: Mapping[str, bytes]
     roster: Roster
+    edges: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,18 @@ class Identities:
                 for slot, (device, key) in enumerate(devices.items())
             )
             aggregator, gate, exchange = token(32), token(32), token(32)
+            edges = {edge: token(32) for edge in boundary.edge_names()}
             roster = Roster.enrol(
                 boundary.name,
                 entries,
                 Signer(enrolment),
                 aggregator=Signer(aggregator).public,
                 gate=Signer(gate).public,
+                edges=(EdgeEntry(edge=edge, public=Signer(key).public) for edge, key in edges.items()),
             )
-            boundaries[boundary.name] = BoundaryKeys(enrolment, aggregator, gate, exchange, devices, roster)
+            boundaries[boundary.name] = BoundaryKeys(
+                enrolment, aggregator, gate, exchange, devices, roster, edges
+            )
         return cls(token(32), token(32), boundaries)
 
     def save(self, folder: Path) -> None:
@@ -93,6 +98,8 @@ class Identities:
                 _write(place / "gate-exchange.pem", keys.exchange)
                 for device, key in keys.devices.items():
                     _write(place / "devices" / f"{device}.pem", key)
+                for edge, key in keys.edges.items():
+                    _write(place / "edges" / f"{edge}.pem", key)
                 (place / ROSTER_FILE).write_bytes(keys.roster.encode())
         except OSError as error:
             raise ConfigError(
@@ -125,6 +132,7 @@ class Identities:
                     for device in boundary.device_list()
                 },
                 roster,
+                {edge: read_key(place / "edges" / f"{edge}.pem") for edge in boundary.edge_names()},
             )
         return cls(read_key(folder / "operator.pem"), read_key(folder / "controller.pem"), boundaries)
 

@@ -9,12 +9,15 @@ from echelon.actors.aggregator import Aggregator
 from echelon.actors.boundary import Membership
 from echelon.actors.controller import Controller
 from echelon.actors.device import Compute, Device, Interceptor, ShardSource
+from echelon.actors.edge import Edge, MiddleCompute
 from echelon.actors.gate import Gate
 from echelon.actors.runtime import Services
+from echelon.actors.splitting import Half
 from echelon.actors.state import StateStore
 from echelon.bus import Bus
 from echelon.bus.chunks import CHUNK, Assembler
 from echelon.config.run import WindowSettings
+from echelon.config.split import SplitSettings
 from echelon.errors import ConfigError
 from echelon.messages.adapter import Vector
 from echelon.messages.envelope import Signer
@@ -24,6 +27,8 @@ from echelon.rounds.aggregator import AggregatorCore, AggregatorTerms
 from echelon.rounds.boundary_log import BoundaryLog
 from echelon.rounds.device import DeviceCore, DeviceTerms
 from echelon.rounds.rules import Allowed
+from echelon.rounds.edge import Cuts, EdgeCore, EdgeTerms
+from echelon.rounds.edges import EdgesTerms
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.roster import Roster
 from echelon.topics import Catalogue, Role, load_catalogue
@@ -54,6 +59,10 @@ class Derived:
 
 MAX_TRANSFERS = 4
 """Transfers that one sender may have open at once."""
+MAX_SPLIT_BYTES = 64 * 1024 * 1024
+"""Most bytes of one sealed tensor."""
+LOOKS = 1.5
+"""Periods of an edge's heartbeat after which the aggregator looks who was silent."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +86,16 @@ def make_device(
     entropy: Entropy,
     shards: int | None = None,
     source: ShardSource | None = None,
+    half: Half | None = None,
+    split: SplitSettings | None = None,
     interceptor: Interceptor | None = None,
     terms: Derived | None = None,
 ) -> Device:
     """A device: its own key, the boundary's broker, the pinned roster and manifest.
 
-    Where the boundary's data is dealt into `shards`, `source` says which of them the device trains. `terms` are those
-    derived from this manifest and roster, where that was done before; None: they are derived here.
+    Where the boundary's data is dealt into `shards`, `source` says which of them the device trains. With `half`, an
+    edge trains the middle of its model, in the terms of `split`. `terms` are those derived from this manifest and
+    roster, where that was done before; None: they are derived here.
 
     Raises:
         ConfigError: the roster is not the manifest's, or names another key for this device.
@@ -94,7 +106,7 @@ def make_device(
     dim = terms.dim
     core = DeviceCore(
         manifest=manifest,
-        terms=DeviceTerms(window.patience, window.ahead, shards, 2 * window.deadline),
+        terms=DeviceTerms(window.patience, window.ahead, shards, 2 * window.deadline, split=half is not None),
         me=DeviceId(name),
         signer=signer,
         roster=roster,
@@ -106,6 +118,8 @@ def make_device(
         compute=compute,
         slot=roster.entry(name).slot,
         shards=source,
+        half=half,
+        timeout=60.0 if split is None else split.timeout,
         interceptor=interceptor,
         bus=place.bus,
         store=place.store,
@@ -113,7 +127,57 @@ def make_device(
         signer=signer,
         membership=terms.membership,
         catalogue=terms.catalogue,
-        assembler=_assembler(dim, 1),
+        assembler=_assembler(dim, 1)
+        if half is None
+        else _assembler(dim, 1 + len(roster.edges), MAX_SPLIT_BYTES),
+    )
+
+
+def make_edge(
+    place: Place,
+    manifest: RunManifest,
+    roster: Roster,
+    *,
+    name: str,
+    key: bytes,
+    split: SplitSettings,
+    compute: MiddleCompute,
+    cuts: Cuts,
+    entropy: Entropy,
+) -> Edge:
+    """An edge: its own key, the boundary's broker, the pinned roster and manifest.
+
+    Raises:
+        ConfigError: the roster is not the manifest's, or names another key for this edge.
+    """
+    _check(roster, manifest)
+    signer = Signer(key)
+    enrolled = {entry.edge: entry.public for entry in roster.edges}
+    if name not in enrolled:
+        raise ConfigError(f"{name} is not on the roster of {roster.boundary}: enrol it, or name another edge")
+    if enrolled[name] != signer.public:
+        raise ConfigError(_other_key(name, roster))
+    dim = manifest.adapter_layout().dim
+    core = EdgeCore(
+        manifest=manifest,
+        terms=EdgeTerms(split.beat, split.timeout),
+        name=name,
+        roster=roster,
+        entropy=entropy,
+        dim=dim,
+        cuts=cuts,
+    )
+    return Edge(
+        core=core,
+        compute=compute,
+        slots=1 + max(entry.slot for entry in roster.entries),
+        bus=place.bus,
+        store=place.store,
+        services=place.services,
+        signer=signer,
+        membership=membership(manifest, roster),
+        catalogue=load_catalogue(),
+        assembler=_assembler(dim, 1 + len(roster.entries), MAX_SPLIT_BYTES),
     )
 
 
@@ -126,6 +190,7 @@ def make_aggregator(
     key: bytes,
     window: WindowSettings,
     shards: int | None = None,
+    split: SplitSettings | None = None,
 ) -> Aggregator:
     """An aggregator: its own key and the boundary's broker; no key of the exchange.
 
@@ -137,14 +202,17 @@ def make_aggregator(
     if signer.public != roster.aggregator:
         raise ConfigError(_other_key("aggregator", roster))
     dim, devices = manifest.adapter_layout().dim, len(roster.entries)
+    edges = None
+    if split is not None:
+        edges = EdgesTerms(
+            tuple(entry.edge for entry in roster.edges),
+            tuple(entry.device for entry in roster.entries),
+            LOOKS * split.beat,
+        )
+    cohort = min(window.cohort or devices, shards or devices, manifest.secure.cohort_max)
     core = AggregatorCore(
         manifest=manifest,
-        terms=AggregatorTerms(
-            min(window.cohort or devices, shards or devices, manifest.secure.cohort_max),
-            window.deadline,
-            window.round_timeout,
-            shards,
-        ),
+        terms=AggregatorTerms(cohort, window.deadline, window.round_timeout, shards, edges),
         boundary=roster.boundary,
         roster=roster,
         dim=dim,
@@ -160,7 +228,7 @@ def make_aggregator(
         signer=signer,
         membership=membership(manifest, roster),
         catalogue=load_catalogue(),
-        assembler=_assembler(dim, devices),
+        assembler=_assembler(dim, devices + len(roster.edges)),
     )
 
 
@@ -204,7 +272,7 @@ def make_gate(
         signer=signer,
         membership=membership(manifest, roster),
         catalogue=load_catalogue(),
-        assembler=_assembler(dim, devices + 1),
+        assembler=_assembler(dim, devices + len(roster.edges) + 1),
     )
 
 
@@ -249,11 +317,13 @@ def membership(manifest: RunManifest, roster: Roster) -> Membership:
     aggregator, gate = f"{roster.boundary}.aggregator", f"{roster.boundary}.gate"
     keys = {
         **{entry.device: entry.public for entry in roster.entries},
+        **{entry.edge: entry.public for entry in roster.edges},
         aggregator: roster.aggregator,
         gate: roster.gate,
     }
     roles = {
         **dict.fromkeys((entry.device for entry in roster.entries), Role.DEVICE),
+        **dict.fromkeys((entry.edge for entry in roster.edges), Role.EDGE),
         aggregator: Role.AGGREGATOR,
         gate: Role.GATE,
     }
@@ -286,9 +356,9 @@ def _check(roster: Roster, manifest: RunManifest) -> None:
         raise ConfigError(f"the roster of {roster.boundary} is not the one that the run manifest names")
 
 
-def _assembler(dim: int, senders: int) -> Assembler:
-    """Room for the open transfers of so many senders."""
-    largest = max(CHUNK, 2 * 4 * (dim + 64))
+def _assembler(dim: int, senders: int, tensor: int = 0) -> Assembler:
+    """Room for the open transfers of so many senders; the largest is an adapter with its anchor, or a tensor."""
+    largest = max(CHUNK, 2 * 4 * (dim + 64), tensor)
     each = MAX_TRANSFERS * largest
     return Assembler(
         max_open_bytes_per_sender=each,

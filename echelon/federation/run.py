@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,6 +39,9 @@ from echelon.rounds.effects import Evaluate, note
 from echelon.secagg.entropy import Entropy
 from echelon.services.shards import dealt
 from echelon.testing.faults import vanishing
+
+if TYPE_CHECKING:
+    from echelon.federation.splitting import SplitCompute
 
 GRACE = 20.0
 """Seconds that the boundaries get to end after the run was closed."""
@@ -135,17 +138,25 @@ class Federation:
             EchelonError: an actor failed; the folder can be resumed.
         """
         compute = Compute(self.settings, self.learner)
+        split: SplitCompute | None = None
         assembly: Assembly | None = None
         try:
             terms, identities = await self._terms(compute)
             before = await self._evaluate(compute, terms.initial, "base")
             services = Services(Offload(self._threads), self.recorder, self.log)
+            if terms.manifest.split:
+                from echelon.federation.splitting import (
+                    SplitCompute,
+                )  # torch, which other runs may do without
+
+                split = SplitCompute(self.settings)
             assembly = Assembly(
                 self.settings,
                 terms,
                 identities,
                 folder=self.out,
                 compute=compute,
+                split=split,
                 services=services,
                 entropy=self._entropy,
                 interceptor=self.interceptor or vanishing(self.settings.simulation.faults),
@@ -167,6 +178,8 @@ class Federation:
             if assembly is not None:
                 await assembly.aclose()
             compute.close()
+            if split is not None:
+                split.close()
             self._threads.shutdown(wait=True)
 
     def _brokers(self) -> list[str]:
@@ -234,6 +247,8 @@ class Federation:
         for boundary in boundaries:
             start(f"{boundary.name}.gate", partial(assembly.gate, boundary), run_actor)
             start(f"{boundary.name}.aggregator", partial(assembly.aggregator, boundary), run_actor)
+            for edge in boundary.edge_names():
+                start(edge, partial(assembly.edge, boundary, edge), run_actor)
             for device in boundary.device_list():
                 make = partial(assembly.device, boundary, device.id)
                 start(device.id, make, partial(self._device, boundary))

@@ -151,6 +151,7 @@ def build_manifest(
                 )
                 for boundary in settings.boundaries
             ),
+            split=any(boundary.split is not None for boundary in settings.boundaries),
             controller_public=Signer(identities.controller).public.hex(),
             operator_public=Signer(identities.operator).public.hex(),
             factors=FactorRule(settings.adapter.factors),

@@ -53,6 +53,8 @@ class Decline(StrEnum):
     BAD_CUT = "bad-cut"
     """There are no such blocks, or none is left between."""
     BAD_TENSOR = "bad-tensor"
+    NOT_TRAINED = "not-trained"
+    """The middle's weights would not be finite any more, or its moments are another cut's."""
     BAD_FRAME = "bad-frame"
     """Frames did not come as the protocol has them."""
 

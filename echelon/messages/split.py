@@ -35,9 +35,7 @@ def _ascending_names(names: tuple[str, ...]) -> tuple[str, ...]:
 
 Jobs = Annotated[tuple[U63, ...], Field(max_length=MAX_JOBS), AfterValidator(_ascending)]
 """Numbers of a device's training jobs, ascending; empty for a device that trains the whole model."""
-EdgeName = Annotated[
-    str, Field(max_length=64, pattern=r"^(?:[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?)?$")
-]
+EdgeName = Annotated[str, Field(max_length=64, pattern=r"^(?:[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?)?$")]
 """An edge's name; empty for none."""
 
 

@@ -727,7 +727,13 @@ class AggregatorCore:
                 raise ProtocolError(f"commit {event.commit} came before genesis")
             self.ledger = Ledger(event.adapter)
             self.pace, self.version = event.pace, 0
-            return [self._model(anchored=True), *self._open(), *self._first_assignment(), Save(), *self._try_cohort()]
+            return [
+                self._model(anchored=True),
+                *self._open(),
+                *self._first_assignment(),
+                Save(),
+                *self._try_cohort(),
+            ]
         newest = self._held[-1].commit if self._held else self.ledger.commit
         if event.commit <= newest:
             return []

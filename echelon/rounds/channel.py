@@ -95,7 +95,12 @@ def _nonce(number: int) -> bytes:
 
 
 def _keys(
-    parties: Parties, session: bytes, key: AgreementKey, theirs: bytes, device_public: bytes, edge_public: bytes
+    parties: Parties,
+    session: bytes,
+    key: AgreementKey,
+    theirs: bytes,
+    device_public: bytes,
+    edge_public: bytes,
 ) -> tuple[AESGCM, AESGCM]:
     try:
         secret = key.agree(theirs)

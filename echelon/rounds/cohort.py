@@ -109,7 +109,13 @@ def edge_groups(cohort: Cohort, included: Collection[str], secure: SecureTerms) 
 
 
 def read_part(
-    edge: str, message: EdgePart, payload: bytes, cohort: Cohort, included: Collection[str], manifest: RunManifest, dim: int
+    edge: str,
+    message: EdgePart,
+    payload: bytes,
+    cohort: Cohort,
+    included: Collection[str],
+    manifest: RunManifest,
+    dim: int,
 ) -> Part:
     """Hold an edge's part against the cohort and the included set.
 

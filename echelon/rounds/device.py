@@ -872,9 +872,9 @@ class DeviceCore:
             held = progress(kept, offered)
             if held is not None:
                 self.offer = Offer(number, held, n, window, merged_in)
-        offers, member_of, evaluated, evaluation, finished, (version, sets), self._ahead, jobs, after = fields[
-            "state"
-        ]
+        offers, member_of, evaluated, evaluation, finished, (version, sets), self._ahead, jobs, after = (
+            fields["state"]
+        )
         self._assignment, self.edge = fields["edge"]
         self.shards.positions = dict(fields["positions"])
         self.state = DeviceState(

@@ -236,7 +236,11 @@ class EdgeCore:
         accept = SplitAccept(
             device=device, session=message.session, device_public=message.public, public=key.public
         )
-        return [*effects, Publish("split.down", accept, 0, partition=slot), note("split-session", device=device)]
+        return [
+            *effects,
+            Publish("split.down", accept, 0, partition=slot),
+            note("split-session", device=device),
+        ]
 
     def _dropped(self, device: str) -> list[Effect]:
         """Give up what is under way with a device."""
@@ -354,7 +358,8 @@ class EdgeCore:
                 return [Middle(device, session, number, head, step=True, scale=from_double(head.scale))]
             case _:
                 raise Refused(
-                    Reason.BAD_FRAME, f"{head.kind} at step {job.step} of {steps}, with {len(job.forwarded)} micro-batches"
+                    Reason.BAD_FRAME,
+                    f"{head.kind} at step {job.step} of {steps}, with {len(job.forwarded)} micro-batches",
                 )
 
     def _done(self, done: MiddleDone) -> list[Effect]:
@@ -385,7 +390,9 @@ class EdgeCore:
                     raise ProtocolError(f"job {task.job} of {task.device} ended without an update")
                 kept = self.kept[task.device]
                 kept.moved[task.job], kept.states[task.job] = done.moved, done.state
-                for earlier in [earlier for earlier in kept.states if earlier not in (task.job, job.begin.after)]:
+                for earlier in [
+                    earlier for earlier in kept.states if earlier not in (task.job, job.begin.after)
+                ]:
                     del kept.states[earlier]
                 session.job = None
                 return [Save(), self._send(task.device, Finished(job=task.job))]
@@ -441,7 +448,9 @@ class EdgeCore:
                 self._codec.encode(clipped, member.weight, secure.weight_max, self.entropy.token(32))
             )
             norm2 += round(
-                member.weight * float(np.dot(clipped.astype(np.float64), clipped.astype(np.float64))) * NORM_UNIT
+                member.weight
+                * float(np.dot(clipped.astype(np.float64), clipped.astype(np.float64)))
+                * NORM_UNIT
             )
             weights.append(member.weight)
             devices.append(member.device)

@@ -67,7 +67,7 @@ class Edges:
         """A heartbeat. Whether devices have other edges now."""
         self._silent[edge] = 0
         self.lost.discard(edge)
-        return self.assign()
+        return self.number > 0 and self.assign()
 
     def look(self) -> bool:
         """A period is over: who was silent for too long is lost. Whether devices have other edges now."""
@@ -87,7 +87,9 @@ class Edges:
 
     def record(self) -> Assignment:
         """The decision record of the assignment."""
-        entries = tuple(Assigned(device=device, edge=edge) for device, edge in sorted(self.assignment.items()))
+        entries = tuple(
+            Assigned(device=device, edge=edge) for device, edge in sorted(self.assignment.items())
+        )
         return Assignment(number=self.number, entries=entries)
 
     def adopt(self, message: Assignment) -> None:

@@ -26,19 +26,28 @@ class RosterEntry(Fields):
     slot: U16
 
 
+class EdgeEntry(Fields):
+    """One enrolled edge server: its name and its Ed25519 identity."""
+
+    edge: Slug
+    public: Key32
+
+
 class Roster(Message):
-    """The devices that one boundary enrolled, ascending by name, and the keys of its aggregator and its gate.
+    """The devices and edges that one boundary enrolled, ascending by name, and the keys of its aggregator and its gate.
 
     Signed by the boundary's enrolment key, which none of them holds. Names, keys and slots are distinct. Made by
     `enrol`; whoever reads one from outside calls `verify`.
     """
 
     kind: ClassVar[str] = "enrolment"
+    revision: ClassVar[int] = 2
     boundary: Slug
     aggregator: Key32
     gate: Key32
     """What the gate signs boundary records with; the key of what crosses stands in the run manifest."""
     entries: Annotated[tuple[RosterEntry, ...], Field(min_length=1, max_length=MAX_ITEMS)]
+    edges: Annotated[tuple[EdgeEntry, ...], Field(max_length=64)] = ()
     signature: Signature
 
     @model_validator(mode="after")
@@ -50,8 +59,16 @@ class Roster(Message):
             )
         if len({entry.public for entry in self.entries}) != len(names):
             raise ValueError("two devices of a roster have one key")
-        if len({self.aggregator, self.gate, *(entry.public for entry in self.entries)}) != len(names) + 2:
-            raise ValueError("the aggregator, the gate and every device of a roster have a key of their own")
+        edges = [entry.edge for entry in self.edges]
+        if edges != sorted(set(edges)) or set(edges) & set(names):
+            raise ValueError(
+                "edges of a roster must be in ascending order, none may stand there twice, and none is a device"
+            )
+        members: tuple[RosterEntry | EdgeEntry, ...] = (*self.entries, *self.edges)
+        if len({self.aggregator, self.gate, *(entry.public for entry in members)}) != len(members) + 2:
+            raise ValueError(
+                "the aggregator, the gate, every device and every edge of a roster have a key of their own"
+            )
         if len({entry.slot for entry in self.entries}) != len(names):
             raise ValueError("two devices of a roster have one inbox slot")
         return self
@@ -65,6 +82,7 @@ class Roster(Message):
         *,
         aggregator: bytes,
         gate: bytes,
+        edges: Iterable[EdgeEntry] = (),
     ) -> Self:
         """Sign a roster.
 
@@ -74,13 +92,22 @@ class Roster(Message):
             enrolment: the boundary's enrolment key.
             aggregator: public key of the aggregator, 32 bytes.
             gate: public key of the gate inside the boundary, 32 bytes.
+            edges: the edges.
 
         Raises:
             pydantic.ValidationError: names, keys or slots are not distinct.
         """
         ordered = tuple(sorted(entries, key=lambda entry: entry.device))
-        signature = enrolment.sign(_signed(boundary, aggregator, gate, ordered))
-        return cls(boundary=boundary, aggregator=aggregator, gate=gate, entries=ordered, signature=signature)
+        servers = tuple(sorted(edges, key=lambda entry: entry.edge))
+        signature = enrolment.sign(_signed(boundary, aggregator, gate, ordered, servers))
+        return cls(
+            boundary=boundary,
+            aggregator=aggregator,
+            gate=gate,
+            entries=ordered,
+            edges=servers,
+            signature=signature,
+        )
 
     @classmethod
     def decode(cls, data: bytes, *, limit: int = MAX_ROSTER_BYTES) -> Self:
@@ -97,7 +124,7 @@ class Roster(Message):
         Raises:
             ProtocolError: it is not that key's.
         """
-        signed = _signed(self.boundary, self.aggregator, self.gate, self.entries)
+        signed = _signed(self.boundary, self.aggregator, self.gate, self.entries, self.edges)
         if not verify_signature(enrolment_public, self.signature, signed):
             raise ProtocolError(
                 f"the roster of {self.boundary} is not signed by the enrolment key given for it"
@@ -135,8 +162,11 @@ class Roster(Message):
         return hashlib.sha256(self.encode()).digest()
 
 
-def _signed(boundary: str, aggregator: bytes, gate: bytes, entries: Sequence[RosterEntry]) -> bytes:
-    return statement("enrolment", boundary, aggregator, gate, [plain(entry) for entry in entries])
+def _signed(
+    boundary: str, aggregator: bytes, gate: bytes, entries: Sequence[RosterEntry], edges: Sequence[EdgeEntry]
+) -> bytes:
+    parts = [plain(entry) for entry in entries], [plain(entry) for entry in edges]
+    return statement("enrolment", boundary, aggregator, gate, *parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,212 @@
+"""Where split training computes: threads in real time, inline on the virtual clock.
+
+What a micro-batch leaves behind between its passes stays in this process, so a device and its work cannot move between
+worker processes as whole jobs do. torch lets go of the interpreter while it computes, so threads are enough.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar, TypeVarTuple
+
+from echelon.clock import is_virtual
+from echelon.config.run import RunSettings
+from echelon.errors import CodecError, ProtocolError, StateError, TrainingError
+from echelon.federation.compute import spec_of
+from echelon.messages.frames import Backward, Begin, Decline, Finish, Forward
+from echelon.rounds.effects import Middle, MiddleDone, Train, Trained
+from echelon.training.halves import DeviceHalf, EdgeMiddles, HalfTask, Halves
+from echelon.training.split.cut import Cut
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+FORWARD, BACKWARD = 1 / 3, 2 / 3
+"""Shares of a training step's cost: a backward pass is twice a forward pass (gradients by inputs and by weights)."""
+THREADS = 8
+
+
+class SplitCompute:
+    """Every half of this process.
+
+    Args:
+        settings: the run file.
+    """
+
+    def __init__(self, settings: RunSettings) -> None:
+        self.settings = settings
+        self._shared = Halves(spec_of(settings))
+        self._executor = None if settings.clock == "virtual" else ThreadPoolExecutor(THREADS, "echelon-split")
+        self._cost = settings.cost.seconds_per_token
+        self._speed = {
+            device.id: device.speed for boundary in settings.boundaries for device in boundary.device_list()
+        }
+        self._edge_speed = {
+            boundary.edge_name(edge): edge.speed
+            for boundary in settings.boundaries
+            if boundary.split is not None
+            for edge in boundary.split.edge_list()
+        }
+        self._middles: dict[str, EdgeMiddles] = {}
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the model."""
+        return self._shared.blocks
+
+    def fits(self, front: int, back: int) -> bool:
+        """Whether a cut leaves a middle."""
+        return self._shared.fits(front, back)
+
+    def half(self, boundary: str, device: str) -> SplitHalf:
+        """The device's half.
+
+        Raises:
+            ConfigError: the boundary's cut does not fit the model.
+        """
+        found = next(one for one in self.settings.boundaries if one.name == boundary)
+        if found.split is None:
+            raise TrainingError(f"boundary {boundary} is not split")
+        cut = Cut(found.split.front, found.split.back)
+        cut.middle(self.blocks)
+        shards = found if found.shards is not None else None
+        half = DeviceHalf(self._shared, device, cut, found.split.micro_batch)
+        return SplitHalf(self, half, self._speed[device], None if shards is None else shards.shard_name)
+
+    async def call(self, seconds: float, fn: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Off the loop in real time; inline after so many seconds on the virtual clock."""
+        if self._executor is None or is_virtual():
+            await asyncio.sleep(seconds)
+            return fn(*args)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, fn, *args)
+
+    def seconds(self, tokens: int, blocks: int, share: float, speed: float) -> float:
+        """What so many tokens through so many blocks cost on the virtual clock."""
+        return tokens * self._cost * share * blocks / self.blocks / speed
+
+    # ---- edges -----------------------------------------------------------------------------------
+
+    async def middle(self, edge: str, task: Middle) -> MiddleDone:
+        """See `MiddleCompute.middle`."""
+        middles = self._middles.setdefault(edge, EdgeMiddles(self._shared))
+        try:
+            return await self._middle(middles, task, self._edge_speed[edge])
+        except CodecError as error:
+            return MiddleDone(task, fault=Decline.BAD_TENSOR, detail=str(error))
+        except ProtocolError as error:
+            return MiddleDone(task, fault=Decline.BAD_FRAME, detail=str(error))
+        except (TrainingError, StateError) as error:
+            return MiddleDone(task, fault=Decline.NOT_TRAINED, detail=str(error))
+
+    async def _middle(self, middles: EdgeMiddles, task: Middle, speed: float) -> MiddleDone:
+        device, head = task.device, task.head
+        if task.step:
+            await self.call(0.0, middles.step, device, task.scale)
+        match head:
+            case Begin() if task.start is not None:
+                start = task.start
+                cut = Cut(start.front, start.back)
+                await self.call(
+                    0.0,
+                    middles.start,
+                    device,
+                    cut,
+                    start.base,
+                    start.start,
+                    start.mu,
+                    start.progress,
+                    start.state,
+                )
+                return MiddleDone(task)
+            case Forward():
+                cost = self._middle_cost(middles, task, FORWARD, speed)
+                return MiddleDone(
+                    task, await self.call(cost, middles.forward, device, head.micro, task.tensor)
+                )
+            case Backward():
+                cost = self._middle_cost(middles, task, BACKWARD, speed)
+                below = await self.call(cost, middles.backward, device, head.micro, task.tensor)
+                norm2 = await self.call(0.0, middles.norm2, device) if task.last else 0.0
+                return MiddleDone(task, below, norm2)
+            case Finish():
+                moved, state = await self.call(0.0, middles.finish, device)
+                return MiddleDone(task, moved=moved, state=state)
+            case _:
+                raise ProtocolError(f"{head.kind} is no work for the middle")
+
+    def _middle_cost(self, middles: EdgeMiddles, task: Middle, share: float, speed: float) -> float:
+        return self.seconds(self._shared.tokens_of(task.tensor), middles.depth(task.device), share, speed)
+
+    async def drop(self, edge: str, device: str) -> None:
+        """See `MiddleCompute.drop`."""
+        if edge in self._middles:
+            await self.call(0.0, self._middles[edge].close, device)
+
+    def forget(self, edge: str) -> None:
+        """An edge's process has ended: what it had in memory is gone."""
+        self._middles.pop(edge, None)
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+class SplitHalf:
+    """One device's half, off the loop; see `echelon.actors.splitting.Half`."""
+
+    def __init__(
+        self, compute: SplitCompute, half: DeviceHalf, speed: float, shard_name: Callable[[int], str] | None
+    ) -> None:
+        self._compute, self._half, self._speed, self._shard_name = compute, half, speed, shard_name
+        self._turn = asyncio.Lock()
+
+    @property
+    def cut(self) -> tuple[int, int]:
+        """(p, q)."""
+        return self._half.cut.p, self._half.cut.q
+
+    async def start(self, job: Train) -> None:
+        """Put weights, moments and data in place."""
+        shard, position = None, None
+        if job.shard is not None and self._shard_name is not None:
+            shard, position = self._shard_name(job.shard), job.position
+        task = HalfTask(job.base, job.start, job.mu, job.progress, job.state, shard, position)
+        await self._compute.call(0.0, self._half.start, task)
+
+    async def begin_step(self) -> int:
+        """Read the step's data."""
+        return await self._compute.call(0.0, self._half.begin_step)
+
+    def _seconds(self, micro: int, blocks: int, share: float) -> float:
+        return self._compute.seconds(self._half.tokens_of(micro), blocks, share, self._speed)
+
+    async def front(self, micro: int) -> bytes:
+        """Forward through the first blocks."""
+        async with self._turn:
+            seconds = self._seconds(micro, self._half.cut.p, FORWARD)
+            return await self._compute.call(seconds, self._half.front, micro)
+
+    async def back(self, micro: int, hidden: bytes) -> bytes:
+        """Forward and backward through the last blocks."""
+        async with self._turn:
+            seconds = self._seconds(micro, self._half.cut.q, 1.0)
+            return await self._compute.call(seconds, self._half.back, micro, hidden)
+
+    async def front_backward(self, micro: int, gradient: bytes) -> None:
+        """Backward through the first blocks."""
+        async with self._turn:
+            seconds = self._seconds(micro, self._half.cut.p, BACKWARD)
+            await self._compute.call(seconds, self._half.front_backward, micro, gradient)
+
+    async def step(self, norm2: float) -> float:
+        """The optimiser's step."""
+        return await self._compute.call(0.0, self._half.step, norm2)
+
+    async def finish(self) -> Trained:
+        """What the job came to."""
+        found = await self._compute.call(0.0, self._half.finish)
+        return Trained(
+            found.weights, found.tokens, found.loss_sum, found.loss_tokens, found.state, found.position
+        )
