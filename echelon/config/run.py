@@ -44,6 +44,8 @@ Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 MAX_FILE_BYTES = 1 << 20
 COHORT_LIMIT = 200
 """Most devices of one cohort: each pair of them exchanges key shares."""
+SPLIT_LIMIT = 512
+"""Most devices of a boundary with edges: who has which edge is one record."""
 ENROLLED_LIMIT = 4096
 """Most devices that one boundary enrols: its signed roster is one message."""
 RESERVED = frozenset(
@@ -81,8 +83,8 @@ class BoundarySettings(Settings):
     )  # fmt: skip
     split: SplitSettings | None = Field(
         default=None,
-        description="Train the model in parts, the middle blocks on edge servers of the boundary. None: devices hold all "
-        "of it.",
+        description="Train the model in parts, the middle blocks on edge servers of the boundary. None: devices hold it "
+        "all.",
     )
 
     def device_list(self) -> tuple[DeviceSettings, ...]:
@@ -590,8 +592,13 @@ class RunSettings(Settings):
         edges = len(boundary.edge_names())
         if count < edges * floor:
             raise ValueError(
-                f"{where}: {count} devices on {edges} edges are fewer than secure.k_min + secure.colluding = {floor} each, "
-                f"and an edge releases nothing below that: use fewer edges, more devices, or a lower floor"
+                f"{where}: {count} devices on {edges} edges are fewer than secure.k_min + secure.colluding = {floor} "
+                f"each, and an edge releases nothing below that: use fewer edges, more devices, or a lower floor"
+            )
+        if count > SPLIT_LIMIT:
+            raise ValueError(
+                f"{where}: {count} devices; their assignment to edges is one record of at most {SPLIT_LIMIT}: split the "
+                "boundary"
             )
 
     def windows_max(self) -> int:

@@ -17,7 +17,7 @@ from echelon.messages.wire import U63, Fields, Id16, Key32, Message, Slug
 MAX_JOBS = 256
 """Most training jobs behind one offer."""
 MAX_PART_DEVICES = 200
-MAX_ASSIGNED = 1000
+MAX_ASSIGNED = 512
 """Most devices that one assignment names: keeps it within 64 KiB."""
 
 

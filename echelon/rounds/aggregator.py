@@ -316,8 +316,8 @@ class AggregatorCore:
             )
         if bool(message.edge) != bool(message.jobs) or (message.edge and not self._is_edge(message.edge)):
             raise ProtocolError(
-                f"{device} offers {len(message.jobs)} jobs with edge {message.edge or 'none'}, and the boundary's edges "
-                f"are {', '.join(self._edge_names()) or 'none'}"
+                f"{device} offers {len(message.jobs)} jobs with edge {message.edge or 'none'}; edges of this boundary: "
+                f"{', '.join(self._edge_names()) or 'none'}"
             )
         self._present(device)
         self._there.add(device)
@@ -335,6 +335,7 @@ class AggregatorCore:
             self._ready_on[check.base_version] -= 1
             if not self._ready_on[check.base_version]:
                 del self._ready_on[check.base_version]
+
     def _edge_names(self) -> tuple[str, ...]:
         return () if self.edges is None else self.edges.terms.edges
 

@@ -91,7 +91,7 @@ class Part:
 
 
 def releasable(weights: Sequence[int], secure: SecureTerms) -> bool:
-    """Whether an edge may add devices of these weights up: the floors that devices enforce on a cohort, on heads and weight."""
+    """Whether an edge may add devices of these weights up: the floors of a cohort, on heads and on weight."""
     return len(weights) >= secure.k_min + secure.colluding and sum(weights) >= secure.k_min * max(weights)
 
 
@@ -120,8 +120,8 @@ def read_part(
     """Hold an edge's part against the cohort and the included set.
 
     Raises:
-        ProtocolError: it counts a device that is not included, or another edge's, or too few; or its integers are not d,
-            or larger than so many clipped updates can add up to.
+        ProtocolError: it counts a device that is not included, or another edge's, or too few; or its integers are not
+            d, or larger than so many clipped updates can add up to.
     """
     where = f"window {cohort.window}: the part of {edge}"
     members = {member.device: member for member in cohort.members}

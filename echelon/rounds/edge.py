@@ -115,7 +115,7 @@ class Kept:
     """What an edge keeps of one device, across sessions and restarts."""
 
     states: dict[int, bytes] = field(default_factory=dict)
-    """AdamW moments of its middle after its newest jobs, by job: it may have to go on from the one before the newest."""
+    """AdamW moments of its middle after its newest jobs, by job: it may go on from the one before the newest."""
     moved: dict[int, F32] = field(default_factory=dict)
     """By job: where its middle moved, float32[d], 0 outside."""
 
