@@ -83,8 +83,7 @@ class BoundarySettings(Settings):
     )  # fmt: skip
     split: SplitSettings | None = Field(
         default=None,
-        description="Train the model in parts, the middle blocks on edge servers of the boundary. None: devices hold it "
-        "all.",
+        description="Train the model in parts, the middle blocks on edges of the boundary. None: devices hold all.",
     )
 
     def device_list(self) -> tuple[DeviceSettings, ...]:
@@ -597,8 +596,8 @@ class RunSettings(Settings):
             )
         if count > SPLIT_LIMIT:
             raise ValueError(
-                f"{where}: {count} devices; their assignment to edges is one record of at most {SPLIT_LIMIT}: split the "
-                "boundary"
+                f"{where}: {count} devices; their assignment to edges is one record of at most {SPLIT_LIMIT}: "
+                "divide the boundary"
             )
 
     def windows_max(self) -> int:

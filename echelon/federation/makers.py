@@ -26,9 +26,9 @@ from echelon.messages.wire import DeviceId
 from echelon.rounds.aggregator import AggregatorCore, AggregatorTerms
 from echelon.rounds.boundary_log import BoundaryLog
 from echelon.rounds.device import DeviceCore, DeviceTerms
-from echelon.rounds.rules import Allowed
 from echelon.rounds.edge import Cuts, EdgeCore, EdgeTerms
 from echelon.rounds.edges import EdgesTerms
+from echelon.rounds.rules import Allowed
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.roster import Roster
 from echelon.topics import Catalogue, Role, load_catalogue

@@ -2,8 +2,8 @@
 
 Fed with the verified records of `control`, `handshake`, `masked` and `parts`, it runs secure aggregation's server once
 more for every window, from the masked updates that the devices signed and the answers that a threshold of them gave,
-adds what edges signed, keeps a ledger of its own, and says of each delta whether it is what those windows add up to. The
-gate signs nothing else; a boundary auditor runs the same code over an export.
+adds what edges signed, keeps a ledger of its own, and says of each delta whether it is what those windows add up to.
+The gate signs nothing else; a boundary auditor runs the same code over an export.
 """
 
 from __future__ import annotations
