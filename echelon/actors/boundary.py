@@ -14,7 +14,7 @@ from echelon.actors.runtime import DRAIN_SECONDS, STEP_COST, Publisher, Services
 from echelon.actors.state import Row, StateStore
 from echelon.bus.base import Bus, Outgoing, Record, TopicPartition
 from echelon.bus.chunks import Assembler, ChunkError, Transfer, TransferId, is_chunk, split
-from echelon.errors import ProtocolError
+from echelon.errors import ConnectionLost, ProtocolError
 from echelon.messages.boundary import BOUNDARY, DeadLetter, SealedDelta
 from echelon.messages.envelope import Envelope, Signer
 from echelon.messages.exchange import EXCHANGE, Payload
@@ -36,6 +36,8 @@ REMEMBERED = 4096
 """Signatures per partition that are remembered, to take a byte-identical repeat once."""
 EPHEMERAL = frozenset({"checkin", "handshake", "masked", "split.up", "split.down"})
 """Topics whose records a restart makes worthless: published in order, and not stored first."""
+TRIM_EVERY = 32
+"""Records of a transient topic that are read before the log is told to drop them."""
 HEAVY = frozenset({"roster", "shares", "signatures", "unmask", "window"})
 """Messages whose handling computes enough to be kept off the event loop."""
 LARGE = frozenset({"masked", "model", "delta", "parts"})
@@ -99,12 +101,17 @@ class BoundaryActor(ABC):
         """Whether it has recovered and takes events."""
         self.halted = False
         self._seen: dict[TopicPartition, dict[bytes, None]] = {}
+        self._trimmed: dict[TopicPartition, int] = {}
 
     # ---- what the subclass says ------------------------------------------------------------------
 
     @abstractmethod
     def inputs(self) -> Iterable[TopicPartition]:
         """The partitions that are read."""
+
+    def consumed(self) -> Iterable[TopicPartition]:
+        """Partitions of transient topics whose records nobody else needs."""
+        return ()
 
     def owns(self, topic: str) -> bool:
         """Whether rows of the outbox for that topic are the boundary publisher's."""
@@ -149,7 +156,8 @@ class BoundaryActor(ABC):
             await self.carry_out(await self.recover())
             reader = self.bus.reader(self._positions)
             reading = asyncio.create_task(
-                feed(reader, self._events.put_nowait, self._room, self.name), name=f"{self.name} reader"
+                feed(self.bus, reader, self._positions, self._events.put_nowait, self._room, self.name),
+                name=f"{self.name} reader",
             )
             self.running = True
             while not self._stopped:
@@ -205,8 +213,17 @@ class BoundaryActor(ABC):
                     effects = []
             self._room.release()
             await self.carry_out(effects)
+            await self._trim()
         else:
             await self.carry_out(self.take(event))
+
+    async def _trim(self) -> None:
+        """Let the log drop what this actor alone needed and has read."""
+        for at in self.consumed():
+            if self._positions[at] >= self._trimmed.get(at, 0) + TRIM_EVERY:
+                self._trimmed[at] = self._positions[at]
+                with contextlib.suppress(ConnectionLost):
+                    await self.bus.trim(at, self._positions[at])
 
     async def _record(self, record: Record) -> list[Effect]:
         try:

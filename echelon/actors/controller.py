@@ -114,7 +114,8 @@ class Controller:
             await self._recover()
             reader = self.bus.reader(self._positions)
             reading = asyncio.create_task(
-                feed(reader, self._events.put_nowait, self._room, self.name), name="controller reader"
+                feed(self.bus, reader, (), self._events.put_nowait, self._room, self.name),
+                name="controller reader",
             )
             self.timers.start(DEADLINE, self.deadline)
             if self.manifest.budget.seconds and self.closed is None:

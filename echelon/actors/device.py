@@ -124,6 +124,10 @@ class Device(BoundaryActor):
         own = (TopicPartition("control"), TopicPartition("model"), TopicPartition("inbox", self.slot))
         return own if self.half is None else (*own, TopicPartition(DOWN, self.slot))
 
+    def consumed(self) -> Iterable[TopicPartition]:
+        """What its edge sent."""
+        return () if self.half is None else (TopicPartition(DOWN, self.slot),)
+
     def _send(self, frame: Publish) -> None:
         """Publish a record of a session: worthless after a restart, so it is not stored."""
         self.publisher.put(self.seal(frame))

@@ -69,6 +69,14 @@ class Edge(BoundaryActor):
             *(TopicPartition(UP, slot) for slot in range(self._slots)),
         )
 
+    def consumed(self) -> Iterable[TopicPartition]:
+        """What the devices sent that have their session here."""
+        return (
+            TopicPartition(UP, entry.slot)
+            for entry in self.core.roster.entries
+            if self.core.serves(entry.device)
+        )
+
     async def recover(self) -> list[Effect]:
         """Restore what was stored; sessions died with their keys, so devices' frames are read from their end."""
         snapshot, vectors = self.store.snapshot(), self.store.vectors()

@@ -12,14 +12,14 @@ import hashlib
 import logging
 import random
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from echelon.actors.opening import OpenedRecords
 from echelon.actors.state import Row, StateStore
 from echelon.bus.base import Bus, Outgoing, Reader, Record, RecordDamaged, TopicPartition
 from echelon.clock import Offload
-from echelon.errors import BusError, ConnectionLost
+from echelon.errors import BusError, ConnectionLost, OffsetOutOfRange
 from echelon.rounds.effects import Note, TimerFired
 
 FIRST_RETRY, LAST_RETRY = 0.05, 5.0
@@ -282,10 +282,33 @@ class Timers:
             self.stop(name)
 
 
+TRANSIENT = frozenset({"split.up", "split.down"})
+"""Topics whose records are kept for a moment only: a reader that was away jumps over what it missed."""
+
+
+async def jump(bus: Bus, reader: Reader, positions: Iterable[TopicPartition]) -> bool:
+    """Go on with the first kept record wherever what would come next on a transient topic is gone; whether any was."""
+    moved = False
+    for at in positions:
+        if at.topic in TRANSIENT:
+            first = await bus.first_offset(at)
+            if reader.position(at) < first:
+                log.warning("%s/%d: passes over what is gone, up to offset %d", at.topic, at.partition, first)
+                reader.seek(at, first)
+                moved = True
+    return moved
+
+
 async def feed(
-    reader: Reader, take: Callable[[list[Record]], None], room: asyncio.Semaphore, name: str
+    bus: Bus,
+    reader: Reader,
+    positions: Iterable[TopicPartition],
+    take: Callable[[list[Record]], None],
+    room: asyncio.Semaphore,
+    name: str,
 ) -> None:
     """Read for ever into a queue with bounded room; a lost connection is waited out."""
+    partitions = tuple(positions)
     backoff = Backoff(name)
     while True:
         await room.acquire()
@@ -298,6 +321,11 @@ async def feed(
         except RecordDamaged as damaged:
             room.release()
             pass_over(reader, damaged, name)
+            continue
+        except OffsetOutOfRange:
+            room.release()
+            if not await jump(bus, reader, partitions):
+                raise
             continue
         backoff.reset()
         take(records)

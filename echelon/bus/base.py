@@ -269,6 +269,14 @@ class Bus(ABC):
     async def first_offset(self, at: TopicPartition) -> int:
         """The first offset that is still kept; equal to `end_offset` while the partition is empty."""
 
+    async def trim(self, at: TopicPartition, before: int) -> None:
+        """Say that nobody needs the records of a partition below an offset; the newest record stays in any case.
+
+        A log in this process, or in one file, drops them. A broker drops records by their age, as the catalogue
+        declares it, and is not told: nothing happens.
+        """
+        return None
+
     @abstractmethod
     def reader(self, positions: Mapping[TopicPartition, int]) -> Reader:
         """A reader that starts at the given offsets."""

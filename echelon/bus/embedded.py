@@ -171,6 +171,11 @@ class EmbeddedBus(Bus):
         """See `Bus.first_offset`."""
         return (await self._call(self._store.bounds, at))[0]
 
+    async def trim(self, at: TopicPartition, before: int) -> None:
+        """See `Bus.trim`."""
+        self._check_writable()
+        await self._call(self._store.trim, at, before)
+
     async def publish_many(self, records: Sequence[Outgoing]) -> list[int]:
         """See `Bus.publish_many`. The records are one transaction: all of them are appended or none."""
         self._check_open()

@@ -250,6 +250,10 @@ class FaultyBus(Bus):
         elif not sending.done.done():
             sending.done.set_result([offsets[index] for index in sending.firsts])
 
+    async def trim(self, at: TopicPartition, before: int) -> None:
+        """See `Bus.trim`."""
+        await self._bus.trim(at, before)
+
     def reader(self, positions: Mapping[TopicPartition, int]) -> FaultyReader:
         """See `Bus.reader`."""
         self._check_open()

@@ -214,6 +214,15 @@ class SqliteStore(Store):
             self.topics()
         check_partition(at, self._topics.get(at.topic))
 
+    def trim(self, at: TopicPartition, before: int) -> None:
+        """See `Store.trim`. The newest record stays: the next offset is counted from it."""
+        self._check_partition(at)
+        with self._errors(), self._transaction() as database:
+            last = _end(database, at) - 1
+            database.execute(
+                "DELETE FROM records WHERE topic = ? AND part = ? AND off < ?", (*at, min(before, last))
+            )
+
     def bounds(self, at: TopicPartition) -> tuple[int, int]:
         """See `Store.bounds`."""
         self._check_partition(at)

@@ -122,6 +122,10 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def trim(self, at: TopicPartition, before: int) -> None:
+        """As `Bus.trim`."""
+
+    @abstractmethod
     def bounds(self, at: TopicPartition) -> tuple[int, int]:
         """First kept offset and end offset; equal while the partition is empty."""
 
@@ -218,6 +222,8 @@ class MemoryStore(Store):
         super().__init__(Hub())
         self._lock = threading.Lock()
         self._topics: dict[str, list[list[Record]]] = {}
+        self._firsts: dict[TopicPartition, int] = {}
+        """Offset of the first kept record, of partitions that were trimmed."""
         self._counts: dict[str, int] = {}
 
     def create_topic(self, topic: str, partitions: int) -> None:
@@ -248,10 +254,11 @@ class MemoryStore(Store):
                 offsets: list[int] = []
                 for out in batch:
                     log = self._topics[out.topic][out.partition]
-                    offsets.append(len(log))
+                    offset = len(log) + self._first(TopicPartition(out.topic, out.partition))
+                    offsets.append(offset)
                     log.append(
                         Record(
-                            out.topic, out.partition, len(log), out.key, out.value, out.headers, timestamp_ms
+                            out.topic, out.partition, offset, out.key, out.value, out.headers, timestamp_ms
                         )
                     )
                 results.append(offsets)
@@ -261,18 +268,29 @@ class MemoryStore(Store):
         check_partition(at, self._counts.get(at.topic))
         return self._topics[at.topic][at.partition]
 
+    def _first(self, at: TopicPartition) -> int:
+        return self._firsts.get(at, 0)
+
+    def trim(self, at: TopicPartition, before: int) -> None:
+        """See `Store.trim`."""
+        with self._lock:
+            log, first = self._log(at), self._first(at)
+            dropped = max(0, min(before - first, len(log) - 1))
+            del log[:dropped]
+            self._firsts[at] = first + dropped
+
     def bounds(self, at: TopicPartition) -> tuple[int, int]:
         """See `Store.bounds`."""
         with self._lock:
-            return 0, len(self._log(at))
+            return self._first(at), self._first(at) + len(self._log(at))
 
     def read(self, at: TopicPartition, offset: int, max_records: int, max_bytes: int) -> list[Record]:
         """See `Store.read`."""
         with self._lock:
-            log = self._log(at)
-            check_range(at, offset, (0, len(log)))
+            log, first = self._log(at), self._first(at)
+            check_range(at, offset, (first, first + len(log)))
             records: list[Record] = []
-            for record in log[offset : offset + max_records]:
+            for record in log[offset - first : offset - first + max_records]:
                 max_bytes -= record.size
                 if records and max_bytes < 0:
                     break

@@ -133,7 +133,7 @@ async def read_broker(url: str) -> dict[str, list[Record]]:
             for partition in range(partitions):
                 at = TopicPartition(topic, partition)
                 end = await bus.end_offset(at)
-                async with bus.reader({at: 0}) as reader:
+                async with bus.reader({at: await bus.first_offset(at)}) as reader:
                     while reader.position(at) < end:
                         records += await reader.next(timeout=5.0)
             found[topic] = records

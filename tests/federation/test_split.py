@@ -1,0 +1,108 @@
+"""Split training in whole federations on the virtual clock: the same numbers, and nothing given away."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from echelon.training import halves
+from echelon.training.halves import EdgeMiddles
+from tests.federation.runs import Outcome, float_bytes, run
+from tests.federation.splits import assignments, check, parts_of, refused, split_federation
+
+
+@cache
+def unsplit() -> Outcome:
+    return run(split_federation(edges=0))
+
+
+@cache
+def split() -> Outcome:
+    return run(split_federation())
+
+
+def test_a_split_run_learns_what_the_unsplit_one_learns() -> None:
+    outcome = split()
+    check(outcome)
+    assert refused(outcome) == []
+    assert outcome.summary["commits"] == 2
+    assert parts_of(outcome) == [(0, ("a.edge-0",)), (1, ("a.edge-0",))]
+    assert unsplit().drop > 0.05
+    assert abs(outcome.drop - unsplit().drop) <= 1e-3 * unsplit().drop
+    # Not only the loss: the adapters are the same up to the rounding of other sums.
+    theirs, mine = unsplit().result.adapter, outcome.result.adapter
+    assert np.linalg.norm(mine - theirs) <= 1e-3 * np.linalg.norm(theirs - outcome.assembly.terms.initial)
+
+
+def test_the_manifest_says_that_the_run_is_split() -> None:
+    assert split().assembly.terms.manifest.split
+    assert not unsplit().assembly.terms.manifest.split
+
+
+def test_the_same_seed_gives_the_same_bits() -> None:
+    assert run(split_federation()).adapter == split().adapter
+
+
+def test_two_edges_add_their_parts_to_one_window() -> None:
+    outcome = run(split_federation(devices=6, edges=2))
+    check(outcome)
+    assert set(parts_of(outcome)) == {(0, ("a.edge-0", "a.edge-1")), (1, ("a.edge-0", "a.edge-1"))}
+    (dealt,) = assignments(outcome)
+    assert sorted(dealt.values()) == ["a.edge-0"] * 3 + ["a.edge-1"] * 3
+
+
+def test_activations_and_middle_updates_stand_on_no_broker_in_the_clear(monkeypatch: Any) -> None:
+    """The bytes of every tensor and of every middle update are looked for in everything that stands on any broker."""
+    needles: list[bytes] = []
+    pack, finish = halves.pack_tensor, EdgeMiddles.finish
+
+    def packed(hidden: Any) -> bytes:
+        data = pack(hidden)
+        needles.append(data[12:])
+        return data
+
+    def finished(self: EdgeMiddles, device: str) -> Any:
+        moved, state = finish(self, device)
+        needles.append(float_bytes(moved[np.flatnonzero(moved)]))
+        return moved, state
+
+    monkeypatch.setattr(halves, "pack_tensor", packed)
+    monkeypatch.setattr(EdgeMiddles, "finish", finished)
+    monkeypatch.setattr(
+        "echelon.actors.boundary.TRIM_EVERY", 1 << 30
+    )  # what was sent stays to be looked through
+    outcome = run(split_federation(seed=5))
+    assert len(needles) > 100
+    assert len(outcome.records("a", "split.up")) > 100
+    haystack = b"".join(
+        part
+        for topics in outcome.topics.values()
+        for records in topics.values()
+        for record in records
+        for part in (record.key, record.value, *(value for _, value in record.headers))
+    )
+    for needle in needles:
+        for at in (0, len(needle) // 8 * 4, len(needle) - 16):
+            assert needle[at : at + 16] not in haystack
+    assert float_bytes(outcome.result.adapter) in haystack  # the search works
+
+
+def test_nothing_of_split_training_stands_on_the_exchange() -> None:
+    outcome = split()
+    assert set(outcome.topics["exchange"]) == {"global", "delta.a"}
+    for records in outcome.topics["exchange"].values():
+        for record in records:
+            assert b"split." not in record.value
+            assert b"a.edge-0" not in record.value
+
+
+def test_logs_of_activations_are_dropped_as_they_are_read() -> None:
+    """What the devices sent in all is much more than what is left of it."""
+    left = sum(record.size for record in split().records("a", "split.up"))
+    one = 2 * 32 * 128 * 4  # one micro-batch of two sequences
+    assert left < 4 * 40 * one
