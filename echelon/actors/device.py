@@ -78,7 +78,7 @@ class Departure:
 DOWN = "split.down"
 
 Interceptor = Callable[[str, Effect], bool]
-"""Asked with (device, effect) before an effect is carried out; False makes the device vanish at this point."""
+"""Asked with (actor, effect) before a device or an edge carries an effect out; False makes it vanish at this point."""
 
 
 class Device(BoundaryActor):
@@ -86,7 +86,7 @@ class Device(BoundaryActor):
 
     Args:
         core: the state machine.
-        compute: where training runs.
+        compute: where training runs; None for a device that does not hold the whole model.
         slot: the partition of `inbox` that is this device's.
         shards: which data shards it trains; None for a device with data of its own.
         half: its part of the model, if an edge has the middle of it.
@@ -100,7 +100,7 @@ class Device(BoundaryActor):
         self,
         *,
         core: DeviceCore,
-        compute: Compute,
+        compute: Compute | None,
         slot: int,
         shards: ShardSource | None = None,
         half: Half | None = None,
@@ -130,6 +130,8 @@ class Device(BoundaryActor):
 
     def _send(self, frame: Publish) -> None:
         """Publish a record of a session: worthless after a restart, so it is not stored."""
+        if self.interceptor is not None and not self.interceptor(self.name, frame):
+            raise Vanished(self.name)
         self.publisher.put(self.seal(frame))
 
     async def recover(self) -> list[Effect]:
@@ -213,9 +215,9 @@ class Device(BoundaryActor):
             case Train() if effect.split is not None and self.half is not None:
                 job = partial(train_with_edge, effect, self.half, self.link, self.services.log)
                 self.start_job(job, "training")
-            case Train():
+            case Train() if self.compute is not None:
                 self.start_job(partial(self.compute.train, self.name, effect), "training")
-            case Evaluate():
+            case Evaluate() if self.compute is not None:
                 self.start_job(partial(self.compute.evaluate, self.name, effect), "evaluation")
             case ShardRead() if self.shards is not None:
                 self.shards.read(effect.shard, effect.position)
@@ -226,11 +228,11 @@ class Device(BoundaryActor):
 
 
 class Vanished(Exception):
-    """A device left without a word, because a fault schedule said so."""
+    """A device or an edge left without a word, because a fault schedule said so."""
 
 
-async def run_device(device: Device) -> None:
-    """Run a device; one that vanishes on schedule simply ends."""
+async def run_device(device: BoundaryActor) -> None:
+    """Run a device, or an edge; one that vanishes on schedule simply ends."""
     try:
         await device.run()
     except Vanished:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from echelon.actors.boundary import BoundaryActor, raise_if_failed
+from echelon.actors.device import Interceptor, Vanished
 from echelon.actors.runtime import end_of
 from echelon.bus.base import Record, TopicPartition
 from echelon.bus.chunks import is_chunk
@@ -51,11 +52,21 @@ class Edge(BoundaryActor):
         core: the state machine.
         compute: where the middle blocks are computed.
         slots: partitions of `split.up`.
+        interceptor: for fault injection; None lets everything pass.
     """
 
-    def __init__(self, *, core: EdgeCore, compute: MiddleCompute, slots: int, **shared: Any) -> None:
+    def __init__(
+        self,
+        *,
+        core: EdgeCore,
+        compute: MiddleCompute,
+        slots: int,
+        interceptor: Interceptor | None = None,
+        **shared: Any,
+    ) -> None:
         super().__init__(core.name, **shared)
         self.core, self.compute, self._slots = core, compute, slots
+        self.interceptor = interceptor
         self._turns: dict[str, asyncio.Lock] = {}
         self._digests: dict[tuple[str, int, int], tuple[Record, bytes]] = {}
         """The records behind work that is under way, by device, step and micro-batch."""
@@ -147,6 +158,14 @@ class Edge(BoundaryActor):
             record_sha256=digest, detail=detail[:250],
         )  # fmt: skip
         return Publish("deadletter", letter, 0)
+
+    async def carry_out(self, effects: Any) -> None:
+        """As every actor, unless a fault makes the edge vanish: of that step nothing is stored or sent."""
+        if self.interceptor is not None and not all(
+            self.interceptor(self.name, effect) for effect in effects
+        ):
+            raise Vanished(self.name)
+        await super().carry_out(effects)
 
     async def perform(self, effect: Effect) -> None:
         """Start work on the middle beside the loop: one device's in order, devices' beside each other."""

@@ -1,4 +1,4 @@
-"""`echelon device | aggregator | gate | controller`: one actor as a process of its own."""
+"""`echelon device | edge | aggregator | gate | controller`: one actor as a process of its own."""
 
 from __future__ import annotations
 
@@ -32,6 +32,17 @@ def device_command(config: ConfigOption, check: CheckOption = False) -> None:
         from echelon.services.config import DeviceConfig
 
         return DeviceConfig
+
+    _serve(kind, config, check)
+
+
+def edge_command(config: ConfigOption, check: CheckOption = False) -> None:
+    """Run one edge of a boundary: it trains the middle blocks of devices that hold a part of the model."""
+
+    def kind() -> type[ServiceConfig]:
+        from echelon.services.config import EdgeConfig
+
+        return EdgeConfig
 
     _serve(kind, config, check)
 
@@ -89,9 +100,10 @@ def _serve(kind: Callable[[], type[ServiceConfig]], path: Path, check: bool) -> 
 
 
 def register(app: typer.Typer) -> None:
-    """Add the four commands."""
+    """Add the five commands."""
     for name, command in (
         ("device", device_command),
+        ("edge", edge_command),
         ("aggregator", aggregator_command),
         ("gate", gate_command),
         ("controller", controller_command),

@@ -586,6 +586,8 @@ class RunSettings(Settings):
             raise ValueError(f"{where}: learner {self.learner.kind!r} has no blocks to split: take it out")
         if split.front + split.back < 1:
             raise ValueError(f"{where}: front + back must be at least 1, or the devices would train nothing")
+        if taken := {edge.id for edge in split.edge_list()} & RESERVED:
+            raise ValueError(f"{where}: an edge may not be called {', '.join(sorted(taken))}: rename it")
         names = [*boundary.edge_names(), *(device.id for device in boundary.device_list())]
         _unique("edges or devices", names)
         edges = len(boundary.edge_names())

@@ -207,6 +207,7 @@ class Assembly:
             compute=self.split,
             cuts=self.split.fits,
             entropy=self._entropy(name),
+            interceptor=self._interceptor,
         )
 
     async def gate(self, boundary: BoundarySettings) -> Gate:

@@ -44,7 +44,7 @@ CA_FILE, TLS_FILE, TLS_KEY_FILE, REQUEST_FILE, SIGNING_FILE = (
     "signing.pem",
 )
 ENROLMENT_FILE = "enrolment.pem"
-CONTROLLER, AGGREGATOR, GATE, DEVICES = "controller", "aggregator", "gate", "devices"
+CONTROLLER, AGGREGATOR, GATE, DEVICES, EDGES = "controller", "aggregator", "gate", "devices", "edges"
 AUDITOR, OPERATOR, ADMIN = "auditor", "operator", "admin"
 ELSEWHERE = DataSettings(source="text:elsewhere")
 """Stands in the controller's run file for every boundary's data, which is none of its business."""
@@ -95,7 +95,7 @@ class Deployment:
         return tuple(boundary.name for boundary in self.settings.boundaries)
 
     def config(self, broker: str, role: str) -> Path:
-        """The configuration of a service: role `controller` on the exchange; `aggregator`, `gate` or `devices`."""
+        """A service's configuration: role `controller` on the exchange; `aggregator`, `gate`, `devices`, `edges/ID`."""
         return self.folder / broker / role / SERVICE_FILE
 
     def state(self, broker: str, role: str) -> Path:
@@ -253,10 +253,21 @@ class _Folders:
             broker = self._connect(name, slot, device, ca_at=devices)
         self._yaml(devices / SERVICE_FILE, {**common, **self._common(broker), "slots": SLOTS})
 
+        for edge in () if boundary.split is None else boundary.split.edge_list():
+            place, principal = folder / EDGES / edge.id, boundary.edge_name(edge)
+            self._service(place, _without_data(own), keys)
+            write_private(place / SIGNING_FILE, key_pem(keys.edges[principal]))
+            broker = self._connect(name, place, principal)
+            self._yaml(
+                place / SERVICE_FILE,
+                {**common, **self._common(broker), "edge": principal, "key": SIGNING_FILE},
+            )
+
         scope: dict[str, object] = {
             "plane": "boundary",
             "boundary": name,
             "devices": [device.id for device in boundary.device_list()],
+            "edges": list(boundary.edge_names()),
             "shards": boundary.shards,
         }
         self._people(name, folder, scope)
@@ -364,3 +375,9 @@ def _for_controller(settings: RunSettings) -> RunSettings:
     )
     simulation = settings.simulation.model_copy(update={"faults": ()})
     return settings.model_copy(update={"boundaries": blind, "simulation": simulation})
+
+
+def _without_data(settings: RunSettings) -> RunSettings:
+    """The run file as an edge sees it: where devices' data is, is none of its business."""
+    blind = tuple(boundary.model_copy(update={"data": ELSEWHERE}) for boundary in settings.boundaries)
+    return settings.model_copy(update={"boundaries": blind})

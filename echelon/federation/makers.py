@@ -82,7 +82,7 @@ def make_device(
     name: str,
     key: bytes,
     window: WindowSettings,
-    compute: Compute,
+    compute: Compute | None,
     entropy: Entropy,
     shards: int | None = None,
     source: ShardSource | None = None,
@@ -144,6 +144,7 @@ def make_edge(
     compute: MiddleCompute,
     cuts: Cuts,
     entropy: Entropy,
+    interceptor: Interceptor | None = None,
 ) -> Edge:
     """An edge: its own key, the boundary's broker, the pinned roster and manifest.
 
@@ -171,6 +172,7 @@ def make_edge(
         core=core,
         compute=compute,
         slots=1 + max(entry.slot for entry in roster.entries),
+        interceptor=interceptor,
         bus=place.bus,
         store=place.store,
         services=place.services,

@@ -248,7 +248,7 @@ class Federation:
             start(f"{boundary.name}.gate", partial(assembly.gate, boundary), run_actor)
             start(f"{boundary.name}.aggregator", partial(assembly.aggregator, boundary), run_actor)
             for edge in boundary.edge_names():
-                start(edge, partial(assembly.edge, boundary, edge), run_actor)
+                start(edge, partial(assembly.edge, boundary, edge), run_device)
             for device in boundary.device_list():
                 make = partial(assembly.device, boundary, device.id)
                 start(device.id, make, partial(self._device, boundary))

@@ -55,6 +55,11 @@ class SplitCompute:
         """Blocks of the model."""
         return self._shared.blocks
 
+    @property
+    def layout(self) -> str:
+        """Canonical JSON of the whole adapter's layout."""
+        return self._shared.layout.json.decode()
+
     def fits(self, front: int, back: int) -> bool:
         """Whether a cut leaves a middle."""
         return self._shared.fits(front, back)

@@ -156,7 +156,7 @@ def _principals(role: Role, entry: Topic, owner: str, scope: Scope) -> Iterator[
         case Role.CONTROLLER | Role.OPERATOR | Role.AUDITOR:
             yield role.value
         case Role.EDGE:
-            return  # no process plays it yet, and a rule without one would wait for whoever gets that name
+            yield from scope.edges
         case _:
             assert_never(role)
 
@@ -171,7 +171,10 @@ def _settings(entry: Topic, scope: Scope) -> dict[str, str]:
             f"topic {entry.name}: a record of {entry.largest_record} bytes does not fit into a batch of {BATCH_BYTES}"
         )
     kept = -1 if entry.retention == "unlimited" else entry.retention * 1000
+    # A broker drops whole segments only, and fills one for a week by default.
+    rolled = {} if kept < 0 else {"segment.ms": str(kept)}
     return {
+        **rolled,
         "cleanup.policy": "delete",
         "retention.ms": str(kept),
         "retention.bytes": "-1",

@@ -62,6 +62,7 @@ _KINDS = {
     "cleanup.policy": Kind.COMPACTION,
     "retention.ms": Kind.RETENTION,
     "retention.bytes": Kind.RETENTION,
+    "segment.ms": Kind.RETENTION,
     "max.message.bytes": Kind.MESSAGE_SIZE,
 }
 

@@ -18,6 +18,7 @@ MAX_DEVICES = 10_000
 
 BoundaryName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 DeviceId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9._-]{0,30}[a-z0-9])?$")]
+EdgeName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9.-]{0,62}[a-z0-9])?$")]
 
 _RESERVED = frozenset({"broker", "break-glass", "operator", "auditor", "controller"})
 
@@ -34,6 +35,9 @@ class Scope(Settings):
         default=(),
         max_length=MAX_DEVICES,
         description="Every enrolled device, in slot order (boundary plane).",
+    )
+    edges: tuple[EdgeName, ...] = Field(
+        default=(), max_length=64, description="Every enrolled edge, BOUNDARY.ID each (boundary plane)."
     )
     shards: int | None = Field(
         default=None, ge=1, le=1000,
@@ -56,14 +60,17 @@ class Scope(Settings):
             raise ValueError(f"min_insync {self.min_insync} is above replication {self.replication}")
         for name, values in (
             ("devices", self.devices),
+            ("edges", self.edges),
             ("boundaries", self.boundaries),
             ("witnesses", self.witnesses),
         ):
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} names something twice")
         if self.plane is Plane.EXCHANGE:
-            if self.boundary is not None or self.devices or self.shards is not None:
-                raise ValueError("boundary, devices and shards belong to the boundary plane; leave them out")
+            if self.boundary is not None or self.devices or self.edges or self.shards is not None:
+                raise ValueError(
+                    "boundary, devices, edges and shards belong to the boundary plane; leave them out"
+                )
             if not self.boundaries:
                 raise ValueError("the exchange plane needs `boundaries`")
             return self
@@ -74,6 +81,9 @@ class Scope(Settings):
         services = {f"{self.boundary}.{role}" for role in ("aggregator", "gate", "edge")}
         if taken := set(self.devices) & (_RESERVED | services):
             raise ValueError(f"devices {sorted(taken)} have names of other principals; name them otherwise")
+        members = {*self.devices, *_RESERVED, f"{self.boundary}.aggregator", f"{self.boundary}.gate"}
+        if taken := set(self.edges) & members:
+            raise ValueError(f"edges {sorted(taken)} have names of other principals; name them otherwise")
         return self
 
     @property

@@ -144,6 +144,17 @@ class DeviceConfig(BoundaryConfig):
         return self.broker.beside(slot)
 
 
+class EdgeConfig(BoundaryConfig):
+    """An edge: the boundary's broker only."""
+
+    role = "edge"
+
+    edge: Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9.-]{0,62}[a-z0-9])?$")] = Field(
+        description="Its name on the roster, BOUNDARY.ID."
+    )
+    key: Path = Field(default=Path("signing.pem"), description="Its key, which signs boundary records.")
+
+
 class AggregatorConfig(BoundaryConfig):
     """An aggregator: the boundary's broker only."""
 

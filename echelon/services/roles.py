@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from echelon.actors.aggregator import Aggregator
 from echelon.actors.controller import Controller
 from echelon.actors.device import Device, ShardSource
+from echelon.actors.edge import Edge
 from echelon.actors.gate import Gate
 from echelon.actors.runtime import Services
 from echelon.actors.state import StateStore
@@ -26,17 +27,19 @@ from echelon.federation.makers import (
     make_aggregator,
     make_controller,
     make_device,
+    make_edge,
     make_gate,
 )
 from echelon.federation.rules import rules_of
 from echelon.messages.envelope import Signer
 from echelon.secagg.entropy import Entropy
-from echelon.services.agreed import read_agreed, read_initial, read_roster
+from echelon.services.agreed import Agreed, read_agreed, read_initial, read_roster
 from echelon.services.config import (
     AggregatorConfig,
     BoundaryConfig,
     ControllerConfig,
     DeviceConfig,
+    EdgeConfig,
     GateConfig,
     ServiceConfig,
 )
@@ -46,8 +49,9 @@ from echelon.services.slots import key_of, slots_in, take_slot
 
 if TYPE_CHECKING:
     from echelon.federation.compute import Compute
+    from echelon.federation.splitting import SplitCompute
 
-Actor = Device | Aggregator | Gate | Controller
+Actor = Device | Edge | Aggregator | Gate | Controller
 
 
 class Role(ABC):
@@ -133,6 +137,7 @@ class DeviceRole(BoundaryRole):
         self._slot: Path | None = None
         self._key = b""
         self._compute: Compute | None = None
+        self._split: SplitCompute | None = None
 
     @property
     def slots(self) -> int:
@@ -173,7 +178,13 @@ class DeviceRole(BoundaryRole):
         return lock
 
     async def prepare(self, log: logging.Logger) -> None:
-        """Load model and data in the training process, and hold them against the manifest."""
+        """Load model and data in the training process, and hold them against the manifest.
+
+        A device that trains with an edge loads its part of the model alone, when it first trains.
+        """
+        if self.boundary.split is not None:
+            self._split = load_split(self.config, self.agreed, log)
+            return
         from echelon.federation.compute import Compute
 
         settings = self.agreed.settings
@@ -197,8 +208,9 @@ class DeviceRole(BoundaryRole):
 
     def make(self, buses: Mapping[str, Bus], store: StateStore, services: Services) -> Device:
         """The device."""
-        if self._compute is None:
+        if self._compute is None and self._split is None:
             raise ConfigError("a device cannot train before its model is loaded")
+        half = None if self._split is None else self._split.half(self.boundary.name, self.name)
         return make_device(
             Place(buses["boundary"], store, services),
             self.agreed.manifest,
@@ -210,6 +222,8 @@ class DeviceRole(BoundaryRole):
             entropy=Entropy(os.urandom),
             shards=self.boundary.shards,
             source=self._source(buses["boundary"], services.log),
+            half=half,
+            split=self.boundary.split,
         )
 
     def _source(self, bus: Bus, log: logging.Logger) -> ShardSource | None:
@@ -226,6 +240,79 @@ class DeviceRole(BoundaryRole):
         """End the training process."""
         if self._compute is not None:
             self._compute.close()
+        if self._split is not None:
+            self._split.close()
+
+
+class EdgeRole(BoundaryRole):
+    """An edge."""
+
+    def __init__(self, config: EdgeConfig) -> None:
+        super().__init__(config)
+        self.config, self._key = config, read_key(config.key)
+        enrolled = {entry.edge: entry.public for entry in self.roster.edges}
+        if config.edge not in enrolled or self.boundary.split is None:
+            raise ConfigError(
+                f"edge {config.edge} is not on the roster of {config.boundary}, whose edges are "
+                f"{', '.join(enrolled) or 'none'}: name the right one, or enrol it"
+            )
+        check_key("key", config.key, self._key, enrolled[config.edge])
+        self._split: SplitCompute | None = None
+
+    @property
+    def name(self) -> str:
+        """BOUNDARY.ID."""
+        return self.config.edge
+
+    def brokers(self) -> Mapping[str, BrokerSettings]:
+        """The boundary's."""
+        return {"boundary": self.config.broker}
+
+    async def prepare(self, log: logging.Logger) -> None:
+        """Find out what the model looks like; blocks are loaded when the first device needs them."""
+        self._split = load_split(self.config, self.agreed, log)
+
+    def make(self, buses: Mapping[str, Bus], store: StateStore, services: Services) -> Edge:
+        """The edge."""
+        if self._split is None or self.boundary.split is None:
+            raise ConfigError("an edge cannot train before its model is known")
+        self._split.forget(self.name)
+        return make_edge(
+            Place(buses["boundary"], store, services),
+            self.agreed.manifest,
+            self.roster,
+            name=self.name,
+            key=self._key,
+            split=self.boundary.split,
+            compute=self._split,
+            cuts=self._split.fits,
+            entropy=Entropy(os.urandom),
+        )
+
+    def close(self) -> None:
+        """End the training threads."""
+        if self._split is not None:
+            self._split.close()
+
+
+def load_split(config: BoundaryConfig, agreed: Agreed, log: logging.Logger) -> SplitCompute:
+    """Where this process computes its part of the model.
+
+    Raises:
+        ConfigError: the adapter's layout is not the manifest's.
+    """
+    from echelon.federation.splitting import SplitCompute
+
+    split = SplitCompute(agreed.settings)
+    if split.layout != agreed.manifest.layout:
+        raise ConfigError(
+            f"run file {config.settings}: the adapter's layout is not that of the manifest ({agreed.manifest.model}): "
+            "use the same model, revision and adapter settings as the run's operator"
+        )
+    log.info(
+        "the model has %d blocks, the adapter %d numbers", split.blocks, agreed.manifest.adapter_layout().dim
+    )
+    return split
 
 
 class AggregatorRole(BoundaryRole):
@@ -255,6 +342,7 @@ class AggregatorRole(BoundaryRole):
             key=self._key,
             window=self.agreed.settings.window,
             shards=self.boundary.shards,
+            split=self.boundary.split,
         )
 
     def pending(self, actor: Actor) -> int | None:
@@ -364,6 +452,8 @@ def role_of(config: ServiceConfig) -> Role:
     match config:
         case DeviceConfig():
             return DeviceRole(config)
+        case EdgeConfig():
+            return EdgeRole(config)
         case AggregatorConfig():
             return AggregatorRole(config)
         case GateConfig():

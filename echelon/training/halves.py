@@ -1,8 +1,8 @@
 """Split training of real devices: each side's part of the model, with the data and the adapter vector around it.
 
 A device's half reads the device's data and takes the same steps in the same order as `TorchLearner` would with the
-whole model; an edge's middles are copies of its blocks, one for each device that is training. Calls from several threads
-wait for each other.
+whole model; an edge's middles are copies of its blocks, one for each device that is training. Calls from several
+threads wait for each other.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from echelon.actors.device import Interceptor
 from echelon.bus import Record, TopicPartition, open_bus
 from echelon.bus.chunks import is_chunk
 from echelon.config.run import RunSettings, parse
@@ -144,9 +145,11 @@ def recorder_for(settings: RunSettings) -> Recorder:
     return Recorder({boundary.name: len(boundary.device_list()) for boundary in settings.boundaries})
 
 
-def run(settings: RunSettings, meddler: Meddler | None = None) -> Outcome:
+def run(
+    settings: RunSettings, meddler: Meddler | None = None, interceptor: Interceptor | None = None
+) -> Outcome:
     """Run on the virtual clock, with everything in memory."""
-    watched = Watched(settings, None, recorder_for(settings), meddler=meddler)
+    watched = Watched(settings, None, recorder_for(settings), meddler=meddler, interceptor=interceptor)
     result = run_virtual(watched.run)
     assert watched.assembly is not None
     return Outcome(result, watched.assembly, watched.topics)

@@ -13,12 +13,14 @@ from echelon.topics import load_catalogue
 
 CATALOGUE = load_catalogue()
 BROKER = BrokerSettings(url="kafka://127.0.0.1:1")
-BOUNDARY = Scope(broker=BROKER, plane="boundary", boundary="a", devices=("a-0", "a-1"), shards=6)
+BOUNDARY = Scope(
+    broker=BROKER, plane="boundary", boundary="a", devices=("a-0", "a-1"), edges=("a.edge-0",), shards=6
+)
 EXCHANGE = Scope(broker=BROKER, plane="exchange", boundaries=("a", "b"), witnesses=("w", "v"))
 
 TOPICS = {
     "control", "model", "checkin", "handshake", "inbox", "masked", "delta", "global", "shards", "split.up",
-    "split.down", "deadletter",
+    "split.down", "parts", "deadletter",
 }  # fmt: skip
 
 # (principal): (what it writes, what it reads)
@@ -29,9 +31,13 @@ ON_A_BOUNDARY = {
     ),
     "a.aggregator": (
         {"control", "model", "inbox", "delta", "deadletter"},
-        {"control", "model", "inbox", "delta", "checkin", "handshake", "masked", "global"},
+        {"control", "model", "inbox", "delta", "checkin", "handshake", "masked", "parts", "global"},
     ),
-    "a.gate": ({"global", "deadletter"}, {"control", "handshake", "masked", "delta", "global"}),
+    "a.edge-0": (
+        {"checkin", "split.down", "parts", "deadletter"},
+        {"control", "model", "split.up", "parts"},
+    ),
+    "a.gate": ({"global", "deadletter"}, {"control", "handshake", "masked", "parts", "delta", "global"}),
     "operator": ({"shards"}, {"shards", "deadletter"}),
     "auditor": (set(), {"control", "model", "delta", "global"}),
 }
@@ -91,7 +97,7 @@ def test_no_rule_names_more_than_one_topic_but_for_looking():
 
 def test_a_boundary_broker_knows_nobody_of_another():
     principals = {rule.principal for rule in desired(CATALOGUE, BOUNDARY).rules}
-    assert principals == {"a-0", "a-1", "a.aggregator", "a.gate", "operator", "auditor"}
+    assert principals == {"a-0", "a-1", "a.aggregator", "a.edge-0", "a.gate", "operator", "auditor"}
     assert not {rule.principal for rule in desired(CATALOGUE, EXCHANGE).rules} & {"a-0", "a.aggregator"}
 
 
@@ -117,7 +123,8 @@ def test_settings_keep_everything_uncompacted():
         "max.message.bytes": "1048588",
         "min.insync.replicas": "1",
     }
-    assert topics["split.up"].settings["retention.ms"] == "3600000"
+    for name in ("split.up", "split.down"):  # activations are not kept: a minute, and segments as short
+        assert topics[name].settings["retention.ms"] == topics[name].settings["segment.ms"] == "60000"
     several = desired(CATALOGUE, EXCHANGE.model_copy(update={"replication": 3, "min_insync": 2}))
     assert several.replication == 3
     assert several.topics["global"].settings["min.insync.replicas"] == "2"
