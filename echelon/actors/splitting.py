@@ -268,11 +268,8 @@ async def train_with_edge(job: Train, half: Half, link: EdgeLink, log: logging.L
                             job=split.job, step=step, micro=micro, count=count, scale=to_double(scale)
                         )
                         group.create_task(_micro_batch(head, half, link, norms))
-            except* (EdgeLost, CodecError) as broken:
-                first = broken.exceptions[0]
-                while isinstance(first, ExceptionGroup):
-                    first = first.exceptions[0]
-                raise first from None
+            except* Exception as broken:
+                raise _first(broken) from None
             if len(norms) != 1:
                 raise EdgeLost(BAD_ANSWER)
             scale = await half.step(norms[0])
@@ -285,6 +282,15 @@ async def train_with_edge(job: Train, half: Half, link: EdgeLink, log: logging.L
         log.warning("job %d with %s was given up: %s", split.job, split.edge, error)
         link.close(BAD_ANSWER)
         return Abandoned(split.job, BAD_ANSWER)
+
+
+def _first(group: BaseExceptionGroup[Exception]) -> Exception:
+    """What went wrong first: the others were cut short by it."""
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    assert isinstance(found, Exception)
+    return found
 
 
 async def _micro_batch(head: Forward, half: Half, link: EdgeLink, norms: list[float]) -> None:

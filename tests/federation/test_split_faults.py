@@ -145,14 +145,14 @@ def test_links_that_repeat_records_and_lose_connections() -> None:
             devices=6,
             edges=2,
             commits=3,
-            split={"timeout": 60.0},
+            split={"timeout": 60.0, "beat": 10.0},
             simulation={"boundary_link": {"latency": 0.01, "duplicate": 0.1, "loss": 0.02}},
             window={"deadline": 60, "round_timeout": 20, "patience": 20.0},
         )
     )
     check(outcome)
     assert refused(outcome) == []
-    assert abs(outcome.drop - undisturbed().drop) <= 0.02 * undisturbed().drop
+    assert outcome.drop >= 0.8 * undisturbed().drop  # late updates are damped
 
 
 def test_an_edge_answers_only_who_signed_the_session(monkeypatch: Any) -> None:
