@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from echelon.errors import CodecError, ProtocolError
+from echelon.errors import CodecError, LimitExceeded, ProtocolError
 from echelon.messages.frames import (
     Backward,
     Begin,
@@ -57,8 +57,8 @@ class Half(Protocol):
         """(p, q): first and last blocks that are the device's."""
         ...
 
-    async def start(self, job: Train) -> None:
-        """Put weights, moments and data in place."""
+    async def start(self, job: Train, secret: bytes) -> bytes:
+        """Put weights, moments and data in place; what the edge's half is to be told at the start."""
         ...
 
     async def begin_step(self) -> int:
@@ -159,6 +159,17 @@ class EdgeLink:
                 future.set_exception(EdgeLost(why))
         self._waiting.clear()
 
+    @property
+    def secret(self) -> bytes:
+        """The open session's.
+
+        Raises:
+            EdgeLost: none is open any more.
+        """
+        if self._session is None or self._session.channel is None:
+            raise EdgeLost(BROKEN)
+        return self._session.channel.secret
+
     def begin(self, job: int) -> None:
         """From now on frames are of that job."""
         self._job = job
@@ -255,8 +266,8 @@ async def train_with_edge(job: Train, half: Half, link: EdgeLink, log: logging.L
             job=split.job, version=split.version, on_top=split.on_top, after=split.after,
             front=front, back=back, mu=to_double(job.mu), steps=job.steps,
         )  # fmt: skip
-        await link.ask(begin, Begun)
-        await half.start(job)
+        opening = await half.start(job, link.secret)
+        await link.ask(begin, Begun, opening)
         scale = 1.0
         for step in range(job.steps):
             count = await half.begin_step()
@@ -278,7 +289,7 @@ async def train_with_edge(job: Train, half: Half, link: EdgeLink, log: logging.L
     except EdgeLost as lost:
         log.info("job %d with %s was given up: %s", split.job, split.edge, lost.why)
         return Abandoned(split.job, lost.why)
-    except CodecError as error:
+    except (CodecError, LimitExceeded) as error:
         log.warning("job %d with %s was given up: %s", split.job, split.edge, error)
         link.close(BAD_ANSWER)
         return Abandoned(split.job, BAD_ANSWER)

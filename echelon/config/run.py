@@ -584,17 +584,28 @@ class RunSettings(Settings):
         where = f"boundary {boundary.name!r}: split"
         if self.learner.kind != "lora":
             raise ValueError(f"{where}: learner {self.learner.kind!r} has no blocks to split: take it out")
-        if split.front + split.back < 1:
-            raise ValueError(f"{where}: front + back must be at least 1, or the devices would train nothing")
+        if self.adapter.factors != "both":
+            raise ValueError(f"{where}: adapter.factors must be both; alternating ones are not split")
         if taken := {edge.id for edge in split.edge_list()} & RESERVED:
             raise ValueError(f"{where}: an edge may not be called {', '.join(sorted(taken))}: rename it")
         names = [*boundary.edge_names(), *(device.id for device in boundary.device_list())]
         _unique("edges or devices", names)
         edges = len(boundary.edge_names())
-        if count < edges * floor:
+        devices = [device.id for device in boundary.device_list()]
+        strangers = sorted({device for one in split.classes for device in one.devices} - set(devices))
+        if strangers:
+            raise ValueError(f"{where}.classes names {strangers[0]!r}, which is no device of the boundary")
+        for device in devices:
+            front, back = split.cut_of(device)
+            if front + back < 1:
+                raise ValueError(
+                    f"{where}: front + back of {device} is 0; it must be at least 1, or the device would train nothing"
+                )
+        splitting = sum(split.splits(device) for device in devices)
+        if splitting < edges * floor:
             raise ValueError(
-                f"{where}: {count} devices on {edges} edges are fewer than secure.k_min + secure.colluding = {floor} "
-                f"each, and an edge releases nothing below that: use fewer edges, more devices, or a lower floor"
+                f"{where}: {splitting} devices on {edges} edges are fewer than secure.k_min + secure.colluding = "
+                f"{floor} each, and an edge releases nothing below that: use fewer edges, more devices, or lower it"
             )
         if count > SPLIT_LIMIT:
             raise ValueError(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
+from echelon.config.profile import BitRate, Bytes, ComputeSettings, Duration
+from echelon.config.profile import EdgeSettings as EdgeProfileSettings
 from echelon.config.training import Settings
 
 
@@ -22,6 +24,12 @@ EdgeId = Annotated[str, AfterValidator(_short)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
+DeviceName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9._-]{0,30}[a-z0-9])?$")]
+ENCODING = r"^(exact|bf16|int[2-8]|topk:0?\.[0-9]+|lowrank:[0-9]{1,4}|sketch:0?\.[0-9]+)$"
+Encoding = Annotated[str, StringConstraints(pattern=ENCODING)]
+"""How tensors travel: exact, bf16, intN, topk:SHARE, lowrank:RANK, sketch:SHARE of the bytes."""
+
+
 class EdgeSettings(Settings):
     """One edge server."""
 
@@ -30,6 +38,51 @@ class EdgeSettings(Settings):
         default=4.0, gt=0, le=10_000, allow_inf_nan=False,
         description="Training speed on the virtual clock, against a device of speed 1.",
     )  # fmt: skip
+
+
+class DeviceProfileSettings(ComputeSettings):
+    """What a class of devices can do: from this the cut is planned."""
+
+    memory: Bytes = Field(description="Memory that training may use, e.g. `512 MiB`.")
+    uplink: BitRate = Field(description="Device to edge, e.g. `10 Mbit/s`.")
+    downlink: BitRate = Field(description="Edge to device, e.g. `40 Mbit/s`.")
+    rtt: Duration = Field(default=0.0, description="Round trip between device and edge, e.g. `40 ms`.")
+
+
+class ClassSettings(Settings):
+    """Devices of a boundary that are alike. Either the cut is given, or a profile from which it is planned."""
+
+    name: DeviceName = Field(description="Name of the class.")
+    devices: tuple[DeviceName, ...] = Field(min_length=1, description="The devices in it.")
+    whole: bool = Field(default=False, description="They hold the whole model and need no edge.")
+    front: int | None = Field(default=None, ge=0, le=1000, description="p, in place of `split.front`.")
+    back: int | None = Field(default=None, ge=0, le=1000, description="q, in place of `split.back`.")
+    micro_batch: int | None = Field(
+        default=None, ge=1, le=65_536, description="In place of `split.micro_batch`."
+    )
+    profile: DeviceProfileSettings | None = Field(
+        default=None, description="Plan cut and micro-batch from what such devices can do."
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        given = self.whole or self.front is not None or self.back is not None
+        if self.profile is not None and given:
+            raise ValueError(
+                f"class {self.name!r}: a profile plans the cut; leave out either it, or whole, front and back"
+            )
+        if self.whole and (self.front is not None or self.back is not None):
+            raise ValueError(f"class {self.name!r}: whole devices have no cut; leave out front and back")
+        return self
+
+
+class EncodingSettings(Settings):
+    """How activations and gradients travel in each direction."""
+
+    up_activations: Encoding = Field(default="int8", description="Device to edge, forward.")
+    down_activations: Encoding = Field(default="int8", description="Edge to device, forward.")
+    up_gradients: Encoding = Field(default="int8", description="Device to edge, backward.")
+    down_gradients: Encoding = Field(default="int8", description="Edge to device, backward.")
 
 
 class SplitSettings(Settings):
@@ -47,6 +100,20 @@ class SplitSettings(Settings):
         default=4, ge=1, le=65_536,
         description="Sequences of one micro-batch. A step's micro-batches are under way together.",
     )  # fmt: skip
+    classes: tuple[ClassSettings, ...] = Field(
+        default=(), max_length=64, description="Classes of devices that are cut elsewhere, or not at all."
+    )
+    edge_profile: EdgeProfileSettings | None = Field(
+        default=None, description="What an edge can do; needed where a class is planned from a profile."
+    )
+    encodings: EncodingSettings = Field(
+        default=EncodingSettings(), description="How activations and gradients travel."
+    )
+    perturbation: int = Field(
+        default=0, ge=0, le=1024,
+        description="SS-OP: rank of the subspace in which each device's activations are rotated by a secret of it and "
+        "its edge. 0: none.",
+    )  # fmt: skip
     timeout: Seconds = Field(
         default=60.0,
         description="Seconds that an answer of an edge may take before a device gives its job up.",
@@ -55,6 +122,37 @@ class SplitSettings(Settings):
         default=5.0,
         description="Seconds between an edge's heartbeats. One that misses three is taken for lost until the next.",
     )
+
+    @model_validator(mode="after")
+    def _classes(self) -> Self:
+        named = [device for one in self.classes for device in one.devices]
+        twice = sorted({device for device in named if named.count(device) > 1})
+        if twice:
+            raise ValueError(f"device {twice[0]!r} is in two classes: leave it in one")
+        planned = [one.name for one in self.classes if one.profile is not None]
+        if planned and self.edge_profile is None:
+            raise ValueError(f"class {planned[0]!r} is planned from a profile: give edge_profile, too")
+        return self
+
+    def class_of(self, device: str) -> ClassSettings | None:
+        """The class that a device is in."""
+        return next((one for one in self.classes if device in one.devices), None)
+
+    def splits(self, device: str) -> bool:
+        """Whether the device trains with an edge."""
+        found = self.class_of(device)
+        return found is None or not found.whole
+
+    def cut_of(self, device: str) -> tuple[int, int]:
+        """(p, q) of a device that splits."""
+        found = self.class_of(device)
+        front = self.front if found is None or found.front is None else found.front
+        return front, self.back if found is None or found.back is None else found.back
+
+    def micro_of(self, device: str) -> int:
+        """Sequences of one micro-batch of a device that splits."""
+        found = self.class_of(device)
+        return self.micro_batch if found is None or found.micro_batch is None else found.micro_batch
 
     def edge_list(self) -> tuple[EdgeSettings, ...]:
         """Every edge."""

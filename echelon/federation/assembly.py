@@ -41,7 +41,7 @@ from echelon.services.shards import FixedShards, dealt
 from echelon.topics import Boundary, load_catalogue
 
 if TYPE_CHECKING:
-    from echelon.federation.splitting import SplitCompute
+    from echelon.federation.splitting import SplitCompute, SplitHalf
 
 
 @dataclass(frozen=True)
@@ -162,13 +162,17 @@ class Assembly:
             entropy=self._entropy(name),
             shards=boundary.shards,
             source=self._shards(boundary, name),
-            half=None
-            if self.split is None or boundary.split is None
-            else self.split.half(boundary.name, name),
+            half=self._half(boundary, name),
             split=boundary.split,
             interceptor=self._interceptor,
             terms=self._derived[boundary.name],
         )
+
+    def _half(self, boundary: BoundarySettings, name: str) -> SplitHalf | None:
+        """The device's part of the model, if it does not hold the whole."""
+        if self.split is None or boundary.split is None or not boundary.split.splits(name):
+            return None
+        return self.split.half(boundary.name, name)
 
     def _shards(self, boundary: BoundarySettings, name: str) -> FixedShards | None:
         """The data shards of a device, if there are any: in one process nobody comes and goes."""

@@ -208,7 +208,7 @@ def make_aggregator(
     if split is not None:
         edges = EdgesTerms(
             tuple(entry.edge for entry in roster.edges),
-            tuple(entry.device for entry in roster.entries),
+            tuple(entry.device for entry in roster.entries if split.splits(entry.device)),
             LOOKS * split.beat,
         )
     cohort = min(window.cohort or devices, shards or devices, manifest.secure.cohort_max)

@@ -13,11 +13,11 @@ from typing import TypeVar, TypeVarTuple
 
 from echelon.clock import is_virtual
 from echelon.config.run import RunSettings
-from echelon.errors import CodecError, ProtocolError, StateError, TrainingError
+from echelon.errors import CodecError, LimitExceeded, ProtocolError, StateError, TrainingError
 from echelon.federation.compute import spec_of
 from echelon.messages.frames import Backward, Begin, Decline, Finish, Forward
 from echelon.rounds.effects import Middle, MiddleDone, Train, Trained
-from echelon.training.halves import DeviceHalf, EdgeMiddles, HalfTask, Halves
+from echelon.training.halves import DeviceHalf, EdgeMiddles, HalfTask, Halves, MiddleTask
 from echelon.training.split.cut import Cut
 
 T = TypeVar("T")
@@ -48,6 +48,12 @@ class SplitCompute:
             if boundary.split is not None
             for edge in boundary.split.edge_list()
         }
+        self._split = {
+            boundary.edge_name(edge): boundary.split
+            for boundary in settings.boundaries
+            if boundary.split is not None
+            for edge in boundary.split.edge_list()
+        }
         self._middles: dict[str, EdgeMiddles] = {}
 
     @property
@@ -71,12 +77,14 @@ class SplitCompute:
             ConfigError: the boundary's cut does not fit the model.
         """
         found = next(one for one in self.settings.boundaries if one.name == boundary)
-        if found.split is None:
+        split = found.split
+        if split is None:
             raise TrainingError(f"boundary {boundary} is not split")
-        cut = Cut(found.split.front, found.split.back)
+        cut = Cut(*split.cut_of(device))
         cut.middle(self.blocks)
         shards = found if found.shards is not None else None
-        half = DeviceHalf(self._shared, device, cut, found.split.micro_batch)
+        micro = split.micro_of(device)
+        half = DeviceHalf(self._shared, device, cut, micro, split.encodings, split.perturbation)
         return SplitHalf(self, half, self._speed[device], None if shards is None else shards.shard_name)
 
     async def call(self, seconds: float, fn: Callable[[*Ts], T], *args: *Ts) -> T:
@@ -94,10 +102,14 @@ class SplitCompute:
 
     async def middle(self, edge: str, task: Middle) -> MiddleDone:
         """See `MiddleCompute.middle`."""
-        middles = self._middles.setdefault(edge, EdgeMiddles(self._shared))
+        if edge not in self._middles:
+            split = self._split[edge]
+            micro = max((split.micro_batch, *(one.micro_batch or 0 for one in split.classes)))
+            self._middles[edge] = EdgeMiddles(self._shared, split.encodings, split.perturbation, micro)
+        middles = self._middles[edge]
         try:
             return await self._middle(middles, task, self._edge_speed[edge])
-        except CodecError as error:
+        except (CodecError, LimitExceeded) as error:
             return MiddleDone(task, fault=Decline.BAD_TENSOR, detail=str(error))
         except ProtocolError as error:
             return MiddleDone(task, fault=Decline.BAD_FRAME, detail=str(error))
@@ -111,27 +123,20 @@ class SplitCompute:
         match head:
             case Begin() if task.start is not None:
                 start = task.start
-                cut = Cut(start.front, start.back)
-                await self.call(
-                    0.0,
-                    middles.start,
-                    device,
-                    cut,
-                    start.base,
-                    start.start,
-                    start.mu,
-                    start.progress,
-                    start.state,
-                )
+                work = MiddleTask(
+                    device, task.job, Cut(start.front, start.back), start.base, start.start, start.mu, start.progress,
+                    start.state, start.secret, task.tensor,
+                )  # fmt: skip
+                await self.call(0.0, middles.start, work)
                 return MiddleDone(task)
             case Forward():
                 cost = self._middle_cost(middles, task, FORWARD, speed)
                 return MiddleDone(
-                    task, await self.call(cost, middles.forward, device, head.micro, task.tensor)
+                    task, await self.call(cost, middles.forward, device, head.step, head.micro, task.tensor)
                 )
             case Backward():
                 cost = self._middle_cost(middles, task, BACKWARD, speed)
-                below = await self.call(cost, middles.backward, device, head.micro, task.tensor)
+                below = await self.call(cost, middles.backward, device, head.step, head.micro, task.tensor)
                 norm2 = await self.call(0.0, middles.norm2, device) if task.last else 0.0
                 return MiddleDone(task, below, norm2)
             case Finish():
@@ -141,7 +146,7 @@ class SplitCompute:
                 raise ProtocolError(f"{head.kind} is no work for the middle")
 
     def _middle_cost(self, middles: EdgeMiddles, task: Middle, share: float, speed: float) -> float:
-        return self.seconds(self._shared.tokens_of(task.tensor), middles.depth(task.device), share, speed)
+        return self.seconds(middles.tokens_of(task.tensor), middles.depth(task.device), share, speed)
 
     async def drop(self, edge: str, device: str) -> None:
         """See `MiddleCompute.drop`."""
@@ -172,13 +177,14 @@ class SplitHalf:
         """(p, q)."""
         return self._half.cut.p, self._half.cut.q
 
-    async def start(self, job: Train) -> None:
+    async def start(self, job: Train, secret: bytes) -> bytes:
         """Put weights, moments and data in place."""
         shard, position = None, None
         if job.shard is not None and self._shard_name is not None:
             shard, position = self._shard_name(job.shard), job.position
-        task = HalfTask(job.base, job.start, job.mu, job.progress, job.state, shard, position)
-        await self._compute.call(0.0, self._half.start, task)
+        number = 0 if job.split is None else job.split.job
+        task = HalfTask(job.base, job.start, job.mu, job.progress, job.state, number, secret, shard, position)
+        return await self._compute.call(0.0, self._half.start, task)
 
     async def begin_step(self) -> int:
         """Read the step's data."""

@@ -53,6 +53,8 @@ class Channel:
     sealing: AESGCM
     opening: AESGCM
     context: bytes
+    secret: bytes = b""
+    """What both sides may derive more keys from, 32 bytes: for encodings and perturbations inside of frames."""
     sent: int = 0
     taken: int = 0
     sent_bytes: int = field(default=0)
@@ -101,7 +103,7 @@ def _keys(
     theirs: bytes,
     device_public: bytes,
     edge_public: bytes,
-) -> tuple[AESGCM, AESGCM]:
+) -> tuple[AESGCM, AESGCM, bytes]:
     try:
         secret = key.agree(theirs)
     except ValueError:
@@ -109,7 +111,11 @@ def _keys(
     binding = pack(
         [parties.run, parties.boundary, parties.device, parties.edge, session, device_public, edge_public]
     )
-    return _key(secret, binding, UP), _key(secret, binding, DOWN)
+    return (
+        _key(secret, binding, UP),
+        _key(secret, binding, DOWN),
+        derive(secret, b"split tensors", binding, 32),
+    )
 
 
 def device_channel(parties: Parties, session: bytes, key: AgreementKey, edge_public: bytes) -> Channel:
@@ -118,8 +124,8 @@ def device_channel(parties: Parties, session: bytes, key: AgreementKey, edge_pub
     Raises:
         Refused: the edge's key is of low order.
     """
-    up, down = _keys(parties, session, key, edge_public, key.public, edge_public)
-    return Channel(session, up, down, UP)
+    up, down, secret = _keys(parties, session, key, edge_public, key.public, edge_public)
+    return Channel(session, up, down, UP, secret)
 
 
 def edge_channel(parties: Parties, session: bytes, key: AgreementKey, device_public: bytes) -> Channel:
@@ -128,5 +134,5 @@ def edge_channel(parties: Parties, session: bytes, key: AgreementKey, device_pub
     Raises:
         Refused: the device's key is of low order.
     """
-    up, down = _keys(parties, session, key, device_public, device_public, key.public)
-    return Channel(session, down, up, DOWN)
+    up, down, secret = _keys(parties, session, key, device_public, device_public, key.public)
+    return Channel(session, down, up, DOWN, secret)

@@ -87,6 +87,8 @@ class _Job:
     """A job that is under way; never stored."""
 
     begin: Begin
+    opening: bytes = b""
+    """What came with it, for whoever computes."""
     waiting: bool = False
     """Whether it waits for the version that it starts from."""
     begun: bool = False
@@ -278,7 +280,7 @@ class EdgeCore:
         head, tensor = found
         job = getattr(head, "job", -1)
         if isinstance(head, Begin):
-            return self._begin(device, session, head)
+            return self._begin(device, session, head, tensor)
         if session.job is None or session.job.begin.job != job:
             return []  # of a job that was given up: the device was told, or hears nothing and gives up too
         try:
@@ -291,7 +293,7 @@ class EdgeCore:
 
     # ---- jobs ------------------------------------------------------------------------------------
 
-    def _begin(self, device: str, session: _Session, begin: Begin) -> list[Effect]:
+    def _begin(self, device: str, session: _Session, begin: Begin, opening: bytes) -> list[Effect]:
         effects = self._dropped(device)
         kept = self.kept.setdefault(device, Kept())
         if not self.cuts(begin.front, begin.back):
@@ -303,7 +305,7 @@ class EdgeCore:
         named = {*begin.on_top, *self._awaited(device)}
         for job in [job for job in kept.moved if job not in named]:
             del kept.moved[job]  # merged, lost or given up: the device says what it still counts on
-        session.job = _Job(begin)
+        session.job = _Job(begin, opening)
         return [*effects, *self._put_in_place(device, session.job)]
 
     def _awaited(self, device: str) -> tuple[int, ...]:
@@ -325,8 +327,11 @@ class EdgeCore:
             start = start + kept.moved[earlier]
         # From another edge, or after a loss, there are none: the middle's moments begin anew.
         state = kept.states.get(begin.after)
-        place = MiddleStart(base, start, begin.front, begin.back, from_double(begin.mu), progress, state)
-        return [Middle(device, self._sessions[device].channel.session, begin.job, begin, start=place)]
+        channel = self._sessions[device].channel
+        place = MiddleStart(
+            base, start, begin.front, begin.back, from_double(begin.mu), progress, state, channel.secret
+        )
+        return [Middle(device, channel.session, begin.job, begin, job.opening, start=place)]
 
     def _work(self, device: str, job: _Job, head: Message, tensor: bytes) -> list[Effect]:
         session = self._sessions[device].channel.session

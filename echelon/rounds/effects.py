@@ -148,7 +148,10 @@ class SplitJob:
 
 @dataclass(frozen=True, slots=True)
 class MiddleStart:
-    """Where the middle of a job starts, float32[d] both; coordinates of the device's own blocks do not matter."""
+    """Where the middle of a job starts, float32[d] both; coordinates of the device's own blocks do not matter.
+
+    `secret` is the session's, of 32 bytes; the task's tensor holds what the device says of its perturbation.
+    """
 
     base: F32
     start: F32
@@ -157,6 +160,7 @@ class MiddleStart:
     mu: float
     progress: float
     state: bytes | None
+    secret: bytes
 
 
 @dataclass(frozen=True, slots=True)

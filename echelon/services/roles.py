@@ -182,7 +182,7 @@ class DeviceRole(BoundaryRole):
 
         A device that trains with an edge loads its part of the model alone, when it first trains.
         """
-        if self.boundary.split is not None:
+        if self.boundary.split is not None and self.boundary.split.splits(self.name):
             self._split = load_split(self.config, self.agreed, log)
             return
         from echelon.federation.compute import Compute

@@ -7,44 +7,106 @@ threads wait for each other.
 
 from __future__ import annotations
 
-import struct
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from transformers import AutoTokenizer
 
-from echelon.errors import CodecError, ConfigError, TrainingError
+from echelon.config.split import EncodingSettings
+from echelon.errors import ConfigError, TrainingError
 from echelon.messages.adapter import AdapterLayout, Vector
 from echelon.training.data.boundary import BoundaryData, load_boundary
 from echelon.training.data.packing import Blocks, Order
+from echelon.training.fingerprint import load_probes
 from echelon.training.learner import LearnerSpec, TrainResult
 from echelon.training.local import IGNORED, learning_rate
 from echelon.training.model import model_path
+from echelon.training.split.compress import Bfloat16, Compressor, Exact, LowRank, Quantised, TopK
 from echelon.training.split.cut import Cut, device_indices, part_ranges
-from echelon.training.split.parts import Batch, DevicePart, EdgePart, Hidden, Segment, SplitSpec
+from echelon.training.split.parts import Batch, DevicePart, EdgePart, Hidden, Ids, Segment, SplitSpec
+from echelon.training.split.perturb import Perturbation, decode_basis, encode_basis, leading_subspace
 from echelon.training.split.segment import count_blocks, whole_layout
+from echelon.training.split.sketch import Sketch
+from echelon.training.split.wire import Limits, decode, encode, tensor_key
 from echelon.training.state import TrainerState
 
-_SHAPE = struct.Struct("<III")
-MAX_VALUES = 1 << 26
-"""Most values of one tensor."""
+PROBES_FOR_BASIS = 16
+"""Probes whose hidden states say in which subspace a device's activations are rotated."""
+UP_HIDDEN, DOWN_HIDDEN, UP_GRADIENT, DOWN_GRADIENT = (
+    "up.hidden",
+    "down.hidden",
+    "up.gradient",
+    "down.gradient",
+)
 
 
-def pack_tensor(hidden: Hidden) -> bytes:
-    """A hidden state or gradient, float32[b, L, h], as bytes: three u32 and the values, little-endian."""
-    return _SHAPE.pack(*hidden.shape) + hidden.astype("<f4", copy=False).tobytes()
+def compressor_of(name: str, width: int) -> Compressor:
+    """The encoding that a run file names, for tensors of this width. Raises `ConfigError` for one that cannot be."""
+    kind, _, value = name.partition(":")
+    match kind:
+        case "exact":
+            return Exact()
+        case "bf16":
+            return Bfloat16()
+        case "topk":
+            return TopK(max(1, round(float(value) * width)))
+        case "lowrank":
+            return LowRank(int(value))
+        case "sketch":
+            return Sketch.of_ratio(width, float(value))
+        case _:
+            return Quantised(int(kind.removeprefix("int")))
 
 
-def unpack_tensor(data: bytes) -> Hidden:
-    """The reverse of `pack_tensor`. Raises `CodecError` for bytes that are no tensor."""
-    if len(data) < _SHAPE.size:
-        raise CodecError(f"{len(data)} bytes are no tensor")
-    shape = _SHAPE.unpack_from(data)
-    count = shape[0] * shape[1] * shape[2]
-    if not 0 < count <= MAX_VALUES or len(data) != _SHAPE.size + 4 * count:
-        raise CodecError(f"a tensor of shape {list(shape)} in {len(data)} bytes")
-    return np.frombuffer(data, "<f4", offset=_SHAPE.size).reshape(shape).astype(np.float32)
+@dataclass(frozen=True, slots=True)
+class Codecs:
+    """How tensors travel in each direction; a device and its edge have the same."""
+
+    compressors: Mapping[str, Compressor]
+    limits: Limits
+
+    @classmethod
+    def of(cls, settings: EncodingSettings, width: int, batch: int, length: int) -> Codecs:
+        """From the run file; `batch` sequences of `length` tokens are the largest that is taken."""
+        named = {
+            UP_HIDDEN: settings.up_activations,
+            DOWN_HIDDEN: settings.down_activations,
+            UP_GRADIENT: settings.up_gradients,
+            DOWN_GRADIENT: settings.down_gradients,
+        }
+        found = {stream: compressor_of(name, width) for stream, name in named.items()}
+        return cls(found, Limits(width, batch, length))
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """One job's tensors as bytes and back: rotated by the perturbation if there is one, then encoded.
+
+    Raises `CodecError` or `LimitExceeded` for bytes that are no tensor as it was agreed on.
+    """
+
+    codecs: Codecs
+    secret: bytes
+    device: str
+    job: int
+    perturbation: Perturbation | None
+
+    def _key(self, stream: str, step: int, micro: int) -> bytes:
+        return tensor_key(self.secret, self.device, self.job, step, micro, stream)
+
+    def pack(self, stream: str, step: int, micro: int, hidden: Hidden) -> bytes:
+        """Bytes of a float32[b, L, h]."""
+        if self.perturbation is not None:
+            hidden = self.perturbation.apply(hidden)
+        return encode(hidden, self.codecs.compressors[stream], self._key(stream, step, micro))
+
+    def unpack(self, stream: str, step: int, micro: int, data: bytes) -> Hidden:
+        """The reverse, as far as the encoding goes."""
+        codec = self.codecs.compressors[stream]
+        hidden = decode(data, self.codecs.limits, self._key(stream, step, micro), codec)
+        return hidden if self.perturbation is None else self.perturbation.undo(hidden)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +118,8 @@ class HalfTask:
     mu: float
     progress: float
     state: bytes | None
+    job: int
+    secret: bytes
     shard: str | None = None
     position: int | None = None
 
@@ -87,14 +151,6 @@ class Halves:
             return False
         return True
 
-    @staticmethod
-    def tokens_of(tensor: bytes) -> int:
-        """Positions in a tensor, for what it costs; 0 for bytes that are none."""
-        if len(tensor) < _SHAPE.size:
-            return 0
-        batch, length, _ = _SHAPE.unpack_from(tensor)
-        return min(int(batch) * int(length), MAX_VALUES)
-
     def device_segment(self, cut: Cut) -> Segment:
         """The modules that every device of this cut shares in this process."""
         with self._lock:
@@ -108,6 +164,14 @@ class Halves:
             if (cut, "edge") not in self._segments:
                 self._segments[cut, "edge"] = Segment(self.split, cut, "edge")
             return self._segments[cut, "edge"]
+
+    def probe_tokens(self) -> list[Ids]:
+        """The first shipped probes as tokens, int64[1, L] each."""
+        tokenizer = AutoTokenizer.from_pretrained(model_path(self.spec.model))
+        length = self.spec.train.sequence_length
+        texts = load_probes().texts[:PROBES_FOR_BASIS]
+        found = (tokenizer(text, truncation=True, max_length=length)["input_ids"] for text in texts)
+        return [np.asarray([ids], np.int64) for ids in found if ids]
 
     def data(self, name: str) -> _Data:
         """Training blocks of a device, or of a data shard. Raises `ConfigError`."""
@@ -134,11 +198,21 @@ class DeviceHalf:
         device: whose data is read.
         cut: where the model is cut.
         micro: sequences of one micro-batch.
+        encodings: how tensors travel.
+        rank: of the subspace in which activations are rotated; 0: they are not.
     """
 
-    def __init__(self, shared: Halves, device: str, cut: Cut, micro: int) -> None:
+    def __init__(
+        self, shared: Halves, device: str, cut: Cut, micro: int, encodings: EncodingSettings, rank: int
+    ) -> None:
         self._shared, self._device, self.cut, self._micro = shared, device, cut, micro
         self._part = DevicePart(shared.split, cut, shared.device_segment(cut))
+        length = shared.spec.train.sequence_length
+        self._codecs = Codecs.of(encodings, self._part.width, micro, length)
+        self._rank = rank
+        self._basis = b""
+        self._wire: Wire | None = None
+        self._step = -1
         self._indices = device_indices(shared.layout, cut, shared.blocks)
         self._lock = threading.Lock()
         self._sources: dict[str, _Data] = {}
@@ -150,8 +224,8 @@ class DeviceHalf:
         self._tokens = self._loss_tokens = self._steps = 0
         self._loss = 0.0
 
-    def start(self, task: HalfTask) -> None:
-        """Put weights, moments and data in place."""
+    def start(self, task: HalfTask) -> bytes:
+        """Put weights, moments and data in place; what the edge needs to know of the perturbation."""
         with self._lock:
             state = TrainerState.from_bytes(task.state, self._indices.size) if task.state else None
             rate = learning_rate(self._shared.spec.train, task.progress)
@@ -160,13 +234,35 @@ class DeviceHalf:
             own = 0 if state is None else state.cursor
             self._cursor = own if task.position is None else task.position
             self._tokens = self._loss_tokens = self._steps = 0
-            self._loss = 0.0
+            self._loss, self._step = 0.0, -1
+            self._wire = Wire(self._codecs, task.secret, self._device, task.job, self._perturbation(task))
+            return self._basis
+
+    def _perturbation(self, task: HalfTask) -> Perturbation | None:
+        """This job's rotation. The subspace is that of the first job: hidden states move little with the adapter."""
+        if not self._rank:
+            return None
+        if not self._basis:
+            batches = (Batch(ids, np.full(ids.shape, IGNORED)) for ids in self._shared.probe_tokens())
+            self._basis = encode_basis(
+                leading_subspace([self._part.look(batch) for batch in batches], self._rank)
+            )
+        basis = decode_basis(self._basis, self._part.width)
+        return Perturbation.agreed(basis, task.secret, self._device, task.job, "front")
+
+    @property
+    def wire(self) -> Wire:
+        """The running job's."""
+        if self._wire is None:
+            raise TrainingError(f"{self._device}: a tensor without a job")
+        return self._wire
 
     def begin_step(self) -> int:
         """Read the step's sequences; the number of its micro-batches."""
         with self._lock:
             if self._task is None:
                 raise TrainingError(f"{self._device}: a step without a job")
+            self._step += 1
             train = self._shared.spec.train
             name = self._task.shard or self._device
             if name not in self._sources:
@@ -190,19 +286,21 @@ class DeviceHalf:
     def front(self, micro: int) -> bytes:
         """The activation behind the first blocks."""
         with self._lock:
-            return pack_tensor(self._part.front(micro, self._micros[micro], self._counted))
+            hidden = self._part.front(micro, self._micros[micro], self._counted)
+            return self.wire.pack(UP_HIDDEN, self._step, micro, hidden)
 
     def back(self, micro: int, hidden: bytes) -> bytes:
         """Loss, and its gradient by the activation that the edge gave. Raises `CodecError`."""
         with self._lock:
-            found = self._part.back(micro, unpack_tensor(hidden))
+            found = self._part.back(micro, self.wire.unpack(DOWN_HIDDEN, self._step, micro, hidden))
             self._loss += found.loss_sum
-            return pack_tensor(found.gradient)
+            return self.wire.pack(UP_GRADIENT, self._step, micro, found.gradient)
 
     def front_backward(self, micro: int, gradient: bytes) -> None:
         """Carry a gradient back through the first blocks. Raises `CodecError`."""
         with self._lock:
-            self._part.front_backward(micro, unpack_tensor(gradient))
+            below = self.wire.unpack(DOWN_GRADIENT, self._step, micro, gradient)
+            self._part.front_backward(micro, below)
 
     def step(self, norm2: float) -> float:
         """The optimiser's step; the factor by which the edge scales its gradient."""
@@ -230,49 +328,84 @@ class DeviceHalf:
             )
 
 
-class EdgeMiddles:
-    """The middles of one edge: for each cut its blocks, for each device that trains a copy of their adapter."""
+@dataclass(frozen=True, slots=True)
+class MiddleTask:
+    """A job as an edge's half takes it; vectors are float32[d] of the whole adapter, `basis` what the device sent."""
 
-    def __init__(self, shared: Halves) -> None:
+    device: str
+    job: int
+    cut: Cut
+    base: Vector
+    start: Vector
+    mu: float
+    progress: float
+    state: bytes | None
+    secret: bytes
+    basis: bytes
+
+
+class EdgeMiddles:
+    """The middles of one edge: for each cut its blocks, for each device that trains a copy of their adapter.
+
+    Args:
+        shared: the process's.
+        encodings: how tensors travel.
+        rank: of the subspace in which devices rotate their activations; 0: they do not.
+        batch: most sequences of one micro-batch.
+    """
+
+    def __init__(self, shared: Halves, encodings: EncodingSettings, rank: int, batch: int) -> None:
         self._shared = shared
+        self._encodings, self._rank, self._batch = encodings, rank, batch
+        self._wires: dict[str, Wire] = {}
         self._parts: dict[Cut, EdgePart] = {}
         self._cuts: dict[str, Cut] = {}
         self._starts: dict[str, Vector] = {}
         self._lock = threading.Lock()
 
-    def start(
-        self,
-        device: str,
-        cut: Cut,
-        base: Vector,
-        start: Vector,
-        mu: float,
-        progress: float,
-        state: bytes | None,
-    ) -> None:
-        """Open a device's copy; vectors are float32[d] of the whole adapter."""
+    def start(self, task: MiddleTask) -> None:
+        """Open a device's copy. Raises `CodecError` for a basis that is none."""
         with self._lock:
+            device, cut = task.device, task.cut
             self._close(device)
             if cut not in self._parts:
                 self._parts[cut] = EdgePart(self._shared.split, cut, self._shared.edge_segment(cut))
-            indices = self._indices(cut)
-            moments = TrainerState.from_bytes(state, indices.size) if state else None
-            rate = learning_rate(self._shared.spec.train, progress)
-            self._parts[cut].start(device, start[indices], base[indices], moments, rate, mu)
-            self._cuts[device], self._starts[device] = cut, start[indices]
+            part, indices = self._parts[cut], self._indices(cut)
+            perturbation = None
+            if self._rank:
+                basis = decode_basis(task.basis, part.width)
+                perturbation = Perturbation.agreed(basis, task.secret, device, task.job, "front")
+            length = self._shared.spec.train.sequence_length
+            codecs = Codecs.of(self._encodings, part.width, self._batch, length)
+            moments = TrainerState.from_bytes(task.state, indices.size) if task.state else None
+            rate = learning_rate(self._shared.spec.train, task.progress)
+            part.start(device, task.start[indices], task.base[indices], moments, rate, task.mu)
+            self._cuts[device], self._starts[device] = cut, task.start[indices]
+            self._wires[device] = Wire(codecs, task.secret, device, task.job, perturbation)
 
     def _indices(self, cut: Cut) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
         return np.asarray(part_ranges(self._shared.layout, cut, self._shared.blocks)["middle"])
 
-    def forward(self, device: str, micro: int, hidden: bytes) -> bytes:
+    def tokens_of(self, tensor: bytes) -> int:
+        """Positions in a tensor, for what it costs; 0 for bytes that are none."""
+        if len(tensor) < 16:
+            return 0
+        batch, length = (int.from_bytes(tensor[at : at + 4], "little") for at in (8, 12))
+        return min(batch, self._batch) * min(length, self._shared.spec.train.sequence_length)
+
+    def forward(self, device: str, step: int, micro: int, data: bytes) -> bytes:
         """The activation behind the middle blocks. Raises `CodecError` for what is no such tensor."""
         with self._lock:
-            return pack_tensor(self._part(device).forward(device, micro, unpack_tensor(hidden)))
+            part, wire = self._part(device), self._wires[device]
+            output = part.forward(device, micro, wire.unpack(UP_HIDDEN, step, micro, data))
+            return wire.pack(DOWN_HIDDEN, step, micro, output)
 
-    def backward(self, device: str, micro: int, gradient: bytes) -> bytes:
+    def backward(self, device: str, step: int, micro: int, data: bytes) -> bytes:
         """The gradient by the micro-batch's activation. Raises `CodecError`."""
         with self._lock:
-            return pack_tensor(self._part(device).backward(device, micro, unpack_tensor(gradient)))
+            part, wire = self._part(device), self._wires[device]
+            below = part.backward(device, micro, wire.unpack(UP_GRADIENT, step, micro, data))
+            return wire.pack(DOWN_GRADIENT, step, micro, below)
 
     def depth(self, device: str) -> int:
         """Number of middle blocks of a device's cut; 0 if it has no job here."""
@@ -307,6 +440,7 @@ class EdgeMiddles:
     def _close(self, device: str) -> None:
         cut = self._cuts.pop(device, None)
         self._starts.pop(device, None)
+        self._wires.pop(device, None)
         if cut is not None:
             self._parts[cut].close(device)
 

@@ -14,7 +14,9 @@ def split_federation(
     devices: int = 4, edges: int | list[dict[str, Any]] = 1, commits: int = 2, **changes: Any
 ) -> RunSettings:
     """One boundary of devices that hold the first and the last of four blocks; `edges: 0` trains unsplit."""
-    split = {"edges": edges, "micro_batch": 2, "timeout": 2.0, "beat": 0.5, **changes.pop("split", {})}
+    exact = dict.fromkeys(("up_activations", "down_activations", "up_gradients", "down_gradients"), "exact")
+    defaults = {"edges": edges, "micro_batch": 2, "timeout": 2.0, "beat": 0.5, "encodings": exact}
+    split = defaults | changes.pop("split", {})
     boundary: dict[str, Any] = {
         "name": "a",
         "devices": devices,

@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from echelon.training import halves
-from echelon.training.halves import EdgeMiddles
+from echelon.messages.split import EdgePart
+from echelon.training.halves import EdgeMiddles, Wire
 from tests.federation.runs import Outcome, float_bytes, run
 from tests.federation.splits import assignments, check, parts_of, refused, split_federation
 
@@ -59,11 +59,11 @@ def test_two_edges_add_their_parts_to_one_window() -> None:
 def test_activations_and_middle_updates_stand_on_no_broker_in_the_clear(monkeypatch: Any) -> None:
     """The bytes of every tensor and of every middle update are looked for in everything that stands on any broker."""
     needles: list[bytes] = []
-    pack, finish = halves.pack_tensor, EdgeMiddles.finish
+    pack, finish = Wire.pack, EdgeMiddles.finish
 
-    def packed(hidden: Any) -> bytes:
-        data = pack(hidden)
-        needles.append(data[12:])
+    def packed(self: Wire, stream: str, step: int, micro: int, hidden: Any) -> bytes:
+        data = pack(self, stream, step, micro, hidden)
+        needles.extend((float_bytes(hidden), data[64:]))
         return data
 
     def finished(self: EdgeMiddles, device: str) -> Any:
@@ -71,7 +71,7 @@ def test_activations_and_middle_updates_stand_on_no_broker_in_the_clear(monkeypa
         needles.append(float_bytes(moved[np.flatnonzero(moved)]))
         return moved, state
 
-    monkeypatch.setattr(halves, "pack_tensor", packed)
+    monkeypatch.setattr(Wire, "pack", packed)
     monkeypatch.setattr(EdgeMiddles, "finish", finished)
     monkeypatch.setattr(
         "echelon.actors.boundary.TRIM_EVERY", 1 << 30
@@ -90,6 +90,22 @@ def test_activations_and_middle_updates_stand_on_no_broker_in_the_clear(monkeypa
         for at in (0, len(needle) // 8 * 4, len(needle) - 16):
             assert needle[at : at + 16] not in haystack
     assert float_bytes(outcome.result.adapter) in haystack  # the search works
+
+
+def test_eight_bits_and_a_secret_rotation_change_next_to_nothing() -> None:
+    """The default encoding, a perturbation, a class of devices that is cut elsewhere, and one that holds the whole."""
+    classes = [
+        {"name": "strong", "devices": ["a-4"], "whole": True},
+        {"name": "weak", "devices": ["a-0"], "front": 1, "back": 0, "micro_batch": 1},
+    ]
+    plain = run(split_federation(devices=5, edges=0))
+    outcome = run(split_federation(devices=5, split={"encodings": {}, "perturbation": 8, "classes": classes}))
+    check(outcome)
+    assert refused(outcome) == []
+    for part in outcome.messages("a", "parts", EdgePart):
+        assert part.devices == ("a-0", "a-1", "a-2", "a-3")
+    assert abs(outcome.drop - plain.drop) <= 0.05 * plain.drop
+    assert outcome.summary["events"]["split-session"] == 4  # the strong one has no need of an edge
 
 
 def test_nothing_of_split_training_stands_on_the_exchange() -> None:
