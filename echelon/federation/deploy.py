@@ -25,6 +25,7 @@ from echelon.federation.brokers import EXCHANGE, BrokerEntry, BrokerMap, load_br
 from echelon.federation.compute import Facts
 from echelon.federation.identities import ROSTER_FILE, BoundaryKeys, Identities, key_pem
 from echelon.federation.pki import BREAK_GLASS, Authority, request, write_private, write_public
+from echelon.federation.planning import planned
 from echelon.federation.terms import build_manifest
 from echelon.messages.manifest import RunManifest
 
@@ -146,6 +147,7 @@ def deploy(
         ConfigError: the two files do not fit together, `out` is there already, or a folder cannot be written.
     """
     _check(settings, brokers)
+    settings = planned(settings)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is there already: a deployment is never overwritten, name another folder")
     identities = Identities.create(settings, token)

@@ -31,6 +31,7 @@ from echelon.federation.assembly import Assembly, Terms
 from echelon.federation.compute import Compute, FullLearner
 from echelon.federation.identities import Identities
 from echelon.federation.metrics import Recorder
+from echelon.federation.planning import planned
 from echelon.federation.rules import rules_of
 from echelon.federation.terms import build_manifest
 from echelon.messages.adapter import Vector, adapter_files
@@ -137,6 +138,7 @@ class Federation:
             ConfigError: the settings cannot work; nothing was started.
             EchelonError: an actor failed; the folder can be resumed.
         """
+        self.settings = planned(self.settings)
         compute = Compute(self.settings, self.learner)
         split: SplitCompute | None = None
         assembly: Assembly | None = None
