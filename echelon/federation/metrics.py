@@ -65,6 +65,8 @@ class Recorder:
         self._evals: dict[tuple[str, int], list[float]] = {}
         self._bytes: Counter[tuple[str, str, str]] = Counter()
         self._records: Counter[tuple[str, str, str]] = Counter()
+        self.split: dict[str, dict[str, int]] = {}
+        """Bytes of sealed activations and gradients, by boundary and direction."""
         self._file: IO[str] | None = None if self.path is None else self.path.open("a", buffering=1)
 
     def reload(self) -> None:
@@ -93,6 +95,8 @@ class Recorder:
                 self._bytes[key], self._records[key] = line["bytes"], line["records"]
             elif kind == "refusal":
                 self.counts["refusals"] += 1
+            elif kind == "split":
+                self.split[line["boundary"]] = {"up": line["up"], "down": line["down"]}
         for (direction, boundary, _), count in self._bytes.items():
             view = self.views[boundary]
             if direction == "out":
@@ -211,6 +215,12 @@ class Recorder:
             "bytes", t, direction=key[0], boundary=boundary, type=key[2],
             bytes=self._bytes[key], records=self._records[key],
         )  # fmt: skip
+
+    def _on_split_bytes(self, boundary: str, t: float, facts: dict[str, Any]) -> None:
+        sums = self.split.setdefault(boundary, {"up": 0, "down": 0})
+        for direction in sums:
+            sums[direction] += facts[direction]
+        self.write("split", t, boundary=boundary, **sums)
 
     def _on_refusal(self, _actor: str, t: float, facts: dict[str, Any]) -> None:
         self.counts["refusals"] += 1

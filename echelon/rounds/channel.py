@@ -8,7 +8,7 @@ dropped, one that skips another ends the channel.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -57,7 +57,8 @@ class Channel:
     """What both sides may derive more keys from, 32 bytes: for encodings and perturbations inside of frames."""
     sent: int = 0
     taken: int = 0
-    sent_bytes: int = field(default=0)
+    sent_bytes: int = 0
+    taken_bytes: int = 0
 
     def seal(self, head: Message, tensor: bytes = b"") -> tuple[SplitFrame, bytes]:
         """The next frame: its record, and the payload that goes before it in chunks."""
@@ -85,6 +86,7 @@ class Channel:
                 Reason.BAD_FRAME, f"frame {frame.number} was not sealed by the other side of this session"
             ) from None
         self.taken += 1
+        self.taken_bytes += len(payload)
         return decode_frame(plain)
 
 

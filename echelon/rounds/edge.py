@@ -108,6 +108,8 @@ class _Job:
 class _Session:
     channel: Channel
     job: _Job | None = None
+    told: tuple[int, int] = (0, 0)
+    """Bytes taken and sent that the metrics know of."""
     heard: bool = True
     """Whether a frame came since the last look."""
 
@@ -400,7 +402,15 @@ class EdgeCore:
                 ]:
                     del kept.states[earlier]
                 session.job = None
-                return [Save(), self._send(task.device, Finished(job=task.job))]
+                finished = self._send(task.device, Finished(job=task.job))
+                return [Save(), finished, self._traffic(session)]
+
+    @staticmethod
+    def _traffic(session: _Session) -> Effect:
+        """What a device and this edge sent each other since the last time."""
+        up, down = session.channel.taken_bytes, session.channel.sent_bytes
+        before, session.told = session.told, (up, down)
+        return note("split-bytes", up=up - before[0], down=down - before[1])
 
     def _model(self, message: Model, payload: bytes) -> list[Effect]:
         if self._versions and message.version <= max(self._versions):
