@@ -66,6 +66,7 @@ MESSAGES: dict[Plane, frozenset[str]] = {
             *("masked.chunk", "masked", "delta.chunk", "delta", "exchange.record"),
             *("shard", "refused"),
             *("split.chunk", "split.open", "split.accept", "split.frame", "parts.chunk", "edge.part"),
+            "behaviour",
         }
     ),
     Plane.EXCHANGE: frozenset(

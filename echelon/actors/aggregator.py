@@ -63,7 +63,7 @@ class Aggregator(BoundaryActor):
 
     def inputs(self) -> Iterable[TopicPartition]:
         """Check-ins, rounds, masked updates, edges' parts, and the exchange's decisions as the gate mirrored them."""
-        boundary = ("checkin", "handshake", "masked", "parts")
+        boundary = ("checkin", "handshake", "masked", "parts", "behaviour")
         return (*(TopicPartition(topic) for topic in boundary), GLOBAL)
 
     async def last_words(self, pump: asyncio.Task[None]) -> None:

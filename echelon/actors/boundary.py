@@ -34,7 +34,7 @@ from echelon.topics import Catalogue, Plane, Role
 
 REMEMBERED = 4096
 """Signatures per partition that are remembered, to take a byte-identical repeat once."""
-EPHEMERAL = frozenset({"checkin", "handshake", "masked", "split.up", "split.down"})
+EPHEMERAL = frozenset({"checkin", "handshake", "masked", "split.up", "split.down", "behaviour"})
 """Topics whose records a restart makes worthless: published in order, and not stored first."""
 TRIM_EVERY = 32
 """Records of a transient topic that are read before the log is told to drop them."""

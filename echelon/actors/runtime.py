@@ -30,7 +30,9 @@ STEP_COST = 0.0005
 """Seconds that storing a step is taken to need on the virtual clock."""
 UNREAD = frozenset({"deadletter"})
 """Topics that those who write them may not read: what may stand there already is sent once more."""
-SHARED = frozenset({"checkin", "handshake", "masked", "split.up", "split.down", "parts", "deadletter"})
+SHARED = frozenset(
+    {"checkin", "handshake", "masked", "split.up", "split.down", "parts", "behaviour", "deadletter"}
+)
 """Topics that every device, or every edge, of a boundary may write."""
 DRAIN_SECONDS = 5.0
 """Seconds that a stopping actor gives its last records to reach the broker."""
@@ -282,8 +284,8 @@ class Timers:
             self.stop(name)
 
 
-TRANSIENT = frozenset({"split.up", "split.down"})
-"""Topics whose records are kept for a moment only: a reader that was away jumps over what it missed."""
+TRANSIENT = frozenset({"split.up", "split.down", "behaviour"})
+"""Topics whose records are kept for some time only: a reader that was away jumps over what it missed."""
 
 
 async def jump(bus: Bus, reader: Reader, positions: Iterable[TopicPartition]) -> bool:

@@ -23,6 +23,8 @@ from echelon.messages.frames import (
     Finished,
     Forward,
     Gradient,
+    Look,
+    Looked,
     Output,
     from_double,
     to_double,
@@ -81,8 +83,21 @@ class Half(Protocol):
         """The optimiser's step, given the squared norm of the middle's gradient; the factor for the edge."""
         ...
 
+    @property
+    def probes(self) -> int:
+        """How many public probes are looked at after a job; 0: none."""
+        ...
+
+    async def look(self, probe: int) -> bytes:
+        """The activation of a probe behind the first blocks."""
+        ...
+
+    async def looked(self, probe: int, hidden: bytes) -> None:
+        """What the edge made of it."""
+        ...
+
     async def finish(self) -> Trained:
-        """What the job came to, 0 moved in the middle."""
+        """What the job came to, 0 moved in the middle, and what the probes showed."""
         ...
 
 
@@ -284,6 +299,10 @@ async def train_with_edge(job: Train, half: Half, link: EdgeLink, log: logging.L
             if len(norms) != 1:
                 raise EdgeLost(BAD_ANSWER)
             scale = await half.step(norms[0])
+        for probe in range(half.probes):
+            look = Look(job=split.job, micro=probe, scale=to_double(scale))
+            _, hidden = await link.ask(look, Looked, await half.look(probe), micro=probe)
+            await half.looked(probe, hidden)
         await link.ask(Finish(job=split.job, scale=to_double(scale)), Finished)
         return await half.finish()
     except EdgeLost as lost:

@@ -114,6 +114,11 @@ class SplitSettings(Settings):
         description="SS-OP: rank of the subspace in which each device's activations are rotated by a secret of it and "
         "its edge. 0: none.",
     )  # fmt: skip
+    probes: int = Field(
+        default=0, ge=0, le=48,
+        description="Public probes that a device is looked at with after every job: the aggregator clusters devices by "
+        "what their models do, and keeps out those it does not trust. 0: none.",
+    )  # fmt: skip
     timeout: Seconds = Field(
         default=60.0,
         description="Seconds that an answer of an edge may take before a device gives its job up.",

@@ -193,6 +193,7 @@ class Assembly:
             window=self.settings.window,
             shards=boundary.shards,
             split=boundary.split,
+            sequence=self.settings.training.sequence_length,
         )
 
     async def edge(self, boundary: BoundarySettings, name: str) -> Edge:

@@ -19,6 +19,7 @@ from echelon.bus.chunks import CHUNK, Assembler
 from echelon.config.run import WindowSettings
 from echelon.config.split import SplitSettings
 from echelon.errors import ConfigError
+from echelon.federation.probing import probe_terms
 from echelon.messages.adapter import Vector
 from echelon.messages.envelope import Signer
 from echelon.messages.manifest import RunManifest
@@ -193,6 +194,7 @@ def make_aggregator(
     window: WindowSettings,
     shards: int | None = None,
     split: SplitSettings | None = None,
+    sequence: int = 0,
 ) -> Aggregator:
     """An aggregator: its own key and the boundary's broker; no key of the exchange.
 
@@ -210,6 +212,7 @@ def make_aggregator(
             tuple(entry.edge for entry in roster.edges),
             tuple(entry.device for entry in roster.entries if split.splits(entry.device)),
             LOOKS * split.beat,
+            probe_terms(split.probes, sequence) if split.probes else None,
         )
     cohort = min(window.cohort or devices, shards or devices, manifest.secure.cohort_max)
     core = AggregatorCore(

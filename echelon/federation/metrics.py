@@ -67,6 +67,8 @@ class Recorder:
         self._records: Counter[tuple[str, str, str]] = Counter()
         self.split: dict[str, dict[str, int]] = {}
         """Bytes of sealed activations and gradients, by boundary and direction."""
+        self.standings: dict[str, dict[str, Any]] = {}
+        """Clusters, trust in millionths, and who is kept out, by boundary, as of the newest judgement."""
         self._file: IO[str] | None = None if self.path is None else self.path.open("a", buffering=1)
 
     def reload(self) -> None:
@@ -215,6 +217,10 @@ class Recorder:
             "bytes", t, direction=key[0], boundary=boundary, type=key[2],
             bytes=self._bytes[key], records=self._records[key],
         )  # fmt: skip
+
+    def _on_standings(self, boundary: str, t: float, facts: dict[str, Any]) -> None:
+        self.standings[boundary] = facts
+        self.write("standings", t, boundary=boundary, **facts)
 
     def _on_split_bytes(self, boundary: str, t: float, facts: dict[str, Any]) -> None:
         sums = self.split.setdefault(boundary, {"up": 0, "down": 0})

@@ -410,6 +410,7 @@ class Federation:
             "exchange_bytes_out": outward,
             "exchange_bytes_in": inward,
             "split_bytes": dict(sorted(self.recorder.split.items())),
+            "standings": dict(sorted(self.recorder.standings.items())),
             "adapter_sha256": hashlib.sha256(np.ascontiguousarray(adapter, "<f4").tobytes()).hexdigest(),
             "closed": None if report.close is None else report.close.value,
             "best_commit": report.best_commit,

@@ -11,12 +11,18 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, TypeVarTuple
 
+import numpy as np
+
 from echelon.clock import is_virtual
 from echelon.config.run import RunSettings
+from echelon.elsa.fingerprint import fingerprint
+from echelon.elsa.predictions import quantise, vocabulary_classes
 from echelon.errors import CodecError, LimitExceeded, ProtocolError, StateError, TrainingError
 from echelon.federation.compute import spec_of
-from echelon.messages.frames import Backward, Begin, Decline, Finish, Forward
-from echelon.rounds.effects import Middle, MiddleDone, Train, Trained
+from echelon.federation.probing import CLASSES, DIM, POSITIONS, SEED, probe_terms
+from echelon.messages.behaviour import Behaviour
+from echelon.messages.frames import Backward, Begin, Decline, Finish, Forward, Look
+from echelon.rounds.effects import Middle, MiddleDone, SplitJob, Train, Trained
 from echelon.training.halves import DeviceHalf, EdgeMiddles, HalfTask, Halves, MiddleTask
 from echelon.training.split.cut import Cut
 
@@ -84,7 +90,7 @@ class SplitCompute:
         cut.middle(self.blocks)
         shards = found if found.shards is not None else None
         micro = split.micro_of(device)
-        half = DeviceHalf(self._shared, device, cut, micro, split.encodings, split.perturbation)
+        half = DeviceHalf(self._shared, device, cut, micro, split.encodings, split.perturbation, split.probes)
         return SplitHalf(self, half, self._speed[device], None if shards is None else shards.shard_name)
 
     async def call(self, seconds: float, fn: Callable[[*Ts], T], *args: *Ts) -> T:
@@ -139,6 +145,10 @@ class SplitCompute:
                 below = await self.call(cost, middles.backward, device, head.step, head.micro, task.tensor)
                 norm2 = await self.call(0.0, middles.norm2, device) if task.last else 0.0
                 return MiddleDone(task, below, norm2)
+            case Look():
+                cost = self._middle_cost(middles, task, FORWARD, speed)
+                seen = await self.call(cost, middles.look, device, head.micro, task.tensor)
+                return MiddleDone(task, seen)
             case Finish():
                 moved, state = await self.call(0.0, middles.finish, device)
                 return MiddleDone(task, moved=moved, state=state)
@@ -171,6 +181,7 @@ class SplitHalf:
     ) -> None:
         self._compute, self._half, self._speed, self._shard_name = compute, half, speed, shard_name
         self._turn = asyncio.Lock()
+        self._job: SplitJob | None = None
 
     @property
     def cut(self) -> tuple[int, int]:
@@ -182,6 +193,7 @@ class SplitHalf:
         shard, position = None, None
         if job.shard is not None and self._shard_name is not None:
             shard, position = self._shard_name(job.shard), job.position
+        self._job = job.split
         number = 0 if job.split is None else job.split.job
         task = HalfTask(job.base, job.start, job.mu, job.progress, job.state, number, secret, shard, position)
         return await self._compute.call(0.0, self._half.start, task)
@@ -211,6 +223,38 @@ class SplitHalf:
             seconds = self._seconds(micro, self._half.cut.p, BACKWARD)
             await self._compute.call(seconds, self._half.front_backward, micro, gradient)
 
+    @property
+    def probes(self) -> int:
+        """How many probes are looked at after a job."""
+        return self._half.probes
+
+    async def look(self, probe: int) -> bytes:
+        """Forward through the first blocks."""
+        async with self._turn:
+            return await self._compute.call(0.0, self._half.look, probe)
+
+    async def looked(self, probe: int, hidden: bytes) -> None:
+        """Forward through the last blocks."""
+        async with self._turn:
+            await self._compute.call(0.0, self._half.looked, probe, hidden, POSITIONS)
+
+    def _behaviour(self, job: int, version: int) -> Behaviour | None:
+        """What the job's probes showed, as it goes to the aggregator."""
+        seen = self._half.seen
+        if seen is None:
+            return None
+        hidden, rows = seen
+        classes = vocabulary_classes(rows.shape[1], CLASSES, SEED)
+        grouped = np.zeros((len(rows), CLASSES))
+        for place, row in enumerate(rows):
+            grouped[place] = np.bincount(classes, weights=row, minlength=CLASSES)
+        print_ = fingerprint(hidden, DIM, SEED)
+        length = self._compute.settings.training.sequence_length
+        return Behaviour.of(
+            number=job, version=version, terms=probe_terms(self.probes, length),
+            mean=print_.mean, covariance=print_.covariance, counts=quantise(grouped),
+        )  # fmt: skip
+
     async def step(self, norm2: float) -> float:
         """The optimiser's step."""
         return await self._compute.call(0.0, self._half.step, norm2)
@@ -218,6 +262,15 @@ class SplitHalf:
     async def finish(self) -> Trained:
         """What the job came to."""
         found = await self._compute.call(0.0, self._half.finish)
+        behaviour = None
+        if self._job is not None:
+            behaviour = await self._compute.call(0.0, self._behaviour, self._job.job, self._job.version)
         return Trained(
-            found.weights, found.tokens, found.loss_sum, found.loss_tokens, found.state, found.position
+            found.weights,
+            found.tokens,
+            found.loss_sum,
+            found.loss_tokens,
+            found.state,
+            found.position,
+            behaviour,
         )

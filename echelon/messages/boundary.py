@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field, Strict
 
+from echelon.messages.behaviour import Behaviour
 from echelon.messages.exchange import MAX_WINDOWS, DeltaCodec, Pace, Payload, WindowSummary
 from echelon.messages.handshake import (
     Advertise,
@@ -110,7 +111,7 @@ class Base(Fields):
 
 
 class Rejected(Fields):
-    """An offer that no cohort will take, because its base is older than the staleness table."""
+    """An offer that no cohort will take: its base is too old, its edge is lost, or its device is not trusted."""
 
     device: Slug
     offer: U63
@@ -317,6 +318,7 @@ BOUNDARY = Registry(
         Masked,
         SplitOpen, SplitAccept, SplitFrame,
         EdgePart,
+        Behaviour,
         SealedDelta,
         DeadLetter,
     ),

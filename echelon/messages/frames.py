@@ -135,6 +135,26 @@ class Gradient(Message):
     """With the last one: ‖g‖² of the middle's gradient over the whole step."""
 
 
+class Look(Message):
+    """After the last step: the activation of a public probe, of which nothing is trained.
+
+    The first frame of these applies the last step; its factor goes with all of them.
+    """
+
+    kind: ClassVar[str] = "look"
+    job: U63
+    micro: Micro
+    scale: Double
+
+
+class Looked(Message):
+    """The probe's activation behind the edge's blocks."""
+
+    kind: ClassVar[str] = "looked"
+    job: U63
+    micro: Micro
+
+
 class Finish(Message):
     """All steps are done; the clip factor of the last one."""
 
@@ -151,7 +171,8 @@ class Finished(Message):
 
 
 FRAMES = Registry(
-    "split frame", (Begin, Begun, Declined, Forward, Output, Backward, Gradient, Finish, Finished)
+    "split frame",
+    (Begin, Begun, Declined, Forward, Output, Backward, Gradient, Look, Looked, Finish, Finished),
 )
 """The closed set of heads."""
 

@@ -15,12 +15,15 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from echelon.elsa.trust import Verdict
 from echelon.errors import ProtocolError, StateError
+from echelon.messages.behaviour import Behaviour
 from echelon.messages.boundary import (
     MAX_COHORT,
     Adopt,
     Base,
     Cohort,
+    DeadLetter,
     End,
     Heartbeat,
     Join,
@@ -52,7 +55,7 @@ from echelon.messages.handshake import (
 )
 from echelon.messages.manifest import RunManifest
 from echelon.messages.split import Assignment, EdgePart, PartRef
-from echelon.messages.wire import DeviceId, Message, plain
+from echelon.messages.wire import DeviceId, Message, Reason, plain
 from echelon.rounds.cohort import (
     Part,
     close_window,
@@ -220,6 +223,8 @@ class AggregatorCore:
         self._there: set[DeviceId] = set()
         """Devices that checked in and did not leave since."""
         self.edges = None if self.terms.edges is None else Edges(self.terms.edges)
+        self._letters: dict[DeviceId, int] = {}
+        """The newest offer of each device about which a dead letter went out."""
         self._included: frozenset[str] = frozenset()
         self._parts: dict[str, Part] = {}
         """What edges added to the window under way."""
@@ -269,6 +274,8 @@ class AggregatorCore:
                 if self.edges is not None and device in self.edges.terms.edges and self.edges.heard(device):
                     return self._assigned()
                 return []
+            case Behaviour():
+                return self._behaviour(device, message)
             case EdgePart():
                 return self._part(event.sender, message, event.payload or b"")
             case Leave():
@@ -369,6 +376,61 @@ class AggregatorCore:
             *self._try_cohort(),
         ]
 
+    def _behaviour(self, device: DeviceId, message: Behaviour) -> list[Effect]:
+        if self.edges is None or self.edges.standings is None or device not in self.edges.terms.devices:
+            return [note("late", device=device, type=message.kind)]
+        self.edges.standings.take(device, message)
+        return self._try_cohort()
+
+    def _judged(self) -> list[Effect] | None:
+        """Judge what devices did on the probes, before a cohort is made; None while one that is ready was not heard.
+
+        An edge's devices may be dealt out anew by it.
+        """
+        if self.edges is None or self.edges.standings is None:
+            return []
+        standings = self.edges.standings
+        unheard = [device for device in self._probed() if not standings.known(device)]
+        if unheard and not self._overdue:
+            return None
+        if not standings.judge():
+            return []
+        effects: list[Effect] = [
+            note(
+                "standings",
+                clusters=dict(sorted(standings.labels.items())),
+                trust={device: standings.trust(device) for device in sorted(standings.standing)},
+                out=[device for device in sorted(standings.standing) if standings.standing[device].out],
+            )
+        ]
+        if self.edges.assign():
+            effects += [
+                Publish("control", self.edges.record(), self.window),
+                note("assignment", number=self.edges.number, lost=sorted(self.edges.lost)),
+            ]
+        return effects
+
+    def _probed(self) -> list[DeviceId]:
+        """Devices that are ready and that an edge trains with: of those there are records."""
+        return [device for device, check in self.ready.items() if check.edge]
+
+    def _kept_out(self) -> tuple[set[DeviceId], list[Effect]]:
+        """Devices that are ready and not trusted; a dead letter for each offer that was not let in."""
+        if self.edges is None or self.edges.standings is None:
+            return set(), []
+        out, letters = set(), list[Effect]()
+        for device in self._probed():
+            verdict = self.edges.standings.verdict(device)
+            if verdict.admitted:
+                continue
+            out.add(device)
+            check = self.ready[device]
+            if self._letters.get(device) != check.offer:
+                self._letters[device] = check.offer
+                letters.append(Publish("deadletter", _low_trust(device, check, verdict), 0))
+                letters.append(note("kept-out", device=device, why=verdict.value))
+        return out, letters
+
     def _part(self, edge: str, message: EdgePart, payload: bytes) -> list[Effect]:
         cohort = self._cohort
         if cohort is None or message.window != self.window:
@@ -428,12 +490,17 @@ class AggregatorCore:
         floor = secure.k_min + secure.colluding
         if self._takeable() < self._wanted(floor) and not self._overdue:
             return []
+        judged = self._judged()
+        if judged is None:
+            return []
+        out, letters = self._kept_out()
+        before = [*judged, *letters]
         fresh: list[tuple[DeviceId, _Check, int]] = []
         rejected: list[Rejected] = []
         lost = set() if self.edges is None else self.edges.lost
         for device, check in sorted(self.ready.items(), key=self._turn):
             weight = secure.weight(check.n, self.version - check.base_version)
-            if weight > 0 and check.edge not in lost:
+            if weight > 0 and check.edge not in lost and device not in out:
                 fresh.append((device, check, weight))
             elif len(rejected) < MAX_COHORT:
                 rejected.append(Rejected(device=device, offer=check.offer))
@@ -444,7 +511,7 @@ class AggregatorCore:
         chosen = [fresh[place] for place in fitting][: secure.cohort_max]
         chosen = [chosen[place] for place in admitted([check.edge for _, check, _ in chosen], floor)]
         if len(chosen) < floor:
-            return []
+            return before
         self._count_absences(present)
         groups: dict[str, list[int]] = {"": [weight for _, _, weight in chosen]}
         for _, check, weight in chosen:
@@ -475,7 +542,7 @@ class AggregatorCore:
             weight_cap=cap,
             inputs=self._checked_in,
         )
-        return [Publish("control", cohort, self.window), *self._begin(cohort)]
+        return [*before, Publish("control", cohort, self.window), *self._begin(cohort)]
 
     def _turn(self, item: tuple[DeviceId, _Check]) -> tuple[int, int]:
         """Where more are ready than a cohort holds: whoever was in none for longest, then whoever came first."""
@@ -936,6 +1003,9 @@ class AggregatorCore:
                     "there": sorted(self._there),
                     "served": sorted(self._served.items()),
                     "assignment": None if self.edges is None else self.edges.record().encode(),
+                    "standings": None
+                    if self.edges is None or self.edges.standings is None
+                    else self.edges.standings.facts(),
                     "held": [
                         [
                             held.commit, held.adapter.tobytes(), held.merged,
@@ -984,6 +1054,8 @@ class AggregatorCore:
         self._there = {DeviceId(device) for device in fields["there"]}
         if self.edges is not None and fields["assignment"] is not None:
             self.edges.adopt(Assignment.decode(fields["assignment"]))
+            if self.edges.standings is not None and fields["standings"] is not None:
+                self.edges.standings.restore(fields["standings"])
         self._held = []
         for commit, adapter, merged, paced, tokens in fields["held"]:
             terms = pace(paced)
@@ -994,6 +1066,15 @@ class AggregatorCore:
         self._refused = dict(fields["refused"])
         self._checked_in = fields["checked_in"]
         self.ended = fields["ended"]
+
+
+def _low_trust(device: str, check: _Check, verdict: Verdict) -> DeadLetter:
+    """What goes to `deadletter` about an offer that is kept out; its digest is over who offered what."""
+    return DeadLetter(
+        topic="checkin", partition=0, offset=check.offset, reason=Reason.LOW_TRUST,
+        record_sha256=hashlib.sha256(b"%s %d" % (device.encode(), check.offer)).digest(),
+        detail=f"{device} is kept out of windows: {verdict.value}",
+    )  # fmt: skip
 
 
 def _checked(message: Ready, offset: int) -> _Check:

@@ -28,6 +28,8 @@ from echelon.messages.frames import (
     Finished,
     Forward,
     Gradient,
+    Look,
+    Looked,
     Output,
     from_double,
     to_double,
@@ -96,6 +98,7 @@ class _Job:
     count: int = 0
     forwarded: set[int] = field(default_factory=set)
     backwarded: set[int] = field(default_factory=set)
+    looked: set[int] = field(default_factory=set)
     finishing: bool = False
 
     @property
@@ -360,9 +363,16 @@ class EdgeCore:
             ):
                 job.backwarded.add(head.micro)
                 return [Middle(device, session, number, head, tensor, last=job.stepped)]
+            case Look() if (
+                job.step == steps - 1 and job.stepped and not job.finishing and head.micro not in job.looked
+            ):
+                due = not job.looked
+                job.looked.add(head.micro)
+                return [Middle(device, session, number, head, tensor, due, from_double(head.scale))]
             case Finish() if job.step == steps - 1 and job.stepped and not job.finishing:
                 job.finishing = True
-                return [Middle(device, session, number, head, step=True, scale=from_double(head.scale))]
+                due = not job.looked
+                return [Middle(device, session, number, head, step=due, scale=from_double(head.scale))]
             case _:
                 raise Refused(
                     Reason.BAD_FRAME,
@@ -386,6 +396,8 @@ class EdgeCore:
             case Forward():
                 head = Output(job=task.job, step=task.head.step, micro=task.head.micro)
                 return [self._send(task.device, head, done.tensor)]
+            case Look():
+                return [self._send(task.device, Looked(job=task.job, micro=task.head.micro), done.tensor)]
             case Backward():
                 gradient = Gradient(
                     job=task.job, step=task.head.step, micro=task.head.micro,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from echelon.elsa.assignment import PPM, Device, assign
 from echelon.messages.split import Assigned, Assignment
+from echelon.rounds.standing import Standings
 
 SILENT = 2
 """Looks in a row at which an edge had said nothing, after which it is taken for lost."""
@@ -19,11 +21,33 @@ class EdgesTerms:
         edges: their names, ascending.
         devices: the devices that train with one, ascending.
         look: seconds between two looks at who sent a heartbeat; longer than an edge's beat.
+        probed: digest of the terms in which devices are probed; None: they are not, and nobody is kept out.
     """
 
     edges: tuple[str, ...]
     devices: tuple[str, ...]
     look: float
+    probed: bytes | None = None
+
+
+def by_affinity(
+    devices: Sequence[str],
+    edges: Sequence[str],
+    before: Mapping[str, str],
+    labels: Mapping[str, int],
+    trust: Mapping[str, int],
+) -> dict[str, str]:
+    """Each device's edge by `elsa.assignment`: those of one cluster together, no edge with more than its share.
+
+    Round trips count as equal.
+    """
+    if not edges:
+        return dict.fromkeys(devices, "")
+    share = -(-len(devices) // len(edges))
+    rtt = dict.fromkeys(edges, 0)
+    known = {device: Device(labels.get(device, 0), trust.get(device, PPM), rtt) for device in devices}
+    current = {device: edge for device, edge in before.items() if edge in rtt and device in known}
+    return assign(known, dict.fromkeys(edges, share), current)
 
 
 def spread(devices: Sequence[str], edges: Sequence[str], before: Mapping[str, str]) -> dict[str, str]:
@@ -58,6 +82,9 @@ class Edges:
     lost: set[str] = field(default_factory=set)
     _silent: dict[str, int] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.standings = None if self.terms.probed is None else Standings(self.terms.probed)
+
     @property
     def there(self) -> tuple[str, ...]:
         """Edges that are not taken for lost."""
@@ -79,7 +106,12 @@ class Edges:
 
     def assign(self) -> bool:
         """Deal the devices out anew, moving as few as possible. Whether anything changed."""
-        found = spread(self.terms.devices, self.there, self.assignment)
+        if self.standings is not None and self.standings.labels:
+            trust = {device: self.standings.trust(device) for device in self.terms.devices}
+            labels = self.standings.labels
+            found = by_affinity(self.terms.devices, self.there, self.assignment, labels, trust)
+        else:
+            found = spread(self.terms.devices, self.there, self.assignment)
         if found == self.assignment:
             return False
         self.assignment, self.number = found, self.number + 1

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echelon.messages.adapter import Factor
+from echelon.messages.behaviour import Behaviour
 from echelon.messages.frames import Decline
 from echelon.messages.wire import Message, Reason
 
@@ -44,6 +45,8 @@ class Trained:
     state: bytes
     position: int = 0
     """Where the job's data shard goes on, if it was trained on one."""
+    behaviour: Behaviour | None = None
+    """What the model did on public probes afterwards, if it was asked."""
 
 
 @dataclass(frozen=True, slots=True)

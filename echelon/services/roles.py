@@ -343,6 +343,7 @@ class AggregatorRole(BoundaryRole):
             window=self.agreed.settings.window,
             shards=self.boundary.shards,
             split=self.boundary.split,
+            sequence=self.agreed.settings.training.sequence_length,
         )
 
     def pending(self, actor: Actor) -> int | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from transformers import AutoTokenizer
@@ -34,6 +35,7 @@ from echelon.training.state import TrainerState
 
 PROBES_FOR_BASIS = 16
 """Probes whose hidden states say in which subspace a device's activations are rotated."""
+UP_LOOK, DOWN_LOOK = "up.look", "down.look"
 UP_HIDDEN, DOWN_HIDDEN, UP_GRADIENT, DOWN_GRADIENT = (
     "up.hidden",
     "down.hidden",
@@ -75,6 +77,8 @@ class Codecs:
             DOWN_HIDDEN: settings.down_activations,
             UP_GRADIENT: settings.up_gradients,
             DOWN_GRADIENT: settings.down_gradients,
+            UP_LOOK: settings.up_activations,
+            DOWN_LOOK: settings.down_activations,
         }
         found = {stream: compressor_of(name, width) for stream, name in named.items()}
         return cls(found, Limits(width, batch, length))
@@ -165,11 +169,11 @@ class Halves:
                 self._segments[cut, "edge"] = Segment(self.split, cut, "edge")
             return self._segments[cut, "edge"]
 
-    def probe_tokens(self) -> list[Ids]:
+    def probe_tokens(self, count: int = PROBES_FOR_BASIS) -> list[Ids]:
         """The first shipped probes as tokens, int64[1, L] each."""
         tokenizer = AutoTokenizer.from_pretrained(model_path(self.spec.model))
         length = self.spec.train.sequence_length
-        texts = load_probes().texts[:PROBES_FOR_BASIS]
+        texts = load_probes().texts[:count]
         found = (tokenizer(text, truncation=True, max_length=length)["input_ids"] for text in texts)
         return [np.asarray([ids], np.int64) for ids in found if ids]
 
@@ -200,16 +204,28 @@ class DeviceHalf:
         micro: sequences of one micro-batch.
         encodings: how tensors travel.
         rank: of the subspace in which activations are rotated; 0: they are not.
+        probes: shipped probes that are looked at after a job.
     """
 
     def __init__(
-        self, shared: Halves, device: str, cut: Cut, micro: int, encodings: EncodingSettings, rank: int
+        self,
+        shared: Halves,
+        device: str,
+        cut: Cut,
+        micro: int,
+        encodings: EncodingSettings,
+        rank: int,
+        probes: int = 0,
     ) -> None:
         self._shared, self._device, self.cut, self._micro = shared, device, cut, micro
         self._part = DevicePart(shared.split, cut, shared.device_segment(cut))
         length = shared.spec.train.sequence_length
         self._codecs = Codecs.of(encodings, self._part.width, micro, length)
         self._rank = rank
+        self.probes = probes
+        self._probe_batches: list[Batch] = []
+        self._pooled: list[np.ndarray[tuple[int], np.dtype[np.float32]]] = []
+        self._rows: list[np.ndarray[tuple[int, int], np.dtype[np.float64]]] = []
         self._basis = b""
         self._wire: Wire | None = None
         self._step = -1
@@ -308,6 +324,41 @@ class DeviceHalf:
             self._steps += 1
             return self._part.step(norm2)
 
+    def look(self, probe: int) -> bytes:
+        """The activation of a probe behind the first blocks."""
+        with self._lock:
+            if not self._probe_batches:
+                tokens = self._shared.probe_tokens(self.probes)
+                self._probe_batches = [Batch(ids, np.full(ids.shape, IGNORED)) for ids in tokens]
+            if probe == 0:
+                self._pooled, self._rows = [], []
+            hidden = self._part.look(self._probe_batches[probe])
+            return self.wire.pack(UP_LOOK, 0, probe, hidden)
+
+    def looked(self, probe: int, data: bytes, positions: int) -> None:
+        """Keep what the model says of a probe: the pooled hidden state before the last blocks, and predictions.
+
+        Predictions are taken at so many places spread evenly over the probe, the last one among them.
+        """
+        with self._lock:
+            batch = self._probe_batches[probe]
+            hidden = self.wire.unpack(DOWN_LOOK, 0, probe, data)
+            logits = self._part.logits(batch, hidden)[0].astype(np.float64)
+            places = np.linspace(0, len(logits) - 1, positions + 1)[1:].round().astype(np.intp)
+            chosen = logits[places]
+            chosen = np.exp(chosen - chosen.max(axis=1, keepdims=True))
+            self._pooled.append(hidden[0].mean(axis=0))
+            self._rows.append(chosen / chosen.sum(axis=1, keepdims=True))
+
+    @property
+    def seen(
+        self,
+    ) -> tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.float64]]] | None:
+        """Of this job's looks: float64[probes, h] and float64[rows, vocabulary]; None if there were none."""
+        if not self._pooled:
+            return None
+        return np.stack(self._pooled).astype(np.float64), np.concatenate(self._rows)
+
     def finish(self) -> TrainResult:
         """The whole adapter vector, where it started in the middle, and what the job came to."""
         with self._lock:
@@ -399,6 +450,12 @@ class EdgeMiddles:
             part, wire = self._part(device), self._wires[device]
             output = part.forward(device, micro, wire.unpack(UP_HIDDEN, step, micro, data))
             return wire.pack(DOWN_HIDDEN, step, micro, output)
+
+    def look(self, device: str, probe: int, data: bytes) -> bytes:
+        """The activation of a probe behind the middle blocks; nothing is kept of it. Raises `CodecError`."""
+        with self._lock:
+            part, wire = self._part(device), self._wires[device]
+            return wire.pack(DOWN_LOOK, 0, probe, part.look(device, wire.unpack(UP_LOOK, 0, probe, data)))
 
     def backward(self, device: str, step: int, micro: int, data: bytes) -> bytes:
         """The gradient by the micro-batch's activation. Raises `CodecError`."""

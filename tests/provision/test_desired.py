@@ -20,18 +20,18 @@ EXCHANGE = Scope(broker=BROKER, plane="exchange", boundaries=("a", "b"), witness
 
 TOPICS = {
     "control", "model", "checkin", "handshake", "inbox", "masked", "delta", "global", "shards", "split.up",
-    "split.down", "parts", "deadletter",
+    "split.down", "parts", "behaviour", "deadletter",
 }  # fmt: skip
 
 # (principal): (what it writes, what it reads)
 ON_A_BOUNDARY = {
     "a-0": (
-        {"checkin", "handshake", "masked", "split.up", "deadletter"},
+        {"checkin", "handshake", "masked", "split.up", "behaviour", "deadletter"},
         {"control", "model", "inbox", "shards", "split.down"},
     ),
     "a.aggregator": (
         {"control", "model", "inbox", "delta", "deadletter"},
-        {"control", "model", "inbox", "delta", "checkin", "handshake", "masked", "parts", "global"},
+        {"control", "model", "inbox", "delta", "checkin", "handshake", "masked", "parts", "behaviour", "global"},
     ),
     "a.edge-0": (
         {"checkin", "split.down", "parts", "deadletter"},

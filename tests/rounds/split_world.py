@@ -47,7 +47,15 @@ def parted(moved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class SplitWorld(World):
     """Every device trains with one of the edges `e0`, `e1`, ..."""
 
-    def __init__(self, devices: int = 6, edges: int = 2, *, manifest: RunManifest | None = None) -> None:
+    def __init__(
+        self,
+        devices: int = 6,
+        edges: int = 2,
+        *,
+        manifest: RunManifest | None = None,
+        probed: bytes | None = None,
+    ) -> None:
+        self.probed = probed
         self.edges = tuple(f"e{number}" for number in range(edges))
         self._count = devices
         super().__init__(devices, manifest=manifest or split_manifest())
@@ -75,7 +83,7 @@ class SplitWorld(World):
         return core
 
     def new_aggregator(self) -> AggregatorCore:
-        edges = EdgesTerms(self.edges, tuple(self.names), 2.0)
+        edges = EdgesTerms(self.edges, tuple(self.names), 2.0, self.probed)
         return AggregatorCore(
             manifest=self.manifest,
             terms=AggregatorTerms(cohort=self._count, deadline=5.0, round_timeout=1.0, edges=edges),
@@ -105,7 +113,7 @@ class SplitWorld(World):
         if person.name in self.edges:
             return line.topic in ("control", "model", "split.up")
         if person.name == AGGREGATOR:
-            return line.topic in INPUTS | {"parts"}
+            return line.topic in INPUTS | {"parts", "behaviour"}
         return super().reads(person, line)
 
     def carry_out(self, person: Person, effects: list[Effect]) -> None:

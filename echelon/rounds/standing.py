@@ -1,0 +1,117 @@
+"""What an aggregator makes of its devices' behaviour records: clusters, trust, and who is kept out of a window.
+
+Under secure aggregation nobody can weigh a device down afterwards, so the decision is taken at admission. It can be
+seen: the cohort on `control` says who was let in, `deadletter` who was not, and why.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from echelon.elsa.clustering import cluster
+from echelon.elsa.fingerprint import Gaussian, divergences
+from echelon.elsa.trust import PPM, Standing, TrustRule, Verdict, admit, judge
+from echelon.errors import ProtocolError
+from echelon.messages.behaviour import Behaviour, Counts
+
+
+@dataclass
+class Standings:
+    """The state.
+
+    Args:
+        terms: digest that records must name to be comparable; empty: any, but all the same.
+        rule: how evidence becomes trust.
+    """
+
+    terms: bytes
+    rule: TrustRule = field(default_factory=TrustRule)
+    standing: dict[str, Standing] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
+    numbers: dict[str, int] = field(default_factory=dict)
+    _past: dict[str, Counts] = field(default_factory=dict)
+    _prints: dict[str, Gaussian] = field(default_factory=dict)
+    _now: dict[str, Counts] = field(default_factory=dict)
+
+    def take(self, device: str, record: Behaviour) -> None:
+        """A device's record; of several before the next judgement the newest counts.
+
+        Raises:
+            ProtocolError: it is not comparable with the others', or older than one that was taken.
+        """
+        if record.terms != self.terms:
+            raise ProtocolError(
+                f"{device} was probed in other terms than the boundary's: its record says nothing"
+            )
+        if record.number <= self.numbers.get(device, -1):
+            raise ProtocolError(f"{device} sent record {record.number} again, or late")
+        shapes = {counts.shape for counts in self._past.values()} | {
+            counts.shape for counts in self._now.values()
+        }
+        if shapes and record.counts().shape not in shapes:
+            raise ProtocolError(f"{device} reports distributions of another shape than the others")
+        self.numbers[device] = record.number
+        self._now[device], self._prints[device] = record.counts(), Gaussian.of_record(record)
+
+    def known(self, device: str) -> bool:
+        """Whether there is a record of the device."""
+        return device in self._now or device in self.standing
+
+    def judge(self) -> bool:
+        """Cluster and score what came in since the last time. Whether anything did."""
+        if not self._now:
+            return False
+        names = sorted(self._prints)
+        found = cluster(divergences([self._prints[name] for name in names]))
+        self.labels = dict(zip(names, found.labels, strict=True))
+        self.standing, _ = judge(self._now, self._past, self.labels, self.standing, self.rule)
+        self._past |= self._now
+        self._now = {}
+        return True
+
+    def verdict(self, device: str) -> Verdict:
+        """Whether the device may be in a window now, and if not, why."""
+        return admit(self.standing.get(device), self.rule)
+
+    def trust(self, device: str) -> int:
+        """In millionths; full for a device of which nothing is known."""
+        found = self.standing.get(device)
+        return PPM if found is None else found.trust
+
+    def facts(self) -> list[Any]:
+        """The state as plain values."""
+        return [
+            [[device, standing.encode()] for device, standing in sorted(self.standing.items())],
+            sorted(self.labels.items()),
+            sorted(self.numbers.items()),
+            [_counts(self._past), _counts(self._now)],
+            [
+                [device, one.mean.astype("<f8").tobytes(), one.covariance.astype("<f8").tobytes()]
+                for device, one in sorted(self._prints.items())
+            ],
+        ]
+
+    def restore(self, facts: list[Any]) -> None:
+        """Take a state over."""
+        standing, labels, numbers, (past, now), prints = facts
+        self.standing = {device: Standing.decode(data) for device, data in standing}
+        self.labels, self.numbers = dict(labels), dict(numbers)
+        self._past, self._now = _uncounted(past), _uncounted(now)
+        self._prints = {}
+        for device, mean, covariance in prints:
+            centre = np.frombuffer(mean, "<f8").astype(np.float64)
+            square = np.frombuffer(covariance, "<f8").astype(np.float64).reshape(centre.size, centre.size)
+            self._prints[device] = Gaussian(centre, square)
+
+
+def _counts(counts: dict[str, Counts]) -> list[Any]:
+    return [[device, list(one.shape), one.astype("<u2").tobytes()] for device, one in sorted(counts.items())]
+
+
+def _uncounted(plain: list[Any]) -> dict[str, Counts]:
+    return {
+        device: np.frombuffer(data, "<u2").astype(np.uint16).reshape(shape) for device, shape, data in plain
+    }
