@@ -72,8 +72,13 @@ class Cohort:
         entries = [
             RosterEntry(device=d, public=signer_of(d).public, slot=i) for i, d in enumerate(self.devices)
         ]
-        keys = {"aggregator": signer_of("aggregator").public, "gate": signer_of("gate").public}
-        roster = Roster.enrol("bench", entries, signer_of("enrolment"), **keys)
+        roster = Roster.enrol(
+            "bench",
+            entries,
+            signer_of("enrolment"),
+            aggregator=signer_of("aggregator").public,
+            gate=signer_of("gate").public,
+        )
         self.server = Server(self.context, roster)
         self.clients = {
             d: Client(self.context, d, signer_of(d), roster, Entropy(os.urandom)) for d in self.devices
