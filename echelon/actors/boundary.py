@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from echelon.actors.opening import SHARED_TOPICS
-from echelon.actors.runtime import DRAIN_SECONDS, STEP_COST, Publisher, Services, Timers, feed
+from echelon.actors.runtime import DRAIN_SECONDS, STEP_COST, Publisher, Services, Timers, feed, jump
 from echelon.actors.state import Row, StateStore
-from echelon.bus.base import Bus, Outgoing, Record, TopicPartition
+from echelon.bus.base import Bus, Outgoing, Reader, Record, TopicPartition
 from echelon.bus.chunks import Assembler, ChunkError, Transfer, TransferId, is_chunk, split
 from echelon.errors import ConnectionLost, ProtocolError
 from echelon.messages.boundary import BOUNDARY, DeadLetter, SealedDelta
@@ -156,7 +156,7 @@ class BoundaryActor(ABC):
             await self.carry_out(await self.recover())
             reader = self.bus.reader(self._positions)
             reading = asyncio.create_task(
-                feed(self.bus, reader, self._positions, self._events.put_nowait, self._room, self.name),
+                feed(reader, self._events.put_nowait, self._room, self.name, self._jump(reader)),
                 name=f"{self.name} reader",
             )
             self.running = True
@@ -216,6 +216,14 @@ class BoundaryActor(ABC):
             await self._trim()
         else:
             await self.carry_out(self.take(event))
+
+    def _jump(self, reader: Reader) -> Callable[[], Awaitable[bool]]:
+        """Goes on with what is kept of transient topics."""
+
+        async def go_on() -> bool:
+            return await jump(self.bus, reader, tuple(self._positions))
+
+        return go_on
 
     async def _trim(self) -> None:
         """Let the log drop what this actor alone needed and has read."""

@@ -114,7 +114,7 @@ class Controller:
             await self._recover()
             reader = self.bus.reader(self._positions)
             reading = asyncio.create_task(
-                feed(self.bus, reader, (), self._events.put_nowait, self._room, self.name),
+                feed(reader, self._events.put_nowait, self._room, self.name),
                 name="controller reader",
             )
             self.timers.start(DEADLINE, self.deadline)

@@ -12,7 +12,7 @@ import hashlib
 import logging
 import random
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from echelon.actors.opening import OpenedRecords
@@ -302,15 +302,16 @@ async def jump(bus: Bus, reader: Reader, positions: Iterable[TopicPartition]) ->
 
 
 async def feed(
-    bus: Bus,
     reader: Reader,
-    positions: Iterable[TopicPartition],
     take: Callable[[list[Record]], None],
     room: asyncio.Semaphore,
     name: str,
+    gone: Callable[[], Awaitable[bool]] | None = None,
 ) -> None:
-    """Read for ever into a queue with bounded room; a lost connection is waited out."""
-    partitions = tuple(positions)
+    """Read for ever into a queue with bounded room; a lost connection is waited out.
+
+    `gone` is asked to go on where the next record is not kept any more; False, or None: that ends the reader.
+    """
     backoff = Backoff(name)
     while True:
         await room.acquire()
@@ -326,7 +327,7 @@ async def feed(
             continue
         except OffsetOutOfRange:
             room.release()
-            if not await jump(bus, reader, partitions):
+            if gone is None or not await gone():
                 raise
             continue
         backoff.reset()

@@ -31,6 +31,7 @@ from echelon.federation.deploy import (
     AGGREGATOR,
     CONTROLLER,
     DEVICES,
+    EDGES,
     ENROLMENT_FILE,
     GATE,
     OPERATOR,
@@ -291,6 +292,8 @@ class Fleet:
         for boundary in self.deployment.settings.boundaries:
             self.launch(f"{boundary.name}.{AGGREGATOR}")
             self.launch(f"{boundary.name}.{GATE}")
+            for edge in boundary.edge_names():
+                self.launch(edge)
             for _ in range(len(boundary.device_list()) if devices is None else devices):
                 self.add_device(boundary.name)
 
@@ -319,6 +322,9 @@ class Fleet:
             broker, _, rest = name.partition(".")
             role = rest.partition(".")[0]
             folder = DEVICES if role == "device" else role
+            settings = next(one for one in self.deployment.settings.boundaries if one.name == broker)
+            if name in settings.edge_names():
+                role, folder = "edge", f"{EDGES}/{rest}"
         config = self.deployment.config(broker, folder)
         if not config.exists():
             raise FleetError(f"{name}: {self.deployment.folder} has no such service ({config} is missing)")

@@ -223,6 +223,7 @@ def test_topics_files_say_what_provisioning_needs(made: Deployment) -> None:
         "plane": "boundary",
         "boundary": "a",
         "devices": ["a-0", "a-1", "a-2", "a-3"],
+        "edges": [],
         "shards": None,
     }
     exchange = yaml.safe_load(made.topics("exchange", "operator").read_text())
