@@ -171,6 +171,22 @@ async def test_a_position_out_of_range_raises_and_does_not_jump(bus, offset):
         assert len(await reader.next(timeout=5)) == 3
 
 
+async def test_what_nobody_needs_may_be_dropped_and_offsets_go_on(broker, bus):
+    offsets = await bus.publish_many([Outgoing("t", b"%d" % n) for n in range(6)])
+    await bus.trim(T, offsets[4])
+    first = await bus.first_offset(T)
+    assert first in (offsets[0], offsets[4])  # a broker drops by age alone
+    await bus.trim(T, 1 << 40)  # the newest record stays, whatever is said
+    assert await bus.first_offset(T) <= offsets[5]
+    offsets.append(await bus.publish(Outgoing("t", b"6")))
+    assert offsets == sorted(set(offsets))
+    async with bus.reader({T: offsets[5]}) as reader:
+        records = []
+        while len(records) < 2:
+            records += await reader.next(timeout=5)
+    assert [(record.offset, record.value) for record in records] == [(offsets[5], b"5"), (offsets[6], b"6")]
+
+
 async def test_unknown_topics_and_partitions_are_refused(bus):
     for record in (
         Outgoing("nowhere", b""),

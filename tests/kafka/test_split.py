@@ -21,6 +21,7 @@ from echelon.testing.fleet import Fleet, by_subprocess, when_killed
 from echelon.testing.kafka import Stack
 from tests.kafka.federations import Left
 
+ENVIRONMENT = {"ECHELON_LOG__FORMAT": "text", "OMP_NUM_THREADS": "1"}
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
@@ -54,7 +55,7 @@ def split_fleet(deployment: Deployment) -> Fleet:
         deployment,
         restart=when_killed,
         spawn=by_subprocess,
-        environment={"ECHELON_LOG__FORMAT": "text", "OMP_NUM_THREADS": "1"},
+        environment=ENVIRONMENT,
     )
     made.clear()
     made.provision()

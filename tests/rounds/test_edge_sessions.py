@@ -1,0 +1,251 @@
+"""An edge's sessions: what a device may say, in which order, and what a replayed, missing or forged frame does."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from echelon.messages.boundary import Model
+from echelon.messages.exchange import Payload
+from echelon.messages.frames import (
+    Backward,
+    Begin,
+    Begun,
+    Decline,
+    Declined,
+    Finish,
+    Finished,
+    Forward,
+    Gradient,
+    Output,
+    decode_frame,
+    encode_frame,
+    to_double,
+)
+from echelon.messages.split import SplitAccept, SplitFrame, SplitOpen
+from echelon.messages.wire import Message, Reason, Refused
+from echelon.rounds.channel import Channel, Parties, device_channel
+from echelon.rounds.edge import IDLE, EdgeCore
+from echelon.rounds.effects import (
+    Effect,
+    Incoming,
+    Middle,
+    MiddleDone,
+    MiddleDrop,
+    Publish,
+    Refuse,
+    TimerFired,
+)
+from echelon.secagg.keys import AgreementKey
+from tests.rounds.boundary_world import DIM
+from tests.rounds.split_world import SplitWorld
+
+ONE = to_double(1.0)
+
+
+class Talk:
+    """One device's side of a session with edge `e0`."""
+
+    def __init__(self, device: str = "d0") -> None:
+        self.world = SplitWorld()
+        self.device = device
+        self.edge: EdgeCore = self.world.edge("e0")
+        self.frames: list[Incoming] = []
+        theta = np.zeros(DIM, "<f4").tobytes()
+        model = Model(
+            version=0, commit=0, sha256=hashlib.sha256(theta).digest(), anchored=False,
+            pace=self.world.manifest.pace, progress_ppm=0, payload=Payload.of(theta, b"model"),
+        )  # fmt: skip
+        self.edge.handle(Incoming("model", 0, "ward.aggregator", 0, model, theta))
+        self.channel = self.open()
+
+    def open(self, seed: bytes = b"\x01" * 32) -> Channel:
+        key, session = AgreementKey(seed), hashlib.sha256(seed).digest()[:16]
+        opening = SplitOpen(edge="e0", session=session, public=key.public)
+        effects = self.edge.handle(Incoming("split.up", 0, self.device, 0, opening))
+        (accept,) = [e.message for e in effects if isinstance(e, Publish)]
+        assert isinstance(accept, SplitAccept)
+        assert (accept.device, accept.session, accept.device_public) == (self.device, session, key.public)
+        parties = Parties(self.world.manifest.run_id, "ward", self.device, "e0")
+        return device_channel(parties, session, key, accept.public)
+
+    def say(self, head: Message, tensor: bytes = b"") -> list[Effect]:
+        frame, payload = self.channel.seal(head, tensor)
+        self.frames.append(Incoming("split.up", len(self.frames), self.device, 0, frame, payload))
+        return self.edge.handle(self.frames[-1])
+
+    def work(self, head: Message, tensor: bytes = b"") -> Middle:
+        (task,) = self.say(head, tensor)
+        assert isinstance(task, Middle)
+        return task
+
+    def hear(self, effects: list[Effect]) -> list[Message]:
+        found = []
+        for effect in effects:
+            if isinstance(effect, Publish) and isinstance(effect.message, SplitFrame):
+                opened = self.channel.open(effect.message, effect.payload or b"")
+                assert opened is not None
+                found.append(opened[0])
+        return found
+
+    def done(self, task: Middle, **facts: Any) -> list[Message]:
+        return self.hear(self.edge.handle(MiddleDone(task, **facts)))
+
+    def begin(self, job: int = 1, steps: int = 1, **changes: Any) -> None:
+        fields: dict[str, Any] = {
+            "job": job, "version": 0, "on_top": (), "after": 0, "front": 1, "back": 1, "mu": to_double(0.0),
+            "steps": steps,
+        }  # fmt: skip
+        (begun,) = self.done(self.work(Begin(**fields | changes)))
+        assert begun == Begun(job=job)
+
+    def step(self, step: int, count: int = 2) -> None:
+        """One step there and back."""
+        for micro in range(count):
+            head = Forward(job=1, step=step, micro=micro, count=count, scale=ONE)
+            task = self.work(head, b"activation")
+            assert task.step == (micro == 0 and step > 0)
+            assert self.done(task) == [Output(job=1, step=step, micro=micro)]
+        for micro in range(count):
+            task = self.work(Backward(job=1, step=step, micro=micro), b"gradient")
+            assert task.last == (micro == count - 1)
+            (answer,) = self.done(task, norm2=4.0)
+            assert isinstance(answer, Gradient)
+
+
+def test_a_job_from_begin_to_end_is_stored_before_the_device_hears_of_it() -> None:
+    talk = Talk()
+    talk.begin(steps=2)
+    talk.step(0)
+    talk.step(1)
+    task = talk.work(Finish(job=1, scale=ONE))
+    moved = np.ones(DIM, np.float32)
+    effects = talk.edge.handle(MiddleDone(task, moved=moved, state=b"moments"))
+    kinds = [type(effect).__name__ for effect in effects]
+    assert kinds.index("Save") < kinds.index("Publish")
+    assert talk.hear(effects) == [Finished(job=1)]
+    assert np.array_equal(talk.edge.kept["d0"].moved[1], moved)
+
+
+def test_a_frame_that_is_read_again_does_nothing() -> None:
+    talk = Talk()
+    talk.begin()
+    talk.step(0)
+    for frame in talk.frames:
+        assert talk.edge.handle(frame) == []
+
+
+def test_a_frame_that_is_missing_ends_the_session_and_the_job() -> None:
+    talk = Talk()
+    talk.begin()
+    talk.channel.seal(Finish(job=1, scale=ONE))  # lost on the way
+    effects = talk.say(Forward(job=1, step=0, micro=0, count=1, scale=ONE))
+    assert [type(effect) for effect in effects] == [MiddleDrop, Refuse]
+    assert isinstance(effects[1], Refuse)
+    assert effects[1].reason is Reason.OUT_OF_ORDER
+    assert not talk.edge.serves("d0")
+
+
+def test_a_frame_of_another_key_is_refused() -> None:
+    talk = Talk()
+    talk.begin()
+    frame, payload = talk.channel.seal(Finish(job=1, scale=ONE))
+    spoilt = bytes([payload[0] ^ 1]) + payload[1:]
+    effects = talk.edge.handle(Incoming("split.up", 9, "d0", 0, frame, spoilt))
+    assert isinstance(effects[-1], Refuse)
+    assert effects[-1].reason is Reason.BAD_FRAME
+
+
+def test_another_device_cannot_speak_in_a_session() -> None:
+    talk = Talk()
+    talk.begin()
+    frame, payload = talk.channel.seal(Finish(job=1, scale=ONE))
+    assert talk.edge.handle(Incoming("split.up", 9, "d1", 0, frame, payload)) == []
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        Forward(job=1, step=1, micro=0, count=2, scale=ONE),
+        Forward(job=1, step=0, micro=0, count=2, scale=ONE),
+        Forward(job=1, step=0, micro=1, count=3, scale=ONE),
+        Backward(job=1, step=0, micro=1),
+        Finish(job=1, scale=ONE),
+        Forward(job=1, step=0, micro=1, count=2, scale=to_double(1.0)[:7] + b"\xff"),
+    ],
+    ids=["next step too soon", "twice", "another count", "no forward", "not at the end", "no number"],
+)
+def test_what_is_out_of_turn_ends_the_job(head: Message) -> None:
+    talk = Talk()
+    talk.begin(steps=2)
+    talk.done(talk.work(Forward(job=1, step=0, micro=0, count=2, scale=ONE)))
+    if isinstance(head, Forward) and head.scale != ONE:
+        talk.done(talk.work(Forward(job=1, step=0, micro=1, count=2, scale=ONE)))
+        for micro in range(2):
+            talk.done(talk.work(Backward(job=1, step=0, micro=micro)))
+        head = head.model_copy(update={"step": 1, "micro": 0})
+    effects = talk.say(head)
+    assert talk.hear(effects) == [Declined(job=1, reason=Decline.BAD_FRAME)]
+    assert isinstance(effects[-1], Refuse)
+    assert talk.edge.kept["d0"].moved == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"front": 2, "back": 2}, Decline.BAD_CUT),
+        ({"on_top": (7,)}, Decline.UNKNOWN_JOB),
+    ],
+)
+def test_a_job_that_cannot_be_is_declined(changes: Any, reason: Decline) -> None:
+    talk = Talk()
+    fields: dict[str, Any] = {
+        "job": 9, "version": 0, "on_top": (), "after": 0, "front": 1, "back": 1, "mu": to_double(0.0), "steps": 1,
+    }  # fmt: skip
+    assert talk.hear(talk.say(Begin(**fields | changes))) == [Declined(job=9, reason=reason)]
+
+
+def test_a_device_that_falls_silent_in_a_job_leaves_nothing() -> None:
+    talk = Talk()
+    talk.begin()
+    talk.done(talk.work(Forward(job=1, step=0, micro=0, count=1, scale=ONE)))
+    assert [e for e in talk.edge.handle(TimerFired(IDLE)) if isinstance(e, MiddleDrop)] == []
+    assert [e for e in talk.edge.handle(TimerFired(IDLE)) if isinstance(e, MiddleDrop)] == [MiddleDrop("d0")]
+    assert talk.edge.kept["d0"].moved == {}
+
+
+def test_a_new_session_drops_the_job_of_the_old_one_and_late_work_of_it_is_nobody_s() -> None:
+    talk = Talk()
+    talk.begin()
+    task = talk.work(Forward(job=1, step=0, micro=0, count=1, scale=ONE))
+    talk.channel = talk.open(b"\x02" * 32)
+    assert talk.edge.handle(MiddleDone(task)) == []
+
+
+def test_a_job_waits_for_the_version_that_it_starts_from() -> None:
+    talk = Talk()
+    fields: dict[str, Any] = {
+        "job": 1, "version": 1, "on_top": (), "after": 0, "front": 1, "back": 1, "mu": to_double(0.0), "steps": 1,
+    }  # fmt: skip
+    assert talk.say(Begin(**fields)) == []
+    theta = np.ones(DIM, "<f4").tobytes()
+    model = Model(
+        version=1, commit=0, sha256=hashlib.sha256(theta).digest(), anchored=False,
+        pace=talk.world.manifest.pace, progress_ppm=0, payload=Payload.of(theta, b"model"),
+    )  # fmt: skip
+    (task,) = talk.edge.handle(Incoming("model", 1, "ward.aggregator", 0, model, theta))
+    assert isinstance(task, Middle)
+    assert task.start is not None
+    assert np.array_equal(task.start.base, np.ones(DIM, np.float32))
+
+
+def test_frames_have_one_encoding_and_limits() -> None:
+    head = Backward(job=3, step=1, micro=2)
+    data = encode_frame(head, b"tensor")
+    assert decode_frame(data) == (head, b"tensor")
+    for spoilt in (b"", data[:3], b"\xff\xff\xff\xff" + data[4:], data[:4] + b"\x00" + data[5:]):
+        with pytest.raises(Refused):
+            decode_frame(spoilt)
