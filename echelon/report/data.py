@@ -141,6 +141,27 @@ class Crossing(_Record):
     records: Count = 0
 
 
+class Traffic(_Record):
+    """Bytes of sealed activations and gradients of one boundary so far: from devices to edges, and back."""
+
+    kind: Literal["split"] = "split"
+    t: Seconds
+    boundary: str
+    up: Count
+    down: Count
+
+
+class Standings(_Record):
+    """Clusters of a boundary's devices, their trust in millionths, and who is kept out of windows."""
+
+    kind: Literal["standings"] = "standings"
+    t: Seconds
+    boundary: str
+    clusters: dict[str, Count] = {}
+    trust: dict[str, Count] = {}
+    out: tuple[str, ...] = ()
+
+
 class Stall(_Record):
     """How long the event loop could not be reached, in milliseconds."""
 
@@ -203,6 +224,8 @@ class ReportData(_Record):
     evaluations: tuple[Evaluation, ...] = ()
     crossings: tuple[Crossing, ...] = ()
     stalls: tuple[Stall, ...] = ()
+    traffic: tuple[Traffic, ...] = ()
+    standings: tuple[Standings, ...] = ()
     samples: tuple[Sample, ...] = ()
     config_text: str = ""
     notes: tuple[str, ...] = ()
@@ -217,10 +240,11 @@ class ReportData(_Record):
         return tuple(sorted(names - {"overall"}))
 
 
-_Metric = Annotated[Window | Commit | Evaluation | Crossing | Stall, Field(discriminator="kind")]
-_METRIC: TypeAdapter[Window | Commit | Evaluation | Crossing | Stall] = TypeAdapter(_Metric)
+_Line = Window | Commit | Evaluation | Crossing | Stall | Traffic | Standings
+_Metric = Annotated[_Line, Field(discriminator="kind")]
+_METRIC: TypeAdapter[_Line] = TypeAdapter(_Metric)
 _SAMPLES: TypeAdapter[tuple[Sample, ...]] = TypeAdapter(tuple[Sample, ...])
-_KINDS = frozenset({"window", "commit", "eval", "bytes", "stall"})
+_KINDS = frozenset({"window", "commit", "eval", "bytes", "stall", "split", "standings"})
 
 
 def _text(path: Path, limit: int) -> str | None:
@@ -249,7 +273,7 @@ def _reason(error: Exception) -> str:
     return str(error)
 
 
-def _metrics(text: str, notes: list[str]) -> list[Window | Commit | Evaluation | Crossing | Stall]:
+def _metrics(text: str, notes: list[str]) -> list[_Line]:
     records = []
     bad: list[str] = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -313,6 +337,8 @@ def load(run_dir: Path) -> ReportData:
         commits=tuple(sorted((r for r in records if isinstance(r, Commit)), key=lambda c: c.commit)),
         evaluations=tuple(r for r in records if isinstance(r, Evaluation)),
         crossings=tuple(r for r in records if isinstance(r, Crossing)),
+        traffic=tuple(record for record in records if isinstance(record, Traffic)),
+        standings=tuple(record for record in records if isinstance(record, Standings)),
         stalls=tuple(r for r in records if isinstance(r, Stall)),
         samples=samples,
         config_text=_text(run_dir / "config.yaml", SMALL_FILE_MAX_BYTES) or "",

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 
-from echelon.report import pacing, words
+from echelon.report import pacing, splitting, words
 from echelon.report.data import Commit, Crossing, ReportData, Summary, Window
 from echelon.report.pieces import both, document, figures, legend, panel, section, shell_word
 from echelon.report.svg import (
@@ -469,6 +469,7 @@ def render(data: ReportData) -> str:
             pacing.pace(data.commits),
             page.staleness(),
             pacing.over_time(data.windows, data.commits, page.colours),
+            splitting.split_training(data.traffic, data.standings, page.colours),
             page.samples(),
             page.commits(),
             page.verify(),

@@ -40,7 +40,8 @@ def split_deployment(folder: Path, brokers: Path, **changes: Any) -> Deployment:
             for name, source in (("a", "tkinter"), ("b", "email"))
         ],
         "budget": {"commits": 2},
-        "sync": {"windows": 1, "steps": 2, "deadline": 120},
+        # No boundary can make up a commit alone: it may have two deltas under way, and three are needed.
+        "sync": {"windows": 1, "steps": 2, "pending_max": 2, "deltas_per_commit": 3, "deadline": 120},
         "training": {"batch_size": 4, "sequence_length": 32, "lr": 1e-2},
         "window": {"deadline": 30, "round_timeout": 20, "patience": 10},
         "compute": {"workers": 1},

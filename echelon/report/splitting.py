@@ -1,0 +1,61 @@
+"""The part of a report about split training: what devices and edges sent each other, clusters, and trust over time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from echelon.report import words
+from echelon.report.data import Standings, Traffic
+from echelon.report.pacing import TIME, binned, chart
+from echelon.report.pieces import section
+from echelon.report.svg import Axis, Series, escape
+
+FULL = 1_000_000
+"""Trust is in millionths."""
+
+
+def split_training(
+    traffic: Sequence[Traffic], standings: Sequence[Standings], colours: Mapping[str, int]
+) -> str:
+    """Traffic by direction, trust over time and the newest clusters; nothing for a run that is not split."""
+    if not traffic and not standings:
+        return ""
+    directions: list[Series] = []
+    for direction, dashed in (("up", False), ("down", True)):
+        for name in sorted({line.boundary for line in traffic}):
+            points = [(line.t, float(getattr(line, direction))) for line in traffic if line.boundary == name]
+            colour = colours.get(name, -1)
+            directions.append(Series(f"{name}, {direction}", binned(points), colour, dashed=dashed))
+    least: list[Series] = []
+    for name in sorted({line.boundary for line in standings}):
+        mine = [line for line in standings if line.boundary == name and line.trust]
+        points = [(line.t, min(line.trust.values()) / FULL) for line in mine]
+        least.append(Series(name, binned(points), colours.get(name, -1)))
+    size = Axis("sealed activations and gradients so far", words.size, low=0)
+    trust = Axis("trust of the least trusted device", lambda v: f"{v:.2f}", low=0, high=1)
+    newest = {line.boundary: line for line in standings}
+    return section(
+        "Split training",
+        "Devices hold the first and last blocks of the model, edges of their boundary those between. None of this left "
+        "a boundary. Devices of one cluster behave alike on public probes.",
+        '<div class="pair">'
+        + chart(directions, TIME, size, "Traffic between devices and edges", "Nothing was sent.")
+        + chart(least, TIME, trust, "Trust", "Devices were not probed.")
+        + "</div>"
+        + "".join(_clusters(newest[name]) for name in sorted(newest)),
+    )
+
+
+def _clusters(line: Standings) -> str:
+    """A boundary's clusters as boxes of devices; who is kept out is marked."""
+    boxes = []
+    for label in sorted(set(line.clusters.values())):
+        members = [
+            f'<span class="pill {"bad" if device in line.out else "good"}">{escape(device)} '
+            f"{line.trust.get(device, FULL) / FULL:.2f}</span>"
+            for device in sorted(line.clusters)
+            if line.clusters[device] == label
+        ]
+        name = f"{escape(line.boundary)}, cluster {label}"
+        boxes.append(f'<div class="card"><div class="name">{name}</div>{" ".join(members)}</div>')
+    return f'<div class="cards">{"".join(boxes)}</div>'
