@@ -73,8 +73,9 @@ def windows(left: Left, boundary: str) -> list[Window]:
     return list(found.values())
 
 
-def test_a_split_federation_of_thirteen_processes_one_edge_killed_in_mid_batch(
-    stack: Stack, tmp_path: Path
+@pytest.mark.parametrize("victim", ["a.edge-0", "a.device.1"])
+def test_a_split_federation_of_real_processes_one_of_them_killed(
+    stack: Stack, tmp_path: Path, victim: str
 ) -> None:
     deployment = split_deployment(tmp_path / "run", stack.brokers_yaml)
     with split_fleet(deployment) as running:
@@ -86,7 +87,7 @@ def test_a_split_federation_of_thirteen_processes_one_edge_killed_in_mid_batch(
             nonlocal killed
             if not killed and time.monotonic() - begun > 25.0:
                 killed = True
-                running.signal("a.edge-0")
+                running.signal(victim)
 
         codes = running.wait(240.0, kill_once)
     assert killed
