@@ -31,7 +31,18 @@ ON_A_BOUNDARY = {
     ),
     "a.aggregator": (
         {"control", "model", "inbox", "delta", "deadletter"},
-        {"control", "model", "inbox", "delta", "checkin", "handshake", "masked", "parts", "behaviour", "global"},
+        {
+            "control",
+            "model",
+            "inbox",
+            "delta",
+            "checkin",
+            "handshake",
+            "masked",
+            "parts",
+            "behaviour",
+            "global",
+        },
     ),
     "a.edge-0": (
         {"checkin", "split.down", "parts", "deadletter"},
