@@ -243,8 +243,10 @@ class SplitHalf:
         seen = self._half.seen
         if seen is None:
             return None
-        hidden, rows = seen
+        pooled, rows = seen
         classes = vocabulary_classes(rows.shape[1], CLASSES, SEED)
+        read_off = [np.bincount(classes, weights=row, minlength=CLASSES) for row in pooled]
+        hidden = np.stack(read_off).astype(np.float64)
         grouped = np.zeros((len(rows), CLASSES))
         for place, row in enumerate(rows):
             grouped[place] = np.bincount(classes, weights=row, minlength=CLASSES)

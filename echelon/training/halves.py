@@ -336,7 +336,10 @@ class DeviceHalf:
             return self.wire.pack(UP_LOOK, 0, probe, hidden)
 
     def looked(self, probe: int, data: bytes, positions: int) -> None:
-        """Keep what the model says of a probe: the pooled hidden state before the last blocks, and predictions.
+        """Keep what the model says of a probe: the last hidden state, pooled and read off by the head, and predictions.
+
+        Logits are the last hidden state under one linear map that all devices share; the edge's output would be the
+        state behind another block with every cut.
 
         Predictions are taken at so many places spread evenly over the probe, the last one among them.
         """
@@ -347,14 +350,14 @@ class DeviceHalf:
             places = np.linspace(0, len(logits) - 1, positions + 1)[1:].round().astype(np.intp)
             chosen = logits[places]
             chosen = np.exp(chosen - chosen.max(axis=1, keepdims=True))
-            self._pooled.append(hidden[0].mean(axis=0))
+            self._pooled.append((logits.mean(axis=0) - logits.mean()).astype(np.float32))
             self._rows.append(chosen / chosen.sum(axis=1, keepdims=True))
 
     @property
     def seen(
         self,
     ) -> tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.float64]]] | None:
-        """Of this job's looks: float64[probes, h] and float64[rows, vocabulary]; None if there were none."""
+        """Of this job's looks: float64[probes, vocabulary] and float64[rows, vocabulary]; None if there were none."""
         if not self._pooled:
             return None
         return np.stack(self._pooled).astype(np.float64), np.concatenate(self._rows)

@@ -99,12 +99,18 @@ def test_eight_bits_and_a_secret_rotation_change_next_to_nothing() -> None:
         {"name": "weak", "devices": ["a-0"], "front": 1, "back": 0, "micro_batch": 1},
     ]
     plain = run(split_federation(devices=5, edges=0))
-    outcome = run(split_federation(devices=5, split={"encodings": {}, "perturbation": 8, "classes": classes}))
+    outcome = run(
+        split_federation(
+            devices=5, split={"encodings": {}, "perturbation": 8, "probes": 8, "classes": classes}
+        )
+    )
     check(outcome)
     assert refused(outcome) == []
     for part in outcome.messages("a", "parts", EdgePart):
         assert part.devices == ("a-0", "a-1", "a-2", "a-3")
     assert abs(outcome.drop - plain.drop) <= 0.05 * plain.drop
+    standings = outcome.summary["standings"]["a"]
+    assert (set(standings["clusters"].values()), standings["out"]) == ({0}, [])  # whatever the cut
     assert outcome.summary["events"]["split-session"] == 4  # the strong one has no need of an edge
 
 
