@@ -162,16 +162,8 @@ ABLATIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("proximal", "with a proximal term, μ = 0.01", {"mu": 0.01}),
     ("staleness", "late updates and deltas count fully", {"staleness": "constant"}),
     ("window", "as many steps per delta, cut into another number of windows", {}),
-    (
-        "momentum",
-        "delayed Nesterov 0.7 / 0.5 in place of the average",
-        {"outer": "nesterov", "outer_lr": 0.7, "momentum": 0.5},
-    ),
-    (
-        "correction",
-        "the same, with what deltas say against the momentum damped",
-        {"outer": "corrected", "outer_lr": 0.7, "momentum": 0.5},
-    ),
+    ("momentum", "the other outer step: the average, or delayed Nesterov 0.7 / 0.5", {}),
+    ("correction", "delayed Nesterov 0.7 / 0.5 whose momentum does not know that the interval changes", {}),
     ("overlap", "a barrier at every sync", {"overlap": False}),
 )  # fmt: skip
 """T6: name, what is changed about the tuned contestant in words, and the knobs."""
@@ -184,7 +176,12 @@ def ablated(knobs: Knobs, name: str) -> Knobs:
         KeyError: there is no such ablation.
     """
     changes = {key: change for key, _, change in ABLATIONS}[name]
-    if name == "window":
+    nesterov = {"outer": "nesterov", "outer_lr": 0.7, "momentum": 0.5}
+    if name == "momentum":
+        changes = nesterov if knobs.outer == "average" else {"outer": "average", "outer_lr": 1.0}
+    elif name == "correction":
+        changes = {**nesterov, "extra": (*knobs.extra, ("outer.correct_interval", False))}
+    elif name == "window":
         more = knobs.windows == 1 and knobs.steps % 2 == 0
         changes = (
             {"windows": 2, "steps": knobs.steps // 2} if more else {"windows": 1, "steps": knobs.interval}

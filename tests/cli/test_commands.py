@@ -15,6 +15,8 @@ from safetensors.numpy import load_file
 from typer.testing import Result
 
 from echelon import __version__
+from echelon.audit.export import read_topic
+from echelon.audit.records import StoredRecord
 from echelon.cli.export import best_evaluated
 from echelon.report.data import Evaluation, ReportData, Summary
 from tests.cli.commands import ENVIRONMENT, process, write
@@ -96,8 +98,12 @@ def test_an_altered_log_gives_no_adapter(cli: Cli, run_folder: Path, tmp_path: P
     exported = tmp_path / "exported"
     assert cli("audit", "export", run_folder, exported).exit_code == 0
     file = exported / "global.records"
+    with file.open("rb") as stream:
+        records = [record for record in read_topic("global", stream) if isinstance(record, StoredRecord)]
+    # Offsets and times are the broker's own; what was written is key, headers and value.
+    longest = max(records, key=lambda record: len(record.value))
     data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
+    data[data.index(longest.value) + len(longest.value) // 2] ^= 1
     file.write_bytes(bytes(data))
     result = cli("export", exported, "--out", tmp_path / "out")
     assert result.exit_code == 1

@@ -164,7 +164,7 @@ def test_committed_choices_follow_from_the_committed_trials() -> None:
     digest = read_json(results / "data.json", "the data")["digest"]
     for name, tier in TIERS.items():
         raw = results / f"{name}.trials.jsonl"
-        if raw.exists():
+        if (results / f"{name}.tuning.json").exists():
             jobs = trials(tier, digest, cost_of(tier.shape, calibration))
             found = json.loads(json.dumps(decide(tier, jobs, Results(raw).lines)))
             assert found == read_json(results / f"{name}.tuning.json", "choices")

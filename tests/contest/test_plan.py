@@ -66,9 +66,12 @@ def test_known_algorithms_are_the_rows_that_their_papers_say() -> None:
     assert (fedbuff.deltas, fedbuff.overlap) == (1, True)
     assert all(knobs.mu > 0 for knobs in BY_NAME["fedprox"].grid)
     assert BY_NAME[CONTESTANT].knobs.pace == "echelon-da"
-    assert all(
-        replace(knobs, pace="fixed") in BY_NAME["echelon-fixed"].grid for knobs in BY_NAME[CONTESTANT].grid
-    )
+    overlapped = [*BY_NAME["echelon-fixed"].grid, *BY_NAME["diloco-overlap"].grid]
+    for knobs in BY_NAME[CONTESTANT].grid:
+        # It starts from intervals that are tried as fixed ones, and steps outward as some overlapped arm with one does.
+        fixed = [replace(other, steps=knobs.steps, windows=knobs.windows) for other in overlapped]
+        assert knobs.interval in {other.interval for other in overlapped}
+        assert replace(knobs, pace="fixed") in fixed
 
 
 @pytest.mark.parametrize("tier", TIERS.values(), ids=lambda tier: tier.name)
