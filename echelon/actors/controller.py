@@ -352,10 +352,12 @@ class Controller:
     # ---- start and restart -----------------------------------------------------------------------
 
     async def _recover(self) -> None:
+        # The outbox first: the publisher is at work, and what it sends meanwhile leaves the outbox behind the end that
+        # is read.
+        unsent = [row.record for row in self.store.outbox()]
         records = [record async for record in read_to_end(self.bus, GLOBAL, 0, self.name)]
         closed: CloseReason | None = None
         commits: list[Commit] = []
-        unsent = [row.record for row in self.store.outbox()]
         written: list[Record | Outgoing] = [*records, *unsent]
         for record in written:
             step = self._writer.wrote(record)

@@ -122,9 +122,12 @@ class Gate(BoundaryActor):
         snapshot = self.store.snapshot()
         if snapshot is not None:
             self._log.restore(snapshot)
+        # The outbox first: the publisher is at work, and what it sends meanwhile leaves the outbox behind the end that
+        # is read.
+        unsent = self.store.outbox()
         async for record in read_to_end(self._exchange, self._topic, 0, self.name):
             self._writer.wrote(record)
-        for row in self.store.outbox():
+        for row in unsent:
             if row.record.topic == self._topic.topic:
                 self._writer.wrote(row.record)
         return []

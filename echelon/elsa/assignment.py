@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
 
 from echelon.errors import LimitExceeded, ProtocolError
 
@@ -134,6 +133,8 @@ def assign(
         )
     table = _table(devices, capacity, current, rule, names, edges)
     places = [edge for edge in range(len(edges)) for _ in range(min(capacity[edges[edge]], len(names)))]
+    from scipy.optimize import linear_sum_assignment  # at use: services without edges need none of it
+
     rows, columns = linear_sum_assignment(table[:, places].astype(np.float64))
     chosen = {names[row]: edges[places[column]] for row, column in zip(rows, columns, strict=True)}
     unplaced = [name for name in names if chosen[name] not in devices[name].rtt_us]

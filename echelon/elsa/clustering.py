@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.cluster import AgglomerativeClustering
-from sklearn.metrics import silhouette_score
 
 from echelon.errors import ProtocolError
 from echelon.messages.behaviour import Float64s
@@ -110,6 +108,8 @@ def _distances(divergence: Float64s, floor: float) -> Float64s:
 
 def _candidate(distance: Float64s, cuts: int, rule: ClusterRule) -> tuple[float, Labels] | None:
     """Score and labels (-1 for devices in groups that are too small) of the tree cut into so many parts."""
+    from sklearn.cluster import AgglomerativeClustering  # at use: services without edges need none of it
+
     tree = AgglomerativeClustering(n_clusters=cuts, metric="precomputed", linkage="average")
     raw: Labels = np.asarray(tree.fit_predict(distance), dtype=np.int64)
     sizes = np.bincount(raw)
@@ -120,6 +120,8 @@ def _candidate(distance: Float64s, cuts: int, rule: ClusterRule) -> tuple[float,
     core = np.flatnonzero(inside)
     if len(large) >= len(core):
         return None  # every group is one device, which has no silhouette
+    from sklearn.metrics import silhouette_score
+
     score = float(silhouette_score(distance[np.ix_(core, core)], raw[core], metric="precomputed"))
     score *= len(core) / len(raw)
     names = {int(old): new for new, old in enumerate(large)}

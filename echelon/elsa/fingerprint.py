@@ -14,8 +14,6 @@ from functools import lru_cache
 from typing import Self
 
 import numpy as np
-from scipy.linalg import solve_triangular
-from sklearn.covariance import ledoit_wolf
 
 from echelon.errors import ProtocolError
 from echelon.messages.behaviour import MAX_DIM, Behaviour, Float64s, check_gaussian
@@ -88,6 +86,8 @@ def fingerprint(hidden: Float64s, dim: int, seed: int) -> Gaussian:
     if not np.all(np.isfinite(hidden)):
         raise ProtocolError("hidden states are not finite: the model diverged, or overflows in its type")
     points = hidden.astype(np.float64) @ projection(hidden.shape[1], dim, seed)
+    from sklearn.covariance import ledoit_wolf  # at use: services without edges need none of it
+
     covariance, _ = ledoit_wolf(points)
     covariance = (covariance + covariance.T) / 2 + np.eye(dim) * (RIDGE * np.trace(covariance) / dim)
     return Gaussian(points.mean(axis=0), covariance)
@@ -106,6 +106,8 @@ def symmetric_kl(left: Gaussian, right: Gaussian) -> float:
     if left.dim != right.dim:
         raise ProtocolError(f"fingerprints of {left.dim} and {right.dim} dimensions are not comparable")
     root_left, root_right = np.linalg.cholesky(left.covariance), np.linalg.cholesky(right.covariance)
+    from scipy.linalg import solve_triangular
+
     sigma = np.linalg.svd(solve_triangular(root_right, root_left, lower=True), compute_uv=False)
     shift = left.mean - right.mean
     by_left = solve_triangular(root_left, shift, lower=True)

@@ -322,7 +322,9 @@ class Fleet:
             broker, _, rest = name.partition(".")
             role = rest.partition(".")[0]
             folder = DEVICES if role == "device" else role
-            settings = next(one for one in self.deployment.settings.boundaries if one.name == broker)
+            settings = next((one for one in self.deployment.settings.boundaries if one.name == broker), None)
+            if settings is None:
+                raise FleetError(f"there is no such service as {name}: no boundary is called {broker!r}")
             if name in settings.edge_names():
                 role, folder = "edge", f"{EDGES}/{rest}"
         config = self.deployment.config(broker, folder)
