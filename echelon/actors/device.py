@@ -11,9 +11,12 @@ from typing import Any, Protocol
 import msgpack
 
 from echelon.actors.boundary import BoundaryActor, raise_if_failed
-from echelon.actors.runtime import DRAIN_SECONDS, end_of
+from echelon.actors.runtime import DRAIN_SECONDS, end_of, read_to_end
 from echelon.actors.splitting import EdgeLink, Half, train_with_edge
 from echelon.bus.base import TopicPartition
+from echelon.bus.chunks import is_chunk
+from echelon.messages.boundary import Cohort
+from echelon.messages.wire import Refused
 from echelon.rounds.channel import Parties
 from echelon.rounds.device import DeviceCore
 from echelon.rounds.effects import (
@@ -141,6 +144,8 @@ class Device(BoundaryActor):
         if snapshot is not None and vectors is not None:
             self.core.restore(bytes(msgpack.packb([snapshot, vectors])))
             self._stored = self.core.held()
+        else:
+            await self._recall()
         self.core.live_from = await end_of(self.bus, TopicPartition("control"), self.name)
         if self.half is not None:
             at = TopicPartition(DOWN, self.slot)
@@ -150,6 +155,22 @@ class Device(BoundaryActor):
             self._jobs.add(watch)
             watch.add_done_callback(self._job_done)
         return [*self.core.start(), *self.core.resume()]
+
+    async def _recall(self) -> None:
+        """Without a state: the numbers of an earlier life's updates, before there is a model to make another one from.
+
+        Cohorts say them; `control` and `model` are read side by side, and a model may well come first.
+        """
+        async for record in read_to_end(self.bus, TopicPartition("control"), 0, self.name):
+            if is_chunk(record):
+                continue
+            try:
+                _, message = self._verified(record)
+            except Refused:
+                continue  # it is refused when it is read in its turn
+            if isinstance(message, Cohort):
+                mine = [member.offer for member in message.members if member.device == self.core.me]
+                self.core.state.offers = max(self.core.state.offers, *mine, 0)
 
     async def run(self) -> None:
         """As every actor; whoever waits for it to leave is told."""
