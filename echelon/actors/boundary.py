@@ -230,6 +230,7 @@ class BoundaryActor(ABC):
         for at in self.consumed():
             if self._positions[at] >= self._trimmed.get(at, 0) + TRIM_EVERY:
                 self._trimmed[at] = self._positions[at]
+                # To trim saves room and nothing else: what stays for now goes with the next trim.
                 with contextlib.suppress(ConnectionLost):
                     await self.bus.trim(at, self._positions[at])
 
