@@ -31,7 +31,7 @@ from echelon.messages.exchange import (
 from echelon.messages.manifest import MILLION, RunManifest
 from echelon.rounds.commits import ControllerCore
 from echelon.rounds.delta_codec import decode
-from echelon.rounds.effects import F32, TimerFired, note
+from echelon.rounds.effects import F32, Note, TimerFired, note
 from echelon.rounds.rules import Allowed
 
 GLOBAL = TopicPartition("global")
@@ -94,6 +94,8 @@ class Controller:
         self._elapsed_before = 0.0
         self._started = 0.0
         self._last_commit = 0.0
+        self._facts: list[tuple[float, Note]] = []
+        """Facts of the step under way, for metrics: told once the step is stored, as a step that is not is taken again."""
         self.closed: CloseReason | None = None
         self.running = False
         """Whether it has recovered and takes events."""
@@ -177,11 +179,20 @@ class Controller:
             publish += await self._commit_when_due()
         if publish:
             await self._store(publish)
+        else:
+            self._tell()
 
     async def _store(self, publish: Sequence[Outgoing]) -> None:
         snapshot, offsets = self._snapshot(), dict(self._positions)
-        rows = await self.services.offload(self._persist, snapshot, offsets, publish, cost=STEP_COST)
-        self.publisher.put(rows)
+        storing = asyncio.ensure_future(
+            self.services.offload(self._persist, snapshot, offsets, publish, cost=STEP_COST)
+        )
+        try:
+            self.publisher.put(await asyncio.shield(storing))
+        finally:
+            # A stop in between breaks nothing off: a step is stored and told, or neither.
+            await storing
+            self._tell()
 
     def _persist(
         self, snapshot: bytes, offsets: dict[TopicPartition, int], publish: Sequence[Outgoing]
@@ -448,7 +459,12 @@ class Controller:
         return self._writer.log.topic, self._writer.checkpoint()
 
     def _note(self, kind: str, **facts: object) -> None:
-        self.services.sink(self.name, self._now(), note(kind, **facts))
+        self._facts.append((self._now(), note(kind, **facts)))
+
+    def _tell(self) -> None:
+        for time, fact in self._facts:
+            self.services.sink(self.name, time, fact)
+        self._facts.clear()
 
     @staticmethod
     def _now() -> float:
