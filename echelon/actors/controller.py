@@ -95,7 +95,7 @@ class Controller:
         self._started = 0.0
         self._last_commit = 0.0
         self._facts: list[tuple[float, Note]] = []
-        """Facts of the step under way, for metrics: told once the step is stored, as a step that is not is taken again."""
+        """Facts of the step under way, for metrics: told once it is stored, as a step that is not is taken again."""
         self.closed: CloseReason | None = None
         self.running = False
         """Whether it has recovered and takes events."""
