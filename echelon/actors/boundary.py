@@ -10,8 +10,17 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from echelon.actors.opening import SHARED_TOPICS
-from echelon.actors.runtime import DRAIN_SECONDS, STEP_COST, Publisher, Services, Timers, feed, jump
-from echelon.actors.state import Row, StateStore
+from echelon.actors.runtime import (
+    DRAIN_SECONDS,
+    STEP_COST,
+    TRANSIENT,
+    Publisher,
+    Services,
+    Timers,
+    feed,
+    jump,
+)
+from echelon.actors.state import REMEMBERED, Row, StateStore
 from echelon.bus.base import Bus, Outgoing, Reader, Record, TopicPartition
 from echelon.bus.chunks import Assembler, ChunkError, Transfer, TransferId, is_chunk, split
 from echelon.errors import ConnectionLost, ProtocolError
@@ -32,8 +41,6 @@ from echelon.rounds.effects import (
 )
 from echelon.topics import Catalogue, Plane, Role
 
-REMEMBERED = 4096
-"""Signatures per partition that are remembered, to take a byte-identical repeat once."""
 EPHEMERAL = frozenset({"checkin", "handshake", "masked", "split.up", "split.down", "behaviour"})
 """Topics whose records a restart makes worthless: published in order, and not stored first."""
 TRIM_EVERY = 32
@@ -101,6 +108,8 @@ class BoundaryActor(ABC):
         """Whether it has recovered and takes events."""
         self.halted = False
         self._seen: dict[TopicPartition, dict[bytes, None]] = {}
+        self._unstored: dict[TopicPartition, dict[bytes, None]] = {}
+        """Those of `_seen` that no stored step has remembered yet."""
         self._trimmed: dict[TopicPartition, int] = {}
 
     # ---- what the subclass says ------------------------------------------------------------------
@@ -147,6 +156,9 @@ class BoundaryActor(ABC):
         """Work until the core says `Stop`, or until cancelled."""
         self._positions = {at: 0 for at in self.inputs()} | {
             at: offset for at, offset in self.store.offsets().items() if at in set(self.inputs())
+        }
+        self._seen = {
+            at: dict.fromkeys(known) for at, known in self.store.taken().items() if at in self._positions
         }
         await self.publisher.reconcile()
         pump = asyncio.create_task(self.publisher.run(), name=f"{self.name} publisher")
@@ -331,16 +343,34 @@ class BoundaryActor(ABC):
     def forget_repeats(self) -> None:
         """Topics are about to be read from their start once more."""
         self._seen.clear()
+        self._unstored.clear()
 
     def _repeated(self, at: TopicPartition, signature: bytes) -> bool:
-        """Whether that very record was taken before; what at-least-once delivery repeats, it repeats soon."""
+        """Whether that very record was taken before; what at-least-once delivery repeats, it repeats soon.
+
+        A restart may well stand between a record and its repeat, and the chunks of both before it: what the stored
+        state has taken is remembered with it.
+        """
         seen = self._seen.setdefault(at, {})
         if signature in seen:
             return True
-        seen[signature] = None
+        unstored = self._unstored.setdefault(at, {})
+        seen[signature] = unstored[signature] = None
         if len(seen) > REMEMBERED:
-            del seen[next(iter(seen))]
+            oldest = next(iter(seen))
+            del seen[oldest]
+            unstored.pop(oldest, None)
         return False
+
+    def _taken(self) -> dict[TopicPartition, list[bytes]]:
+        """Signatures of the inputs that the state has taken since it was last stored; asked for once a step."""
+        taken = {
+            at: list(signatures)
+            for at, signatures in self._unstored.items()
+            if at in self._positions and at.topic not in TRANSIENT
+        }
+        self._unstored.clear()
+        return taken
 
     def refuse(self, record: Record, reason: Reason, detail: str) -> Publish:
         """The dead letter of a record."""
@@ -418,6 +448,7 @@ class BoundaryActor(ABC):
             snapshot=self.snapshot() if save else None,
             vectors=self.vectors() if save else None,
             offsets=self.stored_offsets() if save else None,
+            taken=self._taken() if save else None,
             publish=[*kept, *crossing],
         )
         by_record = {id(row.record): row for row in rows}

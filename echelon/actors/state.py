@@ -25,8 +25,14 @@ CREATE TABLE IF NOT EXISTS outbox (
     id INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, part INTEGER NOT NULL,
     key BLOB NOT NULL, headers BLOB NOT NULL, value BLOB NOT NULL
 );
+CREATE TABLE IF NOT EXISTS taken (
+    topic TEXT NOT NULL, part INTEGER NOT NULL, number INTEGER NOT NULL, signature BLOB NOT NULL,
+    PRIMARY KEY (topic, part, number)
+) WITHOUT ROWID;
 """
 SNAPSHOT, VECTORS, OFFSETS, SCANNED, OWNER = "snapshot", "vectors", "offsets", "scanned", "owner"
+REMEMBERED = 4096
+"""Signatures per input partition that are remembered, to take a byte-identical repeat once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +88,14 @@ class StateStore:
         snapshot: bytes | None = None,
         vectors: bytes | None = None,
         offsets: Mapping[TopicPartition, int] | None = None,
+        taken: Mapping[TopicPartition, Sequence[bytes]] | None = None,
         publish: Sequence[Outgoing] = (),
     ) -> list[Row]:
         """Store one step; returns the outbox rows in the order given.
 
         `vectors` is the large part of the state, for actors that keep it apart: what is not given stays as it is.
+        `taken` has the signatures of the input records that were taken since the last step that was stored, oldest
+        first; the newest `REMEMBERED` of each partition are kept.
         """
         rows = []
         with self._transaction():
@@ -96,6 +105,8 @@ class StateStore:
                 self._put(VECTORS, vectors)
             if offsets is not None:
                 self._put(OFFSETS, _pack(offsets))
+            for at, signatures in (taken or {}).items():
+                self._remember(at, signatures)
             for record in publish:
                 cursor = self._db.execute(
                     "INSERT INTO outbox (topic, part, key, headers, value) VALUES (?, ?, ?, ?, ?)",
@@ -103,6 +114,17 @@ class StateStore:
                 )
                 rows.append(Row(int(cursor.lastrowid or 0), record))
         return rows
+
+    def _remember(self, at: TopicPartition, signatures: Sequence[bytes]) -> None:
+        where = (at.topic, at.partition)
+        query = "SELECT MAX(number) FROM taken WHERE topic = ? AND part = ?"
+        first = 1 + (self._db.execute(query, where).fetchone()[0] or 0)
+        self._db.executemany(
+            "INSERT INTO taken VALUES (?, ?, ?, ?)",
+            [(*where, number, signature) for number, signature in enumerate(signatures, first)],
+        )
+        oldest = first + len(signatures) - REMEMBERED
+        self._db.execute("DELETE FROM taken WHERE topic = ? AND part = ? AND number < ?", (*where, oldest))
 
     def published(self, rows: Sequence[Row], scanned: Mapping[TopicPartition, int]) -> None:
         """Forget rows that stand on their topics; `scanned` is where the search after a crash may begin."""
@@ -152,6 +174,16 @@ class StateStore:
         """Input offsets that belong to the snapshot."""
         with self._lock:
             return _unpack(self._get(OFFSETS))
+
+    def taken(self) -> dict[TopicPartition, list[bytes]]:
+        """Per input partition: signatures of the last records that the snapshot has taken, oldest first."""
+        with self._lock:
+            query = "SELECT topic, part, signature FROM taken ORDER BY topic, part, number"
+            rows = self._db.execute(query).fetchall()
+        found: dict[TopicPartition, list[bytes]] = {}
+        for topic, part, signature in rows:
+            found.setdefault(TopicPartition(topic, part), []).append(bytes(signature))
+        return found
 
     def scanned(self) -> dict[TopicPartition, int]:
         """Per output partition: everything this actor published before that offset is marked."""

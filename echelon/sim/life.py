@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from echelon.actors.state import Row, StateStore
+from echelon.actors.state import REMEMBERED, Row, StateStore
 from echelon.bus.base import Outgoing, Record, TopicPartition
 from echelon.errors import StateError
 
@@ -78,6 +78,7 @@ class Disk:
 
     values: dict[str, bytes] = field(default_factory=dict)
     offsets: dict[TopicPartition, int] = field(default_factory=dict)
+    taken: dict[TopicPartition, list[bytes]] = field(default_factory=dict)
     scanned: dict[TopicPartition, int] = field(default_factory=dict)
     outbox: dict[int, Outgoing] = field(default_factory=dict)
     rows: int = 0
@@ -86,6 +87,7 @@ class Disk:
     def wipe(self) -> None:
         """The file is lost."""
         self.values, self.offsets, self.scanned, self.outbox, self.rows, self.owner = {}, {}, {}, {}, 0, b""
+        self.taken = {}
 
 
 class SimStore(StateStore):
@@ -106,6 +108,7 @@ class SimStore(StateStore):
         snapshot: bytes | None = None,
         vectors: bytes | None = None,
         offsets: Mapping[TopicPartition, int] | None = None,
+        taken: Mapping[TopicPartition, Sequence[bytes]] | None = None,
         publish: Sequence[Outgoing] = (),
     ) -> list[Row]:
         """See `StateStore.commit`."""
@@ -117,6 +120,8 @@ class SimStore(StateStore):
             disk.values["vectors"] = vectors
         if offsets is not None:
             disk.offsets = dict(offsets)
+        for at, signatures in (taken or {}).items():
+            disk.taken[at] = [*disk.taken.get(at, ()), *signatures][-REMEMBERED:]
         rows = []
         for record in publish:
             disk.rows += 1
@@ -151,6 +156,11 @@ class SimStore(StateStore):
         """See `StateStore.offsets`."""
         self._life.check()
         return dict(self._disk.offsets)
+
+    def taken(self) -> dict[TopicPartition, list[bytes]]:
+        """See `StateStore.taken`."""
+        self._life.check()
+        return {at: list(signatures) for at, signatures in self._disk.taken.items()}
 
     def scanned(self) -> dict[TopicPartition, int]:
         """See `StateStore.scanned`."""

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from echelon.actors.runtime import Publisher, Services, Timers, read_to_end
-from echelon.actors.state import Row, StateStore
+from echelon.actors.state import REMEMBERED, Row, StateStore
 from echelon.bus import Bus, Outgoing, Record, TopicPartition, open_bus
 from echelon.bus.faults import FaultPlan, FaultyBus
 from echelon.errors import ConfigError, StateError
@@ -63,6 +63,20 @@ def test_a_step_is_stored_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [row.record for row in store.outbox()] == RECORDS[:1]
     store.commit(snapshot=b"three")  # and it goes on
     assert StateStore(tmp_path / "s.db", OWNER).snapshot() == b"three"
+
+
+def test_what_a_step_has_taken_is_remembered_with_it_and_the_oldest_is_forgotten(tmp_path: Path) -> None:
+    store = StateStore(tmp_path / "s.db", OWNER)
+    other = TopicPartition("t", 1)
+    signatures = [number.to_bytes(64, "big") for number in range(REMEMBERED + 3)]
+    store.commit(snapshot=b"one", offsets={AT: 1}, taken={AT: signatures[:2], other: signatures[:1]})
+    with pytest.raises(sqlite3.IntegrityError):
+        store.commit(taken={AT: signatures[2:3]}, publish=[Outgoing("t", None)])  # type: ignore[arg-type]
+    del store
+    again = StateStore(tmp_path / "s.db", OWNER)
+    assert again.taken() == {AT: signatures[:2], other: signatures[:1]}
+    again.commit(snapshot=b"two", taken={AT: signatures[2:]})
+    assert again.taken() == {AT: signatures[3:], other: signatures[:1]}
 
 
 def test_published_rows_are_forgotten_and_marks_move_on() -> None:
