@@ -26,9 +26,10 @@ from echelon.bus.embedded import EmbeddedBus
 from echelon.bus.kafka import KafkaBus
 from echelon.errors import ConfigError
 from echelon.messages.envelope import Envelope
+from echelon.messages.split import SplitFrame
 from echelon.messages.wire import Refused
 from echelon.rounds.effects import Effect, Publish
-from echelon.testing import links
+from echelon.testing import links, spoiling
 
 VARIABLE = "KILL_POINTS"
 """Environment variable with the folder of the points; without it nothing is ever killed."""
@@ -63,7 +64,8 @@ class Point:
         service: whose name begins so: `a.device` is any device of boundary a, `controller` the controller.
         moment: when.
         kind: of the message: `masked`, `window`, `commit`; `chunk` for parts of payloads.
-        number: at the first with this number or a higher one: the window, or on the exchange the seq, commit or index.
+        number: at the first with this number or a higher one: the window, or on the exchange the seq, commit or index;
+            of a sealed frame its own in its session.
         topic: on which topic; empty for any.
     """
 
@@ -140,7 +142,7 @@ def described(record: Outgoing) -> _Said:
     try:
         if kind is not None:
             _, message = read_manifest(_AsRead(record))
-            number = next(
+            counted = next(
                 (
                     value
                     for name in ("seq", "commit", "commits", "index")
@@ -148,11 +150,14 @@ def described(record: Outgoing) -> _Said:
                 ),
                 0,
             )
-            return _Said(record.topic, message.kind, int(number))
+            return _Said(record.topic, message.kind, int(counted))
         envelope = Envelope.open(record.value)
+        number = envelope.window
+        if envelope.type == SplitFrame.kind:
+            number = SplitFrame.decode(envelope.body).number
     except Refused:
         return _Said(record.topic, "other", 0)
-    return _Said(record.topic, envelope.type, envelope.window)
+    return _Said(record.topic, envelope.type, number)
 
 
 class _AsRead:
@@ -270,11 +275,12 @@ def _around(bus_class: type[Bus], killer: Killer) -> None:
 
 
 def main() -> None:
-    """The command line of Echelon, in a process that dies, and has links, as the environment says."""
+    """The command line of Echelon, in a process that dies, has links and spoils tensors as the environment says."""
     folder = os.environ.get(VARIABLE)
     if folder is not None:
         install(Killer(Kills(Path(folder)), os.environ.get(WHO, "")), (EmbeddedBus, KafkaBus))
     links.install()
+    spoiling.install()
     importlib.import_module(COMMAND_LINE).main()
 
 

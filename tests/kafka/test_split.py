@@ -1,8 +1,10 @@
-"""Split training on three brokers, every actor a process of its own: edges, and one of them killed in mid-batch."""
+"""Split training on three brokers, every actor a process of its own: killed in mid-batch, far away, and spoilt."""
 
 from __future__ import annotations
 
-import time
+import signal
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,19 @@ from echelon.config.run import parse
 from echelon.federation.brokers import load_brokers
 from echelon.federation.compute import build_learner, facts_of, spec_of
 from echelon.federation.deploy import Deployment, deploy
-from echelon.messages.boundary import Window
+from echelon.messages.boundary import DeadLetter, Window
 from echelon.messages.envelope import Envelope
+from echelon.messages.split import EdgePart, SplitFrame
+from echelon.messages.wire import Reason
 from echelon.testing.fleet import Fleet, by_subprocess, when_killed
 from echelon.testing.kafka import Stack
+from echelon.testing.killing import Kills, Moment, Point
+from echelon.testing.links import FAR_BANDWIDTH, FAR_LATENCY, FAR_PORT
+from echelon.testing.outcome import messages
+from echelon.testing.spoiling import SPOIL
 from tests.kafka.federations import Left
 
+MOST_SECONDS = 240.0
 ENVIRONMENT = {"ECHELON_LOG__FORMAT": "text", "OMP_NUM_THREADS": "1"}
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -51,12 +60,27 @@ def split_deployment(folder: Path, brokers: Path, **changes: Any) -> Deployment:
     return deploy(settings, load_brokers(brokers), folder, facts)
 
 
-def split_fleet(deployment: Deployment) -> Fleet:
+def services(deployment: Deployment) -> list[str]:
+    """The edges and devices, by the names that a fleet gives them."""
+    return [
+        name
+        for boundary in deployment.settings.boundaries
+        for name in (
+            *boundary.edge_names(),
+            *(f"{boundary.name}.device.{number}" for number in range(len(boundary.device_list()))),
+        )
+    ]
+
+
+def split_fleet(deployment: Deployment, faults: Mapping[str, Mapping[str, str]]) -> Fleet:
+    """A fleet with faults in some of its processes, on brokers that hold nothing but its topics."""
     made = Fleet(
         deployment,
         restart=when_killed,
         spawn=by_subprocess,
         environment=ENVIRONMENT,
+        environments=faults,
+        entry="echelon.testing.killing",
     )
     made.clear()
     made.provision()
@@ -73,26 +97,14 @@ def windows(left: Left, boundary: str) -> list[Window]:
     return list(found.values())
 
 
-@pytest.mark.parametrize("victim", ["a.edge-0", "a.device.1"])
-def test_a_split_federation_of_real_processes_one_of_them_killed(
-    stack: Stack, tmp_path: Path, victim: str
-) -> None:
-    deployment = split_deployment(tmp_path / "run", stack.brokers_yaml)
-    with split_fleet(deployment) as running:
-        running.start()
-        killed = False
-        begun = time.monotonic()
-
-        def kill_once() -> None:
-            nonlocal killed
-            if not killed and time.monotonic() - begun > 25.0:
-                killed = True
-                running.signal(victim)
-
-        codes = running.wait(240.0, kill_once)
-    assert killed
+def run_to_the_end(running: Fleet) -> None:
+    running.start()
+    codes = running.wait(MOST_SECONDS)
     assert set(codes.values()) == {0}, f"{codes}\n{running.tails([n for n, c in codes.items() if c])}"
-    left = Left.read(deployment)
+
+
+def check(left: Left) -> None:
+    """Nothing is wrong on any broker, every boundary's edge added to its windows, and none of it crossed."""
     assert left.faults == []
     for name in ("a", "b"):
         closed = windows(left, name)
@@ -102,3 +114,91 @@ def test_a_split_federation_of_real_processes_one_of_them_killed(
         )
         assert any(window.parts for window in closed)
     assert set(left.exchange) == {"global", "delta.a", "delta.b"}
+
+
+# ---- processes that are killed in mid-batch ------------------------------------------------------------------------
+
+# A device's frames are: 0 begins a job, 1 and 2 are the activations of a step's two micro-batches, 3 and 4 gradients.
+# Its edge's are: 0 says that it begun, 1 and 2 are what it made of the activations.
+IN_MID_BATCH = {
+    "a.edge-0": Point(
+        "a.edge-0", Moment.HALF, "split.frame", 2, "split.down"
+    ),  # its tensor is sent, and not the frame
+    "a.device": Point(
+        "a.device", Moment.SENT, "split.frame", 3, "split.up"
+    ),  # one gradient is sent, one is not
+}
+
+
+@pytest.mark.parametrize("victim", IN_MID_BATCH)
+def test_a_process_is_killed_in_mid_batch_and_comes_back(stack: Stack, tmp_path: Path, victim: str) -> None:
+    kills = Kills(tmp_path / "kills", [IN_MID_BATCH[victim]])
+    deployment = split_deployment(tmp_path / "run", stack.brokers_yaml)
+    with split_fleet(deployment, {name: kills.environment for name in services(deployment)}) as running:
+        run_to_the_end(running)
+        died = [name for name, one in running.services.items() if -signal.SIGKILL in one.codes]
+    assert kills.missed() == []
+    assert len(died) == 1
+    assert died[0].startswith(victim)
+    check(Left.read(deployment))
+
+
+# ---- a tensor that is none, and a link that is slow ------------------------------------------------------------------
+
+LATENCY = 0.4
+"""Seconds each way between the edge of boundary b and its broker."""
+ANSWERS = 5
+"""Round trips between a job's first frame and its last: begun, then two passes in each of two steps."""
+LAST = 9
+"""Number of a session's first `finish`: begin, and four frames for each of two steps, come before it."""
+
+
+@pytest.fixture(scope="module")
+def disturbed(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Left:
+    """What a federation left in whose boundary a a device spoilt a tensor, and in whose boundary b the edge is far."""
+    folder = tmp_path_factory.mktemp("disturbed")
+    deployment = split_deployment(folder / "run", stack.brokers_yaml)
+    far = {
+        FAR_PORT: str(stack["b"].ports.client),
+        FAR_LATENCY: str(LATENCY),
+        FAR_BANDWIDTH: "2e6",
+    }
+    spoilt = {name: {SPOIL: str(folder / "spoilt")} for name in services(deployment) if "a.device" in name}
+    with split_fleet(deployment, {"b.edge-0": far, **spoilt}) as running:
+        run_to_the_end(running)
+    assert (folder / "spoilt").exists()
+    return Left.read(deployment)
+
+
+def test_a_malformed_activation_is_refused_and_its_job_begins_anew(disturbed: Left) -> None:
+    check(disturbed)
+    (letter,) = messages(disturbed.boundaries["a"]["deadletter"], DeadLetter)
+    assert (letter.topic, letter.reason) == ("split.up", Reason.BAD_TENSOR)
+    device = letter.detail.partition(":")[0]
+    assert device in {"a-0", "a-1", "a-2"}
+    # The floor is three of three: whoever spoilt a tensor trained again, and with the edge.
+    assert all(device in window.included for window in windows(disturbed, "a"))
+    parts = messages(disturbed.boundaries["a"]["parts"], EdgePart)
+    assert parts
+    assert all(device in part.devices for part in parts)
+
+
+def test_a_slow_link_changes_the_time_and_not_the_outcome(disturbed: Left) -> None:
+    check(disturbed)
+    assert messages(disturbed.boundaries["b"]["deadletter"], DeadLetter) == []
+    jobs = seconds_of_jobs(disturbed, "b")
+    assert jobs
+    assert min(jobs) >= ANSWERS * 2 * LATENCY
+    assert all(window.included == ("b-0", "b-1", "b-2") for window in windows(disturbed, "b"))
+
+
+def seconds_of_jobs(left: Left, boundary: str) -> list[float]:
+    """From the first frame of a session to the last one of its first job, by the devices' clock."""
+    frames: dict[bytes, dict[int, int]] = defaultdict(dict)
+    for record in left.boundaries[boundary]["split.up"]:
+        if not is_chunk(record):
+            envelope = Envelope.open(record.value)
+            if envelope.type == SplitFrame.kind:
+                frame = SplitFrame.decode(envelope.body)
+                frames[frame.session].setdefault(frame.number, record.timestamp_ms)
+    return [(seen[LAST] - seen[0]) / 1000.0 for seen in frames.values() if {0, LAST} <= seen.keys()]

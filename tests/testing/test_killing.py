@@ -14,7 +14,8 @@ from echelon.bus.chunks import Transfer, TransferId, split
 from echelon.errors import ConfigError
 from echelon.messages.boundary import Leave
 from echelon.messages.envelope import Envelope, Signer
-from echelon.messages.exchange import Close, CloseReason
+from echelon.messages.exchange import Close, CloseReason, Payload
+from echelon.messages.split import SplitFrame
 from echelon.testing.killing import Killer, Kills, Moment, Point, described
 
 SIGNER = Signer(bytes(range(32)))
@@ -41,6 +42,13 @@ def closing(index: int) -> Outgoing:
     )  # fmt: skip
     key, headers, value = manifest_record(SIGNER, close, RUN)
     return Outgoing("global", value, key, headers)
+
+
+def frame(number: int) -> Outgoing:
+    payload = Payload(transfer=bytes(16), length=7, sha256=bytes(32))
+    message = SplitFrame(session=bytes(16), number=number, payload=payload)
+    sealed = Envelope.seal(SIGNER, message, run=RUN, topic="split.up", window=0, sender="a-0")
+    return Outgoing("split.up", sealed.encode(), b"a-0")
 
 
 def chunk() -> Outgoing:
@@ -79,6 +87,9 @@ def test_records_are_told_apart_by_topic_kind_and_number() -> None:
     )
     assert described(mirrored) == said
     assert described(chunk()).kind == "chunk"
+    # A sealed frame counts in its session, whatever the window.
+    said = described(frame(3))
+    assert (said.topic, said.kind, said.number) == ("split.up", "split.frame", 3)
     assert described(Outgoing("control", b"garbage")).kind == "other"
 
 
