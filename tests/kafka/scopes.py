@@ -1,4 +1,4 @@
-"""The federation that the brokers here serve: two boundaries with three devices each, one witness."""
+"""The federation that the brokers here serve: two boundaries with three devices and an edge each, one witness."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from echelon.provision import Scope
 from echelon.testing.kafka import Stack
 
 PRINCIPALS = {
-    "a": ("a-0", "a-1", "a.aggregator", "a.gate", "operator", "auditor"),
+    "a": ("a-0", "a-1", "a.edge-0", "a.aggregator", "a.gate", "operator", "auditor"),
     "b": ("b-0", "b.aggregator", "b.gate", "operator", "auditor"),
     "exchange": ("controller", "a.gate", "b.gate", "w.witness", "operator", "auditor"),
 }
@@ -18,4 +18,5 @@ def scope(stack: Stack, broker: str, principal: str = "break-glass") -> Scope:
     if broker == "exchange":
         return Scope(broker=settings, plane="exchange", boundaries=("a", "b"), witnesses=("w",))
     devices = tuple(f"{broker}-{number}" for number in range(3))
-    return Scope(broker=settings, plane="boundary", boundary=broker, devices=devices, shards=4)
+    edges = (f"{broker}.edge-0",)
+    return Scope(broker=settings, plane="boundary", boundary=broker, devices=devices, edges=edges, shards=4)
