@@ -37,6 +37,9 @@ def show(console: Console, outcome: Outcome, files: Mapping[str, str], alarms: S
     console.print()
     console.print(_losses(outcome))
     console.print()
+    if outcome.final_accuracy:
+        console.print(_accuracies(outcome))
+        console.print()
     console.print(_figures(outcome))
     for alarm in alarms:
         console.print(Text(f" {alarm}", style="yellow" if outcome.audit and outcome.audit.ok else "red"))
@@ -46,13 +49,39 @@ def show(console: Console, outcome: Outcome, files: Mapping[str, str], alarms: S
         console.print(Text.assemble((f" {what:<12}  ", "dim"), path), soft_wrap=True)
 
 
-def _losses(outcome: Outcome) -> Table:
+def _table(title: str) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim"
     )
-    table.add_column(" validation loss", min_width=18, overflow="fold")
+    table.add_column(f" {title}", min_width=18, overflow="fold")
     for heading in ("base", "final", "change"):
         table.add_column(heading, justify="right", min_width=8)
+    return table
+
+
+def _accuracies(outcome: Outcome) -> Table:
+    """Of a classifier; changes are in percentage points."""
+    table = _table("accuracy")
+    names = sorted(outcome.base_accuracy, key=lambda name: (name == "overall", name))
+    for name in names:
+        base, final = outcome.base_accuracy[name], outcome.final_accuracy.get(name)
+        if base is None or final is None:
+            table.add_row(f" {name}", "", "", "")
+            continue
+        style = "green" if final > base else "red" if final < base else ""
+        table.add_row(
+            f" {name}",
+            f"{base:.1%}",
+            f"{final:.1%}",
+            Text(f"{100 * (final - base):+.1f}".replace("-", "−"), style=style),
+            style="bold" if name == "overall" else "",
+            end_section=len(names) > 2 and name == names[-2],
+        )
+    return table
+
+
+def _losses(outcome: Outcome) -> Table:
+    table = _table("validation loss")
     names = sorted(outcome.base_loss, key=lambda name: (name == "overall", name))
     for name in names:
         base, final = outcome.base_loss[name], outcome.final_loss.get(name)

@@ -19,7 +19,14 @@ from pydantic import (
 )
 
 from echelon.config.split import EdgeSettings, SplitSettings
-from echelon.config.training import AdapterSettings, DataSettings, ModelSettings, Settings, TrainSettings
+from echelon.config.training import (
+    AdapterSettings,
+    DataSettings,
+    ModelSettings,
+    Settings,
+    TrainSettings,
+    check_task,
+)
 from echelon.errors import ConfigError
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9._-]{0,30}[a-z0-9])?$")]
@@ -473,7 +480,10 @@ class RunSettings(Settings):
         if reserved:
             raise ValueError(f"a device may not be called {', '.join(reserved)}: rename it")
         floor = self.secure.k_min + self.secure.colluding
+        if self.model.task == "classify" and self.logging.samples:
+            raise ValueError("logging.samples: a classifier does not continue texts: leave them out")
         for boundary in self.boundaries:
+            check_task(self.model, boundary.data, boundary.name)
             count = len(boundary.device_list())
             if boundary.split is not None:
                 self._check_split(boundary, boundary.split, count, floor)

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 FieldName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
+MAX_LABELS = 4096
+"""Most classes of a classifier."""
 SOURCE_KINDS = ("stdlib", "text", "jsonl", "parquet", "hf")
 
 
@@ -20,7 +22,7 @@ class Settings(BaseModel):
 
 
 class ModelSettings(Settings):
-    """Which causal language model is adapted, and how it is held in memory."""
+    """Which model is adapted, for what task, and how it is held in memory."""
 
     model: Text = Field(
         default="echelon:tiny",
@@ -30,6 +32,16 @@ class ModelSettings(Settings):
     revision: Text | None = Field(
         default=None,
         description="Branch, tag or commit of a Hugging Face model; none means its default branch.",
+    )
+    task: Literal["causal", "classify"] = Field(
+        default="causal",
+        description="causal: predict the next token. classify: predict the label of a whole text; the classifier's "
+        "head is trained whole, beside the adapter.",
+    )
+    labels: tuple[FieldName, ...] = Field(
+        default=(),
+        max_length=MAX_LABELS,
+        description="Of the task `classify`: names of the classes, in the order of the head's outputs.",
     )
     dtype: Literal["fp32", "bf16"] = Field(
         default="fp32",
@@ -46,6 +58,19 @@ class ModelSettings(Settings):
     trust_remote_code: bool = Field(
         default=False, description="Allow Python code from the model's repository to run on this machine."
     )
+
+    @model_validator(mode="after")
+    def _labels_fit_the_task(self) -> Self:
+        if self.task == "causal" and self.labels:
+            raise ValueError(
+                "labels are classes of the task classify: set task: classify, or leave labels out"
+            )
+        if self.task == "classify" and len(self.labels) < 2:
+            raise ValueError("the task classify needs labels: name at least two classes")
+        twice = sorted({label for label in self.labels if self.labels.count(label) > 1})
+        if twice:
+            raise ValueError(f"label {twice[0]!r} stands twice: name every class once")
+        return self
 
 
 class AdapterSettings(Settings):
@@ -139,7 +164,10 @@ class TrainSettings(Settings):
     batch_size: int = Field(default=8, ge=1, le=65536, description="Sequences per forward pass.")
     accumulation: int = Field(default=1, ge=1, le=65536, description="Forward passes per optimiser step.")
     sequence_length: int = Field(
-        default=128, ge=2, le=1_048_576, description="Tokens per packed training sequence."
+        default=128,
+        ge=2,
+        le=1_048_576,
+        description="Tokens per packed training sequence; of the task `classify`, most tokens of a row.",
     )
 
 
@@ -166,10 +194,15 @@ class DataSettings(Settings):
         description="Field of an instruction, used with `answer_field` as a conversation of one turn.",
     )
     answer_field: FieldName | None = Field(default=None, description="Field of the answer to `prompt_field`.")
+    label_field: FieldName | None = Field(
+        default=None,
+        description="Field that holds a row's class, one of `model.labels` (task `classify`): a text, or an integer, "
+        "which is read as its digits.",
+    )
     domain_field: FieldName | None = Field(
         default=None,
-        description="Field that names a row's domain for partitioning; otherwise the row's file is its "
-        "domain.",
+        description="Field that names a row's domain for partitioning; otherwise the row's label is its "
+        "domain, and without one the row's file.",
     )
     partition: Annotated[
         str, StringConstraints(pattern=r"^(iid|by-domain|dirichlet\([0-9]*\.?[0-9]+\))$")
@@ -190,7 +223,8 @@ class DataSettings(Settings):
         default=16_384,
         ge=1,
         le=100_000_000,
-        description="Most tokens that one evaluation of the boundary reads.",
+        description="Most tokens that one evaluation of the boundary reads. Documents are shortened for it; rows with "
+        "a label are left out instead.",
     )
     max_documents: int = Field(
         default=1_000_000,
@@ -238,4 +272,22 @@ class DataSettings(Settings):
             raise ValueError(
                 f"conversations need rows with fields: use jsonl, parquet or hf, not {self.kind}"
             )
+        if self.label_field is not None and self.is_chat:
+            raise ValueError(
+                "label_field is for texts: leave messages_field, prompt_field and answer_field out"
+            )
+        if self.label_field is not None and self.kind in ("stdlib", "text"):
+            raise ValueError(f"labels need rows with fields: use jsonl, parquet or hf, not {self.kind}")
         return self
+
+
+def check_task(model: ModelSettings, data: DataSettings, boundary: str) -> None:
+    """Raise `ValueError` unless a boundary's data is of the model's task."""
+    if model.task == "classify" and data.label_field is None:
+        raise ValueError(
+            f"boundary {boundary!r}: the task classify needs data.label_field, the field of a row's class"
+        )
+    if model.task == "causal" and data.label_field is not None:
+        raise ValueError(
+            f"boundary {boundary!r}: data.label_field is for the task classify: set model.task, or leave it out"
+        )

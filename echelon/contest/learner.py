@@ -37,7 +37,7 @@ class SharedLearner(TorchLearner):
     def __init__(self, spec: LearnerSpec) -> None:
         limit_threads()
         super().__init__(spec)
-        self._loaded: dict[BoundarySpec, BoundaryData] = {}
+        self._loaded: dict[BoundarySpec, BoundaryData[Blocks]] = {}
         self._trained: dict[bytes, TrainResult] | None = None
         self._losses: dict[tuple[str, bytes], dict[str, tuple[float, int]]] = {}
         self._slices: dict[str, Slices] = {}
@@ -67,7 +67,7 @@ class SharedLearner(TorchLearner):
             self.spec = before
             raise
 
-    def boundary_data(self, boundary: str) -> BoundaryData:
+    def boundary_data(self, boundary: str) -> BoundaryData[Blocks]:
         """The data of a boundary; read once for all specs that ask for the same."""
         key = self._boundary(boundary)
         if key not in self._loaded:

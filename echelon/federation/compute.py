@@ -267,7 +267,7 @@ class Compute:
         for name in names:
             found += await self._call(evaluate, name, job.weights, tokens)
         if is_virtual():
-            await asyncio.sleep(found.tokens * self._cost.seconds_per_eval_token / self._speed[device])
+            await asyncio.sleep(found.tokens_read * self._cost.seconds_per_eval_token / self._speed[device])
         return Evaluated(job.commit, found.loss_sum, found.tokens)
 
     async def evaluate_boundary(self, boundary: str, weights: Vector) -> EvalResult:

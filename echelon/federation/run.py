@@ -40,6 +40,7 @@ from echelon.rounds.effects import Evaluate, note
 from echelon.secagg.entropy import Entropy
 from echelon.services.shards import dealt
 from echelon.testing.faults import vanishing
+from echelon.training.learner import EvalResult
 
 if TYPE_CHECKING:
     from echelon.federation.splitting import SplitCompute
@@ -187,11 +188,11 @@ class Federation:
     def _brokers(self) -> list[str]:
         return ["exchange", *(boundary.name for boundary in self.settings.boundaries)]
 
-    async def _evaluate(self, compute: Compute, weights: Vector, what: str) -> dict[str, tuple[float, int]]:
-        """Σ loss and tokens of each boundary's validation split. A resumed run finds the base's in its folder."""
+    async def _evaluate(self, compute: Compute, weights: Vector, what: str) -> dict[str, EvalResult]:
+        """What each boundary's validation split gives. A resumed run finds the base's in its folder."""
         stored = None if self.out is None else self.out / "state" / f"{what}-loss.json"
         if what == "base" and stored is not None and stored.exists():
-            return {name: (loss, tokens) for name, (loss, tokens) in json.loads(stored.read_text()).items()}
+            return {name: EvalResult(*sums) for name, sums in json.loads(stored.read_text()).items()}
         self.status(f"evaluating the {what} adapter" if what == "final" else "evaluating the base model")
         names = [boundary.name for boundary in self.settings.boundaries]
         found = (
@@ -199,10 +200,15 @@ class Federation:
             if is_virtual()
             else (await asyncio.gather(*(compute.evaluate_boundary(name, weights) for name in names)))
         )
-        sums = {name: (result.loss_sum, result.tokens) for name, result in zip(names, found, strict=True)}
         if stored is not None:
+            sums = {
+                name: (one.loss_sum, one.tokens)
+                if one.correct is None
+                else (one.loss_sum, one.tokens, one.correct)
+                for name, one in zip(names, found, strict=True)
+            }
             stored.write_text(json.dumps(sums))
-        return sums
+        return dict(zip(names, found, strict=True))
 
     async def _evaluate_last(self, compute: Compute, adapter: Vector) -> None:
         """The last commit on what devices evaluated every other commit on: no window was left to carry those sums."""
@@ -369,8 +375,8 @@ class Federation:
         terms: Terms,
         adapter: Vector,
         wall: float,
-        before: dict[str, tuple[float, int]],
-        after: dict[str, tuple[float, int]],
+        before: dict[str, EvalResult],
+        after: dict[str, EvalResult],
         topics: dict[str, list[Record]],
     ) -> Result:
         self.status("auditing")
@@ -400,6 +406,7 @@ class Federation:
             "genesis_sha256": report.genesis_sha256.hex(),
             "base_loss": _losses(before),
             "final_loss": _losses(after),
+            **_accuracies(base=before, final=after),
             "tokens": self.recorder.tokens,
             "wall_s": round(wall, 3),
             "tokens_per_s": round(self.recorder.tokens / wall, 1) if wall > 0 else None,
@@ -456,11 +463,26 @@ class Federation:
         temporary.replace(self.out / "summary.json")
 
 
-def _losses(sums: dict[str, tuple[float, int]]) -> dict[str, float]:
-    found = {name: loss / tokens for name, (loss, tokens) in sums.items()}
-    total = sum(tokens for _, tokens in sums.values())
-    found["overall"] = sum(loss for loss, _ in sums.values()) / total
-    return found
+def _losses(results: dict[str, EvalResult]) -> dict[str, float]:
+    found = {name: one.loss for name, one in results.items()}
+    return found | {"overall": _together(results).loss}
+
+
+def _accuracies(**results: dict[str, EvalResult]) -> dict[str, dict[str, float | None]]:
+    """`base_accuracy` and `final_accuracy` of a classifier; nothing for a language model."""
+    return {
+        f"{what}_accuracy": {name: one.accuracy for name, one in found.items()}
+        | {"overall": _together(found).accuracy}
+        for what, found in results.items()
+        if _together(found).correct is not None
+    }
+
+
+def _together(results: dict[str, EvalResult]) -> EvalResult:
+    total = EvalResult(0.0, 0)
+    for one in results.values():
+        total += one
+    return total
 
 
 def prepare_folder(settings: RunSettings, out: Path, *, resume: bool) -> float:

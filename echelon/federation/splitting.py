@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar, TypeVarTuple
+from typing import Any, TypeVar, TypeVarTuple
 
 import numpy as np
 
@@ -244,17 +244,11 @@ class SplitHalf:
         if seen is None:
             return None
         pooled, rows = seen
-        classes = vocabulary_classes(rows.shape[1], CLASSES, SEED)
-        read_off = [np.bincount(classes, weights=row, minlength=CLASSES) for row in pooled]
-        hidden = np.stack(read_off).astype(np.float64)
-        grouped = np.zeros((len(rows), CLASSES))
-        for place, row in enumerate(rows):
-            grouped[place] = np.bincount(classes, weights=row, minlength=CLASSES)
-        print_ = fingerprint(hidden, DIM, SEED)
+        print_ = fingerprint(_grouped(pooled), DIM, SEED)
         length = self._compute.settings.training.sequence_length
         return Behaviour.of(
             number=job, version=version, terms=probe_terms(self.probes, length),
-            mean=print_.mean, covariance=print_.covariance, counts=quantise(grouped),
+            mean=print_.mean, covariance=print_.covariance, counts=quantise(_grouped(rows)),
         )  # fmt: skip
 
     async def step(self, norm2: float) -> float:
@@ -276,3 +270,12 @@ class SplitHalf:
             found.position,
             behaviour,
         )
+
+
+def _grouped(rows: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Rows summed over a public partition of their columns into `CLASSES`; those of fewer columns as they are."""
+    width = rows.shape[1]
+    if width < CLASSES:
+        return rows
+    classes = vocabulary_classes(width, CLASSES, SEED)
+    return np.stack([np.bincount(classes, weights=row, minlength=CLASSES) for row in rows])

@@ -156,6 +156,7 @@ def build_manifest(
             operator_public=Signer(identities.operator).public.hex(),
             factors=FactorRule(settings.adapter.factors),
             rules=terms_of(settings),
+            labels=settings.model.labels,
         )
     except ValueError as error:
         if isinstance(error, EchelonError):

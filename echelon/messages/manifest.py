@@ -19,6 +19,7 @@ from echelon.messages.wire import U16, U32, U63, Fields, Reason, Refused, Slug
 
 MANIFEST_TYPE = "application/vnd.echelon.run-manifest.v1+json"
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+MAX_LABELS = 4096
 MILLION = 1_000_000
 
 RULE_NAME = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
@@ -248,6 +249,10 @@ class RunManifest(Fields):
     """In turn: what is trained from an even commit moves B alone, from an odd one A alone."""
     rules: Annotated[tuple[RuleTerms, ...], Field(max_length=4)] = ()
     """Users' own classes, one at most for each slot; a staleness table that one made stands in the terms above."""
+    labels: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=256)], ...], Field(max_length=MAX_LABELS)
+    ] = ()
+    """Of a classifier: its classes, in the order of its outputs. Left out of the bytes where there are none."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -288,7 +293,10 @@ class RunManifest(Fields):
 
     def canonical(self) -> bytes:
         """Sorted keys, no white space."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":")).encode()
+        fields = self.model_dump(mode="json")
+        if not self.labels:
+            del fields["labels"]
+        return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
     def seal(self, operator: Signer) -> bytes:
         """The signed envelope's bytes, which are what is pinned."""

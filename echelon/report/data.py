@@ -180,12 +180,18 @@ class Audit(_Record):
 
 
 class Summary(_Record):
-    """`summary.json`. Losses are nats per token, by boundary and "overall"; sizes are in bytes."""
+    """`summary.json`. Losses are nats per token, by boundary and "overall"; sizes are in bytes.
+
+    Of a classifier losses are nats per row, and there is the share of rows that it told right, `base_accuracy` and
+    `final_accuracy`.
+    """
 
     name: str = ""
     run_id: str = ""
     base_loss: dict[str, float | None] = {}
     final_loss: dict[str, float | None] = {}
+    base_accuracy: dict[str, float | None] = {}
+    final_accuracy: dict[str, float | None] = {}
     tokens: Count | None = None
     wall_s: float | None = None
     tokens_per_s: float | None = None

@@ -103,7 +103,7 @@ class _Page:
                 f'<div class="card num {colour_class("f", self.colours.get(name, -1))}"><div '
                 f'class="name">{escape(title)}'
                 f'</div><div class="figure">{words.loss(final)}{pill}</div>'
-                f'<div class="under">validation loss; base {words.loss(base)}</div></div>'
+                f'<div class="under">validation loss; base {words.loss(base)}</div>{self.accuracy(name)}</div>'
             )
         losses = f'<div class="cards">{"".join(out)}</div>' if out else ""
         void = sum(w.outcome != "closed" for w in self.data.windows)
@@ -125,6 +125,13 @@ class _Page:
             )
         return f"{losses}{figures(small)}"
 
+    def accuracy(self, name: str) -> str:
+        """Of a classifier, the share of rows that it told right; "" for a language model."""
+        base, final = self.summary.base_accuracy.get(name), self.summary.final_accuracy.get(name)
+        if base is None or final is None:
+            return ""
+        return f'<div class="under">accuracy {final:.1%}; base {base:.1%}</div>'
+
     def loss(self) -> str:
         points: dict[str, dict[int, float]] = {}
         for e in self.data.evaluations:
@@ -138,7 +145,10 @@ class _Page:
             for name in self.names(points)
         ]
         x = Axis("tokens trained", words.amount, low=0)
-        y = Axis("validation loss, nats per token", lambda v: f"{v:.2f}" if abs(v) < 100 else words.plain(v))
+        unit = "row" if self.summary.final_accuracy else "token"
+        y = Axis(
+            f"validation loss, nats per {unit}", lambda v: f"{v:.2f}" if abs(v) < 100 else words.plain(v)
+        )
         chart = both(
             lambda w, h: line_chart(series, x, y, "Validation loss per boundary", w, h),
             (1064, 340),

@@ -195,9 +195,9 @@ class DeviceRole(BoundaryRole):
         facts = await self._compute.facts()
         manifest = self.agreed.manifest
         found = {"model's weights": facts.model_sha256.hex(), "adapter's layout": facts.layout,
-                 "adapter's configuration": facts.adapter_config}  # fmt: skip
+                 "adapter's configuration": facts.adapter_config, "labels": settings.model.labels}  # fmt: skip
         agreed = {"model's weights": manifest.model_sha256, "adapter's layout": manifest.layout,
-                  "adapter's configuration": manifest.adapter_config}  # fmt: skip
+                  "adapter's configuration": manifest.adapter_config, "labels": manifest.labels}  # fmt: skip
         other = [what for what, value in found.items() if value != agreed[what]]
         if other:
             raise ConfigError(
@@ -303,6 +303,11 @@ def load_split(config: BoundaryConfig, agreed: Agreed, log: logging.Logger) -> S
     """
     from echelon.federation.splitting import SplitCompute
 
+    if agreed.settings.model.labels != agreed.manifest.labels:
+        raise ConfigError(
+            f"run file {config.settings}: model.labels are not those of the manifest "
+            f"({', '.join(agreed.manifest.labels) or 'none'}): use those of the run's operator, in that order"
+        )
     split = SplitCompute(agreed.settings)
     if split.layout != agreed.manifest.layout:
         raise ConfigError(

@@ -10,29 +10,46 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from transformers import AutoTokenizer
 
 from echelon.config.split import EncodingSettings
 from echelon.errors import ConfigError, TrainingError
 from echelon.messages.adapter import AdapterLayout, Vector
-from echelon.training.data.boundary import BoundaryData, load_boundary
+from echelon.training.data.boundary import BoundaryData, load_boundary, load_rows
 from echelon.training.data.packing import Blocks, Order
+from echelon.training.data.rows import Rows
 from echelon.training.fingerprint import load_probes
 from echelon.training.learner import LearnerSpec, TrainResult
 from echelon.training.local import IGNORED, learning_rate
-from echelon.training.model import model_path
+from echelon.training.model import load_tokenizer
 from echelon.training.split.compress import Bfloat16, Compressor, Exact, LowRank, Quantised, TopK
 from echelon.training.split.cut import Cut, device_indices, part_ranges
-from echelon.training.split.parts import Batch, DevicePart, EdgePart, Hidden, Ids, Segment, SplitSpec
+from echelon.training.split.parts import (
+    Batch,
+    DevicePart,
+    EdgePart,
+    Hidden,
+    Ids,
+    Mask,
+    Segment,
+    SplitSpec,
+)
 from echelon.training.split.perturb import Perturbation, decode_basis, encode_basis, leading_subspace
 from echelon.training.split.segment import count_blocks, whole_layout
 from echelon.training.split.sketch import Sketch
-from echelon.training.split.wire import Limits, decode, encode, tensor_key
+from echelon.training.split.wire import (
+    Limits,
+    decode,
+    decode_masked,
+    encode,
+    encode_mask,
+    tensor_key,
+)
 from echelon.training.state import TrainerState
 
+Chosen = np.ndarray[tuple[int], np.dtype[np.intp]]
 PROBES_FOR_BASIS = 16
 """Probes whose hidden states say in which subspace a device's activations are rotated."""
 UP_LOOK, DOWN_LOOK = "up.look", "down.look"
@@ -112,6 +129,15 @@ class Wire:
         hidden = decode(data, self.codecs.limits, self._key(stream, step, micro), codec)
         return hidden if self.perturbation is None else self.perturbation.undo(hidden)
 
+    def pack_masked(self, stream: str, step: int, micro: int, hidden: Hidden, mask: Mask) -> bytes:
+        """As `pack`, and behind it which positions are not padding, bool[b, L]."""
+        return self.pack(stream, step, micro, hidden) + encode_mask(mask)
+
+    def unpack_masked(self, stream: str, step: int, micro: int, data: bytes) -> tuple[Hidden, Mask]:
+        """The reverse."""
+        tensor, mask = decode_masked(data, self.codecs.limits)
+        return self.unpack(stream, step, micro, tensor), mask
+
 
 @dataclass(frozen=True, slots=True)
 class HalfTask:
@@ -128,11 +154,50 @@ class HalfTask:
     position: int | None = None
 
 
+class _Data(Protocol):
+    """A device's or shard's training data, whatever the task."""
+
+    @property
+    def order(self) -> Order:
+        """In which it is read."""
+        ...
+
+    def read(self, chosen: Chosen) -> int:
+        """Tokens of these blocks or rows, without padding."""
+        ...
+
+    def batch(self, chosen: Chosen) -> Batch:
+        """One micro-batch."""
+        ...
+
+
 @dataclass(frozen=True)
-class _Data:
+class _BlockData:
     blocks: Blocks
     labels: np.ndarray[tuple[int, int], np.dtype[np.int64]]
     order: Order
+
+    def read(self, chosen: Chosen) -> int:
+        """See `_Data`."""
+        return int(self.blocks.lengths[chosen].sum())
+
+    def batch(self, chosen: Chosen) -> Batch:
+        """See `_Data`."""
+        return Batch(self.blocks.tokens[chosen, :-1].astype(np.int64), self.labels[chosen])
+
+
+@dataclass(frozen=True)
+class _RowData:
+    rows: Rows
+    order: Order
+
+    def read(self, chosen: Chosen) -> int:
+        """See `_Data`."""
+        return int(self.rows.lengths[chosen].sum())
+
+    def batch(self, chosen: Chosen) -> Batch:
+        """See `_Data`."""
+        return Batch(*self.rows.batch(chosen))
 
 
 class Halves:
@@ -140,11 +205,17 @@ class Halves:
 
     def __init__(self, spec: LearnerSpec) -> None:
         self.spec = spec
-        self.split = SplitSpec(model=spec.model, adapter=spec.adapter, train=spec.train)
+        task, labels = spec.model.task, len(spec.model.labels)
+        self.split = SplitSpec(
+            model=spec.model, adapter=spec.adapter, train=spec.train, task=task, labels=labels
+        )
+        self.classifies = task == "classify"
+        """Then rows are padded, and each micro-batch goes to the edge with its mask."""
         self.blocks = count_blocks(spec.model)
-        self.layout: AdapterLayout = whole_layout(spec.model, spec.adapter, "causal")
+        self.layout: AdapterLayout = whole_layout(spec.model, spec.adapter, task, labels)
         self._segments: dict[tuple[Cut, str], Segment] = {}
-        self._boundaries: dict[str, BoundaryData] = {}
+        self._boundaries: dict[str, BoundaryData[Blocks]] = {}
+        self._row_boundaries: dict[str, BoundaryData[Rows]] = {}
         self._lock = threading.Lock()
 
     def fits(self, front: int, back: int) -> bool:
@@ -171,27 +242,33 @@ class Halves:
 
     def probe_tokens(self, count: int = PROBES_FOR_BASIS) -> list[Ids]:
         """The first shipped probes as tokens, int64[1, L] each."""
-        tokenizer = AutoTokenizer.from_pretrained(model_path(self.spec.model))
+        tokenizer = load_tokenizer(self.spec.model)
         length = self.spec.train.sequence_length
         texts = load_probes().texts[:count]
         found = (tokenizer(text, truncation=True, max_length=length)["input_ids"] for text in texts)
         return [np.asarray([ids], np.int64) for ids in found if ids]
 
     def data(self, name: str) -> _Data:
-        """Training blocks of a device, or of a data shard. Raises `ConfigError`."""
+        """Training data of a device, or of a data shard. Raises `ConfigError`."""
         boundary = self.spec.boundary_of.get(name)
         if boundary is None:
             raise ConfigError(f"there is no device {name!r} in the run")
+        length, labels = self.spec.train.sequence_length, self.spec.model.labels
         with self._lock:
+            if self.classifies:
+                if boundary.name not in self._row_boundaries:
+                    self._row_boundaries[boundary.name] = load_rows(
+                        boundary.data, boundary.devices, load_tokenizer(self.spec.model), length, labels
+                    )
+                rows = self._row_boundaries[boundary.name].training[name]
+                return _RowData(rows, Order(self.spec.seed, name, len(rows)))
             if boundary.name not in self._boundaries:
-                tokenizer = AutoTokenizer.from_pretrained(model_path(self.spec.model))
-                length = self.spec.train.sequence_length
                 self._boundaries[boundary.name] = load_boundary(
-                    boundary.data, boundary.devices, tokenizer, length
+                    boundary.data, boundary.devices, load_tokenizer(self.spec.model), length
                 )
-        blocks = self._boundaries[boundary.name].training[name]
-        labels = np.where(blocks.counted, blocks.tokens[:, 1:].astype(np.int64), IGNORED)
-        return _Data(blocks, labels, Order(self.spec.seed, name, len(blocks)))
+            blocks = self._boundaries[boundary.name].training[name]
+            targets = np.where(blocks.counted, blocks.tokens[:, 1:].astype(np.int64), IGNORED)
+            return _BlockData(blocks, targets, Order(self.spec.seed, name, len(blocks)))
 
 
 class DeviceHalf:
@@ -286,13 +363,11 @@ class DeviceHalf:
             data = self._sources[name]
             chosen = data.order.take(self._cursor, train.batch_size * train.accumulation)
             self._cursor += chosen.size
-            self._counted = int(np.count_nonzero(data.blocks.counted[chosen]))
-            self._tokens += int(data.blocks.lengths[chosen].sum())
-            self._loss_tokens += self._counted
             parts = [chosen[at : at + self._micro] for at in range(0, chosen.size, self._micro)]
-            self._micros = [
-                Batch(data.blocks.tokens[part, :-1].astype(np.int64), data.labels[part]) for part in parts
-            ]
+            self._micros = [data.batch(part) for part in parts]
+            self._counted = sum(batch.counted for batch in self._micros)
+            self._tokens += data.read(chosen)
+            self._loss_tokens += self._counted
             return len(self._micros)
 
     def tokens_of(self, micro: int) -> int:
@@ -302,7 +377,10 @@ class DeviceHalf:
     def front(self, micro: int) -> bytes:
         """The activation behind the first blocks."""
         with self._lock:
-            hidden = self._part.front(micro, self._micros[micro], self._counted)
+            batch = self._micros[micro]
+            hidden = self._part.front(micro, batch, self._counted)
+            if batch.mask is not None:
+                return self.wire.pack_masked(UP_HIDDEN, self._step, micro, hidden, batch.mask)
             return self.wire.pack(UP_HIDDEN, self._step, micro, hidden)
 
     def back(self, micro: int, hidden: bytes) -> bytes:
@@ -341,11 +419,15 @@ class DeviceHalf:
         Logits are the last hidden state under one linear map that all devices share; the edge's output would be the
         state behind another block with every cut.
 
-        Predictions are taken at so many places spread evenly over the probe, the last one among them.
+        Predictions are taken at so many places spread evenly over the probe, the last one among them. Of a classifier
+        there is one prediction, of the whole probe; its head is the device's own, so the state stands for itself.
         """
         with self._lock:
             batch = self._probe_batches[probe]
             hidden = self.wire.unpack(DOWN_LOOK, 0, probe, data)
+            if self._shared.classifies:
+                self._looked_by_classifier(batch, hidden)
+                return
             logits = self._part.logits(batch, hidden)[0].astype(np.float64)
             places = np.linspace(0, len(logits) - 1, positions + 1)[1:].round().astype(np.intp)
             chosen = logits[places]
@@ -353,11 +435,20 @@ class DeviceHalf:
             self._pooled.append((logits.mean(axis=0) - logits.mean()).astype(np.float32))
             self._rows.append(chosen / chosen.sum(axis=1, keepdims=True))
 
+    def _looked_by_classifier(self, batch: Batch, hidden: Hidden) -> None:
+        logits = self._part.logits(batch, hidden).astype(np.float64)
+        chosen = np.exp(logits - logits.max(axis=1, keepdims=True))
+        self._pooled.append(self._part.last_state(batch, hidden)[0].mean(axis=0))
+        self._rows.append(chosen / chosen.sum(axis=1, keepdims=True))
+
     @property
     def seen(
         self,
     ) -> tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.float64]]] | None:
-        """Of this job's looks: float64[probes, vocabulary] and float64[rows, vocabulary]; None if there were none."""
+        """Of this job's looks: float64[probes, vocabulary] and float64[rows, vocabulary]; None if there were none.
+
+        Of a classifier: float64[probes, h] and float64[probes, labels].
+        """
         if not self._pooled:
             return None
         return np.stack(self._pooled).astype(np.float64), np.concatenate(self._rows)
@@ -451,7 +542,12 @@ class EdgeMiddles:
         """The activation behind the middle blocks. Raises `CodecError` for what is no such tensor."""
         with self._lock:
             part, wire = self._part(device), self._wires[device]
-            output = part.forward(device, micro, wire.unpack(UP_HIDDEN, step, micro, data))
+            mask: Mask | None = None
+            if self._shared.classifies:
+                hidden, mask = wire.unpack_masked(UP_HIDDEN, step, micro, data)
+            else:
+                hidden = wire.unpack(UP_HIDDEN, step, micro, data)
+            output = part.forward(device, micro, hidden, mask)
             return wire.pack(DOWN_HIDDEN, step, micro, output)
 
     def look(self, device: str, probe: int, data: bytes) -> bytes:

@@ -1,7 +1,8 @@
 """What an actor asks of local training, and what it gets back. Imports no torch.
 
 Vectors are the flat adapter of `echelon.messages.adapter`: float32[d]. Losses are sums of the negative
-log-likelihood per token in nats, so that sums over devices and windows are again sums.
+log-likelihood per token in nats, so that sums over devices and windows are again sums. Of a classifier they are sums
+over rows, and rows are what is counted with them: `loss_tokens`, and the `tokens` of an evaluation.
 """
 
 from __future__ import annotations
@@ -12,7 +13,13 @@ from typing import Annotated, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from echelon.config.training import AdapterSettings, DataSettings, ModelSettings, TrainSettings
+from echelon.config.training import (
+    AdapterSettings,
+    DataSettings,
+    ModelSettings,
+    TrainSettings,
+    check_task,
+)
 from echelon.messages.adapter import Factor, Vector
 
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -47,8 +54,8 @@ class TrainResult:
     """The adapter after the steps, float32[d], what it cost, and the state for the next task.
 
     `tokens` counts the tokens that were read (without padding), `loss_tokens` those that the loss counts
-    (fewer for conversations); `loss_sum` is their loss before each step, without the proximal term. `position` is
-    where the data that was read goes on.
+    (fewer for conversations; for a classifier rows); `loss_sum` is their loss before each step, without the proximal
+    term. `position` is where the data that was read goes on.
     """
 
     weights: Vector
@@ -63,19 +70,44 @@ class TrainResult:
 
 @dataclass(frozen=True, slots=True)
 class EvalResult:
-    """Sum of token losses in nats and how many tokens were counted; results of disjoint data add up."""
+    """Sum of token losses in nats and how many tokens were counted; results of disjoint data add up.
+
+    Of a classifier: sum of row losses, rows, and how many of them it told right (`correct`; None for a language model).
+    `read` is how many tokens went through the model, where that is not `tokens`.
+    """
 
     loss_sum: float
     tokens: int
+    correct: int | None = None
+    read: int | None = None
 
     def __add__(self, other: EvalResult) -> EvalResult:
-        """The result over both sets of tokens."""
-        return EvalResult(self.loss_sum + other.loss_sum, self.tokens + other.tokens)
+        """The result over both sets of tokens, or rows."""
+        return EvalResult(
+            self.loss_sum + other.loss_sum,
+            self.tokens + other.tokens,
+            _sum(self.correct, other.correct),
+            None if self.read is None and other.read is None else self.tokens_read + other.tokens_read,
+        )
 
     @property
     def loss(self) -> float:
-        """Mean loss in nats per token. Raises ZeroDivisionError for no tokens."""
+        """Mean loss in nats per token, or row. Raises ZeroDivisionError for no tokens."""
         return self.loss_sum / self.tokens
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of rows that a classifier told right; None for a language model, or without rows."""
+        return None if self.correct is None or not self.tokens else self.correct / self.tokens
+
+    @property
+    def tokens_read(self) -> int:
+        """Tokens that went through the model."""
+        return self.tokens if self.read is None else self.read
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    return other if one is None else one if other is None else one + other
 
 
 class Learner(Protocol):
@@ -135,6 +167,8 @@ class LearnerSpec(BaseModel):
             twice = sorted({name for name in given if given.count(name) > 1})
             if twice:
                 raise ValueError(f"two {kind} are called {twice[0]!r}; give each a name of its own")
+        for boundary in self.boundaries:
+            check_task(self.model, boundary.data, boundary.name)
         return self
 
     @property

@@ -7,17 +7,21 @@ import math
 import time
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from echelon.config.training import TrainSettings
+from echelon.config.training import DataSettings, TrainSettings, check_task
 from echelon.errors import ConfigError, TrainingError
 from echelon.messages.adapter import AdapterLayout, Factor, Vector, check_vector, factor_mask
-from echelon.training.data.boundary import BoundaryData, load_boundary
+from echelon.training.data.boundary import BoundaryData, load_boundary, load_rows
+from echelon.training.data.encode import encode_rows
 from echelon.training.data.packing import Blocks, Order
+from echelon.training.data.rows import Rows, longest_first, pad_rows, padding_of
+from echelon.training.data.sources import read_source
 from echelon.training.layout import FlatAdapter, as_tensor, to_numpy
 from echelon.training.learner import BoundarySpec, EvalResult, LearnerSpec, TrainResult, TrainTask
 from echelon.training.model import (
@@ -26,6 +30,7 @@ from echelon.training.model import (
     base_digest,
     initial_adapter,
     load_base,
+    whole_modules,
 )
 from echelon.training.state import TrainerState
 
@@ -55,6 +60,32 @@ def learning_rate(settings: TrainSettings, progress: float) -> float:
     return settings.lr * (settings.final_lr + (1 - settings.final_lr) * shape)
 
 
+Chosen = np.ndarray[tuple[int], np.dtype[np.intp]]
+Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+"""Tokens int[b, l]; targets int64[b, l], or classes int64[b]; what is attended to, bool[b, l], None: everything."""
+
+
+class Examples(Protocol):
+    """One device's training data, whatever the task."""
+
+    @property
+    def order(self) -> Order:
+        """In which it is read."""
+        ...
+
+    def counted(self, chosen: Chosen) -> int:
+        """Targets that the loss counts in these blocks or rows."""
+        ...
+
+    def read(self, chosen: Chosen) -> int:
+        """Their tokens, without padding."""
+        ...
+
+    def batch(self, part: torch.Tensor) -> Inputs:
+        """Those of one forward pass, int64[b] of places."""
+        ...
+
+
 @dataclass(frozen=True)
 class DeviceData:
     """One device's blocks as tensors on the compute device, and the order in which it reads them."""
@@ -63,6 +94,40 @@ class DeviceData:
     labels: torch.Tensor  # int64[n, L], IGNORED where the loss does not count
     blocks: Blocks
     order: Order
+
+    def counted(self, chosen: Chosen) -> int:
+        """See `Examples`."""
+        return int(np.count_nonzero(self.blocks.counted[chosen]))
+
+    def read(self, chosen: Chosen) -> int:
+        """See `Examples`."""
+        return int(self.blocks.lengths[chosen].sum())
+
+    def batch(self, part: torch.Tensor) -> Inputs:
+        """See `Examples`."""
+        return self.tokens[part, :-1], self.labels[part], None
+
+
+@dataclass(frozen=True)
+class RowData:
+    """One device's rows, for a classifier, and the order in which it reads them; batches go to the compute device."""
+
+    rows: Rows
+    order: Order
+    device: torch.device
+
+    def counted(self, chosen: Chosen) -> int:
+        """Each row counts once."""
+        return chosen.size
+
+    def read(self, chosen: Chosen) -> int:
+        """See `Examples`."""
+        return int(self.rows.lengths[chosen].sum())
+
+    def batch(self, part: torch.Tensor) -> Inputs:
+        """See `Examples`."""
+        tokens, labels, mask = (torch.from_numpy(array) for array in self.rows.batch(part.numpy()))
+        return tokens.to(self.device), labels.to(self.device), mask.to(self.device)
 
 
 @dataclass(frozen=True)
@@ -96,8 +161,10 @@ class TorchLearner:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         base, self.tokenizer = load_base(spec.model, self.device)
         self._check_fit(base)
-        self.model = attach_adapter(base, spec.adapter, spec.model.gradient_checkpointing)
+        self.task = spec.model.task
+        self.model = attach_adapter(base, spec.adapter, spec.model.gradient_checkpointing, self.task)
         self._flat = FlatAdapter(self.model)
+        self._heads = whole_modules(self.layout, self._flat.read())
         train = spec.train
         self._optimizer = torch.optim.AdamW(
             [self._flat.weights],
@@ -119,8 +186,9 @@ class TorchLearner:
         self._anchor = torch.zeros_like(self._flat.gradient)
         self._masks: dict[Factor, torch.Tensor] = {}
         self._boundary_of = spec.boundary_of
-        self._boundaries: dict[str, BoundaryData] = {}
-        self._devices: dict[str, DeviceData] = {}
+        self._boundaries: dict[str, BoundaryData[Blocks]] = {}
+        self._row_boundaries: dict[str, BoundaryData[Rows]] = {}
+        self._devices: dict[str, Examples] = {}
 
     def _check_fit(self, base: PreTrainedModel) -> None:
         length = self.spec.train.sequence_length
@@ -147,8 +215,8 @@ class TorchLearner:
         return self._flat.layout
 
     def initial_adapter(self) -> Vector:
-        """The genesis adapter, float32[d]: A from `base_seed`, B = 0."""
-        return initial_adapter(self.layout, self.spec.base_seed)
+        """The genesis adapter, float32[d]: A from `base_seed`, B = 0; a classifier's head as it was loaded."""
+        return initial_adapter(self.layout, self.spec.base_seed, self._heads)
 
     @cached_property
     def adapter_config_json(self) -> bytes:
@@ -160,7 +228,17 @@ class TorchLearner:
         """SHA-256 of the frozen weights; see `echelon.training.model.base_digest`."""
         return base_digest(self.model)
 
-    def boundary_data(self, boundary: str) -> BoundaryData:
+    def row_data(self, boundary: str) -> BoundaryData[Rows]:
+        """The rows of a boundary, of a classifier; read, split and dealt at the first call. Raises `ConfigError`."""
+        if boundary not in self._row_boundaries:
+            found, model = self._boundary(boundary), self.spec.model
+            check_task(model, found.data, boundary)
+            self._row_boundaries[boundary] = load_rows(
+                found.data, found.devices, self.tokenizer, self.spec.train.sequence_length, model.labels
+            )
+        return self._row_boundaries[boundary]
+
+    def boundary_data(self, boundary: str) -> BoundaryData[Blocks]:
         """The data of a boundary; read, split and packed at the first call. Raises `ConfigError`."""
         if boundary not in self._boundaries:
             self._boundaries[boundary] = self._load(self._boundary(boundary))
@@ -174,7 +252,7 @@ class TorchLearner:
             f"there is no boundary {name!r}; the run has {[b.name for b in self.spec.boundaries]}"
         )
 
-    def _load(self, boundary: BoundarySpec) -> BoundaryData:
+    def _load(self, boundary: BoundarySpec) -> BoundaryData[Blocks]:
         length = self.spec.train.sequence_length
         return load_boundary(boundary.data, boundary.devices, self.tokenizer, length)
 
@@ -183,8 +261,11 @@ class TorchLearner:
             raise ConfigError(f"there is no device {device!r} in the run")
         return self._boundary_of[device].name
 
-    def _device_data(self, device: str) -> DeviceData:
-        if device not in self._devices:
+    def _device_data(self, device: str) -> Examples:
+        if device not in self._devices and self.task == "classify":
+            rows = self.row_data(self._boundary_name(device)).training[device]
+            self._devices[device] = RowData(rows, Order(self.spec.seed, device, len(rows)), self.device)
+        elif device not in self._devices:
             blocks = self.boundary_data(self._boundary_name(device)).training[device]
             tokens, labels = self._tensors(blocks)
             order = Order(self.spec.seed, device, len(blocks))
@@ -221,8 +302,8 @@ class TorchLearner:
         for _ in range(task.steps):
             chosen = data.order.take(cursor, per_step)
             cursor += per_step
-            counted = int(np.count_nonzero(data.blocks.counted[chosen]))
-            tokens += int(data.blocks.lengths[chosen].sum())
+            counted = data.counted(chosen)
+            tokens += data.read(chosen)
             loss_tokens += counted
             loss_sum += self._step(data, chosen, counted, task.mu, frozen)
         weights = self._flat.read()
@@ -257,18 +338,18 @@ class TorchLearner:
 
     def _step(
         self,
-        data: DeviceData,
-        chosen: np.ndarray[tuple[int], np.dtype[np.intp]],
+        data: Examples,
+        chosen: Chosen,
         counted: int,
         mu: float,
         frozen: Frozen | None,
     ) -> torch.Tensor:
-        """One optimiser step on the blocks `chosen`; the sum of their token losses before it."""
+        """One optimiser step on the blocks or rows `chosen`; the sum of their losses before it."""
         settings = self.spec.train
         total = torch.zeros((), device=self.device)
         self._flat.gradient.zero_()
         for part in torch.from_numpy(chosen).split(settings.batch_size):
-            loss = self._loss_sum(data.tokens[part, :-1], data.labels[part])
+            loss = self._loss_sum(*data.batch(part))
             (loss / counted).backward()
             total += loss.detach()
         if mu:
@@ -296,18 +377,28 @@ class TorchLearner:
             self._masks[factor] = ~moving
         return self._masks[factor]
 
-    def _loss_sum(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Sum of the token losses in nats. int[b, l] inputs, int64[b, l] labels."""
-        logits = self.model(input_ids=inputs, use_cache=False).logits
+    def _loss_sum(
+        self, inputs: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Sum of the losses of tokens, or of a classifier's rows, in nats; see `Inputs`."""
+        logits = self.model(input_ids=inputs, attention_mask=mask, use_cache=False).logits
         return F.cross_entropy(
-            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+            logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
         )
 
     # ----------------------------------------------------------------------------------------- evaluation
 
     def evaluate(self, device: str, weights: Vector, max_tokens: int | None = None) -> EvalResult:
         """Loss on the device's slice of the validation split; 0 tokens if it has none. Raises
-        `TrainingError`."""
+        `TrainingError`.
+
+        At most about `max_tokens` tokens are read: of the blocks, or rows, every k-th.
+        """
+        if self.task == "classify":
+            rows = self.row_data(self._boundary_name(device)).validation[device]
+            if max_tokens is not None and len(rows):
+                rows = rows.every(-(-int(rows.lengths.sum()) // max_tokens))
+            return self._finite(device, self.score(rows, weights))
         blocks = self.boundary_data(self._boundary_name(device)).validation[device]
         if len(blocks) == 0:
             return EvalResult(0.0, 0)
@@ -315,12 +406,45 @@ class TorchLearner:
             # Every k-th block: the same ones each time, of every length.
             stride = -(-int(np.count_nonzero(blocks.counted)) // max_tokens)
             blocks = Blocks(blocks.tokens[::stride], blocks.counted[::stride], blocks.lengths[::stride])
-        found = self.loss_on(blocks, weights)
+        return self._finite(device, self.loss_on(blocks, weights))
+
+    @staticmethod
+    def _finite(device: str, found: EvalResult) -> EvalResult:
         if not math.isfinite(found.loss_sum):
             raise TrainingError(
                 f"device {device}: the validation loss is not finite; the weights are unusable"
             )
         return found
+
+    def score(self, rows: Rows, weights: Vector, batch: int | None = None) -> EvalResult:
+        """Loss and right answers of a classifier's adapter on rows; as `loss_on`."""
+        batch = batch or self.spec.train.batch_size
+        self._flat.load(weights)
+        self.model.eval()
+        data = RowData(rows, Order(0, "", len(rows)), self.device)
+        total, correct = 0.0, 0
+        with torch.no_grad():
+            for part in torch.arange(len(rows)).split(batch):
+                if not len(part):
+                    continue
+                tokens, labels, mask = data.batch(part)
+                logits = self.model(input_ids=tokens, attention_mask=mask).logits.float()
+                total += F.cross_entropy(logits, labels, reduction="sum").item()
+                correct += int((logits.argmax(-1) == labels).sum().item())
+        return EvalResult(total, len(rows), correct, int(rows.lengths.sum()))
+
+    def evaluate_source(self, data: DataSettings, weights: Vector) -> EvalResult:
+        """Loss and accuracy of a classifier on every row of a source, for instance a test set kept apart.
+
+        Raises `ConfigError` for a model that is no classifier, and for data as training does.
+        """
+        model, length = self.spec.model, self.spec.train.sequence_length
+        if model.task != "classify" or data.label_field is None:
+            raise ConfigError(
+                "rows of a source are scored with model.task = classify and a label_field: set both"
+            )
+        rows = encode_rows(read_source(data), self.tokenizer, model.labels, length)
+        return self.score(pad_rows(longest_first(rows), length, padding_of(self.tokenizer)), weights)
 
     def loss_on(self, blocks: Blocks, weights: Vector, batch: int | None = None) -> EvalResult:
         """Loss of the adapter on blocks that lie longest first, as `pack_validation` leaves them; may be no number.
@@ -351,8 +475,10 @@ class TorchLearner:
         """Greedy continuation of `prompt`, without the prompt, up to EOS or `max_new_tokens` tokens.
 
         Tokens that stand there already are made less likely (Keskar et al. 2019, CTRL, section 4.1), because a small
-        model that always takes the likeliest token soon repeats itself.
+        model that always takes the likeliest token soon repeats itself. Raises `ConfigError` for a classifier.
         """
+        if self.task == "classify":
+            raise ConfigError("a classifier does not continue texts; use a model of the task causal")
         self._flat.load(weights)
         self.model.eval()
         ids = self.tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]

@@ -1,4 +1,4 @@
-"""Load a causal language model, freeze it, and attach LoRA with PEFT."""
+"""Load a language model or a classifier, freeze it, and attach LoRA with PEFT."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,19 @@ import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from echelon.config.training import AdapterSettings, ModelSettings
 from echelon.errors import ConfigError
 from echelon.messages.adapter import AdapterLayout, Vector
+from echelon.training.data.rows import padding_of
 from echelon.training.layout import ADAPTER
 
 SHIPPED_NAME = "echelon:tiny"
@@ -30,6 +37,7 @@ SHIPPED = {SHIPPED_NAME: SHIPPED_PATH, "echelon:micro": SHIPPED_PATH.parent / "m
 """What ships: about 1M and 0.2M parameters. All of them use the tokenizer in `SHIPPED_PATH`."""
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_AUTO = {"causal": AutoModelForCausalLM, "classify": AutoModelForSequenceClassification}
 _IN_BLOCK = re.compile(r"\.\d+\.")
 _TASK_TYPES = {"causal": TaskType.CAUSAL_LM, "masked": None, "classify": TaskType.SEQ_CLS}
 
@@ -86,11 +94,16 @@ def read_config(settings: ModelSettings) -> dict[str, Any]:
     return config
 
 
+def load_tokenizer(settings: ModelSettings) -> Any:
+    """The model's tokenizer. Raises `ConfigError` when it cannot be loaded."""
+    with _refusals(settings, "that it is a language model"), _no_progress_bars():
+        return AutoTokenizer.from_pretrained(tokenizer_path(settings), **_options(settings))
+
+
 def load_base(settings: ModelSettings, device: torch.device) -> tuple[PreTrainedModel, Any]:
     """The frozen model and its tokenizer. Raises `ConfigError` when either cannot be loaded."""
-    with _refusals(settings, "that it is a causal language model"), _no_progress_bars():
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_path(settings), **_options(settings))
-    model = load_pretrained(AutoModelForCausalLM, settings, model_config(settings))
+    tokenizer = load_tokenizer(settings)
+    model = load_pretrained(_AUTO[settings.task], settings, model_config(settings))
     nn.Module.to(model, device)  # in place
     return model, tokenizer
 
@@ -98,13 +111,18 @@ def load_base(settings: ModelSettings, device: torch.device) -> tuple[PreTrained
 def model_config(settings: ModelSettings) -> Any:
     """The model's configuration, its own dropout switched off: only the adapter's setting decides.
 
-    Raises `ConfigError` when it cannot be read.
+    A classifier's has the run's labels, and the token that rows are padded with: families without a first token of
+    their own read the class off the last one that is not padding. Raises `ConfigError` when it cannot be read.
     """
     with _refusals(settings, "that it is a language model"):
         config = AutoConfig.from_pretrained(model_path(settings), **_options(settings))
     for name, value in config.to_dict().items():
         if name.endswith(("dropout", "pdrop", "dropout_prob")) and isinstance(value, float):
             setattr(config, name, 0.0)
+    if settings.task == "classify":
+        config.id2label = dict(enumerate(settings.labels))
+        config.label2id = {label: number for number, label in enumerate(settings.labels)}
+        config.pad_token_id = padding_of(load_tokenizer(settings))
     return config
 
 
@@ -116,7 +134,9 @@ def load_pretrained(
     A head that the files do not have, as when a language model becomes a classifier, is drawn from its own name: the
     same bits in every process. Raises `ConfigError` for files that cannot be read or lack a block's weights.
     """
-    quiet = _report_silent() if partial else contextlib.nullcontext()
+    # A classifier's head is made here when the files have none, and a language model's is not missed.
+    expected = partial or settings.task == "classify"
+    quiet = _report_silent() if expected else contextlib.nullcontext()
     with _refusals(settings, "that it is a language model of the wanted kind"), _no_progress_bars(), quiet:
         model, report = kind.from_pretrained(
             model_path(settings),
@@ -190,10 +210,12 @@ def _no_progress_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def attach_adapter(model: PreTrainedModel, settings: AdapterSettings, checkpointing: bool) -> PeftModel:
+def attach_adapter(
+    model: PreTrainedModel, settings: AdapterSettings, checkpointing: bool, task: str = "causal"
+) -> PeftModel:
     """The model with LoRA on its targets, in training mode. Raises `ConfigError` for an unknown target."""
     advice = _advice(model)
-    wrapped = attach_lora(model, settings, "causal", checkpointing)
+    wrapped = attach_lora(model, settings, task, checkpointing)
     if not isinstance(settings.targets, str):
         adapted = _adapted_layers(wrapped)
         unused = [
@@ -226,11 +248,21 @@ def attach_lora(
             wrapped = get_peft_model(model, config, adapter_name=ADAPTER)
     except ValueError as error:
         raise ConfigError(f"adapter targets {targets} cannot be used: {error}; {advice}") from error
+    for name, module in wrapped.named_modules():
+        if name.endswith(f".modules_to_save.{ADAPTER}"):
+            # A head that is trained stays in full precision, as adapters do, whatever the frozen weights are.
+            nn.Module.to(module, torch.float32)
+            module.register_forward_pre_hook(_in_full_precision)
     if checkpointing:
         with _known_warnings_silent():
             wrapped.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     wrapped.train()
     return wrapped
+
+
+def _in_full_precision(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    hidden, *others = inputs
+    return (hidden.float(), *others)
 
 
 def _advice(model: nn.Module) -> str:
@@ -259,13 +291,18 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
-def initial_adapter(layout: AdapterLayout, seed: int) -> Vector:
+def whole_modules(layout: AdapterLayout, vector: Vector) -> dict[str, Vector]:
+    """The tensors of an adapter that are no LoRA factors: of a classifier its head, which is trained whole; by key."""
+    return {key: part.copy() for key, part in layout.split(vector).items() if ".lora_" not in key}
+
+
+def initial_adapter(layout: AdapterLayout, seed: int, heads: Mapping[str, Vector] | None = None) -> Vector:
     """The genesis adapter, float32[d]: A uniform in +-1/sqrt(fan_in), B = 0, so the product is 0.
 
     The bound is PEFT's default (Kaiming uniform with a = sqrt(5), He et al. 2015). Each tensor has a
     stream of
     its own, drawn from PCG64 by seed and key: equal bits on every machine. For embeddings it is the other way
-    round, as in PEFT: A = 0.
+    round, as in PEFT: A = 0. Modules that are trained whole begin as in `heads`, by key, and at 0 without it.
     """
     vector = np.zeros(layout.dim, dtype=np.float32)
     for entry in layout.entries:
@@ -275,6 +312,8 @@ def initial_adapter(layout: AdapterLayout, seed: int) -> Vector:
             bound = np.float32(1 / math.sqrt(math.prod(entry.shape[1:])))
             draw = generator.random(entry.size, dtype=np.float32)
             vector[entry.offset : entry.offset + entry.size] = (draw * 2 - 1) * bound
+        elif heads is not None and entry.key in heads:
+            vector[entry.offset : entry.offset + entry.size] = heads[entry.key].ravel()
     return vector
 
 

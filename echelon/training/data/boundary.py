@@ -1,29 +1,33 @@
-"""All data of one boundary, ready for training: one call from settings to blocks per device."""
+"""All data of one boundary, ready for training: one call from settings to blocks, or rows, per device."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from echelon.config.training import DataSettings
 from echelon.errors import ConfigError
-from echelon.training.data.encode import Tokenizer, encode
+from echelon.training.data.encode import Document, Tokenizer, encode, encode_rows
 from echelon.training.data.packing import Blocks, pack_training, pack_validation
 from echelon.training.data.partition import deal, fill_empty_hands, shares_of
+from echelon.training.data.rows import Rows, longest_first, pad_rows, padding_of
 from echelon.training.data.sources import read_source
 from echelon.training.data.split import split, split_digest
 
+Part = TypeVar("Part")
+
 
 @dataclass(frozen=True)
-class BoundaryData:
-    """Blocks per device; the devices' validation slices together are the boundary's validation split.
+class BoundaryData(Generic[Part]):
+    """Blocks, or rows, per device; the devices' validation slices together are the boundary's validation split.
 
     `training_tokens` counts each device's tokens; `validation_digest` is the SHA-256 of the split, which does
     not depend on the devices or the partition.
     """
 
-    training: Mapping[str, Blocks]
-    validation: Mapping[str, Blocks]
+    training: Mapping[str, Part]
+    validation: Mapping[str, Part]
     training_tokens: Mapping[str, int]
     validation_tokens: int
     validation_digest: bytes
@@ -31,7 +35,7 @@ class BoundaryData:
 
 def load_boundary(
     settings: DataSettings, devices: Sequence[str], tokenizer: Tokenizer, sequence_length: int
-) -> BoundaryData:
+) -> BoundaryData[Blocks]:
     """Read, encode, split, deal and pack. Deterministic from the settings, the device list and the files.
 
     Raises `ConfigError` when there is no data, too little to split, or fewer documents than devices.
@@ -40,8 +44,53 @@ def load_boundary(
     if not isinstance(eos, int):
         raise ConfigError("the model's tokenizer has no end-of-sequence token; set `eos_token` in its files")
     documents = encode(read_source(settings), tokenizer)
+    return _dealt(
+        settings,
+        devices,
+        documents,
+        lambda hand: pack_training(hand, sequence_length, eos),
+        lambda hand: pack_validation(hand, sequence_length, eos),
+    )
+
+
+def load_rows(
+    settings: DataSettings,
+    devices: Sequence[str],
+    tokenizer: Tokenizer,
+    sequence_length: int,
+    labels: Sequence[str],
+) -> BoundaryData[Rows]:
+    """As `load_boundary` for a classifier: one row for each text, cut off at `sequence_length` tokens.
+
+    Raises `ConfigError` as that does, and for a label that is not one of `labels`.
+    """
+    pad = padding_of(tokenizer)
+    documents = encode_rows(read_source(settings), tokenizer, labels, sequence_length)
+    return _dealt(
+        settings,
+        devices,
+        documents,
+        lambda hand: pad_rows(hand, sequence_length, pad),
+        lambda hand: pad_rows(longest_first(hand), sequence_length, pad),
+        whole=True,
+    )
+
+
+def _dealt(
+    settings: DataSettings,
+    devices: Sequence[str],
+    documents: Sequence[Document],
+    pack: Callable[[Sequence[Document]], Part],
+    pack_held: Callable[[Sequence[Document]], Part],
+    *,
+    whole: bool = False,
+) -> BoundaryData[Part]:
     training, validation = split(
-        documents, settings.validation_fraction, settings.max_validation_tokens, settings.seed
+        documents,
+        settings.validation_fraction,
+        settings.max_validation_tokens,
+        settings.seed,
+        whole=whole,
     )
     count = len(devices)
     by_domain = settings.partition == "by-domain"
@@ -49,14 +98,8 @@ def load_boundary(
     hands = fill_empty_hands(deal(training, shares, count, settings.seed))
     held = deal(validation, shares, count, settings.seed)
     return BoundaryData(
-        training={
-            device: pack_training(hand, sequence_length, eos)
-            for device, hand in zip(devices, hands, strict=True)
-        },
-        validation={
-            device: pack_validation(hand, sequence_length, eos)
-            for device, hand in zip(devices, held, strict=True)
-        },
+        training={device: pack(hand) for device, hand in zip(devices, hands, strict=True)},
+        validation={device: pack_held(hand) for device, hand in zip(devices, held, strict=True)},
         training_tokens={
             device: sum(document.size for document in hand)
             for device, hand in zip(devices, hands, strict=True)

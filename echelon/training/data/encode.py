@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,11 +21,12 @@ _BATCH = 64
 class Tokenizer(Protocol):
     """What is used of a transformers tokenizer."""
 
+    pad_token_id: Any
     eos_token: Any
     eos_token_id: Any
     chat_template: Any
 
-    def __call__(self, text: list[str], *, add_special_tokens: bool, verbose: bool) -> Any:
+    def __call__(self, text: list[str], *, add_special_tokens: bool, verbose: bool, **options: Any) -> Any:
         """Token ids of each text under the key `input_ids`."""
         ...
 
@@ -36,12 +37,16 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Token ids int32[n] of one document; `counted` bool[n] marks the targets that the loss counts."""
+    """Token ids int32[n] of one document; `counted` bool[n] marks the targets that the loss counts.
+
+    `label` is the number of its class, for a classifier, whose loss counts documents and not tokens.
+    """
 
     id: str
     domain: str
     tokens: Tokens
     counted: Mask
+    label: int | None = None
 
     @property
     def size(self) -> int:
@@ -68,6 +73,39 @@ def encode(documents: Sequence[RawDocument], tokenizer: Tokenizer) -> list[Docum
             if mask.any():
                 encoded.append(Document(document.id, document.domain, tokens, mask))
     return encoded
+
+
+def encode_rows(
+    documents: Sequence[RawDocument], tokenizer: Tokenizer, labels: Sequence[str], length: int
+) -> list[Document]:
+    """Texts with a class each, as the tokenizer's own sequences of at most `length` tokens, special ones included.
+
+    The class is the place of the label in `labels`; texts that become no token are left out. Raises `ConfigError` for a
+    label that is not among them.
+    """
+    numbers = {label: number for number, label in enumerate(labels)}
+    encoded = []
+    for start in range(0, len(documents), _BATCH):
+        batch = documents[start : start + _BATCH]
+        texts = [_classified(document, numbers) for document in batch]
+        found = tokenizer(texts, add_special_tokens=True, verbose=False, truncation=True, max_length=length)
+        for document, ids in zip(batch, found["input_ids"], strict=True):
+            tokens = np.asarray(ids, dtype=np.int32)
+            if tokens.size:
+                counted, number = np.ones(tokens.size, np.bool_), numbers[str(document.label)]
+                encoded.append(Document(document.id, document.domain, tokens, counted, number))
+    return encoded
+
+
+def _classified(document: RawDocument, numbers: Mapping[str, int]) -> str:
+    if document.label not in numbers:
+        shown = ", ".join(list(numbers)[:10]) + (", …" if len(numbers) > 10 else "")
+        raise ConfigError(
+            f"{document.id}: label {document.label!r} is not one of model.labels ({shown}): correct the row, or add it"
+        )
+    if not isinstance(document.content, str):
+        raise ConfigError(f"{document.id}: a conversation has no class; use rows of text and label")
+    return document.content
 
 
 def _segments(document: RawDocument, tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:

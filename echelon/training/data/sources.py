@@ -29,11 +29,15 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class RawDocument:
-    """A text or a conversation. `id` is unique in its source; `domain` is what partitions group by."""
+    """A text or a conversation. `id` is unique in its source; `domain` is what partitions group by.
+
+    `label` is the class of a text, where there are such.
+    """
 
     id: str
     domain: str
     content: str | tuple[Turn, ...]
+    label: str | None = None
 
 
 def read_source(settings: DataSettings) -> list[RawDocument]:
@@ -168,6 +172,9 @@ def _row(settings: DataSettings, row: Any, where: str, domain: str) -> Iterator[
     """The document of one row, or none if it is empty."""
     if not isinstance(row, Mapping):
         raise ConfigError(f"{where} is not an object with fields")
+    label = None
+    if settings.label_field is not None:
+        label = domain = _label(row, settings.label_field, where)
     if settings.domain_field is not None:
         domain = str(_field(row, settings.domain_field, where))
     if settings.messages_field is not None:
@@ -178,7 +185,7 @@ def _row(settings: DataSettings, row: Any, where: str, domain: str) -> Iterator[
     else:
         text = _text(row, settings.text_field, where)
         if text.strip():
-            yield RawDocument(where, domain, text)
+            yield RawDocument(where, domain, text, label)
         return
     if any(turn.role == "assistant" and turn.content.strip() for turn in turns):
         yield RawDocument(where, domain, turns)
@@ -198,6 +205,15 @@ def _text(row: Mapping[str, Any], name: str, where: str) -> str:
     if not isinstance(value, str):
         raise ConfigError(f"{where}: field {name!r} is {type(value).__name__}, expected text")
     return value
+
+
+def _label(row: Mapping[str, Any], name: str, where: str) -> str:
+    value = _field(row, name, where)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise ConfigError(f"{where}: label {name!r} is {type(value).__name__}, expected text or an integer")
 
 
 def _turns(value: Any, where: str) -> tuple[Turn, ...]:

@@ -16,12 +16,13 @@ def rank(seed: int, purpose: str, name: str) -> bytes:
 
 
 def split(
-    documents: Sequence[Document], fraction: float, cap: int, seed: int
+    documents: Sequence[Document], fraction: float, cap: int, seed: int, *, whole: bool = False
 ) -> tuple[list[Document], list[Document]]:
     """(training, validation): disjoint, both non-empty, each in order of id.
 
     Validation takes documents in hash order while they fit into `fraction` of all tokens. If that is more
-    than `cap` tokens, each is shortened in proportion; what is cut off is not trained on either.
+    than `cap` tokens, each is shortened in proportion; what is cut off is not trained on either. `whole`: rather than
+    that, documents are left out, the last ones in hash order.
     Raises `ConfigError` for fewer than two documents.
     """
     if len(documents) < 2:
@@ -40,7 +41,23 @@ def split(
         held = [min(order, key=lambda document: document.size)]
     ids = {document.id for document in held}
     training = sorted((d for d in documents if d.id not in ids), key=lambda d: d.id)
+    if whole:
+        held = _fewer(held, cap)
     return training, _shorten(sorted(held, key=lambda d: d.id), cap)
+
+
+def _fewer(documents: list[Document], cap: int) -> list[Document]:
+    """The documents that fit into `cap` tokens, in the order given."""
+    kept = []
+    for document in documents:
+        if document.size <= cap:
+            kept.append(document)
+            cap -= document.size
+    if not kept:
+        raise ConfigError(
+            f"max_validation_tokens = {cap} is less than each of {len(documents)} validation rows; raise it"
+        )
+    return kept
 
 
 def _shorten(documents: list[Document], cap: int) -> list[Document]:
@@ -62,10 +79,15 @@ def _shorten(documents: list[Document], cap: int) -> list[Document]:
 
 
 def split_digest(validation: Sequence[Document]) -> bytes:
-    """SHA-256 over the documents in order: number of tokens u32, ids u32, one byte per token if counted."""
+    """SHA-256 over the documents in order: number of tokens u32, ids u32, one byte per token if counted.
+
+    With a label, u32, after each document that has one.
+    """
     digest = hashlib.sha256()
     for document in validation:
         digest.update(struct.pack("<I", document.size))
         digest.update(document.tokens.astype("<u4").tobytes())
         digest.update(document.counted.tobytes())
+        if document.label is not None:
+            digest.update(struct.pack("<I", document.label))
     return digest.digest()

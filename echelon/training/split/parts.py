@@ -290,6 +290,13 @@ class DevicePart:
             tokens, mask = torch.from_numpy(batch.tokens), _mask(batch.mask)
             return _array(self._trainer.runner.logits(self._last, leaf, tokens, mask))
 
+    def last_state(self, batch: Batch, hidden: Hidden) -> Hidden:
+        """The evaluated batch behind the last q blocks, before the final norm and the head: float32[b, L, h]."""
+        check_hidden(hidden, (*batch.tokens.shape, self.width), "hidden state of an evaluation")
+        leaf = torch.from_numpy(hidden.copy()).to(self.segment.dtype)
+        with self._trainer.looking():
+            return _array(self._trainer.runner.between(self._last, leaf, _mask(batch.mask)))
+
     def evaluate(self, batch: Batch, hidden: Hidden) -> tuple[float, int]:
         """Sum of the losses of an evaluated batch in nats, and how many targets it counts."""
         logits = torch.from_numpy(self.logits(batch, hidden)).flatten(0, -2)

@@ -165,3 +165,22 @@ def decode_mask(data: bytes, shape: Shape) -> npt.NDArray[np.bool_] | None:
     if bits[count:].any():
         raise CodecError("mask has bits beyond its last position")
     return bits[:count].astype(np.bool_).reshape(shape[:2])
+
+
+def decode_masked(data: bytes, limits: Limits) -> tuple[bytes, npt.NDArray[np.bool_]]:
+    """A tensor message with its mask behind it: the message, not decoded yet, and the mask bool[b, L].
+
+    Raises `CodecError` for bytes that do not end in the mask of the tensor that they begin with, or a row of it that
+    has no position, `LimitExceeded` for a shape that is more than is accepted.
+    """
+    if len(data) < _HEADER.size:
+        raise CodecError(f"tensor message of {len(data)} bytes is shorter than its header of {_HEADER.size}")
+    shape: Shape = _HEADER.unpack_from(data)[2:5]
+    limits.check(shape)
+    at = len(data) - _MASK.size - -(-shape[0] * shape[1] // 8)
+    if at < _HEADER.size:
+        raise CodecError(f"a tensor message of shape {list(shape)} comes without its mask")
+    mask = decode_mask(data[at:], shape)
+    if mask is None or not mask.any(axis=1).all():
+        raise CodecError("a mask attends to no position of a row: drop the micro-batch")
+    return data[:at], mask

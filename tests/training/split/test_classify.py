@@ -1,0 +1,188 @@
+"""The halves of a classifier, with data, frames' bytes and masks, against the same model trained in one piece."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from echelon.config.split import EncodingSettings
+from echelon.errors import CodecError, LimitExceeded
+from echelon.training.halves import DeviceHalf, EdgeMiddles, HalfTask, Halves, MiddleTask
+from echelon.training.learner import LearnerSpec, TrainTask
+from echelon.training.local import TorchLearner
+from echelon.training.split.compress import Exact
+from echelon.training.split.cut import Cut, device_indices, part_ranges
+from echelon.training.split.wire import Limits, decode_masked, encode, encode_mask
+from tests.classifiers import BLOCKS, WIDTH, data_of, model_of, save_model, write_rows
+
+EXACT = EncodingSettings(
+    up_activations="exact", down_activations="exact", up_gradients="exact", down_gradients="exact"
+)
+SECRET = bytes(range(32))
+MICRO = 3
+CUT = Cut(1, 1)
+
+
+@pytest.fixture(scope="module")
+def make_spec(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., LearnerSpec]:
+    root = tmp_path_factory.mktemp("halves")
+    rows = write_rows(root / "rows.jsonl", 60)
+    folders = {family: save_model(root / family, family) for family in ("bert", "llama")}
+
+    def make(family: str, **train: Any) -> LearnerSpec:
+        return LearnerSpec.model_validate(
+            {
+                "model": model_of(folders[family]),
+                "adapter": {"rank": 2, "alpha": 4},
+                "train": {"batch_size": 8, "sequence_length": 20, "lr": 1e-3, "schedule": "constant"} | train,
+                "boundaries": [{"name": "a", "devices": ["a0", "a1"], "data": data_of(rows)}],
+            }
+        )
+
+    return make
+
+
+class Pair:
+    """A device's half and an edge's middle, and the bytes between them."""
+
+    def __init__(self, spec: LearnerSpec, start: np.ndarray, base: np.ndarray, rank: int = 0) -> None:
+        self.shared = Halves(spec)
+        self.half = DeviceHalf(self.shared, "a0", CUT, MICRO, EXACT, rank, probes=2)
+        self.edge = EdgeMiddles(self.shared, EXACT, rank, MICRO)
+        basis = self.half.start(HalfTask(base, start, 0.1, 0.0, None, 1, SECRET))
+        self.edge.start(MiddleTask("a0", 1, CUT, base, start, 0.1, 0.0, None, SECRET, basis))
+        self.step = -1
+
+    def passes(self) -> int:
+        """One step's forward and backward passes, the forward ones first; the number of micro-batches."""
+        count, self.step = self.half.begin_step(), self.step + 1
+        hidden = [self.edge.forward("a0", self.step, micro, self.half.front(micro)) for micro in range(count)]
+        for micro in reversed(range(count)):
+            gradient = self.half.back(micro, hidden[micro])
+            self.half.front_backward(micro, self.edge.backward("a0", self.step, micro, gradient))
+        return count
+
+    def gradient(self) -> np.ndarray:
+        layout = self.shared.layout
+        whole = np.full(layout.dim, np.nan, np.float32)
+        whole[device_indices(layout, CUT, BLOCKS)] = self.half._part.gradient()
+        whole[part_ranges(layout, CUT, BLOCKS)["middle"]] = self.edge._part("a0").gradient("a0")
+        return whole
+
+
+def moved(learner: TorchLearner) -> np.ndarray:
+    draw = np.random.default_rng(2).standard_normal(learner.dim, dtype=np.float32)
+    return learner.initial_adapter() + np.float32(0.05) * draw
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_gradients_through_the_halves_are_those_of_the_whole_classifier(family, make_spec):
+    """Micro-batches of their own widths against one batch: the same loss by row, and the same gradient."""
+    learner = TorchLearner(make_spec(family, clip_norm=None))
+    start = moved(learner)
+    pair = Pair(learner.spec, start, start)
+    assert pair.shared.layout == learner.layout
+    assert pair.passes() == 3
+    found = learner.train(TrainTask("a0", start, start, 1, 0.1, 0.0))
+    expected = learner._flat.gradient.numpy()
+    assert np.abs(expected).max() > 1e-2
+    np.testing.assert_allclose(pair.gradient(), expected, rtol=0, atol=1e-5)
+    ended = pair.half.finish()
+    assert ended.loss_sum == pytest.approx(found.loss_sum, rel=1e-5)
+    assert (ended.tokens, ended.loss_tokens) == (found.tokens, found.loss_tokens) == (found.tokens, 8)
+
+
+@pytest.mark.parametrize(("family", "rank"), [("bert", 0), ("llama", 0), ("bert", 4)])
+def test_a_job_ends_where_the_whole_classifier_does(family, rank, make_spec):
+    """Steps, the clip over both sides, the proximal term; a secret rotation changes next to nothing."""
+    learner = TorchLearner(make_spec(family, clip_norm=0.5))
+    start = moved(learner)
+    base = learner.initial_adapter()
+    pair = Pair(learner.spec, start, base, rank)
+    for _ in range(4):
+        pair.passes()
+        pair.edge.step("a0", pair.half.step(pair.edge.norm2("a0")))
+    found = learner.train(TrainTask("a0", base, start, 4, 0.1, 0.0))
+    theirs, _ = pair.edge.finish("a0")
+    ended = pair.half.finish()
+    assert ended.loss_sum == pytest.approx(found.loss_sum, rel=1e-4)
+    difference = np.linalg.norm(ended.weights + theirs - found.weights)
+    assert difference <= 0.01 * np.linalg.norm(found.weights - start)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_without_the_mask_the_edge_would_compute_something_else(family, make_spec):
+    """What BERT's middle gives for a padded batch depends on the mask; a causal one has its padding behind."""
+    learner = TorchLearner(make_spec(family))
+    pair = Pair(learner.spec, moved(learner), moved(learner))
+    pair.half.begin_step()
+    batch = pair.half._micros[0]
+    assert not batch.mask.all()
+    wire = pair.half.wire
+    tensor = pair.half._part.look(batch)
+    part = pair.edge._part("a0")
+    masked, open_ = part.look("a0", tensor, batch.mask), part.look("a0", tensor)
+    assert bool(np.abs(masked - open_)[batch.mask].max() > 1e-3) == (family == "bert")
+    through = wire.unpack("down.hidden", 0, 0, pair.edge.forward("a0", 0, 0, pair.half.front(0)))
+    np.testing.assert_allclose(through[batch.mask], masked[batch.mask], rtol=0, atol=1e-6)
+
+
+def test_probes_show_the_last_state_and_the_classes(make_spec):
+    learner = TorchLearner(make_spec("bert"))
+    pair = Pair(learner.spec, moved(learner), moved(learner))
+    for probe in range(2):
+        pair.half.looked(probe, pair.edge.look("a0", probe, pair.half.look(probe)), 4)
+    pooled, rows = pair.half.seen
+    assert pooled.shape == (2, WIDTH)
+    assert rows.shape == (2, 3)
+    np.testing.assert_allclose(rows.sum(axis=1), 1)
+    learner._flat.load(moved(learner))
+    tokens = pair.shared.probe_tokens(2)[1]
+    import torch
+
+    with torch.no_grad():
+        own = learner.model.eval()(input_ids=torch.from_numpy(tokens)).logits.softmax(-1)
+    np.testing.assert_allclose(rows[1], own[0].numpy(), atol=1e-5)
+
+
+# --------------------------------------------------------------------------------------------- the wire
+
+KEY = bytes(16)
+LIMITS = Limits(4, 2, 8)
+
+
+def message(mask: np.ndarray | None, shape: tuple[int, int, int] = (2, 8, 4)) -> bytes:
+    return encode(np.ones(shape, np.float32), Exact(), KEY) + encode_mask(mask)
+
+
+def test_a_mask_goes_behind_its_tensor():
+    mask = np.arange(8) < np.array([[3], [8]])
+    plain = encode(np.ones((2, 8, 4), np.float32), Exact(), KEY)
+    tensor, found = decode_masked(message(mask), LIMITS)
+    assert tensor == plain
+    np.testing.assert_array_equal(found, mask)
+
+
+def test_what_is_no_tensor_with_its_mask_is_refused():
+    mask = np.ones((2, 8), np.bool_)
+    good = message(mask)
+    empty = mask.copy()
+    empty[1] = False
+    for bad in (b"", good[:20], message(None), good[:-1], good + b"\0", message(mask.T), message(empty)):
+        with pytest.raises(CodecError):
+            decode_masked(bad, LIMITS)
+    with pytest.raises(LimitExceeded):
+        decode_masked(message(np.ones((3, 8), np.bool_), (3, 8, 4)), LIMITS)
+
+
+def test_an_edge_refuses_a_tensor_without_its_mask(make_spec):
+    learner = TorchLearner(make_spec("bert"))
+    pair = Pair(learner.spec, moved(learner), moved(learner))
+    pair.half.begin_step()
+    good = pair.half.front(0)
+    with pytest.raises(CodecError):
+        pair.edge.forward("a0", 0, 0, good[:-13])
+    assert pair.edge.forward("a0", 0, 0, good)
