@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from pydantic import ValidationError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from echelon.config.training import DataSettings, ModelSettings
 from echelon.errors import ConfigError
+from echelon.messages.adapter import adapter_files
 from echelon.training.data.boundary import load_rows
 from echelon.training.data.packing import Order
-from echelon.training.data.rows import pad_rows, padding_of
+from echelon.training.data.rows import Rows, pad_rows, padding_of
 from echelon.training.halves import Halves
 from echelon.training.learner import EvalResult, LearnerSpec, TrainTask
 from echelon.training.local import TorchLearner
@@ -263,6 +265,24 @@ def test_a_classifier_does_not_continue_texts(folders, rows):
     learner = TorchLearner(spec_of(folders["llama"], rows))
     with pytest.raises(ConfigError, match="does not continue texts"):
         learner.generate(learner.initial_adapter(), "goal", 3)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_the_exported_adapter_brings_its_head_along(family, folders, rows, tmp_path):
+    learner = TorchLearner(spec_of(folders[family], rows))
+    weights = learner.train(task(learner, 3)).weights
+    for name, content in adapter_files(learner.layout, learner.adapter_config_json, weights).items():
+        (tmp_path / name).write_bytes(content)
+    own = AutoModelForSequenceClassification.from_pretrained(folders[family], num_labels=3)
+    own.config.pad_token_id = padding_of(learner.tokenizer)
+    loaded = PeftModel.from_pretrained(own, tmp_path).eval()
+    tokens, labels, mask = learner.row_data("a").validation["a0"].batch(np.arange(6))
+    with torch.no_grad():
+        logits = loaded(input_ids=torch.from_numpy(tokens), attention_mask=torch.from_numpy(mask)).logits
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels), reduction="sum").item()
+    six = learner.row_data("a").validation["a0"]
+    first = Rows(six.tokens[:6], six.lengths[:6], six.labels[:6], six.most)
+    assert learner.score(first, weights).loss_sum == pytest.approx(loss, rel=1e-5)
 
 
 def test_results_of_slices_add_up():
