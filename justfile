@@ -31,7 +31,7 @@ kafka-up *BOUNDARIES="web system":
 kafka-down:
     python -m echelon.testing.kafka down --folder .kafka
 
-# run the quickstart federation as 13 processes on three Kafka brokers into runs/kafka-demo
+# run a federation on Kafka, every actor a process (default: the quickstart's 13), into runs/kafka-NAME
 demo-kafka *ARGS:
     python scripts/demo_kafka.py "$@"
 

@@ -1,9 +1,11 @@
-"""The quickstart federation on three Kafka brokers, every actor a process of its own.
+"""A federation on Kafka brokers of this machine, every actor a process of its own: the quickstart, or any run file.
 
-python scripts/demo_kafka.py [--run examples/quickstart.yaml] [--folder .kafka] [--out runs/kafka-demo]
+python scripts/demo_kafka.py [RUN.yaml] [--folder .kafka] [--out runs/kafka-NAME] [--set A.B=VALUE]
 
 Starts the native stack if it is not up, makes a deployment, creates topics and access rules, starts every service,
 follows the exchange as its auditor, evaluates the adapter, and has the audit check the broker and an export of it.
+A run file of the virtual clock runs in real time here. The final loss is compared with that of an embedded run of the
+same settings, where there is one.
 Exit codes: 0 good; 1 something is not as it must be; 2 wrong configuration; 130 stopped by Ctrl-C.
 """
 
@@ -37,7 +39,7 @@ from echelon.cli import closing
 from echelon.cli.output import change, count, duration, show_error, size
 from echelon.config.run import RunSettings, load
 from echelon.errors import ConfigError, EchelonError
-from echelon.federation.brokers import EXCHANGE, load_brokers
+from echelon.federation.brokers import EXCHANGE, BrokerMap, load_brokers
 from echelon.federation.compute import Compute, Facts
 from echelon.federation.deploy import AUDITOR, OPERATOR, Deployment, deploy
 from echelon.messages.adapter import Vector
@@ -52,6 +54,10 @@ MOST_SECONDS = 3600.0
 GOOD, FAILED, USAGE, STOPPED = 0, 1, 2, 130
 TOLERANCE = 0.02
 """Largest relative difference of the final loss from the embedded run's."""
+HARMLESS = {name: True for name in ("name", "clock", "compute", "cost", "simulation", "logging")} | {
+    "window": {"deadline": True, "round_timeout": True, "patience": True}
+}
+"""Settings that two runs may have different and still be held against each other."""
 
 
 @dataclass(frozen=True)
@@ -60,28 +66,47 @@ class Order:
 
     run: Path
     folder: Path
-    out: Path
+    out: Path | None
     overrides: tuple[str, ...]
-    compare: Path
+    compare: Path | None
 
 
 def arguments(given: Sequence[str] | None = None) -> Order:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        description="The quickstart federation on Kafka brokers of this machine."
+        description="A federation on Kafka brokers of this machine, every actor a process of its own."
     )
-    parser.add_argument("--run", type=Path, default=Path("examples/quickstart.yaml"), help="run file")
+    parser.add_argument(
+        "run", type=Path, nargs="?", default=Path("examples/quickstart.yaml"), help="run file"
+    )
     parser.add_argument("--folder", type=Path, default=Path(".kafka"), help="folder of the native stack")
-    parser.add_argument("--out", type=Path, default=Path("runs/kafka-demo"), help="deployment and results")
+    parser.add_argument("--out", type=Path, help="deployment and results; default: runs/kafka-NAME")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=VALUE")
     parser.add_argument(
-        "--compare",
-        type=Path,
-        default=Path("runs/quickstart/summary.json"),
-        help="summary of an embedded run",
+        "--compare", type=Path, help="summary of an embedded run; default: runs/NAME/summary.json"
     )
-    chosen = parser.parse_args(given)
-    return Order(chosen.run, chosen.folder, chosen.out, tuple(chosen.overrides), chosen.compare)
+    found = parser.parse_args(given)
+    return Order(found.run, found.folder, found.out, tuple(found.overrides), found.compare)
+
+
+def in_real_time(settings: RunSettings) -> RunSettings:
+    """The run file as processes can run it: on the real clock."""
+    return settings.model_copy(update={"clock": "real"})
+
+
+def chosen(known: BrokerMap, names: Sequence[str]) -> BrokerMap:
+    """The brokers of a run's boundaries, of a stack that may have those of others, too."""
+    return known.model_copy(update={"boundaries": {name: known.boundaries[name] for name in names}})
+
+
+def unlike(here: RunSettings, there: RunSettings) -> list[str]:
+    """Settings in which two runs differ so that their losses need not be alike; the budget first.
+
+    The clock, and what says where and how fast a run computes, is no such setting.
+    """
+    mine, other = (settings.model_dump(exclude=HARMLESS) for settings in (here, there))
+    names = [name for name in mine if mine[name] != other[name]]
+    return sorted(names, key=lambda name: name != "budget")
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -105,11 +130,16 @@ class Demo:
     def __init__(self, order: Order) -> None:
         self.order = order
         self.console = Console(highlight=False)
-        self.settings: RunSettings = load(order.run, order.overrides)
+        self.written = load(order.run, order.overrides)
+        self.settings = in_real_time(self.written)
+        self.out = order.out or Path("runs") / f"kafka-{self.settings.name}"
+        self.summary = order.compare or Path("runs") / self.settings.name / "summary.json"
 
     def run(self) -> int:
         """Everything, in order."""
         names = [boundary.name for boundary in self.settings.boundaries]
+        if self.written.clock != self.settings.clock:
+            self._say(f"{self.order.run} has the virtual clock, which is for one process: this is real time")
         self._say(f"brokers: {self.order.folder}")
         stack = Stack(self.order.folder, [EXCHANGE, *names], first_port=FIRST_PORT)
         stack.up()
@@ -118,8 +148,8 @@ class Demo:
         compute = Compute(self.settings)
         try:
             facts = asyncio.run(_facts(compute))
-            self._move_aside(self.order.out)
-            made = deploy(self.settings, load_brokers(stack.brokers_yaml), self.order.out, facts)
+            self._move_aside(self.out)
+            made = deploy(self.settings, chosen(load_brokers(stack.brokers_yaml), names), self.out, facts)
             self._say(f"deployment: {made.folder}, manifest {made.manifest_sha256[:16]}…")
             before = asyncio.run(_losses(compute, names, facts.initial))
         finally:
@@ -273,10 +303,29 @@ class Demo:
             "brokers": f"run on; stop them: ./justw kafka-down ({self.order.folder})",
         }
         closing.show(self.console, closing.Outcome.model_validate(summary), shown)
-        if not self.order.compare.exists():
-            self._say(f"\n no {self.order.compare} to compare with; `./justw demo` makes it")
+        return self.held_against(summary)
+
+    def held_against(self, summary: dict[str, Any]) -> list[str]:
+        """Compare final losses with those of the embedded run, if there is one of the same settings; the faults."""
+        if not self.summary.exists():
+            self._say(f"\n no {self.summary} to compare with; {self._embedded()}")
             return []
-        return self._compare(summary, json.loads(self.order.compare.read_text()))
+        config = self.summary.with_name("config.yaml")
+        differ = unlike(self.settings, load(config)) if config.exists() else []
+        if differ:
+            self._say(
+                f"\n not compared with {self.summary}: that run has other settings of {', '.join(differ)}; "
+                f"{self._embedded()}"
+            )
+            return []
+        return self._compare(summary, json.loads(self.summary.read_text()))
+
+    def _embedded(self) -> str:
+        """How to make a run to compare with."""
+        change = "".join(f" --set {override}" for override in self.order.overrides)
+        return (
+            f"`echelon run {self.order.run}{change} --out {self.summary.parent}` makes one (in a new folder)"
+        )
 
     def _compare(self, here: dict[str, Any], there: dict[str, Any]) -> list[str]:
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
@@ -290,7 +339,7 @@ class Demo:
             table.add_row(f" {name}", f"{other:.4f}", f"{loss:.4f}", change(other, loss))
             if abs(loss - other) > TOLERANCE * other:
                 faults.append(
-                    f"final loss of {name} is {loss:.4f} and {other:.4f} in {self.order.compare}: more than "
+                    f"final loss of {name} is {loss:.4f} and {other:.4f} in {self.summary}: more than "
                     f"{TOLERANCE:.0%} apart"
                 )
         rates = (there.get("tokens_per_s") or 0.0, here.get("tokens_per_s") or 0.0)
