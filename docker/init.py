@@ -19,14 +19,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import yaml
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from echelon.config.run import load
+from echelon.config.run import RunSettings, load
 from echelon.errors import ConfigError
 from echelon.federation.pki import BROKER, Authority
 from echelon.provision.server import Listening, render
@@ -55,12 +55,31 @@ def host_of(broker: str) -> str:
 
 
 class Places:
-    """The folders that containers mount."""
+    """The folders that containers mount.
 
-    def __init__(self, folder: Path, boundaries: tuple[str, ...]) -> None:
+    Args:
+        folder: where the volumes are mounted.
+        boundaries: their names.
+        edges: ids of a boundary's edges, by its name; a boundary without an entry has none.
+    """
+
+    def __init__(
+        self, folder: Path, boundaries: tuple[str, ...], edges: Mapping[str, tuple[str, ...]] | None = None
+    ) -> None:
         self.folder = folder
+        self.edges = dict(edges or {})
         self.owner = folder / "owner"
         self.brokers = (EXCHANGE, *boundaries)
+
+    @classmethod
+    def of(cls, folder: Path, settings: RunSettings) -> Places:
+        """Those of a run file."""
+        edges = {
+            boundary.name: tuple(edge.id for edge in boundary.split.edge_list())
+            for boundary in settings.boundaries
+            if boundary.split is not None
+        }
+        return cls(folder, tuple(boundary.name for boundary in settings.boundaries), edges)
 
     def broker(self, name: str) -> Path:
         """Of a broker's own files."""
@@ -71,6 +90,8 @@ class Places:
         for broker in self.brokers:
             for role in EXCHANGE_ROLES if broker == EXCHANGE else BOUNDARY_ROLES:
                 yield broker, role
+            for edge in self.edges.get(broker, ()):
+                yield broker, f"edges/{edge}"
 
     def all(self) -> list[Path]:
         """Every folder that must be a mounted volume."""
@@ -86,7 +107,8 @@ class Places:
         if missing:
             raise ConfigError(
                 f"there is no {missing[0]} ({len(missing)} folders are missing): mount a volume there; the run file "
-                f"names the boundaries {', '.join(self.brokers[1:])}, and compose.yaml has volumes for a and b"
+                f"names the boundaries {', '.join(self.brokers[1:])}, and compose.yaml has volumes for a and b; "
+                "edges have theirs in compose.split.yaml"
             )
 
 
@@ -235,7 +257,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.umask(0o077)
     try:
         settings = load(given.run)
-        places = Places(given.folder, tuple(boundary.name for boundary in settings.boundaries))
+        places = Places.of(given.folder, settings)
         places.check()
         become_owner(places)
         done = places.owner / DONE

@@ -56,8 +56,9 @@ def deploy_command(
         typer.echo("exchange       controller, auditor, operator, admin")
         for boundary in settings.boundaries:
             slots = len(boundary.device_list())
+            edges = "".join(f", edges/{name.partition('.')[2]}" for name in boundary.edge_names())
             typer.echo(
-                f"{boundary.name:<14} aggregator, gate, devices ({slots} slots), auditor, operator, admin"
+                f"{boundary.name:<14} aggregator, gate, devices ({slots} slots){edges}, auditor, operator, admin"
             )
         if made.requests:
             typer.echo(

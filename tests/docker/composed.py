@@ -12,6 +12,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "docker"
 MAIN, MONITORING, GPU = "compose.yaml", "compose.monitoring.yaml", "compose.gpu.yaml"
+SPLIT = "compose.split.yaml"
+RUN, SPLIT_RUN = DOCKER / "run.yaml", DOCKER / "run.split.yaml"
 RESTART_JOB = "no"
 
 _VARIABLE = re.compile(r"\$\{([A-Z_]+):-([^}]*)\}")
@@ -99,7 +101,31 @@ class Project:
         return {name: fields or {} for name, fields in self.fields.get("networks", {}).items()}
 
 
-def load(name: str = MAIN) -> Project:
-    """A compose file of docker/."""
-    text = (DOCKER / name).read_text("utf-8")
-    return Project(yaml.safe_load(_VARIABLE.sub(lambda found: found[2], text)))
+def load(*names: str) -> Project:
+    """Compose files of docker/, each over those before it; compose.yaml alone if none is named."""
+    fields: dict[str, Any] = {}
+    for name in names or (MAIN,):
+        text = (DOCKER / name).read_text("utf-8")
+        fields = over(fields, yaml.safe_load(_VARIABLE.sub(lambda found: found[2], text)))
+    return Project(fields)
+
+
+def over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Two compose files as one: maps are merged, and a service's mounts by what they are mounted at.
+
+    Raises:
+        ValueError: a list other than of mounts stands in both, whose merging differs from key to key.
+    """
+    found = dict(below)
+    for key, value in above.items():
+        old = below.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            found[key] = over(old, value)
+        elif key == "volumes" and isinstance(old, list):
+            by_target = {entry.split(":")[1]: entry for entry in (*old, *value)}
+            found[key] = list(by_target.values())
+        elif isinstance(old, list) and old != value:
+            raise ValueError(f"{key!r} is a list in two files: say here how compose merges it")
+        else:
+            found[key] = value
+    return found

@@ -1,10 +1,11 @@
 """Runs compose.yaml without an engine: every service's own command, environment, user, mounts and networks.
 
-    python -m tests.docker.rehearse [--commits 3] [--folder DIR]        (as root, on Linux, with Java)
+    python -m tests.docker.rehearse [--split] [--commits 3] [--folder DIR]        (as root, on Linux, with Java)
 
 Three networks without a way between them, a broker on each, four devices a boundary; on the way a replica joins and
 another leaves, every certificate is renewed, and the exchange's broker is restarted. Says what it saw; exit status 1
-when anything was not as it should be. See `containers` for what is not docker's here.
+when anything was not as it should be. With `--split` compose.split.yaml stands over it: an edge in each boundary. See
+`containers` for what is not docker's here.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
 
-from tests.docker.composed import DOCKER, Service, load
+from tests.docker.composed import MAIN, RUN, SPLIT, SPLIT_RUN, Service, load
 from tests.docker.containers import Container, Image, Net, enter
 
 MODULE = "tests.docker.rehearse"
@@ -46,10 +47,11 @@ PLANES = {"a": "boundary-a", "b": "boundary-b", "exchange": "exchange"}
 class Rehearsal:
     """One run of the whole project."""
 
-    def __init__(self, folder: Path, jars: Path, run_file: Path, commits: int) -> None:
+    def __init__(self, folder: Path, jars: Path, run_file: Path, commits: int, files: Sequence[str]) -> None:
         self.folder, self.jars, self.original, self.commits = folder, jars, run_file, commits
-        self.services = load().services
-        self.net = Net(list(load().networks))
+        project = load(*files)
+        self.services = project.services
+        self.net = Net(list(project.networks))
         self.image = Image(folder / "image")
         self.run_file = folder / "run.yaml"
         self.running: dict[str, Container] = {}
@@ -259,11 +261,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--folder", type=Path, help="keep volumes and logs there (default: a new folder in /tmp)"
     )
-    parser.add_argument("--run", type=Path, default=DOCKER / "run.yaml", help="another run file")
+    parser.add_argument("--split", action="store_true", help="compose.split.yaml over compose.yaml")
+    parser.add_argument("--run", type=Path, help="another run file than the compose file's own")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
+    files, run = ((MAIN, SPLIT), SPLIT_RUN) if given.split else ((MAIN,), RUN)
+    run = given.run or run
     if given.inside is not None:
-        return Rehearsal(given.folder, given.inside, given.run, given.commits).play()
+        return Rehearsal(given.folder, given.inside, run, given.commits, files).play()
 
     from echelon.testing.kafka_artifacts import jars
 
@@ -271,7 +276,8 @@ def main(arguments: list[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     print(f"volumes and logs are in {folder}", flush=True)
     Image(folder / "image").build()
-    inside = ["--inside", str(jars()), "--folder", str(folder.absolute()), "--run", str(given.run.absolute())]
+    inside = ["--inside", str(jars()), "--folder", str(folder.absolute()), "--run", str(run.absolute())]
+    inside += ["--split"] if given.split else []
     return enter(MODULE, [*inside, "--commits", str(given.commits)])
 
 

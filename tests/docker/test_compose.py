@@ -8,8 +8,9 @@ from collections import defaultdict
 import pytest
 import yaml
 
+from echelon.config.run import load as load_run
 from echelon.services.config import ServiceConfig
-from tests.docker.composed import GPU, MAIN, MONITORING, Service, load
+from tests.docker.composed import GPU, MAIN, MONITORING, RUN, SPLIT, SPLIT_RUN, Mount, Service, load
 from tests.docker.initialiser import init
 
 PROJECT = load()
@@ -159,9 +160,11 @@ def test_memory_and_logs_are_bounded(service: Service) -> None:
     assert set(service.fields["logging"]["options"]) == {"max-size", "max-file"}
 
 
-@pytest.mark.parametrize("name", [MAIN, MONITORING])
+@pytest.mark.parametrize("name", [MAIN, MONITORING, SPLIT])
 def test_images_are_pinned(name: str) -> None:
     for service in load(name).services.values():
+        if service.name == "init" and name == SPLIT:
+            continue  # mounts alone
         assert re.fullmatch(r"[a-z/]+:v?\d+\.\d+\.\d+", service.image), service.image
 
 
@@ -283,6 +286,75 @@ def test_overrides_change_no_network_user_or_mount_of_a_service() -> None:
             if service.name in SERVICES:
                 assert service.fields.keys() == {"deploy"}, (name, service.name)
     assert set(load(MONITORING).services) & set(SERVICES) == set()
+
+
+# ------------------------------------------------------------------------------------------------------------- edges
+
+SPLIT_SERVICES = load(MAIN, SPLIT).services
+EDGES = {"edge-0-a": "a", "edge-0-b": "b"}
+
+
+def test_the_split_override_adds_edges_and_mounts_and_changes_nothing_else() -> None:
+    assert set(SPLIT_SERVICES) == {*SERVICES, *EDGES}
+    assert {
+        name: service for name, service in SPLIT_SERVICES.items() if name in SERVICES and name != "init"
+    } == {name: service for name, service in SERVICES.items() if name != "init"}
+    before, after = SERVICES["init"], SPLIT_SERVICES["init"]
+    assert {**after.fields, "volumes": ()} == {**before.fields, "volumes": ()}
+    added = {
+        Mount(f"conf-{name}", f"/deployment/{plane}/edges/edge-0", False) for name, plane in EDGES.items()
+    }
+    run = Mount("./run.split.yaml", "/etc/echelon/run.yaml", True)
+    assert {*after.mounts} - {*before.mounts} == {*added, run}
+    assert {*before.mounts} - {*after.mounts} == {Mount("./run.yaml", "/etc/echelon/run.yaml", True)}
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_an_edge_has_the_rights_life_and_place_of_its_boundarys_services(name: str) -> None:
+    edge, other = SPLIT_SERVICES[name], SERVICES[f"aggregator-{EDGES[name]}"]
+    same = (
+        "cap_drop",
+        "security_opt",
+        "logging",
+        "image",
+        "user",
+        "read_only",
+        "tmpfs",
+        "restart",
+        "healthcheck",
+    )
+    same += ("stop_grace_period", "networks", "depends_on")
+    assert {key: edge.fields[key] for key in same} == {key: other.fields[key] for key in same}
+    assert edge.fields.keys() == other.fields.keys()
+    assert edge.environment == SERVICES[f"device-{EDGES[name]}"].environment
+    assert edge.mounts == (
+        Mount(f"conf-{name}", "/etc/echelon", True),
+        Mount(f"state-{name}", "/var/lib/echelon", False),
+    )
+    holders = {
+        one.name for one in SPLIT_SERVICES.values() for mount in one.mounts if mount.source == f"conf-{name}"
+    }
+    assert holders == {"init", name}
+
+
+def test_volumes_of_edges_are_declared_and_used() -> None:
+    project = load(MAIN, SPLIT)
+    used = {mount.source for one in project.services.values() for mount in one.mounts if mount.named}
+    assert used == set(project.fields["volumes"])
+
+
+def test_init_mounts_a_volume_for_every_edge_of_its_run_file() -> None:
+    places = init.Places.of(init.Path("/deployment"), load_run(SPLIT_RUN))
+    mounted = {mount.target for mount in SPLIT_SERVICES["init"].mounts if mount.named}
+    assert mounted == {str(path) for path in places.all()}
+    assert {"/deployment/a/edges/edge-0", "/deployment/b/edges/edge-0"} < mounted
+
+
+def test_the_split_run_is_the_other_one_but_for_its_edges() -> None:
+    plain, split = load_run(RUN), load_run(SPLIT_RUN)
+    assert all(boundary.split is not None for boundary in split.boundaries)
+    whole = tuple(boundary.model_copy(update={"split": None}) for boundary in split.boundaries)
+    assert split.model_copy(update={"boundaries": whole, "name": plain.name}) == plain
 
 
 def test_the_gpu_override_is_for_devices_alone() -> None:

@@ -12,7 +12,7 @@ import typer
 
 from echelon.cli.app import app
 from echelon.services.config import ServiceConfig
-from tests.docker.composed import GPU, MAIN, MONITORING, ROOT, load
+from tests.docker.composed import GPU, MAIN, MONITORING, ROOT, SPLIT, load
 from tests.docker.initialiser import init
 from tests.docker.test_monitoring import EXPORTED
 
@@ -45,10 +45,10 @@ def test_every_command_of_ours_is_one(words: list[str]) -> None:
 
 @pytest.mark.parametrize("words", words_after("docker compose"), ids=" ".join)
 def test_every_compose_command_names_files_and_services_that_are_there(words: list[str]) -> None:
-    known = {*load().services, *load(MONITORING).services}
+    known = {*load(MAIN, SPLIT).services, *load(MONITORING).services}
     for before, word in pairwise(words):
         if before == "-f":
-            assert word in {f"docker/{name}" for name in (MAIN, MONITORING, GPU)}
+            assert word in {f"docker/{name}" for name in (MAIN, MONITORING, GPU, SPLIT)}
         if before == "--scale":
             assert word.partition("=")[0] in known
     if "run" in words and "--rm" in words:

@@ -14,8 +14,15 @@ from cryptography import x509
 
 from echelon.config.run import load as load_run
 from echelon.errors import ConfigError
-from echelon.services.config import AggregatorConfig, ControllerConfig, DeviceConfig, GateConfig, load_service
-from tests.docker.composed import DOCKER, ROOT, Service, load
+from echelon.services.config import (
+    AggregatorConfig,
+    ControllerConfig,
+    DeviceConfig,
+    EdgeConfig,
+    GateConfig,
+    load_service,
+)
+from tests.docker.composed import DOCKER, MAIN, ROOT, SPLIT, SPLIT_RUN, Service, load
 from tests.docker.initialiser import init
 
 SERVICES = load().services
@@ -24,7 +31,10 @@ KINDS = {
     "aggregator": AggregatorConfig,
     "gate": GateConfig,
     "controller": ControllerConfig,
+    "edge": EdgeConfig,
 }
+SPLIT_SERVICES = load(MAIN, SPLIT).services
+EDGES = [service for service in SPLIT_SERVICES.values() if service.name not in SERVICES]
 LONG_RUNNING = [service for service in SERVICES.values() if service.ours and not service.job]
 
 
@@ -55,9 +65,20 @@ def deployment(run_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+@pytest.fixture(scope="module")
+def split_deployment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `init` leaves with the run file of compose.split.yaml; split training needs the model itself."""
+    pytest.importorskip("torch")
+    places = init.Places.of(tmp_path_factory.mktemp("split"), load_run(SPLIT_RUN))
+    for path in places.all():
+        path.mkdir(parents=True)
+    init.make(SPLIT_RUN, places)
+    return places.folder
+
+
 def folder_of(service: Service, deployment: Path) -> Path:
     """Where a container's /etc/echelon is, by the volume that it shares with `init`."""
-    at = {mount.source: mount.target for mount in SERVICES["init"].mounts}
+    at = {mount.source: mount.target for mount in SPLIT_SERVICES["init"].mounts}
     (volume,) = [mount.source for mount in service.mounts if mount.target == "/etc/echelon"]
     return deployment / Path(at[volume]).relative_to("/deployment")
 
@@ -82,8 +103,8 @@ def test_the_run_file_is_one() -> None:
         assert (boundary.shards or 0) >= replicas
 
 
-@pytest.mark.parametrize("service", LONG_RUNNING, ids=[service.name for service in LONG_RUNNING])
-def test_a_service_takes_its_folder_and_its_environment(service: Service, deployment: Path) -> None:
+def takes_its_folder(service: Service, deployment: Path) -> None:
+    """The schema of its role takes the folder and the variables; a service of boundary a is asked itself, too."""
     folder = folder_of(service, deployment)
     role = service.command[0]
     config = load_service(KINDS[role], folder / "service.yaml", service.environment)
@@ -103,6 +124,32 @@ def test_a_service_takes_its_folder_and_its_environment(service: Service, deploy
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("service", LONG_RUNNING, ids=[service.name for service in LONG_RUNNING])
+def test_a_service_takes_its_folder_and_its_environment(service: Service, deployment: Path) -> None:
+    takes_its_folder(service, deployment)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)  # the first one loads the model
+@pytest.mark.parametrize("service", EDGES, ids=[service.name for service in EDGES])
+def test_an_edge_takes_its_folder_and_its_environment(service: Service, split_deployment: Path) -> None:
+    takes_its_folder(service, split_deployment)
+    folder = folder_of(service, split_deployment)
+    config = load_service(EdgeConfig, folder / "service.yaml", service.environment)
+    assert config.edge == f"{service.name[-1]}.edge-0"
+    assert init.common_name(folder / "tls.pem") == config.edge
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)  # the first one loads the model
+def test_topics_of_a_split_boundary_are_applied_with_its_edges_principals(split_deployment: Path) -> None:
+    scope = yaml.safe_load((split_deployment / "a" / "admin" / "topics.yaml").read_text())
+    assert scope["edges"] == ["a.edge-0"]
+    assert yaml.safe_load((split_deployment / "a" / "operator" / "topics.yaml").read_text())["edges"] == [
+        "a.edge-0"
+    ]
+
+
 def test_a_device_can_have_one_slot_for_good_by_variables_alone(deployment: Path) -> None:
     folder = folder_of(SERVICES["device-a"], deployment)
     variables = {"ECHELON_SLOTS": "null", "ECHELON_SLOT": f"{folder}/slots/a-3"}
@@ -117,7 +164,7 @@ def test_a_variable_that_no_schema_knows_is_refused(deployment: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "service", [s for s in SERVICES.values() if s.ours], ids=lambda service: service.name
+    "service", [s for s in SPLIT_SERVICES.values() if s.ours], ids=lambda service: service.name
 )
 def test_every_command_is_one_of_the_command_line(service: Service) -> None:
     if service.name == "init":
@@ -235,6 +282,9 @@ def test_what_is_missing_is_named(tmp_path: Path, run_file: Path, capsys: pytest
     assert init.main(["--run", str(run_file), "--folder", str(folder)]) == 2
     assert f"there is no {folder}/b/gate" in capsys.readouterr().err
     (folder / "b" / "gate").mkdir()
+    # A run file with edges asks for their volumes.
+    assert init.main(["--run", str(SPLIT_RUN), "--folder", str(folder)]) == 2
+    assert f"there is no {folder}/a/edges/edge-0" in capsys.readouterr().err
     assert init.main(["--run", str(folder / "none.yaml"), "--folder", str(folder)]) == 2
     assert "none.yaml cannot be read" in capsys.readouterr().err
 

@@ -12,7 +12,7 @@ import yaml
 from echelon.bus import TopicPartition
 from echelon.services.health import Health
 from echelon.services.metrics import Metrics, Sample
-from tests.docker.composed import DOCKER, MONITORING, load
+from tests.docker.composed import DOCKER, MAIN, MONITORING, SPLIT, load
 
 PROMETHEUS = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text())
 ALERTS = yaml.safe_load((DOCKER / "prometheus" / "alerts.yml").read_text())
@@ -20,7 +20,7 @@ DASHBOARD = json.loads((DOCKER / "grafana" / "dashboards" / "echelon.json").read
 TARGET_LABELS = {"job", "instance", "service", "boundary", "role", "le"}
 
 
-ROLES = ("device", "aggregator", "gate", "controller")
+ROLES = ("device", "edge", "aggregator", "gate", "controller")
 
 
 def exported(role: str) -> dict[str, set[str]]:
@@ -109,7 +109,7 @@ def test_alerts_name_only_labels_that_they_have() -> None:
 
 def test_prometheus_looks_for_every_service_under_its_name_and_port() -> None:
     services = {
-        name for name, service in load().services.items() if service.ours and not service.job
+        name for name, service in load(MAIN, SPLIT).services.items() if service.ours and not service.job
     }  # the ones with a health endpoint
     (job,) = [job for job in PROMETHEUS["scrape_configs"] if job["job_name"] == "echelon"]
     (look,) = job["dns_sd_configs"]
@@ -172,3 +172,20 @@ def test_panels_do_not_overlap() -> None:
                 taken[x, y] = panel["title"]
     identifiers = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(set(identifiers)) == len(identifiers)
+
+
+def test_a_scraped_service_has_its_boundary_and_its_role() -> None:
+    (job,) = [job for job in PROMETHEUS["scrape_configs"] if job["job_name"] == "echelon"]
+    (look,) = job["dns_sd_configs"]
+    for name in look["names"]:
+        labels = {"__meta_dns_name": name}
+        for rule in job[
+            "relabel_configs"
+        ]:  # as Prometheus: a rule whose pattern does not fit the whole does nothing
+            (source,) = rule["source_labels"]
+            found = re.fullmatch(rule.get("regex", "(.*)"), labels.get(source, ""))
+            if found is not None:
+                labels[rule["target_label"]] = found.expand(rule.get("replacement", "$1").replace("$", "\\"))
+        plane = name.rpartition("-")[2]
+        assert (labels["service"], labels["role"]) == (name, name.partition("-")[0])
+        assert labels.get("boundary") == (plane if plane in {"a", "b"} else None)

@@ -23,9 +23,10 @@ TOOLS = ("ip", "unshare", "nsenter", "chroot", "setpriv", "java")
 @pytest.mark.skipif(
     any(shutil.which(tool) is None for tool in TOOLS), reason=f"needs {', '.join(TOOLS)} on PATH"
 )
-def test_every_service_runs_as_compose_would_run_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("--split",)], ids=["compose", "split"])
+def test_every_service_runs_as_compose_would_run_it(tmp_path: Path, more: tuple[str, ...]) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.docker.rehearse", "--folder", str(tmp_path), "--commits", "4"],
+        [sys.executable, "-m", "tests.docker.rehearse", "--folder", str(tmp_path), "--commits", "4", *more],
         cwd=ROOT, capture_output=True, text=True, timeout=3500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]

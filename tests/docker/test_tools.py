@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.docker.composed import DOCKER, GPU, MAIN, MONITORING, load
+from tests.docker.composed import DOCKER, GPU, MAIN, MONITORING, SPLIT, load
 
 
 def _answers(command: list[str]) -> bool:
@@ -33,20 +33,22 @@ def needs(program: str) -> pytest.MarkDecorator:
 
 
 @needs_compose
-@pytest.mark.parametrize("override", [None, MONITORING, GPU])
+@pytest.mark.parametrize("override", [None, MONITORING, GPU, SPLIT])
 def test_compose_takes_the_files_and_reads_them_as_these_tests_do(override: str | None) -> None:
     assert COMPOSE is not None
     files = ["-f", MAIN, *([] if override is None else ["-f", override])]
     done = run(*COMPOSE, *files, "--profile", "operate", "config")
     assert done.returncode == 0, done.stderr
     found = yaml.safe_load(done.stdout)["services"]
-    for service in load().services.values():
+    for service in load(MAIN, *([SPLIT] if override == SPLIT else [])).services.values():
         networks = found[service.name].get("networks", {})
         assert set(networks) == set(service.networks), service.name
         assert found[service.name]["image"] == service.image
         assert tuple(found[service.name].get("command") or ()) == service.command
         environment = found[service.name].get("environment") or {}
         assert {name: str(value) for name, value in environment.items()} == service.environment
+        mounts = found[service.name].get("volumes") or ()
+        assert len(mounts) == len(service.mounts), service.name
 
 
 @needs("hadolint")
