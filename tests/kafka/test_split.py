@@ -31,7 +31,7 @@ from tests.kafka.federations import Left
 
 MOST_SECONDS = 240.0
 ENVIRONMENT = {"ECHELON_LOG__FORMAT": "text", "OMP_NUM_THREADS": "1"}
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 def split_deployment(folder: Path, brokers: Path, **changes: Any) -> Deployment:
