@@ -1,4 +1,4 @@
-"""Ctrl-C: the first one stops a run cleanly, the second one at once."""
+"""Ctrl-C: the first one stops what is under way cleanly, the second one at once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Stopped(EchelonError):
 
 
 class Stopper:
-    """Turns SIGINT and SIGTERM into a cancelled main coroutine while it is entered.
+    """Turns SIGINT and SIGTERM into a cancelled main coroutine, or a `code` to look at, while it is entered.
 
     The handlers are plain ones (not the loop's), so that the second signal works even while the loop is held
     up: by a virtual clock that computes inline, or by waiting for training jobs to end.
@@ -41,7 +41,8 @@ class Stopper:
 
     def __init__(self, asked: Callable[[], None], last: Callable[[], None]) -> None:
         self._asked, self._last = asked, last
-        self._code = 0
+        self.code = 0
+        """128 + the number of the first signal; 0 before it."""
         self._cancel: Callable[[], None] | None = None
         self._before: dict[signal.Signals, Any] = {}
 
@@ -55,12 +56,12 @@ class Stopper:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if self._code:
+        if self.code:
             self._last()
             for worker in multiprocessing.active_children():
                 worker.kill()  # they ignore Ctrl-C, and would outlive this process
             os._exit(128 + number)
-        self._code = 128 + number
+        self.code = 128 + number
         self._asked()
         if self._cancel is not None:
             self._cancel()
@@ -77,13 +78,13 @@ class Stopper:
             loop.call_soon_threadsafe(task.cancel)  # which also wakes a loop that waits for I/O
 
         self._cancel = cancel
-        if self._code:
+        if self.code:
             task.cancel()
         try:
             return await task
         except asyncio.CancelledError:
-            if self._code:
-                raise Stopped(self._code) from None
+            if self.code:
+                raise Stopped(self.code) from None
             raise
         finally:
             self._cancel = None

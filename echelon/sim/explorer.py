@@ -10,8 +10,10 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 
+from echelon.errors import EchelonError
 from echelon.sim.coverage import Coverage
 from echelon.sim.draw import draw
 from echelon.sim.invariants import Finding, check
@@ -21,6 +23,12 @@ from echelon.sim.world import play
 
 BATCH = 8
 """Seeds that a worker is given at once."""
+POLL_S = 0.25
+"""Seconds of real time after which it is asked again whether to stop."""
+
+
+class WorkerLost(EchelonError):
+    """A process that ran seeds has died; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -49,22 +57,27 @@ class Summary:
     """Many runs.
 
     Attributes:
-        seeds: how many were run.
+        ran: the seeds that were run.
         failed: verdicts with findings, by seed.
         coverage: states over all of them.
         cpu: seconds of CPU.
         wall: seconds of real time.
     """
 
-    seeds: int = 0
+    ran: set[int] = field(default_factory=set)
     failed: dict[int, Verdict] = field(default_factory=dict)
     coverage: Coverage = field(default_factory=Coverage)
     cpu: float = 0.0
     wall: float = 0.0
 
+    @property
+    def seeds(self) -> int:
+        """How many were run."""
+        return len(self.ran)
+
     def add(self, verdict: Verdict) -> None:
         """One more run."""
-        self.seeds += 1
+        self.ran.add(verdict.seed)
         self.cpu += verdict.cpu
         self.coverage.add(verdict.coverage)
         if verdict.findings:
@@ -97,34 +110,49 @@ def _start() -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
-def explore(seeds: Iterable[int], *, workers: int = 1) -> Iterator[Verdict]:
+def explore(
+    seeds: Iterable[int], *, workers: int = 1, stopped: Callable[[], bool] = lambda: False
+) -> Iterator[Verdict]:
     """Verdicts of seeds, as they come; with one worker in order and in this process.
 
-    Leaving the iteration early ends the workers after the batches that they are at.
+    Once `stopped` says so, no other seed is begun: one worker sees the seed through that it is at; several, and those
+    of an iteration that is left early, are ended with the batches that they are at.
+
+    Raises:
+        WorkerLost: a process died, and it was not stopped.
     """
     if workers == 1:
         for seed in seeds:
+            if stopped():
+                return
             yield judge(draw(seed))
         return
     todo = iter(seeds)
-    with ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start
-    ) as pool:
-        running: set[Future[list[Verdict]]] = set()
-        try:
-            while True:
-                while len(running) < 2 * workers:
-                    batch = tuple(itertools.islice(todo, BATCH))
-                    if not batch:
-                        break
-                    running.add(pool.submit(_judge_all, batch))
-                if not running:
-                    return
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield from future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start)
+    running: set[Future[list[Verdict]]] = set()
+    try:
+        while not stopped():
+            while len(running) < 2 * workers:
+                batch = tuple(itertools.islice(todo, BATCH))
+                if not batch:
+                    break
+                running.add(pool.submit(_judge_all, batch))
+            if not running:
+                return
+            done, running = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield from future.result()
+    except BrokenProcessPool as error:
+        time.sleep(POLL_S)  # a signal to the whole group of processes may reach a worker first
+        if not stopped():
+            raise WorkerLost(
+                "a process that ran seeds died, maybe for want of memory: go on with fewer --workers"
+            ) from error
+    finally:
+        for worker in set(multiprocessing.active_children()) - others if running else ():
+            worker.kill()
+        pool.shutdown(cancel_futures=True)
 
 
 def explore_all(
@@ -132,11 +160,24 @@ def explore_all(
     *,
     workers: int = 1,
     told: Callable[[Verdict, Summary], bool | None] = lambda *_: None,
+    stopped: Callable[[], bool] = lambda: False,
+    summary: Summary | None = None,
 ) -> Summary:
-    """Run them all and add up; `told` hears of each run, and ends the exploration by returning False."""
-    summary = Summary()
+    """Run them all and add up; `told` hears of each run, and ends the exploration by returning False.
+
+    Args:
+        seeds: to run, each once.
+        workers: processes; with one, everything is run in this process.
+        told: called with each verdict and what it adds up to.
+        stopped: ends the exploration, too; see `explore`.
+        summary: to add to; what it has then is there even if this raises.
+
+    Raises:
+        WorkerLost: see `explore`.
+    """
+    summary = Summary() if summary is None else summary
     begun = time.monotonic()
-    for verdict in explore(seeds, workers=workers):
+    for verdict in explore(seeds, workers=workers, stopped=stopped):
         summary.add(verdict)
         summary.wall = time.monotonic() - begun
         if told(verdict, summary) is False:

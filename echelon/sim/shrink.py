@@ -24,6 +24,7 @@ def shrink(
     *,
     fails: Callable[[Schedule], bool] | None = None,
     told: Callable[[Schedule], None] = lambda _: None,
+    stopped: Callable[[], bool] = lambda: False,
     most: int = 400,
 ) -> Schedule:
     """The smallest schedule found that fails as this one does.
@@ -32,6 +33,7 @@ def shrink(
         schedule: one that fails.
         fails: whether a schedule does; by default, whether one of the invariants that this one violates is violated.
         told: hears of every smaller one.
+        stopped: asked before every run; once it is so, the smallest one so far is it.
         most: runs that may be tried.
 
     Raises:
@@ -53,6 +55,8 @@ def shrink(
 
     def better(candidate: Schedule | None) -> bool:
         nonlocal left, smallest
+        if stopped():
+            left = 0
         if candidate is None or left <= 0 or candidate == smallest:
             return False
         left -= 1

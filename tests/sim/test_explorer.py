@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from echelon.cli.app import app
+from echelon.cli.sim import seeds_of, seeds_text
 from echelon.errors import ConfigError
 from echelon.sim.coverage import EXPECTED
 from echelon.sim.draw import draw
-from echelon.sim.explorer import explore_all, judge
+from echelon.sim.explorer import Summary, explore_all, judge
 from echelon.sim.schedule import Fault, Schedule, load
 from echelon.sim.shrink import shrink
 from echelon.sim.world import World, play
@@ -147,7 +153,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     again = runner.invoke(app, ["sim", "run", str(tmp_path / "three.json"), "--json"])
     assert again.exit_code == 0
     assert json.loads(again.stdout)["digest"] == judge(draw(3)).digest
-    for wrong in ("4..3", "x", "1..99999999999"):
+    for wrong in ("4..3", "x", "1..99999999999", "", "1,", "5,5", "0..4,3..9"):
         assert runner.invoke(app, ["sim", "explore", "--seeds", wrong]).exit_code == 2
 
 
@@ -161,3 +167,135 @@ def test_a_failing_seed_says_how_to_repeat_it(tmp_path: Path, monkeypatch: pytes
     assert done.exit_code == 1
     assert "echelon sim explore --seeds 3..3 --workers 1" in done.stdout
     assert load(tmp_path / "seed-3.json") == draw(3)
+    assert "seed 3 fails: echelon sim explore --seeds 3..3 --workers 1" in done.stderr
+
+
+CHILD = """
+import os, signal
+from echelon.cli.app import app
+from echelon.sim import invariants
+
+def odd(left):
+    seed = left.outcome.schedule.seed
+    if os.environ.get("DIES"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return iter(["it is odd"] if seed % 2 else [])
+
+invariants.INVARIANTS["progress"] = odd  # also in the processes that run seeds: they import this file
+
+if __name__ == "__main__":
+    app()
+"""
+
+
+def exploring(tmp_path: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
+    """An exploration in a process group of its own, in which every odd seed fails."""
+    script = tmp_path / "child.py"
+    script.write_text(CHILD)
+    return subprocess.Popen(
+        [sys.executable, str(script), "sim", "explore", "--out", str(tmp_path / "out"), *options],
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment, cwd=tmp_path, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_exploration_that_is_stopped_says_what_it_found_and_how_to_go_on(
+    tmp_path: Path, number: signal.Signals, workers: int
+) -> None:
+    child = exploring(tmp_path, "--seeds", "0..99999", "--workers", str(workers))
+    assert child.stderr is not None
+    try:
+        for line in child.stderr:
+            if "fails" in line:
+                break
+        os.killpg(child.pid, number)  # as a terminal does, and `timeout`
+        output, errors = child.communicate(timeout=100)
+    except BaseException:
+        os.killpg(child.pid, signal.SIGKILL)
+        raise
+    assert child.returncode == 128 + number, errors
+    assert "Traceback" not in errors
+    assert "stopping after the seeds under way" in errors
+    states = re.search(r"window: closed +(\d+)\n", output)
+    assert states is not None
+    assert int(states[1]) > 0
+    counted = re.search(r"\n(\d+) of 100000 seeds in ", output)
+    [ran], [left] = (
+        re.findall(r"seeds run: (\S+)", output),
+        re.findall(r"go on with: .* --seeds (\S+)", output),
+    )
+    done = [seed for part in seeds_of(ran) for seed in part]
+    assert counted is not None
+    assert int(counted[1]) == len(done)
+    failed = [
+        int(seed) for seed in re.findall(r"seed (\d+) fails; repeat it with: echelon sim explore", output)
+    ]
+    assert failed == [seed for seed in done if seed % 2] != []
+    for seed in failed:
+        assert load(tmp_path / "out" / f"seed-{seed}.json") == draw(seed)
+    rest = {seed for part in seeds_of(left) for seed in part}
+    assert rest == set(range(100_000)) - set(done)
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        try:
+            os.killpg(child.pid, 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError("processes that ran seeds are still there")
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    child = exploring(tmp_path, "--seeds", "0..99999", "--workers", "2")
+    assert child.stderr is not None
+    for line in child.stderr:
+        if "fails" in line:
+            break
+    child.send_signal(signal.SIGTERM)
+    child.send_signal(signal.SIGINT)
+    child.communicate(timeout=100)
+    assert child.returncode in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+
+
+def test_an_exploration_whose_process_dies_says_what_it_found(tmp_path: Path) -> None:
+    child = exploring(tmp_path, "--seeds", "0..99", "--workers", "2", "--json", DIES="1")
+    output, errors = child.communicate(timeout=100)
+    assert child.returncode == 1
+    assert "fewer --workers" in errors
+    assert json.loads(output)["left"] == "0..99"
+
+
+def test_going_on_runs_what_is_left(tmp_path: Path) -> None:
+    options = ["--seeds", "3..4,7", "--workers", "1", "--json", "--fail-fast"]
+    child = exploring(tmp_path, *options)
+    facts = json.loads(child.communicate(timeout=100)[0])
+    assert (child.returncode, facts["asked"], facts["ran"], facts["left"]) == (1, 3, "3", "4,7")
+    options[1] = facts["left"]
+    child = exploring(tmp_path, *options)
+    facts = json.loads(child.communicate(timeout=100)[0])
+    assert (child.returncode, facts["ran"], facts["left"]) == (1, "4,7", "")
+    assert [failed["seed"] for failed in facts["failed"]] == [7]
+
+
+@given(st.sets(st.integers(0, 60), min_size=1))
+def test_seeds_are_read_as_they_are_written(seeds: set[int]) -> None:
+    assert [seed for part in seeds_of(seeds_text(sorted(seeds))) for seed in part] == sorted(seeds)
+
+
+def test_what_was_run_before_a_stop_is_added_up() -> None:
+    summary = Summary()
+    again = explore_all(range(3, 10), stopped=lambda: summary.seeds == 2, summary=summary)
+    assert again is summary
+    assert (summary.ran, summary.failed) == ({3, 4}, {})
+    assert summary.coverage.counts["window: closed"] > 0
+
+
+def test_shrinking_that_is_stopped_gives_the_smallest_so_far() -> None:
+    schedule = next(found for found in map(draw, range(100)) if len(found.faults) >= 4)
+    found: list[Schedule] = []
+    smallest = shrink(schedule, fails=lambda _: True, told=found.append, stopped=lambda: len(found) == 1)
+    assert [smallest] == found
+    assert smallest != schedule
