@@ -3,8 +3,12 @@
     python scripts/explore_defects.py                      all of them
     python scripts/explore_defects.py floor                those whose name contains "floor"
     python scripts/explore_defects.py --out FILE.json      write the figures
+    python scripts/explore_defects.py --missing --out FILE.json
+                                                           those of which the file has no figures yet
 
-The working tree is never touched: a defect is a textual change in a temporary copy, as in `mutate.py`.
+The working tree is never touched: a defect is a textual change in a temporary copy, as in `mutate.py`. A seed that
+fails without the defect, too, finds nothing: it is passed over, and named. Figures that the file has of other defects
+stay in it, if they were made over the same seeds.
 Exit status: 0 when every defect was found within the seeds given, 1 when one was not, 2 for wrong usage.
 """
 
@@ -122,52 +126,86 @@ DEFECTS: tuple[Mutation, ...] = (
 )
 
 
-def find(defect: Mutation, seeds: str, workers: int) -> dict[str, Any]:
-    """Explore with one defect until a seed fails.
+def explored(tree: Path, seeds: tuple[int, int], workers: int, defect: Mutation) -> dict[str, Any]:
+    """What the explorer of a source tree says of seeds, both ends included, up to the first that fails.
 
     Raises:
-        MutationError: the defect does not fit the source as it stands.
+        MutationError: the explorer did not come to an end.
     """
-    first, _, last = seeds.partition("..")
+    with tempfile.TemporaryDirectory(prefix="explored-") as out:
+        command = [sys.executable, "-m", "echelon", "sim", "explore", "--seeds", f"{seeds[0]}..{seeds[1]}"]
+        command += ["--fail-fast", "--json", "--workers", str(workers), "--out", out]
+        environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1):
+        raise MutationError(f"{defect.name}: the explorer ended with {done.returncode}: {done.stderr[-500:]}")
+    facts: dict[str, Any] = json.loads(done.stdout)
+    return facts
+
+
+def find(defect: Mutation, seeds: tuple[int, int], workers: int) -> dict[str, Any]:
+    """Explore with one defect until a seed fails that does not fail without it.
+
+    Raises:
+        MutationError: the defect does not fit the source as it stands, or the explorer did not come to an end.
+    """
+    begun = time.monotonic()
+    first, last = seeds
+    at, run, passed_over = first, 0, list[int]()
+    failed: dict[str, Any] | None = None
     with tempfile.TemporaryDirectory(prefix="defect-") as folder:
-        tree = Path(folder) / "tree"
-        shutil.copytree(ROOT, tree, ignore=LEFT_BEHIND, symlinks=True)
+        sound, tree = Path(folder) / "sound", Path(folder) / "tree"
+        for copy in (sound, tree):
+            shutil.copytree(ROOT, copy, ignore=LEFT_BEHIND, symlinks=True)
         path = tree / defect.file
         path.write_text(mutated(path.read_text(encoding="utf-8"), defect), encoding="utf-8")
-        command = [
-            sys.executable,
-            "-m",
-            "echelon",
-            "sim",
-            "explore",
-            "--seeds",
-            seeds,
-            "--fail-fast",
-            "--json",
-        ]
-        command += ["--workers", str(workers), "--out", str(Path(folder) / "out")]
-        environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-        begun = time.monotonic()
-        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode not in (0, 1):
-            raise MutationError(
-                f"{defect.name}: the explorer ended with {done.returncode}: {done.stderr[-500:]}"
-            )
-    facts = json.loads(done.stdout)
-    failed = facts["failed"][0] if facts["failed"] else None
+        while failed is None and at <= last:
+            facts = explored(tree, (at, last), workers, defect)
+            run += facts["seeds"]
+            if not facts["failed"]:
+                break
+            seed = facts["failed"][0]["seed"]
+            if explored(sound, (seed, seed), 1, defect)["failed"]:
+                passed_over.append(seed)
+                at = seed + 1
+            else:
+                failed = facts["failed"][0]
+    findings = [] if failed is None else failed["findings"]
     return {
         "defect": defect.name,
         "file": defect.file,
         "found": failed is not None,
         "seed": None if failed is None else failed["seed"],
-        "seeds_run": facts["seeds"],
-        "of": int(last or first) - int(first) + 1,
-        "invariants": []
-        if failed is None
-        else sorted({text.partition(":")[0] for text in failed["findings"]}),
-        "finding": None if failed is None else failed["findings"][0][:200],
+        "seeds_run": run,
+        "of": last - first + 1,
+        "fail_without_it": passed_over,
+        "invariants": sorted({text.partition(":")[0] for text in findings}),
+        "finding": findings[0][:200] if findings else None,
         "seconds": round(time.monotonic() - begun, 1),
     }
+
+
+def kept_figures(path: Path | None, seeds: str) -> dict[str, dict[str, Any]]:
+    """Figures by defect that a file has already, of the same seeds."""
+    if path is None or not path.exists():
+        return {}
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    if facts["seeds"] != seeds:
+        return {}
+    return {row["defect"]: row for row in facts["defects"]}
+
+
+def seed_range(text: str) -> tuple[int, int]:
+    """The first and the last of A..B, or of one number.
+
+    Raises:
+        ValueError: it is neither, or descends.
+    """
+    first, _, last = text.partition("..")
+    found = int(first), int(last or first)
+    if not 0 <= found[0] <= found[1]:
+        raise ValueError(f"{text} descends")
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -177,28 +215,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", default="0..1999", help="seeds to explore for each, as 0..1999")
     parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--out", type=Path, help="write the figures there, as JSON")
+    parser.add_argument("--missing", action="store_true", help="only defects that FILE has no figures of")
     asked = parser.parse_args(arguments)
+    if asked.missing and asked.out is None:
+        parser.error("--missing needs --out")
+    try:
+        seeds = seed_range(asked.seeds)
+    except ValueError as error:
+        parser.error(f"--seeds: {error}; write it as 0..1999")
     chosen = [one for one in DEFECTS if not asked.name or any(part in one.name for part in asked.name)]
     if not chosen:
         print("explore_defects: no defect of that name", file=sys.stderr)
         return 2
-    rows = []
+    rows = kept_figures(asked.out, asked.seeds)
     for defect in chosen:
-        row = find(defect, asked.seeds, asked.workers)
-        rows.append(row)
+        if asked.missing and defect.name in rows:
+            continue
+        row = rows[defect.name] = find(defect, seeds, asked.workers)
         told = (
             f"seed {row['seed']} ({row['seeds_run']} run): {row['finding']}" if row["found"] else "NOT FOUND"
         )
         print(f"{defect.name}: {told}", flush=True)
         if asked.out is not None:
             about = {
-                "command": "python scripts/explore_defects.py " + " ".join(arguments or sys.argv[1:]),
+                "command": f"python scripts/explore_defects.py --seeds {asked.seeds} --out {asked.out}",
                 "machine": {"cpus": os.cpu_count(), "machine": platform.machine()},
                 "python": platform.python_version(),
                 "seeds": asked.seeds,
             }
-            asked.out.write_text(json.dumps({**about, "defects": rows}, indent=2) + "\n")
-    return 0 if all(row["found"] for row in rows) else 1
+            ordered = [rows[one.name] for one in DEFECTS if one.name in rows]
+            asked.out.write_text(json.dumps({**about, "defects": ordered}, indent=2) + "\n")
+    return 0 if all(rows[one.name]["found"] for one in chosen) else 1
 
 
 if __name__ == "__main__":
