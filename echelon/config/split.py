@@ -119,6 +119,14 @@ class SplitSettings(Settings):
         description="Public probes that a device is looked at with after every job: the aggregator clusters devices by "
         "what their models do, and keeps out those it does not trust. 0: none.",
     )  # fmt: skip
+    clusters: bool = Field(
+        default=True,
+        description="Whether probed devices are clustered by what their models do. false: all are one cluster.",
+    )
+    admission: bool = Field(
+        default=True,
+        description="Whether probed devices that are not trusted are kept out of windows. false: trust is only noted.",
+    )
     timeout: Seconds = Field(
         default=60.0,
         description="Seconds that an answer of an edge may take before a device gives its job up.",

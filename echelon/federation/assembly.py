@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ class Assembly:
         self._digest = manifest_digest(terms.sealed)
         self._derived: dict[str, Derived] = {}
         self._stores: list[StateStore] = []
-        self._connections: list[Bus] = []
+        self._connections: list[tuple[str, str, Bus]] = []
 
     # ---- brokers and state -----------------------------------------------------------------------
 
@@ -110,8 +111,19 @@ class Assembly:
         )
         plan = fault_plan(link, f"{self.settings.seed} {who} {broker}")
         connection = bus if plan is None else FaultyBus(bus, plan)
-        self._connections.append(connection)
+        self._connections.append((broker, who, connection))
         return connection
+
+    def traffic(self) -> dict[str, int]:
+        """Bytes of keys, headers and values that actors wrote to brokers and read from them, over all connections.
+
+        By `BROKER ACTOR TOPIC out` (written) or `… in` (read), in order of name.
+        """
+        found: Counter[str] = Counter()
+        for broker, who, connection in self._connections:
+            for (topic, direction), amount in connection.traffic().items():
+                found[f"{broker} {who} {topic} {direction}"] += amount.bytes
+        return dict(sorted(found.items()))
 
     async def create_topics(self) -> None:
         """Create every topic of the catalogue on its broker; what is there already stays."""
@@ -134,7 +146,7 @@ class Assembly:
 
     async def aclose(self) -> None:
         """Close every connection and state file."""
-        for connection in self._connections:
+        for _, _, connection in self._connections:
             await connection.aclose()
         self._connections.clear()
         for store in self._stores:

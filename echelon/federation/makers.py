@@ -213,6 +213,8 @@ def make_aggregator(
             tuple(entry.device for entry in roster.entries if split.splits(entry.device)),
             LOOKS * split.beat,
             probe_terms(split.probes, sequence) if split.probes else None,
+            split.clusters,
+            split.admission,
         )
     cohort = min(window.cohort or devices, shards or devices, manifest.secure.cohort_max)
     core = AggregatorCore(

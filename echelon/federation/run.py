@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +62,8 @@ class Result:
     adapter: Vector
     exchange: dict[str, list[Record]] = field(default_factory=dict)
     """Every record of the exchange, by topic in offset order."""
+    traffic: dict[str, int] = field(default_factory=dict)
+    """Bytes that went over every actor's connections; see `Assembly.traffic`."""
 
 
 @dataclass
@@ -176,7 +178,8 @@ class Federation:
                     await bus.aclose()
             after = await self._evaluate(compute, adapter, "final")
             await self._evaluate_last(compute, adapter)
-            return await self._finish(compute, terms, adapter, wall, before, after, topics)
+            result = await self._finish(compute, terms, adapter, wall, before, after, topics)
+            return replace(result, traffic=assembly.traffic())
         finally:
             if assembly is not None:
                 await assembly.aclose()

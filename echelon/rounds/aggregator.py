@@ -416,7 +416,7 @@ class AggregatorCore:
 
     def _kept_out(self) -> tuple[set[DeviceId], list[Effect]]:
         """Devices that are ready and not trusted; a dead letter for each offer that was not let in."""
-        if self.edges is None or self.edges.standings is None:
+        if self.edges is None or self.edges.standings is None or not self.edges.terms.admission:
             return set(), []
         out, letters = set(), list[Effect]()
         for device in self._probed():

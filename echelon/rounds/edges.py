@@ -22,12 +22,16 @@ class EdgesTerms:
         devices: the devices that train with one, ascending.
         look: seconds between two looks at who sent a heartbeat; longer than an edge's beat.
         probed: digest of the terms in which devices are probed; None: they are not, and nobody is kept out.
+        clusters: whether probed devices are clustered; otherwise all are one cluster.
+        admission: whether those that are not trusted are kept out.
     """
 
     edges: tuple[str, ...]
     devices: tuple[str, ...]
     look: float
     probed: bytes | None = None
+    clusters: bool = True
+    admission: bool = True
 
 
 def by_affinity(
@@ -83,7 +87,8 @@ class Edges:
     _silent: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.standings = None if self.terms.probed is None else Standings(self.terms.probed)
+        terms = self.terms
+        self.standings = None if terms.probed is None else Standings(terms.probed, clustered=terms.clusters)
 
     @property
     def there(self) -> tuple[str, ...]:

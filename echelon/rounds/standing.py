@@ -6,6 +6,7 @@ seen: the cohort on `control` says who was let in, `deadletter` who was not, and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,10 +26,12 @@ class Standings:
     Args:
         terms: digest that records must name to be comparable; empty: any, but all the same.
         rule: how evidence becomes trust.
+        clustered: whether devices are clustered by their fingerprints; otherwise all are one cluster.
     """
 
     terms: bytes
     rule: TrustRule = field(default_factory=TrustRule)
+    clustered: bool = True
     standing: dict[str, Standing] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
     numbers: dict[str, int] = field(default_factory=dict)
@@ -65,8 +68,10 @@ class Standings:
         if not self._now:
             return False
         names = sorted(self._prints)
-        found = cluster(divergences([self._prints[name] for name in names]))
-        self.labels = dict(zip(names, found.labels, strict=True))
+        labels: Sequence[int] = [0] * len(names)
+        if self.clustered:
+            labels = cluster(divergences([self._prints[name] for name in names])).labels
+        self.labels = dict(zip(names, labels, strict=True))
         self.standing, _ = judge(self._now, self._past, self.labels, self.standing, self.rule)
         self._past |= self._now
         self._now = {}

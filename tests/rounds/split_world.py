@@ -54,8 +54,10 @@ class SplitWorld(World):
         *,
         manifest: RunManifest | None = None,
         probed: bytes | None = None,
+        clusters: bool = True,
+        admission: bool = True,
     ) -> None:
-        self.probed = probed
+        self.probed, self.clusters, self.admission = probed, clusters, admission
         self.edges = tuple(f"e{number}" for number in range(edges))
         self._count = devices
         super().__init__(devices, manifest=manifest or split_manifest())
@@ -83,7 +85,7 @@ class SplitWorld(World):
         return core
 
     def new_aggregator(self) -> AggregatorCore:
-        edges = EdgesTerms(self.edges, tuple(self.names), 2.0, self.probed)
+        edges = EdgesTerms(self.edges, tuple(self.names), 2.0, self.probed, self.clusters, self.admission)
         return AggregatorCore(
             manifest=self.manifest,
             terms=AggregatorTerms(cohort=self._count, deadline=5.0, round_timeout=1.0, edges=edges),

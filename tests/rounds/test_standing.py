@@ -91,6 +91,35 @@ def test_a_device_that_predicts_otherwise_is_kept_out_and_comes_back_when_it_agr
     assert not world.gate.blocked
 
 
+def test_without_admission_trust_is_noted_and_keeps_nobody_out() -> None:
+    world = started(admission=False)
+    world.train()
+    report(world, 1, "d3")
+    world.pump()
+    assert cohorts(world) == [set(world.names)]
+    assert letters(world) == []
+    assert world.aggregator.edges is not None
+    standings = world.aggregator.edges.standings
+    assert standings is not None
+    assert [device for device in world.names if not standings.verdict(device).admitted] == ["d3"]
+
+
+def test_without_clusters_devices_that_differ_are_one_cluster() -> None:
+    found = []
+    for clusters in (True, False):
+        world = started(clusters=clusters)
+        world.train()
+        for device in world.names:
+            group = int(device in ("d0", "d1", "d2", "d3"))
+            world.inject(device, "behaviour", record(device, 1, group=group))
+        world.pump()
+        assert world.aggregator.edges is not None
+        standings = world.aggregator.edges.standings
+        assert standings is not None
+        found.append(len(set(standings.labels.values())))
+    assert found == [2, 1]
+
+
 def test_who_sends_no_record_is_let_in_nowhere() -> None:
     world = started()
     world.train()
