@@ -1,0 +1,271 @@
+"""Which runs there are: tasks, models, arms, unreliable devices and seeds, fixed before anything is run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+BOUNDARIES = ("east", "west")
+EDGES = 2
+"""Edges of a boundary."""
+PROBES = 8
+"""Public probes that a device of ELSA is looked at with after every job."""
+PERTURBATION = 64
+"""Rank of SS-OP: docs/split.md says why no less."""
+
+
+class Kind(StrEnum):
+    """How an arm is run."""
+
+    CENTRALISED = "centralised"
+    FEDERATED = "federated"
+    CLUSTERS = "clusters"
+    SPLIT = "split"
+
+
+@dataclass(frozen=True)
+class Split:
+    """How devices and edges train together.
+
+    Attributes:
+        encoding: of all four streams.
+        perturbation: rank of SS-OP; 0: none.
+        probes: after every job; 0: none, and with them no fingerprints, no clusters and no trust.
+        clusters: whether devices are clustered by fingerprints.
+        admission: whether devices that are not trusted are kept out.
+        planned: whether cuts are planned from profiles; otherwise everybody has the first and the last block.
+    """
+
+    encoding: str = "bf16"
+    perturbation: int = 0
+    probes: int = 0
+    clusters: bool = True
+    admission: bool = True
+    planned: bool = False
+
+
+ELSA = Split("int8", PERTURBATION, PROBES, planned=True)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm: its name, its title in the tables, and how it is run."""
+
+    name: str
+    title: str
+    kind: Kind
+    split: Split | None = None
+
+
+ARMS: tuple[Arm, ...] = (
+    Arm("centralised", "Centralised LoRA", Kind.CENTRALISED),
+    Arm("fedavg", "FedAvg", Kind.FEDERATED),
+    Arm("fedavg-random", "FedAvg, random clusters", Kind.CLUSTERS),
+    Arm("split", "Split, uncompressed (bf16)", Kind.SPLIT, Split()),
+    Arm("elsa", "ELSA", Kind.SPLIT, ELSA),
+)
+ABLATIONS: tuple[Arm, ...] = (
+    Arm("elsa-clusters", "without clusters", Kind.SPLIT, replace(ELSA, clusters=False)),
+    Arm("elsa-trust", "without trust", Kind.SPLIT, replace(ELSA, admission=False)),
+    Arm("elsa-compression", "without compression (bf16)", Kind.SPLIT, replace(ELSA, encoding="bf16")),
+    Arm("elsa-perturbation", "without SS-OP", Kind.SPLIT, replace(ELSA, perturbation=0)),
+    Arm("elsa-plan", "without planned cuts", Kind.SPLIT, replace(ELSA, planned=False)),
+)
+BY_NAME: Mapping[str, Arm] = {arm.name: arm for arm in (*ARMS, *ABLATIONS)}
+
+
+@dataclass(frozen=True)
+class DeviceClass:
+    """A class of devices: MiB that training may use, GFLOP/s, and how many of a boundary are of it."""
+
+    name: str
+    memory: int
+    gflops: float
+    count: int
+
+
+CLASSES = (
+    DeviceClass("sensor", 48, 1.0, 2),
+    DeviceClass("phone", 48, 2.0, 2),
+    DeviceClass("tablet", 48, 4.0, 2),
+)
+DEVICES = sum(one.count for one in CLASSES)
+"""Devices of a boundary."""
+EDGE_GFLOPS = 40.0
+CORE_GFLOPS = 16.0
+"""What the core that the cost model is measured on counts as: a device's speed is its class's share of that."""
+KERNEL_US = 500
+"""Microseconds that a weak device takes to start one operation."""
+UPLINK, DOWNLINK, ROUND_TRIP_MS = 20, 20, 20
+"""Mbit/s and milliseconds between device and edge."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Training: the same for every arm.
+
+    Attributes:
+        rank: of LoRA.
+        scale: alpha over rank. The head, which is trained whole, needs a lower rate than LoRA with a scale of 2.
+        steps: H, local steps of one window.
+        batch: rows of a step.
+        commits: rounds in which all boundaries meet.
+        length: most tokens of a row.
+        alpha: of the Dirichlet draw of each class's shares.
+        rows: test rows; None: all.
+    """
+
+    rank: int = 4
+    scale: int = 8
+    steps: int = 10
+    batch: int = 8
+    commits: int = 4
+    length: int = 48
+    alpha: float = 0.5
+    rows: int | None = None
+
+    @property
+    def trained(self) -> int:
+        """Rows that are trained on if everybody takes part, an even number of windows."""
+        return len(BOUNDARIES) * DEVICES * self.commits * self.steps * self.batch
+
+
+@dataclass(frozen=True)
+class Model:
+    """A base: what a run file calls it, and its learning rate."""
+
+    name: str
+    title: str
+    place: str
+    lr: float
+
+
+MODELS: Mapping[str, Model] = {
+    "llama": Model("llama", "Llama-like, 1.07M parameters", "echelon:tiny", 1e-3),
+    "bert": Model("bert", "BERT-like, 0.58M parameters", "bert", 2e-3),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run. Everything that its figures depend on is in here, or behind one of the digests."""
+
+    task: str
+    model: str
+    arm: str
+    unreliable: int
+    """Percent of devices whose labels say nothing."""
+    seed: int
+    shape: Shape
+    data: str
+    """Digest of the task's snippets."""
+    base: str
+    """Digest of the base's weights."""
+    tokens_per_s: float
+    """Of the cost model: what one core trains."""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """All of it, with what the arm and the model stand for; JSON."""
+        arm = BY_NAME[self.arm]
+        return {
+            **asdict(self),
+            "kind": arm.kind.value,
+            "split": None if arm.split is None else asdict(arm.split),
+            "lr": MODELS[self.model].lr,
+            "devices": [asdict(one) for one in CLASSES],
+            "edges": [EDGES, EDGE_GFLOPS],
+            "links": [UPLINK, DOWNLINK, ROUND_TRIP_MS, KERNEL_US, CORE_GFLOPS],
+        }
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of all of it, in hex: what a stored figure is found again by."""
+        return hashlib.sha256(json.dumps(self.fields, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """In short, for people."""
+        return f"{self.task} {self.model} {self.arm} {self.unreliable} % seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A size of the benchmark."""
+
+    name: str
+    about: str
+    shape: Shape
+    tasks: tuple[str, ...]
+    models: tuple[str, ...]
+    arms: tuple[str, ...]
+    unreliable: tuple[int, ...]
+    seeds: int
+    ablated: tuple[str, str, int] | None
+    """Task, model and percent of unreliable devices of the ablations."""
+
+
+TIERS: Mapping[str, Tier] = {
+    tier.name: tier
+    for tier in (
+        Tier(
+            "tiny",
+            "the mechanics: two arms of one task, a few steps, 128 test rows; no claim",
+            Shape(steps=2, batch=4, commits=1, rows=128),
+            ("statement",),
+            ("bert",),
+            ("split", "elsa"),
+            (20,),
+            1,
+            None,
+        ),
+        Tier(
+            "full",
+            "two tasks, two models, five arms, three paired seeds, and five ablations",
+            Shape(),
+            ("package", "statement"),
+            ("bert", "llama"),
+            tuple(arm.name for arm in ARMS),
+            (0, 20),
+            3,
+            ("statement", "bert", 20),
+        ),
+    )
+}
+
+
+def jobs_of(
+    tier: Tier, data: Mapping[str, str], bases: Mapping[str, str], rates: Mapping[str, float]
+) -> list[Job]:
+    """Every run in the order in which they are run, so that what matters most is there first.
+
+    Seed by seed; within a seed reliable devices before unreliable ones. The ablations are between the first seed's runs
+    and the others'.
+    """
+
+    def job(task: str, model: str, arm: str, percent: int, seed: int) -> Job:
+        return Job(task, model, arm, percent, seed, tier.shape, data[task], bases[model], rates[model])
+
+    found: list[Job] = []
+    for seed in range(1, tier.seeds + 1):
+        found += [
+            job(task, model, arm, percent, seed)
+            for percent in tier.unreliable
+            for task in tier.tasks
+            for model in tier.models
+            for arm in tier.arms
+        ]
+    if tier.ablated is not None:
+        task, model, percent = tier.ablated
+        found += [
+            job(task, model, arm.name, percent, seed)
+            for seed in range(1, tier.seeds + 1)
+            for arm in ABLATIONS
+        ]
+    return found
