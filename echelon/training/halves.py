@@ -216,6 +216,7 @@ class Halves:
         self._segments: dict[tuple[Cut, str], Segment] = {}
         self._boundaries: dict[str, BoundaryData[Blocks]] = {}
         self._row_boundaries: dict[str, BoundaryData[Rows]] = {}
+        self._probes: dict[int, list[Ids]] = {}
         self._lock = threading.Lock()
 
     def fits(self, front: int, back: int) -> bool:
@@ -242,11 +243,14 @@ class Halves:
 
     def probe_tokens(self, count: int = PROBES_FOR_BASIS) -> list[Ids]:
         """The first shipped probes as tokens, int64[1, L] each."""
-        tokenizer = load_tokenizer(self.spec.model)
-        length = self.spec.train.sequence_length
-        texts = load_probes().texts[:count]
-        found = (tokenizer(text, truncation=True, max_length=length)["input_ids"] for text in texts)
-        return [np.asarray([ids], np.int64) for ids in found if ids]
+        with self._lock:
+            if count not in self._probes:  # read once, not by every device of the process
+                tokenizer = load_tokenizer(self.spec.model)
+                length = self.spec.train.sequence_length
+                texts = load_probes().texts[:count]
+                found = (tokenizer(text, truncation=True, max_length=length)["input_ids"] for text in texts)
+                self._probes[count] = [np.asarray([ids], np.int64) for ids in found if ids]
+            return self._probes[count]
 
     def data(self, name: str) -> _Data:
         """Training data of a device, or of a data shard. Raises `ConfigError`."""
