@@ -1,7 +1,7 @@
 """A device's side of a split training job: the session with its edge, and micro-batches on their way.
 
-A job is driven step by step; within a step its micro-batches run beside each other, so that the device computes one
-while others are on the way or with the edge. Whatever breaks ends the job, and nothing of it is kept.
+A job is driven step by step; within a step some of its micro-batches run beside each other, so that the device computes
+one while others are on the way or with the edge. Whatever breaks ends the job, and nothing of it is kept.
 """
 
 from __future__ import annotations
@@ -57,6 +57,11 @@ class Half(Protocol):
     @property
     def cut(self) -> tuple[int, int]:
         """(p, q): first and last blocks that are the device's."""
+        ...
+
+    @property
+    def in_flight(self) -> int:
+        """Most micro-batches that are under way together: it keeps activations of each."""
         ...
 
     async def start(self, job: Train, secret: bytes) -> bytes:
@@ -284,6 +289,7 @@ async def train_with_edge(job: Train, half: Half, link: EdgeLink, log: logging.L
         opening = await half.start(job, link.secret)
         await link.ask(begin, Begun, opening)
         scale = 1.0
+        places = asyncio.Semaphore(half.in_flight)
         for step in range(job.steps):
             count = await half.begin_step()
             norms: list[float] = []
@@ -293,7 +299,7 @@ async def train_with_edge(job: Train, half: Half, link: EdgeLink, log: logging.L
                         head = Forward(
                             job=split.job, step=step, micro=micro, count=count, scale=to_double(scale)
                         )
-                        group.create_task(_micro_batch(head, half, link, norms))
+                        group.create_task(_micro_batch(head, half, link, places, norms))
             except* Exception as broken:
                 raise _first(broken) from None
             if len(norms) != 1:
@@ -323,18 +329,21 @@ def _first(group: BaseExceptionGroup[Exception]) -> Exception:
     return found
 
 
-async def _micro_batch(head: Forward, half: Half, link: EdgeLink, norms: list[float]) -> None:
+async def _micro_batch(
+    head: Forward, half: Half, link: EdgeLink, places: asyncio.Semaphore, norms: list[float]
+) -> None:
     """One micro-batch there and back; the norm of the step's middle gradient comes with the last one."""
     step, micro = head.step, head.micro
-    activation = await half.front(micro)
-    _, hidden = await link.ask(head, Output, activation, step, micro)
-    gradient = await half.back(micro, hidden)
-    answer, below = await link.ask(
-        Backward(job=head.job, step=step, micro=micro), Gradient, gradient, step, micro
-    )
-    if answer.last:
-        norms.append(from_double(answer.norm2))
-    await half.front_backward(micro, below)
+    async with places:
+        activation = await half.front(micro)
+        _, hidden = await link.ask(head, Output, activation, step, micro)
+        gradient = await half.back(micro, hidden)
+        answer, below = await link.ask(
+            Backward(job=head.job, step=step, micro=micro), Gradient, gradient, step, micro
+        )
+        if answer.last:
+            norms.append(from_double(answer.norm2))
+        await half.front_backward(micro, below)
 
 
 __all__ = ["BAD_ANSWER", "BROKEN", "NO_ANSWER", "Decline", "EdgeLink", "EdgeLost", "Half", "train_with_edge"]

@@ -51,6 +51,14 @@ Duration = Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False), _quantity
 ClassName = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9._-]{0,30}[a-z0-9])?$")]
 
 
+RUNTIME = 240.0 * 2**20
+"""Bytes that a device's process takes besides torch and its part of the model, measured: see docs/elsa.md."""
+RUNTIME_TEXT = (
+    "Memory that a device's process takes besides torch and its part of the model (imports, kernels, allocator), "
+    "e.g. `240 MiB`."
+)
+
+
 class ComputeSettings(Settings):
     """How fast a machine computes. `flops` alone will do; the other two make small models' estimates better."""
 
@@ -66,7 +74,9 @@ class DeviceClassSettings(ComputeSettings):
     """One class of devices."""
 
     name: ClassName = Field(description="Name of the class.")
-    memory: Bytes = Field(description="Memory that training may use, e.g. `512 MiB`.")
+    memory: Bytes = Field(
+        description="Memory that training may use besides what torch takes itself, e.g. `512 MiB`."
+    )
     uplink: BitRate = Field(description="Device to edge, e.g. `10 Mbit/s`.")
     downlink: BitRate = Field(description="Edge to device, e.g. `40 Mbit/s`.")
     rtt: Duration = Field(default=0.0, description="Round trip between device and edge, e.g. `40 ms`.")
@@ -107,13 +117,11 @@ class WorkSettings(Settings):
     whole: bool = Field(
         default=True, description="Whether a device may train the whole model without an edge."
     )
-    runtime: Bytes = Field(
-        default=32.0 * 2**20,
-        description="Memory that kernels and allocator take whatever the model, e.g. `32 MiB`.",
-    )
+    runtime: Bytes = Field(default=RUNTIME, description=RUNTIME_TEXT)
     slack: float = Field(
-        default=0.1, ge=0, lt=1, allow_inf_nan=False, description="Share of memory that is left free."
-    )
+        default=0.1, ge=0, lt=1, allow_inf_nan=False,
+        description="Share of the memory besides `runtime` that is left free.",
+    )  # fmt: skip
 
 
 class ProfileFile(Settings):

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from echelon.config.profile import BitRate, Bytes, ComputeSettings, Duration
+from echelon.config.profile import RUNTIME, RUNTIME_TEXT, BitRate, Bytes, ComputeSettings, Duration
 from echelon.config.profile import EdgeSettings as EdgeProfileSettings
 from echelon.config.training import Settings
 
@@ -25,6 +25,8 @@ Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
 DeviceName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9._-]{0,30}[a-z0-9])?$")]
+MAX_IN_FLIGHT = 16
+"""Most micro-batches of one device that an edge keeps activations of."""
 ENCODING = r"^(exact|bf16|int[2-8]|topk:0?\.[0-9]+|lowrank:[0-9]{1,4}|sketch:0?\.[0-9]+)$"
 Encoding = Annotated[str, StringConstraints(pattern=ENCODING)]
 """How tensors travel: exact, bf16, intN, topk:SHARE, lowrank:RANK, sketch:SHARE of the bytes."""
@@ -43,10 +45,13 @@ class EdgeSettings(Settings):
 class DeviceProfileSettings(ComputeSettings):
     """What a class of devices can do: from this the cut is planned."""
 
-    memory: Bytes = Field(description="Memory that training may use, e.g. `512 MiB`.")
+    memory: Bytes = Field(
+        description="Memory that training may use besides what torch takes itself, e.g. `512 MiB`."
+    )
     uplink: BitRate = Field(description="Device to edge, e.g. `10 Mbit/s`.")
     downlink: BitRate = Field(description="Edge to device, e.g. `40 Mbit/s`.")
     rtt: Duration = Field(default=0.0, description="Round trip between device and edge, e.g. `40 ms`.")
+    runtime: Bytes = Field(default=RUNTIME, description=RUNTIME_TEXT)
 
 
 class ClassSettings(Settings):
@@ -59,6 +64,9 @@ class ClassSettings(Settings):
     back: int | None = Field(default=None, ge=0, le=1000, description="q, in place of `split.back`.")
     micro_batch: int | None = Field(
         default=None, ge=1, le=65_536, description="In place of `split.micro_batch`."
+    )
+    in_flight: int | None = Field(
+        default=None, ge=1, le=MAX_IN_FLIGHT, description="In place of `split.in_flight`."
     )
     profile: DeviceProfileSettings | None = Field(
         default=None, description="Plan cut and micro-batch from what such devices can do."
@@ -98,7 +106,11 @@ class SplitSettings(Settings):
     )
     micro_batch: int = Field(
         default=4, ge=1, le=65_536,
-        description="Sequences of one micro-batch. A step's micro-batches are under way together.",
+        description="Sequences of one micro-batch.",
+    )  # fmt: skip
+    in_flight: int = Field(
+        default=8, ge=1, le=MAX_IN_FLIGHT,
+        description="Micro-batches of a step that are under way together. A device keeps the activations of each.",
     )  # fmt: skip
     classes: tuple[ClassSettings, ...] = Field(
         default=(), max_length=64, description="Classes of devices that are cut elsewhere, or not at all."
@@ -166,6 +178,11 @@ class SplitSettings(Settings):
         """Sequences of one micro-batch of a device that splits."""
         found = self.class_of(device)
         return self.micro_batch if found is None or found.micro_batch is None else found.micro_batch
+
+    def in_flight_of(self, device: str) -> int:
+        """Most micro-batches of a device that are under way together."""
+        found = self.class_of(device)
+        return self.in_flight if found is None or found.in_flight is None else found.in_flight
 
     def edge_list(self) -> tuple[EdgeSettings, ...]:
         """Every edge."""

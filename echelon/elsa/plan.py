@@ -90,9 +90,9 @@ class PlanRules:
 
     `batch` is sequences per optimiser step. `wire` is bytes per element of activations and gradients on the link, a
     fraction where they are compressed. At least `front` blocks are on the device before the cut, so that no edge sees
-    embeddings of tokens; at least `back` after it. `whole` allows the whole model on the device. `slack` is the
-    share of memory that is left free for what the estimate does not know, `runtime` bytes that kernels and allocator
-    take whatever the model.
+    embeddings of tokens; at least `back` after it. `whole` allows the whole model on the device. `runtime` is
+    bytes that a device's process takes whatever its part (imports, kernels, allocator), `slack` the share of the rest
+    of its memory that is left free for what the estimate does not know.
     """
 
     batch: int
@@ -114,7 +114,7 @@ class PlanRules:
 
     def usable(self, memory: float) -> float:
         """The bytes of a machine's memory that its part may take."""
-        return memory * (1 - self.slack) - self.runtime
+        return (memory - self.runtime) * (1 - self.slack)
 
 
 @dataclass(frozen=True, slots=True)

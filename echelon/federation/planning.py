@@ -10,8 +10,6 @@ from echelon.elsa.costs import Load
 from echelon.elsa.plan import DeviceProfile, EdgeProfile, PlanRules, Processor, Split, plan
 from echelon.elsa.shapes import ModelShape, read_shape
 
-RUNTIME_BYTES = 32.0 * 2**20
-"""Memory that kernels and allocator take whatever the model."""
 _BYTES = {"exact": 4.0, "bf16": 2.0}
 
 
@@ -52,8 +50,9 @@ def _chosen(one: ClassSettings, found: Split) -> ClassSettings:
     if found.whole:
         return ClassSettings(name=one.name, devices=one.devices, whole=True)
     return ClassSettings(
-        name=one.name, devices=one.devices, front=found.front, back=found.back, micro_batch=found.micro_batch
-    )
+        name=one.name, devices=one.devices, front=found.front, back=found.back,
+        micro_batch=found.micro_batch, in_flight=found.in_flight,
+    )  # fmt: skip
 
 
 def plan_class(settings: RunSettings, split: SplitSettings, one: ClassSettings, shape: ModelShape) -> Split:
@@ -86,7 +85,7 @@ def plan_class(settings: RunSettings, split: SplitSettings, one: ClassSettings, 
         PlanRules(
             batch=training.batch_size * training.accumulation,
             wire=wire_bytes(split.encodings, shape.hidden),
-            runtime=RUNTIME_BYTES,
+            runtime=profile.runtime,
         ),
     ).best
 

@@ -91,7 +91,8 @@ class SplitCompute:
         shards = found if found.shards is not None else None
         micro = split.micro_of(device)
         half = DeviceHalf(self._shared, device, cut, micro, split.encodings, split.perturbation, split.probes)
-        return SplitHalf(self, half, self._speed[device], None if shards is None else shards.shard_name)
+        name = None if shards is None else shards.shard_name
+        return SplitHalf(self, half, self._speed[device], split.in_flight_of(device), name)
 
     async def call(self, seconds: float, fn: Callable[[*Ts], T], *args: *Ts) -> T:
         """Off the loop in real time; inline after so many seconds on the virtual clock."""
@@ -177,9 +178,15 @@ class SplitHalf:
     """One device's half, off the loop; see `echelon.actors.splitting.Half`."""
 
     def __init__(
-        self, compute: SplitCompute, half: DeviceHalf, speed: float, shard_name: Callable[[int], str] | None
+        self,
+        compute: SplitCompute,
+        half: DeviceHalf,
+        speed: float,
+        in_flight: int,
+        shard_name: Callable[[int], str] | None,
     ) -> None:
         self._compute, self._half, self._speed, self._shard_name = compute, half, speed, shard_name
+        self._in_flight = in_flight
         self._turn = asyncio.Lock()
         self._job: SplitJob | None = None
 
@@ -187,6 +194,11 @@ class SplitHalf:
     def cut(self) -> tuple[int, int]:
         """(p, q)."""
         return self._half.cut.p, self._half.cut.q
+
+    @property
+    def in_flight(self) -> int:
+        """Most micro-batches under way together."""
+        return self._in_flight
 
     async def start(self, job: Train, secret: bytes) -> bytes:
         """Put weights, moments and data in place."""

@@ -233,6 +233,14 @@ def test_kernels_traffic_and_operations_add_up() -> None:
     assert Processor(1e9).seconds(work) == pytest.approx(2)
 
 
+def test_what_the_software_takes_is_no_ones_to_use_and_a_share_of_the_rest_stays_free() -> None:
+    assert PlanRules(batch=1, runtime=100.0, slack=0.25).usable(500.0) == 300.0
+    assert PlanRules(batch=1, runtime=100.0).usable(90.0) < 0
+    software = PlanRules(batch=8, runtime=PHONE.memory)
+    with pytest.raises(ConfigError, match="0 of them usable"):
+        plan(SHAPE, LOAD, PHONE, EDGE, software)
+
+
 @pytest.mark.parametrize(
     "make",
     [

@@ -12,6 +12,7 @@ pytest.importorskip("torch")
 
 from echelon.messages.split import EdgePart
 from echelon.training.halves import EdgeMiddles, Wire
+from echelon.training.split.parts import DevicePart
 from tests.federation.runs import Outcome, float_bytes, run
 from tests.federation.splits import assignments, check, parts_of, refused, split_federation
 
@@ -112,6 +113,30 @@ def test_eight_bits_and_a_secret_rotation_change_next_to_nothing() -> None:
     standings = outcome.summary["standings"]["a"]
     assert (set(standings["clusters"].values()), standings["out"]) == ({0}, [])  # whatever the cut
     assert outcome.summary["events"]["split-session"] == 4  # the strong one has no need of an edge
+
+
+def test_only_so_many_micro_batches_are_under_way_and_a_step_may_have_more_than_an_edge_keeps(
+    monkeypatch: Any,
+) -> None:
+    """Twenty of them in a step: more than the 16 whose activations an edge keeps of one device."""
+    most: list[int] = []
+    front = DevicePart.front
+
+    def counted(self: DevicePart, *arguments: Any) -> Any:
+        hidden = front(self, *arguments)
+        most.append(len(self.in_flight))
+        return hidden
+
+    monkeypatch.setattr(DevicePart, "front", counted)
+    training = {"batch_size": 20, "sequence_length": 16, "lr": 1e-2}
+    classes = [{"name": "all", "devices": [f"a-{number}" for number in range(4)], "in_flight": 3}]
+    for changes, limit in (({}, 8), ({"classes": classes}, 3)):
+        most.clear()
+        outcome = run(split_federation(commits=1, split={"micro_batch": 1} | changes, training=training))
+        check(outcome)
+        assert refused(outcome) == []
+        assert parts_of(outcome) == [(0, ("a.edge-0",))]
+        assert max(most) == limit
 
 
 def test_nothing_of_split_training_stands_on_the_exchange() -> None:

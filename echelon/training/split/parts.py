@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
+from echelon.config.split import MAX_IN_FLIGHT
 from echelon.config.training import AdapterSettings, ModelSettings, TrainSettings
 from echelon.errors import CodecError, ProtocolError, TrainingError
 from echelon.messages.adapter import AdapterLayout, Vector
@@ -365,7 +366,7 @@ class EdgePart:
     """
 
     def __init__(
-        self, spec: SplitSpec, cut: Cut, segment: Segment | None = None, *, max_in_flight: int = 16
+        self, spec: SplitSpec, cut: Cut, segment: Segment | None = None, *, max_in_flight: int = MAX_IN_FLIGHT
     ) -> None:
         self.segment = Segment(spec, cut, "edge") if segment is None else segment
         self._copies: dict[str, _Copy] = {}
