@@ -86,11 +86,27 @@ def fingerprint(hidden: Float64s, dim: int, seed: int) -> Gaussian:
     if not np.all(np.isfinite(hidden)):
         raise ProtocolError("hidden states are not finite: the model diverged, or overflows in its type")
     points = hidden.astype(np.float64) @ projection(hidden.shape[1], dim, seed)
-    from sklearn.covariance import ledoit_wolf  # at use: services without edges need none of it
-
-    covariance, _ = ledoit_wolf(points)
+    covariance = ledoit_wolf(points)
     covariance = (covariance + covariance.T) / 2 + np.eye(dim) * (RIDGE * np.trace(covariance) / dim)
     return Gaussian(points.mean(axis=0), covariance)
+
+
+def ledoit_wolf(points: Float64s) -> Float64s:
+    """The shrunk covariance of points, float64[n, k] -> float64[k, k] (Ledoit and Wolf 2004, section 3.2).
+
+    (1 - b²/d²) S + (b²/d²) m I, where S is the sample's covariance over n, m = tr S / k, d² = ‖S - m I‖² / k, and
+    b² = min(d², Σ ‖x xᵀ - S‖² / (k n²)). scikit-learn has the same, but loading it takes a device 120 MB.
+    """
+    count, dim = points.shape
+    centred = points - points.mean(axis=0)
+    sample = centred.T @ centred / count
+    mean = float(np.trace(sample)) / dim
+    apart = float(np.square(sample - mean * np.eye(dim)).sum()) / dim
+    squares = np.square(centred)
+    spread = float((squares.T @ squares / count - np.square(sample)).sum()) / (dim * count)
+    share = min(1.0, max(0.0, spread) / apart) if apart > 0 else 0.0
+    shrunk: Float64s = (1 - share) * sample + share * mean * np.eye(dim)
+    return shrunk
 
 
 def symmetric_kl(left: Gaussian, right: Gaussian) -> float:

@@ -46,6 +46,7 @@ from echelon.services.config import (
 from echelon.services.locks import FolderLock
 from echelon.services.shards import KafkaShards, ShardTerms, data_digest
 from echelon.services.slots import key_of, slots_in, take_slot
+from echelon.training.lean import lean_imports
 
 if TYPE_CHECKING:
     from echelon.federation.compute import Compute
@@ -183,7 +184,8 @@ class DeviceRole(BoundaryRole):
         A device that trains with an edge loads its part of the model alone, when it first trains.
         """
         if self.boundary.split is not None and self.boundary.split.splits(self.name):
-            self._split = load_split(self.config, self.agreed, log)
+            with lean_imports():
+                self._split = load_split(self.config, self.agreed, log)
             return
         from echelon.federation.compute import Compute
 

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from echelon.elsa.fingerprint import Gaussian, divergences, fingerprint, projection, symmetric_kl
+from echelon.elsa.fingerprint import (
+    Gaussian,
+    divergences,
+    fingerprint,
+    ledoit_wolf,
+    projection,
+    symmetric_kl,
+)
 from echelon.errors import CodecError, ProtocolError
 from echelon.messages.behaviour import MAX_DIM, UNIT, Behaviour, Float64s
 from echelon.messages.wire import MAX_CONTROL_BYTES, Reason, Refused
@@ -93,6 +100,18 @@ def test_a_fingerprint_is_finite_where_probes_are_fewer_than_dimensions() -> Non
     assert np.linalg.eigvalsh(found.covariance).min() > 0
     other = fingerprint(hidden + np.random.default_rng(2).normal(size=hidden.shape), 32, 0)
     assert 0 < symmetric_kl(found, other) < 1e6
+
+
+@given(st.integers(2, 60), dims, seeds)
+def test_the_shrunk_covariance_is_scikit_learns(count: int, dim: int, seed: int) -> None:
+    from sklearn.covariance import ledoit_wolf as theirs
+
+    draw = np.random.default_rng(seed)
+    points = draw.normal(size=(count, dim)) * np.exp(draw.normal(size=dim)) + draw.normal(size=dim)
+    expected, shrinkage = theirs(points)
+    assert ledoit_wolf(points) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    if dim > 4 and count > 8:
+        assert 0 < shrinkage < 1  # the test sees a shrinkage that is neither nothing nor all
 
 
 def test_a_fingerprint_does_not_depend_on_the_order_of_probes() -> None:
