@@ -159,8 +159,8 @@ def fit(measured: list[tuple[Work, float]]) -> Processor:
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-RUNTIME = 32 << 20
-"""The default of a profile's `runtime`."""
+KERNELS = 32 << 20
+"""Bytes that kernels and allocator take besides what is imported: a part of a profile's `runtime`."""
 
 
 def _peak(case: Case, give_back: bool, answer: Connection) -> None:
@@ -212,7 +212,7 @@ def main() -> None:
     memory = []
     for case in MEMORY:
         shape, load = read_shape(config(case, case[6] + case[7] + 1).to_dict()), Load(case[9], 4, RANK)
-        estimated = part_memory(shape, load, case[6], case[7], case[8], 1).total + RUNTIME
+        estimated = part_memory(shape, load, case[6], case[7], case[8], 1).total + KERNELS
         memory.append(
             {
                 "part": name(case),
