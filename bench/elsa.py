@@ -167,7 +167,7 @@ def main() -> int:
     failures: list[str] = []
     try:
         if args.calibrate:
-            found = calibrate(make_task("statement", counter()))
+            found = calibrate(make_task("kind", counter()))
             write_json(RESULTS / CALIBRATION, found)
             print(json.dumps(found))
             return 0

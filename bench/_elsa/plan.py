@@ -148,7 +148,7 @@ class Model:
 
 MODELS: Mapping[str, Model] = {
     "llama": Model("llama", "Llama-like, 1.07M parameters", "echelon:tiny", 1e-3),
-    "bert": Model("bert", "BERT-like, 0.58M parameters", "bert", 2e-3),
+    "bert": Model("bert", "BERT-like, 0.58M parameters", "bert", 3e-3),
 }
 
 
@@ -218,7 +218,7 @@ TIERS: Mapping[str, Tier] = {
             "tiny",
             "the mechanics: two arms of one task, a few steps, 128 test rows; no claim",
             Shape(steps=2, batch=4, commits=1, rows=128),
-            ("statement",),
+            ("kind",),
             ("bert",),
             ("split", "elsa"),
             (20,),
@@ -229,12 +229,12 @@ TIERS: Mapping[str, Tier] = {
             "full",
             "two tasks, two models, five arms, three paired seeds, and five ablations",
             Shape(),
-            ("package", "statement"),
+            ("kind", "package"),
             ("bert", "llama"),
             tuple(arm.name for arm in ARMS),
             (0, 20),
             3,
-            ("statement", "bert", 20),
+            ("kind", "bert", 20),
         ),
     )
 }

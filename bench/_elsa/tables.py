@@ -364,9 +364,9 @@ def _method(tier: Tier, trained: int) -> str:
     return (
         "- Snippets are whole lines of about 20 to 44 tokens from packages of the standard library "
         "that no base was trained on. "
-        "*package*: which of twenty packages, or groups of modules, they are from. *statement*: "
-        "which kind of statement "
-        "comes next in a function. Files are split between training and test, near-duplicates left out.\n"
+        "*package*: which of twenty packages, or groups of modules, they are from. *kind*: code, comment or "
+        "docstring, without the signs and quotes that mark those (10 to 44 tokens). "
+        "Files are split between training and test, near-duplicates left out.\n"
         f"- Two boundaries, each with {EDGES} edges and {classes}. Every class's shares are a draw from "
         f"Dirichlet({shape.alpha:g}) over devices; equal seeds give every arm the same devices with the same rows.\n"
         "- An unreliable device's labels are drawn uniformly from all classes. 20 % of the devices "

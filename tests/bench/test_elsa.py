@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,11 +16,12 @@ from bench._elsa.data import (
     TASKS,
     Snippet,
     Task,
-    contexts,
     deal,
+    kinds,
     make_task,
     mislabelled,
     pieces,
+    runs,
     unreliable,
 )
 from bench._elsa.plan import ABLATIONS, ARMS, ELSA, MODELS, TIERS, Job, Shape, jobs_of
@@ -30,27 +30,24 @@ from bench._elsa.tables import caught, endpoint, page
 from echelon.contest.data import File
 from echelon.contest.results import write_json
 
-SOURCE = '''"""A module."""
+SOURCE = '''"""This is prose about {name} number {number} that goes on for some words."""
 import {name}
+
+# A remark about {name} that has number {number} in it, and quite a few more words
+# so that it is long enough: a remark should be kept.
 
 
 def first_{name}_{number}(value):
-    """A docstring that is no statement."""
+    """More prose of {name}, which has number {number} and tells nothing that matters.
+
+    It is prose in two paragraphs.
+    """
     total_{number} = value * {number} + len("{name}")
-    if total_{number} > {number}:
-        print("{name}", total_{number}, value)
-        return total_{number}
-    for item in range(total_{number}):
-        value += item * {number}
-    return value + {number}
-
-
-def second_{name}_{number}(other):
-    other.append("{name}")
-    result_{number} = other.pop() + other.pop()
-    other.extend([result_{number}, {number}])
-    raise ValueError("{name} {number}")
+    if total_{number} > {number} and value < {number} or value == {number} :
+        print("{name}", total_{number} , value)  # both code and not
+    return total_{number} + value * {number} - value
 '''
+TEXT = SOURCE.format(name="json", number=1)
 
 
 def words(texts: Sequence[str]) -> list[int]:
@@ -72,8 +69,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def statements(library: Path) -> Task:
-    return make_task("statement", words, library)
+def snippets(library: Path) -> Task:
+    return make_task("kind", words, library)
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
@@ -91,49 +88,47 @@ def test_no_file_is_in_both_parts_and_nothing_is_repeated(library: Path, name: s
 
 
 def test_pieces_are_whole_lines_of_the_wanted_length() -> None:
-    text = SOURCE.format(name="json", number=1)
+    text = TEXT
     found = list(pieces(File("json/a.py", "json", text, ""), words(text.splitlines())))
     assert found
     for one in found:
-        assert LEAST <= sum(words(one.text.splitlines())) <= LONGEST
-        assert one.text in text
+        assert LEAST["package"] <= sum(words(one.text.splitlines())) <= LONGEST
+        assert all(line.strip() in text for line in one.text.splitlines())
         assert one.label == "json"
 
 
-def test_contexts_end_where_the_statement_begins_and_name_its_kind() -> None:
-    text = SOURCE.format(name="json", number=1)
-    lines = text.splitlines()
-    found = list(contexts(File("json/a.py", "json", text, ""), words(lines)))
-    assert {one.label for one in found} >= {"assign", "call", "if", "return", "other"}
-    starts = {
-        "assign": ("total", "value", "result"),
-        "call": ("print", "other."),
-        "if": ("if",),
-        "return": ("return",),
-    }
+def test_kinds_are_told_apart_by_what_the_parser_says_and_lose_their_marks() -> None:
+    found = list(kinds(File("json/a.py", "json", TEXT, ""), words(TEXT.splitlines())))
+    assert {one.label for one in found} == set(TASKS["kind"])
     for one in found:
-        statement = lines[one.line - 1].strip()
-        assert not statement.startswith('"""')
-        assert statement not in one.text.splitlines()[-1]
-        assert statement.startswith(starts.get(one.label, ("for", "raise")))
-    assert ast.parse(text)
+        assert "#" not in one.text
+        assert '"""' not in one.text
+        assert ("prose" in one.text) == (one.label == "docstring")
+        assert ("remark" in one.text) == (one.label == "comment")
+        assert ("both" in one.text) is False
 
 
-def test_every_snippet_is_dealt_once_and_labels_are_skewed(statements: Task) -> None:
-    train = statements.snippets["train"]
-    hands = deal(train, statements.labels, 6, 0.5, 3, seed=1)
+def test_a_run_of_lines_ends_at_a_gap_and_at_its_longest() -> None:
+    lines = [(1, "  a b", 4), (2, "  c", 4), (5, "d", 10), (6, "", 0), (7, "e", LONGEST)]
+    assert list(runs(lines, 8)) == [("a b\nc", 1), ("d", 5), ("e", 7)]
+    assert list(runs(lines, 9)) == [("d", 5), ("e", 7)]
+
+
+def test_every_snippet_is_dealt_once_and_labels_are_skewed(snippets: Task) -> None:
+    train = snippets.snippets["train"]
+    hands = deal(train, snippets.labels, 6, 0.5, 3, seed=1)
     assert Counter(one for hand in hands for one in hand) == Counter(train)
     assert min(map(len, hands)) >= 3
-    assert hands == deal(train, statements.labels, 6, 0.5, 3, seed=1)
-    assert hands != deal(train, statements.labels, 6, 0.5, 3, seed=2)
+    assert hands == deal(train, snippets.labels, 6, 0.5, 3, seed=1)
+    assert hands != deal(train, snippets.labels, 6, 0.5, 3, seed=2)
 
 
 def test_an_unreliable_devices_labels_say_nothing_and_its_texts_stay() -> None:
-    hand = [Snippet(f"text {k}", "assign", "a.py", k) for k in range(400)]
-    spoilt = mislabelled(hand, TASKS["statement"], 1, 0)
+    hand = [Snippet(f"text {k}", "code", "a.py", k) for k in range(400)]
+    spoilt = mislabelled(hand, TASKS["kind"], 1, 0)
     assert [one.text for one in spoilt] == [one.text for one in hand]
     counts = Counter(one.label for one in spoilt)
-    assert all(50 < counts[label] < 110 for label in TASKS["statement"])
+    assert all(100 < counts[label] < 167 for label in TASKS["kind"])
     assert len(unreliable(12, 2, 1)) == 2
 
 
@@ -162,11 +157,11 @@ def test_each_ablation_takes_one_part_away() -> None:
         assert sum(getattr(arm.split, name) != getattr(ELSA, name) for name in fields) == 1
 
 
-def test_arms_of_a_seed_have_the_same_devices(statements: Task) -> None:
+def test_arms_of_a_seed_have_the_same_devices(snippets: Task) -> None:
     shape = Shape(batch=1)
-    one = Job("statement", "bert", "fedavg", 20, 1, shape, statements.digest, "", 1.0)
-    devices = fleet(one, statements)
-    assert devices == fleet(replace(one, arm="elsa"), statements)
+    one = Job("kind", "bert", "fedavg", 20, 1, shape, snippets.digest, "", 1.0)
+    devices = fleet(one, snippets)
+    assert devices == fleet(replace(one, arm="elsa"), snippets)
     assert sum(not device.reliable for device in devices) == round(0.2 * len(devices))
     groups = clusters(devices, 1)
     assert sorted(device.name for group in groups for device in group) == sorted(d.name for d in devices)
@@ -225,12 +220,12 @@ def test_the_endpoint_is_read_off_the_pairs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_of_elsa_sends_less_than_the_uncompressed_split(statements: Task, tmp_path: Path) -> None:
+def test_a_run_of_elsa_sends_less_than_the_uncompressed_split(snippets: Task, tmp_path: Path) -> None:
     shape = Shape(steps=2, batch=2, commits=1, rows=40)
     found = {}
     for arm in ("split", "elsa"):
-        job = Job("statement", "bert", arm, 20, 1, shape, statements.digest, base_of("bert"), 5000.0)
-        found[arm] = run_job(job, statements, tmp_path)
+        job = Job("kind", "bert", arm, 20, 1, shape, snippets.digest, base_of("bert"), 5000.0)
+        found[arm] = run_job(job, snippets, tmp_path)
         assert found[arm]["key"] == job.key
         assert found[arm]["audit"] == "ok"
         assert found[arm]["rows"] == 40
@@ -240,6 +235,6 @@ def test_a_run_of_elsa_sends_less_than_the_uncompressed_split(statements: Task, 
     assert 0 < sent["elsa"] < sent["split"]
     assert found["elsa"]["standings"]
     assert not found["split"]["standings"]
-    other = Job("statement", "bert", "split", 20, 1, shape, "another", base_of("bert"), 5000.0)
+    other = Job("kind", "bert", "split", 20, 1, shape, "another", base_of("bert"), 5000.0)
     with pytest.raises(BenchmarkError, match="not those of the plan"):
-        run_job(other, statements, tmp_path)
+        run_job(other, snippets, tmp_path)
