@@ -159,6 +159,7 @@ CONTESTANT, FIXED = "echelon-da", "echelon-fixed"
 """The arm of the primary endpoint, and the plain one that it grew from."""
 
 ABLATIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("pace", "the interval that it starts with, kept: nobody changes it", {"pace": "fixed"}),
     ("proximal", "with a proximal term, μ = 0.01", {"mu": 0.01}),
     ("staleness", "late updates and deltas count fully", {"staleness": "constant"}),
     ("window", "as many steps per delta, cut into another number of windows", {}),

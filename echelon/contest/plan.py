@@ -84,7 +84,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Table:
-    """Runs of one table: arms × cells × seeds at so many tokens."""
+    """Runs of one table: arms × cells × seeds at so many tokens, and the contestant with each of the ablations."""
 
     name: str
     arms: tuple[str, ...]
@@ -132,7 +132,7 @@ def _tables(
     rest = tuple(cell for cell in NETWORK if cell != PRIMARY)
     return (
         Table("T1", ALL, (HOME,), seeds, t1),
-        Table("primary", (BEST_FIXED, FIXED, CONTESTANT), (PRIMARY,), seeds, others),
+        Table("primary", (BEST_FIXED, FIXED, CONTESTANT), (PRIMARY,), seeds, others, ("pace",)),
         Table("T2", network, (PRIMARY, *rest), fewer, others),
         Table("T3", four, PARTITIONS, fewer, others),
         Table("T4", four, (*CHURN, *STRAGGLERS), fewer, others),
@@ -237,15 +237,13 @@ def jobs_of(table: Table, tier: Tier, tuning: Tuning, data: str, cost: tuple[flo
 
 
 def rows_of(table: Table, tuning: Tuning) -> list[tuple[Arm, Knobs]]:
-    """The arms of a table with the settings that they run with."""
+    """The arms of a table with the settings that they run with, then the contestant's ablations."""
     names = [tuning.best_fixed if name == BEST_FIXED else name for name in table.arms]
     rows = [
         (BY_NAME[name], tuning.chosen.get(name, Knobs())) for name in dict.fromkeys(names) if name is not None
     ]
     rows += [
-        (BY_NAME[name], ablated(tuning.chosen[name], ablation))
-        for name in table.arms
-        for ablation in table.ablations
+        (BY_NAME[CONTESTANT], ablated(tuning.chosen[CONTESTANT], ablation)) for ablation in table.ablations
     ]
     return rows
 

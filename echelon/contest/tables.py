@@ -62,7 +62,7 @@ class Source:
     def rows(self, name: str, cell: Cell) -> list[Row]:
         """Every arm of a table in one of its cells, as planned; ablations are not among them."""
         table = self.table(name)
-        count = len(rows_of(table, self.tuning)) - len(table.arms) * len(table.ablations)
+        count = len(rows_of(table, self.tuning)) - len(table.ablations)
         return [self.row(table, arm, knobs, cell) for arm, knobs in rows_of(table, self.tuning)[:count]]
 
     def target(self, line: Line) -> float:
@@ -173,6 +173,10 @@ def primary(source: Source) -> str:
     rows = source.rows("primary", PRIMARY)
     mine = next((row for row in rows if row.arm.name == CONTESTANT), None)
     other = next((row for row in rows if row.arm.name == source.tuning.best_fixed), None)
+    held = None
+    if mine is not None:
+        held = source.row(source.table("primary"), mine.arm, ablated(mine.knobs, "pace"), PRIMARY)
+        rows.append(held)
 
     def figure(line: Line) -> float | None:
         return time_to(line["curve"], source.target(line))
@@ -181,7 +185,8 @@ def primary(source: Source) -> str:
     for row in rows:
         times = values(row, figure)
         late = len(row.lines) - len(times)
-        name = f"**{row.label}**" if row in (mine, other) else row.label
+        name = f"{row.label}, interval kept" if row is held else row.label
+        name = f"**{name}**" if row in (mine, other) else name
         body.append([
             name, row.knobs.words(), spread(times, seconds), f"{late} of {len(row.lines)}",
             spread(values(row, at_budget), loss), spread(values(row, of_final("seconds")), seconds),
@@ -203,12 +208,42 @@ def primary(source: Source) -> str:
         "unresolved": "is not told apart",
     }[found.verdict.value]  # fmt: skip
     note = f" {censored} pairs are left out because a run did not reach the target." if censored else ""
-    return text + (
-        f"\nTime to target of {mine.label} against {other.label}, the fixed interval that was fastest on the "
-        "dev split: "
-        f"{interval(found)} over {found.count} pairs, p = {p_value(found.p)}: **{found.verdict.value}** "
-        f"({mine.label} {words}).{note}\n"
+    return (
+        text
+        + (
+            f"\nTime to target of {mine.label} against {other.label}, the fixed interval that was fastest on the "
+            "dev split: "
+            f"{interval(found)} over {found.count} pairs, p = {p_value(found.p)}: **{found.verdict.value}** "
+            f"({mine.label} {words}).{note}\n"
+        )
+        + _against_kept(mine, held, figure)
     )
+
+
+def _against_kept(mine: Row, held: Row | None, figure: Callable[[Line], float | None]) -> str:
+    """What the controller itself adds: no endpoint, but the first question to ask of one."""
+    mines, others, censored = pairs(mine, held, figure) if held is not None else ([], [], 0)
+    if not mines:
+        return ""
+    found = paired(mines, others)
+    early = sum(changed_before(line, figure(line)) for line in mine.lines.values())
+    commits = statistics.fmean(len(line["pace"]) - 1 for line in mine.lines.values())
+    return (
+        f"\nAgainst its own settings with the interval kept (what the controller adds, apart from the outer step): "
+        f"{interval(found)} over {found.count} pairs{f', {censored} censored' if censored else ''}: "
+        f"**{found.verdict.value}**. The controller had changed the interval before the target was reached in "
+        f"{early} of {len(mine.lines)} runs; a run has {commits:.1f} commits.\n"
+    )
+
+
+def changed_before(line: Line, seconds: float | None) -> bool:
+    """Whether a commit announced another interval than the start's before so many seconds of the run (None: ever)."""
+    start, *later = line["pace"]
+    first = next((number for number, one in enumerate(later, 1) if one != start), None)
+    if first is None:
+        return False
+    at = next((point["t"] for point in line["curve"] if point["commits"] >= first), math.inf)
+    return at < (math.inf if seconds is None else seconds)
 
 
 def t1(source: Source) -> str:

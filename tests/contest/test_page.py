@@ -15,7 +15,7 @@ from echelon.contest.contest import Contest
 from echelon.contest.page import load_source, newest_tier, raw_file, render
 from echelon.contest.plan import TARGET_SHARE, Job
 from echelon.contest.results import Results, read_json
-from echelon.contest.tables import primary, t1, t2, t3, t5, t6
+from echelon.contest.tables import changed_before, primary, t1, t2, t3, t5, t6
 from tests.contest.synthetic import BASE, folder
 
 pytest.importorskip("scipy")
@@ -63,6 +63,25 @@ def test_the_time_to_target_is_compared_pair_by_pair(tmp_path: Path) -> None:
     assert "**worse**" in primary(slower)
     equal, _ = load_source(folder(tmp_path / "c", lambda job: 0.9 * BASE), "ci")
     assert "**tied**" in primary(equal)
+
+
+def test_what_the_controller_itself_adds_is_said_beside_the_endpoint(tmp_path: Path) -> None:
+    def seconds(job: Job) -> float:
+        return 10.0 if job.arm == CONTESTANT and job.knobs.pace != "fixed" else 20.0
+
+    text = primary(load_source(folder(tmp_path, lambda job: 0.9 * BASE, seconds), "ci")[0])
+    assert "Echelon-DA, interval kept" in text
+    assert "Against its own settings with the interval kept" in text
+    assert text.count("-50.00 % [-50.00 %, -50.00 %] over 2 pairs") == 2
+
+
+def test_an_interval_counts_as_changed_from_the_commit_that_announces_another() -> None:
+    curve = [{"t": 0.0, "commits": 0}, {"t": 4.0, "commits": 1}, {"t": 7.0, "commits": 2}]
+    line = {"pace": [[8, 2], [8, 2], [16, 2]], "curve": curve}
+    assert changed_before(line, 7.5)
+    assert not changed_before(line, 7.0)
+    assert changed_before(line, None)
+    assert not changed_before(line | {"pace": [[8, 2]] * 3}, None)
 
 
 def test_t1_says_what_each_arm_is_against_the_contestant(tmp_path: Path) -> None:
