@@ -16,13 +16,13 @@ from transformers import PreTrainedModel
 
 from echelon.config.training import DataSettings, TrainSettings, check_task
 from echelon.errors import ConfigError, TrainingError
-from echelon.messages.adapter import AdapterLayout, Factor, Vector, check_vector, factor_mask
+from echelon.messages.adapter import AdapterLayout, Factor, Vector, factor_mask
 from echelon.training.data.boundary import BoundaryData, load_boundary, load_rows
 from echelon.training.data.encode import encode_rows
 from echelon.training.data.packing import Blocks, Order
 from echelon.training.data.rows import Rows, longest_first, pad_rows, padding_of
 from echelon.training.data.sources import read_source
-from echelon.training.layout import FlatAdapter, as_tensor, to_numpy
+from echelon.training.layout import FlatAdapter
 from echelon.training.learner import BoundarySpec, EvalResult, LearnerSpec, TrainResult, TrainTask
 from echelon.training.model import (
     adapter_config_json,
@@ -33,6 +33,7 @@ from echelon.training.model import (
     whole_modules,
 )
 from echelon.training.state import TrainerState
+from echelon.training.step import FlatOptimizer
 
 REPETITION_PENALTY = 1.3
 WARMUP_FLOOR = 0.1
@@ -165,25 +166,7 @@ class TorchLearner:
         self.model = attach_adapter(base, spec.adapter, spec.model.gradient_checkpointing, self.task)
         self._flat = FlatAdapter(self.model)
         self._heads = whole_modules(self.layout, self._flat.read())
-        train = spec.train
-        self._optimizer = torch.optim.AdamW(
-            [self._flat.weights],
-            lr=train.lr,
-            betas=(train.beta1, train.beta2),
-            eps=train.eps,
-            weight_decay=train.weight_decay,
-            fused=True,
-        )
-        # Filled in now, so that a task can copy a device's moments in before the first step.
-        self._first = torch.zeros_like(self._flat.gradient)
-        self._second = torch.zeros_like(self._flat.gradient)
-        self._count = torch.zeros((), device=self.device)
-        self._optimizer.state[self._flat.weights] = {
-            "step": self._count,
-            "exp_avg": self._first,
-            "exp_avg_sq": self._second,
-        }
-        self._anchor = torch.zeros_like(self._flat.gradient)
+        self._optimizer = FlatOptimizer(self._flat, spec.train)
         self._masks: dict[Factor, torch.Tensor] = {}
         self._boundary_of = spec.boundary_of
         self._boundaries: dict[str, BoundaryData[Blocks]] = {}
@@ -305,7 +288,7 @@ class TorchLearner:
             counted = data.counted(chosen)
             tokens += data.read(chosen)
             loss_tokens += counted
-            loss_sum += self._step(data, chosen, counted, task.mu, frozen)
+            loss_sum += self._step(data, chosen, counted, frozen)
         weights = self._flat.read()
         total = loss_sum.item()
         if not math.isfinite(total) or not np.isfinite(weights).all():
@@ -314,7 +297,7 @@ class TorchLearner:
                 f"rate "
                 f"{learning_rate(settings, task.progress):g}; lower lr, set clip_norm, or use fp32"
             )
-        after = TrainerState(to_numpy(self._first), to_numpy(self._second), state.steps + task.steps, cursor)
+        after = self._optimizer.state(cursor)
         seconds = time.perf_counter() - started
         return TrainResult(weights, task.steps, tokens, total, loss_tokens, seconds, after.to_bytes(), cursor)
 
@@ -324,13 +307,8 @@ class TorchLearner:
             raise TrainingError(
                 f"device {task.device}: {task.steps} steps with mu = {task.mu} cannot be trained"
             )
-        check_vector(task.base, self.dim)
-        self._flat.load(task.start)
-        self._anchor.copy_(as_tensor(task.base))
-        self._first.copy_(as_tensor(state.first))
-        self._second.copy_(as_tensor(state.second))
-        self._count.fill_(state.steps)
-        self._optimizer.param_groups[0]["lr"] = learning_rate(self.spec.train, task.progress)
+        rate = learning_rate(self.spec.train, task.progress)
+        self._optimizer.start(task.start, task.base, state, rate, task.mu)
         if self.spec.adapter.dropout > 0:
             # The generator belongs to the process; a device's masks must depend on the device alone.
             name = f"{self.spec.seed}\0dropout\0{task.device}\0{state.steps}"
@@ -341,24 +319,21 @@ class TorchLearner:
         data: Examples,
         chosen: Chosen,
         counted: int,
-        mu: float,
         frozen: Frozen | None,
     ) -> torch.Tensor:
         """One optimiser step on the blocks or rows `chosen`; the sum of their losses before it."""
         settings = self.spec.train
         total = torch.zeros((), device=self.device)
-        self._flat.gradient.zero_()
         for part in torch.from_numpy(chosen).split(settings.batch_size):
             loss = self._loss_sum(*data.batch(part))
             (loss / counted).backward()
             total += loss.detach()
-        if mu:
-            self._flat.gradient.add_(self._flat.weights.detach() - self._anchor, alpha=mu)
+        self._optimizer.add_proximal()
         if frozen is not None:
             self._flat.gradient[frozen.mask] = 0.0  # before clipping: the norm is that of what moves
         if settings.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._flat.weights, settings.clip_norm)
-        self._optimizer.step()
+        self._optimizer.step(1.0)
         if frozen is not None:
             frozen.put_back(self._held)  # AdamW moves on without a gradient, by its moments and its decay
         return total
@@ -366,7 +341,7 @@ class TorchLearner:
     @property
     def _held(self) -> tuple[torch.Tensor, ...]:
         """Whatever a step changes: weights and moments, float32[d] each."""
-        return (self._flat.weights.data, self._first, self._second)
+        return (self._flat.weights.data, *self._optimizer.moments)
 
     def _mask(self, factor: Factor) -> torch.Tensor:
         """bool[d] of what stays as it is while this factor is trained. Raises `ConfigError` without both factors."""

@@ -73,6 +73,11 @@ class FlatOptimizer:
         self._mu = mu
         self.steps = state.steps
 
+    @property
+    def moments(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """AdamW's two moments, float32[d] each, as they are: whoever changes them changes the next step."""
+        return self._first, self._second
+
     def add_proximal(self) -> None:
         """Add mu (w - base) to the gradient; nothing at all for mu = 0."""
         if self._mu:
