@@ -5,9 +5,6 @@
     python scripts/explore_defects.py --out FILE.json      write the figures
     python scripts/explore_defects.py --missing --out FILE.json
                                                            those of which the file has no figures yet
-    python scripts/explore_defects.py gate --only 1469 --out FILE.json
-                                                           run these seeds and no others: the first one to fail
-                                                           is no later than the one found, and the figures say so
 
 The working tree is never touched: a defect is a textual change in a temporary copy, as in `mutate.py`. A seed that
 fails without the defect, too, finds nothing: it is passed over, and named. Figures that the file has of other defects
@@ -33,8 +30,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from echelon.cli.sim import seeds_of, seeds_text  # noqa: E402  # a script is no package
-from echelon.errors import ConfigError  # noqa: E402
 from scripts.mutate import LEFT_BEHIND, Mutation, MutationError, mutated  # noqa: E402  # a script is no package
 
 
@@ -131,14 +126,14 @@ DEFECTS: tuple[Mutation, ...] = (
 )
 
 
-def explored(tree: Path, seeds: Sequence[int], workers: int, defect: Mutation) -> dict[str, Any]:
-    """What the explorer of a source tree says of seeds, up to the first that fails.
+def explored(tree: Path, seeds: tuple[int, int], workers: int, defect: Mutation) -> dict[str, Any]:
+    """What the explorer of a source tree says of seeds, both ends included, up to the first that fails.
 
     Raises:
         MutationError: the explorer did not come to an end.
     """
     with tempfile.TemporaryDirectory(prefix="explored-") as out:
-        command = [sys.executable, "-m", "echelon", "sim", "explore", "--seeds", seeds_text(seeds)]
+        command = [sys.executable, "-m", "echelon", "sim", "explore", "--seeds", f"{seeds[0]}..{seeds[1]}"]
         command += ["--fail-fast", "--json", "--workers", str(workers), "--out", out]
         environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
@@ -148,14 +143,15 @@ def explored(tree: Path, seeds: Sequence[int], workers: int, defect: Mutation) -
     return facts
 
 
-def find(defect: Mutation, seeds: Sequence[int], workers: int) -> dict[str, Any]:
-    """Explore with one defect until a seed of these, which ascend, fails that does not fail without it.
+def find(defect: Mutation, seeds: tuple[int, int], workers: int) -> dict[str, Any]:
+    """Explore with one defect until a seed fails that does not fail without it.
 
     Raises:
         MutationError: the defect does not fit the source as it stands, or the explorer did not come to an end.
     """
     begun = time.monotonic()
-    left, run, passed_over = seeds, 0, list[int]()
+    first, last = seeds
+    at, run, passed_over = first, 0, list[int]()
     failed: dict[str, Any] | None = None
     with tempfile.TemporaryDirectory(prefix="defect-") as folder:
         sound, tree = Path(folder) / "sound", Path(folder) / "tree"
@@ -163,15 +159,15 @@ def find(defect: Mutation, seeds: Sequence[int], workers: int) -> dict[str, Any]
             shutil.copytree(ROOT, copy, ignore=LEFT_BEHIND, symlinks=True)
         path = tree / defect.file
         path.write_text(mutated(path.read_text(encoding="utf-8"), defect), encoding="utf-8")
-        while failed is None and left:
-            facts = explored(tree, left, workers, defect)
+        while failed is None and at <= last:
+            facts = explored(tree, (at, last), workers, defect)
             run += facts["seeds"]
             if not facts["failed"]:
                 break
             seed = facts["failed"][0]["seed"]
-            if explored(sound, [seed], 1, defect)["failed"]:
+            if explored(sound, (seed, seed), 1, defect)["failed"]:
                 passed_over.append(seed)
-                left = [one for one in left if one > seed]
+                at = seed + 1
             else:
                 failed = facts["failed"][0]
     findings = [] if failed is None else failed["findings"]
@@ -181,7 +177,7 @@ def find(defect: Mutation, seeds: Sequence[int], workers: int) -> dict[str, Any]
         "found": failed is not None,
         "seed": None if failed is None else failed["seed"],
         "seeds_run": run,
-        "of": len(seeds),
+        "of": last - first + 1,
         "fail_without_it": passed_over,
         "invariants": sorted({text.partition(":")[0] for text in findings}),
         "finding": findings[0][:200] if findings else None,
@@ -199,6 +195,19 @@ def kept_figures(path: Path | None, seeds: str) -> dict[str, dict[str, Any]]:
     return {row["defect"]: row for row in facts["defects"]}
 
 
+def seed_range(text: str) -> tuple[int, int]:
+    """The first and the last of A..B, or of one number.
+
+    Raises:
+        ValueError: it is neither, or descends.
+    """
+    first, _, last = text.partition("..")
+    found = int(first), int(last or first)
+    if not 0 <= found[0] <= found[1]:
+        raise ValueError(f"{text} descends")
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description="After how many seeds does the explorer find a defect?")
@@ -206,18 +215,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", default="0..1999", help="seeds to explore for each, as 0..1999")
     parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--out", type=Path, help="write the figures there, as JSON")
-    parser.add_argument("--only", metavar="SEEDS", help="of these seeds, run only those named")
     parser.add_argument("--missing", action="store_true", help="only defects that FILE has no figures of")
     asked = parser.parse_args(arguments)
     if asked.missing and asked.out is None:
         parser.error("--missing needs --out")
     try:
-        seeds = [seed for part in seeds_of(asked.seeds) for seed in part]
-        only = seeds if asked.only is None else [seed for part in seeds_of(asked.only) for seed in part]
-    except ConfigError as error:
-        parser.error(str(error))
-    if not set(only) <= set(seeds):
-        parser.error(f"--only {asked.only}: name seeds that are in {asked.seeds}")
+        seeds = seed_range(asked.seeds)
+    except ValueError as error:
+        parser.error(f"--seeds: {error}; write it as 0..1999")
     chosen = [one for one in DEFECTS if not asked.name or any(part in one.name for part in asked.name)]
     if not chosen:
         print("explore_defects: no defect of that name", file=sys.stderr)
@@ -226,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for defect in chosen:
         if asked.missing and defect.name in rows:
             continue
-        row = rows[defect.name] = find(defect, only, asked.workers) | {"of": len(seeds), "only": asked.only}
+        row = rows[defect.name] = find(defect, seeds, asked.workers)
         told = (
             f"seed {row['seed']} ({row['seeds_run']} run): {row['finding']}" if row["found"] else "NOT FOUND"
         )
