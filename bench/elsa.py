@@ -1,6 +1,6 @@
 """Split training in boundaries against its alternatives, on text classification: accuracy, bytes, simulated seconds.
 
-    python -m bench elsa -- --tier tiny               the mechanics, under a minute
+    python -m bench elsa -- --tier tiny --workers 1   the mechanics, under a minute
     python -m bench elsa -- --tier full --workers 2   every run that has no figures yet
     python -m bench elsa -- --page                    write docs/elsa-tasks.md again from the raw figures
 
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -80,10 +80,14 @@ def check_data(tasks: dict[str, Task], path: Path) -> None:
             )
 
 
-def _start(tasks: dict[str, Task], folder: Path) -> None:
+def _enter(tasks: dict[str, Task], folder: Path) -> None:
     global _tasks, _folder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when the benchmark stops
     _tasks, _folder = tasks, folder
+
+
+def _start(tasks: dict[str, Task], folder: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when the benchmark stops
+    _enter(tasks, folder)
 
 
 def _run(job: Job) -> tuple[dict[str, Any] | None, str]:
@@ -97,38 +101,49 @@ def _run(job: Job) -> tuple[dict[str, Any] | None, str]:
         return None, traceback.format_exc(limit=-4)
 
 
+Outcome = tuple[Job, dict[str, Any] | None, str]
+
+
+def outcomes(waiting: Sequence[Job], tasks: dict[str, Task], folder: Path, workers: int) -> Iterator[Outcome]:
+    """What comes of each run, as they end; one worker is this process."""
+    if workers == 1:
+        _enter(tasks, folder)
+        for job in waiting:
+            yield job, *_run(job)
+        return
+    with ProcessPoolExecutor(
+        min(workers, max(1, len(waiting))),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start,
+        initargs=(tasks, folder),
+    ) as pool:
+        futures = {pool.submit(_run, job): job for job in waiting}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], *future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+
 def execute(jobs: Sequence[Job], results: Results, tasks: dict[str, Task], workers: int) -> list[str]:
     """Run every job that has no line yet, in order; lines are appended as runs end. What failed, and why."""
     waiting = [job for job in jobs if job.key not in results]
     failures: list[str] = []
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="echelon-elsa-") as folder:
-        pool = ProcessPoolExecutor(
-            min(workers, max(1, len(waiting))),
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start,
-            initargs=(tasks, Path(folder)),
-        )
-        with pool:
-            futures = {pool.submit(_run, job): job for job in waiting}
-            try:
-                for number, future in enumerate(as_completed(futures), 1):
-                    job = futures[future]
-                    line, why = future.result()
-                    if line is None:
-                        failures.append(f"{job.name}: {why}")
-                        tell(f"{number}/{len(waiting)} {job.name} FAILED: {why.strip().splitlines()[-1]}")
-                        continue
-                    results.append(line)
-                    tell(
-                        f"{number}/{len(waiting)} {job.name}: accuracy {line['accuracy']:.4f}, "
-                        f"{line['traffic']['device'] / 1e6:.2f} MB, {line['seconds']:.0f} simulated s, "
-                        f"{line['cpu_s']:.0f} CPU-s, {time.monotonic() - begun:.0f} s so far"
-                    )
-            except BaseException:
-                for future in futures:
-                    future.cancel()
-                raise
+        ended = outcomes(waiting, tasks, Path(folder), workers)
+        for number, (job, line, why) in enumerate(ended, 1):
+            if line is None:
+                failures.append(f"{job.name}: {why}")
+                tell(f"{number}/{len(waiting)} {job.name} FAILED: {why.strip().splitlines()[-1]}")
+                continue
+            results.append(line)
+            tell(
+                f"{number}/{len(waiting)} {job.name}: accuracy {line['accuracy']:.4f}, "
+                f"{line['traffic']['device'] / 1e6:.2f} MB, {line['seconds']:.0f} simulated s, "
+                f"{line['cpu_s']:.0f} CPU-s, {time.monotonic() - begun:.0f} s so far"
+            )
     return failures
 
 
@@ -140,7 +155,7 @@ def plan_of(tier: Tier, folder: Path) -> tuple[list[Job], dict[str, Task]]:
     """
     rates = read_json(RESULTS / CALIBRATION, "the cost model (make it with --calibrate)")["tokens_per_s"]
     measure = counter()
-    tasks = {name: make_task(name, measure) for name in tier.tasks}
+    tasks = {name: make_task(name, measure, most=tier.most) for name in tier.tasks}
     check_data(tasks, folder / DATA)
     digests = {name: task.digest for name, task in tasks.items()}
     return jobs_of(tier, digests, {name: base_of(name) for name in tier.models}, rates), tasks

@@ -28,7 +28,7 @@ import transformers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, BertConfig, BertForPreTraining, PreTrainedTokenizerFast
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.make_base import SourceFile, is_validation, learning_rate, read_corpus
 
 MASKED, KEPT, SWAPPED = 0.15, 0.1, 0.1
@@ -50,8 +50,7 @@ class Marks:
 
 def make_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The shipped tokenizer with BERT's marks."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
     tokenizer.add_special_tokens({"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"})
     cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(

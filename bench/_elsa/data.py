@@ -232,9 +232,8 @@ def kinds(file: File, tokens: Sequence[int]) -> Iterator[Snippet]:
             yield Snippet(text_, kind, file.path, number)
 
 
-def chosen(snippets: Sequence[Snippet], task: str, part: Part) -> list[Snippet]:
+def chosen(snippets: Sequence[Snippet], task: str, most: int) -> list[Snippet]:
     """At most so many of each class, by hash."""
-    most = MOST[task][part]
     taken: Counter[str] = Counter()
     kept = []
     for one in sorted(snippets, key=lambda s: rank("elsa", task, s.path, s.line)):
@@ -245,13 +244,14 @@ def chosen(snippets: Sequence[Snippet], task: str, part: Part) -> list[Snippet]:
     return sorted(kept, key=lambda s: rank("elsa order", s.path, s.line))
 
 
-def make_task(name: str, measure: Measure, stdlib: Path | None = None) -> Task:
+def make_task(name: str, measure: Measure, stdlib: Path | None = None, most: int | None = None) -> Task:
     """All snippets of a task. Deterministic from the files and the tokenizer.
 
     Args:
         name: of the task.
         measure: counts tokens.
         stdlib: the library's folder; None: the running Python's.
+        most: snippets of one class and part; None: `MOST`.
 
     Raises:
         ConfigError: there is no such task, or a package is missing.
@@ -271,7 +271,7 @@ def make_task(name: str, measure: Measure, stdlib: Path | None = None) -> Task:
                 if one.text not in seen:
                     seen.add(one.text)
                     cut.append(one)
-        found[part] = chosen(cut, name, part)
+        found[part] = chosen(cut, name, most or MOST[name][part])
     # Training first: what is left out of the test is what repeats something that may be trained on.
     everything = [(part, place, one) for part in ("train", "test") for place, one in enumerate(found[part])]  # type: ignore[index]
     repeated = near_duplicates([(f"{part} {place}", one.text) for part, place, one in everything])

@@ -100,7 +100,7 @@ DEVICES = sum(one.count for one in CLASSES)
 EDGE_GFLOPS = 40.0
 CORE_GFLOPS = 16.0
 """What the core that the cost model is measured on counts as: a device's speed is its class's share of that."""
-KERNEL_US = 500
+KERNEL_US = 1000
 """Microseconds that a weak device takes to start one operation."""
 UPLINK, DOWNLINK, ROUND_TRIP_MS = 20, 20, 20
 """Mbit/s and milliseconds between device and edge."""
@@ -123,7 +123,7 @@ class Shape:
 
     rank: int = 4
     scale: int = 8
-    steps: int = 10
+    steps: int = 8
     batch: int = 8
     commits: int = 4
     length: int = 48
@@ -209,6 +209,8 @@ class Tier:
     seeds: int
     ablated: tuple[str, str, int] | None
     """Task, model and percent of unreliable devices of the ablations."""
+    most: int | None = None
+    """Snippets of one class, in place of what the tasks have."""
 
 
 TIERS: Mapping[str, Tier] = {
@@ -224,6 +226,7 @@ TIERS: Mapping[str, Tier] = {
             (20,),
             1,
             None,
+            most=250,
         ),
         Tier(
             "full",

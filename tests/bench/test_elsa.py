@@ -221,7 +221,7 @@ def test_the_endpoint_is_read_off_the_pairs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_of_elsa_sends_less_than_the_uncompressed_split(snippets: Task, tmp_path: Path) -> None:
-    shape = Shape(steps=2, batch=2, commits=1, rows=40)
+    shape = Shape(steps=6, batch=4, commits=1, rows=40)
     found = {}
     for arm in ("split", "elsa"):
         job = Job("kind", "bert", arm, 20, 1, shape, snippets.digest, base_of("bert"), 5000.0)
