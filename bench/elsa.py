@@ -168,7 +168,9 @@ def main() -> int:
     )
     parser.add_argument("--tier", choices=sorted(TIERS), default="tiny")
     parser.add_argument(
-        "--out", type=Path, help="where raw figures and the page go; default: the committed places"
+        "--out",
+        type=Path,
+        help="where raw figures and the page go; default: the committed places, or runs/elsa-tiny",
     )
     parser.add_argument("--workers", type=int, default=cores())
     parser.add_argument("--only", default="", help="runs whose name has this in it")
@@ -177,6 +179,7 @@ def main() -> int:
     parser.add_argument("--page", action="store_true", help="only write the page from what is there")
     args = parser.parse_args()
     tier = TIERS[args.tier]
+    args.out = args.out or (ROOT / "runs" / "elsa-tiny" if tier.name == "tiny" else None)
     folder = args.out or RESULTS
     results = Results(folder / f"{tier.name}.jsonl")
     failures: list[str] = []
@@ -197,7 +200,7 @@ def main() -> int:
         return 2
     for failure in failures:
         tell(failure)
-    if results.lines and (args.out is not None or tier.name != "tiny"):
+    if results.lines:
         target = PAGE if args.out is None else args.out / PAGE.name
         target.write_text(page(tier, results.lines, folder), "utf-8")
         tell(f"written: {target}")
