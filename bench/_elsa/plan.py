@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -91,9 +91,9 @@ class DeviceClass:
 
 
 CLASSES = (
-    DeviceClass("sensor", 48, 1.0, 2),
-    DeviceClass("phone", 48, 2.0, 2),
-    DeviceClass("tablet", 48, 4.0, 2),
+    DeviceClass("sensor", 253, 1.0, 2),
+    DeviceClass("phone", 253, 2.0, 2),
+    DeviceClass("tablet", 253, 4.0, 2),
 )
 DEVICES = sum(one.count for one in CLASSES)
 """Devices of a boundary."""
@@ -138,17 +138,17 @@ class Shape:
 
 @dataclass(frozen=True)
 class Model:
-    """A base: what a run file calls it, and its learning rate."""
+    """A base: what a run file calls it, and its learning rate for each task."""
 
     name: str
     title: str
     place: str
-    lr: float
+    lr: Mapping[str, float]
 
 
 MODELS: Mapping[str, Model] = {
-    "llama": Model("llama", "Llama-like, 1.07M parameters", "echelon:tiny", 1e-3),
-    "bert": Model("bert", "BERT-like, 0.58M parameters", "bert", 3e-3),
+    "llama": Model("llama", "Llama-like, 1.07M parameters", "echelon:tiny", {"kind": 1e-3, "package": 4e-3}),
+    "bert": Model("bert", "BERT-like, 0.58M parameters", "bert", {"kind": 3e-3, "package": 8e-3}),
 }
 
 
@@ -178,7 +178,7 @@ class Job:
             **asdict(self),
             "kind": arm.kind.value,
             "split": None if arm.split is None else asdict(arm.split),
-            "lr": MODELS[self.model].lr,
+            "lr": MODELS[self.model].lr[self.task],
             "devices": [asdict(one) for one in CLASSES],
             "edges": [EDGES, EDGE_GFLOPS],
             "links": [UPLINK, DOWNLINK, ROUND_TRIP_MS, KERNEL_US, CORE_GFLOPS],
@@ -209,6 +209,8 @@ class Tier:
     seeds: int
     ablated: tuple[str, str, int] | None
     """Task, model and percent of unreliable devices of the ablations."""
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+    """Tasks whose training is another than `shape`."""
     most: int | None = None
     """Snippets of one class, in place of what the tasks have."""
 
@@ -238,6 +240,8 @@ TIERS: Mapping[str, Tier] = {
             (0, 20),
             3,
             ("kind", "bert", 20),
+            # Twenty classes take more steps to be told apart at all.
+            shapes={"package": Shape(commits=8)},
         ),
     )
 }
@@ -248,27 +252,25 @@ def jobs_of(
 ) -> list[Job]:
     """Every run in the order in which they are run, so that what matters most is there first.
 
-    Seed by seed; within a seed reliable devices before unreliable ones. The ablations are between the first seed's runs
-    and the others'.
+    Task by task and seed by seed; within a seed reliable devices before unreliable ones. The ablations follow the runs
+    of their task.
     """
 
     def job(task: str, model: str, arm: str, percent: int, seed: int) -> Job:
-        return Job(task, model, arm, percent, seed, tier.shape, data[task], bases[model], rates[model])
+        shape = tier.shapes.get(task, tier.shape)
+        return Job(task, model, arm, percent, seed, shape, data[task], bases[model], rates[model])
 
+    seeds = range(1, tier.seeds + 1)
     found: list[Job] = []
-    for seed in range(1, tier.seeds + 1):
+    for task in tier.tasks:
         found += [
             job(task, model, arm, percent, seed)
+            for seed in seeds
             for percent in tier.unreliable
-            for task in tier.tasks
             for model in tier.models
             for arm in tier.arms
         ]
-    if tier.ablated is not None:
-        task, model, percent = tier.ablated
-        found += [
-            job(task, model, arm.name, percent, seed)
-            for seed in range(1, tier.seeds + 1)
-            for arm in ABLATIONS
-        ]
+        if tier.ablated is not None and tier.ablated[0] == task:
+            _, model, percent = tier.ablated
+            found += [job(task, model, arm.name, percent, seed) for seed in seeds for arm in ABLATIONS]
     return found
