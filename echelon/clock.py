@@ -54,7 +54,7 @@ class Offload:
         """Call `fn(*args)` off the loop and return what it returns, or raise what it raises.
 
         If the awaiting task is cancelled, the virtual clock does not run a function that has not started;
-        in real time a function that runs already goes on to its end, and its result is dropped.
+        in real time the call ends only when a function that runs already has, and its result is dropped.
 
         Args:
             fn: the blocking function.
@@ -69,4 +69,9 @@ class Offload:
         if is_virtual():
             await asyncio.sleep(cost)
             return fn(*args)
-        return await asyncio.get_running_loop().run_in_executor(self._executor, partial(fn, *args))
+        running = asyncio.get_running_loop().run_in_executor(self._executor, partial(fn, *args))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await asyncio.wait([running])
+            raise

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -16,6 +17,10 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+
+from echelon.training.learner import TrainResult
+from echelon.training.local import TorchLearner
+from echelon.training.state import TrainerState
 
 LABELS = ("sport", "money", "weather")
 WORDS = {
@@ -83,3 +88,9 @@ def model_of(folder: Path) -> dict[str, Any]:
 def data_of(rows: Path, **changes: Any) -> dict[str, Any]:
     """The run file's `data`."""
     return {"source": f"jsonl:{rows}", "label_field": "label", "validation_fraction": 0.2} | changes
+
+
+def gradient_of_first_step(learner: TorchLearner, result: TrainResult) -> np.ndarray:
+    """The gradient of a job's only step, float32[d]: Adam's first moment is (1 - beta1) of it."""
+    first = TrainerState.from_bytes(result.state, learner.dim).first
+    return first / np.float32(1 - learner.spec.train.beta1)

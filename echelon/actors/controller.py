@@ -184,15 +184,19 @@ class Controller:
 
     async def _store(self, publish: Sequence[Outgoing]) -> None:
         snapshot, offsets = self._snapshot(), dict(self._positions)
-        storing = asyncio.ensure_future(
-            self.services.offload(self._persist, snapshot, offsets, publish, cost=STEP_COST)
-        )
+        stored = False
+
+        def persist() -> list[Row]:
+            nonlocal stored
+            rows = self._persist(snapshot, offsets, publish)
+            stored = True
+            return rows
+
         try:
-            self.publisher.put(await asyncio.shield(storing))
+            self.publisher.put(await self.services.offload(persist, cost=STEP_COST))
         finally:
-            # A stop in between breaks nothing off: a step is stored and told, or neither.
-            await storing
-            self._tell()
+            if stored:  # also if a stop came in between
+                self._tell()
 
     def _persist(
         self, snapshot: bytes, offsets: dict[TopicPartition, int], publish: Sequence[Outgoing]

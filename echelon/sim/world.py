@@ -306,6 +306,9 @@ class World:
                 await connection.aclose()
             error = asyncio.CancelledError() if task.cancelled() else task.exception()
             if error is None:
+                if isinstance(made, Controller):
+                    # Of its last life, which may know of the close from its own topic alone.
+                    self.outcome.adapter, self.outcome.genesis = made.core.adapter, made.genesis_sha256
                 left = self._leaving.pop(actor, None)
                 if left is None or made.core.state.finished:
                     return
@@ -494,11 +497,6 @@ class World:
             names = {one["boundary"] for one in cast(list[dict[str, str]], facts["merged"])}
             whole = len(names) == len(self.settings.boundaries)
             self.outcome.coverage.see(f"commit: of {'all' if whole else 'some'} boundaries")
-        if note.kind == "close":
-            controller = self.actors[actor]
-            assert isinstance(controller, Controller)
-            self.outcome.adapter = controller.core.adapter
-            self.outcome.genesis = controller.genesis_sha256
 
     def _intercept(self, name: str, effect: Effect) -> bool:
         """Keep what is under the mask of every upload; nothing is changed."""
