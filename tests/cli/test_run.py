@@ -213,7 +213,7 @@ def test_the_second_ctrl_c_ends_a_run_at_once_and_its_state_is_safe(tmp_path: Pa
     config = write(tmp_path, clock="real", learner={"kind": "quadratic", "dim": 16, "seconds": 30})
     running = start("run", config, "--out", out)
     until(lambda: (out / "state" / "base-loss.json").exists(), running)
-    time.sleep(1.0)  # into the training jobs, which take 30 seconds
+    time.sleep(4.0)  # into the training jobs, which take 30 seconds
     running.send_signal(signal.SIGINT)
     time.sleep(0.5)
     assert running.poll() is None  # it waits for the jobs
