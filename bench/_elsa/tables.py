@@ -385,7 +385,7 @@ def _method(tier: Tier) -> str:
         f"{shape.batch} rows, LoRA of rank {shape.rank} and the head, AdamW with a cosine. Learning rates, the "
         f"same for every arm, were read off a few runs that were scored on test rows ({rates}), so levels "
         "of accuracy may be a little too good. On *package* federations stayed near the commonest class with a lower "
-        "rate; with this one the many steps in a row of centralised training diverge, and its row there is no reference. "
+        "rate; with this one the many steps in a row of centralised training diverge: its row is no reference there. "
         f"Centralised training takes as "
         "many steps one after another in one loop. The test rows are scored once, at the end.\n"
         "- *FedAvg, random clusters*: the same devices dealt at random to as many clusters as there "
