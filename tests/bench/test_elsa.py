@@ -28,7 +28,7 @@ from bench._elsa.plan import ABLATIONS, ARMS, ELSA, MODELS, TIERS, Job, Shape, j
 from bench._elsa.runs import BenchmarkError, base_of, clusters, fleet, run_job
 from bench._elsa.tables import caught, endpoint, page
 from echelon.contest.data import File
-from echelon.contest.results import write_json
+from echelon.contest.results import Results, write_json
 
 SOURCE = '''"""This is prose about {name} number {number} that goes on for some words."""
 import {name}
@@ -238,3 +238,10 @@ def test_a_run_of_elsa_sends_less_than_the_uncompressed_split(snippets: Task, tm
     other = Job("kind", "bert", "split", 20, 1, shape, "another", base_of("bert"), 5000.0)
     with pytest.raises(BenchmarkError, match="not those of the plan"):
         run_job(other, snippets, tmp_path)
+
+
+def test_the_committed_page_is_what_the_committed_figures_give() -> None:
+    root = Path(__file__).resolve().parents[2]
+    folder = root / "bench/results/elsa"
+    lines = Results(folder / "full.jsonl").lines
+    assert (root / "docs/elsa-tasks.md").read_text("utf-8") == page(TIERS["full"], lines, folder)
