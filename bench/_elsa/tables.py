@@ -1,17 +1,17 @@
-"""From raw figures to the page: every number is derived here from the lines of results; what is "
-"not there is a dash."""
+"""From raw figures to the page: every number is derived here from the lines of results; what is not there is a dash."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench._elsa.plan import ABLATIONS, ARMS, CLASSES, EDGES, MODELS, PROBES, Arm, Tier
+from bench._elsa.plan import ABLATIONS, ARMS, BY_NAME, CLASSES, EDGES, MODELS, PROBES, Tier
 from echelon.contest.results import read_json
 from echelon.contest.stats import Paired, holm, paired
-from echelon.contest.tables import DASH, markdown, p_value, spread
+from echelon.contest.tables import DASH, interval, markdown, p_value, spread
 
 Line = dict[str, Any]
 Lines = Mapping[str, Line]
@@ -60,6 +60,15 @@ def compare(mine: Mapping[int, Line], other: Mapping[int, Line]) -> Paired | Non
     return Paired(found.difference * scale, bounds[0], bounds[1], found.p, found.count)
 
 
+def against_elsa(
+    rows: Mapping[str, Mapping[int, Line]],
+) -> tuple[dict[str, Paired | None], dict[str, float]]:
+    """Every other arm against ELSA, and its p value after Holm, by arm."""
+    found = {name: compare(some, rows.get("elsa", {})) for name, some in rows.items() if name != "elsa"}
+    corrected = holm([one.p if one is not None else float("nan") for one in found.values()])
+    return found, dict(zip(found, corrected, strict=True))
+
+
 # ---- text ----------------------------------------------------------------------------------------------------
 
 
@@ -68,13 +77,9 @@ def share(value: float) -> str:
     return f"{100 * value:.2f}"
 
 
-def points(found: Paired | None) -> str:
-    """A difference in points with its 95 % interval."""
-    if found is None:
-        return DASH
-    if found.low is None or found.high is None:
-        return f"{100 * found.difference:+.2f} (one pair)"
-    return f"{100 * found.difference:+.2f} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
+def points(value: float) -> str:
+    """A difference of shares in percentage points."""
+    return f"{100 * value:+.2f}"
 
 
 def megabytes(value: float) -> str:
@@ -117,12 +122,9 @@ def caught(rows: Mapping[int, Line]) -> tuple[int, int, int, int]:
 
 def main_table(lines: Lines, tier: Tier, task: str, model: str, unreliable: int) -> str:
     """Every arm in one cell, against ELSA."""
-    mine = rows_of(lines, task, model, unreliable, "elsa")
     arms = [arm for arm in ARMS if arm.name in tier.arms]
     rows = {arm.name: rows_of(lines, task, model, unreliable, arm.name) for arm in arms}
-    found = {arm.name: compare(rows[arm.name], mine) for arm in arms if arm.name != "elsa"}
-    corrected = holm([one.p if one is not None else float("nan") for one in found.values()])
-    ps = dict(zip(found, corrected, strict=True))
+    found, ps = against_elsa(rows)
     body = []
     for arm in arms:
         some = rows[arm.name]
@@ -130,7 +132,7 @@ def main_table(lines: Lines, tier: Tier, task: str, model: str, unreliable: int)
             arm.title,
             f"{len(some)} of {tier.seeds}",
             spread(values(some, accuracy), share),
-            points(found.get(arm.name)),
+            interval(found.get(arm.name), points),
             p_value(ps[arm.name]) if arm.name in ps else DASH,
             spread(values(some, device_bytes), megabytes),
             spread(values(some, lambda line: line["traffic"]["total"]), megabytes),
@@ -145,8 +147,7 @@ def main_table(lines: Lines, tier: Tier, task: str, model: str, unreliable: int)
 
 
 def endpoint(lines: Lines, tier: Tier) -> list[dict[str, Any]]:
-    """ELSA against the uncompressed split in every cell: bytes saved, accuracy lost, and whether "
-    "both are as asked."""
+    """ELSA against the uncompressed split in every cell: bytes saved, accuracy lost, and whether both are as asked."""
     found = []
     for task in tier.tasks:
         for model in tier.models:
@@ -195,13 +196,9 @@ def ablation_table(lines: Lines, tier: Tier) -> str:
     if tier.ablated is None:
         return "This tier has none.\n"
     task, model, unreliable = tier.ablated
-    elsa = Arm("elsa", "ELSA", ARMS[-1].kind, ARMS[-1].split)
-    base = rows_of(lines, task, model, unreliable, "elsa")
-    arms = [elsa, *ABLATIONS, next(arm for arm in ARMS if arm.name == "split")]
+    arms = [BY_NAME["elsa"], *ABLATIONS, BY_NAME["split"]]
     rows = {arm.name: rows_of(lines, task, model, unreliable, arm.name) for arm in arms}
-    found = {arm.name: compare(rows[arm.name], base) for arm in arms if arm.name != "elsa"}
-    corrected = holm([one.p if one is not None else float("nan") for one in found.values()])
-    ps = dict(zip(found, corrected, strict=True))
+    found, ps = against_elsa(rows)
     body = []
     for arm in arms:
         some = rows[arm.name]
@@ -210,7 +207,7 @@ def ablation_table(lines: Lines, tier: Tier) -> str:
             arm.title,
             f"{len(some)} of {tier.seeds}",
             spread(values(some, accuracy), share),
-            points(found.get(arm.name)),
+            interval(found.get(arm.name), points),
             p_value(ps[arm.name]) if arm.name in ps else DASH,
             spread(values(some, device_bytes), megabytes),
             spread(values(some, lambda line: line["seconds"]), whole),
@@ -291,8 +288,6 @@ def summary_of(tier: Tier, lines: Lines) -> dict[str, Any]:
 
 
 def _shape(tier: Tier, task: str) -> dict[str, Any]:
-    from dataclasses import asdict
-
     return asdict(tier.shapes.get(task, tier.shape))
 
 
@@ -304,12 +299,11 @@ def page(tier: Tier, every: Lines, folder: Path) -> str:
     planned = len(tier.tasks) * len(tier.models) * len(tier.arms) * len(tier.unreliable) * tier.seeds
     planned += 0 if tier.ablated is None else len(ABLATIONS) * tier.seeds
     tested = ", ".join(
-        f"{name} ({len(found)} classes, {found[0]['rows']} test rows, the commonest class alone "
+        f"{name} ({len(found)} runs, {found[0]['rows']} test rows, the commonest class alone "
         f"{100 * found[0]['majority']:.1f} %)"
         for name in tier.tasks
         if (found := [line for line in lines.values() if line["task"] == name])
     )
-    tested = tested.replace("classes", "runs")
     parts = [
         "# ELSA on text classification\n\n"
         "This page is made from the raw figures in `bench/results/elsa` by "

@@ -188,7 +188,7 @@ class Controller:
 
         def persist() -> list[Row]:
             nonlocal stored
-            rows = self._persist(snapshot, offsets, publish)
+            rows = self.store.commit(snapshot=snapshot, offsets=offsets, publish=publish)
             stored = True
             return rows
 
@@ -197,11 +197,6 @@ class Controller:
         finally:
             if stored:  # also if a stop came in between
                 self._tell()
-
-    def _persist(
-        self, snapshot: bytes, offsets: dict[TopicPartition, int], publish: Sequence[Outgoing]
-    ) -> list[Row]:
-        return self.store.commit(snapshot=snapshot, offsets=offsets, publish=publish)
 
     # ---- deltas ----------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rich import box
 from rich.console import Console
@@ -35,10 +35,12 @@ def show(console: Console, outcome: Outcome, files: Mapping[str, str], alarms: S
         alarms: what the audit found, except that nobody pinned the genesis yet.
     """
     console.print()
-    console.print(_losses(outcome))
+    losses = outcome.base_loss, outcome.final_loss
+    console.print(_changes("validation loss", *losses, "{:.4f}".format, change, rising=False))
     console.print()
     if outcome.final_accuracy:
-        console.print(_accuracies(outcome))
+        shares = outcome.base_accuracy, outcome.final_accuracy
+        console.print(_changes("accuracy", *shares, "{:.1%}".format, _points, rising=True))
         console.print()
     console.print(_figures(outcome))
     for alarm in alarms:
@@ -49,55 +51,43 @@ def show(console: Console, outcome: Outcome, files: Mapping[str, str], alarms: S
         console.print(Text.assemble((f" {what:<12}  ", "dim"), path), soft_wrap=True)
 
 
-def _table(title: str) -> Table:
+def _changes(
+    title: str,
+    before: Mapping[str, float | None],
+    after: Mapping[str, float | None],
+    write: Callable[[float], str],
+    differ: Callable[[float, float], str],
+    *,
+    rising: bool,
+) -> Table:
+    """What each boundary and all together had before and after; `rising`: more is better."""
     table = Table(
         box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim"
     )
     table.add_column(f" {title}", min_width=18, overflow="fold")
     for heading in ("base", "final", "change"):
         table.add_column(heading, justify="right", min_width=8)
-    return table
-
-
-def _accuracies(outcome: Outcome) -> Table:
-    """Of a classifier; changes are in percentage points."""
-    table = _table("accuracy")
-    names = sorted(outcome.base_accuracy, key=lambda name: (name == "overall", name))
+    names = sorted(before, key=lambda name: (name == "overall", name))
     for name in names:
-        base, final = outcome.base_accuracy[name], outcome.final_accuracy.get(name)
+        base, final = before[name], after.get(name)
         if base is None or final is None:
             table.add_row(f" {name}", "", "", "")
             continue
-        style = "green" if final > base else "red" if final < base else ""
+        style = "" if final == base else "green" if (final > base) == rising else "red"
         table.add_row(
             f" {name}",
-            f"{base:.1%}",
-            f"{final:.1%}",
-            Text(f"{100 * (final - base):+.1f}".replace("-", "−"), style=style),
+            write(base),
+            write(final),
+            Text(differ(base, final), style=style),
             style="bold" if name == "overall" else "",
             end_section=len(names) > 2 and name == names[-2],
         )
     return table
 
 
-def _losses(outcome: Outcome) -> Table:
-    table = _table("validation loss")
-    names = sorted(outcome.base_loss, key=lambda name: (name == "overall", name))
-    for name in names:
-        base, final = outcome.base_loss[name], outcome.final_loss.get(name)
-        if base is None or final is None:
-            table.add_row(f" {name}", "", "", "")
-            continue
-        better = final < base
-        table.add_row(
-            f" {name}",
-            f"{base:.4f}",
-            f"{final:.4f}",
-            Text(change(base, final), style="green" if better else "red" if final > base else ""),
-            style="bold" if name == "overall" else "",
-            end_section=len(names) > 2 and name == names[-2],
-        )
-    return table
+def _points(base: float, final: float) -> str:
+    """A change of shares in percentage points."""
+    return f"{100 * (final - base):+.1f}".replace("-", "−")
 
 
 def _figures(outcome: Outcome) -> Table:

@@ -107,13 +107,13 @@ def percent(value: float) -> str:
     return f"{100 * value:+.2f} %"
 
 
-def interval(found: Paired | None) -> str:
-    """A relative difference with its 95 % interval."""
+def interval(found: Paired | None, write: Callable[[float], str] = percent) -> str:
+    """A difference, relative unless `write` says otherwise, with its 95 % interval."""
     if found is None:
         return DASH
     if found.low is None or found.high is None:
-        return f"{percent(found.difference)} (one pair)"
-    return f"{percent(found.difference)} [{percent(found.low)}, {percent(found.high)}]"
+        return f"{write(found.difference)} (one pair)"
+    return f"{write(found.difference)} [{write(found.low)}, {write(found.high)}]"
 
 
 def p_value(p: float) -> str:
