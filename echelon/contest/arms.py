@@ -134,8 +134,13 @@ _DILOCO = tuple(
     for h in (4, 8, 16)
     for m in (0.9, 0.5)
 )
-_MOVING = Knobs(pace="echelon-da", outer="nesterov", outer_lr=0.7, momentum=0.5)
-_FIXED = ((2, 1), (4, 1), (4, 2), (8, 1), (8, 2), (4, 4))
+_BUFFERED = ((2, 1), (4, 1), (4, 2), (8, 1), (8, 2), (4, 4))
+_NESTEROV = Knobs(outer="nesterov", outer_lr=0.7, momentum=0.5)
+_ECHELON = (
+    *_intervals(_NESTEROV, (2, 1), (4, 1), (4, 2), (8, 1)),
+    *_intervals(Knobs(), (4, 2), (4, 4)),
+)
+"""Tried with a fixed interval and by Echelon-DA alike: the two differ in nothing but who sets the interval."""
 
 ARMS: tuple[Arm, ...] = (
     Arm("centralised", "Centralised LoRA", Kind.CENTRALISED),
@@ -144,14 +149,9 @@ ARMS: tuple[Arm, ...] = (
     _federated("fedprox", "FedProx", *_PROX),
     _federated("diloco", "DiLoCo (barrier)", *_DILOCO),
     _federated("diloco-overlap", "DiLoCo (overlapped)", *(replace(k, overlap=True) for k in _DILOCO)),
-    _federated("fedbuff", "FedBuff", *_intervals(Knobs(deltas=1), *_FIXED)),
-    _federated("echelon-fixed", "Echelon, fixed interval", *_intervals(Knobs(), *_FIXED)),
-    _federated(
-        "echelon-da",
-        "Echelon-DA",
-        *_intervals(_MOVING, (2, 1), (4, 1), (4, 2), (8, 1)),
-        *_intervals(Knobs(pace="echelon-da"), (4, 2), (4, 4)),
-    ),
+    _federated("fedbuff", "FedBuff", *_intervals(Knobs(deltas=1), *_BUFFERED)),
+    _federated("echelon-fixed", "Echelon, fixed interval", *_ECHELON),
+    _federated("echelon-da", "Echelon-DA", *(replace(k, pace="echelon-da") for k in _ECHELON)),
 )
 """All arms. The grids' H are for the short runs of the small tiers; longer tiers stretch them."""
 BY_NAME = {arm.name: arm for arm in ARMS}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -33,6 +33,11 @@ def loss_at(curve: Sequence[Point], axis: Axis, where: float) -> float | None:
             return float(before["loss"] + share * (point["loss"] - before["loss"]))
         before = point
     return float(before["loss"])
+
+
+def at_budget(line: Mapping[str, Any]) -> float | None:
+    """The loss at a run's token budget: it ends with the commit that passes it, and trained a little more."""
+    return loss_at(line["curve"], "tokens", line["budget"])
 
 
 def time_to(curve: Sequence[Point], target: float) -> float | None:

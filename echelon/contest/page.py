@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from echelon.contest.arms import ARMS, BY_NAME, TRIALS, Kind
+from echelon.contest.arms import ARMS, BY_NAME, CONTESTANT, FIXED, TRIALS, Kind
 from echelon.contest.calibrate import cost_of, shape_name
 from echelon.contest.cells import PRIMARY
-from echelon.contest.plan import TARGET_SHARE, TIERS, check_tier, planned
+from echelon.contest.plan import TARGET_SHARE, TIERS, check_tier, knobs_from, planned
 from echelon.contest.plots import plots
 from echelon.contest.results import Results, read_json
-from echelon.contest.tables import DASH, Source, loss, markdown, primary, seconds, t1, t2, t3, t4, t5, t6, t7
+from echelon.contest.tables import (
+    DASH,
+    Source,
+    loss,
+    markdown,
+    percent,
+    primary,
+    seconds,
+    t1,
+    t2,
+    t3,
+    t4,
+    t5,
+    t6,
+    t7,
+)
 from echelon.contest.tuning import tuning_of
 
 Files = dict[str, str]
@@ -149,11 +165,10 @@ def _validation(found: Mapping[str, Any] | None) -> str:
 def _tuning(decided: Mapping[str, Any]) -> str:
     body = []
     for row in decided["trials"]:
-        when = row["time_to_target"]
         mark = "**chosen**" if row["chosen"] else ""
         body.append([
             BY_NAME[row["arm"]].title, row["words"], loss(row["loss"]),
-            DASH if when is None else seconds(when), seconds(row["seconds"]), mark,
+            _when(row), seconds(row["seconds"]), mark,
         ])  # fmt: skip
     best = decided["best_fixed"]
     return (
@@ -171,7 +186,47 @@ def _tuning(decided: Mapping[str, Any]) -> str:
         "training "
         "on the dev split.\n\n"
         + markdown(["arm", "settings", "dev loss", "time to target, s", "whole run, s", ""], body)
+        + _same_start(decided["trials"])
     )
+
+
+def _same_start(trials: Sequence[Mapping[str, Any]]) -> str:
+    """The two Echelon arms, trial by trial: all that differs is whether the interval is changed on the way."""
+    settings = {(row["arm"], knobs_from(row["knobs"])): row for row in trials}
+    starts = [
+        (kept, settings[CONTESTANT, replace(knobs, pace=CONTESTANT)])
+        for (arm, knobs), kept in settings.items()
+        if arm == FIXED and (CONTESTANT, replace(knobs, pace=CONTESTANT)) in settings
+    ]
+    if not starts:
+        return ""
+    body = [
+        [kept["words"], _when(kept), _when(moved), loss(kept["loss"]), loss(moved["loss"]),
+         percent(moved["loss"] / kept["loss"] - 1)]
+        for kept, moved in starts
+    ]  # fmt: skip
+    kept_rows, moved_rows = zip(*starts, strict=True)
+    return (
+        f"\nThe same settings with the interval kept, and as what {BY_NAME[CONTESTANT].title} starts with:\n\n"
+        + markdown(
+            ["settings", "time to target, s, kept", "moved", "dev loss, kept", "moved", "difference"], body
+        )
+        + f"\nOver these starts: {_span(kept_rows)} with the interval kept, {_span(moved_rows)} with it moved.\n"
+    )
+
+
+def _when(row: Mapping[str, Any]) -> str:
+    when = row["time_to_target"]
+    return DASH if when is None else seconds(when)
+
+
+def _span(rows: Sequence[Mapping[str, Any]]) -> str:
+    times = [row["time_to_target"] for row in rows if row["time_to_target"] is not None]
+    losses = [row["loss"] for row in rows]
+    span = f"{seconds(min(times))} to {seconds(max(times))} s to the target" if times else "no time"
+    missed = len(rows) - len(times)
+    late = f" ({missed} of {len(rows)} never got there)" if missed else ""
+    return f"{span}{late}, a loss of {loss(min(losses))} to {loss(max(losses))}"
 
 
 def _method(source: Source) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from echelon.contest.arms import ABLATIONS, BY_NAME, CONTESTANT, Arm, Kind, Knobs, ablated
 from echelon.contest.cells import CHURN, HOME, NETWORK, PARTITIONS, PRIMARY, STRAGGLERS, Cell
-from echelon.contest.curves import Axis, evaluated, loss_at, place, time_to
+from echelon.contest.curves import Axis, at_budget, evaluated, loss_at, place, time_to
 from echelon.contest.plan import FIRST_SEED, Job, Table, Tier, Tuning, rows_of
 from echelon.contest.stats import Paired, holm, paired, summary
 
@@ -148,11 +148,6 @@ def compare(mine: Row, other: Row, figure: Callable[[Line], float | None]) -> Pa
 def values(row: Row, figure: Callable[[Line], float | None]) -> list[float]:
     """The figure for each seed that has it."""
     return [found for line in row.lines.values() if (found := figure(line)) is not None]
-
-
-def at_budget(line: Line) -> float | None:
-    """The loss at the run's token budget."""
-    return loss_at(line["curve"], "tokens", line["budget"])
 
 
 def of_final(name: str) -> Callable[[Line], float | None]:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from echelon.contest.arms import BY_NAME, Knobs
-from echelon.contest.curves import evaluated, time_to
+from echelon.contest.curves import at_budget, evaluated, time_to
 from echelon.contest.plan import TARGET_SHARE, Job, Tier, Tuning, knobs_from
 from echelon.errors import ConfigError
 
@@ -20,8 +20,9 @@ CENSORED = math.inf
 def decide(tier: Tier, jobs: Sequence[Job], lines: Mapping[str, Line]) -> dict[str, Any]:
     """The choices as JSON, with every trial: the losers are published too.
 
-    The target is the loss that lies `TARGET_SHARE` of the way from the base to the best trial's last loss. Of an arm's
-    trials the one with the least mean time to it wins; where none gets there, the one with the least last loss.
+    The target is the loss that lies `TARGET_SHARE` of the way from the base to the best trial's loss at the budget. Of
+    an arm's trials the one with the least mean time to it wins; where none gets there, the one with the least loss at
+    the budget. A run ends with the commit that passes its budget; what it trained beyond counts for nobody.
 
     Raises:
         ConfigError: a trial has no figures yet.
@@ -31,9 +32,9 @@ def decide(tier: Tier, jobs: Sequence[Job], lines: Mapping[str, Line]) -> dict[s
         raise ConfigError(
             f"{len(missing)} trials have no figures yet, the first is {missing[0].arm}: run them first"
         )
-    curves = [lines[job.key]["curve"] for job in jobs]
-    base = evaluated(curves[0])[0]["loss"]
-    best = min(evaluated(curve)[-1]["loss"] for curve in curves)
+    lines_of = [lines[job.key] for job in jobs]
+    base = evaluated(lines_of[0]["curve"])[0]["loss"]
+    best = min(loss for line in lines_of if (loss := at_budget(line)) is not None)
     share = TARGET_SHARE * (base - best) / base
     target = base * (1 - share)
     trials: dict[tuple[str, Knobs], list[Line]] = {}
@@ -49,7 +50,9 @@ def decide(tier: Tier, jobs: Sequence[Job], lines: Mapping[str, Line]) -> dict[s
                 "arm": arm,
                 "knobs": asdict(knobs),
                 "words": knobs.words(),
-                "loss": round(statistics.fmean(evaluated(line["curve"])[-1]["loss"] for line in found), 6),
+                "loss": round(
+                    statistics.fmean(loss for line in found if (loss := at_budget(line)) is not None), 6
+                ),
                 "seconds": round(statistics.fmean(line["final"]["seconds"] for line in found), 3),
                 "time_to_target": round(statistics.fmean(reached), 4) if whole else None,
                 "seeds": len(found),

@@ -247,7 +247,8 @@ class Compute:
             begun = time.monotonic()
             found = await self._call(self._inline.train if self._inline is not None else _train, task)
             if speed < 1.0:
-                await asyncio.sleep((time.monotonic() - begun) * (1.0 / speed - 1.0))
+                # Waits for a core are part of what has passed, but not of what a device of its own would need.
+                await asyncio.sleep(max(0.0, found.seconds / speed - (time.monotonic() - begun)))
         return Trained(
             found.weights, found.tokens, found.loss_sum, found.loss_tokens, found.state, found.position
         )

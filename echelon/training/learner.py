@@ -55,7 +55,8 @@ class TrainResult:
 
     `tokens` counts the tokens that were read (without padding), `loss_tokens` those that the loss counts
     (fewer for conversations; for a classifier rows); `loss_sum` is their loss before each step, without the proximal
-    term. `position` is where the data that was read goes on.
+    term. `seconds` are those that were computed, without waits for a core. `position` is where the data that was read
+    goes on.
     """
 
     weights: Vector

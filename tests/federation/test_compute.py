@@ -1,0 +1,42 @@
+"""How long a slow device takes, in real time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from echelon.federation.compute import Compute, spec_of
+from echelon.rounds.effects import Train
+from echelon.testing.quadratic import QuadraticLearner
+from echelon.training.learner import TrainResult, TrainTask
+from tests.federation.runs import boundaries, federation
+
+
+class WaitingLearner(QuadraticLearner):
+    """Waits for a core, as it were, and then computes."""
+
+    waited = 0.0
+
+    def train(self, task: TrainTask) -> TrainResult:
+        time.sleep(self.waited)
+        return super().train(task)
+
+
+@pytest.mark.parametrize(
+    ("waited", "computed", "least", "most"), [(0.0, 0.2, 0.6, 1.0), (0.4, 0.1, 0.5, 1.0)]
+)
+def test_a_slow_device_takes_longer_to_compute_but_not_to_wait_for_a_core(
+    waited: float, computed: float, least: float, most: float
+) -> None:
+    settings = federation(clock="real", boundaries=boundaries(4, 4, slow="a-0"))
+    learner = WaitingLearner(spec_of(settings), settings.learner.dim, computed)
+    learner.waited = waited
+    compute = Compute(settings, learner)
+    weights = learner.initial_adapter()
+    begun = time.monotonic()
+    asyncio.run(compute.train("a-0", Train(weights, weights, 1, 0.0, 0.0, None)))
+    took = time.monotonic() - begun
+    compute.close()
+    assert least <= took < most
