@@ -138,17 +138,34 @@ class Shape:
 
 @dataclass(frozen=True)
 class Model:
-    """A base: what a run file calls it, and its learning rate for each task."""
+    """A base: what a run file calls it, and its learning rate for each task, that of centralised training apart."""
 
     name: str
     title: str
     place: str
     lr: Mapping[str, float]
+    centralised: Mapping[str, float]
+
+    def rate(self, task: str, kind: Kind) -> float:
+        """The learning rate of an arm of that kind."""
+        return (self.centralised if kind is Kind.CENTRALISED else self.lr)[task]
 
 
 MODELS: Mapping[str, Model] = {
-    "llama": Model("llama", "Llama-like, 1.07M parameters", "echelon:tiny", {"kind": 1e-3, "package": 4e-3}),
-    "bert": Model("bert", "BERT-like, 0.58M parameters", "bert", {"kind": 3e-3, "package": 8e-3}),
+    "llama": Model(
+        "llama",
+        "Llama-like, 1.07M parameters",
+        "echelon:tiny",
+        {"kind": 1e-3, "package": 4e-3},
+        {"kind": 1e-3, "package": 1e-3},
+    ),
+    "bert": Model(
+        "bert",
+        "BERT-like, 0.58M parameters",
+        "bert",
+        {"kind": 3e-3, "package": 8e-3},
+        {"kind": 3e-3, "package": 3e-3},
+    ),
 }
 
 
@@ -178,7 +195,7 @@ class Job:
             **asdict(self),
             "kind": arm.kind.value,
             "split": None if arm.split is None else asdict(arm.split),
-            "lr": MODELS[self.model].lr[self.task],
+            "lr": MODELS[self.model].rate(self.task, arm.kind),
             "devices": [asdict(one) for one in CLASSES],
             "edges": [EDGES, EDGE_GFLOPS],
             "links": [UPLINK, DOWNLINK, ROUND_TRIP_MS, KERNEL_US, CORE_GFLOPS],

@@ -90,7 +90,7 @@ def model_settings(model: str, task: str) -> ModelSettings:
 def train_settings(job: Job) -> TrainSettings:
     """Local training, the same for every arm."""
     return TrainSettings(
-        lr=MODELS[job.model].lr[job.task],
+        lr=MODELS[job.model].rate(job.task, BY_NAME[job.arm].kind),
         schedule="cosine",
         batch_size=job.shape.batch,
         sequence_length=job.shape.length,

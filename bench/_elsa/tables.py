@@ -357,7 +357,11 @@ def _method(tier: Tier) -> str:
         for found in [tier.shapes.get(task, shape)]
     )
     rates = "; ".join(
-        f"{model.title}: " + ", ".join(f"{model.lr[task]:g} for *{task}*" for task in tier.tasks)
+        f"{model.title}: "
+        + ", ".join(
+            f"{model.lr[task]:g} for *{task}* ({model.centralised[task]:g} centralised)"
+            for task in tier.tasks
+        )
         for model in MODELS.values()
     )
     classes = ", ".join(
@@ -377,9 +381,9 @@ def _method(tier: Tier) -> str:
         "has its rows, too.\n"
         f"- Every arm trains on {trained} if everybody takes part: windows of {shape.steps} steps of "
         f"{shape.batch} rows, LoRA of rank {shape.rank} and the head, AdamW with a cosine. Learning rates, the "
-        f"same for every arm, were read off a few runs that were scored on test rows ({rates}), so levels "
+        f"same for every federated arm, were read off a few runs that were scored on test rows ({rates}), so levels "
         "of accuracy may be a little too good. On *package* federations stayed near the commonest class with a lower "
-        "rate; with this one the many steps in a row of centralised training diverge: its row is no reference there. "
+        "rate, with which the many steps in a row of centralised training diverged: that has the rate of *kind*. "
         f"Centralised training takes as "
         "many steps one after another in one loop. The test rows are scored once, at the end.\n"
         "- *FedAvg, random clusters*: the same devices dealt at random to as many clusters as there "
