@@ -101,8 +101,12 @@ class Half(Protocol):
         """What the edge made of it."""
         ...
 
+    def waited(self, seconds: float) -> None:
+        """A micro-batch's two trips to the edge and back took so long together."""
+        ...
+
     async def finish(self) -> Trained:
-        """What the job came to, 0 moved in the middle, and what the probes showed."""
+        """What the job came to, 0 moved in the middle, and what the probes showed; the next may be cut elsewhere."""
         ...
 
 
@@ -334,13 +338,18 @@ async def _micro_batch(
 ) -> None:
     """One micro-batch there and back; the norm of the step's middle gradient comes with the last one."""
     step, micro = head.step, head.micro
+    loop = asyncio.get_running_loop()
     async with places:
         activation = await half.front(micro)
+        sent = loop.time()
         _, hidden = await link.ask(head, Output, activation, step, micro)
+        forward = loop.time() - sent
         gradient = await half.back(micro, hidden)
+        sent = loop.time()
         answer, below = await link.ask(
             Backward(job=head.job, step=step, micro=micro), Gradient, gradient, step, micro
         )
+        half.waited(forward + loop.time() - sent)
         if answer.last:
             norms.append(from_double(answer.norm2))
         await half.front_backward(micro, below)

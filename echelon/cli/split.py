@@ -77,29 +77,17 @@ def plan_command(
 
 
 def _plan(shape: ModelShape, settings: ProfileFile, device: DeviceClassSettings) -> SplitPlan:
-    import math
-
     from echelon.elsa.costs import Load
-    from echelon.elsa.plan import DeviceProfile, EdgeProfile, PlanRules, Processor, plan
+    from echelon.elsa.plan import PlanRules, plan
+    from echelon.federation.planning import device_profile, edge_profile
 
-    work, edge = settings.work, settings.edge
+    work = settings.work
     targets = None if isinstance(work.targets, str) else frozenset(work.targets)
     return plan(
         shape,
         Load(work.sequence_length, WEIGHT_BYTES[work.dtype], work.rank, targets),
-        DeviceProfile(
-            device.name,
-            device.memory,
-            Processor(device.flops, device.bandwidth or math.inf, device.overhead),
-            device.uplink,
-            device.downlink,
-            device.rtt,
-        ),
-        EdgeProfile(
-            Processor(edge.flops, edge.bandwidth or math.inf, edge.overhead),
-            edge.devices,
-            edge.memory or math.inf,
-        ),
+        device_profile(device.name, device),
+        edge_profile(settings.edge),
         PlanRules(
             batch=work.batch_size,
             wire=WIRE_BYTES[work.wire] / work.compression,

@@ -69,15 +69,18 @@ class ClassSettings(Settings):
         default=None, ge=1, le=MAX_IN_FLIGHT, description="In place of `split.in_flight`."
     )
     profile: DeviceProfileSettings | None = Field(
-        default=None, description="Plan cut and micro-batch from what such devices can do."
+        default=None,
+        description="Plan cut and micro-batch from what such devices can do. With front and back given, training "
+        "starts with those.",
     )
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
-        given = self.whole or self.front is not None or self.back is not None
-        if self.profile is not None and given:
+        if self.profile is not None and self.whole:
+            raise ValueError(f"class {self.name!r}: a profile plans the cut; leave out either it, or whole")
+        if self.profile is not None and (self.front is None) != (self.back is None):
             raise ValueError(
-                f"class {self.name!r}: a profile plans the cut; leave out either it, or whole, front and back"
+                f"class {self.name!r}: a profile plans the cut; give both front and back to start with, or neither"
             )
         if self.whole and (self.front is not None or self.back is not None):
             raise ValueError(f"class {self.name!r}: whole devices have no cut; leave out front and back")
@@ -118,6 +121,11 @@ class SplitSettings(Settings):
     edge_profile: EdgeProfileSettings | None = Field(
         default=None, description="What an edge can do; needed where a class is planned from a profile."
     )
+    replan: float | None = Field(
+        default=0.1, gt=0, lt=1,
+        description="A device with a profile measures its steps; where another cut is estimated to save this share "
+        "of the step time, it goes on with that one. null: never.",
+    )  # fmt: skip
     encodings: EncodingSettings = Field(
         default=EncodingSettings(), description="How activations and gradients travel."
     )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+from echelon.config.profile import ComputeSettings, DeviceClassSettings, EdgeSettings
 from echelon.config.run import BoundarySettings, RunSettings
-from echelon.config.split import ClassSettings, EncodingSettings, SplitSettings
+from echelon.config.split import ClassSettings, DeviceProfileSettings, EncodingSettings, SplitSettings
 from echelon.elsa.costs import Load
 from echelon.elsa.plan import DeviceProfile, EdgeProfile, PlanRules, Processor, Split, plan
+from echelon.elsa.replanning import Replanner
 from echelon.elsa.shapes import ModelShape, read_shape
 
 _BYTES = {"exact": 4.0, "bf16": 2.0}
@@ -24,7 +26,7 @@ def planned(settings: RunSettings) -> RunSettings:
         for boundary in settings.boundaries
         if boundary.split is not None
         for one in boundary.split.classes
-        if one.profile is not None
+        if _unplanned(one)
     ]
     if not waiting:
         return settings
@@ -40,10 +42,14 @@ def _boundary(settings: RunSettings, boundary: BoundarySettings, shape: ModelSha
     if split is None:
         return boundary
     classes = tuple(
-        one if one.profile is None else _chosen(one, plan_class(settings, split, one, shape))
+        _chosen(one, plan_class(settings, split, one, shape)) if _unplanned(one) else one
         for one in split.classes
     )
     return boundary.model_copy(update={"split": split.model_copy(update={"classes": classes})})
+
+
+def _unplanned(one: ClassSettings) -> bool:
+    return one.profile is not None and one.front is None
 
 
 def _chosen(one: ClassSettings, found: Split) -> ClassSettings:
@@ -51,7 +57,7 @@ def _chosen(one: ClassSettings, found: Split) -> ClassSettings:
         return ClassSettings(name=one.name, devices=one.devices, whole=True)
     return ClassSettings(
         name=one.name, devices=one.devices, front=found.front, back=found.back,
-        micro_batch=found.micro_batch, in_flight=found.in_flight,
+        micro_batch=found.micro_batch, in_flight=found.in_flight, profile=one.profile,
     )  # fmt: skip
 
 
@@ -61,33 +67,56 @@ def plan_class(settings: RunSettings, split: SplitSettings, one: ClassSettings, 
     Raises:
         ConfigError: nothing fits.
     """
-    profile, edge = one.profile, split.edge_profile
-    assert profile is not None
-    assert edge is not None
+    assert one.profile is not None
+    assert split.edge_profile is not None
+    device, edge = device_profile(one.name, one.profile), edge_profile(split.edge_profile)
+    return plan(shape, _load(settings), device, edge, _rules(settings, split, one.profile, shape)).best
+
+
+def replanner(
+    settings: RunSettings, split: SplitSettings, device: str, shape: ModelShape
+) -> Replanner | None:
+    """What moves a device's cut while it trains; None where nobody asked for that, or nothing is known of it."""
+    one = split.class_of(device)
+    if one is None or one.profile is None or split.edge_profile is None or split.replan is None:
+        return None
+    return Replanner.of(
+        shape, _load(settings), device_profile(device, one.profile), edge_profile(split.edge_profile),
+        _rules(settings, split, one.profile, shape), gain=split.replan, cut=split.cut_of(device),
+        micro=split.micro_of(device), in_flight=split.in_flight_of(device),
+    )  # fmt: skip
+
+
+def device_profile(name: str, profile: DeviceProfileSettings | DeviceClassSettings) -> DeviceProfile:
+    """A class's profile as the planner takes it."""
+    return DeviceProfile(
+        name, profile.memory, _processor(profile), profile.uplink, profile.downlink, profile.rtt
+    )
+
+
+def edge_profile(edge: EdgeSettings) -> EdgeProfile:
+    """An edge's profile as the planner takes it."""
+    return EdgeProfile(_processor(edge), edge.devices, edge.memory or math.inf)
+
+
+def _processor(settings: ComputeSettings) -> Processor:
+    return Processor(settings.flops, settings.bandwidth or math.inf, settings.overhead)
+
+
+def _load(settings: RunSettings) -> Load:
     training, adapter = settings.training, settings.adapter
     targets = None if isinstance(adapter.targets, str) else frozenset(adapter.targets)
-    return plan(
-        shape,
-        Load(training.sequence_length, 4 if settings.model.dtype == "fp32" else 2, adapter.rank, targets),
-        DeviceProfile(
-            one.name,
-            profile.memory,
-            Processor(profile.flops, profile.bandwidth or math.inf, profile.overhead),
-            profile.uplink,
-            profile.downlink,
-            profile.rtt,
-        ),
-        EdgeProfile(
-            Processor(edge.flops, edge.bandwidth or math.inf, edge.overhead),
-            edge.devices,
-            edge.memory or math.inf,
-        ),
-        PlanRules(
-            batch=training.batch_size * training.accumulation,
-            wire=wire_bytes(split.encodings, shape.hidden),
-            runtime=profile.runtime,
-        ),
-    ).best
+    return Load(training.sequence_length, 4 if settings.model.dtype == "fp32" else 2, adapter.rank, targets)
+
+
+def _rules(
+    settings: RunSettings, split: SplitSettings, profile: DeviceProfileSettings, shape: ModelShape
+) -> PlanRules:
+    return PlanRules(
+        batch=settings.training.batch_size * settings.training.accumulation,
+        wire=wire_bytes(split.encodings, shape.hidden),
+        runtime=profile.runtime,
+    )
 
 
 def wire_bytes(encodings: EncodingSettings, width: int) -> float:

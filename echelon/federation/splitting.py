@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any, TypeVar, TypeVarTuple
 
 import numpy as np
@@ -17,13 +18,17 @@ from echelon.clock import is_virtual
 from echelon.config.run import RunSettings
 from echelon.elsa.fingerprint import fingerprint
 from echelon.elsa.predictions import quantise, vocabulary_classes
+from echelon.elsa.replanning import Measured, Replanner
+from echelon.elsa.shapes import ModelShape, read_shape
 from echelon.errors import CodecError, LimitExceeded, ProtocolError, StateError, TrainingError
 from echelon.federation.compute import spec_of
+from echelon.federation.planning import replanner
 from echelon.federation.probing import CLASSES, DIM, POSITIONS, SEED, probe_terms
 from echelon.messages.behaviour import Behaviour
 from echelon.messages.frames import Backward, Begin, Decline, Finish, Forward, Look
 from echelon.rounds.effects import Middle, MiddleDone, SplitJob, Train, Trained
 from echelon.training.halves import DeviceHalf, EdgeMiddles, HalfTask, Halves, MiddleTask
+from echelon.training.model import read_config
 from echelon.training.split.cut import Cut
 
 T = TypeVar("T")
@@ -62,6 +67,10 @@ class SplitCompute:
         }
         self._middles: dict[str, EdgeMiddles] = {}
 
+    @cached_property
+    def _shape(self) -> ModelShape:
+        return read_shape(read_config(self.settings.model))
+
     @property
     def blocks(self) -> int:
         """Blocks of the model."""
@@ -92,7 +101,8 @@ class SplitCompute:
         micro = split.micro_of(device)
         half = DeviceHalf(self._shared, device, cut, micro, split.encodings, split.perturbation, split.probes)
         name = None if shards is None else shards.shard_name
-        return SplitHalf(self, half, self._speed[device], split.in_flight_of(device), name)
+        mover = replanner(self.settings, split, device, self._shape)
+        return SplitHalf(self, half, self._speed[device], split.in_flight_of(device), name, mover)
 
     async def call(self, seconds: float, fn: Callable[[*Ts], T], *args: *Ts) -> T:
         """Off the loop in real time; inline after so many seconds on the virtual clock."""
@@ -112,6 +122,9 @@ class SplitCompute:
         if edge not in self._middles:
             split = self._split[edge]
             micro = max((split.micro_batch, *(one.micro_batch or 0 for one in split.classes)))
+            if split.replan is not None and any(one.profile is not None for one in split.classes):
+                training = self.settings.training
+                micro = max(micro, training.batch_size * training.accumulation)
             self._middles[edge] = EdgeMiddles(self._shared, split.encodings, split.perturbation, micro)
         middles = self._middles[edge]
         try:
@@ -184,9 +197,11 @@ class SplitHalf:
         speed: float,
         in_flight: int,
         shard_name: Callable[[int], str] | None,
+        mover: Replanner | None = None,
     ) -> None:
         self._compute, self._half, self._speed, self._shard_name = compute, half, speed, shard_name
-        self._in_flight = in_flight
+        self._in_flight, self._mover = in_flight, mover
+        self._busy, self._trips = 0.0, list[float]()
         self._turn = asyncio.Lock()
         self._job: SplitJob | None = None
 
@@ -206,6 +221,7 @@ class SplitHalf:
         if job.shard is not None and self._shard_name is not None:
             shard, position = self._shard_name(job.shard), job.position
         self._job = job.split
+        self._busy, self._trips = 0.0, []
         number = 0 if job.split is None else job.split.job
         task = HalfTask(job.base, job.start, job.mu, job.progress, job.state, number, secret, shard, position)
         return await self._compute.call(0.0, self._half.start, task)
@@ -214,26 +230,31 @@ class SplitHalf:
         """Read the step's data."""
         return await self._compute.call(0.0, self._half.begin_step)
 
-    def _seconds(self, micro: int, blocks: int, share: float) -> float:
-        return self._compute.seconds(self._half.tokens_of(micro), blocks, share, self._speed)
+    async def _turned(self, micro: int, blocks: int, share: float, fn: Callable[[*Ts], T], *args: *Ts) -> T:
+        """One pass of a micro-batch through so many blocks, when no other one computes."""
+        loop = asyncio.get_running_loop()
+        async with self._turn:
+            seconds = self._compute.seconds(self._half.tokens_of(micro), blocks, share, self._speed)
+            begun = loop.time()
+            found = await self._compute.call(seconds, fn, *args)
+            self._busy += loop.time() - begun
+            return found
 
     async def front(self, micro: int) -> bytes:
         """Forward through the first blocks."""
-        async with self._turn:
-            seconds = self._seconds(micro, self._half.cut.p, FORWARD)
-            return await self._compute.call(seconds, self._half.front, micro)
+        return await self._turned(micro, self._half.cut.p, FORWARD, self._half.front, micro)
 
     async def back(self, micro: int, hidden: bytes) -> bytes:
         """Forward and backward through the last blocks."""
-        async with self._turn:
-            seconds = self._seconds(micro, self._half.cut.q, 1.0)
-            return await self._compute.call(seconds, self._half.back, micro, hidden)
+        return await self._turned(micro, self._half.cut.q, 1.0, self._half.back, micro, hidden)
 
     async def front_backward(self, micro: int, gradient: bytes) -> None:
         """Backward through the first blocks."""
-        async with self._turn:
-            seconds = self._seconds(micro, self._half.cut.p, BACKWARD)
-            await self._compute.call(seconds, self._half.front_backward, micro, gradient)
+        await self._turned(micro, self._half.cut.p, BACKWARD, self._half.front_backward, micro, gradient)
+
+    def waited(self, seconds: float) -> None:
+        """Two trips of a micro-batch took so long."""
+        self._trips.append(seconds)
 
     @property
     def probes(self) -> int:
@@ -281,7 +302,21 @@ class SplitHalf:
             found.state,
             found.position,
             behaviour,
+            await self._moved(),
         )
+
+    async def _moved(self) -> tuple[int, int] | None:
+        """Where the next job is cut, if what this one measured says elsewhere."""
+        if self._mover is None or not self._trips:
+            return None
+        measured = Measured(self._busy / len(self._trips), min(self._trips))
+        self._mover, split = await self._compute.call(0.0, self._mover.observe, measured)
+        if split is None:
+            return None
+        cut = Cut(split.front, split.back)
+        await self._compute.call(0.0, self._half.move, cut, split.micro_batch)
+        self._in_flight = split.in_flight
+        return split.front, split.back
 
 
 def _grouped(rows: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -458,6 +458,8 @@ class DeviceCore:
                 "trained", tokens=done.tokens, loss=done.loss_sum / max(1, done.loss_tokens), version=version
             )
         ]
+        if done.cut is not None:
+            effects.append(note("cut", front=done.cut[0], back=done.cut[1]))
         if done.behaviour is not None:
             effects.append(Publish("behaviour", done.behaviour, 0))
         if self.shards.training is not None:

@@ -47,6 +47,8 @@ class Trained:
     """Where the job's data shard goes on, if it was trained on one."""
     behaviour: Behaviour | None = None
     """What the model did on public probes afterwards, if it was asked."""
+    cut: tuple[int, int] | None = None
+    """(p, q) of the next job with an edge, if what this one measured moved it."""
 
 
 @dataclass(frozen=True, slots=True)

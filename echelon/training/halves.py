@@ -47,7 +47,7 @@ from echelon.training.split.wire import (
     encode_mask,
     tensor_key,
 )
-from echelon.training.state import TrainerState
+from echelon.training.state import of_cut, with_cut
 
 Chosen = np.ndarray[tuple[int], np.dtype[np.intp]]
 PROBES_FOR_BASIS = 16
@@ -298,20 +298,15 @@ class DeviceHalf:
         rank: int,
         probes: int = 0,
     ) -> None:
-        self._shared, self._device, self.cut, self._micro = shared, device, cut, micro
-        self._part = DevicePart(shared.split, cut, shared.device_segment(cut))
-        length = shared.spec.train.sequence_length
-        self._codecs = Codecs.of(encodings, self._part.width, micro, length)
-        self._rank = rank
+        self._shared, self._device, self._encodings, self._rank = shared, device, encodings, rank
+        self._lock = threading.Lock()
+        self.move(cut, micro)
         self.probes = probes
         self._probe_batches: list[Batch] = []
         self._pooled: list[np.ndarray[tuple[int], np.dtype[np.float32]]] = []
         self._rows: list[np.ndarray[tuple[int, int], np.dtype[np.float64]]] = []
-        self._basis = b""
         self._wire: Wire | None = None
         self._step = -1
-        self._indices = device_indices(shared.layout, cut, shared.blocks)
-        self._lock = threading.Lock()
         self._sources: dict[str, _Data] = {}
         self._task: HalfTask | None = None
         self._micros: list[Batch] = []
@@ -321,10 +316,28 @@ class DeviceHalf:
         self._tokens = self._loss_tokens = self._steps = 0
         self._loss = 0.0
 
+    def move(self, cut: Cut, micro: int) -> None:
+        """From the next job on the model is cut here, with micro-batches of so many sequences. Moments begin anew."""
+        with self._lock:
+            shared = self._shared
+            self.cut, self._micro = cut, micro
+            self._part = DevicePart(shared.split, cut, shared.device_segment(cut))
+            length = shared.spec.train.sequence_length
+            self._codecs = Codecs.of(self._encodings, self._part.width, micro, length)
+            self._indices = device_indices(shared.layout, cut, shared.blocks)
+            self._basis = b""
+
+    def _size(self, front: int, back: int) -> int:
+        """Coordinates of the device's part with that cut."""
+        return int(device_indices(self._shared.layout, Cut(front, back), self._shared.blocks).size)
+
     def start(self, task: HalfTask) -> bytes:
         """Put weights, moments and data in place; what the edge needs to know of the perturbation."""
         with self._lock:
-            state = TrainerState.from_bytes(task.state, self._indices.size) if task.state else None
+            state = None
+            if task.state:
+                here = (self.cut.p, self.cut.q)
+                state = of_cut(task.state, here, self._indices.size, self._size)
             rate = learning_rate(self._shared.spec.train, task.progress)
             self._part.start(task.start[self._indices], task.base[self._indices], state, rate, task.mu)
             self._task = task
@@ -472,7 +485,7 @@ class DeviceHalf:
                 self._loss,
                 self._loss_tokens,
                 0.0,
-                state.to_bytes(),
+                with_cut(state, (self.cut.p, self.cut.q)),
                 self._cursor,
             )
 
@@ -526,7 +539,9 @@ class EdgeMiddles:
                 perturbation = Perturbation.agreed(basis, task.secret, device, task.job, "front")
             length = self._shared.spec.train.sequence_length
             codecs = Codecs.of(self._encodings, part.width, self._batch, length)
-            moments = TrainerState.from_bytes(task.state, indices.size) if task.state else None
+            moments = None
+            if task.state:
+                moments = of_cut(task.state, (cut.p, cut.q), indices.size, self._size)
             rate = learning_rate(self._shared.spec.train, task.progress)
             part.start(device, task.start[indices], task.base[indices], moments, rate, task.mu)
             self._cuts[device], self._starts[device] = cut, task.start[indices]
@@ -534,6 +549,10 @@ class EdgeMiddles:
 
     def _indices(self, cut: Cut) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
         return np.asarray(part_ranges(self._shared.layout, cut, self._shared.blocks)["middle"])
+
+    def _size(self, front: int, back: int) -> int:
+        """Coordinates of the middle with that cut."""
+        return int(self._indices(Cut(front, back)).size)
 
     def tokens_of(self, tensor: bytes) -> int:
         """Positions in a tensor, for what it costs; 0 for bytes that are none."""
@@ -590,7 +609,7 @@ class EdgeMiddles:
             moved = np.zeros(self._shared.layout.dim, np.float32)
             moved[self._indices(cut)] = weights - self._starts[device]
             self._close(device)
-            return moved, state.to_bytes()
+            return moved, with_cut(state, (cut.p, cut.q))
 
     def close(self, device: str) -> None:
         """Let go of a device's copy and of what is under way on it."""

@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+from echelon.config.run import RunSettings
 from echelon.messages.split import EdgePart
 from echelon.training.halves import EdgeMiddles, Wire
 from echelon.training.split.parts import DevicePart
@@ -153,3 +154,28 @@ def test_logs_of_activations_are_dropped_as_they_are_read() -> None:
     left = sum(record.size for record in split().records("a", "split.up"))
     one = 2 * 32 * 128 * 4  # one micro-batch of two sequences
     assert left < 4 * 40 * one
+
+
+def planned_federation(replan: float | None) -> RunSettings:
+    """Devices that are declared to be twenty times as fast as they are, so that they start with most blocks."""
+    profile = {"memory": "2 GiB", "flops": "100 GFLOP/s", "uplink": "1 Gbit/s", "downlink": "1 Gbit/s"}
+    names = [f"a-{number}" for number in range(4)]
+    split = {
+        "edges": [{"id": "edge-0", "speed": 8}], "micro_batch": 4, "replan": replan,
+        "edge_profile": {"flops": "40 GFLOP/s", "devices": 4},
+        "classes": [{"name": "tablet", "devices": names, "front": 2, "back": 1, "profile": profile}],
+    }  # fmt: skip
+    return split_federation(split=split, commits=5)
+
+
+def test_devices_that_are_slower_than_declared_move_their_cut_while_they_train() -> None:
+    kept, moved = run(planned_federation(None)), run(planned_federation(0.1))
+    for outcome in (kept, moved):
+        check(outcome)
+        assert refused(outcome) == []
+        assert outcome.summary["commits"] == 5
+    assert "cut" not in kept.summary["events"]
+    assert moved.summary["events"]["cut"] == 4
+    assert moved.summary["wall_s"] < kept.summary["wall_s"]
+    assert moved.adapter != kept.adapter  # moments begin anew where a cut moves, and that is all that is lost
+    assert moved.drop > 0.99 * kept.drop

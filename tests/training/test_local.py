@@ -14,7 +14,7 @@ from echelon.config.training import TrainSettings
 from echelon.errors import CodecError, ConfigError, StateError, TrainingError
 from echelon.training.learner import EvalResult, LearnerSpec, TrainTask
 from echelon.training.local import REPETITION_PENALTY, TorchLearner, learning_rate
-from echelon.training.state import TrainerState
+from echelon.training.state import TrainerState, of_cut, with_cut
 
 
 def task(learner, device="a0", *, start=None, base=None, steps=3, mu=0.0, progress=0.0, state=None):
@@ -375,3 +375,24 @@ def test_an_evaluation_can_be_bounded_and_is_the_same_each_time(learner):
     assert 0 < few.tokens < whole.tokens / 2
     assert few == learner.evaluate("a0", weights, max_tokens=whole.tokens // 4)
     assert learner.evaluate("a0", weights, max_tokens=whole.tokens) == whole
+
+
+def test_of_another_cut_only_the_place_in_the_data_is_kept() -> None:
+    state = TrainerState(np.arange(3, dtype=np.float32), np.ones(3, np.float32), 7, 11)
+    sizes = {(1, 2): 3, (2, 1): 3, (2, 2): 5}
+
+    def size(front: int, back: int) -> int:
+        return sizes[front, back]
+
+    data = with_cut(state, (1, 2))
+    again = of_cut(data, (1, 2), 3, size)
+    assert again.to_bytes() == state.to_bytes()
+    for cut in ((2, 1), (2, 2)):  # of as many elements, and of others
+        moved = of_cut(data, cut, sizes[cut], size)
+        assert (moved.first.size, moved.steps, moved.cursor) == (sizes[cut], 0, 11)
+        assert not moved.first.any()
+        assert not moved.second.any()
+    with pytest.raises(StateError, match="no cut model"):
+        of_cut(state.to_bytes(), (1, 2), 3, size)
+    with pytest.raises(StateError, match="damaged"):
+        of_cut(data[:-1] + bytes([data[-1] ^ 1]), (2, 1), 3, size)
