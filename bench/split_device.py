@@ -36,8 +36,8 @@ from pathlib import Path
 from typing import Any
 
 from echelon.config.run import RunSettings, dump, load
-from echelon.federation.planning import plan_class, planned
-from echelon.training.model import SHIPPED_PATH, read_config
+from echelon.federation.planning import plan_class, planned, shape_of
+from echelon.training.model import SHIPPED_PATH
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "examples" / "elsa.yaml"
@@ -94,13 +94,11 @@ class Pair:
     """One run file's processes."""
 
     def __init__(self, settings: RunSettings, folder: Path) -> None:
-        from echelon.elsa.shapes import read_shape
-
         self.chosen = class_of(settings)
         self.profile = self.chosen.profile
         split = settings.boundaries[BOUNDARY].split
         assert split is not None
-        self.plan = plan_class(settings, split, self.chosen, read_shape(read_config(settings.model)))
+        self.plan = plan_class(settings, split, self.chosen, shape_of(settings))
         self.boundary = settings.boundaries[BOUNDARY].name
         self.device = self.chosen.devices[0]
         self.folder = folder

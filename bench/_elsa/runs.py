@@ -225,6 +225,7 @@ def split_fields(job: Job, devices: Sequence[Device]) -> dict[str, Any]:
         ),
         "timeout": 3600,
         "beat": 60,
+        "replan": None,
     }
     if arm.planned:
         fields["edge_profile"] = {"flops": f"{EDGE_GFLOPS} GFLOP/s", "devices": DEVICES // EDGES}

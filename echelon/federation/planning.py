@@ -30,11 +30,21 @@ def planned(settings: RunSettings) -> RunSettings:
     ]
     if not waiting:
         return settings
-    from echelon.training.model import read_config  # transformers, which other runs may do without
-
-    shape = read_shape(read_config(settings.model))
+    shape = shape_of(settings)
     boundaries = tuple(_boundary(settings, boundary, shape) for boundary in settings.boundaries)
     return settings.model_copy(update={"boundaries": boundaries})
+
+
+def shape_of(settings: RunSettings) -> ModelShape:
+    """Sizes of the run's model, as the language model or the classifier that it is.
+
+    Raises:
+        ConfigError: the model cannot be found, or is of no family that is split.
+    """
+    from echelon.training.model import read_config  # transformers, which other runs may do without
+
+    classes = len(settings.model.labels) if settings.model.task == "classify" else None
+    return read_shape(read_config(settings.model), labels=classes)
 
 
 def _boundary(settings: RunSettings, boundary: BoundarySettings, shape: ModelShape) -> BoundarySettings:

@@ -19,16 +19,15 @@ from echelon.config.run import RunSettings
 from echelon.elsa.fingerprint import fingerprint
 from echelon.elsa.predictions import quantise, vocabulary_classes
 from echelon.elsa.replanning import Measured, Replanner
-from echelon.elsa.shapes import ModelShape, read_shape
+from echelon.elsa.shapes import ModelShape
 from echelon.errors import CodecError, LimitExceeded, ProtocolError, StateError, TrainingError
 from echelon.federation.compute import spec_of
-from echelon.federation.planning import replanner
+from echelon.federation.planning import replanner, shape_of
 from echelon.federation.probing import CLASSES, DIM, POSITIONS, SEED, probe_terms
 from echelon.messages.behaviour import Behaviour
 from echelon.messages.frames import Backward, Begin, Decline, Finish, Forward, Look
 from echelon.rounds.effects import Middle, MiddleDone, SplitJob, Train, Trained
 from echelon.training.halves import DeviceHalf, EdgeMiddles, HalfTask, Halves, MiddleTask
-from echelon.training.model import read_config
 from echelon.training.split.cut import Cut
 
 T = TypeVar("T")
@@ -69,7 +68,7 @@ class SplitCompute:
 
     @cached_property
     def _shape(self) -> ModelShape:
-        return read_shape(read_config(self.settings.model))
+        return shape_of(self.settings)
 
     @property
     def blocks(self) -> int:
