@@ -124,8 +124,10 @@ class Contest:
         """Run every trial that has no figures yet, and write down what they decide; what failed."""
         jobs = trials(self.tier, corpus.digest, cost)
         raw = Results(self.folder / f"{self.name}.trials.jsonl")
-        self._announce([job for job in jobs if job.key not in raw], None, cost)
-        failures = execute(jobs, raw, corpus, place, self.workers, self.tell)
+        # Two arms may try the same settings: a run is found by what it is, not by who asked for it.
+        once = list({job.key: job for job in jobs}.values())
+        self._announce([job for job in once if job.key not in raw], None, cost)
+        failures = execute(once, raw, corpus, place, self.workers, self.tell)
         if not failures:
             write_json(self.folder / tuning_file(self.name), decide(self.tier, jobs, raw.lines))
         return failures

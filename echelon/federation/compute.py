@@ -111,11 +111,16 @@ def _start_worker(spec: LearnerSpec, learner: LearnerSettings, threads: int) -> 
     threading.Thread(target=_end_with_parent, name="echelon-parent", daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when a run stops
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if learner.kind == "lora":
-        import torch
-
-        torch.set_num_threads(threads)
+    _limit(learner, threads)
     _terms = (spec, learner)
+
+
+def _limit(learner: LearnerSettings, threads: int) -> None:
+    """Without it torch takes every core for each of many small steps, and its threads wait for one another."""
+    if learner.kind == "lora":
+        from echelon.training.model import limit_threads
+
+        limit_threads(threads)
 
 
 def _end_with_parent() -> None:
@@ -196,6 +201,7 @@ class Compute:
         self._inline: FullLearner | None = None
         threads = settings.compute.threads
         if self._virtual or settings.learner.kind == "quadratic":
+            _limit(settings.learner, threads)
             self._inline = learner or build_learner(self._spec, self._learner_settings)
             if not self._virtual:
                 self._executor = ThreadPoolExecutor(settings.compute.workers or os.cpu_count() or 1)

@@ -28,6 +28,7 @@ from echelon.messages.behaviour import Behaviour
 from echelon.messages.frames import Backward, Begin, Decline, Finish, Forward, Look
 from echelon.rounds.effects import Middle, MiddleDone, SplitJob, Train, Trained
 from echelon.training.halves import DeviceHalf, EdgeMiddles, HalfTask, Halves, MiddleTask
+from echelon.training.model import limit_threads
 from echelon.training.split.cut import Cut
 
 T = TypeVar("T")
@@ -46,6 +47,7 @@ class SplitCompute:
 
     def __init__(self, settings: RunSettings) -> None:
         self.settings = settings
+        limit_threads(settings.compute.threads)
         self._shared = Halves(spec_of(settings))
         self._executor = None if settings.clock == "virtual" else ThreadPoolExecutor(THREADS, "echelon-split")
         self._cost = settings.cost.seconds_per_token

@@ -42,9 +42,9 @@ _IN_BLOCK = re.compile(r"\.\d+\.")
 _TASK_TYPES = {"causal": TaskType.CAUSAL_LM, "masked": None, "classify": TaskType.SEQ_CLS}
 
 
-def limit_threads() -> None:
-    """One compute thread in this process: devices are parallel as processes, not inside one."""
-    torch.set_num_threads(1)
+def limit_threads(count: int = 1) -> None:
+    """So many compute threads in this process: devices are parallel as processes, not inside one."""
+    torch.set_num_threads(count)
 
 
 def model_path(settings: ModelSettings) -> str:

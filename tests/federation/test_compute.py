@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import pytest
 
+from echelon.config.run import RunSettings
 from echelon.federation.compute import Compute, spec_of
 from echelon.rounds.effects import Train
 from echelon.testing.quadratic import QuadraticLearner
@@ -40,3 +42,19 @@ def test_a_slow_device_takes_longer_to_compute_but_not_to_wait_for_a_core(
     took = time.monotonic() - begun
     compute.close()
     assert least <= took < most
+
+
+def test_training_inline_takes_as_many_threads_as_the_run_file_says() -> None:
+    torch = pytest.importorskip("torch")
+    from echelon.federation.splitting import SplitCompute
+    from tests.federation.splits import split_federation
+
+    makers: list[tuple[Callable[[RunSettings], object], int]] = [(Compute, 0), (SplitCompute, 1)]
+    before = torch.get_num_threads()
+    try:
+        for make, edges in makers:
+            torch.set_num_threads(2)
+            make(split_federation(edges=edges))
+            assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

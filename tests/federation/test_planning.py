@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 
 from echelon.config.run import RunSettings, parse
 from echelon.errors import ConfigError
-from echelon.federation.planning import planned, replanner, shape_of
+from echelon.federation.planning import plan_class, planned, replanner, shape_of
 from tests.federation.splits import split_federation
 
 PROFILE = {"memory": "252 MiB", "flops": "4 GFLOP/s", "uplink": "50 Mbit/s", "downlink": "50 Mbit/s"}
@@ -48,10 +48,14 @@ def test_a_profile_with_a_cut_starts_with_that_cut() -> None:
 
 
 def test_a_classifier_is_planned_as_one() -> None:
-    # A language model's head makes 2,048 logits of every token; a classifier's, three of a whole row.
     assert shape_of(one_class()).labels is None
     settings = one_class()
     classify = settings.model.model_copy(update={"task": "classify", "labels": ("a", "b", "c")})
     classifier = settings.model_copy(update={"model": classify})
     assert shape_of(classifier).labels == 3
-    assert chosen(planned(classifier))[2] > chosen(planned(one_class()))[2]
+    # A language model's head makes 2,048 logits of every token; a classifier's, three of a whole row.
+    split = settings.boundaries[0].split
+    assert split is not None
+    tokens, rows = (plan_class(one, split, split.classes[0], shape_of(one)) for one in (settings, classifier))
+    assert rows.memory.logits < tokens.memory.logits / 100
+    assert rows.device_s < tokens.device_s
