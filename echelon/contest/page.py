@@ -81,9 +81,18 @@ def optional(folder: Path, name: str) -> Any:
 
 
 def newest_tier(folder: Path) -> str | None:
-    """The largest tier that has raw figures."""
-    found = [name for name in TIERS if (folder / raw_file(name)).exists()]
+    """The largest tier that has figures of its first table; of a larger one there may be the primary endpoint alone."""
+    found = [name for name in TIERS if _begun(folder, name, TIERS[name].tables[0].name)]
     return found[-1] if found else None
+
+
+def _begun(folder: Path, name: str, table: str) -> bool:
+    """Whether a tier has any figures of a table."""
+    if not (folder / raw_file(name)).exists() or not (folder / tuning_file(name)).exists():
+        return False
+    source, _ = load_source(folder, name)
+    plan = planned(source.tier, source.tuning, source.data, source.cost)
+    return any(job.key in source.lines for job in plan[table])
 
 
 def render(folder: Path, name: str) -> Files:
@@ -103,6 +112,7 @@ def _page(folder: Path, source: Source, decided: Mapping[str, Any], pictures: Se
         "## Primary endpoint\n\nFixed before any reported run: time to the target loss of Echelon-DA against the "
         "fixed interval that was fastest on the dev split, at 200 ms each way and 10 Mbit/s.\n\n"
         + primary(source),
+        *_longer(folder, source),
         "## T1: loss at fixed tokens, bytes, seconds and syncs\n\n" + t1(source),
         _pictures(pictures),
         "## T2: latency and bandwidth\n\n" + t2(source),
@@ -116,6 +126,25 @@ def _page(folder: Path, source: Source, decided: Mapping[str, Any], pictures: Se
         "## Method\n\n" + _method(source),
     ]
     return "\n".join(parts)
+
+
+def _longer(folder: Path, shorter: Source) -> list[str]:
+    """The primary endpoint in every larger tier that has figures of it."""
+    names = list(TIERS)
+    parts = []
+    for name in names[names.index(shorter.tier.name) + 1 :]:
+        if not _begun(folder, name, "primary"):
+            continue
+        source, decided = load_source(folder, name)
+        stretch = source.tier.stretch // shorter.tier.stretch
+        parts.append(
+            f"## Primary endpoint, tier {name}\n\nThe same question with {source.table('primary').tokens:,} tokens "
+            f"in place of {shorter.table('primary').tokens:,}, every H of the grids {stretch} times as long, "
+            f"{decided['tokens']:,} tokens a trial (all trials: `{tuning_file(name)}`).\n\n"
+            + primary(source)
+            + _same_start(decided["trials"])
+        )
+    return parts
 
 
 def _head(source: Source, calibration: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
