@@ -194,7 +194,7 @@ def _validation(found: Mapping[str, Any] | None) -> str:
 def _tuning(decided: Mapping[str, Any]) -> str:
     body = []
     for row in decided["trials"]:
-        mark = "**chosen**" if row["chosen"] else ""
+        mark = "**chosen**" if row["chosen"] else "" if row["held"] else "lost it again"
         body.append([
             BY_NAME[row["arm"]].title, row["words"], loss(row["loss"]),
             _when(row), seconds(row["seconds"]), mark,
@@ -208,8 +208,8 @@ def _tuning(decided: Mapping[str, Any]) -> str:
         f"{decided['base_loss']:.4f} to the "
         f"best trial's {decided['best_loss']:.4f}, which is {100 * decided['target_share']:.2f} % under the "
         "base; on the test "
-        "split the same share under the base is the target. The trial that reached it first is chosen, then "
-        "the one with the "
+        "split the same share under the base is the target. The trial that reached it first is chosen, if it is still "
+        "there at the budget, then the one with the "
         f"lowest loss. Best fixed interval: {DASH if best is None else BY_NAME[best].title}. Centralised and local "
         "training have no setting of their own; the learning rate, common to all arms, was set by centralised "
         "training "

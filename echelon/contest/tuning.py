@@ -21,8 +21,9 @@ def decide(tier: Tier, jobs: Sequence[Job], lines: Mapping[str, Line]) -> dict[s
     """The choices as JSON, with every trial: the losers are published too.
 
     The target is the loss that lies `TARGET_SHARE` of the way from the base to the best trial's loss at the budget. Of
-    an arm's trials the one with the least mean time to it wins; where none gets there, the one with the least loss at
-    the budget. A run ends with the commit that passes its budget; what it trained beyond counts for nobody.
+    an arm's trials the one with the least mean time to it wins, among those that are still there at the budget: large
+    momentum gets there fast and diverges. Where none is, the one with the least loss at the budget wins. A run ends
+    with the commit that passes its budget; what it trained beyond counts for nobody.
 
     Raises:
         ConfigError: a trial has no figures yet.
@@ -45,16 +46,16 @@ def decide(tier: Tier, jobs: Sequence[Job], lines: Mapping[str, Line]) -> dict[s
         times = [time_to(line["curve"], target) for line in found]
         reached = [when for when in times if when is not None]
         whole = len(reached) == len(times)
+        losses = [loss for line in found if (loss := at_budget(line)) is not None]
         rows.append(
             {
                 "arm": arm,
                 "knobs": asdict(knobs),
                 "words": knobs.words(),
-                "loss": round(
-                    statistics.fmean(loss for line in found if (loss := at_budget(line)) is not None), 6
-                ),
+                "loss": round(statistics.fmean(losses), 6),
                 "seconds": round(statistics.fmean(line["final"]["seconds"] for line in found), 3),
                 "time_to_target": round(statistics.fmean(reached), 4) if whole else None,
+                "held": max(losses) <= target,
                 "seeds": len(found),
                 "chosen": False,
             }
@@ -76,7 +77,7 @@ def decide(tier: Tier, jobs: Sequence[Job], lines: Mapping[str, Line]) -> dict[s
 
 def _order(row: Mapping[str, Any]) -> tuple[float, float]:
     when = row["time_to_target"]
-    return (CENSORED if when is None else when, row["loss"])
+    return (CENSORED if when is None or not row["held"] else when, row["loss"])
 
 
 def tuning_of(decided: Mapping[str, Any]) -> Tuning:
