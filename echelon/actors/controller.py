@@ -367,7 +367,7 @@ class Controller:
         unsent = [row.record for row in self.store.outbox()]
         records = [record async for record in read_to_end(self.bus, GLOBAL, 0, self.name)]
         closed: CloseReason | None = None
-        commits: list[Commit] = []
+        decided: list[Commit | Refusal] = []
         written: list[Record | Outgoing] = [*records, *unsent]
         for record in written:
             step = self._writer.wrote(record)
@@ -378,16 +378,16 @@ class Controller:
                 self.genesis_sha256 = step.entry.sha256
             if isinstance(message, Close):
                 closed = message.reason
-            elif isinstance(message, Commit):
-                commits.append(message)
-            elif isinstance(message, Refusal):
-                self._refused.add((message.boundary, message.seq, message.offset))
+            elif isinstance(message, Commit | Refusal):
+                decided.append(message)
+                if isinstance(message, Refusal):
+                    self._refused.add((message.boundary, message.seq, message.offset))
         snapshot = self.store.snapshot()
         if snapshot is None:
             if self._writer.next_number == 0:
                 await self._store(self._genesis())
                 return
-            await self._rebuild(commits)
+            await self._rebuild(decided)
             self.closed = closed
             return
         elapsed, logs, core = msgpack.unpackb(snapshot, strict_map_key=False)
@@ -398,29 +398,37 @@ class Controller:
         self._positions |= self.store.offsets()
         self.closed = closed
 
-    async def _rebuild(self, commits: Sequence[Commit]) -> None:
+    async def _rebuild(self, decided: Sequence[Commit | Refusal]) -> None:
         """The state file is gone: derive its content from the topics, as an auditor would.
 
-        A commit says how far each delta log had been read; what its own `global` says was refused is not refused again.
+        A commit says how far each delta log had been read, and a refusal that a log had been read as far as the delta
+        that it refuses: what is said next must not have read less. What `global` says was refused is not refused again.
         """
-        self.services.log.warning("controller: no state file; rebuilding it from %d commits", len(commits))
+        count = sum(isinstance(message, Commit) for message in decided)
+        self.services.log.warning("controller: no state file; rebuilding it from %d commits", count)
         if self._writer.log.manifest != self.manifest or self._writer.log.initial is None:
             raise StateError("controller: genesis on `global` is of another run than the manifest given")
         owed: list[Outgoing] = []
-        sources = {topic: read_to_end(self.bus, TopicPartition(topic), 0, self.name) for topic in self._logs}
+        topics = list(self._logs)
+        sources = {topic: read_to_end(self.bus, TopicPartition(topic), 0, self.name) for topic in topics}
         try:
-            for commit in commits:
-                for head, (topic, log) in zip(commit.heads, self._logs.items(), strict=True):
+            for message in decided:
+                if isinstance(message, Refusal):
+                    topic = topics[message.boundary]
+                    while self._positions[TopicPartition(topic)] <= message.offset:
+                        owed += await self._read(await anext(sources[topic]))
+                    continue
+                for head, (topic, log) in zip(message.heads, self._logs.items(), strict=True):
                     while log.tree.size < head.size:
                         owed += await self._read(await anext(sources[topic]))
                     if log.tree.root() != head.root:
                         raise StateError(
-                            f"controller: {topic} is not the log that commit {commit.commit} was made of"
+                            f"controller: {topic} is not the log that commit {message.commit} was made of"
                         )
-                for stale in self.core.apply(commit):
+                for stale in self.core.apply(message):
                     owed += self._refuse(stale.boundary, stale.seq, stale.offset, stale.reason)
         except StopAsyncIteration:
-            raise StateError("controller: a delta log is shorter than a commit on `global` says") from None
+            raise StateError("controller: a delta log is shorter than `global` says") from None
         finally:
             for source in sources.values():
                 await source.aclose()

@@ -343,6 +343,12 @@ class AggregatorCore:
             if not self._ready_on[check.base_version]:
                 del self._ready_on[check.base_version]
 
+    def _used(self, device: DeviceId, inputs: int) -> None:
+        """A cohort was made of the device's check-in: one from behind it, which a rebuild has read, is for the next."""
+        check = self.ready.get(device)
+        if check is not None and check.offset < inputs:
+            self._drop_ready(device)
+
     def _edge_names(self) -> tuple[str, ...]:
         return () if self.edges is None else self.edges.terms.edges
 
@@ -590,10 +596,10 @@ class AggregatorCore:
         self._server = Server(context_of(cohort, self.manifest, self.dim), self.roster)
         self._phase = Phase.KEYS
         for member in cohort.members:
-            self._drop_ready(DeviceId(member.device))
+            self._used(DeviceId(member.device), cohort.inputs)
             self._served[DeviceId(member.device)] = cohort.window
         for late in cohort.rejected:
-            self._drop_ready(DeviceId(late.device))
+            self._used(DeviceId(late.device), cohort.inputs)
         return [
             StopTimer(DEADLINE),
             StartTimer(ROUND, self.terms.round_timeout),
