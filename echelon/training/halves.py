@@ -234,6 +234,11 @@ class Halves:
                 self._segments[cut, "device"] = Segment(self.split, cut, "device")
             return self._segments[cut, "device"]
 
+    def forget_device_segment(self, cut: Cut) -> None:
+        """A device has another cut now: the modules go when the last one that still uses them does."""
+        with self._lock:
+            self._segments.pop((cut, "device"), None)
+
     def edge_segment(self, cut: Cut) -> Segment:
         """Likewise for edges."""
         with self._lock:
@@ -300,7 +305,7 @@ class DeviceHalf:
     ) -> None:
         self._shared, self._device, self._encodings, self._rank = shared, device, encodings, rank
         self._lock = threading.Lock()
-        self.move(cut, micro)
+        self._place(cut, micro)
         self.probes = probes
         self._probe_batches: list[Batch] = []
         self._pooled: list[np.ndarray[tuple[int], np.dtype[np.float32]]] = []
@@ -319,13 +324,20 @@ class DeviceHalf:
     def move(self, cut: Cut, micro: int) -> None:
         """From the next job on the model is cut here, with micro-batches of so many sequences. Moments begin anew."""
         with self._lock:
-            shared = self._shared
-            self.cut, self._micro = cut, micro
-            self._part = DevicePart(shared.split, cut, shared.device_segment(cut))
-            length = shared.spec.train.sequence_length
-            self._codecs = Codecs.of(self._encodings, self._part.width, micro, length)
-            self._indices = device_indices(shared.layout, cut, shared.blocks)
-            self._basis = b""
+            if cut != self.cut:
+                # First let go of the old blocks: a weak device has no room for both.
+                del self._part
+                self._shared.forget_device_segment(self.cut)
+            self._place(cut, micro)
+
+    def _place(self, cut: Cut, micro: int) -> None:
+        shared = self._shared
+        self.cut, self._micro = cut, micro
+        self._part = DevicePart(shared.split, cut, shared.device_segment(cut))
+        length = shared.spec.train.sequence_length
+        self._codecs = Codecs.of(self._encodings, self._part.width, micro, length)
+        self._indices = device_indices(shared.layout, cut, shared.blocks)
+        self._basis = b""
 
     def _size(self, front: int, back: int) -> int:
         """Coordinates of the device's part with that cut."""
