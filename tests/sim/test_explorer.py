@@ -133,7 +133,7 @@ def test_a_file_that_is_no_schedule(tmp_path: Path, text: str, message: str) -> 
 
 def test_a_dead_process_does_nothing_more() -> None:
     """A controller that dies as it stores its second commit has said nothing of it, and makes it after its restart."""
-    base = load(FOUND[0])
+    base = load(next(path for path in FOUND if path.stem == "close-read-by-a-rebuild"))
     crash = Fault(what="crash", actor="controller", call="store", kind="commit", nth=2, seconds=0.5)
     world = World(base.model_copy(update={"faults": (crash,)}))
     verdict = judge(world.schedule)
