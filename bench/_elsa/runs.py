@@ -88,7 +88,7 @@ def model_settings(model: str, task: str) -> ModelSettings:
 
 
 def train_settings(job: Job) -> TrainSettings:
-    """Local training, the same for every arm."""
+    """Local training, the same for every federated arm."""
     return TrainSettings(
         lr=MODELS[job.model].rate(job.task, BY_NAME[job.arm].kind),
         schedule="cosine",

@@ -354,18 +354,10 @@ def _planner(lines: Lines, folder: Path) -> str:
             text += (
                 f" Made anew with the mended one (*{now['task']}*, {now['model']}, {now['unreliable']} %, "
                 f"seed {now['seed']}), with micro-batches of {micro} rows, which are padded to their longest: accuracy "
-                f"{_percent(now)} in place of {_percent(then)}, devices' bytes {_megabytes(now)} in place of "
-                f"{_megabytes(then)}."
+                f"{share(accuracy(now))} % in place of {share(accuracy(then))} %, devices' bytes "
+                f"{megabytes(device_bytes(now))} MB in place of {megabytes(device_bytes(then))} MB."
             )
     return text + "\n"
-
-
-def _percent(line: Line) -> str:
-    return f"{100 * line['accuracy']:.2f} %"
-
-
-def _megabytes(line: Line) -> str:
-    return f"{line['traffic']['device'] / 1e6:.1f} MB"
 
 
 MENDED = "mended.jsonl"
