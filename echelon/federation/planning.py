@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from echelon.config.profile import ComputeSettings, DeviceClassSettings, EdgeSettings
 from echelon.config.run import BoundarySettings, RunSettings
@@ -84,12 +85,16 @@ def plan_class(settings: RunSettings, split: SplitSettings, one: ClassSettings, 
 
 
 def replanner(
-    settings: RunSettings, split: SplitSettings, device: str, shape: ModelShape
+    settings: RunSettings, split: SplitSettings, device: str, shape_of_model: Callable[[], ModelShape]
 ) -> Replanner | None:
-    """What moves a device's cut while it trains; None where nobody asked for that, or nothing is known of it."""
+    """What moves a device's cut while it trains; None where nobody asked for that, or nothing is known of it.
+
+    Only where there is one is the model's shape asked for: it is read from a file.
+    """
     one = split.class_of(device)
     if one is None or one.profile is None or split.edge_profile is None or split.replan is None:
         return None
+    shape = shape_of_model()
     return Replanner.of(
         shape, _load(settings), device_profile(device, one.profile), edge_profile(split.edge_profile),
         _rules(settings, split, one.profile, shape), gain=split.replan, cut=split.cut_of(device),

@@ -102,7 +102,7 @@ class SplitCompute:
         micro = split.micro_of(device)
         half = DeviceHalf(self._shared, device, cut, micro, split.encodings, split.perturbation, split.probes)
         name = None if shards is None else shards.shard_name
-        mover = replanner(self.settings, split, device, self._shape)
+        mover = replanner(self.settings, split, device, lambda: self._shape)
         return SplitHalf(self, half, self._speed[device], split.in_flight_of(device), name, mover)
 
     async def call(self, seconds: float, fn: Callable[[*Ts], T], *args: *Ts) -> T:

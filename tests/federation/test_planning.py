@@ -35,9 +35,9 @@ def test_a_planned_class_keeps_its_profile_and_is_planned_once() -> None:
     assert planned(first) == first
     split = first.boundaries[0].split
     assert split is not None
-    assert replanner(first, split, "a-0", shape_of(first)) is not None
+    assert replanner(first, split, "a-0", lambda: shape_of(first)) is not None
     never = split.model_copy(update={"replan": None})
-    assert replanner(first, never, "a-0", shape_of(first)) is None
+    assert replanner(first, never, "a-0", lambda: shape_of(first)) is None
 
 
 def test_a_profile_with_a_cut_starts_with_that_cut() -> None:
