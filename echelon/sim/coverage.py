@@ -15,14 +15,15 @@ from echelon.messages.boundary import Phase
 ROLES = ("device", "aggregator", "gate", "controller")
 ROUNDS = tuple(phase.value for phase in Phase if phase is not Phase.OPEN)
 _DEVICE = ("keys", "shares", "uploaded", "consistency", "unmask", "left-out", "aborted", "training", "idle")
-_PHASES = {
+PHASES = {
     "device": _DEVICE,
     "aggregator": ("no genesis", "open", *ROUNDS, "paused"),
     "gate": ("window under way", "delta proposed", "delta on its way", "quiet"),
     "controller": ("delta waits", "sending", "quiet"),
 }
+"""Where an actor of each role may stand, once it has started: what `phase_of` gives."""
 EXPECTED: tuple[str, ...] = (
-    *(f"crash of {role} while {phase}" for role in ROLES for phase in ("starting", *_PHASES[role])),
+    *(f"crash of {role} while {phase}" for role in ROLES for phase in ("starting", *PHASES[role])),
     *(f"{role}: state file lost" for role in ROLES),
     "aggregator: rebuilt from topics",
     "controller: rebuilt from topics",

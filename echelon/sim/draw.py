@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from echelon.sim.coverage import PHASES
 from echelon.sim.life import Call
 from echelon.sim.schedule import Fault, LinkSpec, Schedule
 
@@ -311,6 +312,14 @@ def _cut(draft: Draft, actor: str, role: str) -> None:
     draft.faults.append(Fault.model_validate(fields))
 
 
+def _while(draft: Draft, actor: str, phase: str) -> None:
+    """An actor dies while it stands somewhere, whenever that is: for what is too short for a time or a count to hit."""
+    draft.crash(
+        actor, "device", at=None, call=draft.random.choice(("read", "read", "store")), kind="", phase=phase,
+        stage="before", nth=draft.random.choice((1, 1, 2)),
+    )  # fmt: skip
+
+
 def _lost_round(draft: Draft) -> None:
     """Several devices of one cohort die in the same round: too few are left, or just enough."""
     boundary = draft.random.choice(draft.boundaries)
@@ -324,17 +333,22 @@ def _lost_round(draft: Draft) -> None:
 
 
 def _left_out(draft: Draft) -> None:
-    """An upload comes too late for the included set, and its device lives to see that."""
+    """Keys or an upload come too late for their list, and their device lives to see that, or dies then."""
     timeout = draft.run["window"]["round_timeout"]
     boundary = draft.random.choice(draft.boundaries)
     devices = draft.devices(boundary)
+    kind, phase = draft.random.choice(
+        (("masked", "left-out"), ("masked", "left-out"), ("advertise", "aborted"))
+    )
     for device in draft.random.sample(devices, draft.random.choice((1, 1, 2)) if len(devices) > 2 else 1):
         draft.faults.append(
             Fault(
-                what="slow", actor=device, broker=boundary, call="publish", kind="masked",
+                what="slow", actor=device, broker=boundary, call="publish", kind=kind,
                 nth=draft.random.choice((1, 2, 3)), seconds=0.001, latency=round(timeout * draft.uniform(1.0, 2.5), 3),
             )
         )  # fmt: skip
+        if draft.chance(0.4):
+            _while(draft, device, phase)
 
 
 def _stale(draft: Draft) -> None:
@@ -394,6 +408,17 @@ def _between(draft: Draft) -> None:
         f"{boundary}.aggregator", "aggregator", at=None, call=draft.random.choice(("publish", "store")), kind=kind,
         stage=draft.random.choice(("before", "after")), nth=nth,
     )  # fmt: skip
+
+
+def _somewhere(draft: Draft) -> None:
+    """Actors die each in a phase of their own, at a call that they make there."""
+    for _ in range(draft.random.choice((1, 2, 3))):
+        role = draft.random.choice(("device", "aggregator", "gate", "controller"))
+        actor = draft.random.choice(draft.actors(role))
+        draft.crash(
+            actor, role, at=None, call=draft.random.choice(("store", "mark", "publish", "read")), kind="",
+            phase=draft.random.choice(PHASES[role]), stage="before", nth=draft.random.choice((1, 1, 2, 4)),
+        )  # fmt: skip
 
 
 def _gone(draft: Draft) -> None:
@@ -457,6 +482,7 @@ STORIES: tuple[tuple[int, Callable[[Draft], None]], ...] = (
     (3, _paused),
     (3, _power),
     (4, _between),
+    (2, _somewhere),
     (2, _gone),
     (3, _rebuilt),
     (3, _again),

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from echelon.config.run import RunSettings, parse
 from echelon.errors import ConfigError
+from echelon.sim.coverage import PHASES
 from echelon.sim.life import Call, Stage
 
 MAX_FILE_BYTES = 1 << 20
@@ -51,6 +52,7 @@ class Fault(_Part):
         call: which call; `mark` is the one that notes what was sent.
         stage: before or after the call had its effect.
         kind: only calls with a record of this kind ("chunk" for a part of a payload); empty: any.
+        phase: only calls that are made while the actor stands there (`echelon.sim.coverage.PHASES`); empty: any.
         nth: at the n-th such call since the run began, whichever life makes it.
     """
 
@@ -60,6 +62,7 @@ class Fault(_Part):
     call: Call = "store"
     stage: Stage = "before"
     kind: str = ""
+    phase: str = ""
     nth: Annotated[int, Field(ge=1)] = 1
     seconds: Seconds = 0.5
     gone: bool = False
@@ -71,7 +74,8 @@ class Fault(_Part):
         """For a person."""
         if self.at is None:
             kind = f" of {self.kind!r}" if self.kind else ""
-            when = f"{self.stage} {self.call} {self.nth}{kind}"
+            phase = f" while {self.phase}" if self.phase else ""
+            when = f"{self.stage} {self.call} {self.nth}{kind}{phase}"
         else:
             when = f"at {self.at:.3f} s"
         rest = {
@@ -116,7 +120,10 @@ class Schedule(_Part):
                 raise ValueError(f"a fault names {fault.actor!r}, which is no actor of the run")
             if fault.what in ("cut", "slow") and fault.broker not in links[fault.actor]:
                 raise ValueError(f"a fault names the link from {fault.actor!r} to {fault.broker!r}")
-            if (fault.gone or fault.what == "leave") and role_of(fault.actor, settings) != "device":
+            role = role_of(fault.actor, settings)
+            if fault.phase and fault.phase not in PHASES[role]:
+                raise ValueError(f"a {role} is never {fault.phase!r}: one of {', '.join(PHASES[role])}")
+            if (fault.gone or fault.what == "leave") and role != "device":
                 raise ValueError(f"only devices leave, or go for good; {fault.actor!r} is none")
             if fault.what == "late" and fault.at is None:
                 raise ValueError(f"{fault.actor} is late, and does not say until when: give `at`")

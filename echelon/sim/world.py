@@ -412,6 +412,8 @@ class World:
                 continue
             if fault.kind and not any(kind_of(record) == fault.kind for record in records):
                 continue
+            if fault.phase and phase_of(self.actors.get(actor)) != fault.phase:
+                continue
             left[0] -= 1
             if left[0] == 0:
                 armed.remove(entry)

@@ -115,6 +115,10 @@ def test_a_schedule_survives_its_file(tmp_path: Path) -> None:
         ('{"seed": 1, "run": RUN, "faults": [{"what": "crash", "actor": "z"}]}', "no actor"),
         ('{"seed": 1, "run": RUN, "faults": [{"what": "leave", "actor": "a.gate"}]}', "only devices"),
         (
+            '{"seed": 1, "run": RUN, "faults": [{"what": "crash", "actor": "a.gate", "phase": "left-out"}]}',
+            "a gate is never 'left-out': one of window under way, ",
+        ),
+        (
             '{"seed": 1, "run": RUN, "faults": [{"what": "cut", "actor": "a-0", "broker": "exchange"}]}',
             "link",
         ),
@@ -129,6 +133,28 @@ def test_a_file_that_is_no_schedule(tmp_path: Path, text: str, message: str) -> 
     path.write_text(text.replace("RUN", json.dumps(run)))
     with pytest.raises(ConfigError, match=message):
         load(path)
+
+
+@pytest.mark.parametrize(("kind", "phase"), [("masked", "left-out"), ("advertise", "aborted")])
+def test_a_fault_waits_for_a_phase_of_its_actor(kind: str, phase: str) -> None:
+    """A device whose keys or upload come too late for their list dies while it stands there, at no other time."""
+    run = {
+        "secure": {"k_min": 2},
+        "boundaries": [{"name": "a", "devices": 4, "data": {"source": "text:unused"}}],
+        "window": {"deadline": 1.0, "round_timeout": 0.4},
+        "sync": {"steps": 2},
+        "budget": {"commits": 2},
+        "learner": {"kind": "quadratic", "dim": 8},
+        "cost": {"seconds_per_token": 1e-4},
+    }
+    late = {"what": "slow", "broker": "a", "call": "publish", "kind": kind, "seconds": 0.001, "latency": 0.8}
+    dies = {"what": "crash", "call": "read", "phase": phase, "seconds": 0.1}
+    faults = [{"actor": "a-1", **late}, {"actor": "a-1", **dies}]
+    outcome = judge(Schedule.model_validate({"seed": 4, "run": run, "faults": faults}))
+    seen = outcome.coverage.counts
+    crashes = {state: seen[state] for state in seen if state.startswith("crash of")}
+    assert crashes == {f"crash of device while {phase}": 1}
+    assert not outcome.findings
 
 
 def test_a_dead_process_does_nothing_more() -> None:
