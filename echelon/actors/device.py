@@ -12,7 +12,7 @@ import msgpack
 
 from echelon.actors.boundary import BoundaryActor, raise_if_failed
 from echelon.actors.runtime import DRAIN_SECONDS, end_of, read_to_end
-from echelon.actors.splitting import EdgeLink, Half, train_with_edge
+from echelon.actors.splitting import EdgeLink, Half, evaluate_with_edge, train_with_edge
 from echelon.bus.base import TopicPartition
 from echelon.bus.chunks import is_chunk
 from echelon.messages.boundary import Cohort
@@ -238,6 +238,9 @@ class Device(BoundaryActor):
                 self.start_job(job, "training")
             case Train() if self.compute is not None:
                 self.start_job(partial(self.compute.train, self.name, effect), "training")
+            case Evaluate() if effect.edge and self.half is not None:
+                assessment = partial(evaluate_with_edge, effect, self.half, self.link, self.services.log)
+                self.start_job(assessment, "evaluation")
             case Evaluate() if self.compute is not None:
                 self.start_job(partial(self.compute.evaluate, self.name, effect), "evaluation")
             case ShardRead() if self.shards is not None:

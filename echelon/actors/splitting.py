@@ -1,4 +1,4 @@
-"""A device's side of a split training job: the session with its edge, and micro-batches on their way.
+"""A device's side of what it does with its edge: the session, and the micro-batches of a job or an evaluation.
 
 A job is driven step by step; within a step some of its micro-batches run beside each other, so that the device computes
 one while others are on the way or with the edge. Whatever breaks ends the job, and nothing of it is kept.
@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 
 from echelon.errors import CodecError, LimitExceeded, ProtocolError
 from echelon.messages.frames import (
+    Assess,
     Backward,
     Begin,
     Begun,
@@ -32,7 +33,7 @@ from echelon.messages.frames import (
 from echelon.messages.split import SplitAccept, SplitFrame, SplitOpen
 from echelon.messages.wire import Message, Reason, Refused
 from echelon.rounds.channel import Channel, ChannelBroken, Parties, device_channel
-from echelon.rounds.effects import Abandoned, Incoming, Publish, Train, Trained
+from echelon.rounds.effects import Abandoned, Evaluate, Evaluated, Incoming, Publish, Train, Trained
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.keys import AgreementKey
 
@@ -107,6 +108,26 @@ class Half(Protocol):
 
     async def finish(self) -> Trained:
         """What the job came to, 0 moved in the middle, and what the probes showed; the next may be cut elsewhere."""
+        ...
+
+    async def validation(self, job: Evaluate) -> int:
+        """Read what the device's adapters are evaluated on; the number of its micro-batches."""
+        ...
+
+    async def assess(self, job: Evaluate, secret: bytes) -> bytes:
+        """Put the weights to be evaluated in place; what the edge's half is to be told at the start."""
+        ...
+
+    async def shown(self, micro: int) -> bytes:
+        """The activation of a micro-batch of the evaluation behind the first blocks."""
+        ...
+
+    async def judged(self, micro: int, hidden: bytes) -> None:
+        """Loss from what the edge made of it."""
+        ...
+
+    async def assessed(self) -> Evaluated:
+        """What the evaluation came to."""
         ...
 
 
@@ -324,6 +345,52 @@ async def train_with_edge(job: Train, half: Half, link: EdgeLink, log: logging.L
         return Abandoned(split.job, BAD_ANSWER)
 
 
+async def evaluate_with_edge(job: Evaluate, half: Half, link: EdgeLink, log: logging.Logger) -> Evaluated:
+    """Carry an evaluation out with its edge.
+
+    Returns:
+        What it came to; or that it was given up, and why.
+
+    Raises:
+        TrainingError: the device's own part gives no loss.
+    """
+    front, back = half.cut
+    try:
+        count = await half.validation(job)
+        if not count:
+            return Evaluated(job.commit, 0.0, 0)
+        await link.open(job.edge)
+        link.begin(job.job)
+        opening = await half.assess(job, link.secret)
+        await link.ask(Assess(job=job.job, commit=job.commit, front=front, back=back), Begun, opening)
+        places = asyncio.Semaphore(half.in_flight)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for micro in range(count):
+                    group.create_task(_look(job.job, micro, half, link, places))
+        except* Exception as broken:
+            raise _first(broken) from None
+        await link.ask(Finish(job=job.job, scale=to_double(1.0)), Finished)
+        return await half.assessed()
+    except EdgeLost as lost:
+        why = lost.why
+    except (CodecError, LimitExceeded) as error:
+        log.warning("evaluation %d with %s: %s", job.job, job.edge, error)
+        link.close(BAD_ANSWER)
+        why = BAD_ANSWER
+    log.info("evaluation %d with %s was given up: %s", job.job, job.edge, why)
+    return Evaluated(job.commit, 0.0, 0, why)
+
+
+async def _look(job: int, micro: int, half: Half, link: EdgeLink, places: asyncio.Semaphore) -> None:
+    """One micro-batch of an evaluation there and back."""
+    async with places:
+        activation = await half.shown(micro)
+        look = Look(job=job, micro=micro, scale=to_double(1.0))
+        _, hidden = await link.ask(look, Looked, activation, micro=micro)
+        await half.judged(micro, hidden)
+
+
 def _first(group: BaseExceptionGroup[Exception]) -> Exception:
     """What went wrong first: the others were cut short by it."""
     found: BaseException = group
@@ -355,4 +422,14 @@ async def _micro_batch(
         await half.front_backward(micro, below)
 
 
-__all__ = ["BAD_ANSWER", "BROKEN", "NO_ANSWER", "Decline", "EdgeLink", "EdgeLost", "Half", "train_with_edge"]
+__all__ = [
+    "BAD_ANSWER",
+    "BROKEN",
+    "NO_ANSWER",
+    "Decline",
+    "EdgeLink",
+    "EdgeLost",
+    "Half",
+    "evaluate_with_edge",
+    "train_with_edge",
+]

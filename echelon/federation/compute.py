@@ -171,6 +171,19 @@ def _generate(weights: Vector, prompt: str, tokens: int) -> str:
     return _in_worker().generate(weights, prompt, tokens)
 
 
+def evaluated_on(
+    device: str, job: Evaluate, boundary: BoundarySettings | None, tokens: int
+) -> tuple[list[str], int]:
+    """What a device evaluates, by name of a device or data shard, and on about how many tokens of each.
+
+    All shards together are evaluated on as many tokens as all enrolled devices would be, whoever holds them.
+    """
+    if boundary is None or boundary.shards is None:
+        return [device], tokens
+    names = [boundary.shard_name(shard) for shard in job.shards]
+    return names, max(1, tokens * len(boundary.device_list()) // boundary.shards)
+
+
 # ---- in the process of the actors -------------------------------------------------------------------
 
 
@@ -260,15 +273,8 @@ class Compute:
         )
 
     async def evaluate(self, device: str, job: Evaluate) -> Evaluated:
-        """Evaluate the device's own validation slice, or those of the data shards that the job names.
-
-        All shards together are evaluated on as many tokens as all enrolled devices would be, whoever holds them.
-        """
-        names, tokens = [device], self._eval_tokens
-        boundary = self._shards.get(device)
-        if boundary is not None and boundary.shards is not None:
-            names = [boundary.shard_name(shard) for shard in job.shards]
-            tokens = max(1, tokens * len(boundary.device_list()) // boundary.shards)
+        """Evaluate the device's own validation slice, or those of the data shards that the job names."""
+        names, tokens = evaluated_on(device, job, self._shards.get(device), self._eval_tokens)
         evaluate = _evaluate if self._inline is None else self._inline.evaluate
         found = EvalResult(0.0, 0)
         for name in names:

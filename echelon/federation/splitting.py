@@ -15,18 +15,18 @@ from typing import Any, TypeVar, TypeVarTuple
 import numpy as np
 
 from echelon.clock import is_virtual
-from echelon.config.run import RunSettings
+from echelon.config.run import BoundarySettings, RunSettings
 from echelon.elsa.fingerprint import fingerprint
 from echelon.elsa.predictions import quantise, vocabulary_classes
 from echelon.elsa.replanning import Measured, Replanner
 from echelon.elsa.shapes import ModelShape
 from echelon.errors import CodecError, LimitExceeded, ProtocolError, StateError, TrainingError
-from echelon.federation.compute import spec_of
+from echelon.federation.compute import evaluated_on, spec_of
 from echelon.federation.planning import replanner, shape_of
 from echelon.federation.probing import CLASSES, DIM, POSITIONS, SEED, probe_terms
 from echelon.messages.behaviour import Behaviour
-from echelon.messages.frames import Backward, Begin, Decline, Finish, Forward, Look
-from echelon.rounds.effects import Middle, MiddleDone, SplitJob, Train, Trained
+from echelon.messages.frames import Assess, Backward, Begin, Decline, Finish, Forward, Look
+from echelon.rounds.effects import Evaluate, Evaluated, Middle, MiddleDone, SplitJob, Train, Trained
 from echelon.training.halves import DeviceHalf, EdgeMiddles, HalfTask, Halves, MiddleTask
 from echelon.training.model import limit_threads
 from echelon.training.split.cut import Cut
@@ -98,12 +98,10 @@ class SplitCompute:
             raise TrainingError(f"boundary {boundary} is not split")
         cut = Cut(*split.cut_of(device))
         cut.middle(self.blocks)
-        shards = found if found.shards is not None else None
         micro = split.micro_of(device)
         half = DeviceHalf(self._shared, device, cut, micro, split.encodings, split.perturbation, split.probes)
-        name = None if shards is None else shards.shard_name
         mover = replanner(self.settings, split, device, lambda: self._shape)
-        return SplitHalf(self, half, self._speed[device], split.in_flight_of(device), name, mover)
+        return SplitHalf(self, half, found, self._speed[device], split.in_flight_of(device), mover)
 
     async def call(self, seconds: float, fn: Callable[[*Ts], T], *args: *Ts) -> T:
         """Off the loop in real time; inline after so many seconds on the virtual clock."""
@@ -142,11 +140,11 @@ class SplitCompute:
         if task.step:
             await self.call(0.0, middles.step, device, task.scale)
         match head:
-            case Begin() if task.start is not None:
+            case Begin() | Assess() if task.start is not None:
                 start = task.start
                 work = MiddleTask(
                     device, task.job, Cut(start.front, start.back), start.base, start.start, start.mu, start.progress,
-                    start.state, start.secret, task.tensor,
+                    start.state, start.secret, task.tensor, isinstance(head, Assess),
                 )  # fmt: skip
                 await self.call(0.0, middles.start, work)
                 return MiddleDone(task)
@@ -195,13 +193,14 @@ class SplitHalf:
         self,
         compute: SplitCompute,
         half: DeviceHalf,
+        boundary: BoundarySettings,
         speed: float,
         in_flight: int,
-        shard_name: Callable[[int], str] | None,
         mover: Replanner | None = None,
     ) -> None:
-        self._compute, self._half, self._speed, self._shard_name = compute, half, speed, shard_name
+        self._compute, self._half, self._boundary, self._speed = compute, half, boundary, speed
         self._in_flight, self._mover = in_flight, mover
+        self._commit = -1
         self._busy, self._trips = 0.0, list[float]()
         self._turn = asyncio.Lock()
         self._job: SplitJob | None = None
@@ -219,8 +218,8 @@ class SplitHalf:
     async def start(self, job: Train, secret: bytes) -> bytes:
         """Put weights, moments and data in place."""
         shard, position = None, None
-        if job.shard is not None and self._shard_name is not None:
-            shard, position = self._shard_name(job.shard), job.position
+        if job.shard is not None and self._boundary.shards is not None:
+            shard, position = self._boundary.shard_name(job.shard), job.position
         self._job = job.split
         self._busy, self._trips = 0.0, []
         number = 0 if job.split is None else job.split.job
@@ -271,6 +270,37 @@ class SplitHalf:
         """Forward through the last blocks."""
         async with self._turn:
             await self._compute.call(0.0, self._half.looked, probe, hidden, POSITIONS)
+
+    async def validation(self, job: Evaluate) -> int:
+        """Read what the device evaluates."""
+        sync = self._compute.settings.sync
+        names, tokens = evaluated_on(self._half.device, job, self._boundary, sync.eval_tokens)
+        return await self._compute.call(0.0, self._half.validation, names, tokens)
+
+    async def assess(self, job: Evaluate, secret: bytes) -> bytes:
+        """Put the weights to be evaluated in place."""
+        self._commit = job.commit
+        return await self._compute.call(0.0, self._half.assess, job.weights, job.job, secret)
+
+    async def shown(self, micro: int) -> bytes:
+        """Forward through the first blocks."""
+        return await self._passed(micro, self._half.cut.p, self._half.shown, micro)
+
+    async def judged(self, micro: int, hidden: bytes) -> None:
+        """Forward through the last blocks."""
+        await self._passed(micro, self._half.cut.q, self._half.judged, micro, hidden)
+
+    async def _passed(self, micro: int, blocks: int, fn: Callable[[*Ts], T], *args: *Ts) -> T:
+        tokens = self._half.tokens_shown(micro)
+        async with self._turn:
+            return await self._compute.call(
+                self._compute.seconds(tokens, blocks, FORWARD, self._speed), fn, *args
+            )
+
+    async def assessed(self) -> Evaluated:
+        """What the evaluation came to."""
+        loss, counted = self._half.assessed()
+        return Evaluated(self._commit, loss, counted)
 
     def _behaviour(self, job: int, version: int) -> Behaviour | None:
         """What the job's probes showed, as it goes to the aggregator."""

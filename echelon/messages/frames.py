@@ -76,6 +76,17 @@ class Begin(Message):
     steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]
 
 
+class Assess(Message):
+    """An evaluation begins: of the adapter of that commit, and nothing is trained. `Look` and `Finish` follow."""
+
+    kind: ClassVar[str] = "assess"
+    job: U63
+    commit: U63
+    front: U16
+    """p and q, as in `Begin`."""
+    back: U16
+
+
 class Begun(Message):
     """The edge has put the job's middle in place."""
 
@@ -136,9 +147,9 @@ class Gradient(Message):
 
 
 class Look(Message):
-    """After the last step: the activation of a public probe, of which nothing is trained.
+    """An activation that nothing is trained on: of a public probe, after the last step; or of an evaluation's batch.
 
-    The first frame of these applies the last step; its factor goes with all of them.
+    The first frame of a training job's looks applies its last step; its factor goes with all of them.
     """
 
     kind: ClassVar[str] = "look"
@@ -148,7 +159,7 @@ class Look(Message):
 
 
 class Looked(Message):
-    """The probe's activation behind the edge's blocks."""
+    """That activation behind the edge's blocks."""
 
     kind: ClassVar[str] = "looked"
     job: U63
@@ -156,7 +167,7 @@ class Looked(Message):
 
 
 class Finish(Message):
-    """All steps are done; the clip factor of the last one."""
+    """All steps are done; the clip factor of the last one. Or the evaluation is over."""
 
     kind: ClassVar[str] = "finish"
     job: U63
@@ -164,7 +175,7 @@ class Finish(Message):
 
 
 class Finished(Message):
-    """The edge has stored the middle update of the job."""
+    """The edge has stored the middle update of the job, or let go of the evaluation."""
 
     kind: ClassVar[str] = "finished"
     job: U63
@@ -172,7 +183,7 @@ class Finished(Message):
 
 FRAMES = Registry(
     "split frame",
-    (Begin, Begun, Declined, Forward, Output, Backward, Gradient, Look, Looked, Finish, Finished),
+    (Begin, Assess, Begun, Declined, Forward, Output, Backward, Gradient, Look, Looked, Finish, Finished),
 )
 """The closed set of heads."""
 

@@ -204,6 +204,8 @@ class DeviceCore:
         self._ahead = 0
         self.shards = Holding(self.terms.shards)
         self._unevaluated: tuple[int, F32] | None = None
+        self._assessing = False
+        """Whether an evaluation is under way with the edge, which does one thing at a time for a device."""
         self._announced = False
         """Whether the aggregator was told of an offer since it was last told that there is none."""
         self._leaves = 0
@@ -368,9 +370,11 @@ class DeviceCore:
             return []
         if self._barred:
             return []
-        if self.terms.split and not self.edge:
+        if self.terms.split and (not self.edge or self._assessing):
             return []
-        effects: list[Effect] = []
+        effects: list[Effect] = self._assess()
+        if effects:
+            return effects  # it trains on when that is done
         if self.carried is not None and self.carried.edge != self._with():
             # Half of it lies with an edge that this device has no more, and no update has two edges.
             self.carried = None
@@ -465,7 +469,7 @@ class DeviceCore:
         if self.shards.training is not None:
             self.carried.shards |= {self.shards.training}
         effects += self.shards.end(done.position)
-        return effects + self._next()
+        return effects + self._assess() + self._next()
 
     def _next(self) -> list[Effect]:
         """After training, or once an offer was decided: offer what is carried; then wait a little, or train on."""
@@ -515,15 +519,35 @@ class DeviceCore:
 
     def _evaluate(self) -> list[Effect]:
         """Evaluate the newest commit's adapter, once, as soon as there is data to evaluate it on."""
-        if self._unevaluated is None or self._leaving or self.shards.none or self.terms.split:
-            return []  # a device that holds a part of the model cannot evaluate the whole
+        if self.terms.split:
+            return self._assess()
+        if self._unevaluated is None or self._leaving or self.shards.none:
+            return []
         (commit, anchor), self._unevaluated = self._unevaluated, None
         self.state.evaluated = commit
         return [Evaluate(commit, anchor, tuple(sorted(self.shards.held)))]
 
+    def _assess(self) -> list[Effect]:
+        """The same with the edge, which has the rest of the model: before the next job, and not beside one."""
+        busy = self._training_from is not None or self._assessing
+        if self._unevaluated is None or busy or self._leaving or self.shards.none or not self.edge:
+            return []
+        (commit, anchor), self._unevaluated = self._unevaluated, None
+        self.state.evaluated = commit
+        self.state.jobs += 1
+        self._assessing = True
+        shards = tuple(sorted(self.shards.held))
+        return [Save(), Evaluate(commit, anchor, shards, self.edge, self.state.jobs)]
+
     def _evaluated(self, done: Evaluated) -> list[Effect]:
+        assessed, self._assessing = self._assessing, False
+        if done.lost:
+            return [
+                note("evaluation-lost", edge=self.edge, why=done.lost),
+                StartTimer(RETRY, self.terms.retry),
+            ]
         self.state.evaluation = (done.commit, round(done.loss_sum * LOSS_UNIT), done.tokens)
-        return []
+        return self._train() if assessed and not self._waiting else []
 
     # ---- adapters --------------------------------------------------------------------------------
 

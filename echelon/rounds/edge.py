@@ -19,6 +19,7 @@ from echelon.errors import ProtocolError
 from echelon.messages.boundary import Cohort, End, Heartbeat, Model, Void, Window
 from echelon.messages.exchange import Payload
 from echelon.messages.frames import (
+    Assess,
     Backward,
     Begin,
     Begun,
@@ -66,6 +67,8 @@ BEAT, IDLE = "beat", "idle"
 NORM_UNIT = 1 << 32
 VERSIONS = 4
 """Newest versions of the boundary adapter that a job may start from."""
+COMMITS = 2
+"""Newest commits whose adapters may be evaluated."""
 
 Cuts = Callable[[int, int], bool]
 """Whether an edge can take a device's cut: (p, q)."""
@@ -86,13 +89,13 @@ class EdgeTerms:
 
 @dataclass(slots=True)
 class _Job:
-    """A job that is under way; never stored."""
+    """A job or an evaluation that is under way; never stored."""
 
-    begin: Begin
+    begin: Begin | Assess
     opening: bytes = b""
     """What came with it, for whoever computes."""
     waiting: bool = False
-    """Whether it waits for the version that it starts from."""
+    """Whether it waits for the adapter that it starts from."""
     begun: bool = False
     step: int = -1
     count: int = 0
@@ -147,6 +150,8 @@ class EdgeCore:
         self._sessions: dict[str, _Session] = {}
         self._versions: dict[int, tuple[F32, float]] = {}
         """Base and progress of the newest versions."""
+        self._commits: dict[int, F32] = {}
+        """The global adapters of the newest commits."""
         self._cohort: Cohort | None = None
         self._included: frozenset[str] | None = None
         self._window = 0
@@ -286,6 +291,8 @@ class EdgeCore:
         job = getattr(head, "job", -1)
         if isinstance(head, Begin):
             return self._begin(device, session, head, tensor)
+        if isinstance(head, Assess):
+            return self._assess(device, session, head, tensor)
         if session.job is None or session.job.begin.job != job:
             return []  # of a job that was given up: the device was told, or hears nothing and gives up too
         try:
@@ -305,13 +312,28 @@ class EdgeCore:
             return [*effects, *self._declined(device, begin.job, Decline.BAD_CUT)]
         if any(job not in kept.moved for job in begin.on_top) or begin.job in begin.on_top:
             return [*effects, *self._declined(device, begin.job, Decline.UNKNOWN_JOB)]
-        if self._versions and begin.version < min(self._versions):
+        if self._too_late(begin):
             return [*effects, *self._declined(device, begin.job, Decline.UNKNOWN_VERSION)]
         named = {*begin.on_top, *self._awaited(device)}
         for job in [job for job in kept.moved if job not in named]:
             del kept.moved[job]  # merged, lost or given up: the device says what it still counts on
         session.job = _Job(begin, opening)
         return [*effects, *self._put_in_place(device, session.job)]
+
+    def _assess(self, device: str, session: _Session, assess: Assess, opening: bytes) -> list[Effect]:
+        effects = self._dropped(device)
+        if not self.cuts(assess.front, assess.back):
+            return [*effects, *self._declined(device, assess.job, Decline.BAD_CUT)]
+        if self._too_late(assess):
+            return [*effects, *self._declined(device, assess.job, Decline.UNKNOWN_VERSION)]
+        session.job = _Job(assess, opening)
+        return [*effects, *self._put_in_place(device, session.job)]
+
+    def _too_late(self, head: Begin | Assess) -> bool:
+        """Whether the adapter that it starts from is gone; one that is still to come is waited for."""
+        if isinstance(head, Begin):
+            return bool(self._versions) and head.version < min(self._versions)
+        return bool(self._commits) and head.commit not in self._commits and head.commit < max(self._commits)
 
     def _awaited(self, device: str) -> tuple[int, ...]:
         """Jobs of the device that the window under way may still ask for."""
@@ -321,10 +343,23 @@ class EdgeCore:
 
     def _put_in_place(self, device: str, job: _Job) -> list[Effect]:
         begin = job.begin
-        found = self._versions.get(begin.version)
-        job.waiting = found is None
-        if found is None:
+        channel = self._sessions[device].channel
+        place = self._place(device, begin, channel.secret)
+        job.waiting = place is None
+        if place is None:
             return []
+        return [Middle(device, channel.session, begin.job, begin, job.opening, start=place)]
+
+    def _place(self, device: str, begin: Begin | Assess, secret: bytes) -> MiddleStart | None:
+        """Where the middle starts; None while the adapter is not there yet."""
+        if isinstance(begin, Assess):
+            anchor = self._commits.get(begin.commit)
+            if anchor is None:
+                return None
+            return MiddleStart(anchor, anchor, begin.front, begin.back, 0.0, 0.0, None, secret)
+        found = self._versions.get(begin.version)
+        if found is None:
+            return None
         base, progress = found
         kept = self.kept[device]
         start = base
@@ -332,13 +367,27 @@ class EdgeCore:
             start = start + kept.moved[earlier]
         # From another edge, or after a loss, there are none: the middle's moments begin anew.
         state = kept.states.get(begin.after)
-        channel = self._sessions[device].channel
-        place = MiddleStart(
-            base, start, begin.front, begin.back, from_double(begin.mu), progress, state, channel.secret
+        return MiddleStart(
+            base, start, begin.front, begin.back, from_double(begin.mu), progress, state, secret
         )
-        return [Middle(device, channel.session, begin.job, begin, job.opening, start=place)]
+
+    def _assessed(self, device: str, job: _Job, head: Message, tensor: bytes) -> list[Effect]:
+        """A frame of an evaluation."""
+        session = self._sessions[device]
+        match head:
+            case Look() if job.begun and head.micro not in job.looked:
+                job.looked.add(head.micro)
+                return [Middle(device, session.channel.session, head.job, head, tensor)]
+            case Finish() if job.begun:
+                session.job = None
+                finished = self._send(device, Finished(job=head.job))
+                return [MiddleDrop(device), finished, self._traffic(session)]
+            case _:
+                raise Refused(Reason.BAD_FRAME, f"{head.kind} in an evaluation after {len(job.looked)} looks")
 
     def _work(self, device: str, job: _Job, head: Message, tensor: bytes) -> list[Effect]:
+        if isinstance(job.begin, Assess):
+            return self._assessed(device, job, head, tensor)
         session = self._sessions[device].channel.session
         number, steps = job.begin.job, job.begin.steps
         match head:
@@ -390,7 +439,7 @@ class EdgeCore:
         if done.fault is not None:
             return self._declined(task.device, task.job, done.fault)
         match task.head:
-            case Begin():
+            case Begin() | Assess():
                 job.begun = True
                 return [self._send(task.device, Begun(job=task.job))]
             case Forward():
@@ -405,7 +454,7 @@ class EdgeCore:
                 )  # fmt: skip
                 return [self._send(task.device, gradient, done.tensor)]
             case _:
-                if done.moved is None or done.state is None:
+                if done.moved is None or done.state is None or not isinstance(job.begin, Begin):
                     raise ProtocolError(f"job {task.job} of {task.device} ended without an update")
                 kept = self.kept[task.device]
                 kept.moved[task.job], kept.states[task.job] = done.moved, done.state
@@ -428,15 +477,24 @@ class EdgeCore:
         if self._versions and message.version <= max(self._versions):
             return []
         theta = np.frombuffer(payload, "<f4")[: self.dim]
-        if theta.size != self.dim or hashlib.sha256(theta.tobytes()).digest() != message.sha256:
+        anchor = np.frombuffer(payload, "<f4")[self.dim :]
+        sizes = (theta.size, anchor.size)
+        if (
+            sizes != (self.dim, self.dim * message.anchored)
+            or hashlib.sha256(theta.tobytes()).digest() != message.sha256
+        ):
             raise ProtocolError(f"model version {message.version} is not what it says of itself")
         self._versions[message.version] = (theta, message.progress_ppm / MILLION)
         while len(self._versions) > VERSIONS:
             del self._versions[min(self._versions)]
+        if message.anchored:
+            self._commits[message.commit] = anchor
+            while len(self._commits) > COMMITS:
+                del self._commits[min(self._commits)]
         effects: list[Effect] = []
         for device, session in self._sessions.items():
             if session.job is not None and session.job.waiting:
-                if session.job.begin.version < min(self._versions):
+                if self._too_late(session.job.begin):
                     effects += self._declined(device, session.job.begin.job, Decline.UNKNOWN_VERSION)
                 else:
                     effects += self._put_in_place(device, session.job)
@@ -518,7 +576,7 @@ class EdgeCore:
         )
 
     def vectors(self) -> bytes:
-        """The large part: moments and middle updates by device, and the newest adapter."""
+        """The large part: moments and middle updates by device, and the newest adapters."""
         newest = max(self._versions, default=None)
         return bytes(
             msgpack.packb(
@@ -534,6 +592,7 @@ class EdgeCore:
                         ]
                         for device, kept in sorted(self.kept.items())
                     ],
+                    [[commit, anchor.tobytes()] for commit, anchor in sorted(self._commits.items())],
                 ]
             )
         )
@@ -543,7 +602,8 @@ class EdgeCore:
         self.ended, self._window, cohort, included = msgpack.unpackb(facts)
         self._cohort = None if cohort is None else Cohort.decode(cohort)
         self._included = None if included is None else frozenset(included)
-        newest, kept = msgpack.unpackb(vectors)
+        newest, kept, commits = msgpack.unpackb(vectors)
+        self._commits = {commit: np.frombuffer(anchor, "<f4") for commit, anchor in commits}
         if newest is not None:
             version, theta, progress = newest
             self._versions = {version: (np.frombuffer(theta, "<f4"), progress)}

@@ -75,11 +75,12 @@ class ShardsLost:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """The validation slice was evaluated with the adapter of a commit."""
+    """The validation slice was evaluated with the adapter of a commit; or it could not be with that edge, and why."""
 
     commit: int
     loss_sum: float
     tokens: int
+    lost: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +173,9 @@ class MiddleStart:
 class Middle:
     """Work on the middle blocks of one device's job. Tasks of one device are done one after the other, in order.
 
-    `head` says what: `Begin` (with `start`), `Forward`, `Backward` (with the tensor's bytes), or `Finish`. `step` is
-    whether the optimiser's step of the step before is due first, with `scale`; `last`, whether a backward pass is the
-    last of its step.
+    `head` says what: `Begin` or `Assess` (with `start`), `Forward`, `Backward`, `Look` (with the tensor's bytes), or
+    `Finish`. `step` is whether the optimiser's step of the step before is due first, with `scale`; `last`, whether a
+    backward pass is the last of its step.
     """
 
     device: str
@@ -225,11 +226,16 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Evaluate:
-    """Evaluate the device's validation slice, or those of its data shards, with the adapter of a commit."""
+    """Evaluate the device's validation slice, or those of its data shards, with the adapter of a commit.
+
+    A device that holds a part of the model does it with its edge, under a number of its jobs.
+    """
 
     commit: int
     weights: F32
     shards: tuple[int, ...] = ()
+    edge: str = ""
+    job: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ threads wait for each other.
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,11 +18,12 @@ import numpy as np
 from echelon.config.split import EncodingSettings
 from echelon.errors import ConfigError, TrainingError
 from echelon.messages.adapter import AdapterLayout, Vector
+from echelon.messages.frames import MAX_MICRO
 from echelon.training.data.boundary import BoundaryData, load_boundary, load_rows
 from echelon.training.data.packing import Blocks, Order
 from echelon.training.data.rows import Rows
 from echelon.training.fingerprint import load_probes
-from echelon.training.learner import LearnerSpec, TrainResult
+from echelon.training.learner import BoundarySpec, LearnerSpec, TrainResult
 from echelon.training.local import IGNORED, learning_rate
 from echelon.training.model import load_tokenizer
 from echelon.training.split.compress import Bfloat16, Compressor, Exact, LowRank, Quantised, TopK
@@ -259,25 +261,60 @@ class Halves:
 
     def data(self, name: str) -> _Data:
         """Training data of a device, or of a data shard. Raises `ConfigError`."""
+        if self.classifies:
+            rows = self._rows_of(name).training[name]
+            return _RowData(rows, Order(self.spec.seed, name, len(rows)))
+        blocks = self._blocks_of(name).training[name]
+        return _BlockData(blocks, _targets(blocks), Order(self.spec.seed, name, len(blocks)))
+
+    def validation(self, name: str, tokens: int, micro: int, most: int) -> list[Batch]:
+        """What a device, or a data shard, evaluates: what `TorchLearner.evaluate` reads for so many tokens.
+
+        In batches of at most `micro` sequences, padded to their longest; at most about `most` batches.
+        """
+        if self.classifies:
+            rows = self._rows_of(name).validation[name].at_most(tokens)
+            rows = rows.every(max(1, -(-len(rows) // (micro * most))))
+            places = np.arange(len(rows))
+            return [Batch(*rows.batch(places[at : at + micro])) for at in range(0, len(rows), micro)]
+        blocks = self._blocks_of(name).validation[name].at_most(tokens)
+        blocks = blocks.every(max(1, -(-len(blocks) // (micro * most))))
+        targets, batches = _targets(blocks), []
+        for at in range(0, len(blocks), micro):
+            part, width = slice(at, at + micro), int(blocks.lengths[at])  # longest first
+            batches.append(Batch(blocks.tokens[part, :width].astype(np.int64), targets[part, :width]))
+        return batches
+
+    def _boundary_of(self, name: str) -> BoundarySpec:
         boundary = self.spec.boundary_of.get(name)
         if boundary is None:
             raise ConfigError(f"there is no device {name!r} in the run")
-        length, labels = self.spec.train.sequence_length, self.spec.model.labels
+        return boundary
+
+    def _rows_of(self, name: str) -> BoundaryData[Rows]:
+        boundary, labels = self._boundary_of(name), self.spec.model.labels
         with self._lock:
-            if self.classifies:
-                if boundary.name not in self._row_boundaries:
-                    self._row_boundaries[boundary.name] = load_rows(
-                        boundary.data, boundary.devices, load_tokenizer(self.spec.model), length, labels
-                    )
-                rows = self._row_boundaries[boundary.name].training[name]
-                return _RowData(rows, Order(self.spec.seed, name, len(rows)))
+            if boundary.name not in self._row_boundaries:
+                self._row_boundaries[boundary.name] = load_rows(
+                    boundary.data, boundary.devices, load_tokenizer(self.spec.model),
+                    self.spec.train.sequence_length, labels,
+                )  # fmt: skip
+            return self._row_boundaries[boundary.name]
+
+    def _blocks_of(self, name: str) -> BoundaryData[Blocks]:
+        boundary = self._boundary_of(name)
+        with self._lock:
             if boundary.name not in self._boundaries:
                 self._boundaries[boundary.name] = load_boundary(
-                    boundary.data, boundary.devices, load_tokenizer(self.spec.model), length
-                )
-            blocks = self._boundaries[boundary.name].training[name]
-            targets = np.where(blocks.counted, blocks.tokens[:, 1:].astype(np.int64), IGNORED)
-            return _BlockData(blocks, targets, Order(self.spec.seed, name, len(blocks)))
+                    boundary.data, boundary.devices, load_tokenizer(self.spec.model),
+                    self.spec.train.sequence_length,
+                )  # fmt: skip
+            return self._boundaries[boundary.name]
+
+
+def _targets(blocks: Blocks) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+    """The tokens to be predicted, `IGNORED` where none is counted."""
+    return np.where(blocks.counted, blocks.tokens[:, 1:].astype(np.int64), IGNORED)
 
 
 class DeviceHalf:
@@ -303,7 +340,7 @@ class DeviceHalf:
         rank: int,
         probes: int = 0,
     ) -> None:
-        self._shared, self._device, self._encodings, self._rank = shared, device, encodings, rank
+        self._shared, self.device, self._encodings, self._rank = shared, device, encodings, rank
         self._lock = threading.Lock()
         self._place(cut, micro)
         self.probes = probes
@@ -314,6 +351,8 @@ class DeviceHalf:
         self._step = -1
         self._sources: dict[str, _Data] = {}
         self._task: HalfTask | None = None
+        self._shown: list[Batch] = []
+        self._judged: dict[int, tuple[float, int]] = {}
         self._micros: list[Batch] = []
         self._counted = 0
         self._read = 0
@@ -357,11 +396,13 @@ class DeviceHalf:
             self._cursor = own if task.position is None else task.position
             self._tokens = self._loss_tokens = self._steps = 0
             self._loss, self._step = 0.0, -1
-            self._wire = Wire(self._codecs, task.secret, self._device, task.job, self._perturbation(task))
+            self._wire = Wire(
+                self._codecs, task.secret, self.device, task.job, self._perturbation(task.secret, task.job)
+            )
             return self._basis
 
-    def _perturbation(self, task: HalfTask) -> Perturbation | None:
-        """This job's rotation. The subspace is that of the first job: hidden states move little with the adapter."""
+    def _perturbation(self, secret: bytes, job: int) -> Perturbation | None:
+        """A job's rotation. The subspace is that of the first job: hidden states move little with the adapter."""
         if not self._rank:
             return None
         if not self._basis:
@@ -370,23 +411,23 @@ class DeviceHalf:
                 leading_subspace([self._part.look(batch) for batch in batches], self._rank)
             )
         basis = decode_basis(self._basis, self._part.width)
-        return Perturbation.agreed(basis, task.secret, self._device, task.job, "front")
+        return Perturbation.agreed(basis, secret, self.device, job, "front")
 
     @property
     def wire(self) -> Wire:
         """The running job's."""
         if self._wire is None:
-            raise TrainingError(f"{self._device}: a tensor without a job")
+            raise TrainingError(f"{self.device}: a tensor without a job")
         return self._wire
 
     def begin_step(self) -> int:
         """Read the step's sequences; the number of its micro-batches."""
         with self._lock:
             if self._task is None:
-                raise TrainingError(f"{self._device}: a step without a job")
+                raise TrainingError(f"{self.device}: a step without a job")
             self._step += 1
             train = self._shared.spec.train
-            name = self._task.shard or self._device
+            name = self._task.shard or self.device
             if name not in self._sources:
                 self._sources[name] = self._shared.data(name)
             data = self._sources[name]
@@ -470,6 +511,51 @@ class DeviceHalf:
         self._pooled.append(self._part.last_state(batch, hidden)[0].mean(axis=0))
         self._rows.append(chosen / chosen.sum(axis=1, keepdims=True))
 
+    def validation(self, names: Sequence[str], tokens: int) -> int:
+        """Read what is to be evaluated, about so many tokens of each device or shard; the number of batches."""
+        with self._lock:
+            self._shown = []
+            for name in names:
+                self._shown += self._shared.validation(
+                    name, tokens, self._micro, max(1, MAX_MICRO // len(names))
+                )
+            del self._shown[MAX_MICRO:]
+            return len(self._shown)
+
+    def assess(self, weights: Vector, job: int, secret: bytes) -> bytes:
+        """Put weights, float32[d], in place to be evaluated; what the edge needs to know of the perturbation."""
+        with self._lock:
+            self._task, self._judged = None, {}
+            mine = weights[self._indices]
+            self._part.start(mine, mine, None, learning_rate(self._shared.spec.train, 0.0), 0.0)
+            self._wire = Wire(self._codecs, secret, self.device, job, self._perturbation(secret, job))
+            return self._basis
+
+    def tokens_shown(self, micro: int) -> int:
+        """Tokens of a batch of the evaluation, for what it costs."""
+        return int(self._shown[micro].tokens.size)
+
+    def shown(self, micro: int) -> bytes:
+        """The activation of a batch of the evaluation behind the first blocks."""
+        with self._lock:
+            batch = self._shown[micro]
+            hidden = self._part.look(batch)
+            if batch.mask is not None:
+                return self.wire.pack_masked(UP_LOOK, 0, micro, hidden, batch.mask)
+            return self.wire.pack(UP_LOOK, 0, micro, hidden)
+
+    def judged(self, micro: int, data: bytes) -> None:
+        """Loss of a batch, from what the edge made of it. Raises `CodecError`."""
+        with self._lock:
+            hidden = self.wire.unpack(DOWN_LOOK, 0, micro, data)
+            self._judged[micro] = self._part.evaluate(self._shown[micro], hidden)
+
+    def assessed(self) -> tuple[float, int]:
+        """Sum of the evaluation's losses in nats, and how many targets, or rows, they are of."""
+        with self._lock:
+            found = [self._judged[micro] for micro in sorted(self._judged)]
+            return math.fsum(loss for loss, _ in found), sum(counted for _, counted in found)
+
     @property
     def seen(
         self,
@@ -486,7 +572,7 @@ class DeviceHalf:
         """The whole adapter vector, where it started in the middle, and what the job came to."""
         with self._lock:
             if self._task is None:
-                raise TrainingError(f"{self._device}: the end of a job that was not begun")
+                raise TrainingError(f"{self.device}: the end of a job that was not begun")
             mine, state = self._part.finish(self._cursor)
             weights = np.array(self._task.start, np.float32)
             weights[self._indices] = mine
@@ -504,7 +590,10 @@ class DeviceHalf:
 
 @dataclass(frozen=True, slots=True)
 class MiddleTask:
-    """A job as an edge's half takes it; vectors are float32[d] of the whole adapter, `basis` what the device sent."""
+    """A job as an edge's half takes it; vectors are float32[d] of the whole adapter, `basis` what the device sent.
+
+    `assess`: nothing is trained, and what is looked at are batches of the task.
+    """
 
     device: str
     job: int
@@ -516,6 +605,7 @@ class MiddleTask:
     state: bytes | None
     secret: bytes
     basis: bytes
+    assess: bool = False
 
 
 class EdgeMiddles:
@@ -535,6 +625,7 @@ class EdgeMiddles:
         self._parts: dict[Cut, EdgePart] = {}
         self._cuts: dict[str, Cut] = {}
         self._starts: dict[str, Vector] = {}
+        self._assessed: set[str] = set()
         self._lock = threading.Lock()
 
     def start(self, task: MiddleTask) -> None:
@@ -558,6 +649,8 @@ class EdgeMiddles:
             part.start(device, task.start[indices], task.base[indices], moments, rate, task.mu)
             self._cuts[device], self._starts[device] = cut, task.start[indices]
             self._wires[device] = Wire(codecs, task.secret, device, task.job, perturbation)
+            if task.assess:
+                self._assessed.add(device)
 
     def _indices(self, cut: Cut) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
         return np.asarray(part_ranges(self._shared.layout, cut, self._shared.blocks)["middle"])
@@ -586,10 +679,18 @@ class EdgeMiddles:
             return wire.pack(DOWN_HIDDEN, step, micro, output)
 
     def look(self, device: str, probe: int, data: bytes) -> bytes:
-        """The activation of a probe behind the middle blocks; nothing is kept of it. Raises `CodecError`."""
+        """The activation of a probe, or of an evaluation's batch, behind the middle blocks; nothing is kept of it.
+
+        Raises `CodecError`.
+        """
         with self._lock:
             part, wire = self._part(device), self._wires[device]
-            return wire.pack(DOWN_LOOK, 0, probe, part.look(device, wire.unpack(UP_LOOK, 0, probe, data)))
+            mask: Mask | None = None
+            if self._shared.classifies and device in self._assessed:
+                hidden, mask = wire.unpack_masked(UP_LOOK, 0, probe, data)
+            else:
+                hidden = wire.unpack(UP_LOOK, 0, probe, data)
+            return wire.pack(DOWN_LOOK, 0, probe, part.look(device, hidden, mask))
 
     def backward(self, device: str, step: int, micro: int, data: bytes) -> bytes:
         """The gradient by the micro-batch's activation. Raises `CodecError`."""
@@ -632,6 +733,7 @@ class EdgeMiddles:
         cut = self._cuts.pop(device, None)
         self._starts.pop(device, None)
         self._wires.pop(device, None)
+        self._assessed.discard(device)
         if cut is not None:
             self._parts[cut].close(device)
 

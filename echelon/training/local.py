@@ -372,16 +372,14 @@ class TorchLearner:
         """
         if self.task == "classify":
             rows = self.row_data(self._boundary_name(device)).validation[device]
-            if max_tokens is not None and len(rows):
-                rows = rows.every(-(-int(rows.lengths.sum()) // max_tokens))
+            if max_tokens is not None:
+                rows = rows.at_most(max_tokens)
             return self._finite(device, self.score(rows, weights))
         blocks = self.boundary_data(self._boundary_name(device)).validation[device]
         if len(blocks) == 0:
             return EvalResult(0.0, 0)
         if max_tokens is not None:
-            # Every k-th block: the same ones each time, of every length.
-            stride = -(-int(np.count_nonzero(blocks.counted)) // max_tokens)
-            blocks = Blocks(blocks.tokens[::stride], blocks.counted[::stride], blocks.lengths[::stride])
+            blocks = blocks.at_most(max_tokens)
         return self._finite(device, self.loss_on(blocks, weights))
 
     @staticmethod

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("torch")
 
 from echelon.config.run import RunSettings
+from echelon.messages.boundary import Window
 from echelon.messages.split import EdgePart
 from echelon.training.halves import EdgeMiddles, Wire
 from echelon.training.split.parts import DevicePart
@@ -39,6 +40,23 @@ def test_a_split_run_learns_what_the_unsplit_one_learns() -> None:
     # Not only the loss: the adapters are the same up to the rounding of other sums.
     theirs, mine = unsplit().result.adapter, outcome.result.adapter
     assert np.linalg.norm(mine - theirs) <= 1e-3 * np.linalg.norm(theirs - outcome.assembly.terms.initial)
+
+
+def evaluations(outcome: Outcome) -> list[tuple[float, int]]:
+    """Of each closed window: the mean loss of the commit that its devices evaluated, and on how many tokens."""
+    summaries = [window.summary for window in outcome.messages("a", "control", Window)]
+    return [(one.eval_loss / 65536 / max(1, one.eval_tokens), one.eval_tokens) for one in summaries]
+
+
+def test_split_devices_evaluate_every_commit_as_whole_ones_do() -> None:
+    sync = {"windows": 1, "steps": 2, "overlap": False}  # each window then waits for the commit before
+    outcome = run(split_federation(commits=3, sync=sync))
+    mine, theirs = evaluations(outcome), evaluations(run(split_federation(edges=0, commits=3, sync=sync)))
+    assert [tokens for _, tokens in mine] == [tokens for _, tokens in theirs]
+    assert all(tokens > 0 for _, tokens in mine)
+    for (loss, _), (expected, _) in zip(mine, theirs, strict=True):
+        assert loss == pytest.approx(expected, rel=1e-4)
+    assert "evaluation-lost" not in outcome.summary["events"]
 
 
 def test_the_manifest_says_that_the_run_is_split() -> None:

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("torch")
 
 from echelon.errors import BusError
+from echelon.messages.boundary import Window
 from echelon.messages.split import EdgePart, SplitAccept, SplitFrame
 from echelon.rounds.edge import EdgeCore
 from echelon.rounds.effects import Effect, Middle, Publish
@@ -73,6 +74,18 @@ def test_an_edge_that_is_started_again_goes_on_with_what_it_stored() -> None:
     assert outcome.drop >= 0.9 * undisturbed().drop  # the others trained on meanwhile
 
 
+def test_an_edge_that_ends_in_an_evaluation_loses_it_and_training_goes_on() -> None:
+    fault = EndsAt("a.edge-0", "look", 2, again=True)
+    sync = {"windows": 1, "steps": 2, "overlap": False}
+    outcome = run(split_federation(devices=4, commits=2, sync=sync), interceptor=fault)
+    assert fault.ended
+    check(outcome)
+    assert outcome.summary["commits"] == 2
+    assert 1 <= outcome.summary["events"]["evaluation-lost"] <= 4
+    told = [window.summary.eval_tokens for window in outcome.messages("a", "control", Window)]
+    assert 0 <= told[0] < told[1]  # fewer devices than those of the second commit, or none
+
+
 class VanishesAt:
     """A device vanishes before its n-th frame of a session."""
 
@@ -109,7 +122,7 @@ def test_a_malformed_activation_is_refused_and_its_job_begins_anew(monkeypatch: 
 
     def spoiling(self: DeviceHalf, micro: int) -> bytes:
         data = front(self, micro)
-        if self._device == "a-2" and len(spoilt) < 1:
+        if self.device == "a-2" and len(spoilt) < 1:
             spoilt.append(data)
             return data[:-4]
         return data
@@ -183,4 +196,4 @@ def test_an_edge_answers_only_who_signed_the_session(monkeypatch: Any) -> None:
     outcome = run(split_federation(devices=4, commits=1))
     assert forged
     check(outcome)
-    assert outcome.summary["events"]["split-lost"] == 1
+    assert outcome.summary["events"]["evaluation-lost"] == 1  # the first thing that it does there

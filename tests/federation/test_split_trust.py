@@ -28,7 +28,7 @@ def test_a_device_whose_weights_are_noise_is_kept_out_and_the_honest_are_not(mon
     start = DeviceHalf.start
 
     def noisy(self: DeviceHalf, task: HalfTask) -> bytes:
-        if self._device == "a-7":
+        if self.device == "a-7":
             noise = np.random.default_rng(task.job).normal(0, 0.2, task.start.size).astype(np.float32)
             task = replace(task, start=task.start + noise)
         return start(self, task)

@@ -11,7 +11,7 @@ from echelon.rounds.boundary_log import BoundaryLog
 from echelon.rounds.device import DeviceCore, DeviceTerms
 from echelon.rounds.edge import EdgeCore, EdgeTerms, Kept
 from echelon.rounds.edges import EdgesTerms
-from echelon.rounds.effects import Effect, Evaluate, Save, Train, Trained
+from echelon.rounds.effects import Effect, Evaluate, Evaluated, Save, Train, Trained
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.roster import EdgeEntry, Roster, RosterEntry
 from tests.rounds.boundary_world import (
@@ -127,10 +127,9 @@ class SplitWorld(World):
         """End the waiting jobs of these devices (all by default), on both sides."""
         for device in devices or self.names:
             person = self.people[device]
+            self.evaluate(device)
             jobs, person.jobs = person.jobs, []
             for job in jobs:
-                if isinstance(job, Evaluate):
-                    continue
                 assert isinstance(job, Train)
                 assert job.split is not None
                 own, middle = parted(update_of(device, person.trained))
@@ -138,6 +137,15 @@ class SplitWorld(World):
                 kept = self.edge(job.split.edge).kept.setdefault(device, Kept())
                 kept.moved[job.split.job] = middle
                 self.give(device, Trained(job.start + own, TOKENS, 3.0, TOKENS, b"state"))
+
+    def evaluate(self, device: str) -> None:
+        """End the evaluation that a device does before its next job, if one is due."""
+        person = self.people[device]
+        while person.jobs and isinstance(person.jobs[0], Evaluate):
+            evaluation = person.jobs.pop(0)
+            assert isinstance(evaluation, Evaluate)
+            assert evaluation.edge in self.edges
+            self.give(device, Evaluated(evaluation.commit, 1.5, 100))
 
     def derive(self) -> None:
         while self.gate_position < len(self.log):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from echelon.errors import ProtocolError
 from echelon.messages.boundary import Model
 from echelon.messages.exchange import Payload
 from echelon.messages.frames import (
+    Assess,
     Backward,
     Begin,
     Begun,
@@ -20,6 +23,8 @@ from echelon.messages.frames import (
     Finished,
     Forward,
     Gradient,
+    Look,
+    Looked,
     Output,
     decode_frame,
     encode_frame,
@@ -240,6 +245,82 @@ def test_a_job_waits_for_the_version_that_it_starts_from() -> None:
     assert isinstance(task, Middle)
     assert task.start is not None
     assert np.array_equal(task.start.base, np.ones(DIM, np.float32))
+
+
+def model_with_commit(talk: Talk, version: int, commit: int) -> Incoming:
+    """A version of the boundary adapter, all 1, with the adapter of a commit behind it, which is its number."""
+    theta = np.ones(DIM, "<f4").tobytes()
+    payload = theta + np.full(DIM, commit, "<f4").tobytes()
+    model = Model(
+        version=version, commit=commit, sha256=hashlib.sha256(theta).digest(), anchored=True,
+        pace=talk.world.manifest.pace, progress_ppm=0, payload=Payload.of(payload, b"model"),
+    )  # fmt: skip
+    return Incoming("model", version, "ward.aggregator", 0, model, payload)
+
+
+def test_an_evaluation_from_begin_to_end_trains_and_keeps_nothing() -> None:
+    talk = Talk()
+    talk.edge.handle(model_with_commit(talk, 1, 7))
+    before = talk.edge.vectors()
+    task = talk.work(Assess(job=3, commit=7, front=1, back=1), b"basis")
+    assert task.start is not None
+    assert np.array_equal(task.start.start, np.full(DIM, 7, np.float32))
+    assert (task.tensor, task.start.state, task.start.mu) == (b"basis", None, 0.0)
+    assert talk.done(task) == [Begun(job=3)]
+    for micro in (1, 0):
+        look = talk.work(Look(job=3, micro=micro, scale=ONE), b"activation")
+        assert not look.step
+        assert talk.done(look, tensor=b"hidden") == [Looked(job=3, micro=micro)]
+    effects = talk.say(Finish(job=3, scale=ONE))
+    assert effects[0] == MiddleDrop("d0")
+    assert talk.hear(effects) == [Finished(job=3)]
+    assert talk.edge.vectors() == before
+    talk.begin(job=4)  # and a job may follow
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        Forward(job=3, step=0, micro=0, count=1, scale=ONE),
+        Backward(job=3, step=0, micro=0),
+        Look(job=3, micro=0, scale=ONE),
+    ],
+)
+def test_what_is_out_of_turn_ends_an_evaluation(head: Message) -> None:
+    talk = Talk()
+    talk.edge.handle(model_with_commit(talk, 1, 7))
+    talk.done(talk.work(Assess(job=3, commit=7, front=1, back=1)))
+    talk.work(Look(job=3, micro=0, scale=ONE), b"activation")
+    effects = talk.say(head, b"activation")
+    assert talk.hear(effects) == [Declined(job=3, reason=Decline.BAD_FRAME)]
+    assert MiddleDrop("d0") in effects
+
+
+def test_an_evaluation_waits_for_its_commit_and_one_that_is_gone_is_declined() -> None:
+    talk = Talk()
+    assert talk.say(Assess(job=1, commit=1, front=1, back=1)) == []
+    (task,) = talk.edge.handle(model_with_commit(talk, 1, 1))
+    assert isinstance(task, Middle)
+    for commit in (2, 3):
+        talk.edge.handle(model_with_commit(talk, commit, commit))
+    effects = talk.say(Assess(job=2, commit=1, front=1, back=1))
+    assert talk.hear(effects) == [Declined(job=2, reason=Decline.UNKNOWN_VERSION)]
+    again = talk.world.new_edge("e0")
+    again.restore(talk.edge.facts(), talk.edge.vectors())
+    talk.edge = again
+    talk.channel = talk.open(b"\x02" * 32)
+    (found,) = talk.say(Assess(job=3, commit=3, front=1, back=1))
+    assert isinstance(found, Middle)
+    effects = talk.say(Assess(job=4, commit=3, front=3, back=1))
+    assert talk.hear(effects) == [Declined(job=4, reason=Decline.BAD_CUT)]
+
+
+def test_a_model_without_the_commit_that_it_promises_is_refused() -> None:
+    talk = Talk()
+    whole = model_with_commit(talk, 1, 1)
+    assert whole.payload is not None
+    with pytest.raises(ProtocolError, match="not what it says"):
+        talk.edge.handle(replace(whole, payload=whole.payload[:-4]))
 
 
 def test_frames_have_one_encoding_and_limits() -> None:

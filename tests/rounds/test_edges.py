@@ -12,9 +12,12 @@ from echelon.messages.boundary import Cohort
 from echelon.messages.exchange import Payload
 from echelon.messages.handshake import Signatures
 from echelon.messages.split import Assignment, EdgePart
+from echelon.rounds.device import PATIENCE, RETRY
+from echelon.rounds.edge import Kept
 from echelon.rounds.edges import admitted, spread
+from echelon.rounds.effects import Evaluate, Evaluated, Train, Trained
 from tests.rounds.boundary_world import DIM, World, update_of
-from tests.rounds.split_world import MIDDLE, SplitWorld, split_manifest
+from tests.rounds.split_world import MIDDLE, SplitWorld, parted, split_manifest
 
 
 def started(**terms: Any) -> SplitWorld:
@@ -228,11 +231,8 @@ def test_unequal_weights_still_let_every_edge_add_its_part() -> None:
     world.pump()
     person = world.people["d0"]
     world.train("d1", "d2", "d3", "d4", "d5")
+    world.evaluate("d0")
     (job,) = [job for job in person.jobs if hasattr(job, "split")]
-    from echelon.rounds.edge import Kept
-    from echelon.rounds.effects import Train, Trained
-    from tests.rounds.split_world import parted
-
     assert isinstance(job, Train)
     assert job.split is not None
     own, middle = parted(update_of("d0", 0))
@@ -241,6 +241,55 @@ def test_unequal_weights_still_let_every_edge_add_its_part() -> None:
     world.pump()
     (window,) = world.windows()
     assert [part.edge for part in window.parts] == ["e0", "e1"]
+
+
+def test_a_device_evaluates_a_commit_with_its_edge_before_the_next_job_and_never_beside_one() -> None:
+    world = started(manifest=split_manifest(windows=1))
+    world.pump()
+    d0 = world.people["d0"]
+    (first,) = d0.jobs  # the adapter of genesis; there is no job beside it
+    assert isinstance(first, Evaluate)
+    assert (first.commit, first.edge) == (0, world.device("d0").edge)
+    world.commit(np.ones(DIM, np.float32), ())
+    world.train()
+    world.fire("d0", PATIENCE)
+    (job,) = d0.jobs
+    assert isinstance(job, Train)
+    world.pump()  # the window closes, and its model has the commit
+    assert len(world.windows()) == 1
+    assert d0.jobs == [job]  # it goes on; the commit is evaluated when it has ended
+    world.train("d0")
+    (second,) = d0.jobs
+    assert isinstance(second, Evaluate)
+    assert second.commit == 1
+    assert np.array_equal(second.weights, np.ones(DIM, np.float32))
+    assert job.split is not None
+    numbers = [first.job, job.split.job, second.job]
+    assert numbers == sorted(set(numbers))
+
+
+def test_evaluations_with_edges_are_summed_under_the_masks() -> None:
+    world = started()
+    for _ in range(2):
+        world.window()
+    assert [record.summary.eval_tokens for record in world.windows()] == [600, 0]
+
+
+def test_an_evaluation_that_an_edge_lost_counts_nothing_and_is_not_asked_for_again() -> None:
+    world = started(manifest=split_manifest(windows=1))
+    world.pump()
+    d0 = world.people["d0"]
+    d0.jobs.clear()
+    world.give("d0", Evaluated(0, 0.0, 0, "no-answer"))
+    assert d0.jobs == []
+    assert RETRY in d0.timers
+    world.fire("d0", RETRY)
+    assert [type(job) for job in d0.jobs] == [Train]
+    world.train()
+    world.pump()
+    (record,) = world.windows()
+    assert record.summary.eval_tokens == 500
+    assert "evaluation-lost" in [note.kind for _, note in world.notes]
 
 
 def test_spread_moves_as_few_as_it_can() -> None:

@@ -27,6 +27,14 @@ class Blocks:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def every(self, stride: int) -> Blocks:
+        """Every so many-th block."""
+        return Blocks(self.tokens[::stride], self.counted[::stride], self.lengths[::stride])
+
+    def at_most(self, tokens: int) -> Blocks:
+        """Every k-th block, about so many counted tokens in all: the same ones each time, of every length."""
+        return self.every(max(1, -(-int(np.count_nonzero(self.counted)) // tokens)))
+
 
 def _cut(stream: Tokens, counted: Mask, length: int, eos: int) -> Blocks:
     """Blocks of a stream; consecutive blocks overlap by one token, so every token but the first is a

@@ -60,6 +60,10 @@ class Rows:
         """Every so many-th row."""
         return Rows(self.tokens[::stride], self.lengths[::stride], self.labels[::stride], self.most)
 
+    def at_most(self, tokens: int) -> Rows:
+        """Every k-th row, about so many tokens in all: the same ones each time, of every length."""
+        return self.every(max(1, -(-int(self.lengths.sum()) // tokens)))
+
 
 def _width(longest: int, most: int) -> int:
     return min(-(-longest // MULTIPLE) * MULTIPLE, most)

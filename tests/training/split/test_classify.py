@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from echelon.config.split import EncodingSettings
-from echelon.errors import CodecError, LimitExceeded
+from echelon.errors import CodecError, LimitExceeded, TrainingError
 from echelon.training.halves import DeviceHalf, EdgeMiddles, HalfTask, Halves, MiddleTask
 from echelon.training.learner import LearnerSpec, TrainTask
 from echelon.training.local import TorchLearner
@@ -128,6 +128,31 @@ def test_without_the_mask_the_edge_would_compute_something_else(family, make_spe
     assert bool(np.abs(masked - open_)[batch.mask].max() > 1e-3) == (family == "bert")
     through = wire.unpack("down.hidden", 0, 0, pair.edge.forward("a0", 0, 0, pair.half.front(0)))
     np.testing.assert_allclose(through[batch.mask], masked[batch.mask], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("family", "rank"), [("bert", 0), ("llama", 0), ("bert", 4)])
+def test_an_evaluation_through_the_halves_is_that_of_the_whole_classifier(family, rank, make_spec):
+    """Rows of other lengths with their masks, about so many tokens of them, and no trace in the job that follows."""
+    learner = TorchLearner(make_spec(family))
+    weights = moved(learner)
+    pair = Pair(learner.spec, weights, weights, rank)
+    for tokens in (40, 1 << 20):
+        found = assess(pair, weights, ["a0"], tokens, job=tokens)
+        expected = learner.evaluate("a0", weights, tokens)
+        assert found[1] == expected.tokens > 0
+        assert found[0] == pytest.approx(expected.loss_sum, rel=2e-3 if rank else 1e-5)
+    with pytest.raises(TrainingError, match="a step without a job"):
+        pair.half.begin_step()
+
+
+def assess(pair: Pair, weights: np.ndarray, names: list[str], tokens: int, job: int) -> tuple[float, int]:
+    """Sum of losses and count of an evaluation, in batches of at most `MICRO` rows that come back in another order."""
+    count = pair.half.validation(names, tokens)
+    basis = pair.half.assess(weights, job, SECRET)
+    pair.edge.start(MiddleTask("a0", job, CUT, weights, weights, 0.0, 0.0, None, SECRET, basis, assess=True))
+    for micro in reversed(range(count)):
+        pair.half.judged(micro, pair.edge.look("a0", micro, pair.half.shown(micro)))
+    return pair.half.assessed()
 
 
 def test_probes_show_the_last_state_and_the_classes(make_spec):
