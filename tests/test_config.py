@@ -88,6 +88,23 @@ def test_sample_data_of_the_examples_is_there() -> None:
                 assert list(ROOT.glob(pattern)), pattern
 
 
+@pytest.mark.parametrize(
+    ("edges", "complaint"),
+    [
+        ([{"id": "x", "most": 2}, {"id": "y"}], "x takes 2 devices at most, .* = 3: raise `most`"),
+        (
+            [{"id": "x", "most": 3}, {"id": "y", "most": 4}],
+            "8 devices need an edge, and the edges take 7 at most",
+        ),
+        ([{"id": "x"}, {"id": "y"}, {"id": "z"}], "8 devices on 3 edges are fewer than .* = 3 each"),
+    ],
+)
+def test_edges_that_could_not_serve_their_devices_are_refused(edges: list[object], complaint: str) -> None:
+    boundary = {"name": "a", "devices": 8, "data": {"source": "text:unused"}, "split": {"edges": edges}}
+    with pytest.raises(ConfigError, match=complaint):
+        parse({"name": "x", "boundaries": [boundary], "budget": {"commits": 1}}, "file.yaml")
+
+
 def test_every_problem_of_a_file_is_named_at_once() -> None:
     with pytest.raises(ConfigError) as raised:
         parse({"name": "x", "boundaries": [], "budget": {"commits": 0}, "colour": "red"}, "file.yaml")

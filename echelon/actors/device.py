@@ -12,10 +12,11 @@ import msgpack
 
 from echelon.actors.boundary import BoundaryActor, raise_if_failed
 from echelon.actors.runtime import DRAIN_SECONDS, end_of, read_to_end
-from echelon.actors.splitting import EdgeLink, Half, evaluate_with_edge, train_with_edge
+from echelon.actors.splitting import EdgeLink, Half, TripMeter, evaluate_with_edge, train_with_edge
 from echelon.bus.base import TopicPartition
 from echelon.bus.chunks import is_chunk
 from echelon.messages.boundary import Cohort
+from echelon.messages.split import SplitPong
 from echelon.messages.wire import Refused
 from echelon.rounds.channel import Parties
 from echelon.rounds.device import DeviceCore
@@ -25,6 +26,7 @@ from echelon.rounds.effects import (
     Evaluate,
     Evaluated,
     Incoming,
+    MeasureTrips,
     Publish,
     ShardRead,
     ShardReleased,
@@ -33,6 +35,7 @@ from echelon.rounds.effects import (
     TimerFired,
     Train,
     Trained,
+    TripsMeasured,
 )
 
 
@@ -79,6 +82,7 @@ class Departure:
 
 
 DOWN = "split.down"
+EVENTS = Incoming | TimerFired | Trained | Abandoned | Evaluated | TripsMeasured | ShardChange
 
 Interceptor = Callable[[str, Effect], bool]
 """Asked with (actor, effect) before a device or an edge carries an effect out; False makes it vanish at this point."""
@@ -119,6 +123,7 @@ class Device(BoundaryActor):
             core.me, slot, lambda edge: Parties(self.membership.run, boundary, core.me, edge), core.entropy,
             self._send, timeout,
         )  # fmt: skip
+        self.trips = TripMeter(slot, core.entropy, self._send)
         self._ended = asyncio.Event()
         self._stored: tuple[object, ...] = (self,) * 4  # nothing is stored yet
 
@@ -214,9 +219,12 @@ class Device(BoundaryActor):
         if isinstance(event, Departure):
             return self.core.leave(event.within)
         if isinstance(event, Incoming) and event.topic == DOWN:
-            self.link.take(event)
+            if not isinstance(event.message, SplitPong):
+                self.link.take(event)
+            elif event.message.device == self.core.me:
+                self.trips.take(event.sender, event.message)
             return []
-        if not isinstance(event, Incoming | TimerFired | Trained | Abandoned | Evaluated | ShardChange):
+        if not isinstance(event, EVENTS):
             raise TypeError(f"{self.name}: {event!r} is not an event of a device")
         return self.core.handle(event)
 
@@ -241,6 +249,8 @@ class Device(BoundaryActor):
             case Evaluate() if effect.edge and self.half is not None:
                 assessment = partial(evaluate_with_edge, effect, self.half, self.link, self.services.log)
                 self.start_job(assessment, "evaluation")
+            case MeasureTrips():
+                self.start_job(self.trips.measure, "round trips")
             case Evaluate() if self.compute is not None:
                 self.start_job(partial(self.compute.evaluate, self.name, effect), "evaluation")
             case ShardRead() if self.shards is not None:

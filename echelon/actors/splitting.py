@@ -30,15 +30,27 @@ from echelon.messages.frames import (
     from_double,
     to_double,
 )
-from echelon.messages.split import SplitAccept, SplitFrame, SplitOpen
+from echelon.messages.split import SplitAccept, SplitFrame, SplitOpen, SplitPing, SplitPong
 from echelon.messages.wire import Message, Reason, Refused
 from echelon.rounds.channel import Channel, ChannelBroken, Parties, device_channel
-from echelon.rounds.effects import Abandoned, Evaluate, Evaluated, Incoming, Publish, Train, Trained
+from echelon.rounds.effects import (
+    Abandoned,
+    Evaluate,
+    Evaluated,
+    Incoming,
+    Publish,
+    Train,
+    Trained,
+    TripsMeasured,
+)
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.keys import AgreementKey
 
 M = TypeVar("M", bound=Message)
 NO_ANSWER, BROKEN, BAD_ANSWER = "no-answer", "session-broken", "bad-answer"
+PINGS, PING_SECONDS = 3, 2.0
+"""How often a measurement of round trips asks, and how long it waits each time. What takes longer is not measured."""
+U32_MAX = (1 << 32) - 1
 
 
 class EdgeLost(Exception):
@@ -289,6 +301,40 @@ class EdgeLink:
             )
         if not future.done():
             future.set_result((head, tensor))
+
+
+class TripMeter:
+    """Measures how long each edge of the boundary takes to answer.
+
+    Args:
+        slot: the device's partition.
+        entropy: of the numbers of questions.
+        send: publishes.
+    """
+
+    def __init__(self, slot: int, entropy: Entropy, send: Callable[[Publish], None]) -> None:
+        self._slot, self._entropy, self._send = slot, entropy, send
+        self._asked: dict[int, float] = {}
+        self._best: dict[str, int] = {}
+
+    async def measure(self) -> TripsMeasured:
+        """Ask all edges a few times; the shortest answer of each."""
+        loop = asyncio.get_running_loop()
+        self._asked, self._best = {}, {}
+        for _ in range(PINGS):
+            number = int.from_bytes(self._entropy.token(8), "big") >> 1
+            self._asked[number] = loop.time()
+            self._send(Publish("split.up", SplitPing(number=number), 0, partition=self._slot))
+            await asyncio.sleep(PING_SECONDS)
+        found, self._asked = self._best, {}
+        return TripsMeasured(found)
+
+    def take(self, edge: str, pong: SplitPong) -> None:
+        """An edge's answer; one to another question than was asked is passed over."""
+        asked = self._asked.get(pong.number)
+        if asked is not None:
+            took = min(round((asyncio.get_running_loop().time() - asked) * 1e6), U32_MAX)
+            self._best[edge] = min(took, self._best.get(edge, took))
 
 
 async def train_with_edge(job: Train, half: Half, link: EdgeLink, log: logging.Logger) -> Trained | Abandoned:

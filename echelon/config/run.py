@@ -617,6 +617,17 @@ class RunSettings(Settings):
                 f"{where}: {splitting} devices on {edges} edges are fewer than secure.k_min + secure.colluding = "
                 f"{floor} each, and an edge releases nothing below that: use fewer edges, more devices, or lower it"
             )
+        for edge in split.edge_list():
+            if edge.most is not None and edge.most < floor:
+                raise ValueError(
+                    f"{where}: {edge.id} takes {edge.most} devices at most, and an edge releases nothing below "
+                    f"secure.k_min + secure.colluding = {floor}: raise `most`, or leave it out"
+                )
+        limits = [edge.most for edge in split.edge_list()]
+        if None not in limits and (room := sum(most or 0 for most in limits)) < splitting:
+            raise ValueError(
+                f"{where}: {splitting} devices need an edge, and the edges take {room} at most: raise `most` of one"
+            )
         if count > SPLIT_LIMIT:
             raise ValueError(
                 f"{where}: {count} devices; their assignment to edges is one record of at most {SPLIT_LIMIT}: "

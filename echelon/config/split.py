@@ -40,6 +40,15 @@ class EdgeSettings(Settings):
         default=4.0, gt=0, le=10_000, allow_inf_nan=False,
         description="Training speed on the virtual clock, against a device of speed 1.",
     )  # fmt: skip
+    most: int | None = Field(
+        default=None, ge=1, le=4096,
+        description="Most devices that it takes. null: an equal share of them, rounded up.",
+    )  # fmt: skip
+    latency: float = Field(
+        default=0.0, ge=0, le=600, allow_inf_nan=False,
+        description="Seconds each way between it and the boundary's broker on top of simulation.boundary_link, for "
+        "experiments.",
+    )  # fmt: skip
 
 
 class DeviceProfileSettings(ComputeSettings):
@@ -154,6 +163,11 @@ class SplitSettings(Settings):
     beat: Seconds = Field(
         default=5.0,
         description="Seconds between an edge's heartbeats. One that misses three is taken for lost until the next.",
+    )
+    trips: Seconds | None = Field(
+        default=30.0,
+        description="Seconds between a device's measurements of its round trips to all edges. Devices are dealt to "
+        "edges by these, by clusters and by trust. null: they are not measured, and count as equal.",
     )
 
     @model_validator(mode="after")

@@ -91,6 +91,12 @@ class Assembly:
         self._derived: dict[str, Derived] = {}
         self._stores: list[StateStore] = []
         self._connections: list[tuple[str, str, Bus]] = []
+        self._latency = {
+            boundary.edge_name(edge): edge.latency
+            for boundary in settings.boundaries
+            if boundary.split is not None
+            for edge in boundary.split.edge_list()
+        }
 
     # ---- brokers and state -----------------------------------------------------------------------
 
@@ -104,11 +110,10 @@ class Assembly:
     async def connect(self, broker: str, who: str) -> Bus:
         """A connection of one actor to one broker, over the link that the run file describes."""
         bus = await open_bus(self.url(broker))
-        link = (
-            self.settings.simulation.exchange_link
-            if broker == "exchange"
-            else self.settings.simulation.boundary_link
-        )
+        simulation = self.settings.simulation
+        link = simulation.exchange_link if broker == "exchange" else simulation.boundary_link
+        if (more := self._latency.get(who, 0.0)) > 0:
+            link = link.model_copy(update={"latency": link.latency + more})
         plan = fault_plan(link, f"{self.settings.seed} {who} {broker}")
         connection = bus if plan is None else FaultyBus(bus, plan)
         self._connections.append((broker, who, connection))

@@ -107,7 +107,14 @@ def make_device(
     dim = terms.dim
     core = DeviceCore(
         manifest=manifest,
-        terms=DeviceTerms(window.patience, window.ahead, shards, 2 * window.deadline, split=half is not None),
+        terms=DeviceTerms(
+            window.patience,
+            window.ahead,
+            shards,
+            2 * window.deadline,
+            split=half is not None,
+            trips=None if split is None else split.trips,
+        ),
         me=DeviceId(name),
         signer=signer,
         roster=roster,
@@ -215,6 +222,12 @@ def make_aggregator(
             probe_terms(split.probes, sequence) if split.probes else None,
             split.clusters,
             split.admission,
+            {
+                f"{roster.boundary}.{edge.id}": edge.most
+                for edge in split.edge_list()
+                if edge.most is not None
+            },
+            manifest.secure.k_min + manifest.secure.colluding,
         )
     cohort = min(window.cohort or devices, shards or devices, manifest.secure.cohort_max)
     core = AggregatorCore(

@@ -34,6 +34,9 @@ from echelon.messages.split import (
     SplitAccept,
     SplitFrame,
     SplitOpen,
+    SplitPing,
+    SplitPong,
+    Trips,
 )
 from echelon.messages.wire import I64, U32, U63, Digest, Fields, Message, Reason, Registry, Slug
 
@@ -311,12 +314,12 @@ BOUNDARY = Registry(
         WindowOpen, Cohort, KeyList, SharesList, Included, Signatures, Window, Void, Sealing, Adopt, Released, End,
         Assignment,
         Model,
-        Join, Heartbeat, Ready, Leave,
+        Join, Heartbeat, Ready, Leave, Trips,
         Shard,
         Advertise, Sealed, Consistency, Unmask,
         Deliver,
         Masked,
-        SplitOpen, SplitAccept, SplitFrame,
+        SplitOpen, SplitAccept, SplitFrame, SplitPing, SplitPong,
         EdgePart,
         Behaviour,
         SealedDelta,

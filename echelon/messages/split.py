@@ -12,11 +12,13 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, Field
 
 from echelon.messages.exchange import Payload
-from echelon.messages.wire import U63, Fields, Id16, Key32, Message, Slug
+from echelon.messages.wire import U32, U63, Fields, Id16, Key32, Message, Slug
 
 MAX_JOBS = 256
 """Most training jobs behind one offer."""
 MAX_PART_DEVICES = 200
+MAX_EDGES = 64
+"""Most edges of a boundary."""
 MAX_ASSIGNED = 512
 """Most devices that one assignment names: keeps it within 64 KiB."""
 
@@ -60,6 +62,36 @@ class SplitAccept(Message):
     """The key that is answered: what a device did not send, it does not take."""
     public: Key32
     """X25519, of this session alone."""
+
+
+class SplitPing(Message):
+    """A device asks every edge of its boundary for an answer, to learn how far away it is."""
+
+    kind: ClassVar[str] = "split.ping"
+    number: U63
+    """Random: answers to an earlier process's are not taken."""
+
+
+class SplitPong(Message):
+    """An edge's answer, at once."""
+
+    kind: ClassVar[str] = "split.pong"
+    device: Slug
+    number: U63
+
+
+class Trip(Fields):
+    """How long an edge's answer took."""
+
+    edge: Slug
+    microseconds: U32
+
+
+class Trips(Message):
+    """On `checkin`: the round trips between a device and the edges that answered."""
+
+    kind: ClassVar[str] = "trips"
+    entries: Annotated[tuple[Trip, ...], Field(max_length=MAX_EDGES)]
 
 
 class SplitFrame(Message):

@@ -54,7 +54,7 @@ from echelon.messages.handshake import (
     Unmask,
 )
 from echelon.messages.manifest import RunManifest
-from echelon.messages.split import Assignment, EdgePart, PartRef
+from echelon.messages.split import Assignment, EdgePart, PartRef, Trips
 from echelon.messages.wire import DeviceId, Message, Reason, plain
 from echelon.rounds.cohort import (
     Part,
@@ -273,6 +273,10 @@ class AggregatorCore:
                 self._checked_in = max(self._checked_in, event.offset + 1)
                 if self.edges is not None and device in self.edges.terms.edges and self.edges.heard(device):
                     return self._assigned()
+                return []
+            case Trips():
+                if self.edges is not None and device in self.edges.terms.devices:
+                    self.edges.measured(device, message)
                 return []
             case Behaviour():
                 return self._behaviour(device, message)
@@ -1012,6 +1016,7 @@ class AggregatorCore:
                     "standings": None
                     if self.edges is None or self.edges.standings is None
                     else self.edges.standings.facts(),
+                    "trips": {} if self.edges is None else self.edges.trips,
                     "held": [
                         [
                             held.commit, held.adapter.tobytes(), held.merged,
@@ -1058,6 +1063,8 @@ class AggregatorCore:
             self._hold_ready(DeviceId(device), check)
         self._served = {DeviceId(device): window for device, window in fields.get("served", ())}
         self._there = {DeviceId(device) for device in fields["there"]}
+        if self.edges is not None:
+            self.edges.trips = fields["trips"]
         if self.edges is not None and fields["assignment"] is not None:
             self.edges.adopt(Assignment.decode(fields["assignment"]))
             if self.edges.standings is not None and fields["standings"] is not None:

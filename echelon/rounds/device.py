@@ -38,7 +38,7 @@ from echelon.messages.exchange import Pace, Payload
 from echelon.messages.frames import Decline
 from echelon.messages.handshake import Deliver, Included, KeyList, SharesList, Signatures
 from echelon.messages.manifest import MILLION, RunManifest
-from echelon.messages.split import Assignment
+from echelon.messages.split import Assignment, Trip, Trips
 from echelon.messages.wire import DeviceId
 from echelon.rounds.cohort import context_of
 from echelon.rounds.effects import (
@@ -48,6 +48,7 @@ from echelon.rounds.effects import (
     Evaluated,
     Event,
     Incoming,
+    MeasureTrips,
     Publish,
     Save,
     ShardsGained,
@@ -59,6 +60,7 @@ from echelon.rounds.effects import (
     TimerFired,
     Train,
     Trained,
+    TripsMeasured,
     note,
 )
 from echelon.rounds.factors import Factors
@@ -70,7 +72,9 @@ from echelon.secagg.ring import Codec, pack_vector
 from echelon.secagg.roster import Roster
 
 F32 = NDArray[np.float32]
-PATIENCE, HOLD, LEAVE, RETRY = "patience", "hold", "leave", "retry"
+PATIENCE, HOLD, LEAVE, RETRY, TRIPS = "patience", "hold", "leave", "retry", "trips"
+FIRST_TRIPS = 1.0
+"""Seconds after the start at which round trips are measured for the first time, and again while no edge answers."""
 LOSS_UNIT = 1 << 16
 NORM_UNIT = 1 << 32
 
@@ -87,6 +91,7 @@ class DeviceTerms:
             windows take to close, so that only offers go which block each other.
         split: whether an edge trains the middle blocks of its model.
         retry: seconds after which a training job that broke off on the way to or from the edge begins anew.
+        trips: seconds between two measurements of the round trips to all edges; None: they are not measured.
     """
 
     patience: float
@@ -95,6 +100,7 @@ class DeviceTerms:
     hold: float = 60.0
     split: bool = False
     retry: float = 1.0
+    trips: float | None = None
 
 
 @dataclass(slots=True)
@@ -218,6 +224,8 @@ class DeviceCore:
         effects: list[Effect] = [Publish("checkin", Join(), 0)]
         if self.state.finished:
             return [Stop()]
+        if self.terms.split and self.terms.trips is not None:
+            effects.append(StartTimer(TRIPS, min(FIRST_TRIPS, self.terms.trips)))
         if self.offer is not None and self.offer.window < 0:
             effects += self._announce(self.offer)
         return effects
@@ -269,6 +277,8 @@ class DeviceCore:
                 return self._abandoned(event)
             case Evaluated():
                 return self._evaluated(event)
+            case TripsMeasured():
+                return self._measured(event)
             case TimerFired():
                 return self._timer(event.name)
             case ShardsGained():
@@ -286,6 +296,8 @@ class DeviceCore:
             return self._train()
         if name == HOLD:
             return self._held_up()
+        if name == TRIPS:
+            return [] if self._leaving or self.state.finished else [MeasureTrips()]
         if name == LEAVE and self._leaving:
             return [
                 note("left-early", window=-1 if self._cohort is None else self._cohort.window),
@@ -415,6 +427,14 @@ class DeviceCore:
         self.edge = mine
         idle = self._training_from is None and not self._waiting
         return [note("edge", edge=mine), *(self._train() if idle else [])]
+
+    def _measured(self, event: TripsMeasured) -> list[Effect]:
+        if self.terms.trips is None or self._leaving or self.state.finished:
+            return []
+        if not event.microseconds:
+            return [StartTimer(TRIPS, min(FIRST_TRIPS, self.terms.trips))]
+        entries = tuple(Trip(edge=edge, microseconds=us) for edge, us in sorted(event.microseconds.items()))
+        return [Publish("checkin", Trips(entries=entries), 0), StartTimer(TRIPS, self.terms.trips)]
 
     def _abandoned(self, event: Abandoned) -> list[Effect]:
         """A job broke off: nothing of it is kept on either side."""

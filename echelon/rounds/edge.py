@@ -37,7 +37,7 @@ from echelon.messages.frames import (
 )
 from echelon.messages.handshake import Included, Signatures
 from echelon.messages.manifest import MILLION, RunManifest
-from echelon.messages.split import EdgePart, SplitAccept, SplitFrame, SplitOpen
+from echelon.messages.split import EdgePart, SplitAccept, SplitFrame, SplitOpen, SplitPing, SplitPong
 from echelon.messages.wire import Message, Reason, Refused
 from echelon.rounds.channel import Channel, ChannelBroken, Parties, edge_channel
 from echelon.rounds.cohort import context_of, releasable
@@ -210,6 +210,9 @@ class EdgeCore:
                 return self._opened(event.sender, message)
             case SplitFrame():
                 return self._framed(event.sender, message, event.payload or b"")
+            case SplitPing():
+                pong = SplitPong(device=event.sender, number=message.number)
+                return [Publish("split.down", pong, 0, partition=self.roster.entry(event.sender).slot)]
             case Model():
                 return self._model(message, event.payload or b"")
             case Cohort():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from echelon.elsa.assignment import PPM, Device, assign
-from echelon.messages.split import Assigned, Assignment
+from echelon.elsa.assignment import PPM, AssignmentRule, Device, assign
+from echelon.messages.split import Assigned, Assignment, Trips
 from echelon.rounds.standing import Standings
 
+KEPT, ENOUGH = 4, 2
+"""How many measurements of a round trip are kept, and how many it takes to go by them."""
 SILENT = 2
 """Looks in a row at which an edge had said nothing, after which it is taken for lost."""
 
@@ -21,6 +24,8 @@ class EdgesTerms:
         edges: their names, ascending.
         devices: the devices that train with one, ascending.
         look: seconds between two looks at who sent a heartbeat; longer than an edge's beat.
+        limits: the most devices of those edges that have a limit of their own.
+        floor: fewest devices with which an edge can release anything.
         probed: digest of the terms in which devices are probed; None: they are not, and nobody is kept out.
         clusters: whether probed devices are clustered; otherwise all are one cluster.
         admission: whether those that are not trusted are kept out.
@@ -32,44 +37,113 @@ class EdgesTerms:
     probed: bytes | None = None
     clusters: bool = True
     admission: bool = True
+    limits: Mapping[str, int] = field(default_factory=dict)
+    floor: int = 1
 
 
-def by_affinity(
+def places(count: int, edges: Sequence[str], limits: Mapping[str, int]) -> dict[str, int]:
+    """How many of `count` devices each edge takes at most: its limit, and without one its equal share.
+
+    Where some have limits, the others take a share that is rounded up, or what the limits leave, if that is more.
+    """
+    free = [edge for edge in edges if edge not in limits]
+    if len(free) == len(edges):
+        return even(count, edges, limits)
+    found = {edge: min(count, limits.get(edge, -(-count // len(edges)))) for edge in edges}
+    left = count - sum(found.values())
+    if free and left > 0:
+        found |= {edge: found[edge] + -(-left // len(free)) for edge in free}
+    return found
+
+
+def even(count: int, edges: Sequence[str], limits: Mapping[str, int]) -> dict[str, int]:
+    """Room for exactly `count` devices, as evenly as limits allow; for fewer if they do not."""
+    found = dict.fromkeys(edges, 0)
+    while count > 0:
+        open_ = [edge for edge in edges if found[edge] < limits.get(edge, count + found[edge])]
+        if not open_:
+            break
+        edge = min(open_, key=lambda name: found[name])
+        found[edge] += 1
+        count -= 1
+    return found
+
+
+Measured = Mapping[str, Mapping[str, Sequence[int]]]
+"""Round trips in microseconds, by device and edge, the newest last."""
+
+
+def trip_of(measured: Sequence[int]) -> int | None:
+    """What measurements say of a distance: the shortest, up to the next power of two. None of fewer than `ENOUGH`.
+
+    What is above the shortest are waits of machines that had other things to do; and where these decide, two edges
+    within a factor of two of each other cannot be told apart.
+    """
+    return None if len(measured) < ENOUGH else 1 << (min(measured) - 1).bit_length() if min(measured) else 0
+
+
+def distances(device: str, edges: Sequence[str], trips: Measured) -> dict[str, int]:
+    """A device's round trip to each edge, in microseconds.
+
+    What was not measured counts as the mean of what other devices measured to that edge, or else of what this device
+    measured to others; where nothing was measured all are equal.
+    """
+    known = {
+        (name, edge): trip
+        for name, found in trips.items()
+        for edge in edges
+        if (trip := trip_of(found.get(edge, ()))) is not None
+    }
+    mine = [known[device, edge] for edge in edges if (device, edge) in known]
+    distance = {}
+    for edge in edges:
+        guess = [trip for (_, other), trip in known.items() if other == edge] or mine or [0]
+        distance[edge] = known.get((device, edge), sum(guess) // len(guess))
+    return distance
+
+
+def by_cost(
     devices: Sequence[str],
-    edges: Sequence[str],
+    room: Mapping[str, int],
     before: Mapping[str, str],
     labels: Mapping[str, int],
     trust: Mapping[str, int],
+    trips: Measured,
 ) -> dict[str, str]:
-    """Each device's edge by `elsa.assignment`: those of one cluster together, no edge with more than its share.
+    """Each device's edge by `elsa.assignment`: near, and with those of its cluster; no edge has more than its room.
 
-    Round trips count as equal.
+    Where there is too little room, the least trusted have none ("").
     """
-    if not edges:
-        return dict.fromkeys(devices, "")
-    share = -(-len(devices) // len(edges))
-    rtt = dict.fromkeys(edges, 0)
-    known = {device: Device(labels.get(device, 0), trust.get(device, PPM), rtt) for device in devices}
-    current = {device: edge for device, edge in before.items() if edge in rtt and device in known}
-    return assign(known, dict.fromkeys(edges, share), current)
+    ranked = sorted(devices, key=lambda device: (-trust.get(device, PPM), not before.get(device), device))
+    placed = ranked[: sum(room.values())]
+    edges = tuple(room)
+    known = {
+        device: Device(labels.get(device, 0), trust.get(device, PPM), distances(device, edges, trips))
+        for device in placed
+    }
+    current = {device: edge for device, edge in before.items() if edge in room and device in known}
+    rule = (
+        AssignmentRule() if labels else AssignmentRule(affinity=0)
+    )  # nobody is a stranger where nothing is known
+    return dict.fromkeys(devices, "") | assign(known, room, current, rule)
 
 
-def spread(devices: Sequence[str], edges: Sequence[str], before: Mapping[str, str]) -> dict[str, str]:
-    """Each device's edge: the one it had if that is there and not full, else the one with fewest; "" if none is there.
+def spread(devices: Sequence[str], room: Mapping[str, int], before: Mapping[str, str]) -> dict[str, str]:
+    """Each device's edge: the one it had if that is there and not full, else the one with fewest; "" if all are full.
 
-    An edge is full with its share of the devices, rounded up.
+    `room` has the edges that are there, and how many devices each takes.
     """
-    load = dict.fromkeys(edges, 0)
-    share = -(-len(devices) // max(1, len(edges)))
+    load = dict.fromkeys(room, 0)
     found: dict[str, str] = {}
     for device in devices:
         edge = before.get(device, "")
-        if edge in load and load[edge] < share:
+        if edge in load and load[edge] < room[edge]:
             found[device] = edge
             load[edge] += 1
     for device in devices:
         if device not in found:
-            edge = min(load, key=lambda name: (load[name], name), default="")
+            open_ = [edge for edge in room if load[edge] < room[edge]]
+            edge = min(open_, key=lambda name: (load[name], name), default="")
             found[device] = edge
             if edge:
                 load[edge] += 1
@@ -84,6 +158,8 @@ class Edges:
     assignment: dict[str, str] = field(default_factory=dict)
     number: int = 0
     lost: set[str] = field(default_factory=set)
+    trips: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    """The newest measurements; see `Measured`."""
     _silent: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -109,18 +185,36 @@ class Edges:
                 self.lost.add(edge)
         return self.assign()
 
+    def measured(self, device: str, message: Trips) -> None:
+        """A device says how far edges are away; the next look goes by it."""
+        held = self.trips.setdefault(device, {})
+        for entry in message.entries:
+            if entry.edge in self.terms.edges:
+                held[entry.edge] = [*held.get(entry.edge, ()), entry.microseconds][-KEPT:]
+
     def assign(self) -> bool:
         """Deal the devices out anew, moving as few as possible. Whether anything changed."""
-        if self.standings is not None and self.standings.labels:
-            trust = {device: self.standings.trust(device) for device in self.terms.devices}
-            labels = self.standings.labels
-            found = by_affinity(self.terms.devices, self.there, self.assignment, labels, trust)
+        terms, there = self.terms, self.there
+        if not there:
+            found = dict.fromkeys(terms.devices, "")
         else:
-            found = spread(self.terms.devices, self.there, self.assignment)
+            found = self._dealt(places(len(terms.devices), there, terms.limits))
+            heads = Counter(edge for edge in found.values() if edge)
+            if any(count < terms.floor for count in heads.values()):
+                # The few of an edge would wait there for others that never come.
+                found = self._dealt(even(len(terms.devices), there, terms.limits))
         if found == self.assignment:
             return False
         self.assignment, self.number = found, self.number + 1
         return True
+
+    def _dealt(self, room: Mapping[str, int]) -> dict[str, str]:
+        devices, standings = self.terms.devices, self.standings
+        labels = {} if standings is None else standings.labels
+        if not labels and not self.trips:
+            return spread(devices, room, self.assignment)
+        trust = {} if standings is None else {device: standings.trust(device) for device in devices}
+        return by_cost(devices, room, self.assignment, labels, trust, self.trips)
 
     def record(self) -> Assignment:
         """The decision record of the assignment."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,6 +82,13 @@ class Evaluated:
     loss_sum: float
     tokens: int
     lost: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TripsMeasured:
+    """How long edges took to answer, in microseconds; those that did not are not in it."""
+
+    microseconds: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +247,11 @@ class Evaluate:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasureTrips:
+    """Measure the round trips to all edges."""
+
+
+@dataclass(frozen=True, slots=True)
 class ShardRead:
     """A data shard was read on: `position` is what a later owner goes on from."""
 
@@ -272,13 +285,14 @@ class Stop:
     """The actor's work is done."""
 
 
-Event = Incoming | TimerFired | Trained | Abandoned | Evaluated | ShardsGained | ShardsLost
+Event = Incoming | TimerFired | Trained | Abandoned | Evaluated | TripsMeasured | ShardsGained | ShardsLost
 Effect = (
     Publish
     | StartTimer
     | StopTimer
     | Train
     | Evaluate
+    | MeasureTrips
     | ShardRead
     | ShardReleased
     | Middle

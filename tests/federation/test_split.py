@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 
 from echelon.config.run import RunSettings
 from echelon.messages.boundary import Window
-from echelon.messages.split import EdgePart
+from echelon.messages.split import EdgePart, Trips
 from echelon.training.halves import EdgeMiddles, Wire
 from echelon.training.split.parts import DevicePart
 from tests.federation.runs import Outcome, float_bytes, run
@@ -57,6 +57,30 @@ def test_split_devices_evaluate_every_commit_as_whole_ones_do() -> None:
     for (loss, _), (expected, _) in zip(mine, theirs, strict=True):
         assert loss == pytest.approx(expected, rel=1e-4)
     assert "evaluation-lost" not in outcome.summary["events"]
+
+
+def test_devices_measure_how_far_edges_are_and_go_to_the_near_one() -> None:
+    edges = [{"id": "edge-0", "most": 6, "latency": 0.15}, {"id": "edge-1", "most": 6}]
+    window = {"deadline": 20, "round_timeout": 5, "patience": 2.0}
+    slow = {"seconds_per_token": 2e-3}
+    outcome = run(
+        split_federation(
+            devices=6, edges=edges, commits=4, split={"timeout": 20.0, "trips": 1.0}, window=window, cost=slow
+        )
+    )
+    check(outcome)
+    assert refused(outcome) == []
+    dealt = assignments(outcome)
+    assert sorted(dealt[0].values()) == ["a.edge-0"] * 3 + ["a.edge-1"] * 3
+    assert set(dealt[-1].values()) == {"a.edge-1"}
+    measured = {
+        entry.edge: entry.microseconds
+        for trips in outcome.messages("a", "checkin", Trips)
+        for entry in trips.entries
+    }
+    assert 0.3e6 <= measured["a.edge-0"] < 0.4e6
+    assert measured["a.edge-1"] < 0.05e6
+    assert parts_of(outcome)[-1][1] == ("a.edge-1",)
 
 
 def test_the_manifest_says_that_the_run_is_split() -> None:

@@ -30,7 +30,7 @@ from echelon.messages.frames import (
     encode_frame,
     to_double,
 )
-from echelon.messages.split import SplitAccept, SplitFrame, SplitOpen
+from echelon.messages.split import SplitAccept, SplitFrame, SplitOpen, SplitPing, SplitPong
 from echelon.messages.wire import Message, Reason, Refused
 from echelon.rounds.channel import Channel, Parties, device_channel
 from echelon.rounds.edge import IDLE, EdgeCore
@@ -313,6 +313,14 @@ def test_an_evaluation_waits_for_its_commit_and_one_that_is_gone_is_declined() -
     assert isinstance(found, Middle)
     effects = talk.say(Assess(job=4, commit=3, front=3, back=1))
     assert talk.hear(effects) == [Declined(job=4, reason=Decline.BAD_CUT)]
+
+
+def test_an_edge_answers_every_device_that_asks_how_far_away_it_is() -> None:
+    talk = Talk()
+    ping = Incoming("split.up", 0, "d3", 0, SplitPing(number=77))
+    slot = talk.world.roster.entry("d3").slot
+    pong = SplitPong(device="d3", number=77)
+    assert talk.edge.handle(ping) == [Publish("split.down", pong, 0, partition=slot)]
 
 
 def test_a_model_without_the_commit_that_it_promises_is_refused() -> None:

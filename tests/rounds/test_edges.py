@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from echelon.errors import ProtocolError
-from echelon.messages.boundary import Cohort
+from echelon.messages.boundary import Cohort, End
 from echelon.messages.exchange import Payload
 from echelon.messages.handshake import Signatures
-from echelon.messages.split import Assignment, EdgePart
-from echelon.rounds.device import PATIENCE, RETRY
+from echelon.messages.split import Assignment, EdgePart, Trip, Trips
+from echelon.rounds.device import PATIENCE, RETRY, TRIPS
 from echelon.rounds.edge import Kept
-from echelon.rounds.edges import admitted, spread
-from echelon.rounds.effects import Evaluate, Evaluated, Train, Trained
+from echelon.rounds.edges import (
+    Edges,
+    EdgesTerms,
+    admitted,
+    by_cost,
+    distances,
+    even,
+    places,
+    spread,
+    trip_of,
+)
+from echelon.rounds.effects import (
+    Evaluate,
+    Evaluated,
+    Incoming,
+    MeasureTrips,
+    Publish,
+    StartTimer,
+    TimerFired,
+    Train,
+    Trained,
+    TripsMeasured,
+)
 from tests.rounds.boundary_world import DIM, World, update_of
 from tests.rounds.split_world import MIDDLE, SplitWorld, parted, split_manifest
 
@@ -293,10 +315,118 @@ def test_an_evaluation_that_an_edge_lost_counts_nothing_and_is_not_asked_for_aga
 
 
 def test_spread_moves_as_few_as_it_can() -> None:
-    first = spread(["a", "b", "c", "d"], ["x", "y"], {})
+    two = {"x": 2, "y": 2}
+    first = spread(["a", "b", "c", "d"], two, {})
     assert sorted(first.values()) == ["x", "x", "y", "y"]
-    assert spread(["a", "b", "c", "d"], ["x", "y"], first) == first
-    assert set(spread(["a", "b", "c", "d"], ["y"], first).values()) == {"y"}
-    more = spread(["a", "b", "c", "d", "e"], ["x", "y"], first)
+    assert spread(["a", "b", "c", "d"], two, first) == first
+    assert set(spread(["a", "b", "c", "d"], {"y": 4}, first).values()) == {"y"}
+    more = spread(["a", "b", "c", "d", "e"], {"x": 3, "y": 3}, first)
     assert {device: more[device] for device in first} == first
-    assert spread(["a"], [], {}) == {"a": ""}
+    assert spread(["a"], {}, {}) == {"a": ""}
+    assert spread(["a", "b", "c"], {"x": 1, "y": 1}, {"c": "x"}) == {"a": "y", "b": "", "c": "x"}
+
+
+@pytest.mark.parametrize(
+    ("count", "edges", "limits", "expected"),
+    [
+        (7, ("x", "y"), {}, {"x": 4, "y": 3}),
+        (10, ("x", "y", "z"), {}, {"x": 4, "y": 3, "z": 3}),
+        (6, ("x", "y"), {"x": 6}, {"x": 6, "y": 3}),
+        (6, ("x", "y"), {"x": 1}, {"x": 1, "y": 5}),
+        (6, ("x", "y", "z"), {"x": 1, "y": 1}, {"x": 1, "y": 1, "z": 4}),
+        (6, ("x", "y"), {"x": 1, "y": 2}, {"x": 1, "y": 2}),
+        (3, ("x",), {"x": 50}, {"x": 3}),
+    ],
+)
+def test_an_edge_has_room_for_its_share_or_its_limit(
+    count: int, edges: tuple[str, ...], limits: dict[str, int], expected: dict[str, int]
+) -> None:
+    assert places(count, edges, limits) == expected
+
+
+def test_rooms_that_are_even_stay_within_limits() -> None:
+    assert even(10, ("x", "y", "z"), {"x": 2}) == {"x": 2, "y": 4, "z": 4}
+    assert even(5, ("x", "y"), {"x": 1, "y": 2}) == {"x": 1, "y": 2}
+    assert even(0, ("x",), {}) == {"x": 0}
+
+
+def test_no_edge_is_left_with_fewer_devices_than_it_can_release() -> None:
+    trips = {one: {"x": [1000] * 2, "y": [300_000] * 2} for one in "abcdef"}
+    terms = EdgesTerms(("x", "y"), tuple("abcdef"), 2.0, limits={"x": 5}, floor=3)
+    found = Edges(terms)
+    found.trips = {device: {edge: list(us) for edge, us in edges.items()} for device, edges in trips.items()}
+    assert found.assign()
+    assert sorted(found.assignment.values()) == ["x"] * 3 + ["y"] * 3
+    found.terms = replace(terms, floor=1)
+    assert found.assign()
+    assert sorted(found.assignment.values()) == ["x"] * 5 + ["y"]
+
+
+def test_a_distance_is_the_shortest_of_several_measurements_and_guessed_where_there_are_none() -> None:
+    assert trip_of([5000]) is None
+    assert trip_of([900_000, 5000]) == 8192
+    assert trip_of([8192, 8193]) == 8192
+    assert trip_of([0, 7]) == 0
+    trips = {"a": {"x": [3000, 4000], "y": [60_000, 70_000], "z": [1]}, "b": {"x": [15_000, 16_000]}}
+    assert distances("a", ("x", "y"), trips) == {"x": 4096, "y": 65_536}
+    assert distances("b", ("x", "y"), trips) == {"x": 16_384, "y": 65_536}
+    assert distances("c", ("x", "y"), trips) == {"x": 10_240, "y": 65_536}
+    assert distances("b", ("x", "z"), trips) == {"x": 16_384, "z": 16_384}
+    assert distances("c", ("x",), {}) == {"x": 0}
+
+
+def test_devices_go_to_the_near_edge_and_the_least_trusted_wait_where_room_is_short() -> None:
+    trips = {one: {"x": [200_000] * 2, "y": [1000] * 2} for one in "abcd"}
+    before = {"a": "x", "b": "x", "c": "y", "d": "y"}
+    assert by_cost("abcd", {"x": 2, "y": 2}, before, {}, {}, trips) == before  # there is no room at y
+    assert set(by_cost("abcd", {"x": 2, "y": 4}, before, {}, {}, trips).values()) == {"y"}
+    close = {one: {"x": [15_000] * 2, "y": [1000] * 2} for one in "abcd"}
+    assert (
+        by_cost("abcd", {"x": 2, "y": 4}, before, {}, {}, close) == before
+    )  # a move costs more than it gains
+    trust = {"a": 200_000, "b": 900_000, "c": 300_000, "d": 800_000}
+    found = by_cost("abcd", {"y": 2}, before, {}, trust, trips)
+    assert found == {"a": "", "b": "y", "c": "", "d": "y"}
+
+
+def test_measured_round_trips_move_devices_at_the_next_look_and_outlive_a_restart() -> None:
+    world = started()
+    world.pump()
+    aggregator = world.aggregator
+    assert aggregator.edges is not None
+    aggregator.edges.terms = replace(aggregator.edges.terms, limits={"e0": 6, "e1": 6})
+
+    def measure() -> None:
+        for device in world.names:
+            entries = (Trip(edge="e0", microseconds=150_000), Trip(edge="e1", microseconds=2000))
+            world.inject(device, "checkin", Trips(entries=entries))
+        world.pump()
+        world.look()
+
+    before = dict(aggregator.edges.assignment)
+    measure()
+    assert aggregator.edges.assignment == before  # one measurement is none
+    stranger = Trips(entries=(Trip(edge="e9", microseconds=1),))
+    world.inject("d0", "checkin", stranger)
+    measure()
+    assert set(aggregator.edges.assignment.values()) == {"e1"}
+    assert {world.device(device).edge for device in world.names} == {"e1"}
+    assert "e9" not in aggregator.edges.trips["d0"]
+    again = world.new_aggregator()
+    again.restore(aggregator.snapshot())
+    assert again.edges is not None
+    assert again.edges.trips == aggregator.edges.trips
+
+
+def test_a_device_measures_its_round_trips_now_and_then() -> None:
+    world = started()
+    core = world.device("d0")
+    core.terms = replace(core.terms, trips=20.0)
+    assert StartTimer(TRIPS, 1.0) in core.start()
+    assert core.handle(TimerFired(TRIPS)) == [MeasureTrips()]
+    assert core.handle(TripsMeasured({})) == [StartTimer(TRIPS, 1.0)]  # no edge is there yet
+    found = core.handle(TripsMeasured({"e1": 70, "e0": 1500}))
+    entries = (Trip(edge="e0", microseconds=1500), Trip(edge="e1", microseconds=70))
+    assert found == [Publish("checkin", Trips(entries=entries), 0), StartTimer(TRIPS, 20.0)]
+    core.handle(Incoming("control", 99, "ward.aggregator", 0, End(commit=3)))
+    assert core.handle(TimerFired(TRIPS)) == core.handle(TripsMeasured({"e1": 70})) == []
