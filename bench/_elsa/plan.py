@@ -40,6 +40,8 @@ class Split:
         clusters: whether devices are clustered by fingerprints.
         admission: whether devices that are not trusted are kept out.
         planned: whether cuts are planned from profiles; otherwise everybody has the first and the last block.
+        far: seconds each way that the first of three edges is farther away; 0: there are two, equally near.
+        distances: whether devices measure their round trips to edges.
     """
 
     encoding: str = "bf16"
@@ -48,6 +50,14 @@ class Split:
     clusters: bool = True
     admission: bool = True
     planned: bool = False
+    far: float = 0.0
+    distances: bool = False
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """All of it; what came later only where it is used, so that the figures made before keep their keys."""
+        found = asdict(self)
+        return found if self.far else {key: found[key] for key in found if key not in ("far", "distances")}
 
 
 ELSA = Split("int8", PERTURBATION, PROBES, planned=True)
@@ -77,7 +87,12 @@ ABLATIONS: tuple[Arm, ...] = (
     Arm("elsa-perturbation", "without SS-OP", Kind.SPLIT, replace(ELSA, perturbation=0)),
     Arm("elsa-plan", "without planned cuts", Kind.SPLIT, replace(ELSA, planned=False)),
 )
-BY_NAME: Mapping[str, Arm] = {arm.name: arm for arm in (*ARMS, *ABLATIONS)}
+FAR: tuple[Arm, ...] = (
+    Arm("far-measured", "ELSA, distances measured", Kind.SPLIT, replace(ELSA, far=0.1, distances=True)),
+    Arm("far-unknown", "without distances", Kind.SPLIT, replace(ELSA, far=0.1)),
+)
+"""One of three edges is far away, and each takes as many devices as it would if there were two."""
+BY_NAME: Mapping[str, Arm] = {arm.name: arm for arm in (*ARMS, *ABLATIONS, *FAR)}
 
 
 @dataclass(frozen=True)
@@ -194,7 +209,7 @@ class Job:
         return {
             **asdict(self),
             "kind": arm.kind.value,
-            "split": None if arm.split is None else asdict(arm.split),
+            "split": None if arm.split is None else arm.split.fields,
             "lr": MODELS[self.model].rate(self.task, arm.kind),
             "devices": [asdict(one) for one in CLASSES],
             "edges": [EDGES, EDGE_GFLOPS],
@@ -226,6 +241,8 @@ class Tier:
     seeds: int
     ablated: tuple[str, str, int] | None
     """Task, model and percent of unreliable devices of the ablations."""
+    far: Shape | None = None
+    """Training of the runs with a far edge, in the ablations' cell; None: there are none."""
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     """Tasks whose training is another than `shape`."""
     most: int | None = None
@@ -257,6 +274,8 @@ TIERS: Mapping[str, Tier] = {
             (0, 20),
             3,
             ("kind", "bert", 20),
+            # Devices have to measure for a while before they go by it.
+            far=Shape(commits=8),
             # Twenty classes take more steps to be told apart at all.
             shapes={"package": Shape(commits=8)},
         ),
@@ -273,8 +292,8 @@ def jobs_of(
     of their task.
     """
 
-    def job(task: str, model: str, arm: str, percent: int, seed: int) -> Job:
-        shape = tier.shapes.get(task, tier.shape)
+    def job(task: str, model: str, arm: str, percent: int, seed: int, shape: Shape | None = None) -> Job:
+        shape = shape or tier.shapes.get(task, tier.shape)
         return Job(task, model, arm, percent, seed, shape, data[task], bases[model], rates[model])
 
     seeds = range(1, tier.seeds + 1)
@@ -290,4 +309,8 @@ def jobs_of(
         if tier.ablated is not None and tier.ablated[0] == task:
             _, model, percent = tier.ablated
             found += [job(task, model, arm.name, percent, seed) for seed in seeds for arm in ABLATIONS]
+            if tier.far is not None:
+                found += [
+                    job(task, model, arm.name, percent, seed, tier.far) for seed in seeds for arm in FAR
+                ]
     return found

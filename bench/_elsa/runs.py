@@ -211,8 +211,16 @@ def split_fields(job: Job, devices: Sequence[Device]) -> dict[str, Any]:
     """The `split` block of a boundary."""
     arm = BY_NAME[job.arm].split
     assert arm is not None
+    edges: list[dict[str, Any]] = [
+        {"id": f"edge-{number}", "speed": EDGE_GFLOPS / CORE_GFLOPS}
+        for number in range(EDGES + (arm.far > 0))
+    ]
+    if arm.far:
+        edges = [{**edge, "most": DEVICES // EDGES} for edge in edges]
+        edges[0]["latency"] = arm.far
     fields: dict[str, Any] = {
-        "edges": [{"id": f"edge-{number}", "speed": EDGE_GFLOPS / CORE_GFLOPS} for number in range(EDGES)],
+        "edges": edges,
+        "trips": 1.0 if arm.distances else None,
         "front": 1,
         "back": 1,
         "micro_batch": job.shape.batch,

@@ -8,7 +8,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench._elsa.plan import ABLATIONS, ARMS, BY_NAME, CLASSES, EDGES, MODELS, PROBES, Tier
+from bench._elsa.plan import (
+    ABLATIONS,
+    ARMS,
+    BY_NAME,
+    CLASSES,
+    DEVICES,
+    EDGES,
+    FAR,
+    MODELS,
+    PROBES,
+    Tier,
+)
 from echelon.contest.results import Results, read_json
 from echelon.contest.stats import Paired, holm, paired
 from echelon.contest.tables import DASH, interval, markdown, p_value, spread
@@ -221,6 +232,37 @@ def ablation_table(lines: Lines, tier: Tier) -> str:
     )  # fmt: skip
 
 
+def far_table(every: Lines, tier: Tier) -> str:
+    """A far edge, with and without measured distances."""
+    if tier.ablated is None or tier.far is None:
+        return "This tier has none.\n"
+    task, model, unreliable = tier.ablated
+    shape = asdict(tier.far)
+    lines = {key: line for key, line in every.items() if line["shape"] == shape}
+    farther = max(arm.split.far for arm in FAR if arm.split is not None)
+    rows = {arm.name: rows_of(lines, task, model, unreliable, arm.name) for arm in FAR}
+    body = []
+    for arm in FAR:
+        some = rows[arm.name]
+        body.append([
+            arm.title,
+            f"{len(some)} of {tier.seeds}",
+            spread(values(some, accuracy), share),
+            interval(compare(some, rows[FAR[0].name]) if arm is not FAR[0] else None, points),
+            spread(values(some, device_bytes), megabytes),
+            spread(values(some, lambda line: line["seconds"]), whole),
+        ])  # fmt: skip
+    return (
+        f"{task}, {model}, {unreliable} % unreliable, {tier.far.commits} rounds. Each boundary has a third edge, "
+        f"{farther * 1000:.0f} ms farther each way, and every edge takes {DEVICES // EDGES} devices, so that nobody "
+        "has to be far away. Devices begin evenly spread; those that measure do so every second.\n\n"
+        + markdown(
+            ["arm", "seeds", "accuracy, %", "against measured, points", "devices' bytes, MB", "simulated s"],
+            body,
+        )
+    )
+
+
 def trust_table(lines: Lines, tier: Tier) -> str:
     """Whom ELSA kept out at the end of its runs, and how many clusters it saw."""
     body = []
@@ -330,6 +372,7 @@ def page(tier: Tier, every: Lines, folder: Path) -> str:
             else f"{tier.ablated[0]}, {tier.ablated[1]}, {tier.ablated[2]} % unreliable.\n\n"
         )
         + ablation_table(lines, tier),
+        "## A far edge\n\n" + far_table(every, tier),
         "## Whom trust kept out\n\n" + trust_table(lines, tier),
         "## What devices' bytes are made of\n\n" + traffic_table(lines, tier),
         "## Method\n\n" + _method(tier) + _planner(lines, folder),

@@ -48,8 +48,9 @@ from echelon.secagg.keys import AgreementKey
 
 M = TypeVar("M", bound=Message)
 NO_ANSWER, BROKEN, BAD_ANSWER = "no-answer", "session-broken", "bad-answer"
-PINGS, PING_SECONDS = 3, 2.0
-"""How often a measurement of round trips asks, and how long it waits each time. What takes longer is not measured."""
+PINGS, PING_SECONDS, LAST_SECONDS = 3, 0.5, 2.0
+"""How often a measurement of round trips asks, seconds between two questions, and after the last one. What takes longer
+is not measured."""
 U32_MAX = (1 << 32) - 1
 
 
@@ -321,11 +322,11 @@ class TripMeter:
         """Ask all edges a few times; the shortest answer of each."""
         loop = asyncio.get_running_loop()
         self._asked, self._best = {}, {}
-        for _ in range(PINGS):
+        for seconds in (*(PING_SECONDS,) * (PINGS - 1), LAST_SECONDS):
             number = int.from_bytes(self._entropy.token(8), "big") >> 1
             self._asked[number] = loop.time()
             self._send(Publish("split.up", SplitPing(number=number), 0, partition=self._slot))
-            await asyncio.sleep(PING_SECONDS)
+            await asyncio.sleep(seconds)
         found, self._asked = self._best, {}
         return TripsMeasured(found)
 

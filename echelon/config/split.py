@@ -201,6 +201,12 @@ class SplitSettings(Settings):
         found = self.class_of(device)
         return self.micro_batch if found is None or found.micro_batch is None else found.micro_batch
 
+    def micro_max(self, batch: int) -> int:
+        """The most sequences of a micro-batch that an edge may be sent, given a step's: cuts that move take any."""
+        largest = max((self.micro_batch, *(one.micro_batch or 0 for one in self.classes)))
+        moving = self.replan is not None and any(one.profile is not None for one in self.classes)
+        return max(largest, batch) if moving else largest
+
     def in_flight_of(self, device: str) -> int:
         """Most micro-batches of a device that are under way together."""
         found = self.class_of(device)

@@ -120,10 +120,8 @@ class SplitCompute:
         """See `MiddleCompute.middle`."""
         if edge not in self._middles:
             split = self._split[edge]
-            micro = max((split.micro_batch, *(one.micro_batch or 0 for one in split.classes)))
-            if split.replan is not None and any(one.profile is not None for one in split.classes):
-                training = self.settings.training
-                micro = max(micro, training.batch_size * training.accumulation)
+            training = self.settings.training
+            micro = split.micro_max(training.batch_size * training.accumulation)
             self._middles[edge] = EdgeMiddles(self._shared, split.encodings, split.perturbation, micro)
         middles = self._middles[edge]
         try:

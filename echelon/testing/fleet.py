@@ -43,6 +43,7 @@ from echelon.provision import apply, load_scope
 from echelon.services.shards import publish_shards, terms_of
 from echelon.testing.kafka_wipe import wipe
 from echelon.testing.killing import WHO
+from echelon.testing.orphans import end_with
 from echelon.topics import Boundary, load_catalogue
 
 _log = logging.getLogger(__name__)
@@ -77,7 +78,10 @@ Spawn = Callable[[str, Sequence[str], Mapping[str, str], Path], Child]
 
 def by_subprocess(module: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> Child:
     """A fresh interpreter, as in a deployment. In a session of its own: Ctrl-C is for whoever started the fleet."""
-    code = f"import sys; from {module} import main; sys.argv[0] = 'echelon'; main()"
+    code = (
+        f"import sys; from echelon.testing.orphans import end_with; end_with({os.getpid()}); "
+        f"from {module} import main; sys.argv[0] = 'echelon'; main()"
+    )
     with log.open("ab") as file:
         process = subprocess.Popen(
             [sys.executable, "-c", code, *arguments],
@@ -107,13 +111,16 @@ def by_fork(module: str, arguments: Sequence[str], environment: Mapping[str, str
     main = getattr(sys.modules["__main__"], "__spec__", None)
     here = () if main is None else (main.name.partition(".")[0],)  # a child imports what this process runs
     context.set_forkserver_preload([*PRELOADED, *here])
-    process = context.Process(target=_enter, args=(module, list(arguments), dict(environment), str(log)))
+    process = context.Process(
+        target=_enter, args=(module, list(arguments), dict(environment), str(log), os.getpid())
+    )
     process.start()
     return _Forked(process)
 
 
-def _enter(module: str, arguments: list[str], environment: dict[str, str], log: str) -> None:
+def _enter(module: str, arguments: list[str], environment: dict[str, str], log: str, starter: int) -> None:
     os.setsid()
+    end_with(starter)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(output, 1)
     os.dup2(output, 2)

@@ -24,7 +24,7 @@ from bench._elsa.data import (
     runs,
     unreliable,
 )
-from bench._elsa.plan import ABLATIONS, ARMS, ELSA, MODELS, TIERS, Job, Shape, jobs_of
+from bench._elsa.plan import ABLATIONS, ARMS, ELSA, FAR, MODELS, TIERS, Job, Shape, jobs_of
 from bench._elsa.runs import BenchmarkError, base_of, clusters, fleet, run_job
 from bench._elsa.tables import caught, endpoint, page
 from echelon.contest.data import File
@@ -139,10 +139,10 @@ def jobs(tier: str = "full") -> list[Job]:
 
 def test_the_full_plan_has_every_arm_with_paired_seeds() -> None:
     found = jobs()
-    assert len({job.key for job in found}) == len(found) == 2 * 2 * 2 * 5 * 3 + 5 * 3
+    assert len({job.key for job in found}) == len(found) == 2 * 2 * 2 * 5 * 3 + 5 * 3 + 2 * 3
     by_arm = Counter(job.arm for job in found)
     assert all(by_arm[arm.name] == 24 for arm in ARMS)
-    assert all(by_arm[arm.name] == 3 for arm in ABLATIONS)
+    assert all(by_arm[arm.name] == 3 for arm in (*ABLATIONS, *FAR))
     assert {job.seed for job in found} == {1, 2, 3}
     job = found[0]
     changed = [replace(job, seed=9), replace(job, data="x"), replace(job, base="x"), replace(job, unreliable=20),
@@ -155,6 +155,14 @@ def test_each_ablation_takes_one_part_away() -> None:
         assert arm.split is not None
         fields = ELSA.__dataclass_fields__
         assert sum(getattr(arm.split, name) != getattr(ELSA, name) for name in fields) == 1
+
+
+def test_the_far_edge_is_in_both_arms_and_one_of_them_measures() -> None:
+    measured, unknown = (arm.split for arm in FAR)
+    assert measured is not None
+    assert measured.far > 0
+    assert replace(measured, distances=False) == unknown
+    assert ELSA.fields.keys() == measured.fields.keys() - {"far", "distances"}
 
 
 def test_arms_of_a_seed_have_the_same_devices(snippets: Task) -> None:
