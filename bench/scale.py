@@ -1,7 +1,7 @@
 """Thousands of devices in one process: what a window costs against its cohort and against all who are enrolled.
 
     python -m bench scale                     every sweep; about five minutes of one core
-    python -m bench scale -- --only cohort    one of them: cohort, enrolled, stub, real
+    python -m bench scale -- --only cohort    one of them: cohort, ring, enrolled, stub, real
     python -m bench scale -- --keep F.jsonl   take up points that F holds from before, and add new ones to it
     python -m bench scale -- --point '{...}'  a single point, in this process
 
@@ -10,6 +10,7 @@ so that nothing waits. Each point is a process of its own, for its peak memory. 
 the windows after each boundary's first one, which holds what every device does once (join, train, check in).
 
 - `cohort`: the devices of a window vary, the enrolled ones do not;
+- `ring`: the same, each device masking with 16 neighbours only (docs/secagg.md);
 - `enrolled`: the reverse;
 - `stub`: 10,000 devices in 16 boundaries, each with a quadratic in place of a model;
 - `real`: 1,000 devices in 4 boundaries, each with its adapter of the shipped model and text of its own.
@@ -58,12 +59,16 @@ class Point:
     per_delta: int = 2
     learner: str = "quadratic"
     sweep: str = ""
+    neighbours: int = 0
+    """On a ring; 0: everybody masks with everybody."""
 
 
 COHORTS = (8, 16, 32, 64, 128)
+RING, RINGS = 16, (32, 64, 96, 128, 192)
 ENROLLED = (128, 256, 512, 1024)
 SWEEPS: dict[str, tuple[Point, ...]] = {
     "cohort": tuple(Point(256, k, sweep="cohort") for k in COHORTS),
+    "ring": tuple(Point(256, k, sweep="ring", neighbours=RING) for k in RINGS),
     "enrolled": tuple(Point(n, 16, sweep="enrolled") for n in ENROLLED),
     "stub": (Point(10_000, 16, boundaries=16, sweep="stub"),),
     "real": (Point(1000, 16, boundaries=4, learner="lora", sweep="real"),),
@@ -87,7 +92,12 @@ def settings_of(point: Point, folder: Path) -> RunSettings:
         "adapter": {"rank": 4, "alpha": 8},
         "training": {"sequence_length": 32, "batch_size": 2},
         # A device that is in none of the windows meanwhile keeps its offer: the horizon is longer than the run.
-        "secure": {"cohort_max": point.cohort, "bucket_tokens": 64, "staleness": {"horizon": 60}},
+        "secure": {
+            "cohort_max": point.cohort,
+            "bucket_tokens": 64,
+            "staleness": {"horizon": 60},
+            "neighbours": point.neighbours or None,
+        },
         "window": {"cohort": point.cohort, "deadline": 600, "round_timeout": 600, "patience": 60, "ahead": 1},
         # Every device would evaluate every commit, whether a window takes it or not.
         "sync": {
@@ -245,7 +255,7 @@ def exponent(points: list[dict[str, Any]], x: str, y: str) -> float:
 def fits(points: list[dict[str, Any]]) -> dict[str, Any]:
     """What the sweeps say: lines and parabolas through them."""
     found: dict[str, Any] = {}
-    for sweep, x in (("cohort", "cohort"), ("enrolled", "devices")):
+    for sweep, x in (("cohort", "cohort"), ("ring", "cohort"), ("enrolled", "devices")):
         chosen = [point for point in points if point["sweep"] == sweep]
         if len(chosen) < 4:
             continue
@@ -260,12 +270,12 @@ def fits(points: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-ASKED = ("devices", "cohort", "boundaries", "commits", "learner", "sweep")
+ASKED = ("devices", "cohort", "boundaries", "commits", "learner", "sweep", "neighbours")
 
 
 def key_of(point: dict[str, Any]) -> str:
     """What a point asked for: the same for a point and for its figures."""
-    return json.dumps([point[name] for name in ASKED])
+    return json.dumps([point.get(name, 0) for name in ASKED])
 
 
 def measured_apart(point: Point) -> dict[str, Any]:

@@ -19,10 +19,12 @@ RESULT = ROOT / "bench" / "results" / "scale.json"
 WIDTH, HEIGHT, HEAD = 720, 330, 52
 CHARTS = {
     "scale-cohort.svg": (
-        "cohort", "cohort", "devices in the cohort", "A window's cost against its cohort", "parabola",
+        (("cohort", "parabola", "each with each"), ("ring", "line", "16 neighbours")),
+        "cohort", "devices in the cohort", "A window's cost against its cohort",
     ),
     "scale-enrolled.svg": (
-        "enrolled", "devices", "devices enrolled in the boundary", "A window's cost against the enrolled", "line",
+        (("enrolled", "line", "measured"),),
+        "devices", "devices enrolled in the boundary", "A window's cost against the enrolled",
     ),
 }  # fmt: skip
 
@@ -48,13 +50,14 @@ def style() -> str:
 
 def draw(result: dict[str, Any], name: str) -> str:
     """One chart as a file of its own."""
-    sweep, x, caption, title, law = CHARTS[name]
-    measured = points(result, sweep)
-    at = tuple((float(p[x]), float(p["window_cpu_s"])) for p in measured)
-    found = result["figures"]["fits"][sweep]["window_cpu_s"][law]
-    fitted = curve(found["coefficients"], at[0][0], at[-1][0])
-    said = f"{law} by least squares, worst error {found['worst_relative_error']:.0%}"
-    series = [Series("measured", at, 0), Series(said, fitted, 1, dashed=True)]
+    sweeps, x, caption, title = CHARTS[name]
+    series: list[Series] = []
+    for sweep, law, who in sweeps:
+        at = tuple((float(p[x]), float(p["window_cpu_s"])) for p in points(result, sweep))
+        found = result["figures"]["fits"][sweep]["window_cpu_s"][law]
+        fitted = curve(found["coefficients"], at[0][0], at[-1][0])
+        said = f"{law}, worst error {found['worst_relative_error']:.0%}"
+        series += [Series(who, at, len(series)), Series(said, fitted, len(series) + 1, dashed=True)]
     chart = line_chart(
         series,
         Axis(caption, lambda v: f"{v:,.0f}", low=0),

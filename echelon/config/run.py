@@ -170,6 +170,21 @@ class SecureSettings(Settings):
     )
     n_max: int = Field(default=64, ge=1, le=65_536, description="Largest n of one update, in buckets.")
     staleness: StalenessSettings = Field(default=StalenessSettings(), description="Weights of late updates.")
+    neighbours: int | None = Field(
+        default=None, ge=4, le=COHORT_LIMIT, multiple_of=2,
+        description="k: in cohorts of at least twice as many a device masks with k others, on a ring: its work does "
+        "not grow with the cohort, and fewer may drop out near one another (docs/secagg.md). None: with all, always.",
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _some_may_drop_out(self) -> Self:
+        k, c = self.neighbours, self.colluding
+        if k is not None and 2 * (k + 2 + c) > 3 * k:
+            raise ValueError(
+                f"neighbours = {k} with colluding = {c} would need every neighbour to stay: raise neighbours to "
+                f"{2 * (c + 2)} or more"
+            )
+        return self
 
 
 class WindowSettings(Settings):

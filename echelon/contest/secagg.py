@@ -20,7 +20,6 @@ from echelon.messages.wire import DeviceId
 from echelon.secagg.client import Client
 from echelon.secagg.context import Context, Member, threshold
 from echelon.secagg.entropy import Entropy
-from echelon.secagg.graph import complete
 from echelon.secagg.roster import Roster, RosterEntry
 from echelon.secagg.server import Server
 
@@ -66,7 +65,7 @@ class Cohort:
         self.devices = [DeviceId(f"d{i:04d}") for i in range(n)]
         self.context = Context(
             run=bytes(16), window=1, version=1, members=tuple(Member(d, 1, 1, 0) for d in self.devices),
-            bases_root=bytes(32), terms_sha256=bytes(32), neighbours=complete(self.devices),
+            bases_root=bytes(32), terms_sha256=bytes(32),
             threshold=threshold(n, 0), k_min=2, colluding=0, weight_max=1, clip_micro=1, scale_bits=1, length=length,
         )  # fmt: skip
         entries = [

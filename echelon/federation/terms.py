@@ -61,6 +61,7 @@ def secure_terms(settings: RunSettings) -> SecureTerms:
         bucket_tokens=secure.bucket_tokens,
         n_max=secure.n_max,
         staleness=_table(secure.staleness),
+        neighbours=secure.neighbours or 0,
     )
     # Σ w‖Δ‖² travels in units of 2**-32 and must stay below 2**63 over the whole cohort.
     if math.log2(terms.weight_max * cohort_max * secure.clip**2) + 32 >= 63:

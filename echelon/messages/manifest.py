@@ -167,6 +167,12 @@ class SecureTerms(Fields):
     """Largest n of one update."""
     staleness: Table
     """s(τ) as integers, by τ in versions; an update as old as the table is long is not taken."""
+    neighbours: Annotated[int, Field(ge=0, le=4096, multiple_of=2)] = 0
+    """k: with how many others a device masks in cohorts of at least twice as many; 0: with all, always."""
+
+    def degree(self, cohort: int) -> int:
+        """k in a cohort of so many devices; 0: everybody masks with everybody."""
+        return self.neighbours if 0 < 2 * self.neighbours <= cohort else 0
 
     @property
     def weight_max(self) -> int:

@@ -548,7 +548,7 @@ class AggregatorCore:
             ),
             rejected=tuple(rejected),
             bases=self.bases,
-            threshold=threshold_of(len(chosen), secure.colluding),
+            threshold=threshold_of(len(chosen), secure),
             weight_cap=cap,
             inputs=self._checked_in,
         )

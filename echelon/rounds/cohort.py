@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +19,11 @@ from echelon.messages.boundary import Cohort
 from echelon.messages.exchange import WindowSummary
 from echelon.messages.manifest import MILLION, RunManifest, SecureTerms
 from echelon.messages.split import EdgePart
-from echelon.messages.wire import DeviceId
+from echelon.messages.wire import DeviceId, pack
 from echelon.rounds.exact import norm2
 from echelon.rounds.ledger import window_mean
-from echelon.secagg.context import Context, Member, threshold
-from echelon.secagg.graph import complete
+from echelon.secagg.context import Context, Member, ring_threshold, threshold
+from echelon.secagg.graph import Ring
 from echelon.secagg.ring import LIMBS, bound, unpack_sum
 from echelon.secagg.roster import WindowLeaf, bases_root, roster_root
 from echelon.secagg.server import SumResult
@@ -31,9 +32,10 @@ AUX = ("n", "weight", "norm2", "tokens", "loss", "loss_tokens", "eval_loss", "ev
 """The integers that travel with each update, in their order; units as in `WindowSummary`."""
 
 
-def threshold_of(n: int, colluding: int) -> int:
-    """t for a cohort of n devices of which c may work together with the aggregator: ⌊(n + c)/2⌋ + 1."""
-    return threshold(n, colluding)
+def threshold_of(n: int, secure: SecureTerms) -> int:
+    """t for a cohort of n devices: among all of them, or on a ring among a device and its neighbours."""
+    degree = secure.degree(n)
+    return ring_threshold(degree, secure.colluding) if degree else threshold(n, secure.colluding)
 
 
 def weight_cap(weights: Sequence[int], k_min: int) -> int:
@@ -142,7 +144,7 @@ def read_part(
 
 
 def context_of(cohort: Cohort, manifest: RunManifest, dim: int) -> Context:
-    """The context of a cohort's window, on the complete graph.
+    """The context of a cohort's window.
 
     Raises:
         ProtocolError: the cohort says what the manifest does not allow: weights, ages, sizes, threshold,
@@ -154,7 +156,7 @@ def context_of(cohort: Cohort, manifest: RunManifest, dim: int) -> Context:
         raise ProtocolError(
             f"{where}: {len(cohort.members)} devices, at most {secure.cohort_max} are allowed"
         )
-    expected = threshold_of(len(cohort.members), secure.colluding)
+    expected = threshold_of(len(cohort.members), secure)
     if cohort.threshold != expected:
         raise ProtocolError(f"{where}: threshold {cohort.threshold}, it must be {expected}")
     named: dict[int, str] = {}
@@ -188,7 +190,6 @@ def context_of(cohort: Cohort, manifest: RunManifest, dim: int) -> Context:
         ),
         bases_root=bases_root((base.version, base.sha256) for base in cohort.bases),
         terms_sha256=hashlib.sha256(manifest.canonical()).digest(),
-        neighbours=complete(DeviceId(member.device) for member in cohort.members),
         threshold=cohort.threshold,
         k_min=secure.k_min,
         colluding=secure.colluding,
@@ -196,7 +197,23 @@ def context_of(cohort: Cohort, manifest: RunManifest, dim: int) -> Context:
         clip_micro=secure.clip_micro,
         scale_bits=secure.scale_bits,
         length=vector_length(dim),
+        ring=ring_of(cohort, manifest),
     )
+
+
+def ring_of(cohort: Cohort, manifest: RunManifest) -> Ring | None:
+    """The ring of a cohort, in an order that follows from run, window and members; None where all mask with all."""
+    degree = manifest.secure.degree(len(cohort.members))
+    if not degree:
+        return None
+    names = tuple(DeviceId(member.device) for member in cohort.members)
+    return _ring(names, degree, hashlib.sha256(pack([manifest.run_id, cohort.window, *names])).digest())
+
+
+@lru_cache(8)
+def _ring(names: tuple[DeviceId, ...], degree: int, seed: bytes) -> Ring:
+    """Kept for the other devices of a process, which are in the same cohort."""
+    return Ring.of(names, degree, seed)
 
 
 def mean_norm2(total: NDArray[np.int64], weight: int, terms: SecureTerms) -> int:

@@ -33,7 +33,7 @@ from echelon.messages.handshake import (
 )
 from echelon.messages.wire import DeviceId, Message
 from echelon.secagg import shamir
-from echelon.secagg.context import Context, consistency_statement
+from echelon.secagg.context import Context, consistency_statement, masks_bound
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.faults import Abort, Aborted
 from echelon.secagg.keys import (
@@ -186,7 +186,10 @@ class Client:
         publics = [key for entry in keys.entries for key in (entry.cipher_public, entry.mask_public)]
         if len(set(publics)) != len(publics):
             raise self._abort(Abort.KEYS, "one key stands twice in the key list")
+        near = context.holders(self.me)
         for entry in keys.entries:
+            if entry.device not in near:
+                continue  # no secret is shared with it
             signed = context.advert_statement(entry)
             if not verify_signature(self._roster.key(entry.device), entry.signature, signed):
                 raise self._abort(
@@ -227,10 +230,10 @@ class Client:
             # A share that does not open is one the sender lost for itself: others may hold enough of them.
             if opened is not None and len(opened) == 2 * SHARE_BYTES:
                 self._held[sender] = (opened[:SHARE_BYTES], opened[SHARE_BYTES:])
-        masked = vector.copy()
-        masks = [(self_mask_key(self._seed, self._bound, self.me), 1)]
+        masked, bound = vector.copy(), masks_bound(self._bound, shares)
+        masks = [(self_mask_key(self._seed, bound, self.me), 1)]
         for peer in peers:
-            key = pair_mask_key(self._masking[peer], self._bound, self.me, peer)
+            key = pair_mask_key(self._masking[peer], bound, self.me, peer)
             masks.append((key, mask_sign(self.me, peer)))
         Masker().add(masked, masks)
         self._u2 = u2
@@ -313,16 +316,18 @@ class Client:
         if not isinstance(included, Included) or self.me not in self._u3:
             raise self._abort(Abort.SIGNATURES, f"asked to unmask a sum that leaves {self.me} out")
         statement = self._statement(included)
-        near = 0
+        near, holders = 0, context.holders(self.me)
         for entry in signatures.entries:
             device = DeviceId(entry.device)
             if device not in self._u3:
                 raise self._abort(
                     Abort.SIGNATURES, f"a signature of {device}, which is not in the included set"
                 )
+            if device not in holders:
+                continue  # it counts for its own neighbours
             if not verify_signature(self._roster.key(device), entry.signature, statement):
                 raise self._abort(Abort.SIGNATURES, f"{device} signed another included set")
-            near += device in context.holders(self.me)
+            near += 1
         if near < context.threshold:
             raise self._abort(
                 Abort.THRESHOLD, f"{near} signatures of the included set, {context.threshold} needed"
@@ -393,6 +398,7 @@ class Client:
     def _check_floor(self, devices: frozenset[DeviceId], what: str) -> None:
         try:
             self.context.check_floor(devices, what)
+            self.context.check_ring(devices, what)
         except Aborted as below:
             self._aborted = below
             raise

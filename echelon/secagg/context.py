@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 from echelon.messages.handshake import Included, KeyEntry, KeyList, SharesList
 from echelon.messages.wire import DeviceId
 from echelon.secagg.faults import Abort, Aborted
-from echelon.secagg.graph import Graph, bits
+from echelon.secagg.graph import Graph, Ring, bits, complete
 from echelon.secagg.keys import statement
 
 
@@ -21,6 +21,11 @@ def threshold(n: int, colluding: int) -> int:
     set.
     """
     return (n + colluding) // 2 + 1
+
+
+def ring_threshold(degree: int, colluding: int) -> int:
+    """t among a device and its k neighbours on a ring: the smallest with 3t ≥ 2(k + 2 + c); see docs/secagg.md."""
+    return -(-2 * (degree + 2 + colluding) // 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +56,6 @@ class Context:
         members: the cohort, ascending by device.
         bases_root: Merkle root over the digests in the staleness horizon, 32 bytes.
         terms_sha256: digest of the run's terms, which name the rosters, 32 bytes.
-        neighbours: who masks with whom.
         threshold: t, among a device and its neighbours.
         k_min: fewest honest updates that a revealed sum hides among.
         colluding: c.
@@ -59,6 +63,7 @@ class Context:
         clip_micro: L2 bound in millionths.
         scale_bits: of the fixed-point codec.
         length: coordinates of a masked vector, limbs of integers included.
+        ring: on which devices mask with those nearest; None: everybody masks with everybody.
 
     Raises:
         Aborted: at construction, when a device must not take part in such a window.
@@ -70,7 +75,6 @@ class Context:
     members: tuple[Member, ...]
     bases_root: bytes
     terms_sha256: bytes
-    neighbours: Graph
     threshold: int
     k_min: int
     colluding: int
@@ -78,6 +82,7 @@ class Context:
     clip_micro: int
     scale_bits: int
     length: int
+    ring: Ring | None = None
 
     def __post_init__(self) -> None:
         where = f"window {self.window}"
@@ -91,22 +96,26 @@ class Context:
                 raise Aborted(
                     Abort.MEMBERS, f"{where}: {member.device} has n = {member.n} and weight {member.w}"
                 )
-        cohort = set(names)
-        if set(self.neighbours) != cohort or any(
-            device in nearby
-            or not nearby <= cohort
-            or any(device not in self.neighbours[other] for other in nearby)
-            for device, nearby in self.neighbours.items()
-        ):
-            raise Aborted(Abort.MEMBERS, f"{where}: the graph of neighbours is not one on the cohort")
-        for device in names:
-            group = len(self.neighbours[device]) + 1
-            if not (2 * self.threshold > group + self.colluding and self.threshold <= group):
-                raise Aborted(
-                    Abort.THRESHOLD,
-                    f"{where}: threshold {self.threshold} for {group} devices with {self.colluding} colluding",
-                )
+        if self.ring is not None and sorted(self.ring.order) != names:
+            raise Aborted(Abort.MEMBERS, f"{where}: the ring is not one of the cohort")
+        if self.ring is None:
+            group, least = len(names), threshold(len(names), self.colluding)
+        else:
+            group, least = self.ring.degree + 1, ring_threshold(self.ring.degree, self.colluding)
+        if not least <= self.threshold <= group:
+            raise Aborted(
+                Abort.THRESHOLD,
+                f"{where}: threshold {self.threshold} for {group} devices with {self.colluding} colluding; "
+                f"it must be in {least}..{group}",
+            )
         self.check_floor(names, "the cohort")
+
+    @cached_property
+    def neighbours(self) -> Graph:
+        """Who masks with whom."""
+        return (
+            complete(member.device for member in self.members) if self.ring is None else self.ring.neighbours
+        )
 
     @cached_property
     def weights(self) -> dict[DeviceId, int]:
@@ -121,6 +130,22 @@ class Context:
     def holders(self, device: DeviceId) -> frozenset[DeviceId]:
         """Who holds shares of a device's secrets: itself and its neighbours."""
         return self.neighbours[device] | {device}
+
+    def check_ring(self, devices: Collection[DeviceId], what: str) -> None:
+        """On a ring: every arc of k / 2 places has more than c of the devices, so that no gap parts them.
+
+        Raises:
+            Aborted: there is one.
+        """
+        if self.ring is None:
+            return
+        fewest = self.ring.thinnest(devices)
+        if fewest <= self.colluding:
+            raise Aborted(
+                Abort.THRESHOLD,
+                f"window {self.window}: {what} has {fewest} devices on an arc of {self.ring.degree // 2} places; "
+                f"with {self.colluding} or fewer its sum could be parted",
+            )
 
     def check_floor(self, devices: Iterable[DeviceId], what: str) -> None:
         """The privacy floor: heads ≥ k_min + c, and Σw ≥ k_min · max w.
@@ -150,7 +175,7 @@ class Context:
                 [[member.device, member.n, member.w, member.base_version] for member in self.members],
                 self.bases_root, self.terms_sha256, hashlib.sha256(bits(self.neighbours)).digest(),
                 self.threshold, self.k_min, self.colluding, self.weight_max, self.clip_micro, self.scale_bits,
-                self.length,
+                self.length, *([] if self.ring is None else [list(self.ring.order)]),
             )
         ).digest()  # fmt: skip
 
@@ -166,8 +191,16 @@ class Context:
         )
 
     def bound(self, keys: KeyList) -> bytes:
-        """SHA-256 over the context and the key list U1: what masks and sealed shares are bound to; 32 bytes."""
+        """SHA-256 over the context and the key list U1: what sealed shares are bound to; 32 bytes."""
         return hashlib.sha256(statement("keys", self.digest, hashlib.sha256(keys.encode()).digest())).digest()
+
+
+def masks_bound(bound: bytes, shares: SharesList) -> bytes:
+    """SHA-256 over the context, U1 and U2: what masks are bound to; 32 bytes.
+
+    Masks of two devices that were shown different shares lists do not cancel.
+    """
+    return hashlib.sha256(statement("masks", bound, hashlib.sha256(shares.encode()).digest())).digest()
 
 
 def consistency_statement(bound: bytes, shares: SharesList, included: Included) -> bytes:

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from echelon.messages.wire import pack
 
-DOMAIN = b"echelon secure aggregation v1\x00"
+DOMAIN = b"echelon secure aggregation v2\x00"
 _NONCE = bytes(12)
 
 

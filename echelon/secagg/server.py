@@ -36,7 +36,7 @@ from echelon.messages.handshake import (
 )
 from echelon.messages.wire import DeviceId, Message, Reason
 from echelon.secagg.client import mask_sign
-from echelon.secagg.context import Context, consistency_statement
+from echelon.secagg.context import Context, consistency_statement, masks_bound
 from echelon.secagg.faults import Aborted, InputRefused, WindowFailed
 from echelon.secagg.keys import AgreementKey, commit_seed, pair_mask_key, self_mask_key, usable
 from echelon.secagg.prg import Masker
@@ -414,8 +414,9 @@ class Server:
             )
         try:
             self.context.check_floor(devices, f"the {message.kind} list")
+            self.context.check_ring(devices, f"the {message.kind} list")
         except Aborted as below:
-            raise WindowFailed("floor", below.detail) from None
+            raise WindowFailed(below.reason.value, below.detail) from None
 
     def _signed_enough(self, signatures: dict[DeviceId, bytes]) -> bool:
         t = self.context.threshold
@@ -473,20 +474,19 @@ class Server:
 
     def _masks(self, dropped: list[DeviceId]) -> Iterator[tuple[bytes, int]]:
         """The masks that are left in the sum, with the signs that take them off."""
+        bound = masks_bound(self._bound, self._shares)
         for device in sorted(self._u3):
-            yield self_mask_key(self._secrets[device], self._bound, device), -1
+            yield self_mask_key(self._secrets[device], bound, device), -1
         for device in dropped:
-            if device not in self._secrets:
-                continue  # none of its neighbours is included
             private = AgreementKey(self._secrets[device])
             for peer in sorted(self.context.neighbours[device] & set(self._u3)):
                 shared = private.agree(self._keys[peer].mask_public)
-                yield pair_mask_key(shared, self._bound, device, peer), -mask_sign(peer, device)
+                yield pair_mask_key(shared, bound, device, peer), -mask_sign(peer, device)
 
     def _recover(self) -> frozenset[DeviceId]:
         """Try the secrets that are not known yet with the answers so far; those that stay unknown."""
         u3 = set(self._u3)
-        needed = u3 | {device for device in self._u2 - u3 if self.context.neighbours[device] & u3}
+        needed = self._u2  # on a ring, too, a device that dropped out has neighbours that did not
         if self._tried != len(self._unmasks):
             self._tried = len(self._unmasks)
             revealed = self._revealed()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -13,9 +13,9 @@ from echelon.messages.envelope import Signer
 from echelon.messages.handshake import Deliver, Included, KeyList, SharesList, Signatures
 from echelon.messages.wire import DeviceId
 from echelon.secagg.client import Client
-from echelon.secagg.context import Context, Member, threshold
+from echelon.secagg.context import Context, Member, ring_threshold, threshold
 from echelon.secagg.entropy import Entropy
-from echelon.secagg.graph import Graph, complete
+from echelon.secagg.graph import Ring
 from echelon.secagg.roster import Roster, RosterEntry
 from echelon.secagg.server import Decision, Input, Server, SumResult
 
@@ -46,12 +46,13 @@ def context_for(
     colluding: int = 0,
     k_min: int = 2,
     weights: dict[str, int] | None = None,
-    graph: Callable[[list[DeviceId]], Graph] = complete,
+    degree: int | None = None,
     length: int = LENGTH,
     t: int | None = None,
 ) -> Context:
-    neighbours = graph(devices)
-    group = min(len(near) for near in neighbours.values()) + 1
+    """Everybody masks with everybody, or on a ring of that degree."""
+    ring = None if degree is None else Ring.of(devices, degree, b"g")
+    least = threshold(len(devices), colluding) if ring is None else ring_threshold(ring.degree, colluding)
     return Context(
         run=b"r" * 16,
         window=window,
@@ -59,14 +60,14 @@ def context_for(
         members=tuple(Member(d, 1, (weights or {}).get(d, 1), 10) for d in devices),
         bases_root=b"b" * 32,
         terms_sha256=b"m" * 32,
-        neighbours=neighbours,
-        threshold=threshold(group, colluding) if t is None else t,
+        threshold=least if t is None else t,
         k_min=k_min,
         colluding=colluding,
         weight_max=1 << 20,
         clip_micro=1_000_000,
         scale_bits=20,
         length=length,
+        ring=ring,
     )
 
 

@@ -62,7 +62,7 @@ def cohort(**changes: object) -> Cohort:
     fields = {
         "window": 5, "version": 7, "commit": 2, "members": members, "rejected": (), "bases": BASES,
         "weight_cap": 1 << 40,
-        "threshold": threshold_of(4, 0), "inputs": 9,
+        "threshold": threshold_of(4, SECURE), "inputs": 9,
     }  # fmt: skip
     return Cohort(**{**fields, **changes})  # type: ignore[arg-type]
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from echelon.messages.wire import DeviceId, Message
+from echelon.messages.wire import Message
 from echelon.secagg import keys
 from echelon.secagg.entropy import Entropy
-from echelon.secagg.graph import bits, regular
+from echelon.secagg.graph import Ring, bits
 from echelon.secagg.prg import keystream
 from echelon.secagg.ring import Codec, pack_vector
 from echelon.secagg.shamir import deal
@@ -57,7 +57,7 @@ def produced() -> dict[str, object]:
         "commitment": keys.commit_seed(b"s" * 32, b"c" * 32, "d000").hex(),
         "shares": [s.hex() for s in deal(b"\x2a" * 32, [1, 2, 3], 2, Entropy.seeded(b"golden"))],
         "packed": pack_vector(encoded, (5, 2**40 + 3)).astype("<u4").tobytes().hex(),
-        "graph": bits(regular([DeviceId(d) for d in names(9)], 4, b"golden")).hex(),
+        "graph": bits(Ring.of(names(9), 4, b"golden").neighbours).hex(),
     }
 
 

@@ -29,7 +29,7 @@ from echelon.messages.wire import MAX_CONTROL_BYTES, DeviceId, Reason, Refused
 from echelon.secagg import keys, recovery
 from echelon.secagg.context import threshold
 from echelon.secagg.entropy import Entropy
-from echelon.secagg.graph import bits, complete, regular
+from echelon.secagg.graph import Ring, bits, complete
 from echelon.secagg.prg import BATCH, CHUNK_BYTES, Masker, keystream
 from echelon.secagg.recovery import Recovery
 from echelon.secagg.roster import Roster, RosterEntry, WindowLeaf, bases_root, merkle_root, roster_root
@@ -298,13 +298,13 @@ def test_every_subset_is_tried_once() -> None:
 
 
 @given(n=st.integers(3, 40), degree=st.integers(2, 12), seed=st.binary(max_size=8))
-def test_regular_graphs_are_regular_symmetric_and_connected(n: int, degree: int, seed: bytes) -> None:
+def test_rings_are_regular_symmetric_and_connected(n: int, degree: int, seed: bytes) -> None:
     devices = names(n)
-    if degree >= n or (degree % 2 and n % 2):
-        with pytest.raises(ConfigError, match="no graph"):
-            regular(devices, degree, seed)
+    if degree > n - 2 or degree % 2:
+        with pytest.raises(ConfigError, match="no ring"):
+            Ring.of(devices, degree, seed)
         return
-    graph = regular(devices, degree, seed)
+    graph = Ring.of(devices, degree, seed).neighbours
     assert all(len(near) == degree and d not in near for d, near in graph.items())
     assert all(d in graph[other] for d, near in graph.items() for other in near)
     reached, todo = set(), [devices[0]]
@@ -316,12 +316,21 @@ def test_regular_graphs_are_regular_symmetric_and_connected(n: int, degree: int,
     assert reached == set(devices)
 
 
+@given(n=st.integers(4, 30), half=st.integers(1, 6), data=st.data())
+def test_the_thinnest_arc(n: int, half: int, data: st.DataObject) -> None:
+    half = min(half, (n - 2) // 2)
+    ring = Ring.of(names(n), 2 * half, b"a")
+    there = data.draw(st.sets(st.sampled_from(names(n))))
+    arcs = [{ring.order[(start + step) % n] for step in range(half)} for start in range(n)]
+    assert ring.thinnest(there) == min(len(arc & there) for arc in arcs)
+
+
 def test_graphs_have_one_encoding() -> None:
     devices = names(9)
     assert bits(complete(devices)) == bits(complete(reversed(devices)))
-    assert regular(devices, 4, b"a") == regular(devices[::-1], 4, b"a")
-    others = {bits(regular(devices, 4, b"a")), bits(regular(devices, 4, b"b")), bits(complete(devices))}
-    assert len(others) == 3
+    rings = [Ring.of(devices, 4, seed) for seed in (b"a", b"b")]
+    assert rings[0] == Ring.of(devices[::-1], 4, b"a")
+    assert len({bits(rings[0].neighbours), bits(rings[1].neighbours), bits(complete(devices))}) == 3
     assert complete([DeviceId("a")]) == {"a": frozenset()}
 
 

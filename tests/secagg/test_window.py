@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import random
 
 import numpy as np
@@ -11,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from echelon.errors import ProtocolError
-from echelon.messages.handshake import Included, KeyList, Upload
+from echelon.messages.handshake import Included, KeyList, Sealed, Unmask, Upload
 from echelon.messages.wire import DeviceId, Message
+from echelon.secagg.context import ring_threshold
 from echelon.secagg.faults import InputRefused, WindowFailed
-from echelon.secagg.graph import Graph, regular
 from echelon.secagg.server import Round, Server, rederive
 from tests.secagg.federation import (
     Window,
@@ -92,8 +91,8 @@ def test_the_floor_on_weight() -> None:
     k=st.sampled_from([None, 2, 4]),
 )
 def test_random_dropouts_give_the_exact_sum_or_none(n: int, colluding: int, seed: int, k: int | None) -> None:
-    graph = {} if k is None or k >= n else {"graph": functools.partial(regular, degree=k, seed=b"g")}
-    context = context_for(names(n), colluding=colluding, k_min=2, **graph)
+    degree = None if k is None or k > n - 2 or ring_threshold(k, colluding) > k + 1 else k
+    context = context_for(names(n), colluding=colluding, k_min=2, degree=degree)
     dice = random.Random(seed)
     drops = [[d for d in names(n) if dice.random() < 0.08] for _ in range(5)]
     window = Window(context)
@@ -112,12 +111,36 @@ def test_random_dropouts_give_the_exact_sum_or_none(n: int, colluding: int, seed
     assert replayed.signatures == result.signatures
 
 
-def test_a_regular_graph_survives_dropouts() -> None:
-    context = context_for(names(12), graph=functools.partial(regular, degree=6, seed=b"g"))
-    assert context.threshold == 4
-    result = Window(context).run((), ["d001"], ["d005", "d006"], ["d009"])
-    assert len(result.included) == 9
+def test_a_ring_survives_dropouts_that_are_not_too_near_one_another() -> None:
+    context = context_for(names(24), degree=10)
+    assert context.threshold == 8
+    order = context.ring.order
+    result = Window(context).run([order[0]], [order[6]], [order[12]], [order[18]], [order[3]])
+    assert len(result.included) == 21
     assert np.array_equal(result.total, plain_sum(result.included))
+
+
+@pytest.mark.parametrize("silent_in", [0, 1, 2])
+def test_a_ring_that_is_cut_gives_no_sum(silent_in: int) -> None:
+    """Whole arcs drop out: what is left on either side of them would be two sums."""
+    context = context_for(names(24), degree=10)
+    drops: list[list[str]] = [[] for _ in range(5)]
+    drops[silent_in] = [*context.ring.order[3:8], *context.ring.order[15:20]]
+    with pytest.raises(WindowFailed) as failed:
+        Window(context).run(*drops)
+    assert failed.value.reason == "threshold"
+
+
+def test_on_a_ring_a_device_shares_and_reveals_among_its_neighbours_alone() -> None:
+    window = Window(context_for(names(40), degree=8))
+    result = window.run((), (), ["d003"])
+    assert len(result.included) == 39
+    for device, message in window.inputs:
+        if isinstance(message, Sealed):
+            assert {entry.device for entry in message.entries} == window.context.neighbours[device]
+        if isinstance(message, Unmask):
+            revealed = {entry.device for entry in (*message.seeds, *message.keys)}
+            assert revealed <= window.context.holders(device)
 
 
 @pytest.mark.parametrize("adopted", range(5))
@@ -287,19 +310,6 @@ def test_masks_cancel_only_in_the_whole_sum() -> None:
         assert not np.array_equal(masked, vector_of(device))
     partial = sum(window.uploads[d].astype(np.uint64) for d in window.devices[:3]).astype(np.uint32)
     assert not np.array_equal(partial, plain_sum(window.devices[:3]))
-
-
-def test_a_dropped_device_whose_neighbours_all_dropped_needs_no_secret() -> None:
-    """On two triangles that share nothing, one triangle drops out as a whole: the other has its sum."""
-
-    def triangles(devices: list[DeviceId]) -> Graph:
-        halves = (frozenset(devices[:3]), frozenset(devices[3:]))
-        return {device: next(half for half in halves if device in half) - {device} for device in devices}
-
-    window = Window(context_for(names(6), graph=triangles))
-    result = window.run((), (), names(6)[3:])
-    assert result.dropped == tuple(names(6)[3:])
-    assert np.array_equal(result.total, plain_sum(names(6)[:3]))
 
 
 def test_what_was_refused_is_no_part_of_the_sum_again() -> None:
