@@ -20,7 +20,7 @@ from bench._elsa.plan import (
     PROBES,
     Tier,
 )
-from echelon.contest.results import Results, read_json
+from echelon.contest.results import read_json
 from echelon.contest.stats import Paired, holm, paired
 from echelon.contest.tables import DASH, interval, markdown, p_value, spread
 
@@ -375,38 +375,9 @@ def page(tier: Tier, every: Lines, folder: Path) -> str:
         "## A far edge\n\n" + far_table(every, tier),
         "## Whom trust kept out\n\n" + trust_table(lines, tier),
         "## What devices' bytes are made of\n\n" + traffic_table(lines, tier),
-        "## Method\n\n" + _method(tier) + _planner(lines, folder),
+        "## Method\n\n" + _method(tier),
     ]
     return "\n".join(parts)
-
-
-def _planner(lines: Lines, folder: Path) -> str:
-    """What is known of the figures' cuts, where they are those of a planner that has been mended since."""
-    planned = [line for line in lines.values() if (arm := BY_NAME[line["arm"]].split) and arm.planned]
-    early = [line for line in planned if any(cut[2] == EARLY_MICRO for cut in line.get("cuts", {}).values())]
-    if not early:
-        return ""
-    text = (
-        f"- {len(early)} of {len(planned)} runs with planned cuts are of a planner that took classifiers for language "
-        f"models and gave them micro-batches of {EARLY_MICRO} rows."
-    )
-    for now in Results(folder / MENDED).lines.values():
-        then = lines.get(now["key"])
-        if then is not None:
-            micro = "/".join(str(size) for size in sorted({cut[2] for cut in now["cuts"].values()}))
-            text += (
-                f" Made anew with the mended one (*{now['task']}*, {now['model']}, {now['unreliable']} %, "
-                f"seed {now['seed']}), with micro-batches of {micro} rows, which are padded to their longest: accuracy "
-                f"{share(accuracy(now))} % in place of {share(accuracy(then))} %, devices' bytes "
-                f"{megabytes(device_bytes(now))} MB in place of {megabytes(device_bytes(then))} MB."
-            )
-    return text + "\n"
-
-
-MENDED = "mended.jsonl"
-"""Runs made anew with the mended planner."""
-EARLY_MICRO = 4
-"""Rows of a micro-batch that the planner chose while it took a classifier's head for a language model's."""
 
 
 def _head(tier: Tier, data: Mapping[str, Any], tested: str) -> str:

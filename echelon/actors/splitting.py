@@ -48,6 +48,8 @@ from echelon.secagg.keys import AgreementKey
 
 M = TypeVar("M", bound=Message)
 NO_ANSWER, BROKEN, BAD_ANSWER = "no-answer", "session-broken", "bad-answer"
+ASK_AGAIN = 2.0
+"""Seconds after which an edge that has not accepted a session is asked again."""
 PINGS, PING_SECONDS, LAST_SECONDS = 3, 0.5, 2.0
 """How often a measurement of round trips asks, seconds between two questions, and after the last one. What takes longer
 is not measured."""
@@ -195,16 +197,14 @@ class EdgeLink:
         session = _Session(edge, self._entropy.token(16), key, loop.create_future())
         self._session = session
         opening = SplitOpen(edge=edge, session=session.id, public=key.public)
-        self._send(Publish("split.up", opening, 0, partition=self._slot))
-        await self._within(session.accepted)
-
-    async def _within(self, future: asyncio.Future[object] | asyncio.Future[None]) -> None:
-        try:
-            async with asyncio.timeout(self._timeout):
-                await future
-        except TimeoutError:
-            self.close()
-            raise EdgeLost(NO_ANSWER) from None
+        end = loop.time() + self._timeout
+        while not session.accepted.done():
+            # An edge that starts reads on from the end: it may have missed what was asked before.
+            self._send(Publish("split.up", opening, 0, partition=self._slot))
+            await asyncio.wait({session.accepted}, timeout=min(ASK_AGAIN, max(0.0, end - loop.time())))
+            if not session.accepted.done() and loop.time() >= end:
+                self.close()
+                raise EdgeLost(NO_ANSWER)
 
     def close(self, why: str = BROKEN) -> None:
         """Forget the session; whoever waits for an answer hears `why`."""

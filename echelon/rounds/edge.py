@@ -113,11 +113,17 @@ class _Job:
 @dataclass(slots=True)
 class _Session:
     channel: Channel
+    accept: SplitAccept
+    """What opened it: asked again, the edge says it again."""
     job: _Job | None = None
     told: tuple[int, int] = (0, 0)
     """Bytes taken and sent that the metrics know of."""
     heard: bool = True
     """Whether a frame came since the last look."""
+
+    def answers(self, message: SplitOpen) -> bool:
+        """Whether this is the session that is asked for."""
+        return (self.accept.session, self.accept.device_public) == (message.session, message.public)
 
 
 @dataclass(slots=True)
@@ -212,7 +218,7 @@ class EdgeCore:
                 return self._framed(event.sender, message, event.payload or b"")
             case SplitPing():
                 pong = SplitPong(device=event.sender, number=message.number)
-                return [Publish("split.down", pong, 0, partition=self.roster.entry(event.sender).slot)]
+                return [self._answer(event.sender, pong)]
             case Model():
                 return self._model(message, event.payload or b"")
             case Cohort():
@@ -240,22 +246,24 @@ class EdgeCore:
         return Parties(self.manifest.run_id, self.roster.boundary, device, self.name)
 
     def _opened(self, device: str, message: SplitOpen) -> list[Effect]:
+        known = self._sessions.get(device)
+        if known is not None and known.answers(message) and message.edge == self.name:
+            return [self._answer(device, known.accept)]
         effects = self._dropped(device)
         if message.edge != self.name:
             self._sessions.pop(device, None)
             return effects
-        slot = self.roster.entry(device).slot
         key = AgreementKey(self.entropy.token(32))
         channel = edge_channel(self._parties(device), message.session, key, message.public)
-        self._sessions[device] = _Session(channel)
         accept = SplitAccept(
             device=device, session=message.session, device_public=message.public, public=key.public
         )
-        return [
-            *effects,
-            Publish("split.down", accept, 0, partition=slot),
-            note("split-session", device=device),
-        ]
+        self._sessions[device] = _Session(channel, accept)
+        return [*effects, self._answer(device, accept), note("split-session", device=device)]
+
+    def _answer(self, device: str, message: SplitAccept | SplitPong) -> Publish:
+        """A record for one device that is not part of a session."""
+        return Publish("split.down", message, 0, partition=self.roster.entry(device).slot)
 
     def _dropped(self, device: str) -> list[Effect]:
         """Give up what is under way with a device."""

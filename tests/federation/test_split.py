@@ -59,6 +59,17 @@ def test_split_devices_evaluate_every_commit_as_whole_ones_do() -> None:
     assert "evaluation-lost" not in outcome.summary["events"]
 
 
+def test_an_edge_that_is_not_there_yet_is_asked_again() -> None:
+    """Its links are so slow that devices have asked it before it knows where to read on: none waits for a time-out."""
+    edges = [{"id": "edge-0", "latency": 0.3}, {"id": "edge-1"}]
+    split = {"timeout": 500.0, "beat": 5.0, "trips": None}
+    window = {"deadline": 300, "round_timeout": 5, "patience": 2.0}
+    outcome = run(split_federation(devices=6, edges=edges, commits=1, split=split, window=window))
+    check(outcome)
+    assert parts_of(outcome) == [(0, ("a.edge-0", "a.edge-1"))]
+    assert outcome.summary["wall_s"] < 60
+
+
 def test_devices_measure_how_far_edges_are_and_go_to_the_near_one() -> None:
     edges = [{"id": "edge-0", "most": 6, "latency": 0.15}, {"id": "edge-1", "most": 6}]
     window = {"deadline": 20, "round_timeout": 5, "patience": 2.0}

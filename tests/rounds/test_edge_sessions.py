@@ -323,6 +323,25 @@ def test_an_edge_answers_every_device_that_asks_how_far_away_it_is() -> None:
     assert talk.edge.handle(ping) == [Publish("split.down", pong, 0, partition=slot)]
 
 
+def test_a_session_that_is_asked_for_twice_is_one_session() -> None:
+    """A device asks again while it hears nothing; an answer that was on its way meanwhile stays the right one."""
+    talk = Talk()
+    talk.begin()
+    seed = b"\x01" * 32
+    opening = SplitOpen(
+        edge="e0", session=hashlib.sha256(seed).digest()[:16], public=AgreementKey(seed).public
+    )
+    (again,) = talk.edge.handle(Incoming("split.up", 1, talk.device, 0, opening))
+    assert isinstance(again, Publish)
+    assert isinstance(again.message, SplitAccept)
+    talk.step(0)  # under the keys of the first answer
+    other = opening.model_copy(update={"public": AgreementKey(b"\x05" * 32).public})
+    first, accept, _ = talk.edge.handle(Incoming("split.up", 2, talk.device, 0, other))
+    assert first == MiddleDrop("d0")
+    assert isinstance(accept, Publish)
+    assert accept.message != again.message
+
+
 def test_a_model_without_the_commit_that_it_promises_is_refused() -> None:
     talk = Talk()
     whole = model_with_commit(talk, 1, 1)
