@@ -79,27 +79,33 @@ def trip_of(measured: Sequence[int]) -> int | None:
     What is above the shortest are waits of machines that had other things to do; and where these decide, two edges
     within a factor of two of each other cannot be told apart.
     """
-    return None if len(measured) < ENOUGH else 1 << (min(measured) - 1).bit_length() if min(measured) else 0
+    if len(measured) < ENOUGH:
+        return None
+    shortest = min(measured)
+    return 1 << (shortest - 1).bit_length() if shortest else 0
 
 
-def distances(device: str, edges: Sequence[str], trips: Measured) -> dict[str, int]:
-    """A device's round trip to each edge, in microseconds.
+def distances(devices: Sequence[str], edges: Sequence[str], trips: Measured) -> dict[str, dict[str, int]]:
+    """Each device's round trip to each edge, in microseconds.
 
     What was not measured counts as the mean of what other devices measured to that edge, or else of what this device
     measured to others; where nothing was measured all are equal.
     """
-    known = {
-        (name, edge): trip
-        for name, found in trips.items()
-        for edge in edges
-        if (trip := trip_of(found.get(edge, ()))) is not None
-    }
-    mine = [known[device, edge] for edge in edges if (device, edge) in known]
+    known: dict[str, dict[str, int]] = {}
+    for device, found in trips.items():
+        said = {edge: trip_of(found.get(edge, ())) for edge in edges}
+        known[device] = {edge: trip for edge, trip in said.items() if trip is not None}
+    to = {edge: [said[edge] for said in known.values() if edge in said] for edge in edges}
     distance = {}
-    for edge in edges:
-        guess = [trip for (_, other), trip in known.items() if other == edge] or mine or [0]
-        distance[edge] = known.get((device, edge), sum(guess) // len(guess))
+    for device in devices:
+        mine = known.get(device, {})
+        guesses = {edge: to[edge] or list(mine.values()) or [0] for edge in edges}
+        distance[device] = {edge: mine.get(edge, _mean(guesses[edge])) for edge in edges}
     return distance
+
+
+def _mean(values: Sequence[int]) -> int:
+    return sum(values) // len(values)
 
 
 def by_cost(
@@ -116,15 +122,11 @@ def by_cost(
     """
     ranked = sorted(devices, key=lambda device: (-trust.get(device, PPM), not before.get(device), device))
     placed = ranked[: sum(room.values())]
-    edges = tuple(room)
-    known = {
-        device: Device(labels.get(device, 0), trust.get(device, PPM), distances(device, edges, trips))
-        for device in placed
-    }
+    far = distances(placed, tuple(room), trips)
+    known = {device: Device(labels.get(device, 0), trust.get(device, PPM), far[device]) for device in placed}
     current = {device: edge for device, edge in before.items() if edge in room and device in known}
-    rule = (
-        AssignmentRule() if labels else AssignmentRule(affinity=0)
-    )  # nobody is a stranger where nothing is known
+    # Nobody is a stranger where nothing is known of clusters.
+    rule = AssignmentRule() if labels else AssignmentRule(affinity=0)
     return dict.fromkeys(devices, "") | assign(known, room, current, rule)
 
 

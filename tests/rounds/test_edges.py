@@ -368,11 +368,11 @@ def test_a_distance_is_the_shortest_of_several_measurements_and_guessed_where_th
     assert trip_of([8192, 8193]) == 8192
     assert trip_of([0, 7]) == 0
     trips = {"a": {"x": [3000, 4000], "y": [60_000, 70_000], "z": [1]}, "b": {"x": [15_000, 16_000]}}
-    assert distances("a", ("x", "y"), trips) == {"x": 4096, "y": 65_536}
-    assert distances("b", ("x", "y"), trips) == {"x": 16_384, "y": 65_536}
-    assert distances("c", ("x", "y"), trips) == {"x": 10_240, "y": 65_536}
-    assert distances("b", ("x", "z"), trips) == {"x": 16_384, "z": 16_384}
-    assert distances("c", ("x",), {}) == {"x": 0}
+    assert distances("a", ("x", "y"), trips)["a"] == {"x": 4096, "y": 65_536}
+    assert distances("b", ("x", "y"), trips)["b"] == {"x": 16_384, "y": 65_536}
+    assert distances("c", ("x", "y"), trips)["c"] == {"x": 10_240, "y": 65_536}
+    assert distances("b", ("x", "z"), trips)["b"] == {"x": 16_384, "z": 16_384}
+    assert distances("c", ("x",), {})["c"] == {"x": 0}
 
 
 def test_devices_go_to_the_near_edge_and_the_least_trusted_wait_where_room_is_short() -> None:
