@@ -24,7 +24,7 @@ from echelon.messages.handshake import (
 )
 from echelon.messages.wire import DeviceId, Reason
 from echelon.secagg.client import Client
-from echelon.secagg.context import consistency_statement
+from echelon.secagg.context import consistency_statement, masks_bound
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.faults import Abort, Aborted, InputRefused, WindowFailed
 from echelon.secagg.graph import Ring
@@ -455,6 +455,28 @@ def test_a_left_out_device_does_not_sign_a_second_set(window: Window) -> None:
     client = window.clients[D5]
     client.left_out(included.model_copy(update={"entries": included.entries[:5]}))
     aborts(client, Abort.FORK, lambda: client.consistency(included))
+
+
+# ---- rings -----------------------------------------------------------------------------------------
+
+
+def test_a_set_with_a_gap_is_refused_on_a_ring_though_it_is_large_enough() -> None:
+    context = context_for(names(40), colluding=1, degree=16)
+    assert context.ring is not None
+    order = context.ring.order
+    context.check_ring(frozenset(order), "the cohort")
+    two_left = [*order[3:5], *order[11:]]  # of the eight places from the third on
+    context.check_ring(frozenset(two_left) | set(order[:3]), "the included set")
+    with pytest.raises(Aborted, match="has 1 devices on an arc of 8 places") as refused:
+        context.check_ring(frozenset([*order[:4], *order[11:]]), "the included set")
+    assert refused.value.reason is Abort.THRESHOLD
+    context_for(names(6)).check_ring(frozenset(names(3)), "any set of a complete graph")
+
+
+def test_masks_are_bound_to_the_shares_list_and_the_key_list() -> None:
+    lists = [SharesList(window=3, devices=tuple(names(n))) for n in (5, 6)]
+    bounds = {masks_bound(bound, shares) for bound in (b"b" * 32, b"c" * 32) for shares in lists}
+    assert len(bounds) == 4
 
 
 # ---- contexts that no device accepts -------------------------------------------------------------

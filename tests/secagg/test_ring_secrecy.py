@@ -157,6 +157,17 @@ def broken(rules: Rules, seed: int, tries: int) -> int:
     return count
 
 
+@pytest.mark.parametrize("k", [4, 8, 16, 30, 64])
+@pytest.mark.parametrize("c", [0, 1, 2, 5])
+def test_the_threshold_is_the_least_that_the_argument_takes(k: int, c: int) -> None:
+    t = ring_threshold(k, c)
+    assert 3 * t >= 2 * (k + 2 + c) > 3 * (t - 1)
+    if k >= 2 * (c + 2):  # as a run file has to have it
+        assert t <= k
+        assert 4 * t > 2.5 * k + 3 + 3 * c
+        assert 2 * t > k + 1 + c
+
+
 SIZES = [(16, 8, 0), (20, 8, 1), (24, 8, 0), (30, 10, 1), (30, 12, 2), (40, 8, 2)]
 
 
