@@ -50,7 +50,14 @@ def split_deployment(folder: Path, brokers: Path, **changes: Any) -> Deployment:
         ],
         "budget": {"commits": 2},
         # No boundary can make up a commit alone: it may have two deltas under way, and three are needed.
-        "sync": {"windows": 1, "steps": 2, "pending_max": 2, "deltas_per_commit": 3, "deadline": 120},
+        "sync": {
+            "windows": 1,
+            "steps": 2,
+            "pending_max": 2,
+            "deltas_per_commit": 3,
+            "deadline": 120,
+            "eval_tokens": 1,
+        },
         "training": {"batch_size": 4, "sequence_length": 32, "lr": 1e-2},
         "window": {"deadline": 30, "round_timeout": 20, "patience": 10},
         "compute": {"workers": 1},
@@ -149,8 +156,10 @@ LATENCY = 0.4
 """Seconds each way between the edge of boundary b and its broker."""
 ANSWERS = 5
 """Round trips between a job's first frame and its last: begun, then two passes in each of two steps."""
-LAST = 9
-"""Number of a session's first `finish`: begin, and four frames for each of two steps, come before it."""
+FIRST = 3
+"""Number of a session's first `begin`: the evaluation of the first adapter, on one block, comes before it."""
+LAST = FIRST + 9
+"""Number of that job's `finish`: begin, and four frames for each of two steps, come before it."""
 
 
 @pytest.fixture(scope="module")
@@ -186,14 +195,16 @@ def test_a_malformed_activation_is_refused_and_its_job_begins_anew(disturbed: Le
 def test_a_slow_link_changes_the_time_and_not_the_outcome(disturbed: Left) -> None:
     check(disturbed)
     assert messages(disturbed.boundaries["b"]["deadletter"], DeadLetter) == []
-    jobs = seconds_of_jobs(disturbed, "b")
+    jobs = seconds_between(disturbed, "b", FIRST, LAST)
     assert jobs
     assert min(jobs) >= ANSWERS * 2 * LATENCY
+    assert min(seconds_between(disturbed, "b", 0, FIRST)) >= 3 * 2 * LATENCY
+    assert any(window.summary.eval_tokens for window in windows(disturbed, "b"))
     assert all(window.included == ("b-0", "b-1", "b-2") for window in windows(disturbed, "b"))
 
 
-def seconds_of_jobs(left: Left, boundary: str) -> list[float]:
-    """From the first frame of a session to the last one of its first job, by the devices' clock."""
+def seconds_between(left: Left, boundary: str, first: int, last: int) -> list[float]:
+    """From one frame of each session to another, by the devices' clock."""
     frames: dict[bytes, dict[int, int]] = defaultdict(dict)
     for record in left.boundaries[boundary]["split.up"]:
         if not is_chunk(record):
@@ -201,4 +212,4 @@ def seconds_of_jobs(left: Left, boundary: str) -> list[float]:
             if envelope.type == SplitFrame.kind:
                 frame = SplitFrame.decode(envelope.body)
                 frames[frame.session].setdefault(frame.number, record.timestamp_ms)
-    return [(seen[LAST] - seen[0]) / 1000.0 for seen in frames.values() if {0, LAST} <= seen.keys()]
+    return [(seen[last] - seen[first]) / 1000.0 for seen in frames.values() if {first, last} <= seen.keys()]
