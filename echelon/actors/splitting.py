@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from echelon.errors import CodecError, LimitExceeded, ProtocolError
 from echelon.messages.frames import (
@@ -365,15 +365,11 @@ async def train_with_edge(job: Train, half: Half, link: EdgeLink, log: logging.L
         for step in range(job.steps):
             count = await half.begin_step()
             norms: list[float] = []
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for micro in range(count):
-                        head = Forward(
-                            job=split.job, step=step, micro=micro, count=count, scale=to_double(scale)
-                        )
-                        group.create_task(_micro_batch(head, half, link, places, norms))
-            except* Exception as broken:
-                raise _first(broken) from None
+            heads = (
+                Forward(job=split.job, step=step, micro=micro, count=count, scale=to_double(scale))
+                for micro in range(count)
+            )
+            await _together(_micro_batch(head, half, link, places, norms) for head in heads)
             if len(norms) != 1:
                 raise EdgeLost(BAD_ANSWER)
             scale = await half.step(norms[0])
@@ -411,12 +407,7 @@ async def evaluate_with_edge(job: Evaluate, half: Half, link: EdgeLink, log: log
         opening = await half.assess(job, link.secret)
         await link.ask(Assess(job=job.job, commit=job.commit, front=front, back=back), Begun, opening)
         places = asyncio.Semaphore(half.in_flight)
-        try:
-            async with asyncio.TaskGroup() as group:
-                for micro in range(count):
-                    group.create_task(_look(job.job, micro, half, link, places))
-        except* Exception as broken:
-            raise _first(broken) from None
+        await _together(_look(job.job, micro, half, link, places) for micro in range(count))
         await link.ask(Finish(job=job.job, scale=to_double(1.0)), Finished)
         return await half.assessed()
     except EdgeLost as lost:
@@ -436,6 +427,16 @@ async def _look(job: int, micro: int, half: Half, link: EdgeLink, places: asynci
         look = Look(job=job, micro=micro, scale=to_double(1.0))
         _, hidden = await link.ask(look, Looked, activation, micro=micro)
         await half.judged(micro, hidden)
+
+
+async def _together(batches: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Micro-batches beside each other, begun in their order; what broke first is what is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for batch in batches:
+                group.create_task(batch)
+    except* Exception as broken:
+        raise _first(broken) from None
 
 
 def _first(group: BaseExceptionGroup[Exception]) -> Exception:

@@ -228,11 +228,11 @@ class SplitHalf:
         """Read the step's data."""
         return await self._compute.call(0.0, self._half.begin_step)
 
-    async def _turned(self, micro: int, blocks: int, share: float, fn: Callable[[*Ts], T], *args: *Ts) -> T:
-        """One pass of a micro-batch through so many blocks, when no other one computes."""
+    async def _turned(self, tokens: int, blocks: int, share: float, fn: Callable[[*Ts], T], *args: *Ts) -> T:
+        """One pass of so many tokens through so many blocks, when no other one computes."""
         loop = asyncio.get_running_loop()
         async with self._turn:
-            seconds = self._compute.seconds(self._half.tokens_of(micro), blocks, share, self._speed)
+            seconds = self._compute.seconds(tokens, blocks, share, self._speed)
             begun = loop.time()
             found = await self._compute.call(seconds, fn, *args)
             self._busy += loop.time() - begun
@@ -240,15 +240,26 @@ class SplitHalf:
 
     async def front(self, micro: int) -> bytes:
         """Forward through the first blocks."""
-        return await self._turned(micro, self._half.cut.p, FORWARD, self._half.front, micro)
+        return await self._turned(
+            self._half.tokens_of(micro), self._half.cut.p, FORWARD, self._half.front, micro
+        )
 
     async def back(self, micro: int, hidden: bytes) -> bytes:
         """Forward and backward through the last blocks."""
-        return await self._turned(micro, self._half.cut.q, 1.0, self._half.back, micro, hidden)
+        return await self._turned(
+            self._half.tokens_of(micro), self._half.cut.q, 1.0, self._half.back, micro, hidden
+        )
 
     async def front_backward(self, micro: int, gradient: bytes) -> None:
         """Backward through the first blocks."""
-        await self._turned(micro, self._half.cut.p, BACKWARD, self._half.front_backward, micro, gradient)
+        await self._turned(
+            self._half.tokens_of(micro),
+            self._half.cut.p,
+            BACKWARD,
+            self._half.front_backward,
+            micro,
+            gradient,
+        )
 
     def waited(self, seconds: float) -> None:
         """Two trips of a micro-batch took so long."""
@@ -282,18 +293,13 @@ class SplitHalf:
 
     async def shown(self, micro: int) -> bytes:
         """Forward through the first blocks."""
-        return await self._passed(micro, self._half.cut.p, self._half.shown, micro)
+        tokens = self._half.tokens_shown(micro)
+        return await self._turned(tokens, self._half.cut.p, FORWARD, self._half.shown, micro)
 
     async def judged(self, micro: int, hidden: bytes) -> None:
         """Forward through the last blocks."""
-        await self._passed(micro, self._half.cut.q, self._half.judged, micro, hidden)
-
-    async def _passed(self, micro: int, blocks: int, fn: Callable[[*Ts], T], *args: *Ts) -> T:
         tokens = self._half.tokens_shown(micro)
-        async with self._turn:
-            return await self._compute.call(
-                self._compute.seconds(tokens, blocks, FORWARD, self._speed), fn, *args
-            )
+        await self._turned(tokens, self._half.cut.q, FORWARD, self._half.judged, micro, hidden)
 
     async def assessed(self) -> Evaluated:
         """What the evaluation came to."""
