@@ -31,6 +31,8 @@ CREATE TABLE IF NOT EXISTS taken (
 ) WITHOUT ROWID;
 """
 SNAPSHOT, VECTORS, OFFSETS, SCANNED, OWNER = "snapshot", "vectors", "offsets", "scanned", "owner"
+FORMAT = 1
+"""Of the file and of the snapshots in it: one more whenever what is written could not be read by the code before."""
 REMEMBERED = 4096
 """Signatures per input partition that are remembered, to take a byte-identical repeat once."""
 
@@ -64,12 +66,20 @@ class StateStore:
             raise ConfigError(
                 f"state file {path} cannot be written ({error}): choose a folder that can"
             ) from error
-        found = self._get(OWNER)
+        found, (written,) = self._get(OWNER), self._db.execute("PRAGMA user_version").fetchone()
         if found is None:
-            self._db.execute("INSERT INTO state VALUES (?, ?)", (OWNER, owner))
+            with self._transaction():
+                self._db.execute(f"PRAGMA user_version = {FORMAT:d}")
+                self._db.execute("INSERT INTO state VALUES (?, ?)", (OWNER, owner))
         elif found != owner:
             raise StateError(
                 f"state file {path} belongs to another run or actor: move it away, or name the right folder"
+            )
+        elif written != FORMAT:
+            raise StateError(
+                f"state file {path} has format {written}, and this version of Echelon reads format {FORMAT}: end the "
+                "run with the version that began it, or move the file away, and the actor goes on from its topics as "
+                "after a lost disk"
             )
 
     def _get(self, name: str) -> bytes | None:

@@ -8,14 +8,12 @@ snapshot, adopts the decisions that it had recorded since, reads its inputs agai
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from echelon.elsa.trust import Verdict
 from echelon.errors import ProtocolError, StateError
 from echelon.messages.behaviour import Behaviour
 from echelon.messages.boundary import (
@@ -23,7 +21,6 @@ from echelon.messages.boundary import (
     Adopt,
     Base,
     Cohort,
-    DeadLetter,
     End,
     Heartbeat,
     Join,
@@ -55,7 +52,9 @@ from echelon.messages.handshake import (
 )
 from echelon.messages.manifest import RunManifest
 from echelon.messages.split import Assignment, EdgePart, PartRef, Trips
-from echelon.messages.wire import DeviceId, Message, Reason, plain
+from echelon.messages.wire import DeviceId, Message
+from echelon.rounds.admission import Admission, assigned
+from echelon.rounds.attendance import Attendance, CheckIn
 from echelon.rounds.cohort import (
     Part,
     close_window,
@@ -79,7 +78,7 @@ from echelon.rounds.effects import (
     note,
 )
 from echelon.rounds.factors import Factors
-from echelon.rounds.ledger import Ledger, PendingDelta, RoundedDelta
+from echelon.rounds.ledger import Ledger, RoundedDelta
 from echelon.rounds.shards import disjoint
 from echelon.secagg.roster import Roster
 from echelon.secagg.server import Server, SumResult, WindowFailed
@@ -88,8 +87,6 @@ F32 = NDArray[np.float32]
 DEADLINE = "window"
 ROUND = "round"
 EDGES = "edges"
-ABSENT_AFTER = 2
-"""Deadlines in a row that a device may miss before windows close without waiting for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,20 +168,6 @@ class History:
     assignment: Assignment | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Check:
-    """A device that is ready, as of one check-in."""
-
-    offer: int
-    n: int
-    base_version: int
-    base_sha256: bytes
-    offset: int
-    shards: tuple[int, ...] = ()
-    edge: str = ""
-    jobs: tuple[int, ...] = ()
-
-
 @dataclass
 class AggregatorCore:
     """The state machine; see the module's docstring."""
@@ -200,7 +183,6 @@ class AggregatorCore:
     pace: Pace | None = None
     tokens: int = 0
     bases: tuple[Base, ...] = ()
-    ready: dict[DeviceId, _Check] = field(default_factory=dict)
     ended: bool = False
 
     def __post_init__(self) -> None:
@@ -213,18 +195,13 @@ class AggregatorCore:
         self._checked_in = 0
         self._read = {"handshake": 0, "masked": 0}
         self._overdue = False
-        self._missed: dict[DeviceId, int] = {}
-        self._absent: set[DeviceId] = set()
-        """Devices that missed so many deadlines in a row that windows close without waiting for them."""
-        self._ready_on: Counter[int] = Counter()
-        """How many of `ready` trained from each version."""
-        self._served: dict[DeviceId, int] = {}
-        """The newest window whose cohort each device was in."""
-        self._there: set[DeviceId] = set()
-        """Devices that checked in and did not leave since."""
+        self.attendance = Attendance(self.roster, come_and_go=self.terms.shards is not None)
         self.edges = None if self.terms.edges is None else Edges(self.terms.edges)
-        self._letters: dict[DeviceId, int] = {}
-        """The newest offer of each device about which a dead letter went out."""
+        self._admission = (
+            None
+            if self.edges is None or self.edges.standings is None
+            else Admission(self.edges, self.edges.standings)
+        )
         self._included: frozenset[str] = frozenset()
         self._parts: dict[str, Part] = {}
         """What edges added to the window under way."""
@@ -283,9 +260,7 @@ class AggregatorCore:
             case EdgePart():
                 return self._part(event.sender, message, event.payload or b"")
             case Leave():
-                self._drop_ready(device)
-                self._there.discard(device)
-                self._miss(device, ABSENT_AFTER)
+                self.attendance.left(device)
                 self._checked_in = max(self._checked_in, event.offset + 1)
                 # Read again after a restart it is the same record again.
                 released = Publish("control", Released(device=device, number=message.number), 0)
@@ -330,28 +305,8 @@ class AggregatorCore:
                 f"{device} offers {len(message.jobs)} jobs with edge {message.edge or 'none'}; edges of this boundary: "
                 f"{', '.join(self._edge_names()) or 'none'}"
             )
-        self._present(device)
-        self._there.add(device)
-        self._hold_ready(device, _checked(message, offset))
-        return [note("checked-in", ready=len(self.ready)), *self._try_cohort()]
-
-    def _hold_ready(self, device: DeviceId, check: _Check) -> None:
-        self._drop_ready(device)
-        self.ready[device] = check
-        self._ready_on[check.base_version] += 1
-
-    def _drop_ready(self, device: DeviceId) -> None:
-        check = self.ready.pop(device, None)
-        if check is not None:
-            self._ready_on[check.base_version] -= 1
-            if not self._ready_on[check.base_version]:
-                del self._ready_on[check.base_version]
-
-    def _used(self, device: DeviceId, inputs: int) -> None:
-        """A cohort was made of the device's check-in: one from behind it, which a rebuild has read, is for the next."""
-        check = self.ready.get(device)
-        if check is not None and check.offset < inputs:
-            self._drop_ready(device)
+        self.attendance.arrived(device, CheckIn.of(message, offset))
+        return [note("checked-in", ready=len(self.attendance.ready)), *self._try_cohort()]
 
     def _edge_names(self) -> tuple[str, ...]:
         return () if self.edges is None else self.edges.terms.edges
@@ -380,66 +335,13 @@ class AggregatorCore:
         """Say which edge each device has, and go on without those that are lost."""
         if self.edges is None or self.ledger is None:
             return []
-        return [
-            Publish("control", self.edges.record(), self.window),
-            note("assignment", number=self.edges.number, lost=sorted(self.edges.lost)),
-            *self._try_cohort(),
-        ]
+        return [*assigned(self.edges, self.window), *self._try_cohort()]
 
     def _behaviour(self, device: DeviceId, message: Behaviour) -> list[Effect]:
         if self.edges is None or self.edges.standings is None or device not in self.edges.terms.devices:
             return [note("late", device=device, type=message.kind)]
         self.edges.standings.take(device, message)
         return self._try_cohort()
-
-    def _judged(self) -> list[Effect] | None:
-        """Judge what devices did on the probes, before a cohort is made; None while one that is ready was not heard.
-
-        An edge's devices may be dealt out anew by it.
-        """
-        if self.edges is None or self.edges.standings is None:
-            return []
-        standings = self.edges.standings
-        unheard = [device for device in self._probed() if not standings.known(device)]
-        if unheard and not self._overdue:
-            return None
-        if not standings.judge():
-            return []
-        effects: list[Effect] = [
-            note(
-                "standings",
-                clusters=dict(sorted(standings.labels.items())),
-                trust={device: standings.trust(device) for device in sorted(standings.standing)},
-                out=[device for device in sorted(standings.standing) if standings.standing[device].out],
-            )
-        ]
-        if self.edges.assign():
-            effects += [
-                Publish("control", self.edges.record(), self.window),
-                note("assignment", number=self.edges.number, lost=sorted(self.edges.lost)),
-            ]
-        return effects
-
-    def _probed(self) -> list[DeviceId]:
-        """Devices that are ready and that an edge trains with: of those there are records."""
-        return [device for device, check in self.ready.items() if check.edge]
-
-    def _kept_out(self) -> tuple[set[DeviceId], list[Effect]]:
-        """Devices that are ready and not trusted; a dead letter for each offer that was not let in."""
-        if self.edges is None or self.edges.standings is None or not self.edges.terms.admission:
-            return set(), []
-        out, letters = set(), list[Effect]()
-        for device in self._probed():
-            verdict = self.edges.standings.verdict(device)
-            if verdict.admitted:
-                continue
-            out.add(device)
-            check = self.ready[device]
-            if self._letters.get(device) != check.offer:
-                self._letters[device] = check.offer
-                letters.append(Publish("deadletter", _low_trust(device, check, verdict), 0))
-                letters.append(note("kept-out", device=device, why=verdict.value))
-        return out, letters
 
     def _part(self, edge: str, message: EdgePart, payload: bytes) -> list[Effect]:
         cohort = self._cohort
@@ -498,17 +400,21 @@ class AggregatorCore:
             return self._adopt_when_idle()
         secure = self.manifest.secure
         floor = secure.k_min + secure.colluding
-        if self._takeable() < self._wanted(floor) and not self._overdue:
+        ready = self.attendance.takeable(secure, self.version)
+        if ready < self.attendance.wanted(self.terms.cohort, floor) and not self._overdue:
             return []
-        judged = self._judged()
-        if judged is None:
-            return []
-        out, letters = self._kept_out()
-        before = [*judged, *letters]
-        fresh: list[tuple[DeviceId, _Check, int]] = []
+        out, before = set[DeviceId](), list[Effect]()
+        if self._admission is not None:
+            probed = self.attendance.ready
+            judged = self._admission.judged(probed, self.window, overdue=self._overdue)
+            if judged is None:
+                return []
+            out, letters = self._admission.kept_out(probed)
+            before = [*judged, *letters]
+        fresh: list[tuple[DeviceId, CheckIn, int]] = []
         rejected: list[Rejected] = []
         lost = set() if self.edges is None else self.edges.lost
-        for device, check in sorted(self.ready.items(), key=self._turn):
+        for device, check in self.attendance.in_turn():
             weight = secure.weight(check.n, self.version - check.base_version)
             if weight > 0 and check.edge not in lost and device not in out:
                 fresh.append((device, check, weight))
@@ -522,7 +428,7 @@ class AggregatorCore:
         chosen = [chosen[place] for place in admitted([check.edge for _, check, _ in chosen], floor)]
         if len(chosen) < floor:
             return before
-        self._count_absences(present)
+        self.attendance.came(present, overdue=self._overdue)
         groups: dict[str, list[int]] = {"": [weight for _, _, weight in chosen]}
         for _, check, weight in chosen:
             if check.edge:
@@ -554,56 +460,12 @@ class AggregatorCore:
         )
         return [*before, Publish("control", cohort, self.window), *self._begin(cohort)]
 
-    def _turn(self, item: tuple[DeviceId, _Check]) -> tuple[int, int]:
-        """Where more are ready than a cohort holds: whoever was in none for longest, then whoever came first."""
-        device, check = item
-        return self._served.get(device, -1), check.offset
-
-    def _takeable(self) -> int:
-        """Ready devices whose offers are not too old, counted without going through all of them."""
-        secure = self.manifest.secure
-        return sum(
-            count for version, count in self._ready_on.items() if secure.weight(1, self.version - version) > 0
-        )
-
-    def _wanted(self, floor: int) -> int:
-        """Ready devices that close a window before its deadline."""
-        if self.terms.shards is None:
-            there = len(self.roster.entries) - len(self._absent)
-        else:
-            there = len(self._there - self._absent)
-        return max(floor, min(self.terms.cohort, there))
-
-    def _miss(self, device: DeviceId, deadlines: int) -> None:
-        """A device that `ABSENT_AFTER` deadlines in a row had to do without is not waited for until it is back."""
-        self._missed[device] = deadlines
-        if deadlines >= ABSENT_AFTER and device in self.roster:
-            self._absent.add(device)
-
-    def _present(self, device: DeviceId) -> None:
-        self._missed.pop(device, None)
-        self._absent.discard(device)
-
-    def _count_absences(self, present: set[DeviceId]) -> None:
-        """Count a missed deadline for every enrolled device that is not ready at one."""
-        for device in present:
-            self._present(device)
-        if self._overdue:
-            for entry in self.roster.entries:
-                device = DeviceId(entry.device)
-                if device not in present:
-                    self._miss(device, self._missed.get(device, 0) + 1)
-
     def _begin(self, cohort: Cohort) -> list[Effect]:
         self._cohort = cohort
         self._included, self._parts = frozenset(), {}
         self._server = Server(context_of(cohort, self.manifest, self.dim), self.roster)
         self._phase = Phase.KEYS
-        for member in cohort.members:
-            self._used(DeviceId(member.device), cohort.inputs)
-            self._served[DeviceId(member.device)] = cohort.window
-        for late in cohort.rejected:
-            self._used(DeviceId(late.device), cohort.inputs)
+        self.attendance.taken(cohort)
         return [
             StopTimer(DEADLINE),
             StartTimer(ROUND, self.terms.round_timeout),
@@ -920,11 +782,10 @@ class AggregatorCore:
         self.version, self.window, self.bases = history.version, history.window, history.bases
         self._held = [commit for commit in history.commits if commit.commit > ledger.commit]
         self._refused = {seq: stale for seq, stale in history.refused.items() if seq in ledger.pending}
-        self._served = dict(history.served)
+        self.attendance.served = dict(history.served)
         for device, offset, message in history.ready:
             if message.base_version <= self.version and self._shards_fit(message.shards):
-                self._hold_ready(device, _checked(message, offset))
-                self._there.add(device)
+                self.attendance.hold(device, CheckIn.of(message, offset))
                 self._checked_in = max(self._checked_in, offset + 1)
         effects: list[Effect] = []
         if self.edges is not None:
@@ -981,42 +842,17 @@ class AggregatorCore:
 
     def snapshot(self) -> bytes:
         """State between two windows; what happens inside a window is read from the topics again."""
-        ledger = self.ledger
         return bytes(
             msgpack.packb(
                 {
-                    "ledger": None
-                    if ledger is None
-                    else {
-                        "anchor": ledger.anchor.tobytes(),
-                        "commit": ledger.commit,
-                        "next_seq": ledger.next_seq,
-                        "remainder": ledger.remainder.tobytes(),
-                        "windows": [plain(window) for window in ledger.windows],
-                        "pending": [
-                            [seq, delta.value.tobytes(), [plain(window) for window in delta.windows]]
-                            for seq, delta in sorted(ledger.pending.items())
-                        ],
-                    },
+                    "anchor": None if self.ledger is None else self.ledger.anchor.tobytes(),
+                    "ledger": None if self.ledger is None else self.ledger.facts(),
                     "version": self.version,
                     "window": self.window,
                     "pace": None if self.pace is None else [self.pace.steps, self.pace.windows, self.pace.mu_ppm],
                     "tokens": self.tokens,
                     "bases": [[base.version, base.sha256] for base in self.bases],
-                    "ready": [
-                        [
-                            device, check.offer, check.n, check.base_version, check.base_sha256, check.offset,
-                            check.shards, check.edge, check.jobs,
-                        ]
-                        for device, check in self.ready.items()
-                    ],
-                    "there": sorted(self._there),
-                    "served": sorted(self._served.items()),
-                    "assignment": None if self.edges is None else self.edges.record().encode(),
-                    "standings": None
-                    if self.edges is None or self.edges.standings is None
-                    else self.edges.standings.facts(),
-                    "trips": {} if self.edges is None else self.edges.trips,
+                    "edges": None if self.edges is None else self.edges.facts(),
                     "held": [
                         [
                             held.commit, held.adapter.tobytes(), held.merged,
@@ -1028,6 +864,7 @@ class AggregatorCore:
                     "checked_in": self._checked_in,
                     "ended": self.ended,
                 }
+                | self.attendance.facts()
             )
         )  # fmt: skip
 
@@ -1038,37 +875,14 @@ class AggregatorCore:
         def pace(values: list[int] | None) -> Pace | None:
             return None if values is None else Pace(steps=values[0], windows=values[1], mu_ppm=values[2])
 
-        kept = fields["ledger"]
-        if kept is not None:
-            self.ledger = Ledger(
-                anchor=np.frombuffer(kept["anchor"], "<f4"),
-                commit=kept["commit"],
-                next_seq=kept["next_seq"],
-                remainder=np.frombuffer(kept["remainder"], "<f8"),
-                windows=tuple(WindowSummary.model_validate(window) for window in kept["windows"]),
-                pending={
-                    seq: PendingDelta(
-                        np.frombuffer(value, "<f8"),
-                        tuple(WindowSummary.model_validate(window) for window in windows),
-                    )
-                    for seq, value, windows in kept["pending"]
-                },
-            )
+        if fields["ledger"] is not None:
+            self.ledger = Ledger.of(np.frombuffer(fields["anchor"], "<f4"), fields["ledger"])
         self.version, self.window, self.tokens = fields["version"], fields["window"], fields["tokens"]
         self.pace = pace(fields["pace"])
         self.bases = tuple(Base(version=version, sha256=digest) for version, digest in fields["bases"])
-        self.ready, self._ready_on = {}, Counter()
-        for device, offer, n, version, digest, offset, shards, edge, jobs in fields["ready"]:
-            check = _Check(offer, n, version, digest, offset, tuple(shards), edge, tuple(jobs))
-            self._hold_ready(DeviceId(device), check)
-        self._served = {DeviceId(device): window for device, window in fields.get("served", ())}
-        self._there = {DeviceId(device) for device in fields["there"]}
-        if self.edges is not None:
-            self.edges.trips = fields["trips"]
-        if self.edges is not None and fields["assignment"] is not None:
-            self.edges.adopt(Assignment.decode(fields["assignment"]))
-            if self.edges.standings is not None and fields["standings"] is not None:
-                self.edges.standings.restore(fields["standings"])
+        self.attendance.restore(fields)
+        if self.edges is not None and fields["edges"] is not None:
+            self.edges.restore(fields["edges"])
         self._held = []
         for commit, adapter, merged, paced, tokens in fields["held"]:
             terms = pace(paced)
@@ -1079,19 +893,3 @@ class AggregatorCore:
         self._refused = dict(fields["refused"])
         self._checked_in = fields["checked_in"]
         self.ended = fields["ended"]
-
-
-def _low_trust(device: str, check: _Check, verdict: Verdict) -> DeadLetter:
-    """What goes to `deadletter` about an offer that is kept out; its digest is over who offered what."""
-    return DeadLetter(
-        topic="checkin", partition=0, offset=check.offset, reason=Reason.LOW_TRUST,
-        record_sha256=hashlib.sha256(b"%s %d" % (device.encode(), check.offer)).digest(),
-        detail=f"{device} is kept out of windows: {verdict.value}",
-    )  # fmt: skip
-
-
-def _checked(message: Ready, offset: int) -> _Check:
-    return _Check(
-        message.offer, message.n, message.base_version, message.base_sha256, offset, message.shards, message.edge,
-        message.jobs,
-    )  # fmt: skip

@@ -18,7 +18,6 @@ import numpy as np
 
 from echelon.errors import ProtocolError, StateError
 from echelon.messages.boundary import Adopt, Cohort, Masked, SealedDelta, Sealing, Void, Window, WindowOpen
-from echelon.messages.exchange import WindowSummary
 from echelon.messages.handshake import (
     Advertise,
     Consistency,
@@ -31,11 +30,11 @@ from echelon.messages.handshake import (
 )
 from echelon.messages.manifest import RunManifest
 from echelon.messages.split import EdgePart
-from echelon.messages.wire import DeviceId, Message, Reason, plain
+from echelon.messages.wire import DeviceId, Message, Reason
 from echelon.rounds.cohort import Part, close_window, context_of, read_part, ring_vector
 from echelon.rounds.effects import Incoming
 from echelon.rounds.factors import Factors
-from echelon.rounds.ledger import Ledger, PendingDelta, RoundedDelta
+from echelon.rounds.ledger import Ledger, RoundedDelta
 from echelon.secagg.faults import InputRefused
 from echelon.secagg.roster import Roster
 from echelon.secagg.server import Server
@@ -318,36 +317,9 @@ class BoundaryLog:
 
     def snapshot(self) -> bytes:
         """The ledger without its anchor (which no delta depends on), between two windows."""
-        ledger = self.ledger
-        return bytes(
-            msgpack.packb(
-                [
-                    self.window,
-                    self.adopted,
-                    ledger.commit,
-                    ledger.next_seq,
-                    ledger.remainder.tobytes(),
-                    [plain(window) for window in ledger.windows],
-                    [
-                        [seq, delta.value.tobytes(), [plain(window) for window in delta.windows]]
-                        for seq, delta in sorted(ledger.pending.items())
-                    ],
-                ]
-            )
-        )
+        return bytes(msgpack.packb([self.window, self.adopted, self.ledger.facts()]))
 
     def restore(self, data: bytes) -> None:
         """Take a snapshot over."""
-        window, adopted, commit, next_seq, remainder, windows, pending = msgpack.unpackb(
-            data, strict_map_key=False
-        )
-        self.window, self.adopted = window, adopted
-        self.ledger.commit, self.ledger.next_seq = commit, next_seq
-        self.ledger.remainder = np.frombuffer(remainder, "<f8")
-        self.ledger.windows = tuple(WindowSummary.model_validate(fields) for fields in windows)
-        self.ledger.pending = {
-            seq: PendingDelta(
-                np.frombuffer(value, "<f8"), tuple(WindowSummary.model_validate(fields) for fields in held)
-            )
-            for seq, value, held in pending
-        }
+        self.window, self.adopted, ledger = msgpack.unpackb(data, strict_map_key=False)
+        self.ledger = Ledger.of(self.ledger.anchor, ledger)

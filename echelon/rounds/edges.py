@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from echelon.elsa.assignment import PPM, AssignmentRule, Device, assign
 from echelon.messages.split import Assigned, Assignment, Trips
@@ -230,6 +231,21 @@ class Edges:
         if message.number > self.number:
             self.number = message.number
             self.assignment = {entry.device: entry.edge for entry in message.entries}
+
+    def facts(self) -> dict[str, Any]:
+        """What a snapshot keeps, as plain values. Who is silent is found out anew after a restart."""
+        return {
+            "assignment": self.record().encode(),
+            "standings": None if self.standings is None else self.standings.facts(),
+            "trips": self.trips,
+        }
+
+    def restore(self, facts: dict[str, Any]) -> None:
+        """Take those facts over."""
+        self.trips = facts["trips"]
+        self.adopt(Assignment.decode(facts["assignment"]))
+        if self.standings is not None and facts["standings"] is not None:
+            self.standings.restore(facts["standings"])
 
 
 def admitted(edges: Sequence[str], floor: int) -> list[int]:

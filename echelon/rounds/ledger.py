@@ -11,6 +11,7 @@ refused, or sent while another is in flight counts once or never. The aggregator
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from echelon.errors import ProtocolError
 from echelon.messages.exchange import MAX_WINDOWS, DeltaCodec, WindowSummary
 from echelon.messages.manifest import SecureTerms
+from echelon.messages.wire import plain
 from echelon.rounds.delta_codec import decode, encode
 
 F32 = NDArray[np.float32]
@@ -162,3 +164,35 @@ class Ledger:
             del self.pending[seq]
         self.anchor = adapter
         self.commit = commit
+
+    def facts(self) -> dict[str, Any]:
+        """The state without its anchor, as plain values."""
+        return {
+            "commit": self.commit,
+            "next_seq": self.next_seq,
+            "remainder": self.remainder.astype("<f8", copy=False).tobytes(),
+            "windows": [plain(window) for window in self.windows],
+            "pending": [
+                [seq, delta.value.astype("<f8", copy=False).tobytes(), [plain(one) for one in delta.windows]]
+                for seq, delta in sorted(self.pending.items())
+            ],
+        }
+
+    @classmethod
+    def of(cls, anchor: F32, facts: dict[str, Any]) -> Ledger:
+        """The ledger of an anchor and those facts."""
+
+        def summaries(windows: list[Any]) -> tuple[WindowSummary, ...]:
+            return tuple(WindowSummary.model_validate(window) for window in windows)
+
+        return cls(
+            anchor=anchor,
+            commit=facts["commit"],
+            next_seq=facts["next_seq"],
+            remainder=np.frombuffer(facts["remainder"], "<f8"),
+            windows=summaries(facts["windows"]),
+            pending={
+                seq: PendingDelta(np.frombuffer(value, "<f8"), summaries(windows))
+                for seq, value, windows in facts["pending"]
+            },
+        )

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from echelon.actors.runtime import Publisher, Services, Timers, read_to_end
-from echelon.actors.state import REMEMBERED, Row, StateStore
+from echelon.actors.state import FORMAT, REMEMBERED, Row, StateStore
 from echelon.bus import Bus, Outgoing, Record, TopicPartition, open_bus
 from echelon.bus.faults import FaultPlan, FaultyBus
 from echelon.errors import ConfigError, StateError
@@ -42,6 +42,24 @@ def test_a_step_is_there_after_the_process_died(tmp_path: Path) -> None:
     assert again.snapshot() == b"one"
     assert again.offsets() == {AT: 7, TopicPartition("u", 3): 1}
     assert again.outbox() == rows
+
+
+def test_a_file_of_another_format_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    store = StateStore(path, OWNER)
+    store.commit(snapshot=b"one")
+    store.close()
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (FORMAT,)
+        db.execute(f"PRAGMA user_version = {FORMAT + 1:d}")
+    for _ in range(2):
+        with pytest.raises(
+            StateError, match=f"format {FORMAT + 1}, .* reads format {FORMAT}: .* move the file away"
+        ):
+            StateStore(path, OWNER)
+    with sqlite3.connect(path) as db:
+        db.execute(f"PRAGMA user_version = {FORMAT:d}")
+    assert StateStore(path, OWNER).snapshot() == b"one"
 
 
 def test_what_a_step_does_not_name_stays(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_an_update_older_than_the_table_is_rejected_and_the_cohort_says_so() -> 
     assert [(late.device, late.offer) for late in cohort.rejected] == [("d5", 1)]
     assert "d5" not in [member.device for member in cohort.members]
     assert len(world.windows()) == 3
-    assert "d5" not in world.aggregator.ready
+    assert "d5" not in world.aggregator.attendance.ready
 
 
 def test_a_device_that_was_too_slow_for_the_table_trains_anew() -> None:
@@ -195,7 +195,7 @@ def test_a_check_in_that_cannot_be_is_refused(changes: dict[str, object], messag
     good = Ready(offer=1, base_version=0, base_sha256=world.aggregator.bases[0].sha256, n=1)
     with pytest.raises(ProtocolError, match=message):
         world.aggregator.handle(Incoming("checkin", 9, "d0", 0, good.model_copy(update=changes)))
-    assert world.aggregator.ready == {}
+    assert world.aggregator.attendance.ready == {}
 
 
 def test_check_ins_during_the_rounds_are_for_the_next_window() -> None:
@@ -206,7 +206,7 @@ def test_check_ins_during_the_rounds_are_for_the_next_window() -> None:
     world.drop = lambda _sender, _message: False
     offered(world, "d3", "d4")
     assert len(world.messages(Cohort)) == 1
-    assert set(world.aggregator.ready) == {"d3", "d4"}
+    assert set(world.aggregator.attendance.ready) == {"d3", "d4"}
 
 
 # ---- rounds --------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def sharded(devices: int, shards: int, **options: object) -> World:
     """A world with genesis, whose shards are dealt in turn; the aggregator knows whoever has one from before."""
     world = World(devices, shards=shards, **options)  # type: ignore[arg-type]
     world.genesis()
-    world.aggregator._there = set(world.names[:shards])
+    world.aggregator.attendance.there = set(world.names[:shards])
     for place, device in enumerate(world.names):
         mine = range(place, shards, devices)
         if mine:
@@ -340,7 +340,7 @@ def test_a_restart_keeps_places_and_the_shards_of_an_offer_but_holds_nothing_unt
 
 def test_only_devices_that_checked_in_are_waited_for() -> None:
     world = sharded(6, 6)
-    world.aggregator._there = set()
+    world.aggregator.attendance.there = set()
     world.train("d0", "d1", "d2")
     world.pump()
     assert world.windows()[0].included == ("d0", "d1", "d2")  # the floor, and nobody else is known
@@ -441,7 +441,7 @@ def test_an_offer_on_shards_that_the_boundary_does_not_have_is_refused(
     offer = Ready(offer=1, base_version=0, base_sha256=sha256, n=1, shards=shards)
     with pytest.raises(ProtocolError, match="dealt into"):
         world.aggregator.handle(Incoming("checkin", 9, "d0", 0, offer))
-    assert world.aggregator.ready == {}
+    assert world.aggregator.attendance.ready == {}
 
 
 def test_a_restarted_aggregator_still_knows_which_offers_exclude_each_other() -> None:
@@ -453,7 +453,7 @@ def test_a_restarted_aggregator_still_knows_which_offers_exclude_each_other() ->
     world.train("d1")
     world.pump()
     restart_aggregator(world)
-    assert sorted(world.aggregator.ready) == ["d0", "d1", "d4"]
+    assert sorted(world.aggregator.attendance.ready) == ["d0", "d1", "d4"]
     world.fire(AGGREGATOR, "window")
     world.pump()
     assert len(world.windows()) == 1  # three are ready, and only two of them fit together

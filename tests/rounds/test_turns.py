@@ -31,6 +31,14 @@ def turns(world: World) -> Counter[str]:
     return Counter(device for members in cohorts(world) for device in members)
 
 
+def counted(world: World) -> int:
+    """How many are ready by the count that the aggregator keeps, were no offer ever too old."""
+    core = world.aggregator
+    return core.attendance.takeable(
+        core.manifest.secure.model_copy(update={"staleness": FRESH}), core.version
+    )
+
+
 def rounds(world: World, count: int) -> None:
     """Let everybody work on, whatever they have to do, as often as that."""
     for _ in range(count):
@@ -73,10 +81,10 @@ def test_a_device_that_always_comes_first_gets_no_more_turns_than_the_last() -> 
 def test_turns_survive_a_restart_of_the_aggregator() -> None:
     world = crowd()
     rounds(world, 1)
-    before = dict(world.aggregator._served)
+    before = dict(world.aggregator.attendance.served)
     assert before
     world.restart_aggregator()
-    assert world.aggregator._served == before
+    assert world.aggregator.attendance.served == before
     rounds(world, 2)
     count = turns(world)
     assert set(count) == set(world.names)
@@ -115,12 +123,14 @@ def test_counting_who_is_ready_agrees_with_going_through_them() -> None:
         core = world.aggregator
         weights = [
             core.manifest.secure.weight(check.n, core.version - check.base_version)
-            for check in core.ready.values()
+            for check in core.attendance.ready.values()
         ]
-        assert core._takeable() == sum(weight > 0 for weight in weights)
-        assert sum(core._ready_on.values()) == len(core.ready)
+        assert core.attendance.takeable(core.manifest.secure, core.version) == sum(
+            weight > 0 for weight in weights
+        )
+        assert counted(world) == len(core.attendance.ready)
     world.restart_aggregator()
-    assert sum(world.aggregator._ready_on.values()) == len(world.aggregator.ready)
+    assert counted(world) == len(world.aggregator.attendance.ready) > 0
 
 
 def test_devices_that_missed_deadlines_are_counted_once_and_until_they_are_back() -> None:
@@ -131,11 +141,11 @@ def test_devices_that_missed_deadlines_are_counted_once_and_until_they_are_back(
         world.fire(AGGREGATOR, "window")
         world.pump()
     core = world.aggregator
-    assert core._absent == {"d3", "d4"}
+    assert core.attendance.absent == {"d3", "d4"}
     made = len(cohorts(world))
     world.train("d0", "d1", "d2")
     world.pump()
     assert len(cohorts(world)) == made + 1  # nobody waits for the two
     world.train("d3")
     world.pump()
-    assert core._absent == {"d4"}
+    assert core.attendance.absent == {"d4"}
