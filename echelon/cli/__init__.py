@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 
 def main() -> None:
     """The console script `echelon`."""
+    # numpy's linear algebra would start a thread per core in every process and have them wait for each other: with
+    # cores busy training, a sum of squares then takes a thousand times as long. Read when numpy is imported.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from echelon.cli.app import app
 
     app()

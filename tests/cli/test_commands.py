@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import stat
 import subprocess
@@ -223,3 +224,32 @@ def test_light_commands_load_no_torch(arguments: list[str]) -> None:
         [sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, check=True
     )
     assert done.stdout.endswith("loaded []\n")
+
+
+THREADS = """
+import sys
+from echelon.cli import main
+sys.argv = ["echelon", "--version"]
+try:
+    main()
+except SystemExit:
+    import numpy  # as any command would
+    from threadpoolctl import threadpool_info
+    print([pool["num_threads"] for pool in threadpool_info() if pool["internal_api"] == "openblas"])
+"""
+
+
+@pytest.mark.parametrize(("set_by_user", "threads"), [(None, 1), ("2", 2)])
+def test_linear_algebra_of_numpy_has_one_thread_unless_the_user_says_otherwise(
+    set_by_user: str | None, threads: int
+) -> None:
+    environment = {name: value for name, value in ENVIRONMENT.items() if not name.endswith("_NUM_THREADS")}
+    if set_by_user is not None:
+        environment["OPENBLAS_NUM_THREADS"] = set_by_user
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS], env=environment, capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    if not found:
+        pytest.skip("numpy's linear algebra is not OpenBLAS here")
+    assert set(found) == {min(threads, os.cpu_count() or 1)}
