@@ -41,7 +41,7 @@ class Link:
         feedback = self.residual[stream] if self.feedback and stream.endswith("gradient") else None
         wanted = array if feedback is None else feedback.before(array)
         data = encode(wanted, self.compressor, key)
-        got = decode(data, Limits(array.shape[2]), key, self.compressor)
+        got = decode(data, Limits(array.shape[2]), key, (self.compressor,))
         if feedback is not None:
             feedback.after(wanted, got)
         self.sent[stream] += len(data)

@@ -34,7 +34,7 @@ from echelon.config.broker import BrokerSettings
 from echelon.config.run import RunSettings, dump, load
 from echelon.messages.adapter import Vector
 from echelon.testing.outcome import read_broker
-from echelon.training.halves import Wire
+from echelon.training.split.link import Wire
 from echelon.training.split.parts import Hidden
 
 CANARY, PREFIX = 16, 8

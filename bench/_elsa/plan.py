@@ -42,6 +42,7 @@ class Split:
         planned: whether cuts are planned from profiles; otherwise everybody has the first and the last block.
         far: seconds each way that the first of three edges is farther away; 0: there are two, equally near.
         distances: whether devices measure their round trips to edges.
+        feedback: whether what gradients lost is added to those of the next step.
     """
 
     encoding: str = "bf16"
@@ -52,12 +53,13 @@ class Split:
     planned: bool = False
     far: float = 0.0
     distances: bool = False
+    feedback: bool = False
 
     @property
     def fields(self) -> dict[str, Any]:
         """All of it; what came later only where it is used, so that the figures made before keep their keys."""
-        found = asdict(self)
-        return found if self.far else {key: found[key] for key in found if key not in ("far", "distances")}
+        later = {"far": self.far, "distances": self.far, "feedback": self.feedback}
+        return {key: value for key, value in asdict(self).items() if later.get(key, True)}
 
 
 ELSA = Split("int8", PERTURBATION, PROBES, planned=True)
@@ -92,7 +94,16 @@ FAR: tuple[Arm, ...] = (
     Arm("far-unknown", "without distances", Kind.SPLIT, replace(ELSA, far=0.1)),
 )
 """One of three edges is far away, and each takes as many devices as it would if there were two."""
-BY_NAME: Mapping[str, Arm] = {arm.name: arm for arm in (*ARMS, *ABLATIONS, *FAR)}
+ENCODINGS: tuple[Arm, ...] = (
+    Arm("elsa-error", "error:0.05", Kind.SPLIT, replace(ELSA, encoding="error:0.05")),
+    Arm("elsa-int4", "int4", Kind.SPLIT, replace(ELSA, encoding="int4")),
+    Arm("elsa-int4-feedback", "int4, feedback", Kind.SPLIT, replace(ELSA, encoding="int4", feedback=True)),
+    Arm("elsa-sketch", "sketch:0.5", Kind.SPLIT, replace(ELSA, encoding="sketch:0.5")),
+    Arm("elsa-sketch-feedback", "sketch:0.5, feedback", Kind.SPLIT,
+        replace(ELSA, encoding="sketch:0.5", feedback=True)),
+)  # fmt: skip
+"""ELSA with tensors that are encoded otherwise."""
+BY_NAME: Mapping[str, Arm] = {arm.name: arm for arm in (*ARMS, *ABLATIONS, *FAR, *ENCODINGS)}
 
 
 @dataclass(frozen=True)
@@ -240,7 +251,7 @@ class Tier:
     unreliable: tuple[int, ...]
     seeds: int
     ablated: tuple[str, str, int] | None
-    """Task, model and percent of unreliable devices of the ablations."""
+    """Task, model and percent of unreliable devices of the ablations and encodings."""
     far: Shape | None = None
     """Training of the runs with a far edge, in the ablations' cell; None: there are none."""
     shapes: Mapping[str, Shape] = field(default_factory=dict)
@@ -266,7 +277,7 @@ TIERS: Mapping[str, Tier] = {
         ),
         Tier(
             "full",
-            "two tasks, two models, five arms, three paired seeds, and five ablations",
+            "two tasks, two models, five arms, three paired seeds, five ablations, and five encodings",
             Shape(),
             ("kind", "package"),
             ("bert", "llama"),
@@ -308,7 +319,8 @@ def jobs_of(
         ]
         if tier.ablated is not None and tier.ablated[0] == task:
             _, model, percent = tier.ablated
-            found += [job(task, model, arm.name, percent, seed) for seed in seeds for arm in ABLATIONS]
+            further = (*ABLATIONS, *ENCODINGS)
+            found += [job(task, model, arm.name, percent, seed) for seed in seeds for arm in further]
             if tier.far is not None:
                 found += [
                     job(task, model, arm.name, percent, seed, tier.far) for seed in seeds for arm in FAR

@@ -228,9 +228,12 @@ def split_fields(job: Job, devices: Sequence[Device]) -> dict[str, Any]:
         "probes": arm.probes,
         "clusters": arm.clusters,
         "admission": arm.admission,
-        "encodings": dict.fromkeys(
-            ("up_activations", "down_activations", "up_gradients", "down_gradients"), arm.encoding
-        ),
+        "encodings": {
+            **dict.fromkeys(
+                ("up_activations", "down_activations", "up_gradients", "down_gradients"), arm.encoding
+            ),
+            "feedback": arm.feedback,
+        },
         "timeout": 3600,
         "beat": 60,
         "replan": None,

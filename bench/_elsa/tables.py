@@ -15,6 +15,7 @@ from bench._elsa.plan import (
     CLASSES,
     DEVICES,
     EDGES,
+    ENCODINGS,
     FAR,
     MODELS,
     PROBES,
@@ -232,6 +233,38 @@ def ablation_table(lines: Lines, tier: Tier) -> str:
     )  # fmt: skip
 
 
+def encoding_table(lines: Lines, tier: Tier) -> str:
+    """ELSA with tensors encoded otherwise, against ELSA."""
+    if tier.ablated is None:
+        return "This tier has none.\n"
+    task, model, unreliable = tier.ablated
+    arms = [BY_NAME["elsa"], BY_NAME["elsa-compression"], *ENCODINGS]
+    rows = {arm.name: rows_of(lines, task, model, unreliable, arm.name) for arm in arms}
+    found, ps = against_elsa(rows)
+    titles = {"elsa": "int8 (ELSA)", "elsa-compression": "bf16"}
+    body = [
+        [
+            titles.get(arm.name, arm.title),
+            f"{len(rows[arm.name])} of {tier.seeds}",
+            spread(values(rows[arm.name], accuracy), share),
+            interval(found.get(arm.name), points),
+            p_value(ps[arm.name]) if arm.name in ps else DASH,
+            spread(values(rows[arm.name], device_bytes), megabytes),
+            spread(values(rows[arm.name], lambda line: line["seconds"]), whole),
+        ]
+        for arm in arms
+    ]
+    return (
+        f"{task}, {model}, {unreliable} % unreliable. All four streams are encoded alike; `error:0.05` lets each "
+        "device and edge choose the smallest encoding that loses no more than that of a job's first tensor.\n\n"
+        + markdown(
+            ["encoding", "seeds", "accuracy, %", "against ELSA, points", "p (Holm)", "devices' bytes, MB",
+             "simulated s"],
+            body,
+        )
+    )  # fmt: skip
+
+
 def far_table(every: Lines, tier: Tier) -> str:
     """A far edge, with and without measured distances."""
     if tier.ablated is None or tier.far is None:
@@ -339,7 +372,7 @@ def page(tier: Tier, every: Lines, folder: Path) -> str:
     data = read_json(folder / "data.json", "the data's manifest")
     spent = sum(line["cpu_s"] for line in lines.values()) / 60
     planned = len(tier.tasks) * len(tier.models) * len(tier.arms) * len(tier.unreliable) * tier.seeds
-    planned += 0 if tier.ablated is None else len(ABLATIONS) * tier.seeds
+    planned += 0 if tier.ablated is None else (len(ABLATIONS) + len(ENCODINGS)) * tier.seeds
     tested = ", ".join(
         f"{name} ({len(found)} runs, {found[0]['rows']} test rows, the commonest class alone "
         f"{100 * found[0]['majority']:.1f} %)"
@@ -372,6 +405,7 @@ def page(tier: Tier, every: Lines, folder: Path) -> str:
             else f"{tier.ablated[0]}, {tier.ablated[1]}, {tier.ablated[2]} % unreliable.\n\n"
         )
         + ablation_table(lines, tier),
+        "## Encodings\n\n" + encoding_table(lines, tier),
         "## A far edge\n\n" + far_table(every, tier),
         "## Whom trust kept out\n\n" + trust_table(lines, tier),
         "## What devices' bytes are made of\n\n" + traffic_table(lines, tier),

@@ -96,6 +96,7 @@ def _plan(shape: ModelShape, settings: ProfileFile, device: DeviceClassSettings)
             whole=work.whole,
             slack=work.slack,
             runtime=work.runtime,
+            feedback=work.feedback,
         ),
     )
 

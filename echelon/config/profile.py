@@ -105,6 +105,9 @@ class WorkSettings(Settings):
         allow_inf_nan=False,
         description="How many times fewer bytes than `wire` they take.",
     )
+    feedback: bool = Field(
+        default=False, description="Whether both sides keep what gradients lost (`split.encodings.feedback`)."
+    )
     rank: int = Field(default=8, ge=1, le=1024, description="LoRA rank.")
     targets: Literal["all-linear"] | tuple[FieldName, ...] = Field(
         default="all-linear", min_length=1, description="Linear layers that carry LoRA."

@@ -27,9 +27,10 @@ Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 DeviceName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9._-]{0,30}[a-z0-9])?$")]
 MAX_IN_FLIGHT = 16
 """Most micro-batches of one device that an edge keeps activations of."""
-ENCODING = r"^(exact|bf16|int[2-8]|topk:0?\.[0-9]+|lowrank:[0-9]{1,4}|sketch:0?\.[0-9]+)$"
+ENCODING = r"^(exact|bf16|int[48]|topk:0?\.[0-9]+|lowrank:[0-9]{1,4}|sketch:0?\.[0-9]+|error:0?\.[0-9]+)$"
 Encoding = Annotated[str, StringConstraints(pattern=ENCODING)]
-"""How tensors travel: exact, bf16, intN, topk:SHARE, lowrank:RANK, sketch:SHARE of the bytes."""
+"""How tensors travel: exact, bf16, int8, int4, topk:SHARE, lowrank:RANK, sketch:SHARE of the values; or error:SHARE,
+the smallest of int4, int8, bf16, sketches, top-k and exact whose relative error on a job's first tensor is no more."""
 
 
 class EdgeSettings(Settings):
@@ -99,10 +100,23 @@ class ClassSettings(Settings):
 class EncodingSettings(Settings):
     """How activations and gradients travel in each direction."""
 
-    up_activations: Encoding = Field(default="int8", description="Device to edge, forward.")
+    up_activations: Encoding = Field(
+        default="int8",
+        description="Device to edge, forward: `exact`, `bf16`, `int8`, `int4`, `topk:0.1`, `lowrank:8`, `sketch:0.25`, "
+        "or `error:0.02`, the smallest that loses no more than this share of a job's first tensor.",
+    )
     down_activations: Encoding = Field(default="int8", description="Edge to device, forward.")
     up_gradients: Encoding = Field(default="int8", description="Device to edge, backward.")
     down_gradients: Encoding = Field(default="int8", description="Edge to device, backward.")
+    feedback: bool = Field(
+        default=False,
+        description="Add what a gradient lost to that of the same micro-batch of the next step (error feedback).",
+    )
+
+    @property
+    def streams(self) -> tuple[str, str, str, str]:
+        """The encodings, by the name of their setting."""
+        return self.up_activations, self.down_activations, self.up_gradients, self.down_gradients
 
 
 class SplitSettings(Settings):

@@ -92,7 +92,8 @@ class PlanRules:
     fraction where they are compressed. At least `front` blocks are on the device before the cut, so that no edge sees
     embeddings of tokens; at least `back` after it. `whole` allows the whole model on the device. `runtime` is
     bytes that a device's process takes whatever its part (imports, kernels, allocator), `slack` the share of the rest
-    of its memory that is left free for what the estimate does not know.
+    of its memory that is left free for what the estimate does not know. With `feedback`, either side keeps in float32
+    what each gradient of a step that it sent has lost.
     """
 
     batch: int
@@ -103,6 +104,7 @@ class PlanRules:
     slack: float = 0.1
     runtime: float = 0.0
     most_in_flight: int = 8
+    feedback: bool = False
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.wire <= 0 or self.front < 1 or self.back < 0 or self.most_in_flight < 1:
@@ -111,6 +113,11 @@ class PlanRules:
             )
         if not 0 <= self.slack < 1 or self.runtime < 0:
             raise ConfigError(f"{self}: slack is a share of memory in [0, 1), runtime is not negative")
+
+    @property
+    def residuals(self) -> int:
+        """Sequences of which the loss of a gradient is kept."""
+        return self.batch if self.feedback else 0
 
     def usable(self, memory: float) -> float:
         """The bytes of a machine's memory that its part may take."""
@@ -176,12 +183,20 @@ class SplitPlan:
 
 
 def part_memory(
-    shape: ModelShape, load: Load, front: int, back: int, micro: int, in_flight: int, *, wire: float = 2.0
+    shape: ModelShape,
+    load: Load,
+    front: int,
+    back: int,
+    micro: int,
+    in_flight: int,
+    *,
+    wire: float = 2.0,
+    residuals: int = 0,
 ) -> Memory:
     """Memory of a device's two parts while it trains.
 
     Every micro-batch in flight keeps the activations of the front part; the back part goes forward and backward at
-    once, so one is kept there. With the whole model on the device there is one in all.
+    once, so one is kept there. With the whole model on the device there is one in all. `residuals`: see `PlanRules`.
     """
     tokens = micro * load.sequence
     weights = shape.embedding_parameters + (front + back) * shape.block_parameters + shape.head_parameters
@@ -190,7 +205,10 @@ def part_memory(
         trained += lora_parameters(shape.head_linears, load)
     whole = front + back == shape.layers
     kept = (front * (1 if whole else in_flight) + back) * block_activations(shape, load) * tokens
-    crossing = 0.0 if whole else 4 * in_flight * tokens * shape.hidden * max(wire, load.element)
+    crossing = 0.0
+    if not whole:
+        crossing = 4 * in_flight * tokens * shape.hidden * max(wire, load.element)
+        crossing += residual_bytes(shape, load, residuals)
     return Memory(
         weights=float(weights * load.element),
         trained=float(trained * TRAINED_BYTES),
@@ -200,13 +218,26 @@ def part_memory(
     )
 
 
+def residual_bytes(shape: ModelShape, load: Load, sequences: int) -> float:
+    """Bytes of what was lost of the gradients of so many sequences, float32[L, h] each."""
+    return 4.0 * sequences * load.sequence * shape.hidden
+
+
 def edge_memory(
-    shape: ModelShape, load: Load, middle: int, micro: int, in_flight: int, devices: int
+    shape: ModelShape,
+    load: Load,
+    middle: int,
+    micro: int,
+    in_flight: int,
+    devices: int,
+    *,
+    residuals: int = 0,
 ) -> float:
     """Bytes of an edge's part: weights once, LoRA and the activations in flight of every device."""
     per_device = TRAINED_BYTES * lora_parameters(shape.block, load)
     per_device += in_flight * micro * load.sequence * block_activations(shape, load)
-    return float(middle * (shape.block_parameters * load.element + devices * per_device))
+    kept = devices * residual_bytes(shape, load, residuals) if middle else 0.0
+    return float(middle * (shape.block_parameters * load.element + devices * per_device)) + kept
 
 
 def estimate(
@@ -250,7 +281,8 @@ def estimate(
     return Split(
         front, middle, back, micro, count, in_flight, device_s, edge_s, up_s, down_s, latency, step,
         rules.batch * load.sequence / step, bound,
-        part_memory(shape, load, front, back, micro, in_flight, wire=rules.wire), crossing * count, crossing * count,
+        part_memory(shape, load, front, back, micro, in_flight, wire=rules.wire, residuals=rules.residuals),
+        crossing * count, crossing * count,
     )  # fmt: skip
 
 
@@ -270,7 +302,9 @@ def plan(
         raise ConfigError(
             f"{rules.front} blocks before and {rules.back} after the cut, the model has {shape.layers}: ask for fewer"
         )
-    least = part_memory(shape, load, rules.front, rules.back, 1, 1, wire=rules.wire).total
+    least = part_memory(
+        shape, load, rules.front, rules.back, 1, 1, wire=rules.wire, residuals=rules.residuals
+    ).total
     usable = rules.usable(device.memory)
     if least > usable:
         raise ConfigError(
@@ -325,7 +359,8 @@ def _variants(
         )
         if split.memory.total > rules.usable(device.memory):
             break
-        if edge_memory(shape, load, middle, micro, in_flight, edge.devices) > rules.usable(edge.memory):
+        held = edge_memory(shape, load, middle, micro, in_flight, edge.devices, residuals=rules.residuals)
+        if held > rules.usable(edge.memory):
             break
         found.append(split)
         if split.bound is not Bound.LATENCY:

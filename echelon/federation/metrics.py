@@ -222,6 +222,9 @@ class Recorder:
         self.standings[boundary] = facts
         self.write("standings", t, boundary=boundary, **facts)
 
+    def _on_encodings(self, boundary: str, t: float, facts: dict[str, Any]) -> None:
+        self.write("encodings", t, boundary=boundary, **facts)
+
     def _on_split_bytes(self, boundary: str, t: float, facts: dict[str, Any]) -> None:
         sums = self.split.setdefault(boundary, {"up": 0, "down": 0})
         for direction in sums:

@@ -202,6 +202,7 @@ class SplitHalf:
         self._busy, self._trips = 0.0, list[float]()
         self._turn = asyncio.Lock()
         self._job: SplitJob | None = None
+        self._chosen: dict[str, str] = {}
 
     @property
     def cut(self) -> tuple[int, int]:
@@ -329,6 +330,8 @@ class SplitHalf:
         behaviour = None
         if self._job is not None:
             behaviour = await self._compute.call(0.0, self._behaviour, self._job.job, self._job.version)
+        chosen, before = self._half.chosen, self._chosen
+        self._chosen = chosen
         return Trained(
             found.weights,
             found.tokens,
@@ -338,6 +341,7 @@ class SplitHalf:
             found.position,
             behaviour,
             await self._moved(),
+            chosen if chosen != before else {},
         )
 
     async def _moved(self) -> tuple[int, int] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -151,6 +151,16 @@ class Traffic(_Record):
     down: Count
 
 
+class Encodings(_Record):
+    """What the streams between a device and its edge are encoded by, where that was chosen by what it loses."""
+
+    kind: Literal["encodings"] = "encodings"
+    t: Seconds
+    boundary: str
+    device: str
+    streams: dict[str, str]
+
+
 class Standings(_Record):
     """Clusters of a boundary's devices, their trust in millionths, and who is kept out of windows."""
 
@@ -231,6 +241,7 @@ class ReportData(_Record):
     crossings: tuple[Crossing, ...] = ()
     stalls: tuple[Stall, ...] = ()
     traffic: tuple[Traffic, ...] = ()
+    encodings: tuple[Encodings, ...] = ()
     standings: tuple[Standings, ...] = ()
     samples: tuple[Sample, ...] = ()
     config_text: str = ""
@@ -246,11 +257,11 @@ class ReportData(_Record):
         return tuple(sorted(names - {"overall"}))
 
 
-_Line = Window | Commit | Evaluation | Crossing | Stall | Traffic | Standings
+_Line = Window | Commit | Evaluation | Crossing | Stall | Traffic | Encodings | Standings
 _Metric = Annotated[_Line, Field(discriminator="kind")]
 _METRIC: TypeAdapter[_Line] = TypeAdapter(_Metric)
 _SAMPLES: TypeAdapter[tuple[Sample, ...]] = TypeAdapter(tuple[Sample, ...])
-_KINDS = frozenset({"window", "commit", "eval", "bytes", "stall", "split", "standings"})
+_KINDS = frozenset(str(line.model_fields["kind"].default) for line in get_args(_Line))
 
 
 def _text(path: Path, limit: int) -> str | None:
@@ -344,6 +355,7 @@ def load(run_dir: Path) -> ReportData:
         evaluations=tuple(r for r in records if isinstance(r, Evaluation)),
         crossings=tuple(r for r in records if isinstance(r, Crossing)),
         traffic=tuple(record for record in records if isinstance(record, Traffic)),
+        encodings=tuple(record for record in records if isinstance(record, Encodings)),
         standings=tuple(record for record in records if isinstance(record, Standings)),
         stalls=tuple(r for r in records if isinstance(r, Stall)),
         samples=samples,

@@ -479,7 +479,7 @@ def render(data: ReportData) -> str:
             pacing.pace(data.commits),
             page.staleness(),
             pacing.over_time(data.windows, data.commits, page.colours),
-            splitting.split_training(data.traffic, data.standings, page.colours),
+            splitting.split_training(data.traffic, data.encodings, data.standings, page.colours),
             page.samples(),
             page.commits(),
             page.verify(),

@@ -5,20 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from echelon.report import words
-from echelon.report.data import Standings, Traffic
+from echelon.report.data import Encodings, Standings, Traffic
 from echelon.report.pacing import TIME, binned, chart
-from echelon.report.pieces import section
+from echelon.report.pieces import panel, section
 from echelon.report.svg import Axis, Series, escape
 
 FULL = 1_000_000
 """Trust is in millionths."""
 
 
+STREAMS = {
+    "up.hidden": "activations, up",
+    "down.hidden": "activations, down",
+    "up.gradient": "gradients, up",
+    "down.gradient": "gradients, down",
+}
+
+
 def split_training(
-    traffic: Sequence[Traffic], standings: Sequence[Standings], colours: Mapping[str, int]
+    traffic: Sequence[Traffic],
+    encodings: Sequence[Encodings],
+    standings: Sequence[Standings],
+    colours: Mapping[str, int],
 ) -> str:
-    """Traffic by direction, trust over time and the newest clusters; nothing for a run that is not split."""
-    if not traffic and not standings:
+    """Traffic by direction, chosen encodings, trust over time and the newest clusters; nothing if it was not split."""
+    if not traffic and not standings and not encodings:
         return ""
     directions: list[Series] = []
     for direction, dashed in (("up", False), ("down", True)):
@@ -42,8 +53,26 @@ def split_training(
         + chart(directions, TIME, size, "Traffic between devices and edges", "Nothing was sent.")
         + chart(least, TIME, trust, "Trust", "Devices were not probed.")
         + "</div>"
+        + _encodings(encodings)
         + "".join(_clusters(newest[name]) for name in sorted(newest)),
     )
+
+
+def _encodings(lines: Sequence[Encodings]) -> str:
+    """What devices and edges chose in the end, devices that chose alike in one row."""
+    newest = {line.device: line.streams for line in lines}
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for device, streams in sorted(newest.items()):
+        alike.setdefault(tuple(streams.get(stream, "as set") for stream in STREAMS), []).append(device)
+    if not alike:
+        return ""
+    head = "".join(f"<th>{name}</th>" for name in ("devices", *STREAMS.values()))
+    body = "".join(
+        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in (', '.join(devices), *chosen))}</tr>"
+        for chosen, devices in alike.items()
+    )
+    table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return panel(table, title="Encodings, chosen by what they lose")
 
 
 def _clusters(line: Standings) -> str:

@@ -482,6 +482,8 @@ class DeviceCore:
                 "trained", tokens=done.tokens, loss=done.loss_sum / max(1, done.loss_tokens), version=version
             )
         ]
+        if done.encodings:
+            effects.append(note("encodings", device=self.me, streams=dict(done.encodings)))
         if done.cut is not None:
             effects.append(note("cut", front=done.cut[0], back=done.cut[1]))
         if done.behaviour is not None:

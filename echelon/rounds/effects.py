@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,8 @@ class Trained:
     """What the model did on public probes afterwards, if it was asked."""
     cut: tuple[int, int] | None = None
     """(p, q) of the next job with an edge, if what this one measured moved it."""
+    encodings: Mapping[str, str] = field(default_factory=dict)
+    """What was chosen for each stream to and from the edge, if that changed since the last job."""
 
 
 @dataclass(frozen=True, slots=True)

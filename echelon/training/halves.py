@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,8 +26,19 @@ from echelon.training.fingerprint import load_probes
 from echelon.training.learner import BoundarySpec, LearnerSpec, TrainResult
 from echelon.training.local import IGNORED, learning_rate
 from echelon.training.model import load_tokenizer
-from echelon.training.split.compress import Bfloat16, Compressor, Exact, LowRank, Quantised, TopK
 from echelon.training.split.cut import Cut, device_indices, part_ranges
+from echelon.training.split.link import (
+    DOWN_GRADIENT,
+    DOWN_HIDDEN,
+    DOWN_LOOK,
+    TRAINED,
+    UP_GRADIENT,
+    UP_HIDDEN,
+    UP_LOOK,
+    Codecs,
+    Wire,
+    name_of,
+)
 from echelon.training.split.parts import (
     Batch,
     DevicePart,
@@ -40,105 +51,11 @@ from echelon.training.split.parts import (
 )
 from echelon.training.split.perturb import Perturbation, decode_basis, encode_basis, leading_subspace
 from echelon.training.split.segment import count_blocks, whole_layout
-from echelon.training.split.sketch import Sketch
-from echelon.training.split.wire import (
-    Limits,
-    decode,
-    decode_masked,
-    encode,
-    encode_mask,
-    tensor_key,
-)
 from echelon.training.state import of_cut, with_cut
 
 Chosen = np.ndarray[tuple[int], np.dtype[np.intp]]
 PROBES_FOR_BASIS = 16
 """Probes whose hidden states say in which subspace a device's activations are rotated."""
-UP_LOOK, DOWN_LOOK = "up.look", "down.look"
-UP_HIDDEN, DOWN_HIDDEN, UP_GRADIENT, DOWN_GRADIENT = (
-    "up.hidden",
-    "down.hidden",
-    "up.gradient",
-    "down.gradient",
-)
-
-
-def compressor_of(name: str, width: int) -> Compressor:
-    """The encoding that a run file names, for tensors of this width. Raises `ConfigError` for one that cannot be."""
-    kind, _, value = name.partition(":")
-    match kind:
-        case "exact":
-            return Exact()
-        case "bf16":
-            return Bfloat16()
-        case "topk":
-            return TopK(max(1, round(float(value) * width)))
-        case "lowrank":
-            return LowRank(int(value))
-        case "sketch":
-            return Sketch.of_ratio(width, float(value))
-        case _:
-            return Quantised(int(kind.removeprefix("int")))
-
-
-@dataclass(frozen=True, slots=True)
-class Codecs:
-    """How tensors travel in each direction; a device and its edge have the same."""
-
-    compressors: Mapping[str, Compressor]
-    limits: Limits
-
-    @classmethod
-    def of(cls, settings: EncodingSettings, width: int, batch: int, length: int) -> Codecs:
-        """From the run file; `batch` sequences of `length` tokens are the largest that is taken."""
-        named = {
-            UP_HIDDEN: settings.up_activations,
-            DOWN_HIDDEN: settings.down_activations,
-            UP_GRADIENT: settings.up_gradients,
-            DOWN_GRADIENT: settings.down_gradients,
-            UP_LOOK: settings.up_activations,
-            DOWN_LOOK: settings.down_activations,
-        }
-        found = {stream: compressor_of(name, width) for stream, name in named.items()}
-        return cls(found, Limits(width, batch, length))
-
-
-@dataclass(frozen=True, slots=True)
-class Wire:
-    """One job's tensors as bytes and back: rotated by the perturbation if there is one, then encoded.
-
-    Raises `CodecError` or `LimitExceeded` for bytes that are no tensor as it was agreed on.
-    """
-
-    codecs: Codecs
-    secret: bytes
-    device: str
-    job: int
-    perturbation: Perturbation | None
-
-    def _key(self, stream: str, step: int, micro: int) -> bytes:
-        return tensor_key(self.secret, self.device, self.job, step, micro, stream)
-
-    def pack(self, stream: str, step: int, micro: int, hidden: Hidden) -> bytes:
-        """Bytes of a float32[b, L, h]."""
-        if self.perturbation is not None:
-            hidden = self.perturbation.apply(hidden)
-        return encode(hidden, self.codecs.compressors[stream], self._key(stream, step, micro))
-
-    def unpack(self, stream: str, step: int, micro: int, data: bytes) -> Hidden:
-        """The reverse, as far as the encoding goes."""
-        codec = self.codecs.compressors[stream]
-        hidden = decode(data, self.codecs.limits, self._key(stream, step, micro), codec)
-        return hidden if self.perturbation is None else self.perturbation.undo(hidden)
-
-    def pack_masked(self, stream: str, step: int, micro: int, hidden: Hidden, mask: Mask) -> bytes:
-        """As `pack`, and behind it which positions are not padding, bool[b, L]."""
-        return self.pack(stream, step, micro, hidden) + encode_mask(mask)
-
-    def unpack_masked(self, stream: str, step: int, micro: int, data: bytes) -> tuple[Hidden, Mask]:
-        """The reverse."""
-        tensor, mask = decode_masked(data, self.codecs.limits)
-        return self.unpack(stream, step, micro, tensor), mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -567,6 +484,16 @@ class DeviceHalf:
         if not self._pooled:
             return None
         return np.stack(self._pooled).astype(np.float64), np.concatenate(self._rows)
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        """What each stream of the job was encoded by, where that was chosen by what it loses."""
+        codecs, wire = self._codecs, self.wire
+        return {
+            stream: name_of(wire.chosen[stream])
+            for stream in TRAINED
+            if codecs.encodings[stream].limit is not None and stream in wire.chosen
+        }
 
     def finish(self) -> TrainResult:
         """The whole adapter vector, where it started in the middle, and what the job came to."""

@@ -24,7 +24,7 @@ from bench._elsa.data import (
     runs,
     unreliable,
 )
-from bench._elsa.plan import ABLATIONS, ARMS, ELSA, FAR, MODELS, TIERS, Job, Shape, jobs_of
+from bench._elsa.plan import ABLATIONS, ARMS, ELSA, ENCODINGS, FAR, MODELS, TIERS, Job, Shape, jobs_of
 from bench._elsa.runs import BenchmarkError, base_of, clusters, fleet, run_job
 from bench._elsa.tables import caught, endpoint, page
 from echelon.contest.data import File
@@ -139,10 +139,10 @@ def jobs(tier: str = "full") -> list[Job]:
 
 def test_the_full_plan_has_every_arm_with_paired_seeds() -> None:
     found = jobs()
-    assert len({job.key for job in found}) == len(found) == 2 * 2 * 2 * 5 * 3 + 5 * 3 + 2 * 3
+    assert len({job.key for job in found}) == len(found) == 2 * 2 * 2 * 5 * 3 + (5 + 5 + 2) * 3
     by_arm = Counter(job.arm for job in found)
     assert all(by_arm[arm.name] == 24 for arm in ARMS)
-    assert all(by_arm[arm.name] == 3 for arm in (*ABLATIONS, *FAR))
+    assert all(by_arm[arm.name] == 3 for arm in (*ABLATIONS, *ENCODINGS, *FAR))
     assert {job.seed for job in found} == {1, 2, 3}
     job = found[0]
     changed = [replace(job, seed=9), replace(job, data="x"), replace(job, base="x"), replace(job, unreliable=20),
@@ -163,6 +163,13 @@ def test_the_far_edge_is_in_both_arms_and_one_of_them_measures() -> None:
     assert measured.far > 0
     assert replace(measured, distances=False) == unknown
     assert ELSA.fields.keys() == measured.fields.keys() - {"far", "distances"}
+
+
+def test_encodings_differ_from_elsa_in_nothing_else_and_old_figures_keep_their_keys() -> None:
+    for arm in ENCODINGS:
+        assert arm.split is not None
+        assert replace(arm.split, encoding=ELSA.encoding, feedback=False) == ELSA
+        assert arm.split.fields.keys() - ELSA.fields.keys() == ({"feedback"} if arm.split.feedback else set())
 
 
 def test_arms_of_a_seed_have_the_same_devices(snippets: Task) -> None:
@@ -220,7 +227,7 @@ def test_the_endpoint_is_read_off_the_pairs(tmp_path: Path) -> None:
     }
     write_json(tmp_path / "data.json", dict.fromkeys(TASKS, manifest))
     text = page(TIERS["full"], lines, tmp_path)
-    assert "135 of 135 runs" in text
+    assert "150 of 150 runs" in text
     assert "40.0 %" in text
 
 

@@ -171,6 +171,21 @@ def test_more_blocks_sequences_or_flights_need_more_memory() -> None:
     )
 
 
+def test_with_feedback_the_losses_of_a_whole_steps_gradients_count_on_both_sides() -> None:
+    kept = 4 * 8 * LOAD.sequence * SHAPE.hidden
+    with_it = PlanRules(batch=8, feedback=True)
+    cut = {"front": 1, "back": 1, "micro": 2, "in_flight": 3}
+    alone, more = (
+        estimate(SHAPE, LOAD, PHONE, EDGE, rules, **cut) for rules in (PlanRules(batch=8), with_it)
+    )
+    assert more.memory.total - alone.memory.total == kept
+    assert with_it.residuals == 8
+    held = [edge_memory(SHAPE, LOAD, 2, 2, 3, 5, residuals=count) for count in (0, 8)]
+    assert held[1] - held[0] == 5 * kept
+    whole = part_memory(SHAPE, LOAD, SHAPE.layers, 0, 1, 1, residuals=8)
+    assert whole == part_memory(SHAPE, LOAD, SHAPE.layers, 0, 1, 1)
+
+
 def test_what_a_step_waits_for_is_named() -> None:
     def bound(device: DeviceProfile, edge: EdgeProfile = EDGE, flight: int = 8) -> Bound:
         return estimate(

@@ -146,10 +146,16 @@ def recorder_for(settings: RunSettings) -> Recorder:
 
 
 def run(
-    settings: RunSettings, meddler: Meddler | None = None, interceptor: Interceptor | None = None
+    settings: RunSettings,
+    meddler: Meddler | None = None,
+    interceptor: Interceptor | None = None,
+    listener: Callable[[dict[str, Any]], None] | None = None,
 ) -> Outcome:
-    """Run on the virtual clock, with everything in memory."""
-    watched = Watched(settings, None, recorder_for(settings), meddler=meddler, interceptor=interceptor)
+    """Run on the virtual clock, with everything in memory; a listener is told every line of metrics."""
+    recorder = recorder_for(settings)
+    if listener is not None:
+        recorder.listeners.append(listener)
+    watched = Watched(settings, None, recorder, meddler=meddler, interceptor=interceptor)
     result = run_virtual(watched.run)
     assert watched.assembly is not None
     return Outcome(result, watched.assembly, watched.topics)

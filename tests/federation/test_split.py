@@ -13,7 +13,8 @@ pytest.importorskip("torch")
 from echelon.config.run import RunSettings
 from echelon.messages.boundary import Window
 from echelon.messages.split import EdgePart, Trips
-from echelon.training.halves import EdgeMiddles, Wire
+from echelon.training.halves import EdgeMiddles
+from echelon.training.split.link import Wire
 from echelon.training.split.parts import DevicePart
 from tests.federation.runs import Outcome, float_bytes, run
 from tests.federation.splits import assignments, check, parts_of, refused, split_federation
@@ -92,6 +93,23 @@ def test_devices_measure_how_far_edges_are_and_go_to_the_near_one() -> None:
     assert 0.3e6 <= measured["a.edge-0"] < 0.4e6
     assert measured["a.edge-1"] < 0.05e6
     assert parts_of(outcome)[-1][1] == ("a.edge-1",)
+
+
+def test_encodings_that_are_chosen_by_what_they_lose_are_told_and_learn_nearly_as_well() -> None:
+    streams = {"up_activations": "error:0.05", "down_activations": "error:0.05", "up_gradients": "error:0.3"}
+    lines: list[dict[str, Any]] = []
+    outcome = run(
+        split_federation(split={"encodings": {**streams, "down_gradients": "int4", "feedback": True}}),
+        listener=lines.append,
+    )
+    check(outcome)
+    assert refused(outcome) == []
+    assert outcome.drop == pytest.approx(split().drop, rel=0.1)
+    told = [line for line in lines if line["kind"] == "encodings"]
+    # Once each, for they choose alike in every job; the stream whose encoding is set is not named.
+    assert sorted(line["device"] for line in told) == ["a-0", "a-1", "a-2", "a-3"]
+    for line in told:
+        assert line["streams"] == {"up.hidden": "int8", "down.hidden": "int8", "up.gradient": "int4"}
 
 
 def test_the_manifest_says_that_the_run_is_split() -> None:

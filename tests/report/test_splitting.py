@@ -38,6 +38,20 @@ def test_traffic_trust_and_clusters_are_shown(tmp_path: Path) -> None:
     assert "a<2" not in html
 
 
+def test_devices_that_chose_the_same_encodings_are_in_one_row_of_their_newest_choice(tmp_path: Path) -> None:
+    def line(t: float, device: str, **streams: str) -> dict[str, object]:
+        named = {stream.replace("_", "."): name for stream, name in streams.items()}
+        return {"kind": "encodings", "t": t, "boundary": "a", "device": device, "streams": named}
+
+    chosen = {"up_hidden": "int8", "down_hidden": "int8", "up_gradient": "sketch 3 x 11"}
+    html = page(
+        tmp_path, [line(1.0, "a-0", up_hidden="bf16"), line(2.0, "a-0", **chosen), line(3.0, "a<1", **chosen)]
+    )
+    row = "".join(f"<td>{cell}</td>" for cell in ("a-0, a&lt;1", "int8", "int8", "sketch 3 x 11", "as set"))
+    assert f"<tr>{row}</tr>" in html
+    assert "<td>bf16</td>" not in html
+
+
 def test_a_run_that_was_not_split_has_no_such_section(tmp_path: Path) -> None:
     html = page(tmp_path, [{"kind": "window", "t": 1.0, "boundary": "a", "window": 0, "outcome": "closed"}])
     assert "Split training" not in html

@@ -1,22 +1,15 @@
-"""What each stream is compressed by, from measured error; and error feedback.
-
-A split model has four streams: hidden states and gradients, each up and down; up hidden states and down gradients
-belong to the cut after block p, the others to that before the last q blocks.
-"""
+"""What tensors are compressed by, from measured error; and error feedback."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from echelon.errors import ConfigError
-from echelon.training.split.compress import Array, Bfloat16, Compressor, Exact, Quantised
+from echelon.training.split.compress import Array, Bfloat16, Compressor, Exact, Quantised, TopK
 from echelon.training.split.sketch import Sketch
 from echelon.training.split.stream import derive
-
-Stream = tuple[str, int]
-"""Direction and content (`up.hidden`, `down.hidden`, `up.gradient`, `down.gradient`), and the block before the cut."""
 
 
 def relative_error(samples: Sequence[Array], compressor: Compressor) -> float:
@@ -45,17 +38,11 @@ def choose(samples: Sequence[Array], limit: float, candidates: Iterable[Compress
     return Exact()
 
 
-def choose_streams(
-    samples: Mapping[Stream, Sequence[Array]], limits: Mapping[str, float]
-) -> dict[Stream, Compressor]:
-    """A compressor for each stream, by the limit of its direction and content; see `candidates`."""
-    return {stream: choose(s, limits[stream[0]], candidates(s[0].shape[2])) for stream, s in samples.items()}
-
-
 def candidates(width: int) -> tuple[Compressor, ...]:
-    """What is tried for rows of `width` values: quantised, bfloat16, and sketches down to a sixteenth of the values."""
+    """What is tried for rows of `width` values: quantised, bfloat16, sketches and top-k of several sizes."""
     sketches = tuple(Sketch.of_ratio(width, ratio) for ratio in (1 / 16, 1 / 8, 1 / 4, 1 / 2))
-    return (Quantised(4), Quantised(8), Bfloat16(), *sketches)
+    largest = tuple(TopK(max(1, round(width * ratio))) for ratio in (1 / 32, 1 / 16, 1 / 8))
+    return (Quantised(4), Quantised(8), Bfloat16(), *sketches, *largest)
 
 
 class ErrorFeedback:

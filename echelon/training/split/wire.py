@@ -9,6 +9,7 @@ starts are drawn from a key that both ends derive for each tensor; it is not in 
 from __future__ import annotations
 
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,22 +87,17 @@ def encode(array: Array, compressor: Compressor, key: bytes) -> bytes:
     return _HEADER.pack(_MAGIC, compressor.code, *shape, *compressor.parameters) + body
 
 
-def decode(data: bytes, limits: Limits, key: bytes, only: Compressor | None = None) -> Array:
+def decode(data: bytes, limits: Limits, key: bytes, allowed: Collection[Compressor] | None = None) -> Array:
     """The array of a message, float32[b, L, h], writeable and contiguous.
 
-    `only` is the compressor that was agreed on, if one was. Raises `CodecError` for bytes that are no such message
-    or values that are not finite, `LimitExceeded` for more than is accepted.
+    `allowed` are the compressors that were agreed on, if any were. Raises `CodecError` for bytes that are no such
+    message or values that are not finite, `LimitExceeded` for more than is accepted.
     """
-    if len(data) < _HEADER.size:
-        raise CodecError(f"tensor message of {len(data)} bytes is shorter than its header of {_HEADER.size}")
-    magic, code, batch, length, width, first, second = _HEADER.unpack_from(data)
-    shape = batch, length, width
-    if magic != _MAGIC or data[5:8] != bytes(3):
-        raise CodecError("bytes are not a tensor message: its first bytes differ")
+    compressor, shape = header(data)
     limits.check(shape)
-    compressor = restore(code, first, second)
-    if only is not None and compressor != only:
-        raise CodecError(f"tensor is encoded by {compressor}, agreed was {only}")
+    if allowed is not None and compressor not in allowed:
+        agreed = " or ".join(map(str, allowed))
+        raise CodecError(f"tensor is encoded by {compressor}, agreed was {agreed}")
     try:
         size = compressor.size(shape)
     except ConfigError as error:
@@ -114,6 +110,16 @@ def decode(data: bytes, limits: Limits, key: bytes, only: Compressor | None = No
     if not np.isfinite(array).all():
         raise CodecError("tensor message decodes to values that are not finite: drop the micro-batch")
     return array
+
+
+def header(data: bytes) -> tuple[Compressor, Shape]:
+    """How a message is encoded, and the shape of its tensor. Raises `CodecError` for bytes that are no such message."""
+    if len(data) < _HEADER.size:
+        raise CodecError(f"tensor message of {len(data)} bytes is shorter than its header of {_HEADER.size}")
+    magic, code, batch, length, width, first, second = _HEADER.unpack_from(data)
+    if magic != _MAGIC or data[5:8] != bytes(3):
+        raise CodecError("bytes are not a tensor message: its first bytes differ")
+    return restore(code, first, second), (batch, length, width)
 
 
 def restore(code: int, first: int, second: int) -> Compressor:
