@@ -334,12 +334,12 @@ async def feed(
         take(records)
 
 
-async def watch_loop(report: Callable[[list[float]], None], tick: float = 0.01) -> None:
+async def watch_loop(report: Callable[[list[float]], None], tick: float = 0.02) -> None:
     """Measure how late the event loop is, for ever: a sleep of `tick` seconds that takes longer was held up.
 
     Args:
         report: gets the delays in seconds, ascending, every `STALL_EVERY` seconds.
-        tick: seconds.
+        tick: seconds. Each costs the loop a turn.
     """
     loop = asyncio.get_running_loop()
     while True:
