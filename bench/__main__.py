@@ -61,6 +61,8 @@ def versions() -> dict[str, str]:
 
 def run(name: str, arguments: list[str]) -> int:
     """Run one benchmark in a process of its own and write its figures; its exit code."""
+    # As the command line does: what is measured is what a user gets.
+    environment = {"OPENBLAS_NUM_THREADS": "1"} | os.environ
     command = [sys.executable, "-m", f"bench.{name}"]
     usage = subprocess.run(
         [*command, "--help"], cwd=HERE.parent, capture_output=True, text=True, check=False
@@ -71,6 +73,7 @@ def run(name: str, arguments: list[str]) -> int:
         done = subprocess.run(
             [*command, *arguments, *(["--json", str(figures)] if to_file else [])],
             cwd=HERE.parent,
+            env=environment,
             stdout=None if to_file else subprocess.PIPE,
             text=True,
             check=False,
