@@ -11,7 +11,9 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 
 from echelon.errors import EchelonError
 from echelon.sim.coverage import Coverage
@@ -107,7 +109,22 @@ def _judge_all(seeds: tuple[int, ...]) -> list[Verdict]:
 
 def _start() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when it is over
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     gc.set_threshold(50_000, 20, 50)
+
+
+@contextmanager
+def _out_of_hearing() -> Iterator[None]:
+    """Processes that are started inside hear no Ctrl-C until `_start` is through; this one hears it afterwards.
+
+    A new process inherits the mask. Without it, Ctrl-C would end one that is still importing, with a traceback.
+    """
+    resource_tracker.ensure_running()  # started inside, it would lift the mask
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def explore(
@@ -137,7 +154,8 @@ def explore(
                 batch = tuple(itertools.islice(todo, BATCH))
                 if not batch:
                     break
-                running.add(pool.submit(_judge_all, batch))
+                with _out_of_hearing():
+                    running.add(pool.submit(_judge_all, batch))
             if not running:
                 return
             done, running = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)

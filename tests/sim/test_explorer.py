@@ -197,7 +197,13 @@ def test_a_failing_seed_says_how_to_repeat_it(tmp_path: Path, monkeypatch: pytes
 
 
 CHILD = """
-import os, signal
+import os, signal, sys, time
+
+if os.environ.get("SLOW") and __name__ != "__main__":  # in the processes that run seeds
+    sys.stderr.write("one imports\\n")
+    sys.stderr.flush()
+    time.sleep(3)
+
 from echelon.cli.app import app
 from echelon.sim import invariants
 
@@ -272,6 +278,21 @@ def test_an_exploration_that_is_stopped_says_what_it_found_and_how_to_go_on(
         time.sleep(0.05)
     else:
         raise AssertionError("processes that ran seeds are still there")
+
+
+def test_a_stop_reaches_no_process_that_is_still_importing(tmp_path: Path) -> None:
+    child = exploring(tmp_path, "--seeds", "0..99999", "--workers", "2", SLOW="1")
+    assert child.stderr is not None
+    try:
+        assert any("one imports" in line for line in child.stderr)
+        os.killpg(child.pid, signal.SIGINT)
+        _, errors = child.communicate(timeout=100)
+    except BaseException:
+        os.killpg(child.pid, signal.SIGKILL)
+        raise
+    assert child.returncode == 128 + signal.SIGINT, errors
+    assert "Traceback" not in errors
+    assert "stopping after the seeds under way" in errors
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
