@@ -98,7 +98,7 @@ def run_with_kills(
     folder: Path,
     brokers: Path,
     points: list[Point],
-    seconds: float = 120.0,
+    seconds: float = 240.0,
     each: Callable[[Fleet], None] = lambda _: None,
 ) -> tuple[Left, Fleet]:
     """Run a federation whose processes die at the points and are started again; all must end well."""

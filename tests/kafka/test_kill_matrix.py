@@ -112,7 +112,7 @@ def test_the_matrix_has_every_kind_of_process_and_record() -> None:
     assert {point.moment for point in every} == set(Moment)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(360)
 @pytest.mark.parametrize("run", EVERY_BUILD)
 def test_processes_that_are_killed_go_on_where_they_were(stack: Stack, tmp_path: Path, run: str) -> None:
     left, _ = run_with_kills(tmp_path, stack.brokers_yaml, RUNS[run])
@@ -120,7 +120,7 @@ def test_processes_that_are_killed_go_on_where_they_were(stack: Stack, tmp_path:
 
 
 @pytest.mark.nightly
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(360)
 @pytest.mark.parametrize("run", [run for run in RUNS if run not in EVERY_BUILD])
 def test_the_whole_matrix(stack: Stack, tmp_path: Path, run: str) -> None:
     left, _ = run_with_kills(tmp_path, stack.brokers_yaml, RUNS[run])
