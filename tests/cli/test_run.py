@@ -142,6 +142,17 @@ def commits(out: Path) -> int:
     return metrics.read_text().count('"kind": "commit"') if metrics.exists() else 0
 
 
+def begun(out: Path) -> bool:
+    """Whether genesis has come to both boundaries: their devices are about to train."""
+    metrics = out / "metrics.jsonl"
+    whole = metrics.read_text().rpartition("\n")[0].splitlines() if metrics.exists() else []
+    lines = [json.loads(line) for line in whole]
+    return {x["boundary"] for x in lines if x.get("type") == "genesis" and x["direction"] == "in"} == {
+        "a",
+        "b",
+    }
+
+
 def until(condition: Callable[[], bool], running: subprocess.Popen[str]) -> None:
     end = time.monotonic() + 60
     while not condition():
@@ -150,12 +161,12 @@ def until(condition: Callable[[], bool], running: subprocess.Popen[str]) -> None
         time.sleep(0.02)
 
 
-def real(folder: Path) -> Path:
+def real(folder: Path, budget: int) -> Path:
     return write(
         folder,
         clock="real",
         learner={"kind": "quadratic", "dim": 16, "seconds": 0.05},
-        budget={"commits": 6},
+        budget={"commits": budget},
         # Windows that the stop breaks off are given up after this long.
         window={"patience": 0.1, "round_timeout": 2},
     )
@@ -165,10 +176,11 @@ def real(folder: Path) -> Path:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_goes_on_and_verifies(tmp_path: Path, number: signal.Signals) -> None:
     out = tmp_path / "out"
-    running = start("run", real(tmp_path), "--out", out)
+    # Enough that it is not over before the signal comes.
+    running = start("run", real(tmp_path, budget=20), "--out", out)
     until(lambda: commits(out) >= 2, running)
     running.send_signal(number)
-    stdout, stderr = running.communicate(timeout=30)
+    stdout, stderr = running.communicate(timeout=60)
     assert running.returncode == 128 + number, stderr
     assert f"stopped cleanly; go on with: echelon run --resume {out}" in stderr
     assert "Traceback" not in stderr
@@ -179,12 +191,12 @@ def test_a_stopped_run_goes_on_and_verifies(tmp_path: Path, number: signal.Signa
     done = process("run", "--resume", out, "--json")
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
-    assert summary["commits"] == 6
+    assert summary["commits"] == 20
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert lines[: len(before)] == before
     # Time goes on where it stopped, and no commit is told twice.
     assert lines[len(before)]["t"] >= before[-1]["t"]
-    assert [line["commit"] for line in lines if line["kind"] == "commit"] == [1, 2, 3, 4, 5, 6]
+    assert [line["commit"] for line in lines if line["kind"] == "commit"] == list(range(1, 21))
     # The counts of both lives are in the summary.
     closed = {(x["boundary"], x["window"]): x["tokens"] for x in lines if x.get("outcome") == "closed"}
     assert summary["windows"] == len(closed)
@@ -195,13 +207,13 @@ def test_a_stopped_run_goes_on_and_verifies(tmp_path: Path, number: signal.Signa
 
 def test_a_run_that_goes_on_in_one_process_is_refused_to_another(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    running = start("run", real(tmp_path), "--out", out)
+    running = start("run", real(tmp_path, budget=10_000), "--out", out)
     until(lambda: commits(out) >= 1, running)
     second = process("run", "--resume", out)
     assert second.returncode == 2
     assert f"{out} is in use by another process" in second.stderr
     running.send_signal(signal.SIGINT)
-    running.communicate(timeout=30)
+    running.communicate(timeout=60)
     assert running.returncode == 130
     changed = process("run", "--resume", out, "--set", "sync.steps=11")
     assert changed.returncode == 2
@@ -212,13 +224,15 @@ def test_the_second_ctrl_c_ends_a_run_at_once_and_its_state_is_safe(tmp_path: Pa
     out = tmp_path / "out"
     config = write(tmp_path, clock="real", learner={"kind": "quadratic", "dim": 16, "seconds": 30})
     running = start("run", config, "--out", out)
-    until(lambda: (out / "state" / "base-loss.json").exists(), running)
+    until(lambda: begun(out), running)
     time.sleep(4.0)  # into the training jobs, which take 30 seconds
     running.send_signal(signal.SIGINT)
+    assert running.stderr is not None
+    assert any("stopping cleanly" in line for line in running.stderr)  # two signals at once would be one
     time.sleep(0.5)
     assert running.poll() is None  # it waits for the jobs
     running.send_signal(signal.SIGINT)
-    running.communicate(timeout=5)
+    running.communicate(timeout=15)
     assert running.returncode == 130
     assert (out / "state" / "manifest.dsse").exists()
 
