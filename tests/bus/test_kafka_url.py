@@ -62,9 +62,9 @@ async def test_opening_needs_no_broker(url):
 
 
 async def test_a_call_to_nobody_ends_in_time():
-    async with await open_bus("kafka://127.0.0.1:1?timeout=0.5") as bus:
+    async with await open_bus("kafka://127.0.0.1:1?timeout=3") as bus:
         with pytest.raises(
-            ConnectionLost, match=r"127.0.0.1:1 did not answer within 0.5 s \(.*refused|Connect call"
+            ConnectionLost, match=r"127.0.0.1:1 did not answer within 3 s \(.*refused|Connect call"
         ):
             await bus.topics()
         assert not bus.connected

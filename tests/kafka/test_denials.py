@@ -83,7 +83,7 @@ def test_a_kafka_client_with_such_a_certificate_learns_nothing(brokers):
         }
     )
     with pytest.raises(BusError, match=r"(?i)ssl.*alert"):
-        Connection(at_exchange).metadata(timeout=3)
+        Connection(at_exchange).metadata(timeout=10)
 
 
 def test_without_a_certificate_there_is_no_handshake(brokers):

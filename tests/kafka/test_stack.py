@@ -43,7 +43,7 @@ def test_a_user_with_a_password_is_the_principal_of_that_name(stack):
     settings.security.sasl.password_file.write_text("another")
     try:
         with pytest.raises(BusError, match=r"(?i)authentication"):
-            Connection(settings).metadata(timeout=3)
+            Connection(settings).metadata(timeout=10)
     finally:
         settings.security.sasl.password_file.unlink()
 

@@ -70,7 +70,5 @@ def test_without_confluent_kafka_it_says_what_to_install(monkeypatch):
 
 
 def test_a_broker_that_is_away_is_named_with_the_reason():
-    with pytest.raises(
-        BusError, match=r"kafka://127\.0\.0\.1:9: no answer within 0\.5 s: .*(refused|failed)"
-    ):
-        Connection(BrokerSettings(url="kafka://127.0.0.1:9")).metadata(timeout=0.5)
+    with pytest.raises(BusError, match=r"kafka://127\.0\.0\.1:9: no answer within 3 s: .*(refused|failed)"):
+        Connection(BrokerSettings(url="kafka://127.0.0.1:9")).metadata(timeout=3)
