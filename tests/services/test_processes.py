@@ -45,11 +45,13 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     made = deployed(
         tmp_path_factory.mktemp("processes"), devices=4, budget={"commits": 100_000},
         learner={"kind": "quadratic", "dim": 16, "seconds": 0.3},
+        # Rounds have time enough on a busy machine, too: no window is void for its slowness.
+        window={"deadline": 2, "round_timeout": 30, "patience": 0.3},
     )  # fmt: skip
     found = Fleet(
         made,
         entry="tests.services.without_torch",
-        environment={"PYTHONPATH": str(ROOT), "ECHELON_SHUTDOWN": "15"},
+        environment={"PYTHONPATH": str(ROOT), "ECHELON_SHUTDOWN": "60"},
     )
     try:
         yield found
@@ -58,32 +60,34 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_federation_of_processes_outlives_a_stop_of_each_role(fleet: Fleet) -> None:
     """No process of it can import torch: none needs to, with this learner, and all but devices never do."""
     fleet.start()
     for service in fleet.services.values():
-        eventually(lambda service=service: ready(service), 60.0, fleet.tend)  # type: ignore[misc]
-    eventually(lambda: scrape(port_of(fleet.services["controller"].state))["echelon_commits_total"][()] >= 1)
+        eventually(lambda service=service: ready(service), 90.0, fleet.tend)  # type: ignore[misc]
+    eventually(
+        lambda: scrape(port_of(fleet.services["controller"].state))["echelon_commits_total"][()] >= 1, 60.0
+    )
 
     for name in ("a.device.1", "a.aggregator", "b.gate", "controller"):
         service = fleet.services[name]
         begun = time.monotonic()
         fleet.terminate(name)
-        eventually(lambda service=service: not service.running, 15.0, fleet.tend)  # type: ignore[misc]
+        eventually(lambda service=service: not service.running, 70.0, fleet.tend)  # type: ignore[misc]
         assert service.codes == [0], service.tail()
-        assert time.monotonic() - begun < 12.0
+        assert time.monotonic() - begun < 45.0  # in order, and not because its time was over
         said = [line["message"] for line in lines(service.log)]
         assert any("stopped; the run goes on without it" in message for message in said), said
         assert not any("is closed" in message for message in said), said
         fleet.launch(name)
-        eventually(lambda service=service: ready(service), 40.0, fleet.tend)  # type: ignore[misc]
+        eventually(lambda service=service: ready(service), 60.0, fleet.tend)  # type: ignore[misc]
     check_metrics(fleet)
     fleet.terminate("controller")
-    eventually(lambda: not fleet.services["controller"].running, 15.0, fleet.tend)
+    eventually(lambda: not fleet.services["controller"].running, 70.0, fleet.tend)
     asyncio.run(close_run(fleet))
     fleet.launch("controller")
-    codes = fleet.wait(60.0)
+    codes = fleet.wait(90.0)
     assert set(codes.values()) == {0}, fleet.tails()
     check_logs(fleet)
     asyncio.run(check_topics(fleet))
@@ -138,7 +142,7 @@ def check_metrics(fleet: Fleet) -> None:
         ("controller", "echelon_ready", {}),
         ("controller", "echelon_state", {"state": "running"}),
     ):
-        eventually(lambda n=name, m=metric, k=labels: of(n, m, **k) > 0, 20.0, fleet.tend)  # type: ignore[misc]
+        eventually(lambda n=name, m=metric, k=labels: of(n, m, **k) > 0, 60.0, fleet.tend)  # type: ignore[misc]
     told = scrape(port_of(state_of(services["b.aggregator"])))
     sizes = told["echelon_cohort_devices_bucket"]
     assert sizes[(("le", "4.0"),)] == sizes[(("le", "+Inf"),)]  # nobody but the four enrolled
@@ -188,32 +192,38 @@ def check_late_starters(fleet: Fleet) -> None:
     """Services of a closed run end at once when they are started again."""
     for name in ("controller", "a.gate", "a.aggregator", "a.device.0"):
         fleet.launch(name)
-    codes = fleet.wait(30.0)
+    codes = fleet.wait(90.0)
     assert {codes[name] for name in ("controller", "a.gate", "a.aggregator", "a.device.0")} == {0}
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(180)
 def test_a_second_signal_stops_at_once_and_the_deadline_holds(tmp_path: Path) -> None:
     made = deployed(tmp_path, learner={"kind": "quadratic", "dim": 16, "seconds": 50.0})
-    fleet = Fleet(made, spawn=by_fork, environment={"PYTHONPATH": str(ROOT), "ECHELON_SHUTDOWN": "4"})
+    # Of 16 seconds to stop in, the actor has 12; the other four are for the process to end, on a busy machine too.
+    fleet = Fleet(
+        made,
+        spawn=by_fork,
+        entry="tests.services.slow_to_end",
+        environment={"PYTHONPATH": str(ROOT), "ECHELON_SHUTDOWN": "16"},
+    )
     try:
         for name in ("controller", "a.gate", "a.aggregator"):
             fleet.launch(name)
         first, second = fleet.add_device("a"), fleet.add_device("a")
         for service in (first, second):
-            eventually(lambda service=service: ready(service), 20.0, fleet.tend)  # type: ignore[misc]
-        time.sleep(1.0)  # both are in a training job of 50 s now
+            eventually(lambda service=service: ready(service), 60.0, fleet.tend)  # type: ignore[misc]
+        time.sleep(2.0)  # both are in a training job of 50 s now
         begun = time.monotonic()
         fleet.terminate(first.name)
         fleet.terminate(second.name)
         time.sleep(0.3)
         fleet.signal(second.name, signal.SIGINT)
-        eventually(lambda: not second.running, 10.0, fleet.tend)
+        eventually(lambda: not second.running, 30.0, fleet.tend)
         at_once = time.monotonic() - begun
-        eventually(lambda: not first.running, 10.0, fleet.tend)
+        eventually(lambda: not first.running, 30.0, fleet.tend)
         in_time = time.monotonic() - begun
         assert (first.codes, second.codes) == ([0], [0]), fleet.tails()
-        assert at_once < 3.0
-        assert in_time < 5.0
+        assert at_once < 8.0
+        assert in_time < 20.0
     finally:
         fleet.kill()
