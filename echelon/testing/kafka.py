@@ -42,6 +42,8 @@ EXCHANGE = "exchange"
 FIRST_PORT = 19092
 """Where the command line begins to look for free ports; below what systems give to outgoing connections."""
 LAST_PORT = 32_000
+FIRST_RANDOM_PORT = 20_000
+"""Where a random place begins."""
 MAX_BROKERS = 64
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -263,8 +265,25 @@ def _cluster_id() -> str:
     return made
 
 
+def _own_ports() -> tuple[int, int]:
+    """The ports among which this process has its random place: first, and first beyond.
+
+    Each process of pytest-xdist has a part of its own: a port that was chosen is free to others until its broker runs.
+    """
+    worker = re.fullmatch(r"gw(\d+)", os.environ.get("PYTEST_XDIST_WORKER", ""))
+    if worker is None:
+        return FIRST_RANDOM_PORT, LAST_PORT
+    workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    part = (LAST_PORT - FIRST_RANDOM_PORT) // workers
+    first = (
+        FIRST_RANDOM_PORT + int(worker[1]) % workers * part
+    )  # who replaces one that died has a higher number
+    return first, first + part
+
+
 def _free_ports(count: int, taken: set[int], first: int | None) -> Iterator[int]:
-    port = 20_000 + secrets.randbelow(LAST_PORT - 20_000 - 10 * count) if first is None else first
+    low, beyond = _own_ports()
+    port = low + secrets.randbelow(max(1, beyond - low - 10 * count)) if first is None else first
     found: list[int] = []
     while len(found) < count:
         if port > LAST_PORT:
