@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 from confluent_kafka.admin import (
     AclBinding,
+    AclBindingFilter,
     AclOperation,
     AclPermissionType,
     ResourcePatternType,
@@ -17,7 +20,7 @@ from echelon.provision.admin import Connection
 def allow(
     settings: BrokerSettings, principal: str, kind: ResourceType, name: str, *operations: AclOperation
 ) -> None:
-    """Add access rules; `settings` are those of the principal that may."""
+    """Add access rules, and return when the broker has them; `settings` are those of the principal that may."""
     rules = [
         AclBinding(
             kind,
@@ -30,5 +33,22 @@ def allow(
         )
         for operation in operations
     ]
-    for answer in Connection(settings).client.create_acls(rules).values():
+    client = Connection(settings).client
+    for answer in client.create_acls(rules).values():
         answer.result(30)
+    # What the controller has confirmed, the broker takes over a moment later.
+    mine = AclBindingFilter(
+        kind,
+        name,
+        ResourcePatternType.LITERAL,
+        f"User:{principal}",
+        "*",
+        AclOperation.ANY,
+        AclPermissionType.ALLOW,
+    )
+    until = time.monotonic() + 20.0
+    while not {rule.operation for rule in rules} <= {
+        rule.operation for rule in client.describe_acls(mine).result(30)
+    }:
+        assert time.monotonic() < until, f"the broker does not list the rules of {principal} about {name}"
+        time.sleep(0.05)
