@@ -27,7 +27,8 @@ from echelon.testing.kafka_artifacts import jars, java
 
 ROOT = Path(__file__).resolve().parents[2]
 CHILD = Path(__file__).with_name("child.py")
-KAFKA = (pytest.mark.kafka, pytest.mark.xdist_group("kafka-bus"))
+# The time of the first one includes the broker's start.
+KAFKA = (pytest.mark.kafka, pytest.mark.xdist_group("kafka-bus"), pytest.mark.timeout(300))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,11 @@ from echelon.provision.admin import Connection
 from echelon.testing.kafka import Stack
 from tests.bus.rules import allow
 
-pytestmark = [pytest.mark.kafka, pytest.mark.xdist_group("kafka-bus")]
+pytestmark = [
+    pytest.mark.kafka,
+    pytest.mark.xdist_group("kafka-bus"),
+    pytest.mark.timeout(300),  # the first one waits for the broker's start
+]
 
 T = TopicPartition("t")
 END = b"end"
@@ -314,7 +318,14 @@ async def test_what_nobody_waits_for_any_more_is_not_sent_when_the_broker_is_bac
     stack, bus, settings, everything
 ):
     async with await connect(settings, "?timeout=1") as other:
-        await other.publish(Outgoing("t", b"first"))
+
+        async def insist(value: bytes) -> None:
+            while True:
+                with contextlib.suppress(ConnectionLost):  # a busy machine may need more than its second
+                    await other.publish(Outgoing("t", value))
+                    return
+
+        await insist(b"first")
         stack["exchange"].pause()
         try:
             for _ in range(5):
@@ -323,14 +334,11 @@ async def test_what_nobody_waits_for_any_more_is_not_sent_when_the_broker_is_bac
         finally:
             stack["exchange"].resume()
         await until(lambda: other.connected)
-        while True:
-            with contextlib.suppress(ConnectionLost):
-                await other.publish(Outgoing("t", b"again"))
-                break
+        await insist(b"last")
     values = [record.value for record in await everything(bus, T)]
-    assert values[0] == b"first"
-    assert set(values[1:]) == {b"again"}
-    assert len(values) <= 4, "five attempts were given up, and at most one of them had left the house"
+    assert list(dict.fromkeys(values)) in ([b"first", b"last"], [b"first", b"again", b"last"])
+    # Five attempts were given up, and one of them had left the house when the broker stood still.
+    assert values.count(b"again") <= 1
 
 
 # ---- what others write -------------------------------------------------------------------------------

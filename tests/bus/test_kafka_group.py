@@ -15,7 +15,11 @@ from echelon.federation.pki import BREAK_GLASS
 from echelon.testing.kafka import Stack
 from tests.bus.rules import allow
 
-pytestmark = [pytest.mark.kafka, pytest.mark.xdist_group("kafka-bus")]
+pytestmark = [
+    pytest.mark.kafka,
+    pytest.mark.xdist_group("kafka-bus"),
+    pytest.mark.timeout(300),  # the first one waits for the broker's start
+]
 
 PARTITIONS = 8
 
