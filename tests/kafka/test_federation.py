@@ -40,7 +40,8 @@ def audited(left: Left, copy: Path) -> None:
     pin = ["--genesis", hashlib.sha256(first.value).hexdigest()]
     live = json.loads(echelon("audit", "verify", url, *security, *pin, "--json"))
     assert live["ok"]
-    assert live["findings"] == []
+    # A delta that was under way when the run was closed is told, and is no fault.
+    assert {(found["severity"], found["code"]) for found in live["findings"]} <= {("info", "late")}
     echelon("audit", "export", url, str(copy), *security)
     assert json.loads(echelon("audit", "verify", str(copy), *pin, "--json")) == live
 
@@ -53,13 +54,21 @@ def embedded_loss(deployment: Deployment) -> float:
     return float(result.summary["final_loss"]["overall"])
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_a_federation_of_thirteen_processes(stack: Stack, tmp_path: Path) -> None:
-    deployment = deployed(tmp_path / "run", stack.brokers_yaml, budget={"commits": COMMITS})
+    deployment = deployed(
+        tmp_path / "run",
+        stack.brokers_yaml,
+        budget={"commits": COMMITS},
+        # No boundary can make up a commit alone: it may have two deltas under way, and three are needed.
+        sync={"windows": 2, "pending_max": 2, "deltas_per_commit": 3, "deadline": 120},
+        # All of a boundary's devices are waited for, on a busy machine too.
+        window={"deadline": 30, "round_timeout": 60, "patience": 0.5},
+    )
     with fleet(deployment) as running:
         running.start()
         assert len(running.running()) == 13
-        codes = running.wait(120.0)
+        codes = running.wait(240.0)
     assert set(codes.values()) == {0}, running.tails()
     assert {service.starts for service in running.services.values()} == {1}
     left = Left.read(deployment)
@@ -76,19 +85,21 @@ def test_a_federation_of_thirteen_processes(stack: Stack, tmp_path: Path) -> Non
     sums = [learner.evaluate_boundary(name, last.adapter) for name in NAMES]
     loss = sum(found.loss_sum for found in sums) / sum(found.tokens for found in sums)
     embedded = embedded_loss(deployment)
-    # Which update comes late differs from run to run: what is left of the base loss is compared on its scale.
+    # Which boundary has two deltas in a commit, and which update comes late, differs from run to run: what is left of
+    # the base loss is compared on its scale. Five runs differed by 0.0004 at most; two of a and one of b in every
+    # commit would come to 0.005.
     bases = [learner.evaluate_boundary(name, learner.initial_adapter()) for name in NAMES]
     base = sum(found.loss_sum for found in bases) / sum(found.tokens for found in bases)
     assert embedded < 0.5 * base
-    assert abs(loss - embedded) <= 0.02 * base
+    assert abs(loss - embedded) <= 0.01 * base
     for broker in (EXCHANGE, *NAMES):
         echelon("topics", "check", "--config", str(deployment.topics(broker, OPERATOR)))
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_a_federation_that_is_stopped_goes_on_where_it_was(stack: Stack, tmp_path: Path) -> None:
     deployment = deployed(
-        tmp_path / "run", stack.brokers_yaml, budget={"commits": 6},
+        tmp_path / "run", stack.brokers_yaml, budget={"commits": 16},
         learner={"kind": "quadratic", "dim": 2000, "seconds": 0.2},
     )  # fmt: skip
     from echelon.testing.follow import Follower
@@ -101,17 +112,17 @@ def test_a_federation_that_is_stopped_goes_on_where_it_was(stack: Stack, tmp_pat
             def stop_once() -> None:
                 nonlocal stopped
                 if follower.view.commits >= 2 and not stopped:
-                    running.stop(30.0)
+                    running.stop(60.0)
                     stopped = follower.view.commits
 
             running.start()
-            codes = running.wait(120.0, stop_once)
+            codes = running.wait(240.0, stop_once)
             assert set(codes.values()) == {0}, running.tails()
-            assert 2 <= stopped < 6
+            assert 2 <= stopped < 16
             for name in list(running.services):
                 running.launch(name)
-            codes = running.wait(120.0)
+            codes = running.wait(240.0)
         assert set(codes.values()) == {0}, running.tails()
     left = Left.read(deployment)
     assert left.faults == []
-    assert follower.view.commits == 6
+    assert follower.view.commits == 16
