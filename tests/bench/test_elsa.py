@@ -235,6 +235,7 @@ def test_the_endpoint_is_read_off_the_pairs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_run_of_elsa_sends_less_than_the_uncompressed_split(snippets: Task, tmp_path: Path) -> None:
     shape = Shape(steps=6, batch=4, commits=1, rows=40)
     found = {}

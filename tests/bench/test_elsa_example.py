@@ -50,6 +50,7 @@ def test_the_other_run_differs_in_the_edges_alone() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_small_federation_is_compared_and_every_figure_can_fail(tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(dump(split_federation()))

@@ -108,6 +108,7 @@ def test_links_with_latency_repeats_and_losses() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_shipped_model_learns_as_well_with_a_device_that_leaves() -> None:
     """The same with real training: a tiny budget, and a device that vanishes after its upload."""
     pytest.importorskip("torch")

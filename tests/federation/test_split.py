@@ -19,6 +19,8 @@ from echelon.training.split.parts import DevicePart
 from tests.federation.runs import Outcome, float_bytes, run
 from tests.federation.splits import assignments, check, parts_of, refused, split_federation
 
+pytestmark = pytest.mark.timeout(600)  # whole runs of a real model, on a busy machine
+
 
 @cache
 def unsplit() -> Outcome:

@@ -18,7 +18,7 @@ from echelon.training.halves import DeviceHalf
 from tests.federation.runs import Outcome, run
 from tests.federation.splits import assignments, check, parts_of, refused, split_federation
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @cache

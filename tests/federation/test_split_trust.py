@@ -15,7 +15,7 @@ from echelon.training.halves import DeviceHalf, HalfTask
 from tests.federation.runs import Outcome, run
 from tests.federation.splits import check, refused, split_federation
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def cohorts(outcome: Outcome) -> list[set[str]]:
