@@ -52,7 +52,13 @@ TEND_EVERY = 0.05
 """Seconds between two looks at the processes."""
 ENTRY = "echelon.cli"
 """Module whose `main` is the command line."""
-PRELOADED = ("echelon.cli.services", "echelon.services.run", "echelon.bus.kafka", "echelon.testing.quadratic")
+PRELOADED = (
+    "echelon.cli.services",
+    "echelon.services.run",
+    "echelon.bus.kafka",
+    "echelon.testing.quadratic",
+    "echelon.federation.splitting",  # and torch, which takes seconds; passed over where it is not installed
+)
 
 
 class FleetError(EchelonError):

@@ -21,7 +21,7 @@ from echelon.messages.boundary import DeadLetter, Window
 from echelon.messages.envelope import Envelope
 from echelon.messages.split import EdgePart, SplitFrame
 from echelon.messages.wire import Reason
-from echelon.testing.fleet import Fleet, by_subprocess, when_killed
+from echelon.testing.fleet import Fleet, by_fork, when_killed
 from echelon.testing.kafka import Stack
 from echelon.testing.killing import Kills, Moment, Point
 from echelon.testing.links import FAR_BANDWIDTH, FAR_LATENCY, FAR_PORT
@@ -84,7 +84,7 @@ def split_fleet(deployment: Deployment, faults: Mapping[str, Mapping[str, str]])
     made = Fleet(
         deployment,
         restart=when_killed,
-        spawn=by_subprocess,
+        spawn=by_fork,
         environment=ENVIRONMENT,
         environments=faults,
         entry="echelon.testing.killing",
