@@ -16,11 +16,12 @@ from echelon.config.run import RunSettings, parse
 from echelon.federation.assembly import Assembly
 from echelon.federation.metrics import Recorder
 from echelon.federation.run import Federation, Result
-from echelon.messages.boundary import BOUNDARY, Cohort, Masked, SealedDelta, Window
+from echelon.messages.boundary import BOUNDARY, Adopt, Cohort, Masked, SealedDelta, Window
 from echelon.messages.envelope import Envelope
-from echelon.messages.exchange import Payload
+from echelon.messages.exchange import Payload, Refusal
 from echelon.messages.wire import Message
 from echelon.sim.loop import run_virtual
+from echelon.testing.outcome import manifests
 
 M = TypeVar("M", bound=Message)
 Meddler = Callable[[Assembly], Awaitable[None]]
@@ -178,6 +179,24 @@ def check_offers(control: list[Record]) -> None:
     ]
     assert summed
     assert len(set(summed)) == len(summed)
+
+
+def not_refused(topics: dict[str, dict[str, list[Record]]], boundary: str) -> list[SealedDelta]:
+    """A boundary's deltas without those that the exchange refused; boundaries are in the order of their names.
+
+    In real time a boundary may be left so far behind that a delta of it is too old. It takes the windows back then,
+    once, and they count with a later delta.
+    """
+    place = sorted(name for name in topics if name != "exchange").index(boundary)
+    refused = {
+        said.seq
+        for said in manifests(topics["exchange"]["global"])
+        if isinstance(said, Refusal) and said.boundary == place
+    }
+    returned = [seq for said in messages(topics[boundary]["control"], Adopt) for seq in said.returned]
+    assert len(set(returned)) == len(returned)
+    assert set(returned) <= refused
+    return [delta for delta in messages(topics[boundary]["delta"], SealedDelta) if delta.seq not in refused]
 
 
 def check_windows(control: list[Record], merged: list[SealedDelta]) -> None:

@@ -16,11 +16,18 @@ from echelon.actors.runtime import Services
 from echelon.actors.state import StateStore
 from echelon.audit.verify import verify
 from echelon.bus import open_bus
-from echelon.messages.boundary import SealedDelta, Void, Window
+from echelon.messages.boundary import Void, Window
 from echelon.services.config import ControllerConfig, load_service
 from echelon.services.roles import role_of
 from echelon.testing.fleet import Fleet, Service, by_fork
-from tests.federation.runs import check_bodies, check_offers, check_windows, messages, read_broker
+from tests.federation.runs import (
+    check_bodies,
+    check_offers,
+    check_windows,
+    messages,
+    not_refused,
+    read_broker,
+)
 from tests.services.asking import ask, eventually, lines, port_of, scrape
 from tests.services.deployed import BROKERS, deployed
 
@@ -179,7 +186,7 @@ async def check_topics(fleet: Fleet) -> None:
     for name in BROKERS[1:]:
         control = topics[name]["control"]
         check_offers(control)
-        check_windows(control, messages(topics[name]["delta"], SealedDelta))
+        check_windows(control, not_refused(topics, name))
         check_bodies("control", control, "window")
         check_bodies("delta", topics[name]["delta"], "seq")
         ended = [message.window for kind in (Window, Void) for message in messages(control, kind)]
