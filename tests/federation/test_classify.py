@@ -31,11 +31,17 @@ def folder() -> Path:
     return root
 
 
+@pytest.fixture(autouse=True)
+def in_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which rows are held out, and who has which, go by the file's name as the run file has it."""
+    monkeypatch.chdir(folder())
+
+
 def settings(family: str, edges: int, commits: int = 4, steps: int = 12, split: Any = None) -> Any:
     boundary: dict[str, Any] = {
         "name": "a",
         "devices": 4,
-        "data": data_of(folder() / "rows.jsonl", partition="dirichlet(1.0)"),
+        "data": data_of(Path("rows.jsonl"), partition="dirichlet(1.0)"),
     }
     made = split_federation(edges=edges, split=split or {})
     if edges:

@@ -216,8 +216,10 @@ def test_the_loss_is_the_librarys_own_by_row_whatever_the_padding(family, folder
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
-def test_training_tells_classes_apart_and_counts_rows(family, folders, rows, tmp_path):
-    learner = TorchLearner(spec_of(folders[family], rows, lr=5e-3))
+def test_training_tells_classes_apart_and_counts_rows(family, folders, tmp_path, monkeypatch):
+    # Which rows are held out, and the order of the others, go by the file's name as the run file has it.
+    monkeypatch.chdir(tmp_path)
+    learner = TorchLearner(spec_of(folders[family], write_rows(Path("rows.jsonl")), lr=5e-3))
     before = learner.evaluate_boundary("a", learner.initial_adapter())
     found = learner.train(task(learner, 100))
     assert found.loss_tokens == 100 * 8
@@ -228,7 +230,7 @@ def test_training_tells_classes_apart_and_counts_rows(family, folders, rows, tmp
     assert before.accuracy < 0.6
     assert after.accuracy > 0.85
     assert after.loss < 0.5 * before.loss
-    fresh = DataSettings.model_validate(data_of(write_rows(tmp_path / "test.jsonl", 60, seed=5)))
+    fresh = DataSettings.model_validate(data_of(write_rows(Path("test.jsonl"), 60, seed=5)))
     scored = learner.evaluate_source(fresh, found.weights)
     assert scored.tokens == 60
     assert scored.accuracy > 0.85
