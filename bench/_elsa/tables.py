@@ -19,6 +19,7 @@ from bench._elsa.plan import (
     FAR,
     MODELS,
     PROBES,
+    Arm,
     Tier,
 )
 from echelon.contest.results import read_json
@@ -203,6 +204,28 @@ def endpoint_table(lines: Lines, tier: Tier) -> str:
     )
 
 
+AGAINST = ("seeds", "accuracy, %", "against ELSA, points", "p (Holm)", "devices' bytes, MB", "simulated s")
+"""What is said of an arm that is held against ELSA."""
+
+
+def against_cells(
+    arm: Arm,
+    some: Mapping[int, Line],
+    tier: Tier,
+    found: Mapping[str, Paired | None],
+    ps: Mapping[str, float],
+) -> list[str]:
+    """The cells of `AGAINST`."""
+    return [
+        f"{len(some)} of {tier.seeds}",
+        spread(values(some, accuracy), share),
+        interval(found.get(arm.name), points),
+        p_value(ps[arm.name]) if arm.name in ps else DASH,
+        spread(values(some, device_bytes), megabytes),
+        spread(values(some, lambda line: line["seconds"]), whole),
+    ]
+
+
 def ablation_table(lines: Lines, tier: Tier) -> str:
     """ELSA without each of its parts, against ELSA."""
     if tier.ablated is None:
@@ -217,20 +240,11 @@ def ablation_table(lines: Lines, tier: Tier) -> str:
         out_bad, bad, out_good, good = caught(some)
         body.append([
             arm.title,
-            f"{len(some)} of {tier.seeds}",
-            spread(values(some, accuracy), share),
-            interval(found.get(arm.name), points),
-            p_value(ps[arm.name]) if arm.name in ps else DASH,
-            spread(values(some, device_bytes), megabytes),
-            spread(values(some, lambda line: line["seconds"]), whole),
+            *against_cells(arm, some, tier, found, ps),
             f"{out_bad} of {bad}" if bad else DASH,
             f"{out_good} of {good}" if good else DASH,
         ])  # fmt: skip
-    return markdown(
-        ["arm", "seeds", "accuracy, %", "against ELSA, points", "p (Holm)", "devices' bytes, MB", "simulated s",
-         "unreliable kept out", "others kept out"],
-        body,
-    )  # fmt: skip
+    return markdown(["arm", *AGAINST, "unreliable kept out", "others kept out"], body)
 
 
 def encoding_table(lines: Lines, tier: Tier) -> str:
@@ -243,26 +257,14 @@ def encoding_table(lines: Lines, tier: Tier) -> str:
     found, ps = against_elsa(rows)
     titles = {"elsa": "int8 (ELSA)", "elsa-compression": "bf16"}
     body = [
-        [
-            titles.get(arm.name, arm.title),
-            f"{len(rows[arm.name])} of {tier.seeds}",
-            spread(values(rows[arm.name], accuracy), share),
-            interval(found.get(arm.name), points),
-            p_value(ps[arm.name]) if arm.name in ps else DASH,
-            spread(values(rows[arm.name], device_bytes), megabytes),
-            spread(values(rows[arm.name], lambda line: line["seconds"]), whole),
-        ]
+        [titles.get(arm.name, arm.title), *against_cells(arm, rows[arm.name], tier, found, ps)]
         for arm in arms
     ]
     return (
         f"{task}, {model}, {unreliable} % unreliable. All four streams are encoded alike; `error:0.05` lets each "
         "device and edge choose the smallest encoding that loses no more than that of a job's first tensor.\n\n"
-        + markdown(
-            ["encoding", "seeds", "accuracy, %", "against ELSA, points", "p (Holm)", "devices' bytes, MB",
-             "simulated s"],
-            body,
-        )
-    )  # fmt: skip
+        + markdown(["encoding", *AGAINST], body)
+    )
 
 
 def far_table(every: Lines, tier: Tier) -> str:

@@ -159,7 +159,8 @@ class Wire:
         """The reverse, as far as the encoding goes."""
         allowed = self._codecs.encodings[stream].allowed
         hidden = decode(data, self._codecs.limits, self._key(stream, step, micro), allowed)
-        self.chosen.setdefault(stream, header(data)[0])
+        if stream not in self.chosen:
+            self.chosen[stream], _ = header(data)
         return hidden if self._perturbation is None else self._perturbation.undo(hidden)
 
     def pack_masked(self, stream: str, step: int, micro: int, hidden: Array, mask: Mask) -> bytes:

@@ -179,9 +179,7 @@ def decode_masked(data: bytes, limits: Limits) -> tuple[bytes, npt.NDArray[np.bo
     Raises `CodecError` for bytes that do not end in the mask of the tensor that they begin with, or a row of it that
     has no position, `LimitExceeded` for a shape that is more than is accepted.
     """
-    if len(data) < _HEADER.size:
-        raise CodecError(f"tensor message of {len(data)} bytes is shorter than its header of {_HEADER.size}")
-    shape: Shape = _HEADER.unpack_from(data)[2:5]
+    _, shape = header(data)
     limits.check(shape)
     at = len(data) - _MASK.size - -(-shape[0] * shape[1] // 8)
     if at < _HEADER.size:
