@@ -59,7 +59,8 @@ MESSAGES: dict[Plane, frozenset[str]] = {
     Plane.BOUNDARY: frozenset(
         {
             *("window.open", "cohort", "roster", "shares", "included", "signatures", "window", "void"),
-            *("sealing", "adopt", "released", "end", "assignment"),
+            *("sealing", "adopt", "version", "released", "end", "assignment"),
+            "derived",
             *("model.chunk", "model"),
             *("join", "heartbeat", "ready", "leave", "trips"),
             *("advertise", "sealed", "consistency", "unmask", "deliver"),

@@ -65,7 +65,7 @@ def test_what_the_gate_derives_again_it_may_read(catalogue):
     for name in ("control", "handshake", "masked", "delta"):
         assert Role.GATE in catalogue.topic(BOUNDARY, name).readers
     gate_writes = {topic.name for topic in catalogue.boundary.topics if Role.GATE in topic.writers}
-    assert gate_writes == {"global", "deadletter"}
+    assert gate_writes == {"global", "versions", "deadletter"}
 
 
 def test_chunks_fit_where_they_are_allowed_and_messages_are_small_elsewhere(catalogue):

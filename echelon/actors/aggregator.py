@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
@@ -24,6 +25,7 @@ from echelon.messages.boundary import (
     Ready,
     Released,
     SealedDelta,
+    Version,
     Window,
     WindowOpen,
 )
@@ -31,7 +33,7 @@ from echelon.messages.exchange import Close, Commit, Genesis, Refusal, RefusalRe
 from echelon.messages.split import Assignment
 from echelon.messages.wire import DeviceId, Message, Refused
 from echelon.rounds.aggregator import AggregatorCore, Closed, Committed, History, RefusedDelta
-from echelon.rounds.boundary_log import BoundaryLog, Decided
+from echelon.rounds.boundary_log import BoundaryLog, CommitFacts
 from echelon.rounds.effects import Effect, Incoming, TimerFired
 
 GLOBAL = TopicPartition("global")
@@ -63,7 +65,7 @@ class Aggregator(BoundaryActor):
 
     def inputs(self) -> Iterable[TopicPartition]:
         """Check-ins, rounds, masked updates, edges' parts, and the exchange's decisions as the gate mirrored them."""
-        boundary = ("checkin", "handshake", "masked", "parts", "behaviour")
+        boundary = ("checkin", "handshake", "masked", "parts", "behaviour", "versions")
         return (*(TopicPartition(topic) for topic in boundary), GLOBAL)
 
     async def last_words(self, pump: asyncio.Task[None]) -> None:
@@ -107,22 +109,28 @@ class Aggregator(BoundaryActor):
             event = None if step.entry is None or step.entry.refusal is not None else self._event(step.entry)
             if isinstance(event, Committed):
                 commits.append(event)
-                log.decided |= {seq: Decided(True, False) for seq in event.merged}
+                digest = hashlib.sha256(event.adapter.data).digest()
+                log.learn(CommitFacts(event.commit, event.merged, digest), event.adapter)
             elif isinstance(event, RefusedDelta):
                 refused[event.seq] = event.stale
-                log.decided.setdefault(event.seq, Decided(False, event.stale))
+                log.refuse(event.seq, event.stale)
             elif isinstance(event, Closed):
                 closed = event.commit
         inputs = [
             read_to_end(self.bus, TopicPartition(topic), 0, self.name)
             for topic in ("handshake", "masked", "parts")
         ]
-        version, opened, used = 0, -1, dict[str, tuple[int, int]]()
+        adapters = {commit.commit: commit.adapter for commit in commits}
+        version, versioned, opened, used = 0, -1, -1, dict[str, tuple[int, int]]()
         served: dict[DeviceId, int] = {}
         assignment: Assignment | None = None
         async for decision in self._opened(read_to_end(self.bus, CONTROL, 0, self.name)):
             log.feed(decision)
-            while log.blocked and inputs:
+            while log.blocked and (inputs or log.wanted is not None):
+                if log.wanted is not None:
+                    log.adapters[log.wanted.commit] = adapters[log.wanted.commit]
+                    log.progress()
+                    continue
                 for source in list(inputs):
                     try:
                         record = await anext(source)
@@ -135,7 +143,9 @@ class Aggregator(BoundaryActor):
                         log.feed(found)
             match decision.message:
                 case Window() | Adopt():
-                    version = decision.message.version
+                    version = max(version, decision.message.version)
+                case Version():
+                    versioned = max(versioned, decision.message.version)
                 case WindowOpen():
                     opened = decision.message.window
                 case Assignment():
@@ -173,6 +183,7 @@ class Aggregator(BoundaryActor):
             ledger=log.ledger,
             window=log.window,
             version=version,
+            versioned=versioned,
             opened=opened == log.window,
             commits=tuple(commits),
             refused=refused,
@@ -241,12 +252,11 @@ class Aggregator(BoundaryActor):
                 if message.manifest_sha256 != self._pinned:
                     raise StateError(f"{self.name}: genesis carries another run manifest than the pinned one")
                 adapter = np.frombuffer(payload[message.manifest_length :], "<f4")
-                return Committed(0, adapter, (), self.core.manifest.pace, 0)
+                return Committed(0, adapter, (), self.core.manifest.pace, 0, entry.value)
             case Commit():
                 mine = tuple(merged.seq for merged in message.merged if merged.boundary == self._index)
-                return Committed(
-                    message.commit, np.frombuffer(payload, "<f4"), mine, message.pace, message.tokens
-                )
+                adapter = np.frombuffer(payload, "<f4")
+                return Committed(message.commit, adapter, mine, message.pace, message.tokens, entry.value)
             case Refusal() if message.boundary == self._index and message.reason not in OTHER_RECORD:
                 return RefusedDelta(message.seq, message.reason is RefusalReason.STALE)
             case Close():

@@ -41,8 +41,8 @@ from echelon.rounds.effects import (
 )
 from echelon.topics import Catalogue, Plane, Role
 
-EPHEMERAL = frozenset({"checkin", "handshake", "masked", "split.up", "split.down", "behaviour"})
-"""Topics whose records a restart makes worthless: published in order, and not stored first."""
+EPHEMERAL = frozenset({"checkin", "handshake", "masked", "split.up", "split.down", "behaviour", "versions"})
+"""Topics whose records a restart makes worthless, or derives again: published in order, and not stored first."""
 TRIM_EVERY = 32
 """Records of a transient topic that are read before the log is told to drop them."""
 HEAVY = frozenset({"roster", "shares", "signatures", "unmask", "window"})

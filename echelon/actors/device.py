@@ -82,6 +82,7 @@ class Departure:
 
 
 DOWN = "split.down"
+MODEL = TopicPartition("model")
 EVENTS = Incoming | TimerFired | Trained | Abandoned | Evaluated | TripsMeasured | ShardChange
 
 Interceptor = Callable[[str, Effect], bool]
@@ -125,11 +126,18 @@ class Device(BoundaryActor):
         )  # fmt: skip
         self.trips = TripMeter(slot, core.entropy, self._send)
         self._ended = asyncio.Event()
+        self._adapters: list[bytes] = []
+        """Signatures of records of `model` that no stored state has taken yet."""
         self._stored: tuple[object, ...] = (self,) * 4  # nothing is stored yet
 
     def inputs(self) -> Iterable[TopicPartition]:
         """Decisions, adapters, and what is sealed to this device; of a split device also what its edge answers."""
-        own = (TopicPartition("control"), TopicPartition("model"), TopicPartition("inbox", self.slot))
+        own = (
+            TopicPartition("control"),
+            MODEL,
+            TopicPartition("versions"),
+            TopicPartition("inbox", self.slot),
+        )
         return own if self.half is None else (*own, TopicPartition(DOWN, self.slot))
 
     def consumed(self) -> Iterable[TopicPartition]:
@@ -151,6 +159,7 @@ class Device(BoundaryActor):
             self._stored = self.core.held()
         else:
             await self._recall()
+        self._positions[MODEL] = min(self._positions[MODEL], self.core.model_from)
         self.core.live_from = await end_of(self.bus, TopicPartition("control"), self.name)
         if self.half is not None:
             at = TopicPartition(DOWN, self.slot)
@@ -200,6 +209,19 @@ class Device(BoundaryActor):
         except TimeoutError:
             return False
         return True
+
+    def stored_offsets(self) -> dict[TopicPartition, int]:
+        """The input offsets; of `model`, from behind the adapter that the stored state trains from."""
+        found = super().stored_offsets()
+        return {**found, MODEL: min(found[MODEL], self.core.model_from)}
+
+    def _taken(self) -> dict[TopicPartition, list[bytes]]:
+        """As every actor, but adapters that are not derived yet: no snapshot has them, so they are read again."""
+        taken = super()._taken()
+        self._adapters += taken.pop(MODEL, [])
+        if not self.core.waiting_adapters:
+            taken[MODEL], self._adapters = self._adapters, []
+        return taken
 
     def snapshot(self) -> bytes:
         """The core's state, without its vectors."""

@@ -1,14 +1,21 @@
 """The gate: the one process of a boundary that knows two brokers, and all that it does is check, sign and mirror.
 
 Outward it derives every delta again from the boundary's own topics and signs nothing else. Inward it copies the
-exchange's `global` topic record by record. Only the gate holds the boundary's signing key.
+exchange's `global` topic record by record, and says which versions of the boundary adapter it derived. Only the gate
+holds the boundary's signing key.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from echelon.actors.aggregator import OTHER_RECORD, SOURCE_HEADER
 from echelon.actors.boundary import BoundaryActor, Cross, raise_if_failed
@@ -16,16 +23,19 @@ from echelon.actors.exchange import Writer, serious
 from echelon.actors.runtime import BATCH_BYTES, DRAIN_SECONDS, Backoff, Publisher, read_to_end
 from echelon.actors.state import Row
 from echelon.audit.log import TopicLog
+from echelon.audit.records import is_chunk, read_chunk
 from echelon.bus.base import Bus, Outgoing, Record, TopicPartition
 from echelon.errors import ConnectionLost, ProtocolError, StateError
-from echelon.messages.boundary import SealedDelta
+from echelon.messages.boundary import Derived, SealedDelta
 from echelon.messages.envelope import Signer
 from echelon.messages.exchange import Close, Commit, Delta, Genesis, Payload, Refusal, RefusalReason
-from echelon.rounds.boundary_log import BoundaryLog, Decided
-from echelon.rounds.effects import Effect, Incoming, Save, Stop, note
+from echelon.messages.wire import Refused
+from echelon.rounds.boundary_log import MAX_ADAPTERS, BoundaryLog, CommitFacts, DerivedVersion
+from echelon.rounds.effects import Effect, Incoming, Publish, Save, Stop, note
 from echelon.rounds.ledger import RoundedDelta
 
 GLOBAL = TopicPartition("global")
+VERSIONS = TopicPartition("versions")
 MICROSECONDS = 1_000_000
 
 
@@ -69,6 +79,14 @@ class Gate(BoundaryActor):
         self._origin = ""
         self._clock: Callable[[], float] = lambda: 0.0
         """The loop's clock once it runs; steps are taken in threads, which have no loop of their own."""
+        self._places: dict[int, tuple[int, int]] = {}
+        """Offsets of `global` between which a commit's chunks stand, for commits whose adapter may be wanted."""
+        self._before = 0
+        """Offset behind the newest manifest that was read on `global`."""
+        self._unread = 0
+        """Adapters that were read and not taken yet."""
+        self._wanted: int | None = None
+        """The commit whose adapter is being read again."""
         self._signed: dict[int, float] = {}
         """When deltas were signed that no commit has merged yet; those of an earlier life are not in it."""
         self._sync_us = 0
@@ -130,21 +148,90 @@ class Gate(BoundaryActor):
         for row in unsent:
             if row.record.topic == self._topic.topic:
                 self._writer.wrote(row.record)
-        return []
+        current, newest = self._log.current(), -1
+        async for record in read_to_end(self.bus, VERSIONS, 0, self.name):
+            try:
+                _, message = self._verified(record)
+            except Refused:
+                continue  # devices refuse it too: this record says nothing
+            if isinstance(message, Derived):
+                newest = max(newest, message.version)
+        # Said by no life before: it stopped between the step that derived it and the record.
+        return [] if current is None or current.version <= newest else [self._say(current)]
 
     def take(self, event: object) -> list[Any]:
         """Feed the derivation, and sign what it confirms."""
         raise_if_failed(event)
         if isinstance(event, _Learned):
+            for news in event.news:
+                self._unread -= isinstance(news, _Commit) and news.adapter is not None
+                news.tell(self._log)
             self._log.progress()
-            return [*self._sign(), *([Stop()] if self._closed else [])]
+            return [*self._derived(), *self._sign(), *([Stop()] if self._closed else [])]
+        if isinstance(event, _Adapter):
+            self._wanted = None
+            self._log.adapters[event.commit] = event.adapter
+            self._log.progress()
+            return [*self._derived(), *self._sign()]
         if not isinstance(event, Incoming):
             raise TypeError(f"{self.name}: {event!r} is not an event of a gate")
         if isinstance(event.message, SealedDelta):
             self._proposed[event.message.seq] = event.message
         elif event.topic in ("control", "handshake", "masked", "parts"):
             self._log.feed(event)
-        return self._sign()  # whatever record was the last that a delta waited for
+        return [*self._derived(), *self._sign()]  # whatever record was the last that a delta waited for
+
+    def _derived(self) -> list[Any]:
+        """Say which versions were derived, and ask for the adapter that the next one needs."""
+        versions, self._log.versions = self._log.versions, []
+        effects: list[Any] = [self._say(version) for version in versions]
+        wanted = self._log.wanted
+        if wanted is not None and wanted.commit != self._wanted and wanted.commit in self._places:
+            self._wanted = wanted.commit
+            effects.append(_ReadAgain(wanted))
+        return effects
+
+    def _say(self, version: DerivedVersion) -> Publish:
+        said = Derived(
+            version=version.version, commit=version.commit, sha256=version.sha256, window=version.window
+        )
+        return Publish(VERSIONS.topic, said, version.window)
+
+    async def perform(self, effect: object) -> None:
+        """Read the adapter of a commit again, beside the loop."""
+        if isinstance(effect, _ReadAgain):
+            self.start_job(partial(self._adapter_of, effect.facts), "adapter")
+        else:
+            raise ProtocolError(f"{self.name} cannot carry out {effect!r}")
+
+    async def _adapter_of(self, facts: CommitFacts) -> _Adapter:
+        """The adapter of a commit whose record was verified before, from its chunks on the exchange."""
+        start, end = self._places[facts.commit]
+        backoff = Backoff(f"{self.name} adapter")
+        while True:
+            parts: dict[bytes, list[bytes]] = {}
+            reader = self._exchange.reader({GLOBAL: start})
+            try:
+                at = start
+                while at < end:
+                    for record in await reader.next():
+                        at = record.next_offset
+                        if record.offset < end and is_chunk(record):
+                            chunk = read_chunk(record)
+                            parts.setdefault(chunk.transfer, []).append(chunk.data)
+            except ConnectionLost:
+                await backoff.wait()
+                continue
+            finally:
+                await reader.aclose()
+            for chunks in parts.values():
+                payload = b"".join(chunks)[-4 * self._log.dim :]
+                if hashlib.sha256(payload).digest() == facts.adapter_sha256:
+                    return _Adapter(facts.commit, np.frombuffer(payload, "<f4"))
+            raise StateError(
+                f"{self.name}: the adapter of commit {facts.commit} does not stand on `global` any more, "
+                f"offsets {start} to {end}: the exchange's log was cut"
+            )
 
     def _sign(self) -> list[Any]:
         effects: list[Any] = []
@@ -213,8 +300,9 @@ class Gate(BoundaryActor):
                     await backoff.wait()
                     continue
                 fresh = []
+                news: list[_Commit | _Refused] = []
                 for record in records:
-                    self._learn(record)
+                    news += self._learn(record)
                     if record.offset >= copied:
                         source = (SOURCE_HEADER, record.offset.to_bytes(8, "big"))
                         fresh.append(Outgoing("global", record.value, record.key, (*record.headers, source)))
@@ -223,7 +311,7 @@ class Gate(BoundaryActor):
                     self._count(batch)
                 # Not before it was copied: an event of an earlier record must not end the gate meanwhile.
                 self._closed = self._closing
-                self._events.put_nowait(_Learned())
+                self._events.put_nowait(_Learned(tuple(news)))
         finally:
             await reader.aclose()
 
@@ -258,33 +346,54 @@ class Gate(BoundaryActor):
                     copied = max(copied, int.from_bytes(value, "big") + 1)
         return copied
 
-    def _learn(self, record: Record) -> None:
+    def _learn(self, record: Record) -> list[_Commit | _Refused]:
+        """What a record of `global` says to the derivation."""
         step = self._global.read(record)
         for fault in serious(step):
             self.services.log.warning(
                 "%s does not believe global@%d: %s", self.name, record.offset, fault.detail
             )
         if step.entry is None or step.entry.refusal is not None:
-            return
+            return []
+        start, self._before = self._before, record.next_offset
+        payload = step.entry.payload or b""
         message = step.entry.message
         match message:
             case Genesis():
                 if message.manifest_sha256 != self._pinned:
                     raise StateError(f"{self.name}: genesis carries another run manifest than the pinned one")
+                self._places[0] = start, record.offset
+                return [self._commit(CommitFacts(0, (), message.adapter_sha256), payload)]
             case Commit():
-                for merged in message.merged:
-                    if merged.boundary == self._index:
-                        self._log.decided[merged.seq] = Decided(True, False)
-                        self._measure(merged.seq)
+                mine = tuple(merged.seq for merged in message.merged if merged.boundary == self._index)
+                for seq in mine:
+                    self._measure(seq)
+                if message.payload.sha256 != message.adapter_sha256 or len(payload) != 4 * self._log.dim:
+                    self.services.log.warning(
+                        "%s does not believe global@%d: commit %d without the adapter that it names",
+                        self.name, record.offset, message.commit,
+                    )  # fmt: skip
+                    return []
+                self._places[message.commit] = start, record.offset
+                return [self._commit(CommitFacts(message.commit, mine, message.adapter_sha256), payload)]
             case Refusal() if message.boundary == self._index and message.reason not in OTHER_RECORD:
                 self._signed.pop(message.seq, None)
-                self._log.decided.setdefault(
-                    message.seq, Decided(False, message.reason is RefusalReason.STALE)
-                )
+                return [_Refused(message.seq, message.reason is RefusalReason.STALE)]
             case Close():
                 self._closing = True
             case _:
                 pass
+        return []
+
+    def _commit(self, facts: CommitFacts, payload: bytes) -> _Commit:
+        """What the derivation is told of a commit (0 is genesis), whose adapter is the end of its payload.
+
+        The adapter goes along unless some wait to be taken already: a gate that is behind asks for it later.
+        """
+        if self._unread >= MAX_ADAPTERS:
+            return _Commit(facts, None)
+        self._unread += 1
+        return _Commit(facts, np.frombuffer(payload[-4 * self._log.dim :], "<f4"))
 
     def _measure(self, seq: int) -> None:
         """A commit that merged the boundary's delta has arrived: how long the sync took."""
@@ -293,8 +402,50 @@ class Gate(BoundaryActor):
             self._sync_us = max(1, round((self._clock() - signed) * MICROSECONDS))
 
 
+@dataclass(frozen=True, slots=True)
+class _Commit:
+    """A commit was read on `global`; its adapter, float32[d], if it is not to be read again later."""
+
+    facts: CommitFacts
+    adapter: NDArray[np.float32] | None
+
+    def tell(self, log: BoundaryLog) -> None:
+        """Tell the derivation."""
+        log.learn(self.facts, self.adapter)
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """A refusal of one of the boundary's deltas was read on `global`."""
+
+    seq: int
+    stale: bool
+
+    def tell(self, log: BoundaryLog) -> None:
+        """Tell the derivation."""
+        log.refuse(self.seq, self.stale)
+
+
+@dataclass(frozen=True, slots=True)
 class _Learned:
-    """Something was read on `global`."""
+    """Something was read on `global`; steps of the derivation may run in a thread, so it is told as an event."""
+
+    news: tuple[_Commit | _Refused, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadAgain:
+    """An effect: the derivation has come to a commit whose adapter was not kept."""
+
+    facts: CommitFacts
+
+
+@dataclass(frozen=True, slots=True)
+class _Adapter:
+    """The adapter of a commit was read again: float32[d]."""
+
+    commit: int
+    adapter: NDArray[np.float32]
 
 
 def _bytes(records: Sequence[Outgoing]) -> int:

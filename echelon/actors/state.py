@@ -31,7 +31,7 @@ CREATE TABLE IF NOT EXISTS taken (
 ) WITHOUT ROWID;
 """
 SNAPSHOT, VECTORS, OFFSETS, SCANNED, OWNER = "snapshot", "vectors", "offsets", "scanned", "owner"
-FORMAT = 1
+FORMAT = 2
 """Of the file and of the snapshots in it: one more whenever what is written could not be read by the code before."""
 REMEMBERED = 4096
 """Signatures per input partition that are remembered, to take a byte-identical repeat once."""

@@ -13,6 +13,7 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, Field, Strict
 
 from echelon.messages.behaviour import Behaviour
+from echelon.messages.envelope import MAX_DSSE_BYTES
 from echelon.messages.exchange import MAX_WINDOWS, DeltaCodec, Pace, Payload, WindowSummary
 from echelon.messages.handshake import (
     Advertise,
@@ -123,12 +124,12 @@ class Rejected(Fields):
 class Cohort(Message):
     """The participation window closed: who takes part, with what weight, on which versions.
 
-    `weight_cap` bounds every weight so that no device carries more than 1/k_min of the whole. `inputs` is the next
-    offset of `checkin` that was read when this was decided.
+    `bases` are the version that the sum is merged into and those that the members trained from, ascending: all of
+    them derived, or no device takes part. `inputs` is the next offset of `checkin` that was read when this was decided.
     """
 
     kind: ClassVar[str] = "cohort"
-    revision: ClassVar[int] = 3
+    revision: ClassVar[int] = 4
     window: U63
     version: U63
     commit: U63
@@ -136,7 +137,6 @@ class Cohort(Message):
     rejected: Annotated[tuple[Rejected, ...], Field(max_length=MAX_COHORT)]
     bases: Annotated[tuple[Base, ...], Field(min_length=1, max_length=256)]
     threshold: U32
-    weight_cap: U63
     inputs: U63
 
 
@@ -200,6 +200,34 @@ class Adopt(Message):
     """Deltas that were refused for any other reason."""
 
 
+class Version(Message):
+    """On `control`: at this point of its history the boundary adapter is that version, with that digest.
+
+    Stands behind everything that led to the version. The gate derives the adapter at this point, and says so in a
+    `Derived` if it has the same digest; `model` has the adapter itself.
+    """
+
+    kind: ClassVar[str] = "version"
+    version: U63
+    commit: U63
+    sha256: Digest
+
+
+class Derived(Message):
+    """On `versions`, by the gate: it derived that version of the boundary adapter from the boundary's own records.
+
+    Devices train from, and mask for, no other version.
+    """
+
+    kind: ClassVar[str] = "derived"
+    version: U63
+    commit: U63
+    """The commit of `global` that its anchor is."""
+    sha256: Digest
+    window: U63
+    """The window that was due when it was derived."""
+
+
 class End(Message):
     """The run was closed on the exchange; devices may stop."""
 
@@ -214,7 +242,7 @@ class Model(Message):
     """
 
     kind: ClassVar[str] = "model"
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
     version: U63
     commit: U63
     sha256: Digest
@@ -226,6 +254,8 @@ class Model(Message):
     payload: Payload
     waiting: bool = False
     """Whether the boundary waits for a commit: nothing is trained from this version (runs without overlap)."""
+    signed: Annotated[bytes, Field(max_length=MAX_DSSE_BYTES)] = b""
+    """When `anchored`: the controller's envelope of that commit (of genesis for commit 0), as it stands on `global`."""
 
 
 class Join(Message):
@@ -311,8 +341,9 @@ class DeadLetter(Message):
 BOUNDARY = Registry(
     "boundary",
     (
-        WindowOpen, Cohort, KeyList, SharesList, Included, Signatures, Window, Void, Sealing, Adopt, Released, End,
-        Assignment,
+        WindowOpen, Cohort, KeyList, SharesList, Included, Signatures, Window, Void, Sealing, Adopt, Version, Released,
+        End, Assignment,
+        Derived,
         Model,
         Join, Heartbeat, Ready, Leave, Trips,
         Shard,

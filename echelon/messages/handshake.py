@@ -53,10 +53,11 @@ def _ascending_names(names: tuple[str, ...]) -> tuple[str, ...]:
 class Advertise(Message):
     """Round 0: a device's fresh keys for one window.
 
-    `signature` is by the device's identity over the context, its name and these three: others are shown it.
+    `signature` is by the device's identity over the context, its name and these four: others are shown it.
     """
 
     kind: ClassVar[str] = "advertise"
+    revision: ClassVar[int] = 2
     window: U63
     cipher_public: Key32
     """X25519, for sealing shares."""
@@ -64,6 +65,8 @@ class Advertise(Message):
     """X25519, for pairwise masks."""
     seed_commitment: Digest
     """Commitment to the self-mask seed, by which the server tells bad shares from good ones."""
+    evaluated: bool
+    """Whether the device has an evaluation of the window's commit to add: others count who does before they mask."""
     signature: Signature
 
 
@@ -74,6 +77,7 @@ class KeyEntry(Fields):
     cipher_public: Key32
     mask_public: Key32
     seed_commitment: Digest
+    evaluated: bool
     signature: Signature
 
 
@@ -81,6 +85,7 @@ class KeyList(Message):
     """Decision U1: the keys that are in use in this window."""
 
     kind: ClassVar[str] = "roster"
+    revision: ClassVar[int] = 2
     window: U63
     entries: Annotated[tuple[KeyEntry, ...], Field(max_length=MAX_MEMBERS), AfterValidator(_ascending)]
 

@@ -7,6 +7,7 @@ genesis, and every device and auditor pins it.
 from __future__ import annotations
 
 import json
+import re
 from enum import StrEnum
 from typing import Annotated, Self
 
@@ -17,7 +18,10 @@ from echelon.messages.envelope import Dsse, Signer
 from echelon.messages.exchange import MAX_BOUNDARIES, MAX_MERGED, MAX_WINDOWS, DeltaCodec, Pace
 from echelon.messages.wire import U16, U32, U63, Fields, Reason, Refused, Slug
 
-MANIFEST_TYPE = "application/vnd.echelon.run-manifest.v1+json"
+PROTOCOL = 2
+"""Of messages, logs and terms. Runs of another protocol are refused, not converted."""
+MANIFEST_TYPE = f"application/vnd.echelon.run-manifest.v{PROTOCOL}+json"
+MANIFEST_KIND = re.compile(r"application/vnd\.echelon\.run-manifest\.v([0-9]{1,4})\+json", re.ASCII)
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 MAX_LABELS = 4096
 MILLION = 1_000_000
@@ -175,6 +179,11 @@ class SecureTerms(Fields):
         return self.neighbours if 0 < 2 * self.neighbours <= cohort else 0
 
     @property
+    def floor(self) -> int:
+        """Fewest devices that any released sum may be over: k_min + c."""
+        return self.k_min + self.colluding
+
+    @property
     def weight_max(self) -> int:
         """W: the largest weight n * s(τ)."""
         return self.n_max * max(self.staleness)
@@ -232,7 +241,7 @@ class Budget(Fields):
 class RunManifest(Fields):
     """The signed terms of a run."""
 
-    version: Annotated[int, Field(ge=1, le=1)] = 1
+    version: Annotated[int, Field(ge=PROTOCOL, le=PROTOCOL)] = PROTOCOL
     run: Hex16
     model: Annotated[str, Field(max_length=512)]
     model_sha256: Hex32
@@ -320,6 +329,13 @@ class RunManifest(Fields):
             Refused: malformed, not canonical, or not signed by the operator that it names.
         """
         envelope = Dsse.decode(data, limit=2 * MAX_MANIFEST_BYTES)
+        other = MANIFEST_KIND.fullmatch(envelope.payload_type)
+        if other is not None and int(other[1]) != PROTOCOL:
+            raise Refused(
+                Reason.UNKNOWN_VERSION,
+                f"the run is of protocol {other[1]}; this Echelon reads protocol {PROTOCOL}: use the version "
+                "that the run was made with",
+            )
         if envelope.payload_type != MANIFEST_TYPE:
             raise Refused(Reason.UNKNOWN_TYPE, f"{envelope.payload_type[:80]!r} is not a run manifest")
         try:

@@ -21,6 +21,7 @@ from echelon.messages.boundary import (
     Adopt,
     Base,
     Cohort,
+    Derived,
     End,
     Heartbeat,
     Join,
@@ -34,6 +35,7 @@ from echelon.messages.boundary import (
     Released,
     SealedDelta,
     Sealing,
+    Version,
     Void,
     VoidReason,
     Window,
@@ -63,7 +65,7 @@ from echelon.rounds.cohort import (
     read_part,
     ring_vector,
     threshold_of,
-    weight_cap,
+    weight_cap_of,
 )
 from echelon.rounds.edges import Edges, EdgesTerms, admitted
 from echelon.rounds.effects import (
@@ -111,13 +113,15 @@ class AggregatorTerms:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """A verified commit from `global` (commit 0 is genesis), as far as this boundary is concerned."""
+    """A verified commit from `global` (commit 0 is genesis), as far as this boundary is concerned; `signed` is its
+    record's envelope."""
 
     commit: int
     adapter: F32
     merged: tuple[int, ...]
     pace: Pace
     tokens: int
+    signed: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +147,7 @@ class History:
         ledger: as after the newest decision; its anchor is filled in from `commits`.
         window: the window that is due.
         version: of the boundary adapter.
+        versioned: the newest version whose digest stands on `control`.
         opened: whether `window.open` of that window stands on `control`.
         commits: from `global`, genesis first.
         refused: refusals of this boundary's deltas: seq, and whether for being stale.
@@ -157,6 +162,7 @@ class History:
     ledger: Ledger
     window: int
     version: int
+    versioned: int
     opened: bool
     commits: tuple[Committed, ...]
     refused: dict[int, bool]
@@ -205,6 +211,10 @@ class AggregatorCore:
         self._included: frozenset[str] = frozenset()
         self._parts: dict[str, Part] = {}
         """What edges added to the window under way."""
+        self._signed = b""
+        """The envelope of the commit that is the anchor, for devices to check."""
+        self._derived: tuple[int, bytes] = (-1, b"")
+        """Newest version that the gate derived, and its digest: devices take part in no cohort on a newer one."""
 
     # ---- events ----------------------------------------------------------------------------------
 
@@ -255,6 +265,8 @@ class AggregatorCore:
                 if self.edges is not None and device in self.edges.terms.devices:
                     self.edges.measured(device, message)
                 return []
+            case Derived():
+                return self._gate_derived(message)
             case Behaviour():
                 return self._behaviour(device, message)
             case EdgePart():
@@ -307,6 +319,16 @@ class AggregatorCore:
             )
         self.attendance.arrived(device, CheckIn.of(message, offset))
         return [note("checked-in", ready=len(self.attendance.ready)), *self._try_cohort()]
+
+    def _gate_derived(self, message: Derived) -> list[Effect]:
+        known = {base.version: base.sha256 for base in self.bases}
+        if known.get(message.version, message.sha256) != message.sha256:
+            raise ProtocolError(
+                f"the gate derived another adapter of version {message.version} than this aggregator published"
+            )
+        if message.version > self._derived[0]:
+            self._derived = message.version, message.sha256
+        return self._try_cohort()
 
     def _edge_names(self) -> tuple[str, ...]:
         return () if self.edges is None else self.edges.terms.edges
@@ -398,8 +420,10 @@ class AggregatorCore:
             return []
         if self.paused:
             return self._adopt_when_idle()
+        if self._derived[0] < self.version:
+            return []  # no device takes part in a cohort on a version that the gate did not derive
         secure = self.manifest.secure
-        floor = secure.k_min + secure.colluding
+        floor = secure.floor
         ready = self.attendance.takeable(secure, self.version)
         if ready < self.attendance.wanted(self.terms.cohort, floor) and not self._overdue:
             return []
@@ -429,12 +453,8 @@ class AggregatorCore:
         if len(chosen) < floor:
             return before
         self.attendance.came(present, overdue=self._overdue)
-        groups: dict[str, list[int]] = {"": [weight for _, _, weight in chosen]}
-        for _, check, weight in chosen:
-            if check.edge:
-                groups.setdefault(check.edge, []).append(weight)
-        # What hides one device among all has to hide it among those of its edge, too.
-        cap = min(weight_cap(weights, secure.k_min) for weights in groups.values())
+        cap = weight_cap_of([(weight, check.edge) for _, check, weight in chosen], secure)
+        used = {self.version, *(check.base_version for _, check, _ in chosen)}
         cohort = Cohort(
             window=self.window,
             version=self.version,
@@ -453,9 +473,8 @@ class AggregatorCore:
                 for device, check, weight in sorted(chosen, key=lambda one: one[0])
             ),
             rejected=tuple(rejected),
-            bases=self.bases,
+            bases=tuple(base for base in self.bases if base.version in used),
             threshold=threshold_of(len(chosen), secure),
-            weight_cap=cap,
             inputs=self._checked_in,
         )
         return [*before, Publish("control", cohort, self.window), *self._begin(cohort)]
@@ -574,7 +593,7 @@ class AggregatorCore:
             bare = Adopt(commit=commit, version=self.version + 1, merged=(), returned=(), dropped=())
             adopted = [Publish("control", bare, self.window)]
         self.version += 1
-        return [*adopted, *self._seal_when_due(), self._model(anchored=anchored)]
+        return [*adopted, *self._seal_when_due(), *self._model(anchored=anchored)]
 
     def _close(self, result: SumResult) -> list[Effect]:
         """The window has a sum: move the adapter, and seal a delta and adopt a commit where they are due."""
@@ -603,7 +622,7 @@ class AggregatorCore:
         effects += adopted
         if adopted:
             effects += self._seal_when_due()  # what came back may fill a delta, and no other window need come
-        effects.append(self._model(anchored=bool(adopted)))
+        effects += self._model(anchored=bool(adopted))
         effects.append(self._window_note(cohort, result, summary))
         self.window += 1
         effects += self._open()
@@ -666,9 +685,9 @@ class AggregatorCore:
             if event.commit != 0:
                 raise ProtocolError(f"commit {event.commit} came before genesis")
             self.ledger = Ledger(event.adapter)
-            self.pace, self.version = event.pace, 0
+            self.pace, self.version, self._signed = event.pace, 0, event.signed
             return [
-                self._model(anchored=True),
+                *self._model(anchored=True),
                 *self._open(),
                 *self._first_assignment(),
                 Save(),
@@ -697,7 +716,7 @@ class AggregatorCore:
         if not adopted:
             return []
         self.version += 1
-        effects = [*adopted, *self._seal_when_due(), self._model(anchored=True)]
+        effects = [*adopted, *self._seal_when_due(), *self._model(anchored=True)]
         if waited and not self.waiting:
             # The devices begin only now: the window's deadline does too.
             effects.append(StartTimer(DEADLINE, self.terms.deadline))
@@ -715,19 +734,15 @@ class AggregatorCore:
         adapter, commit = ledger.anchor, ledger.commit
         if self._held:
             newest = self._held[-1]
-            adapter, commit, self.pace, self.tokens = (
-                newest.adapter,
-                newest.commit,
-                newest.pace,
-                newest.tokens,
-            )
+            adapter, commit = newest.adapter, newest.commit
+            self.pace, self.tokens, self._signed = newest.pace, newest.tokens, newest.signed
         ledger.adopt(commit, adapter, merged=merged, returned=returned, dropped=dropped)
         self._held, self._refused = [], {}
         record = Adopt(commit=commit, version=version, merged=merged, returned=returned, dropped=dropped)
         return [Publish("control", record, self.window), note("adopted", commit=commit, merged=len(merged))]
 
-    def _model(self, *, anchored: bool) -> Publish:
-        """Publish the boundary adapter as the version that was just reached."""
+    def _model(self, *, anchored: bool) -> list[Effect]:
+        """Publish the boundary adapter as the version that was just reached: its digest on `control`, then itself."""
         if self.ledger is None or self.pace is None:
             raise StateError("no adapter to publish before genesis")
         theta = self.ledger.theta().astype("<f4", copy=False).tobytes()
@@ -744,8 +759,10 @@ class AggregatorCore:
             progress_ppm=self._progress(),
             payload=Payload.of(payload, b"model %d" % self.version),
             waiting=self.waiting,
+            signed=self._signed if anchored else b"",
         )
-        return Publish("model", message, self.window, payload)
+        reached = Version(version=self.version, commit=self.ledger.commit, sha256=digest)
+        return [Publish("control", reached, self.window), Publish("model", message, self.window, payload)]
 
     def _progress(self) -> int:
         """Committed share of the budget in millionths."""
@@ -778,7 +795,7 @@ class AggregatorCore:
         commits = {commit.commit: commit for commit in history.commits}
         newest = commits[ledger.commit]
         ledger.anchor = newest.adapter
-        self.ledger, self.pace, self.tokens = ledger, newest.pace, newest.tokens
+        self.ledger, self.pace, self.tokens, self._signed = ledger, newest.pace, newest.tokens, newest.signed
         self.version, self.window, self.bases = history.version, history.window, history.bases
         self._held = [commit for commit in history.commits if commit.commit > ledger.commit]
         self._refused = {seq: stale for seq, stale in history.refused.items() if seq in ledger.pending}
@@ -795,8 +812,10 @@ class AggregatorCore:
                 effects += self._first_assignment()
         for sealed in history.unsent:
             effects.append(self._delta(sealed))
-        if not any(base.version == self.version for base in self.bases):
-            effects.append(self._model(anchored=True))
+        published = any(base.version == self.version for base in self.bases)
+        if not published or history.versioned < self.version:
+            self.bases = tuple(base for base in self.bases if base.version != self.version)
+            effects += self._model(anchored=True)
         if not history.opened:
             effects += self._open()
         if history.closed is not None:  # it was read with the rest of `global`, and is not read again
@@ -851,12 +870,14 @@ class AggregatorCore:
                     "window": self.window,
                     "pace": None if self.pace is None else [self.pace.steps, self.pace.windows, self.pace.mu_ppm],
                     "tokens": self.tokens,
+                    "signed": self._signed,
+                    "derived": self._derived,
                     "bases": [[base.version, base.sha256] for base in self.bases],
                     "edges": None if self.edges is None else self.edges.facts(),
                     "held": [
                         [
                             held.commit, held.adapter.tobytes(), held.merged,
-                            [held.pace.steps, held.pace.windows, held.pace.mu_ppm], held.tokens,
+                            [held.pace.steps, held.pace.windows, held.pace.mu_ppm], held.tokens, held.signed,
                         ]
                         for held in self._held
                     ],
@@ -884,12 +905,14 @@ class AggregatorCore:
         if self.edges is not None and fields["edges"] is not None:
             self.edges.restore(fields["edges"])
         self._held = []
-        for commit, adapter, merged, paced, tokens in fields["held"]:
+        for commit, adapter, merged, paced, tokens, signed in fields["held"]:
             terms = pace(paced)
             if terms is not None:
-                self._held.append(
-                    Committed(commit, np.frombuffer(adapter, "<f4"), tuple(merged), terms, tokens)
-                )
+                vector = np.frombuffer(adapter, "<f4")
+                self._held.append(Committed(commit, vector, tuple(merged), terms, tokens, signed))
+        self._signed = fields["signed"]
+        number, digest = fields["derived"]
+        self._derived = number, digest
         self._refused = dict(fields["refused"])
         self._checked_in = fields["checked_in"]
         self.ended = fields["ended"]

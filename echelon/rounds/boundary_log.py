@@ -3,7 +3,9 @@
 Fed with the verified records of `control`, `handshake`, `masked` and `parts`, it runs secure aggregation's server once
 more for every window, from the masked updates that the devices signed and the answers that a threshold of them gave,
 adds what edges signed, keeps a ledger of its own, and says of each delta whether it is what those windows add up to.
-The gate signs nothing else; a boundary auditor runs the same code over an export.
+It derives every version of the boundary adapter, too, on the adapters of the commits that `global` has: an adoption
+counts only as far as the controller's own records go. The gate signs nothing else; a boundary auditor runs the same
+code over an export.
 """
 
 from __future__ import annotations
@@ -15,9 +17,20 @@ from dataclasses import dataclass, field
 
 import msgpack
 import numpy as np
+from numpy.typing import NDArray
 
 from echelon.errors import ProtocolError, StateError
-from echelon.messages.boundary import Adopt, Cohort, Masked, SealedDelta, Sealing, Void, Window, WindowOpen
+from echelon.messages.boundary import (
+    Adopt,
+    Cohort,
+    Masked,
+    SealedDelta,
+    Sealing,
+    Version,
+    Void,
+    Window,
+    WindowOpen,
+)
 from echelon.messages.handshake import (
     Advertise,
     Consistency,
@@ -39,6 +52,10 @@ from echelon.secagg.faults import InputRefused
 from echelon.secagg.roster import Roster
 from echelon.secagg.server import Server
 
+F32 = NDArray[np.float32]
+
+MAX_ADAPTERS = 4
+"""Adapters of newer commits that are kept for adoptions to come; those that an adoption wants later are read again."""
 MAX_EARLY_WINDOWS = 1024
 """Inputs are kept for at most so many windows ahead of the decisions that were read."""
 MAX_WAITING = 4096
@@ -46,11 +63,36 @@ MAX_WAITING = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Decided:
-    """What `global` said of one of the boundary's deltas: merged by a commit (`commit` >= 1), or refused."""
+class CommitFacts:
+    """A verified commit of `global` (commit 0 is genesis), as far as this boundary is concerned.
 
-    merged: bool
+    Attributes:
+        commit: its number.
+        merged: sequence numbers of this boundary's deltas that it merged.
+        adapter_sha256: digest of its adapter, 32 bytes.
+    """
+
+    commit: int
+    merged: tuple[int, ...]
+    adapter_sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedFacts:
+    """A verified refusal of one of this boundary's deltas; `after` is the newest commit that stands before it."""
+
     stale: bool
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class DerivedVersion:
+    """A version of the boundary adapter that was derived: the digest is of its little-endian float32 bytes."""
+
+    version: int
+    commit: int
+    sha256: bytes
+    window: int
 
 
 @dataclass
@@ -71,7 +113,9 @@ class _Window:
 
 @dataclass
 class BoundaryLog:
-    """The derivation; `feed` takes records, `checked` holds the deltas that were derived and not collected yet.
+    """The derivation: `feed` takes the boundary's records, `learn` and `refused` what `global` says.
+
+    `sealed` holds the deltas, `versions` the adapters, that were derived and not collected yet.
 
     Raises (from `feed`):
         ProtocolError: the boundary's history contradicts itself or its devices' records. Nothing after it is derived.
@@ -82,18 +126,60 @@ class BoundaryLog:
     dim: int
     ledger: Ledger = field(init=False)
     window: int = 0
-    adopted: int = -1
-    """Version that the newest adoption led to."""
+    version: int = -1
+    """Newest version that `control` has fixed the digest of; -1 before genesis."""
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(np.zeros(self.dim, np.float32))
         self._factors = Factors(self.manifest)
-        self.decided: dict[int, Decided] = {}
+        self.commits: dict[int, CommitFacts] = {}
+        """Commits of `global` from the anchor on, by number."""
+        self.refusals: dict[int, RefusedFacts] = {}
+        """Refused deltas of the boundary, by seq."""
+        self.adapters: dict[int, F32] = {}
+        """Adapters of commits that may become the anchor, at most `MAX_ADAPTERS`; see `wanted`."""
+        self.versions: list[DerivedVersion] = []
+        self._moved = False
+        """Whether a window was added since the newest version."""
+        self._adopted: Adopt | None = None
+        """The adoption since the newest version, if there was one."""
         self.sealed: dict[int, RoundedDelta] = {}
         self._waiting: deque[Incoming] = deque()
         self._early: dict[int, list[Incoming]] = {}
         self._open: _Window | None = None
         self._contradiction: str | None = None
+
+    # ---- what `global` says ----------------------------------------------------------------------
+
+    def learn(self, facts: CommitFacts, adapter: F32 | None) -> None:
+        """Take a verified commit; commits come in order, genesis first.
+
+        Args:
+            facts: the commit.
+            adapter: float32[d], its adapter; None if that is to be asked for when it is `wanted`.
+        """
+        if facts.commit < self.ledger.commit:
+            return
+        self.commits[facts.commit] = facts
+        if adapter is not None and (facts.commit > self.ledger.commit or self.version < 0):
+            self.adapters[facts.commit] = adapter
+            if len(self.adapters) > MAX_ADAPTERS:
+                del self.adapters[max(self.adapters)]  # far ahead of the derivation: it asks for it again
+
+    def refuse(self, seq: int, stale: bool) -> None:
+        """Take a verified refusal of one of the boundary's deltas; it stands behind the newest commit learned."""
+        self.refusals.setdefault(seq, RefusedFacts(stale, max(self.commits, default=0)))
+
+    @property
+    def wanted(self) -> CommitFacts | None:
+        """The commit whose adapter the next decision needs and this derivation does not hold; None: nothing is."""
+        message = self._waiting[0].message if self._waiting else None
+        number = message.commit if isinstance(message, Adopt | Version) else self.ledger.commit
+        if number == self.ledger.commit and self.version >= 0:
+            return None
+        return None if number in self.adapters else self.commits.get(number)
+
+    # ---- what the boundary says ------------------------------------------------------------------
 
     def feed(self, incoming: Incoming) -> None:
         """Take a record of one of the four topics, in the order of each topic."""
@@ -129,7 +215,8 @@ class BoundaryLog:
         except ProtocolError as error:
             # Nothing that follows a contradiction can be derived: from here on the answer is always the same.
             self._contradiction = str(error)
-            raise
+            if not self.versions:  # what was derived before it is for the caller to collect first
+                raise
 
     def _apply(self, message: Message) -> bool:
         """Apply a decision; False when it has to wait for inputs."""
@@ -140,11 +227,12 @@ class BoundaryLog:
                 pass
             case Sealing() if message.seq < self.ledger.next_seq:
                 pass
-            case Adopt() if message.version <= self.adopted:
+            case Adopt() | Version() if message.version <= self.version:
                 pass
             case WindowOpen():
                 if message.window != self.window:
                     raise ProtocolError(f"window {message.window} opened, expected is {self.window}")
+                self._settled(f"window {message.window} opened")
             case Cohort():
                 if self._open is not None and self._open.cohort == message:
                     return True
@@ -156,6 +244,12 @@ class BoundaryLog:
                     raise ProtocolError(
                         f"a cohort of window {message.window} while delta {min(self.ledger.pending)} is undecided: "
                         f"the run allows no overlap"
+                    )
+                self._settled(f"a cohort of window {message.window}")
+                if message.version != self.version or message.commit != self.ledger.commit:
+                    raise ProtocolError(
+                        f"the cohort of window {message.window} is on version {message.version} and commit "
+                        f"{message.commit}; the boundary is at version {self.version} and commit {self.ledger.commit}"
                     )
                 context = context_of(message, self.manifest, self.dim)
                 self._open = _Window(message, Server(context, self.roster))
@@ -185,6 +279,8 @@ class BoundaryLog:
                 self.sealed[sealed.seq] = sealed
             case Adopt():
                 return self._adopt(message)
+            case Version():
+                return self._reached(message)
             case _:
                 pass
         return True
@@ -236,7 +332,13 @@ class BoundaryLog:
             raise ProtocolError(
                 f"the record of window {message.window} is not what its devices' records add up to"
             )
+        self._settled(f"window {message.window} closed")
+        if message.version != self.version + 1:
+            raise ProtocolError(
+                f"window {message.window} leads to version {message.version}, expected is {self.version + 1}"
+            )
         self.ledger.add_window(summary, mean)
+        self._moved = True
         self._end(message.window)
         return True
 
@@ -267,25 +369,96 @@ class BoundaryLog:
             case _:
                 raise StateError(f"{incoming.message.kind} was kept as an input of a window")
 
+    def _settled(self, what: str) -> None:
+        """Refuse a decision that comes before the version which the records before it lead to."""
+        if self._moved or self._adopted is not None:
+            raise ProtocolError(f"{what} before the boundary adapter's version {self.version + 1} was named")
+
     def _adopt(self, message: Adopt) -> bool:
-        for seq, merged, stale in (
-            *((seq, True, False) for seq in message.merged),
-            *((seq, False, True) for seq in message.returned),
-            *((seq, False, False) for seq in message.dropped),
-        ):
-            known = self.decided.get(seq)
-            if known is None:
-                return False  # the exchange's record was not read here yet
-            if known != Decided(merged, stale):
-                raise ProtocolError(f"the boundary says of delta {seq} what the exchange did not say")
-        self.ledger.adopt(
-            message.commit,
-            self.ledger.anchor,
-            merged=message.merged,
-            returned=message.returned,
-            dropped=message.dropped,
+        """Take a commit over as `global` has it: what an adoption says is held against that, not believed."""
+        where = f"the adoption of commit {message.commit}"
+        if message == self._adopted:
+            return True
+        if self._adopted is not None:
+            raise ProtocolError(f"{where} follows another one, and no version between them was named")
+        if message.version != self.version + 1:
+            raise ProtocolError(f"{where} leads to version {message.version}, expected is {self.version + 1}")
+        ledger = self.ledger
+        if message.commit < ledger.commit:
+            raise ProtocolError(f"{where}: the anchor is commit {ledger.commit} already")
+        if message.commit not in self.commits:
+            return False  # not read here yet; one that does not exist stops the derivation for good
+        # They are read in order: one that is missing before this one was believed by nobody here.
+        merged = {
+            seq
+            for number, facts in self.commits.items()
+            if ledger.commit < number <= message.commit
+            for seq in facts.merged
+        }
+        if set(message.merged) != merged:
+            raise ProtocolError(
+                f"{where} takes deltas {sorted(message.merged)} as merged; by `global` they are {sorted(merged)}"
+            )
+        for seqs, stale in ((message.returned, True), (message.dropped, False)):
+            for seq in seqs:
+                if seq not in self.refusals:
+                    return False
+                if self.refusals[seq].stale is not stale:
+                    raise ProtocolError(f"the boundary says of delta {seq} what the exchange did not say")
+        told = {*message.returned, *message.dropped}
+        due = {
+            seq
+            for seq, refusal in self.refusals.items()
+            if refusal.after < message.commit and seq in ledger.pending
+        }
+        if due - told:
+            raise ProtocolError(f"{where} passes over the refusal of delta {min(due - told)}")
+        bare = message.commit == ledger.commit and not told
+        if bare and (self._open is None or self._open.signatures is None):
+            raise ProtocolError(
+                f"{where} changes nothing, and no window ends that its devices may have unmasked"
+            )
+        if message.commit > ledger.commit and message.commit not in self.adapters:
+            return False
+        anchor = self.adapters.get(message.commit, ledger.anchor)
+        ledger.adopt(
+            message.commit, anchor, merged=message.merged, returned=message.returned, dropped=message.dropped
         )
-        self.adopted = message.version
+        self._forget(message.commit)
+        self._adopted = message
+        return True
+
+    def _forget(self, commit: int) -> None:
+        """Let go of what no adoption after this commit's can need."""
+        self.commits = {number: facts for number, facts in self.commits.items() if number >= commit}
+        self.adapters = {number: adapter for number, adapter in self.adapters.items() if number > commit}
+        self.refusals = {
+            seq: one
+            for seq, one in self.refusals.items()
+            if seq in self.ledger.pending or seq >= self.ledger.next_seq
+        }
+
+    def _reached(self, message: Version) -> bool:
+        """The boundary names its adapter's next version: derive it, and compare."""
+        first = self.version < 0
+        if message.version != self.version + 1 or not (first or self._moved or self._adopted is not None):
+            raise ProtocolError(
+                f"version {message.version} was named where nothing led to it; the newest is {self.version}"
+            )
+        if first:
+            if 0 not in self.adapters:
+                return False
+            self.ledger.anchor = self.adapters[0]
+            self._forget(0)
+        theta = self.ledger.theta().astype("<f4", copy=False)
+        sha256 = hashlib.sha256(theta.data).digest()
+        if (message.commit, message.sha256) != (self.ledger.commit, sha256):
+            raise ProtocolError(
+                f"version {message.version} is not the adapter that the boundary's records lead to"
+            )
+        self.version = message.version
+        self._moved, self._adopted = False, None
+        self.versions.append(DerivedVersion(self.version, self.ledger.commit, sha256, self.window))
         return True
 
     def check(self, delta: SealedDelta) -> RoundedDelta | None:
@@ -312,14 +485,28 @@ class BoundaryLog:
 
     @property
     def quiescent(self) -> bool:
-        """Whether a snapshot now would lose nothing that was read: no window is under way."""
-        return self._open is None and not self._waiting and not self._early
+        """Whether a snapshot now would lose nothing that was read: no window or step to a version is under way."""
+        return self._open is None and not (
+            self._waiting or self._early or self._moved or self._adopted is not None
+        )
 
     def snapshot(self) -> bytes:
-        """The ledger without its anchor (which no delta depends on), between two windows."""
-        return bytes(msgpack.packb([self.window, self.adopted, self.ledger.facts()]))
+        """The state between two windows; `global` is learned again after a restart."""
+        return bytes(
+            msgpack.packb([self.window, self.version, self.ledger.anchor.tobytes(), self.ledger.facts()])
+        )
 
     def restore(self, data: bytes) -> None:
         """Take a snapshot over."""
-        self.window, self.adopted, ledger = msgpack.unpackb(data, strict_map_key=False)
-        self.ledger = Ledger.of(self.ledger.anchor, ledger)
+        self.window, self.version, anchor, ledger = msgpack.unpackb(data, strict_map_key=False)
+        self.ledger = Ledger.of(np.frombuffer(anchor, "<f4"), ledger)
+        self._forget(self.ledger.commit)
+
+    def current(self) -> DerivedVersion | None:
+        """The version that was reached, derived again; None before genesis and on the way to the next."""
+        if self.version < 0 or self._moved or self._adopted is not None:
+            return None
+        theta = self.ledger.theta().astype("<f4", copy=False)
+        return DerivedVersion(
+            self.version, self.ledger.commit, hashlib.sha256(theta.data).digest(), self.window
+        )

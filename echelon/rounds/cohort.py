@@ -23,6 +23,7 @@ from echelon.messages.wire import DeviceId, pack
 from echelon.rounds.exact import norm2
 from echelon.rounds.ledger import window_mean
 from echelon.secagg.context import Context, Member, ring_threshold, threshold
+from echelon.secagg.floors import weight_cap, weight_holds
 from echelon.secagg.graph import Ring
 from echelon.secagg.ring import LIMBS, bound, unpack_sum
 from echelon.secagg.roster import WindowLeaf, bases_root, roster_root
@@ -38,23 +39,21 @@ def threshold_of(n: int, secure: SecureTerms) -> int:
     return ring_threshold(degree, secure.colluding) if degree else threshold(n, secure.colluding)
 
 
-def weight_cap(weights: Sequence[int], k_min: int) -> int:
-    """The largest C with Σ min(w, C) ≥ k_min · C: below it no device carries more than 1/k_min of the whole.
+def weight_cap_of(offers: Sequence[tuple[int, str]], secure: SecureTerms) -> int:
+    """The cap on every weight of a cohort, which all parties derive from its members.
 
-    Without a cap, one device that trained much more than the others would keep its cohort below the floor for
-    good. Σ min(w, C) - k_min · C is concave in C and 0 at 0, so bisection finds the largest.
+    What hides one device among all has to hide it among those of its edge, too: the smallest of the caps of the whole
+    cohort and of each edge's devices.
 
-    Returns:
-        0 if there are fewer than k_min weights.
+    Args:
+        offers: for each member its weight by the table, n·s(τ), and its edge ("" for none).
+        secure: k_min and c.
     """
-    low, high = 0, max(weights, default=0)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if sum(min(weight, middle) for weight in weights) >= k_min * middle:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    groups: dict[str, list[int]] = {"": [weight for weight, _ in offers]}
+    for weight, edge in offers:
+        if edge:
+            groups.setdefault(edge, []).append(weight)
+    return min(weight_cap(weights, secure.k_min, secure.colluding) for weights in groups.values())
 
 
 def vector_length(dim: int) -> int:
@@ -94,7 +93,7 @@ class Part:
 
 def releasable(weights: Sequence[int], secure: SecureTerms) -> bool:
     """Whether an edge may add devices of these weights up: the floors of a cohort, on heads and on weight."""
-    return len(weights) >= secure.k_min + secure.colluding and sum(weights) >= secure.k_min * max(weights)
+    return len(weights) >= secure.floor and weight_holds(weights, secure.k_min, secure.colluding)
 
 
 def edge_groups(cohort: Cohort, included: Collection[str], secure: SecureTerms) -> dict[str, tuple[str, ...]]:
@@ -169,10 +168,18 @@ def context_of(cohort: Cohort, manifest: RunManifest, dim: int) -> Context:
         for shard in member.shards:
             if named.setdefault(shard, member.device) != member.device:
                 raise ProtocolError(f"{where}: {named[shard]} and {member.device} both trained shard {shard}")
-    versions = {base.version for base in cohort.bases}
-    for member in cohort.members:
-        weight = min(secure.weight(member.n, cohort.version - member.base_version), cohort.weight_cap)
-        if not 1 <= member.n <= secure.n_max or member.base_version not in versions:
+    versions = [base.version for base in cohort.bases]
+    if versions != sorted({cohort.version, *(member.base_version for member in cohort.members)}):
+        raise ProtocolError(
+            f"{where}: its bases are the versions {versions[:8]}, not those that it is merged into and trained from"
+        )
+    tables = [secure.weight(member.n, cohort.version - member.base_version) for member in cohort.members]
+    cap = weight_cap_of(
+        [(table, member.edge) for table, member in zip(tables, cohort.members, strict=True)], secure
+    )
+    for member, table in zip(cohort.members, tables, strict=True):
+        weight = min(table, cap)
+        if not 1 <= member.n <= secure.n_max or table < 1:
             raise ProtocolError(
                 f"{where}: {member.device} has n = {member.n} on version {member.base_version}, outside the terms"
             )

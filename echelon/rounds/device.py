@@ -11,7 +11,6 @@ the shards behind it.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +22,7 @@ from echelon.errors import ProtocolError
 from echelon.messages.boundary import (
     Adopt,
     Cohort,
+    Derived,
     End,
     Join,
     Leave,
@@ -64,6 +64,7 @@ from echelon.rounds.effects import (
     note,
 )
 from echelon.rounds.factors import Factors
+from echelon.rounds.laws.versions import Adapter, KnownVersions, SignedCommit
 from echelon.rounds.shards import Holding
 from echelon.rounds.staleness import buckets
 from echelon.secagg.client import Client
@@ -72,6 +73,8 @@ from echelon.secagg.ring import Codec, pack_vector
 from echelon.secagg.roster import Roster
 
 F32 = NDArray[np.float32]
+MAX_WAITING_ADAPTERS = 3
+"""Adapters that a device keeps until they are derived: the oldest, so that it always comes to one, and the newest."""
 PATIENCE, HOLD, LEAVE, RETRY, TRIPS = "patience", "hold", "leave", "retry", "trips"
 FIRST_TRIPS = 1.0
 """Seconds after the start at which round trips are measured for the first time, and again while no edge answers."""
@@ -140,6 +143,8 @@ class _Cohort:
     window: int
     commit: int
     client: Client
+    evaluation: tuple[int, int] = (0, 0)
+    """(Σ loss, tokens) of an evaluation of that commit which it signed that it has; zeros if it has none."""
     phase: str = "keys"
     shares: SharesList | None = None
     delivered: Deliver | None = None
@@ -197,7 +202,14 @@ class DeviceCore:
         self._factors = Factors(self.manifest)
         self._cohort: _Cohort | None = None
         self._known_version = 0
-        self._newest: tuple[Model, F32, F32 | None] | None = None
+        self.versions = KnownVersions(self.manifest, self.dim)
+        self.waiting_adapters: list[Adapter] = []
+        """Read and checked, newer than the own base; ascending by version."""
+        self._base_commit: SignedCommit | None = None
+        self.model_from = 0
+        """Offset of `model` behind the record of the own base: a restart reads on from there."""
+        self._held_cohort: tuple[Cohort, int] | None = None
+        """A cohort with this device, and its offset, that names versions which are not derived yet."""
         self._training_from: F32 | None = None
         self._training_base: tuple[int, bytes] | None = None
         self._training_split: SplitJob | None = None
@@ -310,7 +322,10 @@ class DeviceCore:
         message = event.message
         match message:
             case Model():
-                return self._model(message, event.payload or b"")
+                return self._model(message, event.payload or b"", event.offset)
+            case Derived():
+                self.versions.attest(message)
+                return [*self._rebase(), *self._join_held()]
             case Cohort():
                 return self._joined(message, event.offset)
             case KeyList() | SharesList() | Included() | Signatures() | Deliver():
@@ -573,33 +588,48 @@ class DeviceCore:
 
     # ---- adapters --------------------------------------------------------------------------------
 
-    def _model(self, message: Model, payload: bytes) -> list[Effect]:
-        if message.version <= self.version:
+    def _model(self, message: Model, payload: bytes, offset: int) -> list[Effect]:
+        if message.version <= max(self.version, self.versions.newest):
             return []
-        expected = 4 * self.dim * (2 if message.anchored else 1)
-        if len(payload) != expected:
-            raise ProtocolError(
-                f"model version {message.version} has {len(payload)} bytes, by the layout it has {expected}"
-            )
-        vectors = np.frombuffer(payload, "<f4")
-        theta = vectors[: self.dim]
-        if hashlib.sha256(theta.tobytes()).digest() != message.sha256:
-            raise ProtocolError(f"model version {message.version} does not have the digest that it names")
-        if self._newest is None or self._newest[0].version < message.version:
-            anchor = vectors[self.dim :] if message.anchored else None
-            if anchor is None and self._newest is not None and self._newest[0].commit == message.commit:
-                anchor = self._newest[2]
-            self._newest = (message, theta, anchor)
-        return self._rebase()
+        waiting = self.waiting_adapters
+        theta, anchor = self.versions.read(message, payload, waiting[-1].theta if waiting else self.base)
+        commit = self.versions.commit
+        if commit is None:
+            raise ProtocolError(f"model version {message.version} stands on no commit")
+        if anchor is None and waiting and waiting[-1].message.commit == message.commit:
+            anchor = waiting[-1].anchor
+        waiting.append(Adapter(message, commit, offset, theta, anchor))
+        if len(waiting) > MAX_WAITING_ADAPTERS:
+            del waiting[-2]
+        return [*self._rebase(), *self._join_held()]
 
     def _rebase(self) -> list[Effect]:
-        """Take the newest adapter over once `control` has said what is in it."""
-        if self._newest is None or self._newest[0].version > self._known_version:
+        """Take the newest adapter over that the gate derived, once `control` has said what is in it."""
+        waiting = self.waiting_adapters
+        usable = [
+            place
+            for place, adapter in enumerate(waiting)
+            if adapter.message.version <= self._known_version
+            and self.versions.usable(adapter.message.version, adapter.message.sha256)
+        ]
+        if not usable:
             return []
-        message, theta, anchor = self._newest
-        self._newest = None
+        adapter = waiting[usable[-1]]
+        message, theta, anchor = adapter.message, adapter.theta, adapter.anchor
+        if anchor is None:
+            # Behind another adapter of the same commit, which brought it.
+            anchor = next(
+                (
+                    one.anchor
+                    for one in waiting
+                    if one.message.commit == message.commit and one.anchor is not None
+                ),
+                None,
+            )
+        self.waiting_adapters = waiting[usable[-1] + 1 :]
         first = self.base is None
         self.version, self.commit = message.version, message.commit
+        self._base_commit, self.model_from = adapter.commit, adapter.offset + 1
         self.base, self.base_sha256 = theta, message.sha256
         self.pace, self.progress = message.pace, message.progress_ppm / MILLION
         self._barred = message.waiting
@@ -655,6 +685,7 @@ class DeviceCore:
             return []  # it stood there before this start: keys may have been sent for it, and they are gone
         progress = offer.progress
         known = {base.version: base.sha256 for base in message.bases}
+        self._held_cohort = None
         said = (mine.n, mine.base_version, mine.shards, mine.edge, mine.jobs)
         shards = tuple(sorted(progress.shards))
         if said != (offer.n, progress.base_version, shards, progress.edge, progress.jobs):
@@ -666,9 +697,39 @@ class DeviceCore:
                 f"window {message.window}: the cohort's bases do not hold the one that {self.me} trained from"
             )
         context = context_of(message, self.manifest, self.dim)
-        client = Client(context, self.me, self.signer, self.roster, self.entropy)
-        self._cohort = _Cohort(message.window, message.commit, client)
+        self._check_merge_version(message)
+        if self.versions.missing(message.bases):
+            self._held_cohort = message, offset
+            return []
+        evaluation = (0, 0)
+        if self.state.evaluation is not None and self.state.evaluation[0] == message.commit:
+            evaluation = self.state.evaluation[1:]
+        evaluated = self.manifest.exchange.report_loss and evaluation[1] > 0
+        client = Client(context, self.me, self.signer, self.roster, self.entropy, evaluated=evaluated)
+        self._cohort = _Cohort(message.window, message.commit, client, evaluation)
         return [Publish("handshake", client.advertise(), message.window)]
+
+    def _check_merge_version(self, message: Cohort) -> None:
+        """The version that a sum is merged into is no older than one on which this device released shares.
+
+        That it exists, and what it is, the list of bases says: the guard of pairs rests on it.
+        """
+        if message.version < self.state.released[0]:
+            raise ProtocolError(
+                f"window {message.window}: its sum is to be merged into version {message.version}, and {self.me} "
+                f"released shares for one on version {self.state.released[0]}"
+            )
+
+    def _join_held(self) -> list[Effect]:
+        """Take part in a cohort that waited for versions, if they are all there by now."""
+        if self._held_cohort is None:
+            return []
+        message, offset = self._held_cohort
+        try:
+            return self._joined(message, offset)
+        except ProtocolError:
+            self._held_cohort = None
+            raise
 
     def _round(self, message: KeyList | SharesList | Included | Signatures | Deliver) -> list[Effect]:
         cohort = self._cohort
@@ -750,9 +811,10 @@ class DeviceCore:
         loss, loss_tokens, evaluation = 0, 0, (0, 0)
         if self.manifest.exchange.report_loss:
             loss, loss_tokens = round(offer.progress.loss_sum * LOSS_UNIT), offer.progress.loss_tokens
-            if self.state.evaluation is not None and self.state.evaluation[0] == cohort.commit:
-                evaluation = self.state.evaluation[1:]
-                self.state.evaluation = None
+            if cohort.client.adds_evaluation(shares):
+                evaluation = cohort.evaluation
+                if self.state.evaluation == (cohort.commit, *evaluation):
+                    self.state.evaluation = None
         aux = (
             offer.n,
             weight,
@@ -776,6 +838,7 @@ class DeviceCore:
     def _closed(self, message: Window) -> list[Effect]:
         self._known_version = max(self._known_version, message.version)
         offer, cohort = self.offer, self._cohort
+        self._forget_held(message.window)
         effects: list[Effect] = []
         if offer is not None and offer.window == message.window and offer.merged_in < 0:
             if self.me in message.included:
@@ -796,6 +859,10 @@ class DeviceCore:
             effects.extend(self._next())
         return effects
 
+    def _forget_held(self, window: int) -> None:
+        if self._held_cohort is not None and self._held_cohort[0].window <= window:
+            self._held_cohort = None
+
     def _take_back(self, offer: Offer) -> None:
         """offered → r, keeping the older base of the two."""
         kept = offer.progress
@@ -813,6 +880,7 @@ class DeviceCore:
 
     def _void(self, message: Void) -> list[Effect]:
         offer, cohort = self.offer, self._cohort
+        self._forget_held(message.window)
         signed_out = False
         if cohort is not None and cohort.window == message.window:
             signed_out = cohort.signed_out
@@ -889,6 +957,8 @@ class DeviceCore:
                         self.state.finished, self.state.released, self._ahead, self.state.jobs, self.state.after,
                     ],
                     "edge": [self._assignment, self.edge],
+                    "versions": self.versions.facts(self.version, self._base_commit),
+                    "model_from": self.model_from,
                     "positions": sorted(self.shards.positions.items()),
                 }
             )
@@ -926,6 +996,8 @@ class DeviceCore:
             fields["state"]
         )
         self._assignment, self.edge = fields["edge"]
+        self.versions.restore(fields["versions"])
+        self._base_commit, self.model_from = self.versions.commit, fields["model_from"]
         self.shards.positions = dict(fields["positions"])
         self.state = DeviceState(
             offers=offers,

@@ -36,6 +36,7 @@ from echelon.secagg import shamir
 from echelon.secagg.context import Context, consistency_statement, masks_bound
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.faults import Abort, Aborted
+from echelon.secagg.floors import heads
 from echelon.secagg.keys import (
     AgreementKey,
     commit_seed,
@@ -75,10 +76,18 @@ class Client:
         signer: its identity; the public half stands on the roster.
         roster: the enrolled devices, already verified.
         entropy: source of this window's keys.
+        evaluated: whether it has an evaluation of the window's commit to add.
     """
 
     def __init__(
-        self, context: Context, me: DeviceId, signer: Signer, roster: Roster, entropy: Entropy
+        self,
+        context: Context,
+        me: DeviceId,
+        signer: Signer,
+        roster: Roster,
+        entropy: Entropy,
+        *,
+        evaluated: bool = False,
     ) -> None:
         self.context = context
         self.me = me
@@ -90,6 +99,7 @@ class Client:
         self._signer = signer
         self._roster = roster
         self._entropy = entropy
+        self._evaluated = evaluated
         self._step = _Step.NEW
         self._cipher = AgreementKey(entropy.token(32))
         self._mask_private = entropy.token(32)
@@ -106,6 +116,9 @@ class Client:
         """The same, for masks."""
         self._held: dict[DeviceId, tuple[bytes, bytes]] = {}
         """Shares of others' mask keys and seeds, and of the own."""
+        self._keys: KeyList | None = None
+        self._adding: frozenset[DeviceId] = frozenset()
+        """Devices of U2 that add evaluations to this window; empty where too few have one."""
         self._u1: frozenset[DeviceId] = frozenset()
         self._u2: frozenset[DeviceId] = frozenset()
         self._u3: frozenset[DeviceId] = frozenset()
@@ -129,6 +142,7 @@ class Client:
             cipher_public=mine.cipher_public,
             mask_public=mine.mask_public,
             seed_commitment=mine.seed_commitment,
+            evaluated=mine.evaluated,
             signature=mine.signature,
         )
 
@@ -138,6 +152,7 @@ class Client:
             cipher_public=self._cipher.public,
             mask_public=self._mask.public,
             seed_commitment=commit_seed(self._seed, self.context.digest, self.me),
+            evaluated=self._evaluated,
             signature=bytes(64),
         )
         signature = self._signer.sign(self.context.advert_statement(unsigned))
@@ -152,6 +167,7 @@ class Client:
             return known
         context = self.context
         self._check_keys(keys)
+        self._keys = keys
         self._u1 = frozenset(DeviceId(entry.device) for entry in keys.entries)
         self._bound = context.bound(keys)
         for entry in keys.entries:
@@ -198,6 +214,35 @@ class Client:
 
     # ---- round 2 ---------------------------------------------------------------------------------
 
+    def adds_evaluation(self, shares: SharesList) -> bool:
+        """Whether this device's evaluation may be in the vector that it masks for U2.
+
+        Evaluations are a sum of their own: a device adds to it only if enough others of U2 signed that they do, so
+        many that the floor holds for that sum whoever drops out.
+        """
+        adding = self._evaluating(frozenset(DeviceId(device) for device in shares.devices) & self._u1)
+        return self.me in adding
+
+    def _evaluating(self, u2: frozenset[DeviceId]) -> frozenset[DeviceId]:
+        """Devices of U2 that add evaluations: those that signed that they have one, or nobody."""
+        if self._keys is None:
+            return frozenset()
+        near = self.context.holders(self.me)
+        found = {
+            DeviceId(entry.device)
+            for entry in self._keys.entries
+            if entry.evaluated
+            and entry.device in u2
+            # Keys of neighbours were checked when they came; on a ring others' were not.
+            and (
+                entry.device in near
+                or verify_signature(
+                    self._roster.key(entry.device), entry.signature, self.context.advert_statement(entry)
+                )
+            )
+        }
+        return frozenset(found) if self.context.may_add(len(found), len(u2)) else frozenset()
+
     def masked_input(self, shares: SharesList, delivered: Deliver, vector: U32) -> U32:
         """Round 2: open the shares that were handed over, and mask the vector.
 
@@ -236,7 +281,7 @@ class Client:
             key = pair_mask_key(self._masking[peer], bound, self.me, peer)
             masks.append((key, mask_sign(self.me, peer)))
         Masker().add(masked, masks)
-        self._u2 = u2
+        self._u2, self._adding = u2, self._evaluating(u2)
         self._upload_sha256 = hashlib.sha256(masked.astype("<u4", copy=False).data).digest()
         self._shown[shares.kind] = self._shares = shares
         self._step = _Step.UPLOADED
@@ -255,6 +300,12 @@ class Client:
         if named != self._upload_sha256:
             raise self._abort(
                 Abort.UPLOAD, f"the included set names another upload of {self.me} than it made"
+            )
+        floor = heads(self.context.k_min, self.context.colluding)
+        if self._adding and len(self._adding & u3) < floor:
+            raise self._abort(
+                Abort.FLOOR,
+                f"{len(self._adding & u3)} devices of the included set added evaluations, the floor is {floor}",
             )
         self._u3 = u3
         signature = self._signer.sign(self._statement(included))

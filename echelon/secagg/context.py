@@ -10,6 +10,7 @@ from functools import cached_property
 from echelon.messages.handshake import Included, KeyEntry, KeyList, SharesList
 from echelon.messages.wire import DeviceId
 from echelon.secagg.faults import Abort, Aborted
+from echelon.secagg.floors import heads, partial_sum_holds, weight_holds
 from echelon.secagg.graph import Graph, Ring, bits, complete
 from echelon.secagg.keys import statement
 
@@ -148,23 +149,28 @@ class Context:
             )
 
     def check_floor(self, devices: Iterable[DeviceId], what: str) -> None:
-        """The privacy floor: heads ≥ k_min + c, and Σw ≥ k_min · max w.
+        """The privacy floor on heads and on weight; see `echelon.secagg.floors`.
 
         Raises:
             Aborted: below it.
         """
         weights = [self.weights[device] for device in devices]
-        if len(weights) < self.k_min + self.colluding:
+        floor = heads(self.k_min, self.colluding)
+        if len(weights) < floor:
+            raise Aborted(
+                Abort.FLOOR, f"window {self.window}: {what} has {len(weights)} devices, the floor is {floor}"
+            )
+        if not weight_holds(weights, self.k_min, self.colluding):
             raise Aborted(
                 Abort.FLOOR,
-                f"window {self.window}: {what} has {len(weights)} devices, the floor is {self.k_min + self.colluding}",
+                f"window {self.window}: one device carries {max(weights)} of {what}'s weight {sum(weights)}: "
+                f"without the {self.colluding} heaviest others it is more than 1/{self.k_min} of what is left",
             )
-        if sum(weights) < self.k_min * max(weights):
-            raise Aborted(
-                Abort.FLOOR,
-                f"window {self.window}: one device carries {max(weights)} of {what}'s weight {sum(weights)}, "
-                f"more than 1/{self.k_min}",
-            )
+
+    def may_add(self, contributors: int, uploading: int) -> bool:
+        """Whether those of U2 who have something to add to a sum of its own may; see `floors.partial_sum_holds`."""
+        threshold = self.threshold if self.ring is None else 0
+        return partial_sum_holds(contributors, uploading, threshold, self.k_min, self.colluding)
 
     @cached_property
     def digest(self) -> bytes:
@@ -188,6 +194,7 @@ class Context:
             entry.cipher_public,
             entry.mask_public,
             entry.seed_commitment,
+            entry.evaluated,
         )
 
     def bound(self, keys: KeyList) -> bytes:

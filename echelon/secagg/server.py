@@ -140,6 +140,7 @@ class Server:
             cipher_public=message.cipher_public,
             mask_public=message.mask_public,
             seed_commitment=message.seed_commitment,
+            evaluated=message.evaluated,
             signature=message.signature,
         )
         known = self._adverts if self.round is Round.KEYS else self._keys

@@ -17,18 +17,19 @@ from echelon.sim.life import Call
 from echelon.sim.schedule import Fault, LinkSpec, Schedule
 
 CONTROL = (
-    "window.open", "cohort", "roster", "shares", "included", "signatures", "window", "void", "sealing", "adopt", "end",
+    "window.open", "cohort", "roster", "shares", "included", "signatures", "window", "void", "sealing", "adopt",
+    "version", "end",
 )  # fmt: skip
 ROUNDS = ("advertise", "sealed", "masked", "consistency", "unmask")
 WRITES = {
     "device": ("join", "ready", *ROUNDS),
     "aggregator": (*CONTROL, "model", "deliver", "delta"),
-    "gate": ("delta", "genesis", "commit", "refusal", "close", "chunk"),
+    "gate": ("delta", "genesis", "commit", "refusal", "close", "chunk", "derived"),
     "controller": ("genesis", "commit", "refusal", "close", "chunk"),
 }
 READS = {
-    "device": (*CONTROL, "model", "deliver"),
-    "aggregator": ("ready", *ROUNDS, "commit", "refusal", "genesis", "close"),
+    "device": (*CONTROL, "model", "derived", "deliver"),
+    "aggregator": ("ready", *ROUNDS, "derived", "commit", "refusal", "genesis", "close"),
     "gate": (*CONTROL, "masked", "unmask", "delta", "commit", "refusal", "genesis", "close"),
     "controller": ("delta", "chunk"),
 }
@@ -403,7 +404,7 @@ def _between(draft: Draft) -> None:
         f"{boundary}.gate", "gate", at=None, call=draft.random.choice(("publish", "store", "read")), kind="delta",
         stage=draft.random.choice(("before", "after")), nth=nth,
     )  # fmt: skip
-    kind = draft.random.choice(("sealing", "delta", "adopt", "model"))
+    kind = draft.random.choice(("sealing", "delta", "adopt", "version", "model"))
     draft.crash(
         f"{boundary}.aggregator", "aggregator", at=None, call=draft.random.choice(("publish", "store")), kind=kind,
         stage=draft.random.choice(("before", "after")), nth=nth,

@@ -50,7 +50,8 @@ OWN = {
     "inbox": Deliver(window=1 << 40, to="a-2", entries=()),
     "checkin": Heartbeat(),
     "handshake": Advertise(
-        window=1 << 40, cipher_public=bytes(32), mask_public=bytes(32), seed_commitment=bytes(32), signature=bytes(64)
+        window=1 << 40, cipher_public=bytes(32), mask_public=bytes(32), seed_commitment=bytes(32),
+        evaluated=False, signature=bytes(64),
     ),
     "masked": Masked(window=1 << 40, payload=NEVER_SENT),
     "delta": SealedDelta(

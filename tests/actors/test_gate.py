@@ -61,6 +61,8 @@ def with_gate(body: Callable[[Gate, World], None]) -> None:
                     max_open_bytes_per_sender=1 << 20, max_open_transfers_per_sender=4, max_open_bytes_total=1 << 20
                 ),
             )  # fmt: skip
+            for facts, adapter in world.known:
+                gate._log.learn(facts, adapter)
             body(gate, world)
 
     run_virtual(main)

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from echelon.errors import ProtocolError
-from echelon.messages.boundary import SealedDelta, Window
-from echelon.messages.envelope import Signer
-from echelon.messages.exchange import Pace
+from echelon.messages.boundary import Derived, SealedDelta, Window
+from echelon.messages.envelope import Dsse, Signer
+from echelon.messages.exchange import Commit, Genesis, Merged, Pace, Payload
 from echelon.messages.manifest import RunManifest
 from echelon.messages.wire import DeviceId, Message
-from echelon.rounds.aggregator import AggregatorCore, AggregatorTerms, Committed
-from echelon.rounds.boundary_log import BoundaryLog, Decided
+from echelon.rounds.aggregator import AggregatorCore, AggregatorTerms, Committed, RefusedDelta
+from echelon.rounds.boundary_log import BoundaryLog, CommitFacts
 from echelon.rounds.device import DeviceCore, DeviceTerms
 from echelon.rounds.effects import (
     Effect,
@@ -42,12 +42,13 @@ from echelon.rounds.effects import (
 )
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.roster import Roster, RosterEntry
-from tests.audit.synthetic import terms
+from tests.audit.synthetic import CONTROLLER, RUN, terms
 
 DIM = 8
 AGGREGATOR = "ward.aggregator"
+GATE = "ward.gate"
 TOKENS = 2048
-INPUTS = {"checkin", "handshake", "masked"}
+INPUTS = {"checkin", "handshake", "masked", "versions"}
 DERIVED = {"control", "handshake", "masked"}
 
 
@@ -93,6 +94,38 @@ def manifest_for(
     return manifest.model_copy(update={"secure": secure, "pace": Pace(steps=10, windows=windows, mu_ppm=0)})
 
 
+def signed_commit(
+    commit: int,
+    adapter: np.ndarray,
+    *,
+    pace: Pace,
+    tokens: int = 0,
+    merged: tuple[int, ...] = (),
+    signer: Signer = CONTROLLER,
+) -> bytes:
+    """The envelope of a commit (0: genesis) as the controller writes it on `global`."""
+    data = adapter.astype("<f4").tobytes()
+    digest = hashlib.sha256(data).digest()
+    described = Payload.of(data, b"commit %d" % commit)
+    if commit == 0:
+        return Dsse.seal_message(
+            signer,
+            Genesis(
+                run=RUN, index=0, manifest_length=0, manifest_sha256=bytes(32), adapter_sha256=digest,
+                payload=described, prefix=bytes(32),
+            ),
+        ).encode()  # fmt: skip
+    return Dsse.seal_message(
+        signer,
+        Commit(
+            run=RUN, index=commit, commit=commit,
+            merged=tuple(Merged(boundary=0, seq=seq, staleness=0, weight=1) for seq in merged or (0,)),
+            heads=(), pace=pace, measured=(), tokens=tokens, adapter_sha256=digest, state_sha256=bytes(32),
+            payload=described, prefix=bytes(32),
+        ),
+    ).encode()  # fmt: skip
+
+
 def update_of(device: str, job: int) -> np.ndarray:
     """What a training job moves the weights by: float32[DIM], different for each device and job."""
     seed = int.from_bytes(hashlib.sha256(f"{device} {job}".encode()).digest()[:8], "big")
@@ -132,7 +165,9 @@ class Line:
 
 
 class World:
-    """Devices and an aggregator; `drop` is asked (sender, message) and loses what it answers True to."""
+    """Devices, an aggregator and a gate; `drop` is asked (sender, message) and loses what it answers True to."""
+
+    derived_from = DERIVED
 
     def __init__(
         self,
@@ -163,8 +198,11 @@ class World:
         for person in self.people.values():
             self.carry_out(person, person.core.start())
         self.commits = 0
+        self.known: list[tuple[CommitFacts, np.ndarray]] = []
         self.gate = BoundaryLog(self.manifest, self.roster, DIM)
         self.gate_position = 0
+        self.gate_live = True
+        """Whether the gate reads along whenever records are delivered."""
 
     # ---- actors ----------------------------------------------------------------------------------
 
@@ -244,7 +282,9 @@ class World:
         if person.name == AGGREGATOR:
             return line.topic in INPUTS
         slot = self.roster.entry(person.name).slot
-        return line.topic in ("control", "model") or (line.topic == "inbox" and line.partition == slot)
+        return line.topic in ("control", "model", "versions") or (
+            line.topic == "inbox" and line.partition == slot
+        )
 
     def give(self, name: str, event: Event) -> list[Effect]:
         """Hand one event to a core and carry out what comes back; a refusal is kept in `refused`."""
@@ -262,6 +302,12 @@ class World:
         delivered, moved = 0, True
         while moved:
             moved = False
+            if self.gate_live:
+                try:
+                    self.derive()
+                except ProtocolError as error:
+                    self.refused.append((GATE, None, error))
+                    self.gate_live = False
             for person in list(self.people.values()):
                 while person.position < len(self.log) and not person.stopped:
                     if delivered == most:
@@ -339,7 +385,10 @@ class World:
 
     def genesis(self, adapter: np.ndarray | None = None) -> None:
         start = np.zeros(DIM, np.float32) if adapter is None else adapter
-        self.aggregator_takes(Committed(0, start, (), self.manifest.pace, 0))
+        self.aggregator_takes(
+            Committed(0, start, (), self.manifest.pace, 0, signed_commit(0, start, pace=self.manifest.pace))
+        )
+        self.learns(0, (), start)
         self.pump()
 
     def aggregator_takes(self, event: object) -> list[Effect]:
@@ -351,19 +400,38 @@ class World:
     def commit(self, adapter: np.ndarray, merged: tuple[int, ...], tokens: int = 0) -> Committed:
         """The exchange merged these deltas."""
         self.commits += 1
-        for seq in merged:
-            self.gate.decided[seq] = Decided(True, False)
-        event = Committed(self.commits, adapter, merged, self.manifest.pace, tokens)
+        pace = self.manifest.pace
+        signed = signed_commit(self.commits, adapter, pace=pace, tokens=tokens, merged=merged)
+        event = Committed(self.commits, adapter, merged, pace, tokens, signed)
+        self.learns(self.commits, merged, adapter)
         self.aggregator_takes(event)
         return event
 
+    def refuse(self, seq: int, *, stale: bool) -> None:
+        """The exchange refused this delta."""
+        self.gate.refuse(seq, stale)
+        self.aggregator_takes(RefusedDelta(seq, stale))
+
+    def learns(self, commit: int, merged: tuple[int, ...], adapter: np.ndarray) -> None:
+        """The gate reads a commit on `global`."""
+        facts = CommitFacts(commit, merged, hashlib.sha256(adapter.astype("<f4").tobytes()).digest())
+        self.known.append((facts, adapter.astype(np.float32)))
+        self.gate.learn(*self.known[-1])
+
     def derive(self) -> None:
-        """Let the gate's derivation read on to the end."""
+        """Let the gate's derivation read on to the end, and say what it derived."""
         while self.gate_position < len(self.log):
             line = self.log[self.gate_position]
             self.gate_position += 1
-            if line.topic in DERIVED:
+            if line.topic in self.derived_from:
                 self.gate.feed(line.incoming())
+            self.says()
+
+    def says(self) -> None:
+        versions, self.gate.versions = self.gate.versions, []
+        for one in versions:
+            said = Derived(version=one.version, commit=one.commit, sha256=one.sha256, window=one.window)
+            self.append(GATE, Publish("versions", said, one.window))
 
     # ---- looking ---------------------------------------------------------------------------------
 

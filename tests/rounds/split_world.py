@@ -47,6 +47,8 @@ def parted(moved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class SplitWorld(World):
     """Every device trains with one of the edges `e0`, `e1`, ..."""
 
+    derived_from = DERIVED | {"parts"}
+
     def __init__(
         self,
         devices: int = 6,
@@ -146,13 +148,6 @@ class SplitWorld(World):
             assert isinstance(evaluation, Evaluate)
             assert evaluation.edge in self.edges
             self.give(device, Evaluated(evaluation.commit, 1.5, 100))
-
-    def derive(self) -> None:
-        while self.gate_position < len(self.log):
-            line = self.log[self.gate_position]
-            self.gate_position += 1
-            if line.topic in DERIVED | {"parts"}:
-                self.gate.feed(line.incoming())
 
     def look(self, times: int = 1, *, silent: tuple[str, ...] = ()) -> None:
         """Periods pass in which every edge but the silent ones sends its heartbeat."""

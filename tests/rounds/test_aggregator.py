@@ -32,7 +32,7 @@ from echelon.messages.handshake import (
     Unmask,
 )
 from echelon.messages.wire import Message
-from echelon.rounds.aggregator import Closed, Committed, RefusedDelta
+from echelon.rounds.aggregator import Closed, Committed
 from echelon.rounds.delta_codec import decode
 from echelon.rounds.effects import Incoming, Publish, Save, StartTimer, Stop, TimerFired, Trained
 from echelon.secagg.ring import Codec
@@ -469,7 +469,7 @@ def test_a_refused_delta_goes_back_or_is_dropped(stale: bool) -> None:
     assert ledger is not None
     theta = ledger.theta()
     value = ledger.pending[0].value.copy()
-    world.aggregator_takes(RefusedDelta(0, stale))
+    world.refuse(0, stale=stale)
     adopt = world.messages(Adopt)[-1]
     assert adopt.returned == ((0,) if stale else ())  # type: ignore[attr-defined]
     assert adopt.dropped == (() if stale else (0,))  # type: ignore[attr-defined]
@@ -479,7 +479,7 @@ def test_a_refused_delta_goes_back_or_is_dropped(stale: bool) -> None:
     assert covered == ([0, 1, 2, 3, 4, 5] if stale else [2, 3, 4, 5])
     assert ledger.commit == 0
     # A refusal of what is not pending changes nothing.
-    world.aggregator_takes(RefusedDelta(77, False))
+    world.refuse(77, stale=False)
     assert world.messages(Adopt)[-1] == adopt or not world.messages(Adopt)[-1].dropped  # type: ignore[attr-defined]
 
 
@@ -493,7 +493,7 @@ def test_whatever_comes_back_as_stale_fits_into_one_delta() -> None:
             ledger = world.aggregator.ledger
             assert ledger is not None
             for seq in sorted(ledger.pending):
-                world.aggregator_takes(RefusedDelta(seq, True))
+                world.refuse(seq, stale=True)
             world.pump()
     assert max(len(delta.windows) for delta in world.deltas()) <= 6
     assert world.aggregator.ledger is not None
@@ -518,7 +518,7 @@ def test_a_boundary_that_gets_everything_back_at_once_does_not_stand_still() -> 
         ledger = world.aggregator.ledger
         assert ledger is not None
         for seq in sorted(ledger.pending):
-            world.aggregator_takes(RefusedDelta(seq, True))
+            world.refuse(seq, stale=True)
         world.window()
         assert ledger.pending or not world.aggregator.paused
 
@@ -599,7 +599,7 @@ def test_commits_and_refusals_that_were_heard_but_not_taken_over_survive_a_resta
     for _ in range(2):
         world.window()
     world.commit(np.full(DIM, 2.0, np.float32), (0,))
-    world.aggregator_takes(RefusedDelta(9, True))
+    world.refuse(9, stale=True)
     assert world.messages(Adopt) == []
     again = world.new_aggregator()
     again.restore(world.aggregator.snapshot())

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 
 from echelon.errors import ProtocolError
 from echelon.messages.boundary import Adopt, Cohort, Model, Sealing
 from echelon.messages.manifest import RunManifest
-from echelon.rounds.aggregator import Committed, History, RefusedDelta
+from echelon.rounds.aggregator import Committed, History
 from echelon.rounds.effects import Publish, Train
-from tests.rounds.boundary_world import AGGREGATOR, DIM, World, manifest_for
+from tests.rounds.boundary_world import AGGREGATOR, DIM, World, manifest_for, signed_commit
 
 DEADLINE = "window"
 R = 2
@@ -126,7 +128,7 @@ def test_a_commit_that_leaves_the_delta_out_does_not_lift_the_barrier() -> None:
 @pytest.mark.parametrize("stale", [True, False])
 def test_a_refused_delta_comes_again_at_once_or_is_dropped(stale: bool) -> None:
     world = at_the_barrier()
-    world.aggregator_takes(RefusedDelta(0, stale))
+    world.refuse(0, stale=stale)
     world.pump()
     ledger = world.aggregator.ledger
     assert ledger is not None
@@ -197,12 +199,14 @@ def test_an_aggregator_that_is_rebuilt_from_the_topics_stands_where_it_stood(dec
     world = at_the_barrier()
     world.derive()
     core = world.new_aggregator()
-    genesis = Committed(0, np.zeros(DIM, np.float32), (), world.manifest.pace, 0)
-    commit = Committed(1, np.full(DIM, 0.5, np.float32), (0,), world.manifest.pace, 0)
+    pace, first, second = world.manifest.pace, np.zeros(DIM, np.float32), np.full(DIM, 0.5, np.float32)
+    genesis = Committed(0, first, (), pace, 0, signed_commit(0, first, pace=pace))
+    commit = Committed(1, second, (0,), pace, 0, signed_commit(1, second, pace=pace))
     history = History(
-        ledger=world.gate.ledger,
+        ledger=deepcopy(world.gate.ledger),
         window=R,
         version=R,
+        versioned=R,
         opened=True,
         commits=(genesis, commit) if decided else (genesis,),
         refused={},
@@ -211,6 +215,8 @@ def test_an_aggregator_that_is_rebuilt_from_the_topics_stands_where_it_stood(dec
         served=(),
         unsent=(),
     )
+    if decided:
+        world.learns(1, (0,), second)
     world.people[AGGREGATOR].core = core
     world.carry_out(world.people[AGGREGATOR], core.rebuild(history))
     world.carry_out(world.people[AGGREGATOR], core.start())

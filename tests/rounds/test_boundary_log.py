@@ -11,7 +11,19 @@ import numpy as np
 import pytest
 
 from echelon.errors import ProtocolError
-from echelon.messages.boundary import Adopt, Masked, Phase, SealedDelta, Sealing, Void, VoidReason, Window
+from echelon.messages.boundary import (
+    Adopt,
+    Cohort,
+    Masked,
+    Model,
+    Phase,
+    SealedDelta,
+    Sealing,
+    Version,
+    Void,
+    VoidReason,
+    Window,
+)
 from echelon.messages.exchange import Payload, WindowSummary
 from echelon.messages.handshake import (
     SHARE_BYTES,
@@ -25,8 +37,7 @@ from echelon.messages.handshake import (
     Upload,
 )
 from echelon.messages.wire import Message
-from echelon.rounds.aggregator import RefusedDelta
-from echelon.rounds.boundary_log import BoundaryLog, Decided
+from echelon.rounds.boundary_log import BoundaryLog, CommitFacts
 from tests.rounds.boundary_world import DERIVED, DIM, Line, World, manifest_for
 
 Change = Callable[[Line], Line | None]
@@ -45,9 +56,11 @@ def history() -> World:
     return world
 
 
-def log_of(world: World, **decided: Decided) -> BoundaryLog:
+def log_of(world: World) -> BoundaryLog:
+    """A derivation that has read all of `global`, and nothing of the boundary."""
     log = BoundaryLog(world.manifest, world.roster, DIM)
-    log.decided = {int(seq[1:]): what for seq, what in decided.items()} or dict(world.gate.decided)
+    for facts, adapter in world.known:
+        log.learn(facts, adapter)
     return log
 
 
@@ -55,6 +68,7 @@ def feed(log: BoundaryLog, lines: list[Line]) -> None:
     for line in lines:
         if line.topic in DERIVED:
             log.feed(line.incoming())
+            log.versions.clear()
 
 
 def changed(world: World, change: Change) -> list[Line]:
@@ -210,35 +224,137 @@ def test_a_proposal_that_differs_from_what_was_derived_is_refused(fields: dict[s
 
 
 @pytest.mark.parametrize(
-    ("decided", "fields"),
+    ("stale", "fields", "match"),
     [
-        (Decided(True, False), {"merged": (), "returned": (0,)}),
-        (Decided(True, False), {"merged": (), "dropped": (0,)}),
-        (Decided(False, True), {}),
-        (Decided(False, False), {"merged": (), "returned": (0,)}),
-        (Decided(False, True), {"merged": (), "dropped": (0,)}),
+        (None, {"merged": (), "returned": (0,)}, "by `global` they are \\[0\\]"),
+        (None, {"merged": (), "dropped": (0,)}, "by `global` they are \\[0\\]"),
+        (True, {}, "by `global` they are \\[\\]"),
+        (False, {"merged": (), "returned": (0,)}, "what the exchange did not say"),
+        (True, {"merged": (), "dropped": (0,)}, "what the exchange did not say"),
+        (True, {"merged": ()}, "passes over the refusal of delta 0"),
     ],
 )
 def test_an_adoption_that_the_exchange_did_not_say_is_refused(
-    decided: Decided, fields: dict[str, object]
+    stale: bool | None, fields: dict[str, object], match: str
 ) -> None:
     """Else a boundary could count a merged delta again, or drop one that it does not like any more."""
     world = history()
     [adopt] = [line.message for line in world.log if isinstance(line.message, Adopt)]
     assert isinstance(adopt, Adopt)
     lines = changed(world, of(Adopt, adopt.version, **fields))
-    contradicts(lines, "what the exchange did not say", deltas=1, log=log_of(world, s0=decided))
+    log = BoundaryLog(world.manifest, world.roster, DIM)
+    for facts, adapter in world.known:
+        if stale is not None and facts.commit == 1:
+            log.refuse(0, stale)
+        log.learn(facts if stale is None else replace(facts, merged=()), adapter)
+    contradicts(lines, match, deltas=1, log=log)
+
+
+@pytest.mark.parametrize("commit", [1, 2, 7])
+def test_the_base_of_a_delta_is_the_newest_commit_that_was_adopted_whatever_the_boundary_says(
+    commit: int,
+) -> None:
+    """A newer base than the one that was trained from would make a late delta count in full."""
+    world = history()
+    [adopt] = [line.message for line in world.log if isinstance(line.message, Adopt)]
+    assert isinstance(adopt, Adopt)
+    lines = changed(world, of(Adopt, adopt.version, commit=commit))
+    log = log_of(world)
+    if commit == adopt.commit:
+        feed(log, lines)
+        assert log.sealed[1].base_commit == 1
+    else:  # no such commit stands on `global`: nothing after it is ever derived
+        feed(log, lines)
+        assert sorted(log.sealed) == [0]
+        assert log.blocked
+    # Adopted without one of the commits in between, or before any: the adapter is not the one that is named.
+    log = log_of(world)
+    log.learn(
+        CommitFacts(2, (), hashlib.sha256(np.ones(DIM, "<f4").tobytes()).digest()), np.ones(DIM, np.float32)
+    )
+    if commit == 2:
+        with pytest.raises(ProtocolError, match="is not the adapter that the boundary's records lead to"):
+            feed(log, lines)
 
 
 def test_an_adoption_waits_until_the_exchange_was_read() -> None:
     world = history()
     log = BoundaryLog(world.manifest, world.roster, DIM)
+    log.learn(*world.known[0])
     feed(log, world.log)
     assert sorted(log.sealed) == [0]
     assert not log.quiescent
-    log.decided[0] = Decided(True, False)
+    log.learn(*world.known[1])
     log.progress()
     assert sorted(log.sealed) == [0, 1]
+
+
+def test_an_adapter_that_was_not_kept_is_asked_for() -> None:
+    world = history()
+    log = BoundaryLog(world.manifest, world.roster, DIM)
+    log.learn(*world.known[0])
+    for facts, _ in world.known[1:]:
+        log.learn(facts, None)
+    feed(log, world.log)
+    assert log.wanted == world.known[1][0]
+    assert sorted(log.sealed) == [0]
+    log.adapters[1] = world.known[1][1]
+    log.progress()
+    assert log.wanted is None
+    assert sorted(log.sealed) == [0, 1]
+
+
+def test_every_version_is_derived_and_is_what_the_aggregator_published() -> None:
+    world = history()
+    log = log_of(world)
+    derived = {}
+    for line in world.log:
+        if line.topic in DERIVED:
+            log.feed(line.incoming())
+            derived |= {one.version: (one.commit, one.sha256) for one in log.versions}
+            log.versions.clear()
+    published = {
+        line.message.version: (line.message.commit, hashlib.sha256((line.payload or b"")[: 4 * DIM]).digest())
+        for line in world.log
+        if isinstance(line.message, Model)
+    }
+    assert derived == published
+    assert sorted(derived) == list(range(len(derived)))
+
+
+def test_a_version_of_the_aggregator_s_choice_is_refused() -> None:
+    """An adapter of zeros has no gradient: whoever trains from it hides nobody."""
+    dead = hashlib.sha256(bytes(4 * DIM)).digest()
+    contradicts(changed(history(), of(Version, 2, sha256=dead)), "version 2 is not the adapter", deltas=1)
+
+
+@pytest.mark.parametrize("kind", [Version, Window])
+def test_a_version_out_of_turn_is_refused(kind: type[Message]) -> None:
+    contradicts(changed(history(), of(kind, 1, version=7)), "version 7", deltas=0)
+
+
+def test_a_version_that_nobody_named_stops_the_derivation() -> None:
+    def without(line: Line) -> Line | None:
+        return None if isinstance(line.message, Version) and line.message.version == 1 else line
+
+    contradicts(changed(history(), without), "before the boundary adapter's version 1 was named", deltas=0)
+
+
+def test_an_adoption_of_nothing_counts_only_where_a_window_ends_whose_sum_may_be_known() -> None:
+    """A version of its own for every window would leave the guard of pairs without a pair."""
+    world = history()
+    lines = []
+    for line in world.log:
+        if isinstance(line.message, Cohort) and line.message.window == 1:
+            bare = Adopt(commit=0, version=line.message.version + 1, merged=(), returned=(), dropped=())
+            lines.append(replace(line, message=bare))
+        lines.append(line)
+    contradicts(lines, "changes nothing", deltas=0)
+
+
+def test_a_cohort_is_on_the_version_and_the_commit_that_the_boundary_is_at() -> None:
+    for fields in ({"version": 2}, {"version": 0}, {"commit": 1}):
+        contradicts(changed(history(), of(Cohort, 1, **fields)), "the cohort of window 1 is on", deltas=0)
 
 
 def test_a_window_out_of_turn_is_refused() -> None:
@@ -364,8 +480,7 @@ def test_refused_deltas_are_followed(stale: bool) -> None:
     for number in range(6):
         world.window()
         if number == 2:
-            world.gate.decided[0] = Decided(False, stale)
-            world.aggregator_takes(RefusedDelta(0, stale))
+            world.refuse(0, stale=stale)
     world.derive()
     deltas = world.deltas()
     assert all(world.gate.check(delta) is not None for delta in deltas)
@@ -403,16 +518,17 @@ def test_a_snapshot_in_the_middle_of_a_window_would_lose_something() -> None:
     for line in world.log:
         if line.topic in DERIVED:
             log.feed(line.incoming())
+            log.versions.clear()
             states.add((line.message.kind, log.quiescent))
     assert ("cohort", True) not in states
     assert ("masked", True) not in states
-    assert ("window", True) in states
+    assert ("window.open", True) in states
 
 
 def test_decisions_that_wait_for_ever_are_bounded() -> None:
     world = World(3, manifest=manifest_for())
     log = BoundaryLog(world.manifest, world.roster, DIM)
-    adopt = Adopt(commit=1, version=1, merged=(0,), returned=(), dropped=())
+    adopt = Adopt(commit=1, version=0, merged=(0,), returned=(), dropped=())
     lines = [Line("control", 0, offset, "ward.aggregator", 0, adopt, None) for offset in range(4097)]
     feed(log, lines[:4096])
     with pytest.raises(ProtocolError, match="4096 decisions wait"):

@@ -10,6 +10,7 @@ from echelon.errors import ProtocolError
 from echelon.messages.boundary import (
     Adopt,
     Cohort,
+    Derived,
     End,
     Join,
     Masked,
@@ -37,7 +38,16 @@ from echelon.rounds.effects import (
     Trained,
 )
 from echelon.secagg.faults import Aborted
-from tests.rounds.boundary_world import AGGREGATOR, DIM, TOKENS, World, manifest_for, update_of
+from tests.rounds.boundary_world import (
+    AGGREGATOR,
+    DIM,
+    GATE,
+    TOKENS,
+    World,
+    manifest_for,
+    signed_commit,
+    update_of,
+)
 
 PACE = Pace(steps=10, windows=2, mu_ppm=0)
 
@@ -72,17 +82,29 @@ def first_cohort() -> Cohort:
 def model(
     version: int, vector: np.ndarray, *, payload: bytes | None = None, **fields: object
 ) -> tuple[Model, bytes]:
-    data = vector.astype("<f4").tobytes() if payload is None else payload
+    theta = vector.astype("<f4").tobytes()
+    first = version == 0  # genesis, which is its own anchor
+    data = theta * (2 if first else 1) if payload is None else payload
     message = Model(
-        version=version, commit=0, sha256=hashlib.sha256(vector.astype("<f4").tobytes()).digest(), anchored=False,
+        version=version, commit=0, sha256=hashlib.sha256(theta).digest(), anchored=first,
         pace=PACE, progress_ppm=0, payload=Payload.of(data, b"model"),
+        signed=signed_commit(0, vector, pace=PACE) if first else b"",
     )  # fmt: skip
     return message.model_copy(update=fields), data
 
 
 def give_model(core: DeviceCore, version: int, vector: np.ndarray) -> list[Effect]:
     message, data = model(version, vector)
-    return core.handle(Incoming("model", version, AGGREGATOR, 0, message, data))
+    return [
+        *core.handle(Incoming("model", version, AGGREGATOR, 0, message, data)),
+        *give_derived(core, message),
+    ]
+
+
+def give_derived(core: DeviceCore, message: Model) -> list[Effect]:
+    """The gate's word on a version."""
+    said = Derived(version=message.version, commit=message.commit, sha256=message.sha256, window=0)
+    return core.handle(Incoming("versions", message.version, GATE, 0, said))
 
 
 def alone() -> tuple[World, DeviceCore]:
@@ -382,7 +404,7 @@ def test_a_device_refuses_two_included_sets_over_one_version_that_differ_by_less
 
 @pytest.mark.parametrize(
     ("version", "missing"),
-    [(0, 0), (5, 1), (0, 3)],
+    [(0, 0), (-1, 1), (0, 3)],
     ids=["the same set", "another version", "enough devices apart"],
 )
 def test_the_guard_lets_pass_what_cannot_be_subtracted(version: int, missing: int) -> None:
@@ -461,8 +483,12 @@ def test_an_adapter_is_taken_over_only_when_control_has_said_what_is_in_it() -> 
     )
     assert core.version == 1
     assert np.array_equal(training(effects).base, np.ones(DIM, np.float32))
-    assert give_model(core, 1, np.zeros(DIM)) == []
+    message, data = model(1, np.zeros(DIM))
+    assert core.handle(Incoming("model", 3, AGGREGATOR, 0, message, data)) == []
+    with pytest.raises(ProtocolError, match="two adapters of version 1"):
+        give_derived(core, message)
     assert core.version == 1
+    assert np.array_equal(training(effects).base, np.ones(DIM, np.float32))
     assert world.refused == []
 
 

@@ -13,6 +13,7 @@ from echelon.messages.boundary import Cohort, End
 from echelon.messages.exchange import Payload
 from echelon.messages.handshake import Signatures
 from echelon.messages.split import Assignment, EdgePart, Trip, Trips
+from echelon.rounds.boundary_log import BoundaryLog
 from echelon.rounds.device import PATIENCE, RETRY, TRIPS
 from echelon.rounds.edge import Kept
 from echelon.rounds.edges import (
@@ -83,6 +84,9 @@ def test_the_gate_waits_for_a_part_that_it_has_not_read() -> None:
     world = started()
     for _ in range(2):
         world.window()
+    world.gate, world.gate_position = BoundaryLog(world.manifest, world.roster, DIM), 0
+    for facts, adapter in world.known:
+        world.gate.learn(facts, adapter)
     parts = [line for line in world.log if isinstance(line.message, EdgePart)]
     world.log = [line for line in world.log if line not in parts]
     world.derive()
@@ -141,6 +145,9 @@ def test_a_gate_refuses_a_window_whose_part_is_another_edge_s_devices() -> None:
     """An aggregator that lets such a part pass cannot get it past the gate."""
     world = started()
     world.window()
+    world.gate, world.gate_position = BoundaryLog(world.manifest, world.roster, DIM), 0
+    for facts, adapter in world.known:
+        world.gate.learn(facts, adapter)
     for line in world.log:
         if isinstance(line.message, EdgePart) and line.sender == "e0":
             line.message = line.message.model_copy(update={"devices": ("d0", "d2", "d5")})

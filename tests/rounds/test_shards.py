@@ -211,7 +211,7 @@ def test_the_largest_cohort_that_names_every_shard_fits_into_one_record() -> Non
             for place in range(MAX_COHORT)
         ),
         rejected=(), bases=tuple(Base(version=big - age, sha256=bytes(32)) for age in range(8)),
-        threshold=MAX_COHORT, weight_cap=big, inputs=big,
+        threshold=MAX_COHORT, inputs=big,
     )  # fmt: skip
     data = cohort.encode()
     assert len(data) <= MAX_CONTROL_BYTES

@@ -125,6 +125,7 @@ def _advert_of(window: Window, device: DeviceId, **changes: bytes):
         advert.cipher_public,
         advert.mask_public,
         advert.seed_commitment,
+        advert.evaluated,
     )
     return advert.model_copy(update={"signature": signer_of(device).sign(signed)})
 

@@ -24,9 +24,10 @@ from echelon.messages.manifest import (
     Weighting,
 )
 from echelon.messages.wire import DeviceId
-from echelon.rounds.cohort import close_window, context_of, threshold_of, vector_length, weight_cap
+from echelon.rounds.cohort import close_window, context_of, threshold_of, vector_length
 from echelon.secagg.client import Client
 from echelon.secagg.entropy import Entropy
+from echelon.secagg.floors import fewest_left, partial_sum_holds, weight_cap, weight_holds
 from echelon.secagg.ring import Codec, pack_vector
 from echelon.secagg.server import Server, SumResult
 from tests.secagg.federation import digest_of, names, roster_of, signer_of
@@ -61,7 +62,6 @@ def cohort(**changes: object) -> Cohort:
     )
     fields = {
         "window": 5, "version": 7, "commit": 2, "members": members, "rejected": (), "bases": BASES,
-        "weight_cap": 1 << 40,
         "threshold": threshold_of(4, SECURE), "inputs": 9,
     }  # fmt: skip
     return Cohort(**{**fields, **changes})  # type: ignore[arg-type]
@@ -128,19 +128,26 @@ def outside(member: int, **changes: object) -> Callable[[Cohort], Cohort]:
         ("outside the terms", outside(0, n=51, weight=51 * 256)),
         ("outside the terms", outside(0, n=0, weight=0)),
         ("outside the terms", outside(0, base_version=5)),
-        ("by table and cap it is 0", outside(0, base_version=8)),
-        ("each of them once", lambda c: c.model_copy(update={"bases": (*BASES, BASES[0])})),
+        ("outside the terms", outside(0, base_version=8)),
+        ("not those that it is merged into", lambda c: c.model_copy(update={"bases": (*BASES, BASES[0])})),
+        ("not those that it is merged into", lambda c: c.model_copy(update={"bases": BASES[1:]})),
+        ("not those that it is merged into", lambda c: c.model_copy(update={"bases": BASES[::-1]})),
         ("devices, at most 8", lambda c: c.model_copy(update={"members": c.members * 3})),
         ("twice", lambda c: c.model_copy(update={"members": (c.members[0], c.members[0], *c.members[2:])})),
-        ("floor", lambda c: c.model_copy(update={"members": c.members[:1], "threshold": 1})),
+        (
+            "by table and cap it is 0",
+            lambda c: c.model_copy(update={"members": c.members[:1], "bases": BASES[1:], "threshold": 1}),
+        ),
     ],
 )
 def test_a_cohort_outside_the_terms_is_refused(match: str, change: Callable[[Cohort], Cohort]) -> None:
-    decided = cohort()
-    if match == "by table and cap it is 0":
-        decided = decided.model_copy(update={"bases": (*BASES, Base(version=8, sha256=b"8" * 32))})
+    changed = change(cohort())
+    if match == "outside the terms":
+        versions = sorted({changed.version, *(member.base_version for member in changed.members)})
+        bases = tuple(Base(version=version, sha256=bytes([version]) * 32) for version in versions)
+        changed = changed.model_copy(update={"bases": bases})
     with pytest.raises(ProtocolError, match=match):
-        context_of(change(decided), manifest(), DIM)
+        context_of(changed, manifest(), DIM)
 
 
 def test_the_context_binds_bases_and_terms() -> None:
@@ -202,30 +209,80 @@ def test_the_root_covers_uploads_and_signatures() -> None:
     assert len(roots) == 4
 
 
-@given(st.lists(st.integers(1, 1 << 20), min_size=1, max_size=40), st.integers(2, 12))
+def hides(weights: list[int], k_min: int, colluding: int) -> bool:
+    """By the definition: every device, among all others without the c largest of them."""
+    return all(
+        sum(weights) - sum(sorted((*weights[:i], *weights[i + 1 :]), reverse=True)[:colluding])
+        >= k_min * weight
+        for i, weight in enumerate(weights)
+    )
+
+
+@given(st.lists(st.integers(1, 1 << 10), min_size=1, max_size=24), st.integers(2, 8), st.integers(0, 5))
+def test_the_weight_floor_is_that_of_its_definition(weights: list[int], k_min: int, colluding: int) -> None:
+    assert weight_holds(weights, k_min, colluding) is hides(weights, k_min, colluding)
+
+
+@given(st.lists(st.integers(1, 1 << 20), min_size=1, max_size=40), st.integers(2, 12), st.integers(0, 4))
 def test_the_cap_is_the_largest_under_which_nobody_carries_more_than_its_share(
-    weights: list[int], k_min: int
+    weights: list[int], k_min: int, colluding: int
 ) -> None:
-    cap = weight_cap(weights, k_min)
-    if len(weights) < k_min:
+    cap = weight_cap(weights, k_min, colluding)
+    if len(weights) < k_min + colluding:
         assert cap == 0
         return
-    capped = [min(weight, cap) for weight in weights]
-    assert sum(capped) >= k_min * max(capped) >= k_min
+    assert cap >= 1
+    assert hides([min(weight, cap) for weight in weights], k_min, colluding)
     above = [min(weight, cap + 1) for weight in weights]
-    assert cap == max(weights) or sum(above) < k_min * (cap + 1)
+    assert cap == max(weights) or not hides(above, k_min, colluding)
+
+
+def test_a_colluder_s_weight_hides_nobody() -> None:
+    """k_min = 2, c = 1: the two heavy ones are the victim and a colluder, the third is nearly nothing."""
+    weights = [1000, 1000, 60]
+    assert sum(weights) >= 2 * max(
+        weights
+    )  # the floor without colluders let this pass: within 6 % of the victim's
+    assert not weight_holds(weights, 2, 1)
+    assert weight_cap(weights, 2, 1) == 60
+
+
+@given(
+    st.integers(2, 6),
+    st.integers(0, 3),
+    st.integers(0, 40),
+    st.integers(0, 40),
+    st.integers(0, 40),
+    st.data(),
+)
+def test_a_sum_of_some_holds_the_floor_whoever_drops_out(
+    k_min: int, colluding: int, adding: int, others: int, threshold: int, data: st.DataObject
+) -> None:
+    uploading = adding + others
+    holds = partial_sum_holds(adding, uploading, threshold, k_min, colluding)
+    left = data.draw(st.integers(fewest_left(uploading, threshold, k_min, colluding), uploading))
+    gone = data.draw(st.integers(0, uploading - left))  # of those who drop out, so many were adding
+    worst = adding - min(adding, uploading - left)
+    if holds:
+        assert adding - min(gone, adding) >= worst >= k_min + colluding
 
 
 def test_a_device_that_trained_much_more_is_capped_and_not_left_to_block_its_boundary() -> None:
     run = manifest()
     names_ = names(4)
     whole = (40 * 256, 10 * 256, 10 * 256, 10 * 256)
-    cap = weight_cap(whole, run.secure.k_min)
+    cap = weight_cap(whole, run.secure.k_min, run.secure.colluding)
     members = tuple(
         Member(device=d, offer=1, n=n, base_version=7, weight=min(n * 256, cap))
         for d, n in zip(names_, (40, 10, 10, 10), strict=True)
     )
-    context = context_of(cohort(members=members, weight_cap=cap), run, DIM)
+    context = context_of(cohort(members=members, bases=BASES[1:]), run, DIM)
     assert max(context.weights.values()) < 40 * 256
-    with pytest.raises(ProtocolError, match="by table and cap"):
-        context_of(cohort(members=members, weight_cap=cap + 1), run, DIM)
+    for other in (
+        cap + 1,
+        cap - 1,
+        1,
+    ):  # a cap of the aggregator's choice, as if the cohort had weights of its own
+        lied = tuple(m.model_copy(update={"weight": min(m.n * 256, other)}) for m in members)
+        with pytest.raises(ProtocolError, match="by table and cap"):
+            context_of(cohort(members=lied, bases=BASES[1:]), run, DIM)

@@ -1,0 +1,285 @@
+"""Which versions of the boundary adapter a device may train from, and mask for.
+
+A version counts when two things agree on its digest: the gate, which derived it from the boundary's records and says
+so in a `Derived`, and the device itself, which read the adapter on `model` and held it against what it can check alone.
+That is: the anchor is the adapter of a commit that the controller signed, pace and progress are that commit's, and no
+step between two versions is larger than clipped updates can make it. Why it matters: a device that trains from an
+adapter of the aggregator's choice can be the only one in a sum whose update is not zero (Pasquini, Francati, Ateniese,
+"Eluding Secure Aggregation in Federated Learning via Model Inconsistency", CCS 2022).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echelon.errors import ProtocolError
+from echelon.messages.boundary import Base, Derived, Model
+from echelon.messages.envelope import EXCHANGE_TYPE, Dsse
+from echelon.messages.exchange import Commit, Genesis, Pace
+from echelon.messages.manifest import MILLION, RunManifest
+from echelon.messages.wire import MAX_EXCHANGE_BYTES, Refused
+
+F32 = NDArray[np.float32]
+
+KEPT_BEYOND = 64
+"""Versions that are remembered beyond the staleness horizon: cohorts are never behind by so many."""
+_BLOCK = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class SignedCommit:
+    """What a device needs of a commit (or of genesis, which is commit 0) that the controller signed.
+
+    Attributes:
+        commit: its number.
+        adapter_sha256: digest of its adapter, 32 bytes.
+        pace: H, R and μ from then on.
+        tokens: trained by all merged windows.
+    """
+
+    commit: int
+    adapter_sha256: bytes
+    pace: Pace
+    tokens: int
+
+
+def open_signed_commit(envelope: bytes, manifest: RunManifest) -> SignedCommit:
+    """Read a record of `global`, and hold it against the controller's key and the run.
+
+    Args:
+        envelope: the record's value, a DSSE envelope.
+        manifest: the run's terms, which name the controller's key.
+
+    Raises:
+        ProtocolError: it is no genesis or commit of this run that the controller signed.
+    """
+    try:
+        opened = Dsse.decode(envelope)
+        kinds: dict[str, type[Genesis] | type[Commit]] = {
+            EXCHANGE_TYPE.format(kind=kind.kind, version=kind.revision): kind for kind in (Genesis, Commit)
+        }
+        kind = kinds.get(opened.payload_type)
+        if kind is None:
+            raise ProtocolError(f"{opened.payload_type[:80]!r} is neither a genesis nor a commit")
+        message = kind.decode(opened.payload, limit=MAX_EXCHANGE_BYTES)
+    except Refused as error:
+        raise ProtocolError(f"no record of a commit: {error}") from None
+    if not opened.verified(bytes.fromhex(manifest.controller_public)):
+        raise ProtocolError(f"this {message.kind} is not signed by the run's controller")
+    if message.run != manifest.run_id:
+        raise ProtocolError(f"this {message.kind} is of another run")
+    if isinstance(message, Genesis):
+        return SignedCommit(0, message.adapter_sha256, manifest.pace, 0)
+    return SignedCommit(message.commit, message.adapter_sha256, message.pace, message.tokens)
+
+
+def largest_step(manifest: RunManifest, dim: int) -> float:
+    """The L2 norm that one window can move the boundary adapter by at most.
+
+    The damped mean Σ n·s(τ)·Δ / (s(0)·Σ n) of updates within the clip has at most clip · max s / s(0); fixed point adds
+    at most one unit of W / (s(0)·2**scale_bits) for each coordinate. Where the model is split, a device and its edge
+    clip their parts of an update each for itself: √2 of it.
+
+    Args:
+        manifest: the run's terms.
+        dim: d, coordinates of the adapter.
+    """
+    secure = manifest.secure
+    growth = max(secure.staleness) / secure.staleness[0]
+    clipped = secure.clip_micro / MILLION * growth * (math.sqrt(2.0) if manifest.split else 1.0)
+    return clipped + math.sqrt(dim) * secure.weight_max / secure.staleness[0] / (1 << secure.scale_bits)
+
+
+def distance(one: F32, other: F32) -> float:
+    """‖one - other‖, in float64, without a vector of float64."""
+    square = 0.0
+    for start in range(0, one.size, _BLOCK):
+        part = one[start : start + _BLOCK].astype(np.float64) - other[start : start + _BLOCK]
+        square += float(np.dot(part, part))
+    return math.sqrt(square)
+
+
+@dataclass(slots=True)
+class Adapter:
+    """A version as it was read on `model`.
+
+    Attributes:
+        message: its record.
+        commit: the signed commit that it stands on.
+        offset: where that stands on `model`.
+        theta: float32[d].
+        anchor: float32[d], the adapter of its commit; None if this record did not bring it and none before did.
+    """
+
+    message: Model
+    commit: SignedCommit
+    offset: int
+    theta: F32
+    anchor: F32 | None
+
+
+@dataclass
+class KnownVersions:
+    """What one device knows of versions; the two digests of a version come from two parties, in any order.
+
+    Args:
+        manifest: the run's terms.
+        dim: d.
+    """
+
+    manifest: RunManifest
+    dim: int
+    derived: dict[int, bytes] = field(default_factory=dict)
+    """Digests by version, as the gate derived them."""
+    held: dict[int, bytes] = field(default_factory=dict)
+    """Digests by version, as this device read and checked them."""
+    commit: SignedCommit | None = None
+    """The newest commit whose signature it has checked."""
+    newest: int = -1
+    """The newest version that it has checked."""
+
+    def __post_init__(self) -> None:
+        self._step = largest_step(self.manifest, self.dim)
+        self._kept = len(self.manifest.secure.staleness) + KEPT_BEYOND
+
+    def attest(self, message: Derived) -> None:
+        """Take what the gate derived.
+
+        Raises:
+            ProtocolError: the gate named another digest of that version before.
+        """
+        _keep(self.derived, message.version, message.sha256, self._kept, "the gate derived")
+
+    def read(self, message: Model, payload: bytes, before: F32 | None) -> tuple[F32, F32 | None]:
+        """Check an adapter that stands on `model`, and remember its digest.
+
+        Args:
+            message: its record.
+            payload: the bytes of its chunks.
+            before: float32[d], the version that was read before it; None if this is the first.
+
+        Returns:
+            θ and, if the record is anchored, the anchor: float32[d] each.
+
+        Raises:
+            ProtocolError: it is not what its signed commit and clipped updates can give; nothing is remembered.
+        """
+        version = message.version
+        expected = 4 * self.dim * (2 if message.anchored else 1)
+        if len(payload) != expected:
+            raise ProtocolError(
+                f"model version {version} has {len(payload)} bytes, by the layout it has {expected}"
+            )
+        vectors = np.frombuffer(payload, "<f4")
+        theta, anchor = vectors[: self.dim], vectors[self.dim :] if message.anchored else None
+        if hashlib.sha256(theta.tobytes()).digest() != message.sha256:
+            raise ProtocolError(f"model version {version} does not have the digest that it names")
+        if not np.isfinite(vectors).all():
+            raise ProtocolError(f"model version {version} has values that are not finite")
+        commit = self._commit_of(message, anchor)
+        if anchor is not None:
+            windows = self.manifest.exchange.windows_max + 1
+            moved, most = distance(theta, anchor), windows * self._step
+            what = f"{moved:.4g} from the adapter of commit {commit.commit}"
+        elif before is not None:
+            windows = max(1, version - self.newest)
+            moved, most = distance(theta, before), windows * self._step
+            what = f"{moved:.4g} from version {self.newest}"
+        else:
+            raise ProtocolError(f"model version {version} comes first, and without the adapter of its commit")
+        # What float32 and the rounding of a delta's integers may add.
+        slack = 1e-6 * float(np.linalg.norm(theta)) + most * math.sqrt(self.dim) / (1 << 15)
+        if moved > most + slack:
+            raise ProtocolError(
+                f"model version {version} is {what}; {windows} windows of clipped updates can move it by {most:.4g}"
+            )
+        _keep(self.held, version, message.sha256, self._kept, "`model` has")
+        self.commit, self.newest = commit, version
+        return theta, anchor
+
+    def _commit_of(self, message: Model, anchor: F32 | None) -> SignedCommit:
+        """The signed commit that a version stands on; its pace and progress are that commit's."""
+        version, commit = message.version, self.commit
+        if anchor is not None:
+            commit = open_signed_commit(message.signed, self.manifest)
+            if self.commit is not None and commit.commit < self.commit.commit:
+                raise ProtocolError(
+                    f"model version {version} goes back to commit {commit.commit} from commit {self.commit.commit}"
+                )
+            if hashlib.sha256(anchor.tobytes()).digest() != commit.adapter_sha256:
+                raise ProtocolError(
+                    f"model version {version} has another anchor than the adapter of commit {commit.commit}"
+                )
+        if commit is None or message.commit != commit.commit:
+            raise ProtocolError(
+                f"model version {version} stands on commit {message.commit}, and no signed record of that came with it"
+            )
+        progress = self.manifest.budget.progress_ppm(commit.commit, commit.tokens)
+        if message.pace != commit.pace or message.progress_ppm != progress:
+            raise ProtocolError(
+                f"model version {version} has another pace or progress than commit {commit.commit}"
+            )
+        return commit
+
+    def usable(self, version: int, sha256: bytes) -> bool:
+        """Whether the gate derived exactly this version, and this device has checked it."""
+        return self.derived.get(version) == sha256 == self.held.get(version)
+
+    def missing(self, bases: Iterable[Base]) -> list[int]:
+        """Versions of a cohort's list that the gate or this device has not come to yet, ascending.
+
+        Raises:
+            ProtocolError: the list has another digest of a version than the gate or this device.
+        """
+        found = []
+        for base in bases:
+            for known, whose in ((self.derived, "the gate derived"), (self.held, "`model` has")):
+                digest = known.get(base.version)
+                if digest is not None and digest != base.sha256:
+                    raise ProtocolError(
+                        f"a cohort on version {base.version} with another digest than {whose}: nobody masks for it"
+                    )
+            if not self.usable(base.version, base.sha256):
+                found.append(base.version)
+        return sorted(found)
+
+    def facts(self, version: int, commit: SignedCommit | None) -> list[object]:
+        """What a restart needs, as plain values.
+
+        Args:
+            version: the version that the device goes on from; newer ones are read again.
+            commit: what that stands on.
+        """
+        return [
+            sorted(self.derived.items()), sorted(self.held.items()), version,
+            None if commit is None
+            else [
+                commit.commit, commit.adapter_sha256, commit.tokens,
+                [commit.pace.steps, commit.pace.windows, commit.pace.mu_ppm],
+            ],
+        ]  # fmt: skip
+
+    def restore(self, facts: list[Any]) -> None:
+        """Take `facts` over."""
+        derived, held, self.newest, commit = facts
+        self.derived, self.held = dict(derived), dict(held)
+        if commit is not None:
+            number, digest, tokens, (steps, windows, mu_ppm) = commit
+            self.commit = SignedCommit(
+                number, digest, Pace(steps=steps, windows=windows, mu_ppm=mu_ppm), tokens
+            )
+
+
+def _keep(known: dict[int, bytes], version: int, sha256: bytes, kept: int, whose: str) -> None:
+    if known.get(version, sha256) != sha256:
+        raise ProtocolError(f"two adapters of version {version}: {whose} another one before")
+    known[version] = sha256
+    while len(known) > kept:
+        del known[min(known)]
