@@ -119,6 +119,7 @@ class Report:
     adapter_sha256: bytes = b""
     """Of the newest adapter that was derived again."""
     best_commit: int | None = None
+    """Of the losses that crossed with the deltas; a run folder knows more, the last commit's for one."""
     close: CloseReason | None = None
 
     @property

@@ -12,7 +12,6 @@ from echelon.errors import ConfigError
 
 if TYPE_CHECKING:
     from echelon.audit.verify import Version
-    from echelon.report.data import ReportData
 
 BEST, FINAL = "best", "final"
 
@@ -79,10 +78,9 @@ def _chosen(source: str, commit: str, rules: list[str] | None) -> tuple[int | No
             raise ConfigError(f"--commit {commit}: give a number, {BEST} or {FINAL}")
         return int(commit), "as asked"
     if (Path(source) / "metrics.jsonl").is_file():
-        from echelon.report import load
+        from echelon.report import best_evaluated, load
 
-        data = load(Path(source))
-        found = best_evaluated(data)
+        found = best_evaluated(load(Path(source)))
         if found is not None:
             return found[0], f"the best by the run's own evaluations, loss {found[1]:.4f}"
     from echelon.audit.verify import Verifier
@@ -96,33 +94,6 @@ def _chosen(source: str, commit: str, rules: list[str] | None) -> tuple[int | No
     if best is None:
         raise ConfigError(f"{source} holds no evaluation of any commit: name a number, or {FINAL}")
     return best, "the best by the losses that crossed with the deltas"
-
-
-def best_evaluated(data: ReportData) -> tuple[int, float] | None:
-    """The commit whose adapter had the lowest mean loss per token over all boundaries, and that loss.
-
-    The evaluations of one commit grow while devices report, and the last one counts. A commit takes part if
-    every boundary evaluated it with at least half of the tokens that it evaluated any commit with: fewer
-    would compare different data. Genesis and the last commit, if nobody evaluated them during the run, have the
-    whole validation splits' losses, which stand in the summary.
-    """
-    last = {(e.commit, e.boundary): e for e in data.evaluations if e.loss is not None and e.eval_tokens > 0}
-    names = data.boundaries
-    most = {
-        name: max((e.eval_tokens for e in last.values() if e.boundary == name), default=0) for name in names
-    }
-    means: dict[int, float] = {}
-    for commit in {commit for commit, _ in last}:
-        of_commit = [last[commit, name] for name in names if (commit, name) in last]
-        if len(of_commit) == len(names) and all(2 * e.eval_tokens >= most[e.boundary] for e in of_commit):
-            total = sum((e.loss or 0.0) * e.eval_tokens for e in of_commit)
-            means[commit] = total / sum(e.eval_tokens for e in of_commit)
-    if data.summary is not None and data.summary.commits is not None:
-        for commit, loss in ((0, data.summary.base_loss), (data.summary.commits, data.summary.final_loss)):
-            overall = loss.get("overall")
-            if overall is not None:
-                means.setdefault(commit, overall)
-    return min(means.items(), key=lambda found: (found[1], found[0])) if means else None
 
 
 def _derive(source: str, number: int | None, rules: list[str] | None) -> Version:

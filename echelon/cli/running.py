@@ -17,7 +17,6 @@ from rich.console import Console
 
 from echelon.audit.findings import Code, Severity
 from echelon.cli import closing
-from echelon.cli.export import best_evaluated
 from echelon.cli.lines import LineProgress
 from echelon.cli.live import LiveProgress
 from echelon.cli.logs import LOG_FILE, logging_to, quiet_libraries, stderr_to
@@ -31,7 +30,6 @@ from echelon.federation.metrics import Recorder
 from echelon.federation.run import MANIFEST_FILE, Federation, Result, prepare_folder
 from echelon.federation.terms import secure_terms
 from echelon.report import build_report
-from echelon.report import load as load_report
 from echelon.sim.loop import run_virtual
 from echelon.topics import Boundary, load_catalogue
 
@@ -222,10 +220,7 @@ def _close(order: Order, out: Path, result: Result) -> int:
             "verify with": f"echelon audit verify {out}",
             "genesis": result.audit.genesis_sha256.hex(),
         }
-        best = best_evaluated(load_report(out))
-        outcome = closing.Outcome.model_validate(
-            result.summary | {"best_commit": None if best is None else best[0]}
-        )
+        outcome = closing.Outcome.model_validate(result.summary)
         closing.show(Console(highlight=False), outcome, shown, alarms)
     return 0 if result.audit.ok else FAILED
 

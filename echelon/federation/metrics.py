@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from echelon.report.data import Evaluation
 from echelon.rounds.effects import Note
 
 Listener = Callable[[dict[str, Any]], None]
@@ -63,6 +64,8 @@ class Recorder:
         self._start: float | None = None
         self._phases: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
         self._evals: dict[tuple[str, int], list[float]] = {}
+        self.evaluations: dict[tuple[str, int], Evaluation] = {}
+        """The newest evaluation of each commit by each boundary, as it was written; by (boundary, commit)."""
         self._bytes: Counter[tuple[str, str, str]] = Counter()
         self._records: Counter[tuple[str, str, str]] = Counter()
         self.split: dict[str, dict[str, int]] = {}
@@ -97,6 +100,12 @@ class Recorder:
                 self._bytes[key], self._records[key] = line["bytes"], line["records"]
             elif kind == "refusal":
                 self.counts["refusals"] += 1
+            elif kind == "eval":
+                self._keep(line)
+                self._evals[line["boundary"], line["commit"]] = [
+                    line["loss"] * line["eval_tokens"],
+                    line["eval_tokens"],
+                ]
             elif kind == "split":
                 self.split[line["boundary"]] = {"up": line["up"], "down": line["down"]}
         for (direction, boundary, _), count in self._bytes.items():
@@ -133,10 +142,16 @@ class Recorder:
     def write(self, kind: str, t: float, **facts: Any) -> None:
         """Write a line and tell the listeners."""
         line = {"kind": kind, "t": round(t, 4), **facts}
+        if kind == "eval":
+            self._keep(line)
         if self._file is not None:
             self._file.write(json.dumps(line) + "\n")
         for listener in self.listeners:
             listener(line)
+
+    def _keep(self, line: dict[str, Any]) -> None:
+        found = Evaluation.model_validate(line)
+        self.evaluations[found.boundary, found.commit] = found
 
     def close(self) -> None:
         """Close the file."""

@@ -36,6 +36,8 @@ from echelon.federation.rules import rules_of
 from echelon.federation.terms import build_manifest
 from echelon.messages.adapter import Vector, adapter_files
 from echelon.messages.manifest import RunManifest
+from echelon.report.best import best_evaluated
+from echelon.report.data import ReportData, Summary
 from echelon.rounds.effects import Evaluate, note
 from echelon.secagg.entropy import Entropy
 from echelon.services.shards import dealt
@@ -423,13 +425,22 @@ class Federation:
             "standings": dict(sorted(self.recorder.standings.items())),
             "adapter_sha256": hashlib.sha256(np.ascontiguousarray(adapter, "<f4").tobytes()).hexdigest(),
             "closed": None if report.close is None else report.close.value,
-            "best_commit": report.best_commit,
+            "best_commit": self._best_commit(len(report.commits), before, after),
             "events": dict(sorted(self.recorder.counts.items())),
             "audit": {"ok": report.ok, "findings": [str(finding) for finding in report.findings]},
         }
         if self.out is not None:
             await self._write(compute, terms, adapter, summary, files)
         return Result(summary, report, adapter, topics)
+
+    def _best_commit(
+        self, commits: int, before: dict[str, EvalResult], after: dict[str, EvalResult]
+    ) -> int | None:
+        """As whoever reads the run folder finds it; see `best_evaluated`."""
+        summary = Summary(commits=commits, base_loss=_losses(before), final_loss=_losses(after))
+        evaluations = tuple(self.recorder.evaluations.values())
+        best = best_evaluated(ReportData(folder="", summary=summary, evaluations=evaluations))
+        return None if best is None else best[0]
 
     async def _write(
         self,
@@ -466,8 +477,8 @@ class Federation:
         temporary.replace(self.out / "summary.json")
 
 
-def _losses(results: dict[str, EvalResult]) -> dict[str, float]:
-    found = {name: one.loss for name, one in results.items()}
+def _losses(results: dict[str, EvalResult]) -> dict[str, float | None]:
+    found: dict[str, float | None] = {name: one.loss for name, one in results.items()}
     return found | {"overall": _together(results).loss}
 
 

@@ -6,11 +6,20 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from echelon.report.best import best_evaluated
 from echelon.report.compare import render_comparison
 from echelon.report.data import ReportData, load
 from echelon.report.page import render
 
-__all__ = ["ReportData", "build_comparison", "build_report", "load", "render", "render_comparison"]
+__all__ = [
+    "ReportData",
+    "best_evaluated",
+    "build_comparison",
+    "build_report",
+    "load",
+    "render",
+    "render_comparison",
+]
 
 
 def build_report(run_dir: Path, out: Path | None = None) -> Path:

@@ -18,8 +18,6 @@ from typer.testing import Result
 from echelon import __version__
 from echelon.audit.export import read_topic
 from echelon.audit.records import StoredRecord
-from echelon.cli.export import best_evaluated
-from echelon.report.data import Evaluation, ReportData, Summary
 from tests.cli.commands import ENVIRONMENT, process, write
 
 Cli = Callable[..., Result]
@@ -110,38 +108,6 @@ def test_an_altered_log_gives_no_adapter(cli: Cli, run_folder: Path, tmp_path: P
     assert result.exit_code == 1
     assert "the log does not verify" in result.stderr
     assert not (tmp_path / "out").exists()
-
-
-def evaluation(commit: int, boundary: str, loss: float, tokens: int = 100) -> Evaluation:
-    return Evaluation(t=0, boundary=boundary, commit=commit, tokens=0, loss=loss, eval_tokens=tokens)
-
-
-def test_best_weighs_boundaries_by_tokens() -> None:
-    evaluations = (
-        evaluation(1, "a", 2.0, 300), evaluation(1, "b", 5.0, 100),  # 2.75
-        evaluation(2, "a", 2.9, 300), evaluation(2, "b", 2.0, 100),  # 2.675
-    )  # fmt: skip
-    assert best_evaluated(ReportData(folder="x", evaluations=evaluations)) == (2, pytest.approx(2.675))
-
-
-def test_best_takes_the_last_evaluation_of_a_commit_and_only_whole_ones() -> None:
-    evaluations = (
-        evaluation(1, "a", 1.0, 50), evaluation(1, "a", 3.0, 100), evaluation(1, "b", 3.0),
-        evaluation(2, "a", 3.5), evaluation(2, "b", 3.5),
-        evaluation(3, "a", 0.1),  # b did not evaluate it
-        evaluation(4, "a", 0.1, 40), evaluation(4, "b", 0.1),  # a did by less than a half
-    )  # fmt: skip
-    assert best_evaluated(ReportData(folder="x", evaluations=evaluations)) == (1, pytest.approx(3.0))
-
-
-def test_best_knows_the_last_commit_by_the_summary() -> None:
-    summary = Summary(commits=5, base_loss={"overall": 4.0}, final_loss={"overall": 2.0})
-    evaluations = (evaluation(4, "a", 2.1),)
-    assert best_evaluated(ReportData(folder="x", evaluations=evaluations, summary=summary)) == (5, 2.0)
-
-
-def test_best_of_nothing_is_nothing() -> None:
-    assert best_evaluated(ReportData(folder="x")) is None
 
 
 # ---- report, topics, keys ------------------------------------------------------------------------

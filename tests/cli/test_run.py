@@ -204,6 +204,8 @@ def test_a_stopped_run_goes_on_and_verifies(tmp_path: Path, number: signal.Signa
     assert summary["tokens"] == sum(closed.values())
     verified = process("audit", "verify", out, "--genesis", summary["genesis_sha256"])
     assert verified.returncode == 0, verified.stdout + verified.stderr
+    best = process("export", out, "--commit", "best", "--out", tmp_path / "best", "--json")
+    assert json.loads(best.stdout)["commit"] == summary["best_commit"]
 
 
 @pytest.mark.timeout(400)
