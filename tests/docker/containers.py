@@ -21,10 +21,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.docker import dockerfile
 from tests.docker.composed import DOCKER, ROOT, Service
+from tests.docker.dockerfile import Folder
 
-OWNED_BY_1000 = ("/etc/echelon", "/var/lib/echelon", "/mnt/shared/config", "/var/lib/kafka/data")
-"""Folders of the two images that belong to 1000: docker gives a new volume the owner of the folder it covers."""
+BROKER_FOLDERS = dict.fromkeys(
+    ("/mnt/shared/config", "/var/lib/kafka/data", "/opt/kafka/config", "/etc/kafka/docker"),
+    Folder(1000, 1000, 0o755),
+)
+"""What the brokers' image has for its user. Of our own image only what the Dockerfile makes is there."""
+NEW_VOLUME = Folder(0, 0, 0o755)
+"""A new volume that covers no folder of the image. One that does gets that folder's owner and mode from docker."""
 BASE = Path("/opt/base/site-packages")
 """Where a container sees the packages that this process runs with; the image has them in its venv."""
 
@@ -43,19 +50,6 @@ def sh(*command: str) -> str:
     if done.returncode:
         raise RuntimeError(f"{shlex.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout
-
-
-def image_environment() -> dict[str, str]:
-    """ENV of the image's last stage."""
-    text = re.sub(r"\\\n", " ", (DOCKER / "Dockerfile").read_text("utf-8")).rpartition("\nFROM ")[2]
-    found: dict[str, str] = {}
-    for line in text.splitlines():
-        if line.startswith("ENV "):
-            found.update(pair.split("=", 1) for pair in shlex.split(line)[1:])
-    found["PATH"] = found["PATH"].replace(
-        "$PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    )
-    return found
 
 
 @dataclass
@@ -152,13 +146,13 @@ class Container:
         for parent in (Path(sys.base_prefix), *Path(sys.base_prefix).parents):
             inside = self.root / parent.relative_to("/")
             inside.chmod(inside.stat().st_mode | 0o055)  # this machine's interpreter may lie in root's home
+        for path, folder in self._folders.items():
+            self._folder(path, folder)
         if not self.service.broker:
             shutil.copytree(self.image.folder / "opt", self.root / "opt", symlinks=True, dirs_exist_ok=True)
             self._bind(_site_packages(), str(BASE), read_only=True)
         else:
             self._broker_image()
-        for path in OWNED_BY_1000:
-            self._folder(path, 1000)
         self._hosts()
         self._bind(Path("/proc"), "/proc")
         self._bind(Path("/dev"), "/dev")
@@ -174,16 +168,13 @@ class Container:
             source = self.work / "volumes" / mount.source if mount.named else self.run_file
             if mount.named and not source.exists():
                 source.mkdir(parents=True)
-                owner = 1000 if mount.target in OWNED_BY_1000 else 0
-                os.chown(source, owner, owner)
+                self._give(source, self._folders.get(mount.target, NEW_VOLUME))
             self._bind(source, mount.target, read_only=mount.read_only)
         self._mounted = True
 
     def _broker_image(self) -> None:
         """The parts of the brokers' image that its start script uses."""
         self._bind(self.jars, "/opt/kafka/libs", read_only=True)
-        for path in ("/opt/kafka/config", "/etc/kafka/docker"):
-            self._folder(path, 1000)
         defaults = self.root / "etc/kafka/docker"
         (defaults / "server.properties").write_text("")
         for name in ("log4j2.yaml", "tools-log4j2.yaml"):
@@ -192,10 +183,19 @@ class Container:
                 "  Loggers:\n    Root: {level: INFO, AppenderRef: [{ref: out}]}\n"
             )
 
-    def _folder(self, path: str, owner: int) -> None:
-        folder = self.root / path.lstrip("/")
-        folder.mkdir(parents=True, exist_ok=True)
-        os.chown(folder, owner, owner)
+    @property
+    def _folders(self) -> Mapping[str, Folder]:
+        return BROKER_FOLDERS if self.service.broker else dockerfile.folders()
+
+    def _folder(self, path: str, folder: Folder) -> None:
+        place = self.root / path.lstrip("/")
+        place.mkdir(parents=True, exist_ok=True)
+        self._give(place, folder)
+
+    @staticmethod
+    def _give(place: Path, folder: Folder) -> None:
+        os.chown(place, folder.uid, folder.gid)
+        place.chmod(folder.mode)
 
     def _place(self, target: str, folder: bool) -> None:
         path = self.root / target.lstrip("/")
@@ -241,7 +241,7 @@ class Container:
         """What the image and compose.yaml give it."""
         if self.service.broker:
             return {"PATH": "/usr/local/bin:/usr/bin:/bin", **self.service.environment}
-        return {**image_environment(), **self.service.environment}
+        return {**dockerfile.environment(), **self.service.environment}
 
     def _command(self, more: Sequence[str] = ()) -> list[str]:
         if not self.service.broker:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from pathlib import PurePosixPath
 
 import pytest
 import yaml
 
 from echelon.config.run import load as load_run
 from echelon.services.config import ServiceConfig
-from tests.docker.composed import GPU, MAIN, MONITORING, RUN, SPLIT, SPLIT_RUN, Mount, Service, load
+from tests.docker.composed import DOCKER, GPU, MAIN, MONITORING, RUN, SPLIT, SPLIT_RUN, Mount, Service, load
+from tests.docker.dockerfile import Folder, folders
 from tests.docker.initialiser import init
 
 PROJECT = load()
 SERVICES = PROJECT.services
 OURS = [service for service in SERVICES.values() if service.ours]
 BROKERS = [service for service in SERVICES.values() if service.broker]
+FILES = sorted(path.name for path in DOCKER.glob("compose*.yaml"))
 PLANES = ("boundary-a", "boundary-b", "exchange")
 LONG_RUNNING = ("controller", "aggregator-a", "aggregator-b", "gate-a", "gate-b", "device-a", "device-b")
 
@@ -166,6 +169,52 @@ def test_images_are_pinned(name: str) -> None:
         if service.name == "init" and name == SPLIT:
             continue  # mounts alone
         assert re.fullmatch(r"[a-z/]+:v?\d+\.\d+\.\d+", service.image), service.image
+
+
+def may_enter(service: Service, folder: Folder) -> bool:
+    """Whether a container's process may pass through a folder: by its mode alone, unless it may pass over modes."""
+    uid, _, gid = str(service.fields["user"]).partition(":")
+    if "DAC_OVERRIDE" in service.fields.get("cap_add", ()):
+        return True
+    bits = 6 if int(uid) == folder.uid else 3 if int(gid) == folder.gid else 0
+    return bool(folder.mode >> bits & 1)
+
+
+@pytest.mark.parametrize("files", [(MAIN,), (MAIN, SPLIT)], ids=["compose", "split"])
+def test_every_container_may_enter_the_folders_that_its_mounts_stand_in(files: tuple[str, ...]) -> None:
+    made = folders()
+    stood_in = set()
+    for service in load(*files).services.values():
+        # Where a mount covers the folder itself, what counts is who owns the volume.
+        covered = {mount.target for mount in service.mounts}
+        for mount in service.mounts if service.ours else ():
+            for parent in map(str, PurePosixPath(mount.target).parents):
+                if parent in made and parent not in covered:
+                    stood_in.add((service.name, parent))
+                    assert may_enter(service, made[parent]), f"{service.name} cannot reach {mount.target}"
+    assert stood_in == {("init", "/etc/echelon")}
+
+
+def test_root_without_capabilities_does_not_pass_over_modes() -> None:
+    init_, device = SERVICES["init"], SERVICES["device-a"]
+    assert not may_enter(init_, Folder(1000, 1000, 0o700))
+    assert not may_enter(init_, Folder(1000, 1000, 0o770))
+    assert may_enter(init_, Folder(1000, 1000, 0o711))
+    assert may_enter(
+        Service("init", {**init_.fields, "cap_add": ["DAC_OVERRIDE"]}), Folder(1000, 1000, 0o700)
+    )
+    assert may_enter(device, Folder(1000, 1000, 0o700))
+    assert not may_enter(device, Folder(0, 0, 0o700))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_our_image_is_built_here_and_asked_of_no_registry(name: str) -> None:
+    services = load(*dict.fromkeys((MAIN, name))).services.values()
+    assert [service.name for service in services if "build" in service.fields] == ["init"]
+    for service in services:
+        # Whoever builds it must not refuse to; what others make has to be fetched.
+        local = service.ours and "build" not in service.fields
+        assert service.fields.get("pull_policy") == ("never" if local else None), service.name
 
 
 # ------------------------------------------------------------------------------------------------------ life and order

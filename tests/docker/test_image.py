@@ -11,16 +11,12 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.docker.composed import DOCKER, ROOT
+from tests.docker.composed import ROOT
+from tests.docker.dockerfile import TEXT, Folder, folders, instructions, last_stage
 from tests.docker.initialiser import healthcheck
 
-TEXT = (DOCKER / "Dockerfile").read_text("utf-8")
-INSTRUCTIONS = [
-    line.split(maxsplit=1)
-    for line in re.sub(r"\\\n(?:\s*#.*\n)*", " ", TEXT).splitlines()
-    if line.strip() and not line.lstrip().startswith("#")
-]
-LAST_STAGE = INSTRUCTIONS[max(at for at, found in enumerate(INSTRUCTIONS) if found[0] == "FROM") :]
+INSTRUCTIONS = instructions()
+LAST_STAGE = last_stage()
 
 
 def arguments(name: str, stage: list[list[str]] = INSTRUCTIONS) -> list[str]:
@@ -71,6 +67,34 @@ def test_nobody_in_the_container_is_root() -> None:
     assert arguments("USER", LAST_STAGE) == ["1000:1000"]
     order = [found[0] for found in LAST_STAGE]
     assert "RUN" not in order[order.index("USER") :]
+
+
+def test_no_frontend_is_fetched_for_the_build() -> None:
+    # A parser directive (`# syntax=`) makes the builder pull an image before it reads on.
+    directives = []
+    for line in TEXT.splitlines():
+        found = re.fullmatch(r"#\s*([A-Za-z]+)\s*=\s*(\S+)\s*", line)
+        if found is None:
+            break
+        directives.append(found[0])
+    assert directives == []
+
+
+def test_folders_that_are_mounted_over_are_there_with_an_owner() -> None:
+    # Anybody may enter /etc/echelon, where `init` has its run file; what a service keeps is its own.
+    assert folders() == {
+        "/etc/echelon": Folder(1000, 1000, 0o755),
+        "/var/lib/echelon": Folder(1000, 1000, 0o700),
+    }
+
+
+def test_a_step_that_may_make_folders_is_not_passed_over() -> None:
+    last = "FROM base AS run\nRUN install --directory --mode 0711 /a /b \\\n    && {}\n"
+    made = {path: Folder(0, 0, 0o711) for path in ("/a", "/b")}
+    assert folders(last.format("install --directory /c")) == {**made, "/c": Folder(0, 0, 0o755)}
+    for step in ("mkdir /c", "chmod 0700 /a", "chown 5 /a"):
+        with pytest.raises(ValueError, match="say here which folders this step makes"):
+            folders(last.format(step))
 
 
 def test_the_service_gets_signals_itself() -> None:
