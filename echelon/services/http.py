@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import socketserver
 import threading
+import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -20,9 +24,16 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 REQUEST_SECONDS = 10.0
-"""Longest that one request may keep its connection silent."""
+"""Longest that one request may take, from the connection to the last byte of its answer, however it arrives."""
 MAX_CONNECTIONS = 16
-"""Requests that are served at the same time; others wait in the listen queue."""
+"""Requests that are served at the same time. One more lets go of the oldest that is not finished: who asks for the
+health is done in milliseconds, so the oldest of so many is one that hangs."""
+MAX_THREADS = 2 * MAX_CONNECTIONS
+"""Threads of connections, those that are just ending among them; beyond that a new connection is closed unread."""
+POLL_SECONDS = 0.1
+"""How often deadlines are looked at."""
+CLOSE_SECONDS = 2.0
+"""Longest that `close` waits for threads whose connections it has ended."""
 
 _log = logging.getLogger("echelon.http")
 
@@ -34,12 +45,19 @@ class HttpServer:
         settings: where to listen; `port` is not None.
         health: what is told.
         registry: the metrics.
+        clock: monotonic seconds, by which requests have their deadline.
     """
 
-    def __init__(self, settings: HttpSettings, health: Health, registry: CollectorRegistry) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        settings: HttpSettings,
+        health: Health,
+        registry: CollectorRegistry,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings, self._clock = settings, clock
         self._app = application(health, registry)
-        self._server: WSGIServer | None = None
+        self._server: _Server | None = None
         self._thread: threading.Thread | None = None
 
     def start(self) -> int:
@@ -50,7 +68,7 @@ class HttpServer:
         """
         host, port = self._settings.host, self._settings.port
         try:
-            self._server = _Server((host, port or 0), _Handler)
+            self._server = _Server((host, port or 0), self._clock)
         except OSError as error:
             raise ConfigError(
                 f"http: cannot listen on {host}:{port} ({error.strerror}): set http.port to another, to 0 for any free "
@@ -58,17 +76,21 @@ class HttpServer:
             ) from error
         self._server.set_app(self._app)
         self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="echelon-http", daemon=True
+            target=self._server.serve_forever,
+            kwargs={"poll_interval": POLL_SECONDS},
+            name="echelon-http",
+            daemon=True,
         )
         self._thread.start()
         return int(self._server.server_address[1])
 
     def close(self) -> None:
-        """End it. Idempotent."""
+        """End it, with every connection that is open. Idempotent."""
         if self._server is not None and self._thread is not None:
             self._server.shutdown()
             self._thread.join()
             self._server.server_close()
+            self._server.let_go(CLOSE_SECONDS)
         self._server = self._thread = None
 
 
@@ -108,17 +130,32 @@ def _json(start_response: StartResponse, status: str, body: dict[str, object]) -
     return [data]
 
 
+@dataclass(frozen=True)
+class _Open:
+    """A connection whose request is not finished."""
+
+    socket: socket.socket
+    until: float
+
+
 class _Server(socketserver.ThreadingMixIn, WSGIServer):
-    """Threads, so that a slow client does not keep the others from their health."""
+    """One thread for each connection, so that a slow client does not keep the others from their health.
+
+    Whatever a thread waits for, its client's next byte or room for the answer, ends when its socket is shut down.
+    """
 
     daemon_threads = True
     block_on_close = False
     allow_reuse_address = True
     request_queue_size = 32
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        super().__init__(*args, **kwargs)
+    def __init__(self, address: tuple[str, int], clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._open: dict[int, _Open] = {}  # oldest first
+        self._threads_alive: dict[int, threading.Thread] = {}
+        self._count = 0
+        super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
         """Without the base class's look-up of the host's name, which may take seconds."""
@@ -127,20 +164,68 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
         self.setup_environ()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """One thread each, of a bounded number."""
-        self._slots.acquire()
-        try:
-            super().process_request(request, client_address)
-        except BaseException:
-            self._slots.release()
-            raise
+        """Start a thread for a connection. Never waits: where there are too many, the oldest is let go of."""
+        with self._lock:
+            if len(self._threads_alive) < MAX_THREADS:
+                self._begin(request, client_address)
+                return
+        self.shutdown_request(request)
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serve one connection."""
+    def _begin(self, request: Any, client_address: Any) -> None:
+        """Called with the lock held."""
+        if len(self._open) >= MAX_CONNECTIONS:
+            self._drop(next(iter(self._open)), "others came")
+        self._count += 1
+        number = self._count
+        thread = threading.Thread(
+            target=self._serve,
+            args=(number, request, client_address),
+            name=f"echelon-http-{number}",
+            daemon=True,
+        )
+        thread.start()  # what it does to these two waits for the lock
+        self._open[number] = _Open(request, self._clock() + REQUEST_SECONDS)
+        self._threads_alive[number] = thread
+
+    def _serve(self, number: int, request: Any, client_address: Any) -> None:
+        """Serve one connection, in its thread."""
         try:
-            super().process_request_thread(request, client_address)
+            self.finish_request(request, client_address)
+        except Exception:
+            self.handle_error(request, client_address)
         finally:
-            self._slots.release()
+            with (
+                self._lock
+            ):  # before it is closed: nobody shuts down a descriptor that is somebody else's by now
+                self._open.pop(number, None)
+            self.shutdown_request(request)
+            with self._lock:
+                del self._threads_alive[number]
+
+    def service_actions(self) -> None:
+        """End what is past its deadline; called by `serve_forever` at each turn."""
+        now = self._clock()
+        with self._lock:
+            for number in [number for number, one in self._open.items() if one.until <= now]:
+                self._drop(number, f"it took more than {REQUEST_SECONDS:.0f} s")
+
+    def let_go(self, within: float) -> None:
+        """End every connection, and wait for their threads, at most so many seconds in all."""
+        with self._lock:
+            for number in list(self._open):
+                self._drop(number, "the service ends")
+            threads = list(self._threads_alive.values())
+        end = time.monotonic() + within
+        for thread in threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        if left := sum(thread.is_alive() for thread in threads):
+            _log.warning("%d requests did not end within %.0f s and end with the process", left, within)
+
+    def _drop(self, number: int, why: str) -> None:
+        """Shut a connection down, which ends its thread. Called with the lock held."""
+        _log.debug("a request is not answered: %s", why)
+        with suppress(OSError):  # its client has gone already
+            self._open.pop(number).socket.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away, or a fault of ours: a line in the log either way."""
@@ -148,9 +233,7 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
 
 
 class _Handler(WSGIRequestHandler):
-    """Quiet, and with a limit of time."""
-
-    timeout = REQUEST_SECONDS
+    """Quiet."""
 
     def log_message(self, format: str, *args: Any) -> None:
         """Not every probe is worth a line."""
