@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
-    AfterValidator,
     Field,
     StrictInt,
     StrictStr,
@@ -28,17 +26,9 @@ from echelon.config.training import (
     check_task,
 )
 from echelon.errors import ConfigError
+from echelon.messages.names import BoundaryName, check_member, edge_of
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9._-]{0,30}[a-z0-9])?$")]
-
-
-def _names_topics(name: str) -> str:
-    if not re.fullmatch(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?", name):
-        raise ValueError(
-            f"{name!r} cannot be part of a topic's name: use lower-case letters, digits and hyphens, at most 32"
-        )
-    return name
-
 
 RuleName = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$", max_length=256)
@@ -46,7 +36,6 @@ RuleName = Annotated[
 """`package.module:Class`: a class of the user's own."""
 ParameterName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 Parameters = Annotated[dict[ParameterName, StrictInt | StrictStr], Field(max_length=64)]
-BoundaryName = Annotated[str, AfterValidator(_names_topics)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 MAX_FILE_BYTES = 1 << 20
 COHORT_LIMIT = 200
@@ -55,10 +44,6 @@ SPLIT_LIMIT = 512
 """Most devices of a boundary with edges: who has which edge is one record."""
 ENROLLED_LIMIT = 4096
 """Most devices that one boundary enrols: its signed roster is one message."""
-RESERVED = frozenset(
-    {"aggregator", "gate", "edge", "controller", "operator", "auditor", "broker", "break-glass"}
-)
-"""Parts of names that are not for devices."""
 
 
 class DeviceSettings(Settings):
@@ -105,7 +90,7 @@ class BoundarySettings(Settings):
 
     def edge_name(self, edge: EdgeSettings) -> str:
         """What topics call an edge."""
-        return f"{self.name}.{edge.id}"
+        return edge_of(self.name, edge.id)
 
     def shard_name(self, shard: int) -> str:
         """What a shard is called where data is dealt out; no device can have that name."""
@@ -490,10 +475,13 @@ class RunSettings(Settings):
         _unique("boundaries", names)
         devices = [device.id for boundary in self.boundaries for device in boundary.device_list()]
         _unique("devices", devices)
-        # Names are principals on a broker: a device must not be taken for somebody else.
-        reserved = sorted(name for name in devices if RESERVED & set(name.split(".")))
-        if reserved:
-            raise ValueError(f"a device may not be called {', '.join(reserved)}: rename it")
+        # Names are principals on a broker and files of a run: a device must not be taken for somebody else.
+        for name in devices:
+            check_member(name)
+        _unique(
+            "edges or devices",
+            [*devices, *(edge for boundary in self.boundaries for edge in boundary.edge_names())],
+        )
         floor = self.secure.k_min + self.secure.colluding
         if self.model.task == "classify" and self.logging.samples:
             raise ValueError("logging.samples: a classifier does not continue texts: leave them out")
@@ -611,10 +599,6 @@ class RunSettings(Settings):
             raise ValueError(f"{where}: learner {self.learner.kind!r} has no blocks to split: take it out")
         if self.adapter.factors != "both":
             raise ValueError(f"{where}: adapter.factors must be both; alternating ones are not split")
-        if taken := {edge.id for edge in split.edge_list()} & RESERVED:
-            raise ValueError(f"{where}: an edge may not be called {', '.join(sorted(taken))}: rename it")
-        names = [*boundary.edge_names(), *(device.id for device in boundary.device_list())]
-        _unique("edges or devices", names)
         edges = len(boundary.edge_names())
         devices = [device.id for device in boundary.device_list()]
         strangers = sorted({device for one in split.classes for device in one.devices} - set(devices))

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from echelon.config.profile import RUNTIME, RUNTIME_TEXT, BitRate, Bytes, ComputeSettings, Duration
 from echelon.config.profile import EdgeSettings as EdgeProfileSettings
 from echelon.config.training import Settings
+from echelon.messages.names import EdgeId
 
-
-def _short(name: str) -> str:
-    if not re.fullmatch(r"[a-z0-9](?:[a-z0-9-]{0,22}[a-z0-9])?", name):
-        raise ValueError(
-            f"{name!r} cannot name an edge: use lower-case letters, digits and hyphens, at most 24"
-        )
-    return name
-
-
-EdgeId = Annotated[str, AfterValidator(_short)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 

@@ -37,6 +37,7 @@ from echelon.federation.makers import (
 from echelon.federation.rules import rules_of
 from echelon.messages.adapter import Vector
 from echelon.messages.manifest import RunManifest
+from echelon.messages.names import aggregator_of, gate_of
 from echelon.secagg.entropy import Entropy
 from echelon.services.shards import FixedShards, dealt
 from echelon.topics import Boundary, load_catalogue
@@ -202,7 +203,7 @@ class Assembly:
         """The boundary's aggregator."""
         keys = self.identities.boundaries[boundary.name]
         return make_aggregator(
-            await self._place(boundary.name, f"{boundary.name}.aggregator"),
+            await self._place(boundary.name, aggregator_of(boundary.name)),
             self.terms.manifest,
             self._digest,
             keys.roster,
@@ -235,7 +236,7 @@ class Assembly:
     async def gate(self, boundary: BoundarySettings) -> Gate:
         """The boundary's gate."""
         keys = self.identities.boundaries[boundary.name]
-        name = f"{boundary.name}.gate"
+        name = gate_of(boundary.name)
         exchange = await self.connect("exchange", name)
         return make_gate(
             await self._place(boundary.name, name),

@@ -10,9 +10,9 @@ from urllib.parse import quote, unquote
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from echelon.config.run import BoundaryName
 from echelon.config.training import Settings
 from echelon.errors import ConfigError
+from echelon.messages.names import BoundaryName
 
 MAX_FILE_BYTES = 1 << 20
 EXCHANGE = "exchange"

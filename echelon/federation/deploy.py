@@ -28,6 +28,7 @@ from echelon.federation.pki import BREAK_GLASS, Authority, request, write_privat
 from echelon.federation.planning import planned
 from echelon.federation.terms import build_manifest
 from echelon.messages.manifest import RunManifest
+from echelon.messages.names import aggregator_of, gate_of
 
 RUN_FILE, BROKERS_FILE, MANIFEST_FILE, PIN_FILE, INITIAL_FILE = (
     "run.yaml",
@@ -171,8 +172,6 @@ def _check(settings: RunSettings, brokers: BrokerMap) -> None:
     if settings.clock != "real":
         raise ConfigError("clock: virtual is for one process; a deployment needs clock: real")
     wanted, given = {boundary.name for boundary in settings.boundaries}, set(brokers.boundaries)
-    if EXCHANGE in wanted:
-        raise ConfigError("a boundary may not be called exchange in a deployment: rename it in the run file")
     if wanted - given:
         raise ConfigError(
             f"broker map: no broker for boundary {', '.join(sorted(wanted - given))}; add it under `boundaries`"
@@ -230,15 +229,15 @@ class _Folders:
         aggregator = folder / AGGREGATOR
         self._service(aggregator, own, keys)
         write_private(aggregator / SIGNING_FILE, key_pem(keys.aggregator))
-        broker = self._connect(name, aggregator, f"{name}.aggregator")
+        broker = self._connect(name, aggregator, aggregator_of(name))
         self._yaml(aggregator / SERVICE_FILE, {**common, **self._common(broker), "key": SIGNING_FILE})
 
         gate = folder / GATE
         self._service(gate, own, keys)
         write_private(gate / SIGNING_FILE, key_pem(keys.gate))
         write_private(gate / f"exchange-{SIGNING_FILE}", key_pem(keys.exchange))
-        broker = self._connect(name, gate, f"{name}.gate")
-        outward = self._connect(EXCHANGE, gate, f"{name}.gate", "exchange-")
+        broker = self._connect(name, gate, gate_of(name))
+        outward = self._connect(EXCHANGE, gate, gate_of(name), "exchange-")
         both = {
             **self._common(broker),
             "exchange": _plain(outward),

@@ -23,6 +23,7 @@ from echelon.federation.probing import probe_terms
 from echelon.messages.adapter import Vector
 from echelon.messages.envelope import Signer
 from echelon.messages.manifest import RunManifest
+from echelon.messages.names import aggregator_of, gate_of
 from echelon.messages.wire import DeviceId
 from echelon.rounds.aggregator import AggregatorCore, AggregatorTerms
 from echelon.rounds.boundary_log import BoundaryLog
@@ -238,7 +239,7 @@ def make_aggregator(
         dim=dim,
     )
     return Aggregator(
-        f"{roster.boundary}.aggregator",
+        aggregator_of(roster.boundary),
         core=core,
         manifest_sha256=manifest_sha256,
         index=manifest.index(roster.boundary),
@@ -279,7 +280,7 @@ def make_gate(
         )
     dim, devices = manifest.adapter_layout().dim, len(roster.entries)
     return Gate(
-        f"{roster.boundary}.gate",
+        gate_of(roster.boundary),
         boundary=roster.boundary,
         exchange=exchange,
         exchange_signer=crossing,
@@ -334,7 +335,7 @@ def make_controller(
 
 def membership(manifest: RunManifest, roster: Roster) -> Membership:
     """Who belongs to a boundary, by its signed roster."""
-    aggregator, gate = f"{roster.boundary}.aggregator", f"{roster.boundary}.gate"
+    aggregator, gate = aggregator_of(roster.boundary), gate_of(roster.boundary)
     keys = {
         **{entry.device: entry.public for entry in roster.entries},
         **{entry.edge: entry.public for entry in roster.edges},

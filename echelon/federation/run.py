@@ -36,6 +36,7 @@ from echelon.federation.rules import rules_of
 from echelon.federation.terms import build_manifest
 from echelon.messages.adapter import Vector, adapter_files
 from echelon.messages.manifest import RunManifest
+from echelon.messages.names import aggregator_of, gate_of
 from echelon.report.best import best_evaluated
 from echelon.report.data import ReportData, Summary
 from echelon.rounds.effects import Evaluate, note
@@ -258,8 +259,8 @@ class Federation:
             await actor.run()
 
         for boundary in boundaries:
-            start(f"{boundary.name}.gate", partial(assembly.gate, boundary), run_actor)
-            start(f"{boundary.name}.aggregator", partial(assembly.aggregator, boundary), run_actor)
+            start(gate_of(boundary.name), partial(assembly.gate, boundary), run_actor)
+            start(aggregator_of(boundary.name), partial(assembly.aggregator, boundary), run_actor)
             for edge in boundary.edge_names():
                 start(edge, partial(assembly.edge, boundary, edge), run_device)
             for device in boundary.device_list():

@@ -16,7 +16,8 @@ from pydantic import Field, ValidationError, model_validator
 from echelon.messages.adapter import AdapterLayout
 from echelon.messages.envelope import Dsse, Signer
 from echelon.messages.exchange import MAX_BOUNDARIES, MAX_MERGED, MAX_WINDOWS, DeltaCodec, Pace
-from echelon.messages.wire import U16, U32, U63, Fields, Reason, Refused, Slug
+from echelon.messages.names import BoundaryName
+from echelon.messages.wire import U16, U32, U63, Fields, Reason, Refused
 
 PROTOCOL = 2
 """Of messages, logs and terms. Runs of another protocol are refused, not converted."""
@@ -213,7 +214,7 @@ class ExchangeTerms(Fields):
 class BoundaryTerms(Fields):
     """One boundary as the exchange knows it."""
 
-    name: Slug
+    name: BoundaryName
     gate_public: Hex32
     enrolment_public: Hex32
     roster_sha256: Hex32

@@ -15,6 +15,7 @@ from enum import Enum
 from typing import assert_never
 
 from echelon.errors import ConfigError
+from echelon.messages.names import aggregator_of, gate_of, witness_of
 from echelon.provision.scope import Scope
 from echelon.topics import Catalogue, Plane, Role, Topic
 
@@ -128,7 +129,7 @@ def _writers(entry: Topic, owner: str, scope: Scope) -> Iterator[str]:
     """Who may write the owner's topic: gates and witnesses each their own alone."""
     for role in entry.writers:
         if role is Role.WITNESS and entry.holes:
-            yield f"{owner}.witness"
+            yield witness_of(owner)
         else:
             yield from _principals(role, entry, owner, scope)
 
@@ -144,15 +145,15 @@ def _principals(role: Role, entry: Topic, owner: str, scope: Scope) -> Iterator[
         case Role.DEVICE:
             yield from scope.devices
         case Role.AGGREGATOR:
-            yield f"{scope.boundary}.aggregator"
+            yield aggregator_of(scope.boundary or "")
         case Role.GATE if scope.plane is Plane.BOUNDARY:
-            yield f"{scope.boundary}.gate"
+            yield gate_of(scope.boundary or "")
         case Role.GATE if entry.holes == ("boundary",):
-            yield f"{owner}.gate"
+            yield gate_of(owner)
         case Role.GATE:
-            yield from (f"{boundary}.gate" for boundary in scope.boundaries)
+            yield from (gate_of(boundary) for boundary in scope.boundaries)
         case Role.WITNESS:
-            yield from (f"{witness}.witness" for witness in scope.witnesses)
+            yield from (witness_of(witness) for witness in scope.witnesses)
         case Role.CONTROLLER | Role.OPERATOR | Role.AUDITOR:
             yield role.value
         case Role.EDGE:

@@ -11,16 +11,13 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 from echelon.config.broker import BrokerSettings
 from echelon.config.training import Settings
 from echelon.errors import ConfigError
+from echelon.messages.names import BoundaryName, WitnessName, check_edge, check_member
 from echelon.topics import Boundary, Plane
 
 MAX_FILE_BYTES = 1 << 20
 MAX_DEVICES = 10_000
 
-BoundaryName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 DeviceId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9._-]{0,30}[a-z0-9])?$")]
-EdgeName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9.-]{0,62}[a-z0-9])?$")]
-
-_RESERVED = frozenset({"broker", "break-glass", "operator", "auditor", "controller"})
 
 
 class Scope(Settings):
@@ -36,7 +33,7 @@ class Scope(Settings):
         max_length=MAX_DEVICES,
         description="Every enrolled device, in slot order (boundary plane).",
     )
-    edges: tuple[EdgeName, ...] = Field(
+    edges: tuple[str, ...] = Field(
         default=(), max_length=64, description="Every enrolled edge, BOUNDARY.ID each (boundary plane)."
     )
     shards: int | None = Field(
@@ -46,7 +43,7 @@ class Scope(Settings):
     boundaries: tuple[BoundaryName, ...] = Field(
         default=(), max_length=1000, description="Every boundary of the run (exchange plane)."
     )
-    witnesses: tuple[BoundaryName, ...] = Field(
+    witnesses: tuple[WitnessName, ...] = Field(
         default=(), max_length=1000, description="Every witness of the run (exchange plane)."
     )
     replication: int = Field(default=1, ge=1, le=9, description="Brokers that hold each partition.")
@@ -78,12 +75,12 @@ class Scope(Settings):
             raise ValueError("boundaries and witnesses belong to the exchange plane; leave them out")
         if self.boundary is None or not self.devices:
             raise ValueError("the boundary plane needs `boundary` and `devices`")
-        services = {f"{self.boundary}.{role}" for role in ("aggregator", "gate", "edge")}
-        if taken := set(self.devices) & (_RESERVED | services):
-            raise ValueError(f"devices {sorted(taken)} have names of other principals; name them otherwise")
-        members = {*self.devices, *_RESERVED, f"{self.boundary}.aggregator", f"{self.boundary}.gate"}
-        if taken := set(self.edges) & members:
-            raise ValueError(f"edges {sorted(taken)} have names of other principals; name them otherwise")
+        for device in self.devices:
+            check_member(device)
+        for edge in self.edges:
+            check_edge(edge, self.boundary)
+        if taken := set(self.edges) & set(self.devices):
+            raise ValueError(f"edges {sorted(taken)} have names of devices; name them otherwise")
         return self
 
     @property

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from echelon.errors import ProtocolError
 from echelon.messages.envelope import Signer, verify_signature
+from echelon.messages.names import BoundaryName, check_member
 from echelon.messages.wire import MAX_ITEMS, U16, Fields, Key32, Message, Signature, Slug, pack, plain
 from echelon.secagg.keys import statement
 
@@ -42,7 +43,7 @@ class Roster(Message):
 
     kind: ClassVar[str] = "enrolment"
     revision: ClassVar[int] = 2
-    boundary: Slug
+    boundary: BoundaryName
     aggregator: Key32
     gate: Key32
     """What the gate signs boundary records with; the key of what crosses stands in the run manifest."""
@@ -60,6 +61,8 @@ class Roster(Message):
         if len({entry.public for entry in self.entries}) != len(names):
             raise ValueError("two devices of a roster have one key")
         edges = [entry.edge for entry in self.edges]
+        for name in (*names, *edges):
+            check_member(name)
         if edges != sorted(set(edges)) or set(edges) & set(names):
             raise ValueError(
                 "edges of a roster must be in ascending order, none may stand there twice, and none is a device"

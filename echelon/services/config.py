@@ -15,9 +15,9 @@ import yaml
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from echelon.config.broker import BrokerSettings
-from echelon.config.run import BoundaryName
 from echelon.config.training import Settings
 from echelon.errors import ConfigError
+from echelon.messages.names import BoundaryName
 
 PREFIX = "ECHELON_"
 LEVEL = "__"

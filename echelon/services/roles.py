@@ -32,6 +32,7 @@ from echelon.federation.makers import (
 )
 from echelon.federation.rules import rules_of
 from echelon.messages.envelope import Signer
+from echelon.messages.names import aggregator_of, gate_of
 from echelon.secagg.entropy import Entropy
 from echelon.services.agreed import Agreed, read_agreed, read_initial, read_roster
 from echelon.services.config import (
@@ -333,7 +334,7 @@ class AggregatorRole(BoundaryRole):
     @property
     def name(self) -> str:
         """BOUNDARY.aggregator."""
-        return f"{self.boundary.name}.aggregator"
+        return aggregator_of(self.boundary.name)
 
     def brokers(self) -> Mapping[str, BrokerSettings]:
         """The boundary's."""
@@ -374,7 +375,7 @@ class GateRole(BoundaryRole):
     @property
     def name(self) -> str:
         """BOUNDARY.gate."""
-        return f"{self.boundary.name}.gate"
+        return gate_of(self.boundary.name)
 
     def brokers(self) -> Mapping[str, BrokerSettings]:
         """The boundary's and the exchange's."""
