@@ -2,7 +2,7 @@
 
 A step stores the new state, the input offsets that led there, and the final bytes of what it will publish (the
 outbox), all or nothing. Only then is anything published. After a crash the actor finds which of those bytes stand
-on the topics already and sends the rest again, unchanged.
+on the topics already and sends the rest again, unchanged. The file is for its owner alone (mode 0600).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import msgpack
 
 from echelon.bus.base import Outgoing, TopicPartition
 from echelon.errors import ConfigError, StateError
+from echelon.private import private_database, private_folder
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -57,7 +58,9 @@ class StateStore:
         self._lock = threading.Lock()
         try:
             if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
+                if not path.parent.is_dir():
+                    private_folder(path.parent)
+                private_database(path)
             self._db = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")

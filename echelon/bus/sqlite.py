@@ -8,6 +8,9 @@ Tables (application id 'EchL', user version 1):
 `headers` is a JSON array of [name, value in lower-case hexadecimal] in the order of the record; `ts` is the
 writer's wall clock in milliseconds. Offsets of a partition count from 0 without gaps.
 
+The file is for its owner alone (mode 0600), and one that was not is closed: it holds updates of devices. So all
+processes on it run as one user.
+
 The file is in WAL mode: readers do not wait for the writer, and a process that is killed leaves at worst an
 unfinished transaction behind, which the next reader skips. A file that this process has open must not be
 opened by other means in the same process: closing it would drop SQLite's locks (POSIX says so).
@@ -38,6 +41,7 @@ from echelon.bus.store import (
     check_topic,
 )
 from echelon.errors import BusError, ConfigError, ConnectionLost
+from echelon.private import private_database
 
 APPLICATION_ID = 0x4563684C  # 'EchL', which file(1) shows
 SCHEMA_VERSION = 1
@@ -407,8 +411,9 @@ def _connect_writable(path: Path, synchronous: str) -> _Connection:
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder; name a file in it")
     try:
+        private_database(path)
         database = _connect(path, "mode=rwc")
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         raise ConfigError(f"{path}: cannot be opened for writing ({error}); check its permissions") from error
     try:
         _prepare(database, synchronous)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from echelon.private import append_private
+
 LOG_FILE = "echelon.log"
 
 
@@ -35,6 +37,7 @@ def logging_to(path: Path, *, to_stderr: bool, tell: Callable[[str], None]) -> I
         to_stderr: also print them.
         tell: also given each message, for the live display.
     """
+    os.close(append_private(path))
     written = logging.FileHandler(path, encoding="utf-8")
     written.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     counting = Counting(tell)
@@ -68,7 +71,7 @@ def stderr_to(path: Path) -> Iterator[int]:
     """
     sys.stderr.flush()
     real = os.dup(2)
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = append_private(path)
     try:
         os.dup2(log, 2)
         os.close(log)

@@ -29,6 +29,7 @@ from echelon.errors import ConfigError, EchelonError
 from echelon.federation.metrics import Recorder
 from echelon.federation.run import MANIFEST_FILE, Federation, Result, prepare_folder
 from echelon.federation.terms import secure_terms
+from echelon.private import append_private
 from echelon.report import build_report
 from echelon.sim.loop import run_virtual
 from echelon.topics import Boundary, load_catalogue
@@ -117,7 +118,7 @@ def _locked(out: Path) -> Iterator[None]:
     """Hold the run folder, so that no second process runs the same actors."""
     path = out / "state" / "lock"
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        handle = append_private(path)
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be written: {error.strerror}. Choose another folder with --out"

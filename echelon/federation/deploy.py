@@ -29,6 +29,7 @@ from echelon.federation.planning import planned
 from echelon.federation.terms import build_manifest
 from echelon.messages.manifest import RunManifest
 from echelon.messages.names import aggregator_of, gate_of
+from echelon.private import private_folder
 
 RUN_FILE, BROKERS_FILE, MANIFEST_FILE, PIN_FILE, INITIAL_FILE = (
     "run.yaml",
@@ -195,7 +196,6 @@ class _Folders:
     authorities: dict[str, Authority] = field(default_factory=dict)
 
     def write(self) -> None:
-        self.place.chmod(0o700)
         self._text(self.place / RUN_FILE, dump(self.settings))
         self._text(self.place / BROKERS_FILE, self.brokers.dump())
         self._text(self.place / PIN_FILE, self._pin() + "\n")
@@ -204,6 +204,10 @@ class _Folders:
         self._exchange()
         for boundary in self.settings.boundaries:
             self._boundary(boundary, self.identities.boundaries[boundary.name])
+        # Each folder goes to an owner of its own, and most of them hold keys.
+        for folder in (self.place, *self.place.rglob("*/")):
+            if folder.is_dir():
+                private_folder(folder)
 
     # ---- the two planes --------------------------------------------------------------------------
 

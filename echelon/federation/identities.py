@@ -6,7 +6,6 @@ of its owner; `echelon run` keeps them side by side because it plays all parts.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 from echelon.config.run import RunSettings
 from echelon.errors import ConfigError
 from echelon.messages.envelope import Signer
+from echelon.private import create_private, private_folder, write_private
 from echelon.secagg.roster import EdgeEntry, Roster, RosterEntry
 
 ROSTER_FILE = "roster.bin"
@@ -100,7 +100,7 @@ class Identities:
                     _write(place / "devices" / f"{device}.pem", key)
                 for edge, key in keys.edges.items():
                     _write(place / "edges" / f"{edge}.pem", key)
-                (place / ROSTER_FILE).write_bytes(keys.roster.encode())
+                write_private(place / ROSTER_FILE, keys.roster.encode())
         except OSError as error:
             raise ConfigError(
                 f"keys cannot be written to {folder}: {error.strerror}. Choose a folder that can"
@@ -144,11 +144,8 @@ def key_pem(private: bytes) -> bytes:
 
 
 def _write(path: Path, private: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    data = key_pem(private)
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
+    private_folder(path.parent)
+    create_private(path, key_pem(private))
 
 
 def read_key(path: Path) -> bytes:

@@ -33,6 +33,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from echelon.errors import ConfigError
+from echelon.private import create_private, private_folder
 
 BROKER = "broker"
 """Common name of every broker's own certificate."""
@@ -193,12 +194,12 @@ def request(common_name: str) -> tuple[bytes, bytes]:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Write a new file that only its owner can read (mode 0600), folders included as needed.
+    """Write a new file that only its owner can read (mode 0600), in a folder of the kind if it has to be made.
 
     Raises:
         ConfigError: it exists, or cannot be written.
     """
-    _write(path, content, 0o600)
+    _write(path, content, private=True)
 
 
 def write_public(path: Path, content: bytes) -> None:
@@ -207,16 +208,21 @@ def write_public(path: Path, content: bytes) -> None:
     Raises:
         ConfigError: it exists, or cannot be written.
     """
-    _write(path, content, 0o644)
+    _write(path, content, private=False)
 
 
-def _write(path: Path, content: bytes, mode: int) -> None:
+def _write(path: Path, content: bytes, *, private: bool) -> None:
     try:
+        if private and not path.parent.is_dir():
+            private_folder(path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror})") from error
     try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        if private:
+            create_private(path, content)
+            return
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -37,6 +37,7 @@ from echelon.federation.terms import build_manifest
 from echelon.messages.adapter import Vector, adapter_files
 from echelon.messages.manifest import RunManifest
 from echelon.messages.names import aggregator_of, gate_of
+from echelon.private import close_file, close_tree, private_folder, write_private
 from echelon.report.best import best_evaluated
 from echelon.report.data import ReportData, Summary
 from echelon.rounds.effects import Evaluate, note
@@ -54,6 +55,9 @@ RESTARTS = 5
 """Times in a row that an actor is started again after its broker failed it."""
 
 MANIFEST_FILE, INITIAL_FILE, PROGRESS_FILE = "manifest.dsse", "initial.f32", "progress.json"
+SAMPLES_FILE = "samples.json"
+PRIVATE_FOLDERS = ("brokers", "state")
+"""Of a run folder: brokers' logs, and actors' state and keys. Nobody but the owner may read them."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +135,8 @@ class Federation:
         initial = np.ascontiguousarray(facts.initial, "<f4")
         if state is not None:
             identities.save(state / "keys")
-            (state / INITIAL_FILE).write_bytes(initial.tobytes())
-            (state / MANIFEST_FILE).write_bytes(sealed)
+            write_private(state / INITIAL_FILE, initial.tobytes())
+            write_private(state / MANIFEST_FILE, sealed)
         return Terms(manifest, sealed, initial), identities
 
     # ---- the run ---------------------------------------------------------------------------------
@@ -213,7 +217,7 @@ class Federation:
                 else (one.loss_sum, one.tokens, one.correct)
                 for name, one in zip(names, found, strict=True)
             }
-            stored.write_text(json.dumps(sums))
+            write_private(stored, json.dumps(sums).encode())
         return dict(zip(names, found, strict=True))
 
     async def _evaluate_last(self, compute: Compute, adapter: Vector) -> None:
@@ -343,7 +347,7 @@ class Federation:
 
     def _remember(self, seconds: float) -> None:
         if self.out is not None:
-            (self.out / "state" / PROGRESS_FILE).write_text(json.dumps({"seconds": seconds}))
+            write_private(self.out / "state" / PROGRESS_FILE, json.dumps({"seconds": seconds}).encode())
 
     def _stalled(self, late: list[float]) -> None:
         """Tell the metrics how late the event loop was."""
@@ -472,7 +476,7 @@ class Federation:
                 }
                 for prompt in prompts
             ]
-            (self.out / "samples.json").write_text(json.dumps(samples, indent=2))
+            write_private(self.out / SAMPLES_FILE, json.dumps(samples, indent=2).encode())
         temporary = self.out / "summary.json.part"
         temporary.write_text(json.dumps(summary, indent=2) + "\n")
         temporary.replace(self.out / "summary.json")
@@ -503,6 +507,8 @@ def _together(results: dict[str, EvalResult]) -> EvalResult:
 def prepare_folder(settings: RunSettings, out: Path, *, resume: bool) -> float:
     """Create the run folder, or look into the one that is to be resumed; seconds that earlier lives took.
 
+    What only the owner may read is closed to everybody else, also where an earlier version left it open.
+
     Raises:
         ConfigError: it cannot be written, is in use for another run, or was finished already.
     """
@@ -513,6 +519,7 @@ def prepare_folder(settings: RunSettings, out: Path, *, resume: bool) -> float:
             raise ConfigError(
                 f"the run in {out} is finished: see its summary.json, or start a new one with --out"
             )
+        _close(out)
         progress = out / "state" / PROGRESS_FILE
         return float(json.loads(progress.read_text())["seconds"]) if progress.exists() else 0.0
     try:
@@ -521,11 +528,28 @@ def prepare_folder(settings: RunSettings, out: Path, *, resume: bool) -> float:
             raise ConfigError(
                 f"{out} is not empty: name another folder with --out, or go on with it by --resume {out}"
             )
-        for name in ("brokers", "state"):
-            (out / name).mkdir()
+        for name in PRIVATE_FOLDERS:
+            private_folder(out / name)
         (out / "config.yaml").write_text(dump(settings))
     except OSError as error:
         raise ConfigError(
             f"the run folder {out} cannot be written ({error.strerror}): choose another with --out"
         ) from error
     return 0.0
+
+
+def _close(out: Path) -> None:
+    """Close what a run folder holds for its owner alone.
+
+    Raises:
+        ConfigError: that cannot be done.
+    """
+    try:
+        for name in PRIVATE_FOLDERS:
+            if (out / name).exists():
+                close_tree(out / name)
+        close_file(out / SAMPLES_FILE)
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename} cannot be closed to other users ({error.strerror}): resume as the run's owner"
+        ) from error

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from echelon.errors import ConfigError
+from echelon.private import close_tree, private_folder
 
 RETRY_SECONDS = 0.25
 
@@ -65,12 +66,12 @@ class FolderLock:
 
 
 async def lock_state(folder: Path, within: float) -> FolderLock:
-    """Make a state folder if it is not there, and lock it, waiting for a process that is just ending.
+    """Make a state folder, close it to everybody but its owner, and lock it, waiting for a process that is just ending.
 
     Raises:
         ConfigError: it cannot be made, or is still in use after `within` seconds.
     """
-    _make(folder)
+    make_state(folder)
     loop = asyncio.get_running_loop()
     end = loop.time() + within
     while True:
@@ -85,9 +86,15 @@ async def lock_state(folder: Path, within: float) -> FolderLock:
         await asyncio.sleep(RETRY_SECONDS)
 
 
-def _make(folder: Path) -> None:
+def make_state(folder: Path) -> None:
+    """Make a folder for state, and close it and what is in it to everybody but its owner.
+
+    Raises:
+        ConfigError: it cannot be made, or everybody may write to it.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(folder)
+        close_tree(folder)
     except OSError as error:
         raise ConfigError(
             f"state folder {folder} cannot be made ({error.strerror}): name one that can with `state`"

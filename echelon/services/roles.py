@@ -44,7 +44,7 @@ from echelon.services.config import (
     GateConfig,
     ServiceConfig,
 )
-from echelon.services.locks import FolderLock
+from echelon.services.locks import FolderLock, make_state
 from echelon.services.shards import KafkaShards, ShardTerms, data_digest
 from echelon.services.slots import key_of, slots_in, take_slot
 from echelon.training.lean import lean_imports
@@ -174,6 +174,7 @@ class DeviceRole(BoundaryRole):
             self._slots, self.config.slot_wait, log, known=lambda name: (self.config.state / name).is_dir()
         )
         self._slot, self._key = lock.folder, key_of(lock.folder, self.roster)
+        make_state(self.config.state)
         self.state = self.config.state / self.name
         self.facts["device"] = self.name
         log.info("took the slot of %s", self.name)

@@ -23,6 +23,7 @@ from echelon.bus import Bus, open_bus
 from echelon.clock import Offload
 from echelon.config.broker import BrokerSettings
 from echelon.errors import BusDenied, BusError, ConfigError, EchelonError, StateError, TrainingError
+from echelon.private import write_private
 from echelon.services.config import ServiceConfig
 from echelon.services.health import Health, State
 from echelon.services.http import HttpServer
@@ -371,7 +372,7 @@ async def _close(buses: Mapping[str, Bus], store: StateStore | None) -> None:
 def _replace(path: Path, data: bytes) -> None:
     part = path.with_name(path.name + ".part")
     try:
-        part.write_bytes(data)
+        write_private(part, data)
         part.replace(path)
     except OSError as error:
         raise StateError(f"{path} cannot be written: {error.strerror}. Make room, or allow it") from error

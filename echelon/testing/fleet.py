@@ -39,6 +39,7 @@ from echelon.federation.deploy import (
 )
 from echelon.federation.identities import read_key
 from echelon.messages.envelope import Signer
+from echelon.private import private_folder
 from echelon.provision import apply, load_scope
 from echelon.services.shards import publish_shards, terms_of
 from echelon.testing.kafka_wipe import wipe
@@ -280,7 +281,7 @@ class Fleet:
                 pass
 
     async def _create(self, broker: str, url: str) -> None:
-        Path(url.removeprefix("sqlite:///").partition("?")[0]).parent.mkdir(parents=True, exist_ok=True)
+        private_folder(Path(url.removeprefix("sqlite:///").partition("?")[0]).parent)
         catalogue = load_catalogue()
         if broker == EXCHANGE:
             wanted = catalogue.exchange_topics(Boundary(name) for name in self.deployment.boundaries)
