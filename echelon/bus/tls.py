@@ -13,6 +13,7 @@ from cryptography.x509.oid import NameOID
 
 from echelon.config.broker import SecuritySettings
 from echelon.errors import ConfigError
+from echelon.passphrase import Passphrase, check_encrypted, read_optional
 
 MAX_FILE_BYTES = 1 << 20
 
@@ -26,6 +27,7 @@ class _Files:
     ca: bytes
     certificate: bytes | None
     key: bytes | None
+    passphrase: Passphrase | None
     password: bytes | None
 
 
@@ -93,6 +95,7 @@ def _read(settings: SecuritySettings) -> _Files:
         ca=_bytes(settings.ca, "ca"),
         certificate=None if settings.certificate is None else _bytes(settings.certificate, "certificate"),
         key=None if settings.key is None else _bytes(settings.key, "key"),
+        passphrase=read_optional(settings.passphrase_file),
         password=None if sasl is None else _bytes(sasl.password_file, "sasl.password_file"),
     )
 
@@ -125,17 +128,22 @@ def _load(settings: SecuritySettings, files: _Files) -> tuple[ssl.SSLContext, st
         return context, settings.sasl.username, _password(settings.sasl.password_file, files.password)
     assert settings.certificate is not None
     assert files.certificate is not None
+    where = settings.certificate if settings.key is None else settings.key
+    found = files.certificate if files.key is None else files.key
+    check_encrypted(
+        f"security: the private key in {where}", found, files.passphrase, "security.passphrase_file"
+    )
     try:
-        # An empty password, so that an encrypted key is an error and not a question on the terminal.
-        context.load_cert_chain(settings.certificate, settings.key, password="")
+        # An empty password at least, so that an encrypted key is an error and not a question on the terminal.
+        secret = b"" if files.passphrase is None else files.passphrase.secret
+        context.load_cert_chain(settings.certificate, settings.key, password=secret)
         chain = x509.load_pem_x509_certificates(files.certificate)
     except (ssl.SSLError, OSError, ValueError) as error:
-        where = (
-            settings.certificate if settings.key is None else f"{settings.certificate} with {settings.key}"
-        )
+        both = settings.certificate if settings.key is None else f"{settings.certificate} with {settings.key}"
+        opened = "" if files.passphrase is None else f" that the passphrase in {files.passphrase.path} opens"
         raise ConfigError(
-            f"security.certificate: {where} is not a certificate chain with its private key in PEM format "
-            f"({_reason(error)}); the key must be PKCS#8 without a password, and belong to the first certificate"
+            f"security.certificate: {both} is not a certificate chain with its private key in PEM format{opened} "
+            f"({_reason(error)}); the key must be PKCS#8, and belong to the first certificate"
         ) from error
     names = chain[0].subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return context, str(names[0].value) if names else chain[0].subject.rfc4514_string(), None

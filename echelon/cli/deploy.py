@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from echelon.cli.output import JsonOption, guarded, print_json
+from echelon.cli.output import JsonOption, PassphraseOption, guarded, print_json
 
 
 def deploy_command(
@@ -23,6 +23,7 @@ def deploy_command(
             "--set", metavar="A.B=VALUE", help="Change one setting; may be repeated.", show_default=False
         ),
     ] = None,
+    passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make keys, certificates, rosters and the signed run manifest, and one folder for each service.
@@ -37,11 +38,13 @@ def deploy_command(
         from echelon.federation.brokers import load_brokers
         from echelon.federation.compute import build_learner, facts_of, spec_of
         from echelon.federation.deploy import deploy
+        from echelon.passphrase import read_optional
 
         settings = load(config, tuple(overrides or ()))
+        passphrase = read_optional(passphrase_file)
         known = load_brokers(brokers)
         facts = facts_of(build_learner(spec_of(settings), settings.learner))
-        made = deploy(settings, known, out, facts)
+        made = deploy(settings, known, out, facts, passphrase=passphrase)
         if as_json:
             print_json(
                 {
@@ -66,5 +69,6 @@ def deploy_command(
             )
             for path in made.requests:
                 typer.echo(f"  {path}")
-        typer.echo("\nPrivate keys are not encrypted: give each folder to its owner, and delete it here.")
+        how = "not encrypted" if passphrase is None else f"encrypted with the passphrase in {passphrase.path}"
+        typer.echo(f"\nPrivate keys are {how}: give each folder to its owner, and delete it here.")
         typer.echo("Next, for each broker: echelon topics apply --config .../admin/topics.yaml")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from echelon.cli.output import JsonOption, guarded, print_json
+from echelon.cli.output import JsonOption, PassphraseOption, guarded, print_json
 
 if TYPE_CHECKING:
     from echelon.config.run import RunSettings
@@ -27,15 +27,18 @@ def init_command(
         Path, typer.Argument(help="Run file that names boundaries and devices.", show_default=False)
     ],
     folder: Annotated[Path, typer.Argument(help="New folder for the keys.", show_default=False)],
+    passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make every key of a federation and enrol the devices: one file per key, and who must hold it."""
     with guarded():
         from echelon.config.run import load
         from echelon.federation.identities import Identities
+        from echelon.passphrase import read_optional
 
         settings = load(config)
-        Identities.create(settings, os.urandom).save(folder)
+        passphrase = read_optional(passphrase_file)
+        Identities.create(settings, os.urandom).save(folder, passphrase)
         rows = holders(settings)
         if as_json:
             print_json([{"file": file, "holder": holder, "for": use} for file, holder, use in rows])
@@ -56,7 +59,8 @@ def init_command(
         console = Console(highlight=False)
         console.print(table)
         console.print(f"\n {len(rows)} files in {folder}", soft_wrap=True)
-        console.print(" Private keys are not encrypted: move each to its holder, and delete it here.")
+        how = "not encrypted" if passphrase is None else "encrypted with one passphrase"
+        console.print(f" Private keys are {how}: move each to its holder, and delete it here.")
         console.print(" Rosters are public: devices pin them.")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from echelon.cli.output import JsonOption, guarded, print_json
+from echelon.cli.output import JsonOption, PassphraseOption, guarded, print_json
 
 app = typer.Typer(
     name="shards", no_args_is_help=True, help="Data shards, which move between replicas of a device service."
@@ -41,6 +41,7 @@ def publish_command(
         Path | None,
         typer.Option("--key", help="The enrolment key.", show_default="enrolment.pem beside CONFIG"),
     ] = None,
+    passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Publish one signed record for each shard of a boundary's data. It may be repeated.
@@ -57,6 +58,7 @@ def publish_command(
         from echelon.federation.identities import read_key
         from echelon.messages.envelope import Signer
         from echelon.messages.manifest import RunManifest
+        from echelon.passphrase import read_optional
         from echelon.provision import load_scope
         from echelon.services.shards import ShardTerms, publish_shards, terms_of
 
@@ -73,8 +75,9 @@ def publish_command(
             raise ConfigError(
                 f"run manifest {place} cannot be read: {error.strerror}. Name it with --manifest"
             ) from error
+        passphrase = read_optional(passphrase_file)
         terms = terms_of(load(run or beside / "run.yaml"), scope.boundary, RunManifest.open(sealed))
-        signer = Signer(read_key(key or beside / "enrolment.pem"))
+        signer = Signer(read_key(key or beside / "enrolment.pem", passphrase, "--passphrase-file"))
 
         async def publish(terms: ShardTerms) -> list[int]:
             async with await open_bus(scope.broker.url, security=scope.broker.security) as bus:

@@ -34,6 +34,10 @@ class SecuritySettings(Settings):
     key: Path | None = Field(
         default=None, description="PEM file with the private key, PKCS#8. None: it stands in `certificate`."
     )
+    passphrase_file: Path | None = Field(
+        default=None,
+        description="File with the private key's passphrase, for an encrypted key. None: it is not encrypted.",
+    )
     sasl: SaslSettings | None = Field(default=None, description="SASL/SCRAM, instead of a certificate.")
     reload: float = Field(
         default=10.0, gt=0, le=86_400, allow_inf_nan=False,
@@ -46,6 +50,8 @@ class SecuritySettings(Settings):
             raise ValueError("give either certificate (mutual TLS) or sasl (SCRAM over TLS), one of them")
         if self.key is not None and self.certificate is None:
             raise ValueError("key belongs to a certificate: give both")
+        if self.passphrase_file is not None and self.certificate is None:
+            raise ValueError("passphrase_file is of a certificate's key: give both, or leave it out")
         return self
 
     def beside(self, folder: Path) -> SecuritySettings:
@@ -58,6 +64,7 @@ class SecuritySettings(Settings):
                 "ca": folder / self.ca,
                 "certificate": None if self.certificate is None else folder / self.certificate,
                 "key": None if self.key is None else folder / self.key,
+                "passphrase_file": None if self.passphrase_file is None else folder / self.passphrase_file,
                 "sasl": sasl,
             }
         )

@@ -30,6 +30,9 @@ class BrokerEntry(Settings):
     ca_key: Path | None = Field(
         default=None, description="The authority's key (PEM). None: certificates are requested, not issued."
     )
+    ca_passphrase_file: Path | None = Field(
+        default=None, description="File with that key's passphrase. None: the key is not encrypted."
+    )
     scram_url: str | None = Field(
         default=None, max_length=2048, description="The listener for SASL/SCRAM over TLS, if there is one."
     )
@@ -42,6 +45,8 @@ class BrokerEntry(Settings):
             raise ValueError("an embedded log has no TLS: leave out ca, ca_key and scram_url")
         if self.ca_key is not None and self.ca is None:
             raise ValueError("ca_key belongs to a ca: give both")
+        if self.ca_passphrase_file is not None and self.ca_key is None:
+            raise ValueError("ca_passphrase_file is of a ca_key: give both, or leave it out")
         return self
 
     def beside(self, folder: Path) -> BrokerEntry:
@@ -55,6 +60,9 @@ class BrokerEntry(Settings):
                 "url": url,
                 "ca": None if self.ca is None else folder / self.ca,
                 "ca_key": None if self.ca_key is None else folder / self.ca_key,
+                "ca_passphrase_file": None
+                if self.ca_passphrase_file is None
+                else folder / self.ca_passphrase_file,
             }
         )
 

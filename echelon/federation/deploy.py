@@ -29,6 +29,7 @@ from echelon.federation.planning import planned
 from echelon.federation.terms import build_manifest
 from echelon.messages.manifest import RunManifest
 from echelon.messages.names import aggregator_of, gate_of
+from echelon.passphrase import Passphrase, read_optional
 from echelon.private import private_folder
 
 RUN_FILE, BROKERS_FILE, MANIFEST_FILE, PIN_FILE, INITIAL_FILE = (
@@ -135,6 +136,7 @@ def deploy(
     out: Path,
     facts: Facts,
     token: Callable[[int], bytes] = os.urandom,
+    passphrase: Passphrase | None = None,
 ) -> Deployment:
     """Make every key and certificate, sign roster and manifest, and write the folders of all services.
 
@@ -144,6 +146,7 @@ def deploy(
         out: the folder to make; it appears whole or not at all.
         facts: of the model, see `compute.facts_of`.
         token: source of secret bytes.
+        passphrase: what every private key is encrypted with; each configuration names its file. None: none is.
 
     Raises:
         ConfigError: the two files do not fit together, `out` is there already, or a folder cannot be written.
@@ -158,7 +161,7 @@ def deploy(
         out.parent.mkdir(parents=True, exist_ok=True)
         place = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
         try:
-            writer = _Folders(settings, brokers, identities, sealed, facts, place)
+            writer = _Folders(settings, brokers, identities, sealed, facts, place, passphrase)
             writer.write()
             place.rename(out)
         except BaseException:
@@ -193,6 +196,7 @@ class _Folders:
     sealed: bytes
     facts: Facts
     place: Path
+    passphrase: Passphrase | None
     authorities: dict[str, Authority] = field(default_factory=dict)
 
     def write(self) -> None:
@@ -216,13 +220,13 @@ class _Folders:
         controller = folder / CONTROLLER
         self._service(controller, _for_controller(self.settings))
         write_public(controller / INITIAL_FILE, self._initial())
-        write_private(controller / SIGNING_FILE, key_pem(self.identities.controller))
+        write_private(controller / SIGNING_FILE, self._key(self.identities.controller))
         broker = self._connect(EXCHANGE, controller, CONTROLLER)
         self._yaml(controller / SERVICE_FILE, self._common(broker))
         names = [boundary.name for boundary in self.settings.boundaries]
         scope: dict[str, object] = {"plane": "exchange", "boundaries": names, "witnesses": []}
         self._people(EXCHANGE, folder, scope)
-        write_private(folder / OPERATOR / SIGNING_FILE, key_pem(self.identities.operator))
+        write_private(folder / OPERATOR / SIGNING_FILE, self._key(self.identities.operator))
 
     def _boundary(self, boundary: BoundarySettings, keys: BoundaryKeys) -> None:
         name = boundary.name
@@ -232,14 +236,14 @@ class _Folders:
 
         aggregator = folder / AGGREGATOR
         self._service(aggregator, own, keys)
-        write_private(aggregator / SIGNING_FILE, key_pem(keys.aggregator))
+        write_private(aggregator / SIGNING_FILE, self._key(keys.aggregator))
         broker = self._connect(name, aggregator, aggregator_of(name))
         self._yaml(aggregator / SERVICE_FILE, {**common, **self._common(broker), "key": SIGNING_FILE})
 
         gate = folder / GATE
         self._service(gate, own, keys)
-        write_private(gate / SIGNING_FILE, key_pem(keys.gate))
-        write_private(gate / f"exchange-{SIGNING_FILE}", key_pem(keys.exchange))
+        write_private(gate / SIGNING_FILE, self._key(keys.gate))
+        write_private(gate / f"exchange-{SIGNING_FILE}", self._key(keys.exchange))
         broker = self._connect(name, gate, gate_of(name))
         outward = self._connect(EXCHANGE, gate, gate_of(name), "exchange-")
         both = {
@@ -253,7 +257,7 @@ class _Folders:
         self._service(devices, own, keys)
         for device, key in keys.devices.items():
             slot = devices / SLOTS / device
-            write_private(slot / SIGNING_FILE, key_pem(key))
+            write_private(slot / SIGNING_FILE, self._key(key))
             # Every slot reaches the broker alike: with the certificate that lies in it.
             broker = self._connect(name, slot, device, ca_at=devices)
         self._yaml(devices / SERVICE_FILE, {**common, **self._common(broker), "slots": SLOTS})
@@ -261,7 +265,7 @@ class _Folders:
         for edge in () if boundary.split is None else boundary.split.edge_list():
             place, principal = folder / EDGES / edge.id, boundary.edge_name(edge)
             self._service(place, _without_data(own), keys)
-            write_private(place / SIGNING_FILE, key_pem(keys.edges[principal]))
+            write_private(place / SIGNING_FILE, self._key(keys.edges[principal]))
             broker = self._connect(name, place, principal)
             self._yaml(
                 place / SERVICE_FILE,
@@ -277,7 +281,7 @@ class _Folders:
         }
         self._people(name, folder, scope)
         operator = folder / OPERATOR
-        write_private(operator / "enrolment.pem", key_pem(keys.enrolment))
+        write_private(operator / "enrolment.pem", self._key(keys.enrolment))
         self._service(operator, own)  # what `echelon shards publish` has to agree with the devices on
 
     def _service(self, folder: Path, settings: RunSettings, keys: BoundaryKeys | None = None) -> None:
@@ -310,22 +314,31 @@ class _Folders:
             write_public(authority, _read(entry.ca))
         key: Path | None = None
         if entry.ca_key is None:
-            private, asked = request(principal)
+            private, asked = request(principal, self.passphrase)
             write_private(folder / f"{prefix}{TLS_KEY_FILE}", private)
             write_public(folder / f"{prefix}{REQUEST_FILE}", asked)
             key = Path(f"{prefix}{TLS_KEY_FILE}")
         else:
-            write_private(folder / f"{prefix}{TLS_FILE}", self._authority(broker, entry).issue(principal))
+            issued = self._authority(broker, entry).issue(principal, passphrase=self.passphrase)
+            write_private(folder / f"{prefix}{TLS_FILE}", issued)
         security = SecuritySettings(
-            ca=Path(f"{prefix}{CA_FILE}"), certificate=Path(f"{prefix}{TLS_FILE}"), key=key
+            ca=Path(f"{prefix}{CA_FILE}"),
+            certificate=Path(f"{prefix}{TLS_FILE}"),
+            key=key,
+            passphrase_file=self._named(),
         )
         return BrokerSettings(url=entry.url, security=security)
+
+    def _key(self, private: bytes) -> bytes:
+        return key_pem(private, self.passphrase)
 
     def _authority(self, broker: str, entry: BrokerEntry) -> Authority:
         if broker not in self.authorities:
             assert entry.ca is not None
             assert entry.ca_key is not None
-            self.authorities[broker] = Authority.load(entry.ca, entry.ca_key)
+            self.authorities[broker] = Authority.load(
+                entry.ca, entry.ca_key, read_optional(entry.ca_passphrase_file)
+            )
         return self.authorities[broker]
 
     # ---- files -----------------------------------------------------------------------------------
@@ -336,7 +349,12 @@ class _Folders:
             "manifest": MANIFEST_FILE,
             "manifest_sha256": self._pin(),
             "broker": _plain(broker),
+            **({} if self.passphrase is None else {"passphrase_file": str(self._named())}),
         }
+
+    def _named(self) -> Path | None:
+        """The passphrase's file, as configurations name it: where it is now, and in no folder that is handed over."""
+        return None if self.passphrase is None else self.passphrase.path.absolute()
 
     def _pin(self) -> str:
         return hashlib.sha256(self.sealed).hexdigest()

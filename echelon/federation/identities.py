@@ -1,7 +1,8 @@
 """Keys and the signed roster: made once per federation, kept in one folder, one file per key.
 
-Every key is Ed25519, stored as unencrypted PKCS#8 PEM with mode 0600. In a deployment each folder goes to the machine
-of its owner; `echelon run` keeps them side by side because it plays all parts.
+Every key is Ed25519, stored as PKCS#8 PEM with mode 0600, encrypted where there is a passphrase. In a
+deployment each folder goes to the machine of its owner; `echelon run` keeps them side by side and in
+the clear, because it plays all parts.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
     Encoding,
+    KeySerializationEncryption,
     NoEncryption,
     PrivateFormat,
     load_pem_private_key,
@@ -21,10 +25,13 @@ from cryptography.hazmat.primitives.serialization import (
 from echelon.config.run import RunSettings
 from echelon.errors import ConfigError
 from echelon.messages.envelope import Signer
+from echelon.passphrase import Passphrase, check_encrypted
 from echelon.private import create_private, private_folder, write_private
 from echelon.secagg.roster import EdgeEntry, Roster, RosterEntry
 
 ROSTER_FILE = "roster.bin"
+MAX_KEY_BYTES = 1 << 14
+"""Largest file of one key: an encrypted Ed25519 key has some 400 bytes."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +86,19 @@ class Identities:
             )
         return cls(token(32), token(32), boundaries)
 
-    def save(self, folder: Path) -> None:
-        """Write one file per key, readable by the owner alone.
+    def save(self, folder: Path, passphrase: Passphrase | None = None) -> None:
+        """Write one file per key, readable by the owner alone, and encrypted if there is a passphrase.
 
         Raises:
             ConfigError: the folder cannot be written, or holds keys already.
         """
         if folder.exists() and any(folder.iterdir()):
             raise ConfigError(f"{folder} is not empty: keys are never overwritten, name another folder")
+
+        def _write(path: Path, private: bytes) -> None:
+            private_folder(path.parent)
+            create_private(path, key_pem(private, passphrase))
+
         try:
             _write(folder / "operator.pem", self.operator)
             _write(folder / "controller.pem", self.controller)
@@ -107,16 +119,17 @@ class Identities:
             ) from error
 
     @classmethod
-    def load(cls, folder: Path, settings: RunSettings) -> Identities:
+    def load(cls, folder: Path, settings: RunSettings, passphrase: Passphrase | None = None) -> Identities:
         """Read what `save` wrote.
 
         Raises:
-            ConfigError: a key is missing or not readable, or a roster is not signed by its enrolment key.
+            ConfigError: a key is missing, not readable or not under that passphrase, or a roster is not signed by its
+                enrolment key.
         """
         boundaries = {}
         for boundary in settings.boundaries:
             place = folder / boundary.name
-            enrolment = read_key(place / "enrolment.pem")
+            enrolment = read_key(place / "enrolment.pem", passphrase)
             try:
                 roster = Roster.decode((place / ROSTER_FILE).read_bytes())
             except OSError as error:
@@ -124,39 +137,68 @@ class Identities:
             roster.verify(Signer(enrolment).public)
             boundaries[boundary.name] = BoundaryKeys(
                 enrolment,
-                read_key(place / "aggregator.pem"),
-                read_key(place / "gate.pem"),
-                read_key(place / "gate-exchange.pem"),
+                read_key(place / "aggregator.pem", passphrase),
+                read_key(place / "gate.pem", passphrase),
+                read_key(place / "gate-exchange.pem", passphrase),
                 {
-                    device.id: read_key(place / "devices" / f"{device.id}.pem")
+                    device.id: read_key(place / "devices" / f"{device.id}.pem", passphrase)
                     for device in boundary.device_list()
                 },
                 roster,
-                {edge: read_key(place / "edges" / f"{edge}.pem") for edge in boundary.edge_names()},
+                {
+                    edge: read_key(place / "edges" / f"{edge}.pem", passphrase)
+                    for edge in boundary.edge_names()
+                },
             )
-        return cls(read_key(folder / "operator.pem"), read_key(folder / "controller.pem"), boundaries)
+        return cls(
+            read_key(folder / "operator.pem", passphrase),
+            read_key(folder / "controller.pem", passphrase),
+            boundaries,
+        )
 
 
-def key_pem(private: bytes) -> bytes:
-    """A private key's 32 bytes as a file holds them."""
+def encryption(passphrase: Passphrase | None) -> KeySerializationEncryption:
+    """How a private key is encrypted: with the passphrase, or not at all."""
+    return NoEncryption() if passphrase is None else BestAvailableEncryption(passphrase.secret)
+
+
+def key_pem(private: bytes, passphrase: Passphrase | None = None) -> bytes:
+    """A private key's 32 bytes as a file holds them: PKCS#8 in PEM."""
     key = Ed25519PrivateKey.from_private_bytes(private)
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption(passphrase))
 
 
-def _write(path: Path, private: bytes) -> None:
-    private_folder(path.parent)
-    create_private(path, key_pem(private))
-
-
-def read_key(path: Path) -> bytes:
+def read_key(path: Path, passphrase: Passphrase | None = None, setting: str = "passphrase_file") -> bytes:
     """The 32 bytes of a private key file.
 
+    Args:
+        path: the file, PKCS#8 in PEM.
+        passphrase: of an encrypted one.
+        setting: where the passphrase's file is named, for messages.
+
     Raises:
-        ConfigError: it cannot be read, or holds another kind of key.
+        ConfigError: it cannot be read, the passphrase is missing or wrong, or it holds another kind of key.
     """
     try:
-        key = load_pem_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError) as error:
+        with path.open("rb") as file:
+            pem = file.read(MAX_KEY_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(
+            f"key {path} cannot be read ({error.strerror}): run `echelon keys init`, or name the right folder"
+        ) from error
+    if len(pem) > MAX_KEY_BYTES:
+        raise ConfigError(
+            f"key {path} has more than {MAX_KEY_BYTES} bytes: it is another file than it should be"
+        )
+    check_encrypted(f"key {path}", pem, passphrase, setting)
+    try:
+        key = load_pem_private_key(pem, password=None if passphrase is None else passphrase.secret)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        if passphrase is not None:
+            raise ConfigError(
+                f"key {path} cannot be opened with the passphrase in {passphrase.path}: it is another one's, or the "
+                "key's file is damaged"
+            ) from error
         raise ConfigError(
             f"key {path} cannot be read ({error}): run `echelon keys init`, or name the right folder"
         ) from error

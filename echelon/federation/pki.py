@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ec import (
     SECP256R1,
@@ -25,7 +26,6 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
 )
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
-    NoEncryption,
     PrivateFormat,
     PublicFormat,
     load_pem_private_key,
@@ -33,6 +33,8 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from echelon.errors import ConfigError
+from echelon.federation.identities import encryption
+from echelon.passphrase import Passphrase, check_encrypted
 from echelon.private import create_private, private_folder
 
 BROKER = "broker"
@@ -84,8 +86,8 @@ class Authority:
         return cls(certificate, key)
 
     @classmethod
-    def load(cls, certificate: Path, key: Path) -> Authority:
-        """An authority from its two PEM files.
+    def load(cls, certificate: Path, key: Path, passphrase: Passphrase | None = None) -> Authority:
+        """An authority from its two PEM files; the key's may be encrypted.
 
         Raises:
             ConfigError: a file cannot be read, is not what it should be, or the two do not belong together.
@@ -94,10 +96,17 @@ class Authority:
             found = x509.load_pem_x509_certificate(_read(certificate))
         except ValueError as error:
             raise ConfigError(f"{certificate}: is not a certificate in PEM: {error}") from error
+        pem = _read(key)
+        check_encrypted(f"the authority's key {key}", pem, passphrase, "ca_passphrase_file")
         try:
-            private = load_pem_private_key(_read(key), None)
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"{key}: is not an unencrypted private key in PEM: {error}") from error
+            private = load_pem_private_key(pem, None if passphrase is None else passphrase.secret)
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            if passphrase is not None:
+                raise ConfigError(
+                    f"{key}: cannot be opened with the passphrase in {passphrase.path}; it is another one's, or the "
+                    "key's file is damaged"
+                ) from error
+            raise ConfigError(f"{key}: is not a private key in PEM: {error}") from error
         if not isinstance(private, EllipticCurvePrivateKey):
             raise ConfigError(f"{key}: is not an EC key; make the authority anew")
         if _public(private.public_key()) != _public(found.public_key()):
@@ -110,13 +119,13 @@ class Authority:
             raise ConfigError(f"{certificate}: is not a certificate authority; give the broker's own")
         return cls(found, private)
 
-    def save(self, certificate: Path, key: Path) -> None:
-        """Write the two PEM files; the key's can be read by its owner alone.
+    def save(self, certificate: Path, key: Path, passphrase: Passphrase | None = None) -> None:
+        """Write the two PEM files; the key's can be read by its owner alone, and is encrypted with a passphrase.
 
         Raises:
             ConfigError: a file exists, or cannot be written.
         """
-        write_private(key, _pem(self.key))
+        write_private(key, _pem(self.key, passphrase))
         write_public(certificate, self.pem)
 
     @property
@@ -124,7 +133,14 @@ class Authority:
         """The certificate in PEM: what everybody trusts who connects to the broker."""
         return self.certificate.public_bytes(Encoding.PEM)
 
-    def issue(self, common_name: str, hosts: Sequence[str] = (), *, days: int = LEAF_DAYS) -> bytes:
+    def issue(
+        self,
+        common_name: str,
+        hosts: Sequence[str] = (),
+        *,
+        days: int = LEAF_DAYS,
+        passphrase: Passphrase | None = None,
+    ) -> bytes:
         """A new key and its certificate in one PEM: the PKCS#8 key, then the chain (without the authority itself).
 
         A certificate with hosts serves a broker, which is a client too (of its own controller); one without is a
@@ -134,12 +150,13 @@ class Authority:
             common_name: the principal; letters, digits, dots, hyphens and underscores, at most 64.
             hosts: names and IP addresses under which a broker is reached (subject alternative names).
             days: for how long it is valid; never longer than the authority.
+            passphrase: what the key is encrypted with; None: it is not.
 
         Raises:
             ConfigError: the name, a host or the number of days is not allowed.
         """
         key = generate_private_key(SECP256R1())
-        return _pem(key) + self._sign(key.public_key(), common_name, hosts, days)
+        return _pem(key, passphrase) + self._sign(key.public_key(), common_name, hosts, days)
 
     def sign_request(self, request: bytes, common_name: str, *, days: int = LEAF_DAYS) -> bytes:
         """The client certificate (PEM) for a certificate request whose key stays with whoever made it.
@@ -185,12 +202,12 @@ class Authority:
         return builder.sign(self.key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
 
-def request(common_name: str) -> tuple[bytes, bytes]:
+def request(common_name: str, passphrase: Passphrase | None = None) -> tuple[bytes, bytes]:
     """A new key (PKCS#8 PEM) and the certificate request for it (PEM), where the authority's key is elsewhere."""
     key = generate_private_key(SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
     asked = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
-    return _pem(key), asked.public_bytes(Encoding.PEM)
+    return _pem(key, passphrase), asked.public_bytes(Encoding.PEM)
 
 
 def write_private(path: Path, content: bytes) -> None:
@@ -295,8 +312,8 @@ def _host(common_name: str, host: str) -> x509.GeneralName:
         raise ConfigError(f"certificate of {common_name}: host {host!r} is not one: {error}") from error
 
 
-def _pem(key: EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+def _pem(key: EllipticCurvePrivateKey, passphrase: Passphrase | None = None) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption(passphrase))
 
 
 def _public(key: object) -> bytes:

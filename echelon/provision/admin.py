@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from echelon.config.broker import BrokerSettings
 from echelon.errors import BusError, ConfigError
+from echelon.passphrase import check_encrypted, read_optional
 
 if TYPE_CHECKING:
     from confluent_kafka import KafkaError
@@ -108,6 +109,16 @@ def client_settings(settings: BrokerSettings) -> dict[str, str | int]:
             "ssl.certificate.location": str(security.certificate),
             "ssl.key.location": str(security.key or security.certificate),
         }
+        passphrase = read_optional(security.passphrase_file)
+        key = security.key or security.certificate
+        check_encrypted(f"the private key in {key}", key.read_bytes(), passphrase, "security.passphrase_file")
+        if passphrase is not None:
+            try:
+                found["ssl.key.password"] = passphrase.secret.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise ConfigError(
+                    f"passphrase file {passphrase.path} is not UTF-8 text, which administration needs"
+                ) from error
     return found
 
 

@@ -62,6 +62,10 @@ class ServiceConfig(Settings):
     manifest_sha256: Hex32 = Field(description="SHA-256 of that file: the pin, 64 hex digits.")
     broker: BrokerSettings = Field(description="The broker.")
     state: Path = Field(default=Path("state"), description="Folder of the service's durable state.")
+    passphrase_file: Path | None = Field(
+        default=None,
+        description="File with the passphrase of the service's signing keys. None: they are not encrypted.",
+    )
     http: HttpSettings = Field(default=HttpSettings(), description="Health and metrics.")
     log: LogSettings = Field(default=LogSettings(), description="The log.")
     shutdown: float = Field(
@@ -135,7 +139,7 @@ class DeviceConfig(BoundaryConfig):
         return self
 
     def resolved(self, folder: Path) -> Self:
-        """The same with relative paths taken from `folder`, except the certificate's, which the slot decides."""
+        """The same with relative paths taken from `folder`, except certificate and key, which the slot decides."""
         found = super().resolved(folder)
         return found.model_copy(update={"broker": _ca_beside(self.broker, folder)})
 
@@ -281,5 +285,11 @@ def _line(
 def _ca_beside(broker: BrokerSettings, folder: Path) -> BrokerSettings:
     if broker.security is None:
         return broker
-    security = broker.security.model_copy(update={"ca": folder / broker.security.ca})
+    passphrase = broker.security.passphrase_file
+    security = broker.security.model_copy(
+        update={
+            "ca": folder / broker.security.ca,
+            "passphrase_file": None if passphrase is None else folder / passphrase,
+        }
+    )
     return broker.model_copy(update={"security": security})

@@ -33,6 +33,7 @@ from echelon.federation.makers import (
 from echelon.federation.rules import rules_of
 from echelon.messages.envelope import Signer
 from echelon.messages.names import aggregator_of, gate_of
+from echelon.passphrase import read_optional
 from echelon.secagg.entropy import Entropy
 from echelon.services.agreed import Agreed, read_agreed, read_initial, read_roster
 from echelon.services.config import (
@@ -66,8 +67,13 @@ class Role(ABC):
     def __init__(self, config: ServiceConfig) -> None:
         self.agreed = read_agreed(config)
         self.state = config.state
+        self.passphrase = read_optional(config.passphrase_file)
         self.facts: dict[str, str] = {"service": config.role, "run": self.agreed.manifest.run}
         """Who this is, for logs, health and metrics; grows as it becomes known."""
+
+    def _read(self, path: Path) -> bytes:
+        """A signing key, with the passphrase that the configuration names."""
+        return read_key(path, self.passphrase)
 
     @property
     @abstractmethod
@@ -165,7 +171,7 @@ class DeviceRole(BoundaryRole):
     def check(self) -> None:
         """Check every slot that it may take."""
         for slot in self._slots:
-            key_of(slot, self.roster)
+            key_of(slot, self.roster, self.passphrase)
             check_identity(self.config.broker_of(slot), slot.name)
 
     async def claim(self, log: logging.Logger) -> FolderLock:
@@ -173,7 +179,7 @@ class DeviceRole(BoundaryRole):
         lock = await take_slot(
             self._slots, self.config.slot_wait, log, known=lambda name: (self.config.state / name).is_dir()
         )
-        self._slot, self._key = lock.folder, key_of(lock.folder, self.roster)
+        self._slot, self._key = lock.folder, key_of(lock.folder, self.roster, self.passphrase)
         make_state(self.config.state)
         self.state = self.config.state / self.name
         self.facts["device"] = self.name
@@ -253,7 +259,7 @@ class EdgeRole(BoundaryRole):
 
     def __init__(self, config: EdgeConfig) -> None:
         super().__init__(config)
-        self.config, self._key = config, read_key(config.key)
+        self.config, self._key = config, self._read(config.key)
         enrolled = {entry.edge: entry.public for entry in self.roster.edges}
         if config.edge not in enrolled or self.boundary.split is None:
             raise ConfigError(
@@ -329,7 +335,7 @@ class AggregatorRole(BoundaryRole):
 
     def __init__(self, config: AggregatorConfig) -> None:
         super().__init__(config)
-        self._broker, self._key = config.broker, read_key(config.key)
+        self._broker, self._key = config.broker, self._read(config.key)
         check_key("key", config.key, self._key, self.roster.aggregator)
 
     @property
@@ -368,7 +374,7 @@ class GateRole(BoundaryRole):
     def __init__(self, config: GateConfig) -> None:
         super().__init__(config)
         self._brokers = config.brokers()
-        self._key, self._exchange_key = read_key(config.key), read_key(config.exchange_key)
+        self._key, self._exchange_key = self._read(config.key), self._read(config.exchange_key)
         check_key("key", config.key, self._key, self.roster.gate)
         terms = self.agreed.manifest.boundaries[self.agreed.manifest.index(config.boundary)]
         check_key("exchange_key", config.exchange_key, self._exchange_key, bytes.fromhex(terms.gate_public))
@@ -400,7 +406,7 @@ class ControllerRole(Role):
 
     def __init__(self, config: ControllerConfig) -> None:
         super().__init__(config)
-        self._brokers, self._key = config.brokers(), read_key(config.key)
+        self._brokers, self._key = config.brokers(), self._read(config.key)
         check_key("key", config.key, self._key, bytes.fromhex(self.agreed.manifest.controller_public))
         self._initial = read_initial(config, self.agreed)
 

@@ -15,6 +15,7 @@ from echelon.errors import ConfigError
 from echelon.federation.identities import read_key
 from echelon.federation.makers import own_key
 from echelon.messages.envelope import Signer
+from echelon.passphrase import Passphrase
 from echelon.secagg.roster import Roster
 from echelon.services.locks import RETRY_SECONDS, FolderLock
 
@@ -40,13 +41,13 @@ def slots_in(folder: Path) -> list[Path]:
     return found
 
 
-def key_of(slot: Path, roster: Roster) -> bytes:
+def key_of(slot: Path, roster: Roster, passphrase: Passphrase | None = None) -> bytes:
     """The private key of a slot, 32 bytes.
 
     Raises:
-        ConfigError: it cannot be read, or the roster names another key, or nobody of that name.
+        ConfigError: it cannot be read or opened, or the roster names another key, or nobody of that name.
     """
-    key = read_key(slot / SIGNING_FILE)
+    key = read_key(slot / SIGNING_FILE, passphrase)
     own_key(roster, slot.name, Signer(key))
     return key
 
