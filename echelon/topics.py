@@ -14,9 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal, NewType
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from echelon.config.reading import load_yaml, read_file
 from echelon.errors import ConfigError
 
 Boundary = NewType("Boundary", str)
@@ -297,19 +297,13 @@ def _read(folder: Path) -> Catalogue:
 
 
 def _load(path: Path) -> PlaneTopics:
+    text = read_file(path, "topic catalogue", MAX_FILE_BYTES, advice="Restore it from the release")
+    fields = load_yaml(text, f"topic catalogue {path}")
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ConfigError(f"{path}: is larger than {MAX_FILE_BYTES} bytes; that is no topic catalogue")
         # By way of JSON, in which strict validation takes lists for tuples and names for enumerations.
-        return PlaneTopics.model_validate_json(json.dumps(yaml.safe_load(path.read_text("utf-8"))))
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}); restore it from the release"
-        ) from error
+        return PlaneTopics.model_validate_json(json.dumps(fields))
     except ValidationError as error:
         raise ConfigError(f"{path}: {_first(error)}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
-        raise ConfigError(f"{path}: is not YAML of plain values: {error}") from error
 
 
 def _first(error: ValidationError) -> str:

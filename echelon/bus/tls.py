@@ -12,6 +12,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from echelon.config.broker import SecuritySettings
+from echelon.config.reading import read_file
 from echelon.errors import ConfigError
 from echelon.passphrase import Passphrase, check_encrypted, read_optional
 
@@ -101,16 +102,7 @@ def _read(settings: SecuritySettings) -> _Files:
 
 
 def _bytes(path: Path, field: str) -> bytes:
-    try:
-        with path.open("rb") as file:
-            found = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(
-            f"security.{field}: {path} cannot be read: {error.strerror}. Check the path and its permissions"
-        ) from error
-    if len(found) > MAX_FILE_BYTES:
-        raise ConfigError(f"security.{field}: {path} has more than {MAX_FILE_BYTES} bytes: no such file is")
-    return found
+    return read_file(path, f"security.{field}:", MAX_FILE_BYTES, advice="Check the path and its permissions")
 
 
 def _load(settings: SecuritySettings, files: _Files) -> tuple[ssl.SSLContext, str, str | None]:

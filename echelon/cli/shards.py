@@ -53,11 +53,12 @@ def publish_command(
         import logging
 
         from echelon.bus import open_bus
+        from echelon.config.reading import read_file
         from echelon.config.run import load
         from echelon.errors import ConfigError
         from echelon.federation.identities import read_key
         from echelon.messages.envelope import Signer
-        from echelon.messages.manifest import RunManifest
+        from echelon.messages.manifest import MAX_MANIFEST_BYTES, RunManifest
         from echelon.passphrase import read_optional
         from echelon.provision import load_scope
         from echelon.services.shards import ShardTerms, publish_shards, terms_of
@@ -69,12 +70,7 @@ def publish_command(
             )
         beside = config.absolute().parent
         place = manifest or beside / "manifest.dsse"
-        try:
-            sealed = place.read_bytes()
-        except OSError as error:
-            raise ConfigError(
-                f"run manifest {place} cannot be read: {error.strerror}. Name it with --manifest"
-            ) from error
+        sealed = read_file(place, "run manifest", 2 * MAX_MANIFEST_BYTES, advice="Name it with --manifest")
         passphrase = read_optional(passphrase_file)
         terms = terms_of(load(run or beside / "run.yaml"), scope.boundary, RunManifest.open(sealed))
         signer = Signer(read_key(key or beside / "enrolment.pem", passphrase, "--passphrase-file"))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from echelon.config.reading import load_yaml, read_file
 from echelon.config.training import Settings
 from echelon.errors import ConfigError
 
@@ -93,16 +93,9 @@ def load_broker(path: Path) -> BrokerSettings:
     Raises:
         ConfigError: it cannot be read, or is not that; the message says what and where.
     """
+    fields = load_yaml(read_file(path, "broker file", MAX_FILE_BYTES), f"broker file {path}")
     try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"broker file {path} cannot be read: {error.strerror}. Check the path") from error
-    if len(text) > MAX_FILE_BYTES:
-        raise ConfigError(f"broker file {path} has {len(text)} bytes; at most {MAX_FILE_BYTES} are taken")
-    try:
-        found = BrokerSettings.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"broker file {path} is not YAML: {error}") from error
+        found = BrokerSettings.model_validate(fields)
     except ValidationError as error:
         lines = [
             f"  {'.'.join(str(part) for part in problem['loc']) or 'the file'}: {problem['msg']}"

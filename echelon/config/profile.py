@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
 from pydantic import BeforeValidator, Field, ValidationError
 
+from echelon.config.reading import load_yaml, read_file
 from echelon.config.training import FieldName, Settings
 from echelon.errors import ConfigError
 
@@ -143,18 +143,7 @@ def load_profile(path: Path) -> ProfileFile:
     Raises:
         ConfigError: it cannot be read, is no YAML map, names a class twice, or has a setting that is not allowed.
     """
-    try:
-        with path.open("rb") as stream:
-            data = stream.read(MAX_PROFILE_BYTES + 1)
-        if len(data) > MAX_PROFILE_BYTES:
-            raise ConfigError(
-                f"profile {path} is larger than {MAX_PROFILE_BYTES} bytes; that is no profile file"
-            )
-        document: Any = yaml.safe_load(data)
-    except OSError as error:
-        raise ConfigError(f"profile {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"profile {path} is not YAML: {error}") from error
+    document = load_yaml(read_file(path, "profile", MAX_PROFILE_BYTES), f"profile {path}")
     if not isinstance(document, dict):
         raise ConfigError(f"profile {path} is no map of settings: it needs `edge` and `classes`")
     try:

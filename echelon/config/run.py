@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from echelon.config.reading import MAX_DEPTH, load_yaml, read_map
 from echelon.config.split import EdgeSettings, SplitSettings
 from echelon.config.training import (
     AdapterSettings,
@@ -656,18 +657,7 @@ def load(path: Path, overrides: tuple[str, ...] = ()) -> RunSettings:
     Raises:
         ConfigError: not readable, not YAML, an unknown key or a value out of bounds; the message says which and where.
     """
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"run file {path} cannot be read: {error.strerror}. Check the path") from error
-    if len(text) > MAX_FILE_BYTES:
-        raise ConfigError(f"run file {path} has {len(text)} bytes; at most {MAX_FILE_BYTES} are taken")
-    try:
-        fields = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"run file {path} is not YAML: {error}") from error
-    if not isinstance(fields, dict):
-        raise ConfigError(f"run file {path} is not a map of settings")
+    fields = read_map(path, "run file", MAX_FILE_BYTES)
     for override in overrides:
         _override(fields, override)
     return parse(fields, str(path))
@@ -696,25 +686,35 @@ def _override(fields: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise ConfigError(f"--set {override!r}: write it as a.b=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from error
+    if len(override) > MAX_FILE_BYTES:
+        raise ConfigError(f"--set {override[:80]!r}… is longer than {MAX_FILE_BYTES} characters")
+    value = load_yaml(text, f"--set {override!r}: the value")
     *parents, last = path.split(".")
+    if len(parents) >= MAX_DEPTH:
+        raise ConfigError(
+            f"--set {override[:80]!r}: it leads deeper than {MAX_DEPTH} levels; no setting does"
+        )
     place: Any = fields
     for part in parents:
-        if isinstance(place, list) and part.isdigit() and int(part) < len(place):
-            place = place[int(part)]
+        if isinstance(place, list) and (found := _place(part, place)) is not None:
+            place = place[found]
         elif isinstance(place, dict):
             place = place.setdefault(part, {})
         else:
             raise ConfigError(f"--set {override!r}: {part!r} leads nowhere")
-    if isinstance(place, list) and last.isdigit() and int(last) < len(place):
-        place[int(last)] = value
+    if isinstance(place, list) and (found := _place(last, place)) is not None:
+        place[found] = value
     elif isinstance(place, dict):
         place[last] = value
     else:
         raise ConfigError(f"--set {override!r}: {last!r} leads nowhere")
+
+
+def _place(part: str, items: list[Any]) -> int | None:
+    """The index that a part of a path names, if there is such an item."""
+    if not (part.isascii() and part.isdigit() and len(part) < 10):
+        return None
+    return int(part) if int(part) < len(items) else None
 
 
 def dump(settings: RunSettings) -> str:

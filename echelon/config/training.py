@@ -16,9 +16,9 @@ SOURCE_KINDS = ("stdlib", "text", "jsonl", "parquet", "hf")
 
 
 class Settings(BaseModel):
-    """Common rules: unknown keys are refused, values do not change after validation."""
+    """Common rules: unknown keys are refused, numbers are finite, values do not change after validation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelSettings(Settings):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 from urllib.parse import quote, unquote
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from echelon.config.reading import load_yaml, read_file
 from echelon.config.training import Settings
 from echelon.errors import ConfigError
 from echelon.messages.names import BoundaryName
@@ -100,19 +101,10 @@ def load_brokers(path: Path) -> BrokerMap:
     Raises:
         ConfigError: it cannot be read, or is not one; the message says what and where.
     """
+    advice = "The native stack writes one; or write it by hand"
+    fields = load_yaml(read_file(path, "broker map", MAX_FILE_BYTES, advice=advice), f"broker map {path}")
     try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"broker map {path} cannot be read: {error.strerror}. The native stack writes one; or write it by hand"
-        ) from error
-    if len(text) > MAX_FILE_BYTES:
-        raise ConfigError(f"broker map {path} has {len(text)} bytes; at most {MAX_FILE_BYTES} are taken")
-    try:
-        fields: Any = yaml.safe_load(text)
         found = BrokerMap.model_validate(fields)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"broker map {path} is not YAML: {error}") from error
     except ValidationError as error:
         lines = [
             f"  {'.'.join(str(part) for part in problem['loc']) or 'the file'}: "

@@ -18,16 +18,24 @@ import numpy as np
 import yaml
 
 from echelon.config.broker import BrokerSettings, SecuritySettings, load_broker
+from echelon.config.reading import read_file, read_text
 from echelon.config.run import BoundarySettings, RunSettings, dump, load
 from echelon.config.training import DataSettings
 from echelon.errors import ConfigError
 from echelon.federation.brokers import EXCHANGE, BrokerEntry, BrokerMap, load_brokers
 from echelon.federation.compute import Facts
 from echelon.federation.identities import ROSTER_FILE, BoundaryKeys, Identities, key_pem
-from echelon.federation.pki import BREAK_GLASS, Authority, request, write_private, write_public
+from echelon.federation.pki import (
+    BREAK_GLASS,
+    MAX_FILE_BYTES,
+    Authority,
+    request,
+    write_private,
+    write_public,
+)
 from echelon.federation.planning import planned
 from echelon.federation.terms import build_manifest
-from echelon.messages.manifest import RunManifest
+from echelon.messages.manifest import MAX_MANIFEST_BYTES, RunManifest
 from echelon.messages.names import aggregator_of, gate_of
 from echelon.passphrase import Passphrase, read_optional
 from echelon.private import private_folder
@@ -50,6 +58,8 @@ CA_FILE, TLS_FILE, TLS_KEY_FILE, REQUEST_FILE, SIGNING_FILE = (
 ENROLMENT_FILE = "enrolment.pem"
 CONTROLLER, AGGREGATOR, GATE, DEVICES, EDGES = "controller", "aggregator", "gate", "devices", "edges"
 AUDITOR, OPERATOR, ADMIN = "auditor", "operator", "admin"
+MAX_PIN_BYTES = 1024
+"""Largest file of a pin: a digest has 64 characters."""
 ELSEWHERE = DataSettings(source="text:elsewhere")
 """Stands in the controller's run file for every boundary's data, which is none of its business."""
 
@@ -80,12 +90,9 @@ class Deployment:
             ConfigError: it is none, or a file of it is damaged.
         """
         folder = folder.absolute()
-        try:
-            pin = (folder / PIN_FILE).read_text().strip()
-        except OSError as error:
-            raise ConfigError(
-                f"{folder} is no deployment: {PIN_FILE} cannot be read ({error.strerror}); `echelon deploy` makes one"
-            ) from error
+        pin = read_text(
+            folder / PIN_FILE, "no deployment:", MAX_PIN_BYTES, advice="`echelon deploy` makes one"
+        ).strip()
         asked = tuple(
             path
             for path in sorted(folder.rglob(f"*{REQUEST_FILE}"))
@@ -124,7 +131,7 @@ class Deployment:
         Raises:
             ConfigError: it is not the pinned one.
         """
-        sealed = (self.folder / MANIFEST_FILE).read_bytes()
+        sealed = read_file(self.folder / MANIFEST_FILE, "run manifest", 2 * MAX_MANIFEST_BYTES)
         if hashlib.sha256(sealed).hexdigest() != self.manifest_sha256:
             raise ConfigError(f"{self.folder / MANIFEST_FILE} is not the manifest that {PIN_FILE} pins")
         return RunManifest.open(sealed)
@@ -375,10 +382,7 @@ def _plain(broker: BrokerSettings) -> dict[str, object]:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}; the broker map names it") from error
+    return read_file(path, "key or certificate", MAX_FILE_BYTES, advice="The broker map names it")
 
 
 def _for_boundary(settings: RunSettings, name: str) -> RunSettings:

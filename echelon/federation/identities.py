@@ -22,12 +22,13 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from echelon.config.reading import read_file
 from echelon.config.run import RunSettings
-from echelon.errors import ConfigError
+from echelon.errors import ConfigError, EchelonError
 from echelon.messages.envelope import Signer
 from echelon.passphrase import Passphrase, check_encrypted
 from echelon.private import create_private, private_folder, write_private
-from echelon.secagg.roster import EdgeEntry, Roster, RosterEntry
+from echelon.secagg.roster import MAX_ROSTER_BYTES, EdgeEntry, Roster, RosterEntry
 
 ROSTER_FILE = "roster.bin"
 MAX_KEY_BYTES = 1 << 14
@@ -130,11 +131,12 @@ class Identities:
         for boundary in settings.boundaries:
             place = folder / boundary.name
             enrolment = read_key(place / "enrolment.pem", passphrase)
+            sealed = read_file(place / ROSTER_FILE, "roster", MAX_ROSTER_BYTES)
             try:
-                roster = Roster.decode((place / ROSTER_FILE).read_bytes())
-            except OSError as error:
-                raise ConfigError(f"roster {place / ROSTER_FILE} cannot be read: {error.strerror}") from error
-            roster.verify(Signer(enrolment).public)
+                roster = Roster.decode(sealed)
+                roster.verify(Signer(enrolment).public)
+            except EchelonError as error:
+                raise ConfigError(f"roster {place / ROSTER_FILE}: {error}") from error
             boundaries[boundary.name] = BoundaryKeys(
                 enrolment,
                 read_key(place / "aggregator.pem", passphrase),
@@ -179,17 +181,8 @@ def read_key(path: Path, passphrase: Passphrase | None = None, setting: str = "p
     Raises:
         ConfigError: it cannot be read, the passphrase is missing or wrong, or it holds another kind of key.
     """
-    try:
-        with path.open("rb") as file:
-            pem = file.read(MAX_KEY_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(
-            f"key {path} cannot be read ({error.strerror}): run `echelon keys init`, or name the right folder"
-        ) from error
-    if len(pem) > MAX_KEY_BYTES:
-        raise ConfigError(
-            f"key {path} has more than {MAX_KEY_BYTES} bytes: it is another file than it should be"
-        )
+    advice = "Run `echelon keys init`, or name the right folder"
+    pem = read_file(path, "key", MAX_KEY_BYTES, advice=advice)
     check_encrypted(f"key {path}", pem, passphrase, setting)
     try:
         key = load_pem_private_key(pem, password=None if passphrase is None else passphrase.secret)

@@ -32,6 +32,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from echelon.config.reading import read_file
 from echelon.errors import ConfigError
 from echelon.federation.identities import encryption
 from echelon.passphrase import Passphrase, check_encrypted
@@ -250,14 +251,7 @@ def _write(path: Path, content: bytes, *, private: bool) -> None:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    if len(content) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path}: is larger than {MAX_FILE_BYTES} bytes; that is no key or certificate")
-    return content
+    return read_file(path, "key or certificate", MAX_FILE_BYTES)
 
 
 def _builder(

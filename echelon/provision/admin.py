@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from echelon.config.broker import BrokerSettings
+from echelon.config.reading import read_text
 from echelon.errors import BusError, ConfigError
 from echelon.passphrase import check_encrypted, read_optional
 
@@ -123,16 +124,7 @@ def client_settings(settings: BrokerSettings) -> dict[str, str | int]:
 
 
 def _password(path: Path) -> str:
-    try:
-        text = path.read_bytes()
-        if not 1 <= len(text) <= MAX_PASSWORD_BYTES:
-            raise ConfigError(
-                f"password file {path}: has {len(text)} bytes; 1 to {MAX_PASSWORD_BYTES} are taken"
-            )
-        return text.decode("utf-8").removesuffix("\n").removesuffix("\r")
-    except OSError as error:
-        raise ConfigError(
-            f"password file {path}: cannot be read ({error.strerror}); check the path"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"password file {path}: is not UTF-8 text") from error
+    text = read_text(path, "password file", MAX_PASSWORD_BYTES)
+    if not text:
+        raise ConfigError(f"password file {path} is empty: 1 to {MAX_PASSWORD_BYTES} bytes are taken")
+    return text.removesuffix("\n").removesuffix("\r")

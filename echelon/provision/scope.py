@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Self
 
-import yaml
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from echelon.config.broker import BrokerSettings
+from echelon.config.reading import load_yaml, read_file
 from echelon.config.training import Settings
 from echelon.errors import ConfigError
 from echelon.messages.names import BoundaryName, WitnessName, check_edge, check_member
@@ -95,17 +95,9 @@ def load_scope(path: Path) -> Scope:
     Raises:
         ConfigError: it cannot be read, or is not one; the message says what and where.
     """
+    fields = load_yaml(read_file(path, "topics file", MAX_FILE_BYTES), f"topics file {path}")
     try:
-        with path.open("rb") as file:
-            text = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"topics file {path} cannot be read: {error.strerror}. Check the path") from error
-    if len(text) > MAX_FILE_BYTES:
-        raise ConfigError(f"topics file {path} is larger than {MAX_FILE_BYTES} bytes; that is none")
-    try:
-        found = Scope.model_validate(yaml.safe_load(text))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"topics file {path} is not YAML: {error}") from error
+        found = Scope.model_validate(fields)
     except ValidationError as error:
         lines = [
             f"  {'.'.join(str(part) for part in problem['loc']) or 'the file'}: "

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import yaml
-
+from echelon.config.reading import load_yaml
 from echelon.errors import ConfigError
 from echelon.report import words
 from echelon.report.data import Commit, ReportData, Summary
@@ -80,8 +79,8 @@ class Run:
     def settings(self) -> dict[str, str]:
         """Every setting of the run file by its path, as text; empty when the file is missing or is not YAML."""
         try:
-            found = yaml.safe_load(self.data.config_text)
-        except yaml.YAMLError:
+            found = load_yaml(self.data.config_text, "config.yaml")
+        except ConfigError:
             return {}
         return dict(flat(found)) if isinstance(found, dict) else {}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from echelon.config.reading import read_file
 from echelon.config.run import RunSettings, load
 from echelon.errors import ConfigError, EchelonError
 from echelon.messages.adapter import Vector
@@ -90,11 +91,4 @@ def read_initial(config: ControllerConfig, agreed: Agreed) -> Vector:
 
 
 def _read(path: Path, field: str, limit: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
-    except OSError as error:
-        raise ConfigError(f"{field} {path} cannot be read: {error.strerror}. Check the path") from error
-    if len(data) > limit:
-        raise ConfigError(f"{field} {path} has more than {limit} bytes: it is another file than it should be")
-    return data
+    return read_file(path, field, limit)

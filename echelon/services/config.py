@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-import yaml
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from echelon.config.broker import BrokerSettings
+from echelon.config.reading import load_yaml, read_map
 from echelon.config.training import Settings
 from echelon.errors import ConfigError
 from echelon.messages.names import BoundaryName
@@ -212,20 +212,7 @@ def load_service(kind: type[C], path: Path, environ: Mapping[str, str] | None = 
         ConfigError: the file cannot be read, or a field or a variable is wrong; every problem has a line that says
             which and what to do.
     """
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"configuration {path} cannot be read: {error.strerror}. Name the service's file with --config"
-        ) from error
-    if len(text) > MAX_FILE_BYTES:
-        raise ConfigError(f"configuration {path} has {len(text)} bytes; at most {MAX_FILE_BYTES} are taken")
-    try:
-        fields = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"configuration {path} is not YAML: {error}") from error
-    if not isinstance(fields, dict):
-        raise ConfigError(f"configuration {path} is not a map of settings")
+    fields = read_map(path, "configuration", MAX_FILE_BYTES, advice="Name the service's file with --config")
     names = overlay(fields, os.environ if environ is None else environ)
     try:
         found = kind.model_validate(fields)
@@ -247,10 +234,7 @@ def overlay(fields: dict[str, Any], environ: Mapping[str, str]) -> dict[tuple[st
         if not name.startswith(PREFIX):
             continue
         at = tuple(part.lower() for part in name.removeprefix(PREFIX).split(LEVEL))
-        try:
-            value = yaml.safe_load(environ[name])
-        except yaml.YAMLError as error:
-            raise ConfigError(f"environment variable {name}: its value is not YAML: {error}") from error
+        value = load_yaml(environ[name], f"environment variable {name}: its value")
         place: Any = fields
         for part in at[:-1]:
             if place.get(part) is None:

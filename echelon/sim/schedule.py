@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from echelon.config.reading import read_file
 from echelon.config.run import RunSettings, parse
 from echelon.errors import ConfigError
 from echelon.sim.coverage import PHASES
@@ -149,12 +150,7 @@ def load(path: Path) -> Schedule:
     Raises:
         ConfigError: it cannot be read, or is none.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"schedule {path} cannot be read: {error.strerror}. Check the path") from error
-    if len(data) > MAX_FILE_BYTES:
-        raise ConfigError(f"schedule {path} has {len(data)} bytes; at most {MAX_FILE_BYTES} are taken")
+    data = read_file(path, "schedule", MAX_FILE_BYTES)
     try:
         return Schedule.model_validate_json(data)
     except ValidationError as error:

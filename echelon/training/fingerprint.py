@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from echelon.config.reading import read_text
 from echelon.errors import ConfigError, LimitExceeded, TrainingError
 
 SHIPPED_PROBES = Path(__file__).parent.parent / "assets" / "probes" / "general.txt"
@@ -52,21 +53,11 @@ def load_probes(path: Path | None = None) -> ProbeSet:
     """The shipped probes, or those of a UTF-8 file: texts separated by blank lines, each named once.
 
     Raises:
-        ConfigError: the file cannot be read, has fewer than two texts, or one text twice.
-        LimitExceeded: more than 256 texts or 1 MiB.
+        ConfigError: the file cannot be read, has more than 1 MiB, fewer than two texts, or one text twice.
+        LimitExceeded: more than 256 texts.
     """
     path = path or SHIPPED_PROBES
-    try:
-        with path.open("rb") as stream:
-            data = stream.read(MAX_PROBE_BYTES + 1)
-        if len(data) > MAX_PROBE_BYTES:
-            raise LimitExceeded(
-                f"probe file {path} is larger than {MAX_PROBE_BYTES} bytes; use fewer, shorter texts"
-            )
-        content = data.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"probe file {path} cannot be read: {error}. Give a UTF-8 text file") from error
-    texts = _paragraphs(content)
+    texts = _paragraphs(read_text(path, "probe file", MAX_PROBE_BYTES, advice="Give a UTF-8 text file"))
     if len(texts) > MAX_PROBES:
         raise LimitExceeded(f"probe file {path} has {len(texts)} texts; at most {MAX_PROBES} are used")
     if len(texts) < 2 or len(set(texts)) != len(texts):

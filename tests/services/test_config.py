@@ -234,4 +234,4 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("a: [")
     assert "not YAML" in refusal(tmp_path / "bad.yaml", GateConfig)
     (tmp_path / "large.yaml").write_text("#" * 70_000)
-    assert "70000 bytes" in refusal(tmp_path / "large.yaml", GateConfig)
+    assert "larger than 65536 bytes" in refusal(tmp_path / "large.yaml", GateConfig)
