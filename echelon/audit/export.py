@@ -23,6 +23,8 @@ MAGIC = b"echelon export v1\n"
 INDEX_FILE = "index.json"
 FORMAT = "echelon.export.v1"
 MAX_TOPICS = 4096
+MAX_INDEX_BYTES = 8 << 20
+"""Largest index that is read: a line of it has fewer than 1,000 bytes."""
 MAX_FRAME = MAX_RECORD_BYTES + 4096
 """Largest record that is read; a topic's own limit is checked by the verifier."""
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}", re.ASCII)
@@ -148,7 +150,9 @@ def read_index(data: bytes) -> tuple[str, ...]:
     """
     try:
         index = json.loads(data)
-        names = [str(topic["topic"]) for topic in index["topics"]] if index["format"] == FORMAT else None
+        names = [topic["topic"] for topic in index["topics"]] if index["format"] == FORMAT else None
+        if not all(isinstance(name, str) for name in names or ()):
+            names = None
     except (ValueError, KeyError, TypeError, RecursionError):
         names = None
     if names is None or len(names) > MAX_TOPICS or len(set(names)) != len(names):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from echelon.audit.findings import Severity
+from echelon.audit.findings import Code, Finding, Severity
 from echelon.audit.records import Damaged, LogRecord
 from echelon.audit.verify import Verifier, Version
 from echelon.errors import AuditError
@@ -16,6 +16,7 @@ def replay(
     *,
     genesis: bytes | None = None,
     rules: Allowed | None = None,
+    findings: Iterable[Finding] = (),
 ) -> Iterator[Version]:
     """Yield the adapters of genesis and of every commit, in order, each checked before it is yielded.
 
@@ -25,11 +26,13 @@ def replay(
         topics: every topic with its records in offset order.
         genesis: the pinned SHA-256 of the genesis record's envelope.
         rules: users' own classes that may run, as of `Verifier`.
+        findings: about the source itself, as of `Verifier`; files beside the logs are none of a replay's concern.
 
     Raises:
         AuditError: the first error among the findings, as soon as it is found.
     """
-    verifier = Verifier(topics, genesis=genesis, allow_open=True, rules=rules)
+    kept = [finding for finding in findings if finding.code is not Code.UNEXPECTED_FILE]
+    verifier = Verifier(topics, genesis=genesis, allow_open=True, rules=rules, findings=kept)
     for version in verifier.run():
         _raise_first(verifier)
         yield version

@@ -39,6 +39,7 @@ F32 = NDArray[np.float32]
 
 GLOBAL = "global"
 DELTA_PREFIX = "delta."
+WITNESS_PREFIX = "witness."
 MAX_FINDINGS = 1_000
 """Most errors, and most other findings, that a report keeps; the rest is counted."""
 _HARMLESS = {FaultCode.REPEAT, FaultCode.VOID}
@@ -96,6 +97,7 @@ class Verifier:
         allow_open: bool = False,
         adapter: Mapping[str, bytes] | None = None,
         rules: Allowed | None = None,
+        findings: Iterable[Finding] = (),
     ) -> None:
         """Nothing is read yet.
 
@@ -109,6 +111,7 @@ class Verifier:
             adapter: files of the exported adapter by name, to be compared byte for byte; None: not compared.
             rules: users' own classes that the auditor allows, by name. No log can make code run: a run that
                 names others is not derived again, which is an error.
+            findings: what whoever opened the source found in it besides its records; they stand first.
         """
         self.report = Report()
         self._topics = dict(topics)
@@ -117,6 +120,8 @@ class Verifier:
         self._allow_open = allow_open
         self._files = adapter
         self._rules = rules
+        for finding in findings:
+            self._find(finding.code, finding.severity, finding.topic, finding.offset, finding.detail)
         self._core: ControllerCore | None = None
         self._manifest: RunManifest | None = None
         self._deltas: list[_Source] = []
@@ -411,10 +416,13 @@ class Verifier:
                 )
                 self._find(Code.VOID, Severity.INFO, source.topic, first, detail)
         for topic, records in self._topics.items():
-            for record in records:
+            first = next(iter(records), None)
+            if first is not None:
                 detail = "no topic of this run: nothing may be written there"
-                self._error(Code.UNEXPECTED_TOPIC, topic, record.offset, detail)
-                break
+                self._error(Code.UNEXPECTED_TOPIC, topic, first.offset, detail)
+            elif self._manifest is not None and not topic.startswith(WITNESS_PREFIX):
+                detail = "no topic of this run, and empty: look who made it, and remove it"
+                self._error(Code.UNEXPECTED_TOPIC, topic, None, detail)
         best = self._core.best() if self._core is not None else None
         report.best_commit = best.commit if best is not None else None
 

@@ -246,6 +246,13 @@ class Bus(ABC):
     async def topics(self) -> dict[str, int]:
         """Every topic with its number of partitions."""
 
+    async def undeclared(self) -> list[TopicPartition]:
+        """Partitions that hold records although no topic has them, at most a hundred: somebody wrote past the bus.
+
+        Most brokers cannot hold any.
+        """
+        return []
+
     async def publish(self, record: Outgoing) -> int:
         """Append one record and return its offset once it is durable."""
         return (await self.publish_many([record]))[0]

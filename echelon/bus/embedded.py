@@ -163,6 +163,10 @@ class EmbeddedBus(Bus):
         """See `Bus.topics`."""
         return await self._call(self._store.topics)
 
+    async def undeclared(self) -> list[TopicPartition]:
+        """See `Bus.undeclared`."""
+        return await self._call(self._store.undeclared)
+
     async def end_offset(self, at: TopicPartition) -> int:
         """See `Bus.end_offset`."""
         return (await self._call(self._store.bounds, at))[1]

@@ -179,6 +179,10 @@ class FaultyBus(Bus):
         """See `Bus.topics`."""
         return await self._round_trip(self._bus.topics)
 
+    async def undeclared(self) -> list[TopicPartition]:
+        """See `Bus.undeclared`."""
+        return await self._round_trip(self._bus.undeclared)
+
     async def end_offset(self, at: TopicPartition) -> int:
         """See `Bus.end_offset`."""
         return await self._round_trip(lambda: self._bus.end_offset(at))

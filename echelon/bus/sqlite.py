@@ -14,6 +14,10 @@ processes on it run as one user.
 The file is in WAL mode: readers do not wait for the writer, and a process that is killed leaves at worst an
 unfinished transaction behind, which the next reader skips. A file that this process has open must not be
 opened by other means in the same process: closing it would drop SQLite's locks (POSIX says so).
+
+A file from elsewhere is read within bounds: before any query it is checked to hold exactly these two tables (a view
+of their name could compute for ever), what stands in them is checked by type, and no statement takes more
+instructions than a log needs.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ from urllib.parse import quote
 
 from echelon.bus.base import Headers, Outgoing, Record, RecordDamaged, TopicPartition
 from echelon.bus.store import (
+    MAX_RECORD_BYTES,
     Hub,
     Store,
     check_batch,
@@ -70,6 +75,35 @@ _SELECT = (
     "SELECT off, key, CAST(headers AS BLOB), ts, value FROM records "
     "WHERE topic = ? AND part = ? AND off >= ? ORDER BY off LIMIT ?"
 )
+_STRAY = (
+    "SELECT topic, part FROM records WHERE (topic, part) > (?, ?) ORDER BY topic, part LIMIT 1",
+    "SELECT topic, part FROM records ORDER BY topic, part LIMIT 1",
+)
+_LIMITS = {
+    sqlite3.SQLITE_LIMIT_LENGTH: 4
+    * MAX_RECORD_BYTES,  # headers stand in hexadecimal, twice as long as they are
+    sqlite3.SQLITE_LIMIT_SQL_LENGTH: 8_192,
+    sqlite3.SQLITE_LIMIT_COLUMN: 16,
+    sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 32,
+    sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: 4,
+    sqlite3.SQLITE_LIMIT_VDBE_OP: 8_192,
+    sqlite3.SQLITE_LIMIT_FUNCTION_ARG: 8,
+    sqlite3.SQLITE_LIMIT_ATTACHED: 0,
+    sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 64,
+    sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH: 1,
+}
+"""What our own statements stay far below, so that a file cannot bring others with it."""
+_STEP, _OPENING_STEPS, _MOST_STEPS = 1_000, 50, 20_000
+"""In a file that is only read, SQLite asks after so many instructions whether to go on, and is stopped after so many
+questions: when it opens the file, and in any later statement. Opening takes fewer than 1,000 instructions, and each
+view of a foreign file makes it slower; reading 256 records takes fewer than 10,000."""
+MAX_TOPICS = 4_096
+"""Most topics of a log: far above any run, and as many as an export has."""
+MAX_OFFSET = 1 << 62
+"""No log has so many records, and what is counted on from here still fits SQLite's integers."""
+MAX_NAMED = 100
+"""Undeclared partitions that are named; the rest is not looked for."""
+_CHANGED = "something else than Echelon has written to it: take a sound copy"
 _INSERT = "INSERT INTO records(topic, part, off, key, headers, ts, value) VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
@@ -88,8 +122,9 @@ def decode_headers(text: bytes) -> Headers:
         return ()
     try:
         headers = tuple((name, bytes.fromhex(value)) for name, value in json.loads(text))
+        "".join(name for name, _ in headers).encode()  # no writer takes a name with half of a surrogate pair
         same = encode_headers(headers).encode() == text
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError("its headers are not a list of names and hexadecimal values") from error
     if not same:
         raise ValueError("its headers are not in the one form in which they are written")
@@ -133,23 +168,6 @@ class SqliteStore(Store):
         else:
             with write_lock:
                 self._open = _connect_writable(path, synchronous)
-        with self._errors():
-            self._check_format()
-
-    def _check_format(self) -> None:
-        database = self._open.get()
-        try:
-            application = database.execute("PRAGMA application_id").fetchone()[0]
-            version = database.execute("PRAGMA user_version").fetchone()[0]
-        except sqlite3.DatabaseError as error:
-            self.close()
-            raise ConfigError(f"{self._path}: not a log of Echelon ({error}); name another file") from error
-        if (application, version) != (APPLICATION_ID, SCHEMA_VERSION):
-            self.close()
-            raise ConfigError(
-                f"{self._path}: not a log of Echelon of format {SCHEMA_VERSION} (its application id is "
-                f"{application:#x}, its format {version}); name another file"
-            )
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -171,9 +189,43 @@ class SqliteStore(Store):
     def topics(self) -> dict[str, int]:
         """As `Bus.topics`."""
         with self._errors():
-            rows = self._open.get().execute("SELECT topic, partitions FROM topics ORDER BY topic")
-            self._topics = dict(rows.fetchall())
+            query = "SELECT topic, partitions FROM topics ORDER BY topic LIMIT ?"
+            rows = self._open.get().execute(query, (MAX_TOPICS + 1,)).fetchall()
+        if len(rows) > MAX_TOPICS:
+            raise BusError(f"{self._path}: more than {MAX_TOPICS} topics; no run has so many, and {_CHANGED}")
+        for topic, partitions in rows:
+            if type(topic) is not str or type(partitions) is not int:
+                raise BusError(
+                    f"{self._path}: its topics are not names and numbers of partitions; {_CHANGED}"
+                )
+            try:
+                check_topic(topic, partitions)
+            except BusError as error:
+                raise BusError(f"{self._path}: {error}") from error
+        self._topics = dict(rows)
         return dict(self._topics)
+
+    def undeclared(self) -> list[TopicPartition]:
+        """As `Bus.undeclared`."""
+        declared = self.topics()
+        found: list[TopicPartition] = []
+        at: TopicPartition | None = None
+        with self._errors():
+            while len(found) < MAX_NAMED:
+                # One step in the primary key for each partition that holds records.
+                query, values = (_STRAY[1], ()) if at is None else (_STRAY[0], at)
+                row = self._open.get().execute(query, values).fetchone()
+                if row is None:
+                    break
+                topic, part = row
+                if type(topic) is not str or type(part) is not int:
+                    raise BusError(f"{self._path}: records without a topic's name or partition; {_CHANGED}")
+                if at is not None and (topic, part) <= at and topic.isascii():
+                    raise BusError(f"{self._path}: its index is not in order; {_CHANGED}")
+                at = TopicPartition(topic, part)
+                if not 0 <= part < declared.get(topic, 0):
+                    found.append(at)
+        return found
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -235,16 +287,22 @@ class SqliteStore(Store):
             # The end first: what another process appends between the two must not make an empty log look cut off.
             end = _end(database, at)
             row = database.execute("SELECT min(off) FROM records WHERE topic = ? AND part = ?", at).fetchone()
-        return (end if row[0] is None else row[0]), end
+        return (end if row[0] is None else _offset(at, row[0])), end
 
     def read(self, at: TopicPartition, offset: int, max_records: int, max_bytes: int) -> list[Record]:
         """See `Store.read`."""
         self._check_partition(at)
         records: list[Record] = []
+        if not 0 <= offset <= MAX_OFFSET:
+            check_range(at, offset, self.bounds(at))
         with self._errors():
             cursor = self._open.get().execute(_SELECT, (*at, offset, max_records))
+            last = offset - 1
             try:
                 for row in cursor:
+                    if _offset(at, row[0]) <= last:
+                        raise BusError(f"{self._path}: {at.topic}/{at.partition} is not in order; {_CHANGED}")
+                    last = row[0]
                     try:
                         record = _record(at, *row)
                     except RecordDamaged:
@@ -355,13 +413,19 @@ class _ReadOnly(_Connection):
                 pass
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+        self._steps = _OPENING_STEPS
         super().__init__(self._connect())
 
     def get(self) -> sqlite3.Connection:
         if self._look() != self._state:
             self.close()
             self._database = self._connect()
+        self._steps = _MOST_STEPS
         return self._database
+
+    def _stop(self) -> bool:
+        self._steps -= 1
+        return self._steps < 0
 
     def _look(self) -> tuple[object, ...]:
         try:
@@ -384,9 +448,29 @@ class _ReadOnly(_Connection):
         elif self._state[0] == "copied":
             self._copy = tempfile.TemporaryDirectory(prefix="echelon-")
             path, options = Path(self._copy.name) / "log.sqlite", "mode=rw"
-            shutil.copyfile(self._path, path)
-            shutil.copyfile(f"{self._path}-wal", f"{path}-wal")
-        return _connect(path, options)
+            self._copy_to(path)
+        database = _connect(path, options)
+        self._steps = _OPENING_STEPS
+        database.set_progress_handler(self._stop, _STEP)
+        try:
+            check_schema(database, self._path)
+        except BaseException:
+            database.close()
+            if self._copy is not None:
+                self._copy.cleanup()
+                self._copy = None
+            raise
+        return database
+
+    def _copy_to(self, path: Path) -> None:
+        needed, free = _size(self._path, "") + _size(self._path, "-wal"), shutil.disk_usage(path.parent).free
+        if needed > free:
+            raise BusError(
+                f"{self._path}: its log of a killed writer is read from a copy of {needed} bytes, and {path.parent} "
+                f"has {free} free; set TMPDIR to a folder with more room"
+            )
+        shutil.copyfile(self._path, path)
+        shutil.copyfile(f"{self._path}-wal", f"{path}-wal")
 
     def close(self) -> None:
         super().close()
@@ -396,13 +480,58 @@ class _ReadOnly(_Connection):
 
 
 def _connect(path: Path, options: str) -> sqlite3.Connection:
-    return sqlite3.connect(
+    database = sqlite3.connect(
         f"file:{quote(str(path))}?{options}",
         uri=True,
         timeout=BUSY_S,
         isolation_level=None,  # transactions are begun and ended by name
         check_same_thread=False,  # a bus uses its store from its one worker thread, and closes it at the end
     )
+    for limit, most in _LIMITS.items():
+        database.setlimit(limit, most)
+    database.execute("PRAGMA trusted_schema = OFF")
+    database.execute("PRAGMA cell_size_check = ON")
+    return database
+
+
+def check_schema(database: sqlite3.Connection, path: Path) -> None:
+    """See that a file is a log of our format, with our two tables and nothing else: before anything is asked of it.
+
+    Raises:
+        ConfigError: it is not.
+        BusError: it is locked, or damaged in such a way that SQLite does not come to an end with it.
+    """
+    try:
+        application = database.execute("PRAGMA application_id").fetchone()[0]
+        version = database.execute("PRAGMA user_version").fetchone()[0]
+        rows = database.execute("SELECT type, name, tbl_name, sql FROM sqlite_master LIMIT 8").fetchall()
+    except sqlite3.Error as error:
+        if _is_busy(error) or _is_stopped(error):
+            raise _translated(path, error) from error
+        raise ConfigError(f"{path}: not a log of Echelon ({error}); name another file") from error
+    if (application, version) != (APPLICATION_ID, SCHEMA_VERSION):
+        raise ConfigError(
+            f"{path}: not a log of Echelon of format {SCHEMA_VERSION} (its application id is "
+            f"{application:#x}, its format {version}); name another file"
+        )
+    strange = [row for row in rows if (*row[:3], _words(row[3])) not in _OBJECTS]
+    if strange or len(rows) != len(_OBJECTS):
+        named = (
+            f"a {strange[0][0]} {strange[0][1]!r}"[:100]
+            if strange
+            else "one of its tables twice or not at all"
+        )
+        raise ConfigError(f"{path}: not a log of Echelon: it has {named}, and {_CHANGED}")
+
+
+def _words(statement: object) -> str:
+    return " ".join(statement.split()) if isinstance(statement, str) else ""
+
+
+_OBJECTS = {("index", "sqlite_autoindex_records_1", "records", "")} | {
+    ("table", name, name, _words(statement))
+    for name, statement in zip(("topics", "records"), _SCHEMA.split(";"), strict=False)
+}
 
 
 def _connect_writable(path: Path, synchronous: str) -> _Connection:
@@ -417,6 +546,7 @@ def _connect_writable(path: Path, synchronous: str) -> _Connection:
         raise ConfigError(f"{path}: cannot be opened for writing ({error}); check its permissions") from error
     try:
         _prepare(database, synchronous)
+        check_schema(database, path)
     except sqlite3.Error as error:
         database.close()
         raise ConfigError(
@@ -461,7 +591,15 @@ def _prepare(database: sqlite3.Connection, synchronous: str) -> None:
 
 def _end(database: sqlite3.Connection, at: TopicPartition) -> int:
     row = database.execute("SELECT max(off) FROM records WHERE topic = ? AND part = ?", at).fetchone()
-    return 0 if row[0] is None else int(row[0]) + 1
+    return 0 if row[0] is None else _offset(at, row[0]) + 1
+
+
+def _offset(at: TopicPartition, value: object) -> int:
+    """An offset as it stands in the file."""
+    if type(value) is not int or not 0 <= value < MAX_OFFSET:
+        what = f"offset {value}" if type(value) is int else f"an offset that is {type(value).__name__}"
+        raise BusError(f"{at.topic}/{at.partition} has {what}; {_CHANGED}")
+    return value
 
 
 def _record(
@@ -482,9 +620,15 @@ def _is_busy(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
+def _is_stopped(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_INTERRUPT
+
+
 def _translated(path: Path, error: sqlite3.Error) -> BusError:
     if _is_busy(error):
         return ConnectionLost(f"{path}: another process held its lock for {BUSY_S:.0f} s; try again")
+    if _is_stopped(error):
+        return BusError(f"{path}: reading it takes more steps than any log needs; {_CHANGED}")
     return BusError(
         f"{path}: {error}; check that the disk has room and that nothing but Echelon writes to the file"
     )

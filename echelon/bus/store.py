@@ -109,6 +109,10 @@ class Store(ABC):
     def topics(self) -> dict[str, int]:
         """As `Bus.topics`."""
 
+    def undeclared(self) -> list[TopicPartition]:
+        """As `Bus.undeclared`; a store that checks what it takes holds none."""
+        return []
+
     @abstractmethod
     def append(self, batches: Sequence[Sequence[Outgoing]], timestamp_ms: int) -> list[list[int] | BusError]:
         """Append all batches in one transaction.

@@ -6,11 +6,9 @@ names a broker and how to reach it. Nothing is ever written to it. Exit codes: 0
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
@@ -26,18 +24,15 @@ from echelon.audit.export import (
     ExportedTopic,
     encode_index,
     encode_topic,
-    read_index,
-    read_topic,
     topic_file,
 )
 from echelon.audit.findings import Code, Finding, Report, Severity
 from echelon.audit.records import Damaged, LogRecord
 from echelon.audit.replay import replay
 from echelon.audit.verify import Verifier, Version
-from echelon.bus import Bus, Reader, RecordDamaged, TopicPartition, open_bus, sqlite_url
-from echelon.config.broker import SecuritySettings, load_broker
-from echelon.errors import AuditError, BusError, ConfigError, EchelonError
-from echelon.messages.adapter import CONFIG_FILE, WEIGHTS_FILE
+from echelon.cli.source import Records, opened
+from echelon.config.reading import read_file
+from echelon.errors import AuditError, ConfigError, EchelonError
 from echelon.messages.manifest import PaceKind
 from echelon.rounds.rules import Allowed
 
@@ -45,152 +40,10 @@ app = typer.Typer(
     name="audit", no_args_is_help=True, help="Check an exchange offline: every claim, from its topics alone."
 )
 
-MAX_FILE_BYTES = 8 << 30
-"""Largest adapter file that is read for comparison."""
 MAX_NOTE_BYTES = 1 << 20
+"""Largest file of a checkpoint."""
 SHOWN = 50
 """Findings that a terminal shows; --json has all that the report keeps."""
-
-Records = Iterator[LogRecord | Damaged]
-
-
-@dataclass
-class Source:
-    """An opened source: its topics, and the exported adapter where there is one."""
-
-    name: str
-    topics: dict[str, Records]
-    adapter: dict[str, bytes] | None = None
-    checkpoints: tuple[Path, ...] = ()
-    """Signed heads of its logs that lie beside them."""
-
-
-@contextmanager
-def opened(source: str, security: Path | None = None) -> Iterator[Source]:
-    """Open a SOURCE for reading.
-
-    Args:
-        source: see above.
-        security: a broker file whose `security` goes with the URL of a broker.
-
-    Raises:
-        ConfigError: it is none of the things that a SOURCE may be.
-    """
-    with ExitStack() as stack:
-        if "://" in source:
-            with_it = None if security is None else load_broker(security).security
-            yield stack.enter_context(_bus(source, source, with_it))
-            return
-        if security is not None:
-            raise ConfigError(f"--security goes with the URL of a broker, and {source} is none: leave it out")
-        path = Path(source)
-        if path.suffix in (".yaml", ".yml"):
-            broker = load_broker(path)
-            yield stack.enter_context(_bus(broker.url, broker.url, broker.security))
-            return
-        log = path / "brokers" / "exchange.sqlite"
-        if (path / INDEX_FILE).is_file():
-            yield _folder(path, stack)
-        elif log.is_file():
-            found = stack.enter_context(_bus(sqlite_url(log), source))
-            found.adapter = _adapter(path / "adapter")
-            found.checkpoints = tuple(sorted((path / "checkpoints").glob("*.note")))
-            yield found
-        elif path.is_file():
-            yield stack.enter_context(_bus(sqlite_url(path), source))
-        elif not path.exists():
-            raise ConfigError(f"{source}: there is no such file or folder")
-        else:
-            raise ConfigError(
-                f"{source}: neither a run folder (brokers/{log.name} is missing) "
-                f"nor an export ({INDEX_FILE} is missing)"
-            )
-
-
-def _folder(path: Path, stack: ExitStack) -> Source:
-    try:
-        names = read_index((path / INDEX_FILE).read_bytes())
-    except EchelonError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    source = Source(str(path), {})
-    for name in names:
-        try:
-            stream = stack.enter_context((path / topic_file(name)).open("rb"))
-        except FileNotFoundError:
-            source.topics[name] = iter([Damaged(name, 0, f"its file {topic_file(name)} is missing")])
-        else:
-            source.topics[name] = read_topic(name, stream)
-    return source
-
-
-def _adapter(path: Path) -> dict[str, bytes] | None:
-    if not path.is_dir():
-        return None
-    files = {}
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        file = path / name
-        if file.is_file():
-            if file.stat().st_size > MAX_FILE_BYTES:
-                raise ConfigError(f"{file}: larger than {MAX_FILE_BYTES} bytes, which no adapter is")
-            files[name] = file.read_bytes()
-    return files
-
-
-@contextmanager
-def _bus(url: str, name: str, security: SecuritySettings | None = None) -> Iterator[Source]:
-    with asyncio.Runner() as runner:
-        bus = runner.run(open_bus(url, read_only=True, security=security))
-        try:
-            counts = runner.run(bus.topics())
-            reading = {topic: _read_bus(runner, bus, topic, count) for topic, count in counts.items()}
-            try:
-                yield Source(name, dict(reading))
-            finally:
-                for records in reading.values():
-                    records.close()  # closes the bus's reader while the bus is still there
-        finally:
-            runner.run(bus.aclose())
-
-
-def _read_bus(
-    runner: asyncio.Runner, bus: Bus, topic: str, partitions: int
-) -> Generator[LogRecord | Damaged, None, None]:
-    """All records that stand in a topic now; the first partition is read, others may hold nothing."""
-    at = TopicPartition(topic)
-    for partition in range(1, partitions):
-        if runner.run(bus.end_offset(TopicPartition(topic, partition))):
-            yield Damaged(
-                topic, 0, f"partition {partition} holds records; a topic of the exchange has one partition"
-            )
-    first, end = runner.run(bus.first_offset(at)), runner.run(bus.end_offset(at))
-    if first:
-        yield Damaged(topic, 0, f"records before offset {first} are not kept")
-    reader = runner.run(_reader(bus, at, first))
-    try:
-        while reader.position(at) < end:
-            try:
-                records = runner.run(reader.next(timeout=30.0))
-            except RecordDamaged as error:
-                yield Damaged(topic, error.offset, str(error))
-                reader.seek(at, error.offset + 1)
-                continue
-            except BusError as error:
-                yield Damaged(topic, reader.position(at), f"cannot be read: {error}")
-                return
-            if not records:
-                yield Damaged(topic, reader.position(at), "the broker does not deliver this record")
-                return
-            for record in records:
-                if record.offset < end:
-                    yield record
-    finally:
-        runner.run(reader.aclose())
-
-
-async def _reader(bus: Bus, at: TopicPartition, first: int) -> Reader:
-    """A reader, made where readers live: on the loop."""
-    return bus.reader({at: first})
-
 
 # ---- commands ----------------------------------------
 
@@ -225,15 +78,14 @@ RuleOption = Annotated[
 
 
 def _guarded(action: Callable[[], int]) -> None:
-    """Run a command; errors of usage end with 2, what does not verify with 1."""
+    """Run a command; what does not verify ends with 1, and what cannot be read or used as it should with 2."""
     try:
         code = action()
-    except (ConfigError, BusError) as error:
-        Console(stderr=True).print(Text(f"error: {error}", style="red"), soft_wrap=True)
-        code = 2
-    except AuditError as error:
-        Console(stderr=True).print(Text(f"error: {error}", style="red"), soft_wrap=True)
-        code = 1
+    except EchelonError as error:
+        # Messages quote what stands in files: control characters must not reach the terminal.
+        text = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in f"error: {error}")
+        Console(stderr=True).print(Text(text, style="red"), soft_wrap=True)
+        code = 1 if isinstance(error, AuditError) else 2
     raise typer.Exit(code)
 
 
@@ -259,14 +111,7 @@ def allowed(names: list[str] | None) -> Allowed:
 
 
 def _notes(paths: list[Path] | None) -> list[bytes]:
-    notes = []
-    for path in paths or ():
-        try:
-            with path.open("rb") as stream:
-                notes.append(stream.read(MAX_NOTE_BYTES))
-        except OSError as error:
-            raise ConfigError(f"--checkpoint {path}: {error.strerror}") from error
-    return notes
+    return [read_file(path, "--checkpoint", MAX_NOTE_BYTES) for path in paths or ()]
 
 
 def _verified(
@@ -287,6 +132,7 @@ def _verified(
             allow_open=allow_open,
             adapter=found.adapter,
             rules=allowed(rules),
+            findings=found.findings,
         )
         for _ in verifier.run():
             pass
@@ -365,7 +211,7 @@ def replay_command(
         versions: list[Version] = []
         chosen: Version | None = None
         with opened(source, security) as found:
-            for version in replay(found.topics, genesis=pinned, rules=allowed(rule)):
+            for version in replay(found.topics, genesis=pinned, rules=allowed(rule), findings=found.findings):
                 versions.append(replace(version, adapter=np.zeros(0, np.float32)))
                 if commit is None or version.commit == commit:
                     chosen = version
@@ -439,6 +285,10 @@ def export_command(
             raise ConfigError(f"{folder}: exists and is not empty; name a new folder")
         lines = []
         with opened(source, security) as found:
+            for finding in found.findings:
+                if finding.code is not Code.UNEXPECTED_FILE:
+                    # An export that leaves it out would look like a sound log.
+                    raise AuditError(f"{source} cannot be exported: {finding.detail}")
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 for topic, records in sorted(found.topics.items()):

@@ -84,10 +84,11 @@ def _chosen(source: str, commit: str, rules: list[str] | None) -> tuple[int | No
         if found is not None:
             return found[0], f"the best by the run's own evaluations, loss {found[1]:.4f}"
     from echelon.audit.verify import Verifier
-    from echelon.cli.audit import allowed, opened
+    from echelon.cli.audit import allowed
+    from echelon.cli.source import opened
 
     with opened(source) as log:
-        verifier = Verifier(log.topics, allow_open=True, rules=allowed(rules))
+        verifier = Verifier(log.topics, allow_open=True, rules=allowed(rules), findings=log.findings)
         for _ in verifier.run():
             pass
     best = verifier.report.best_commit
@@ -98,12 +99,13 @@ def _chosen(source: str, commit: str, rules: list[str] | None) -> tuple[int | No
 
 def _derive(source: str, number: int | None, rules: list[str] | None) -> Version:
     from echelon.audit.replay import replay
-    from echelon.cli.audit import allowed, opened
+    from echelon.cli.audit import allowed
+    from echelon.cli.source import opened
 
     chosen: Version | None = None
     newest = 0
     with opened(source) as log:
-        for version in replay(log.topics, rules=allowed(rules)):
+        for version in replay(log.topics, rules=allowed(rules), findings=log.findings):
             newest = version.commit
             if number is None or version.commit == number:
                 chosen = version
