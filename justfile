@@ -69,6 +69,11 @@ coverage *ARGS:
 kill-matrix *ARGS:
     pytest -m nightly --timeout 1800 tests/kafka "$@"
 
+# a million damaged inputs through every decoder and reader: some ten minutes on one core
+[no-exit-message]
+fuzz *ARGS:
+    pytest -m nightly tests/fuzz "$@"
+
 # break named conditions of the protocol, one at a time, and see the tests go red
 mutate *ARGS:
     python scripts/mutate.py "$@"

@@ -31,6 +31,7 @@ from echelon.messages.boundary import (
 )
 from echelon.messages.exchange import Close, Commit, Genesis, Refusal, RefusalReason
 from echelon.messages.split import Assignment
+from echelon.messages.stored import stored
 from echelon.messages.wire import DeviceId, Message, Refused
 from echelon.rounds.aggregator import AggregatorCore, Closed, Committed, History, RefusedDelta
 from echelon.rounds.boundary_log import BoundaryLog, CommitFacts
@@ -83,8 +84,9 @@ class Aggregator(BoundaryActor):
         snapshot = self.store.snapshot()
         if snapshot is not None:
             end = 8 + int.from_bytes(snapshot[:8], "big")
-            self._global.restore(snapshot[8:end])
-            self.core.restore(snapshot[end:])
+            with stored(f"{self.name}: its stored state"):
+                self._global.restore(snapshot[8:end])
+                self.core.restore(snapshot[end:])
         decisions = [message async for message in self._decisions()]
         effects: list[Effect] = []
         # Devices that came and went before genesis were answered, and nothing was decided yet.

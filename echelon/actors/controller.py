@@ -29,6 +29,7 @@ from echelon.messages.exchange import (
     RefusalReason,
 )
 from echelon.messages.manifest import MILLION, RunManifest
+from echelon.messages.stored import stored
 from echelon.rounds.commits import ControllerCore
 from echelon.rounds.delta_codec import decode
 from echelon.rounds.effects import F32, Note, TimerFired, note
@@ -390,11 +391,12 @@ class Controller:
             await self._rebuild(decided)
             self.closed = closed
             return
-        elapsed, logs, core = msgpack.unpackb(snapshot, strict_map_key=False)
-        self._elapsed_before = elapsed
-        for topic, state in logs:
-            self._logs[topic].restore(state)
-        self.core = ControllerCore.restore(self.manifest, core, rules=self._rules)
+        with stored("controller: its stored state"):
+            elapsed, logs, core = msgpack.unpackb(snapshot, strict_map_key=False)
+            self._elapsed_before = elapsed
+            for topic, state in logs:
+                self._logs[topic].restore(state)
+            self.core = ControllerCore.restore(self.manifest, core, rules=self._rules)
         self._positions |= self.store.offsets()
         self.closed = closed
 

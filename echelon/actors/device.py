@@ -17,6 +17,7 @@ from echelon.bus.base import TopicPartition
 from echelon.bus.chunks import is_chunk
 from echelon.messages.boundary import Cohort
 from echelon.messages.split import SplitPong
+from echelon.messages.stored import stored
 from echelon.messages.wire import Refused
 from echelon.rounds.channel import Parties
 from echelon.rounds.device import DeviceCore
@@ -155,7 +156,8 @@ class Device(BoundaryActor):
         snapshot = self.store.snapshot()
         vectors = self.store.vectors()
         if snapshot is not None and vectors is not None:
-            self.core.restore(bytes(msgpack.packb([snapshot, vectors])))
+            with stored(f"{self.name}: its stored state"):
+                self.core.restore(bytes(msgpack.packb([snapshot, vectors])))
             self._stored = self.core.held()
         else:
             await self._recall()

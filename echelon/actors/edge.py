@@ -17,6 +17,7 @@ from echelon.messages.boundary import DeadLetter
 from echelon.messages.envelope import Envelope
 from echelon.messages.frames import Decline
 from echelon.messages.split import SplitFrame
+from echelon.messages.stored import stored
 from echelon.messages.wire import Reason, Refused
 from echelon.rounds.edge import EdgeCore
 from echelon.rounds.effects import (
@@ -92,7 +93,8 @@ class Edge(BoundaryActor):
         """Restore what was stored; sessions died with their keys, so devices' frames are read from their end."""
         snapshot, vectors = self.store.snapshot(), self.store.vectors()
         if snapshot is not None and vectors is not None:
-            self.core.restore(snapshot, vectors)
+            with stored(f"{self.name}: its stored state"):
+                self.core.restore(snapshot, vectors)
         for slot in range(self._slots):
             at = TopicPartition(UP, slot)
             self._positions[at] = await end_of(self.bus, at, self.name)

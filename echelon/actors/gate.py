@@ -29,6 +29,7 @@ from echelon.errors import ConnectionLost, ProtocolError, StateError
 from echelon.messages.boundary import Derived, SealedDelta
 from echelon.messages.envelope import Signer
 from echelon.messages.exchange import Close, Commit, Delta, Genesis, Payload, Refusal, RefusalReason
+from echelon.messages.stored import stored
 from echelon.messages.wire import Refused
 from echelon.rounds.boundary_log import MAX_ADAPTERS, BoundaryLog, CommitFacts, DerivedVersion
 from echelon.rounds.effects import Effect, Incoming, Publish, Save, Stop, note
@@ -139,7 +140,8 @@ class Gate(BoundaryActor):
         """Restore the derivation; what was written on the exchange is read there, and in the outbox."""
         snapshot = self.store.snapshot()
         if snapshot is not None:
-            self._log.restore(snapshot)
+            with stored(f"{self.name}: its stored state"):
+                self._log.restore(snapshot)
         # The outbox first: the publisher is at work, and what it sends meanwhile leaves the outbox behind the end that
         # is read.
         unsent = self.store.outbox()

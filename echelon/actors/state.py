@@ -18,6 +18,7 @@ import msgpack
 
 from echelon.bus.base import Outgoing, TopicPartition
 from echelon.errors import ConfigError, StateError
+from echelon.messages.stored import stored
 from echelon.private import private_database, private_folder
 
 SCHEMA = """
@@ -163,15 +164,20 @@ class StateStore:
         with self._lock:
             query = "SELECT id, topic, part, key, headers, value FROM outbox ORDER BY id"
             found = self._db.execute(query).fetchall()
-        return [
-            Row(
-                row,
-                Outgoing(
-                    topic, value, key, tuple((name, held) for name, held in msgpack.unpackb(headers)), part
-                ),
-            )
-            for row, topic, part, key, headers, value in found
-        ]
+        with stored("an actor's outbox"):
+            return [
+                Row(
+                    row,
+                    Outgoing(
+                        topic,
+                        value,
+                        key,
+                        tuple((name, held) for name, held in msgpack.unpackb(headers)),
+                        part,
+                    ),
+                )
+                for row, topic, part, key, headers, value in found
+            ]
 
     def snapshot(self) -> bytes | None:
         """The newest state, if there is one."""
@@ -216,4 +222,7 @@ def _pack(offsets: Mapping[TopicPartition, int]) -> bytes:
 def _unpack(data: bytes | None) -> dict[TopicPartition, int]:
     if data is None:
         return {}
-    return {TopicPartition(topic, partition): offset for topic, partition, offset in msgpack.unpackb(data)}
+    with stored("an actor's stored offsets"):
+        return {
+            TopicPartition(topic, partition): offset for topic, partition, offset in msgpack.unpackb(data)
+        }

@@ -29,6 +29,7 @@ from echelon.errors import EchelonError, StateError
 from echelon.messages.envelope import Dsse
 from echelon.messages.exchange import Close, Commit, Delta, Genesis, Payload, Refusal, RefusalReason
 from echelon.messages.manifest import RunManifest
+from echelon.messages.stored import stored
 from echelon.messages.wire import Message, Reason, Refused, pack
 
 Manifest = Genesis | Delta | Commit | Refusal | Close
@@ -363,19 +364,20 @@ class TopicLog:
             raise StateError(
                 f"the stored position in {self.topic} is damaged: remove it and read the topic again"
             )
-        fields = msgpack.unpackb(
-            body, raw=False, use_list=False, max_bin_len=len(body), max_str_len=len(body)
-        )
-        topic, chain, tree, self.next_number, self._last, transfers, done, public, run = fields
-        if topic != self.topic:
-            raise StateError(f"the stored position is one in {topic}, not in {self.topic}")
-        self.chain, self.tree = PrefixChain.decode(topic, chain), Frontier.decode(tree)
-        self._public, self._run = public or self._public, run or self._run
-        self._done = dict.fromkeys(done[at : at + 16] for at in range(0, len(done), 16))
-        self._open = {
-            transfer: _Transfer(length, total, first, list(parts), sum(len(part) for part in parts))
-            for transfer, length, total, first, parts in transfers
-        }
+        with stored(f"the stored position in {self.topic}"):
+            fields = msgpack.unpackb(
+                body, raw=False, use_list=False, max_bin_len=len(body), max_str_len=len(body)
+            )
+            topic, chain, tree, self.next_number, self._last, transfers, done, public, run = fields
+            if topic != self.topic:
+                raise StateError(f"the stored position is one in {topic}, not in {self.topic}")
+            self.chain, self.tree = PrefixChain.decode(topic, chain), Frontier.decode(tree)
+            self._public, self._run = public or self._public, run or self._run
+            self._done = dict.fromkeys(done[at : at + 16] for at in range(0, len(done), 16))
+            self._open = {
+                transfer: _Transfer(length, total, first, list(parts), sum(len(part) for part in parts))
+                for transfer, length, total, first, parts in transfers
+            }
 
 
 def _order(offset: int, chunk: Chunk, expected: int) -> Fault:

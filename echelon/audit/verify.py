@@ -416,10 +416,10 @@ class Verifier:
                 )
                 self._find(Code.VOID, Severity.INFO, source.topic, first, detail)
         for topic, records in self._topics.items():
-            first = next(iter(records), None)
-            if first is not None:
+            record = next(iter(records), None)
+            if record is not None:
                 detail = "no topic of this run: nothing may be written there"
-                self._error(Code.UNEXPECTED_TOPIC, topic, first.offset, detail)
+                self._error(Code.UNEXPECTED_TOPIC, topic, record.offset, detail)
             elif self._manifest is not None and not topic.startswith(WITNESS_PREFIX):
                 detail = "no topic of this run, and empty: look who made it, and remove it"
                 self._error(Code.UNEXPECTED_TOPIC, topic, None, detail)

@@ -29,6 +29,7 @@ from echelon.errors import ConfigError, EchelonError
 from echelon.federation.metrics import Recorder
 from echelon.federation.run import MANIFEST_FILE, Federation, Result, prepare_folder
 from echelon.federation.terms import secure_terms
+from echelon.messages.stored import ANEW, stored
 from echelon.private import append_private
 from echelon.report import build_report
 from echelon.sim.loop import run_virtual
@@ -194,10 +195,12 @@ class Silent(Progress):
 def _lines(path: Path) -> Iterator[dict[str, object]]:
     """The whole lines of a metrics file."""
     if path.exists():
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8", errors="replace") as file:
             for text in file:
                 if text.endswith("\n"):
-                    yield json.loads(text)
+                    with stored(f"{path}: the line {text[:60]!r}", ConfigError, advice=ANEW):
+                        line = json.loads(text)
+                    yield line
 
 
 def _close(order: Order, out: Path, result: Result) -> int:

@@ -72,7 +72,10 @@ def read_file(
     """
     try:
         with open_regular(path, follow=follow) as file:
-            data = file.read(limit + 1)
+            size = min(limit, os.fstat(file.fileno()).st_size)
+            data = file.read(size + 1)  # no buffer of the limit's size for a small file
+            if len(data) > size:  # it has grown meanwhile, or its size is not known
+                data += file.read(limit + 1 - len(data))
     except OSError as error:
         raise ConfigError(f"{what} {path} cannot be read: {error.strerror}. {advice}") from error
     if len(data) > limit:
@@ -181,8 +184,9 @@ def _check(root: yaml.Node) -> None:
         elif isinstance(node, yaml.SequenceNode):
             inner = node.value
         else:
-            _check_scalar(node)
             inner = []
+        if isinstance(node, yaml.ScalarNode):
+            _check_scalar(node)
         if (inner and node.tag not in (_MAP, _LIST)) or (
             not inner and node.tag not in _SCALARS | {_MAP, _LIST}
         ):

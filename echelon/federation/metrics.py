@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from echelon.errors import ConfigError
+from echelon.messages.stored import ANEW, stored
 from echelon.report.data import Evaluation
 from echelon.rounds.effects import Note
 
@@ -81,39 +83,43 @@ class Recorder:
         """
         if self.path is None or not self.path.exists():
             return
-        whole, _, torn = self.path.read_text().rpartition("\n")
+        whole, _, torn = self.path.read_text("utf-8", errors="replace").rpartition("\n")
         if torn:
             self.path.write_text(whole + "\n" if whole else "")
         seen: set[tuple[str, int]] = set()
         for text in whole.splitlines():
-            line = json.loads(text)
-            self.now = self.offset = max(self.offset, line["t"])
-            kind = line["kind"]
-            view = self.views.get(line.get("boundary", ""))
-            if kind == "window" and view is not None and (line["boundary"], line["window"]) not in seen:
-                seen.add((line["boundary"], line["window"]))
-                self._count_window(view, line)
-            elif kind == "commit":
-                self.commits, self.committed_tokens = line["commit"], line["tokens"]
-            elif kind == "bytes":
-                key = (line["direction"], line["boundary"], line["type"])
-                self._bytes[key], self._records[key] = line["bytes"], line["records"]
-            elif kind == "refusal":
-                self.counts["refusals"] += 1
-            elif kind == "eval":
-                self._keep(line)
-                self._evals[line["boundary"], line["commit"]] = [
-                    line["loss"] * line["eval_tokens"],
-                    line["eval_tokens"],
-                ]
-            elif kind == "split":
-                self.split[line["boundary"]] = {"up": line["up"], "down": line["down"]}
+            with stored(f"{self.path}: the line {text[:60]!r}", ConfigError, advice=ANEW):
+                self._reload(json.loads(text), seen)
         for (direction, boundary, _), count in self._bytes.items():
             view = self.views[boundary]
             if direction == "out":
                 view.bytes_out += count
             else:
                 view.bytes_in += count
+
+    def _reload(self, line: dict[str, Any], seen: set[tuple[str, int]]) -> None:
+        """Take up one line."""
+        self.now = self.offset = max(self.offset, line["t"])
+        kind = line["kind"]
+        view = self.views.get(line.get("boundary", ""))
+        if kind == "window" and view is not None and (line["boundary"], line["window"]) not in seen:
+            seen.add((line["boundary"], line["window"]))
+            self._count_window(view, line)
+        elif kind == "commit":
+            self.commits, self.committed_tokens = line["commit"], line["tokens"]
+        elif kind == "bytes":
+            key = (line["direction"], line["boundary"], line["type"])
+            self._bytes[key], self._records[key] = line["bytes"], line["records"]
+        elif kind == "refusal":
+            self.counts["refusals"] += 1
+        elif kind == "eval":
+            self._keep(line)
+            self._evals[line["boundary"], line["commit"]] = [
+                line["loss"] * line["eval_tokens"],
+                line["eval_tokens"],
+            ]
+        elif kind == "split":
+            self.split[line["boundary"]] = {"up": line["up"], "down": line["down"]}
 
     def _count_window(self, view: BoundaryView, line: dict[str, Any]) -> None:
         view.window = line["window"] + 1

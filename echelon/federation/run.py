@@ -25,6 +25,7 @@ from echelon.audit.verify import verify
 from echelon.bus import open_bus
 from echelon.bus.base import Record, TopicPartition
 from echelon.clock import Offload, is_virtual
+from echelon.config.reading import read_text
 from echelon.config.run import BoundarySettings, RunSettings, dump
 from echelon.errors import BusError, ConfigError, StateError, TrainingError
 from echelon.federation.assembly import Assembly, Terms
@@ -37,6 +38,7 @@ from echelon.federation.terms import build_manifest
 from echelon.messages.adapter import Vector, adapter_files
 from echelon.messages.manifest import RunManifest
 from echelon.messages.names import aggregator_of, gate_of
+from echelon.messages.stored import ANEW, stored
 from echelon.private import close_file, close_tree, private_folder, write_private
 from echelon.report.best import best_evaluated
 from echelon.report.data import ReportData, Summary
@@ -49,6 +51,8 @@ from echelon.training.learner import EvalResult
 if TYPE_CHECKING:
     from echelon.federation.splitting import SplitCompute
 
+MAX_STATE_FILE = 1 << 20
+"""Largest file of progress or losses: one line for each boundary."""
 GRACE = 20.0
 """Seconds that the boundaries get to end after the run was closed."""
 RESTARTS = 5
@@ -121,7 +125,8 @@ class Federation:
             identities = Identities.load(state / "keys", self.settings)
             try:
                 sealed = (state / MANIFEST_FILE).read_bytes()
-                initial = np.frombuffer((state / INITIAL_FILE).read_bytes(), "<f4").astype(np.float32)
+                with stored(f"{state / INITIAL_FILE}", ConfigError, advice=ANEW):
+                    initial = np.frombuffer((state / INITIAL_FILE).read_bytes(), "<f4").astype(np.float32)
             except OSError as error:
                 raise ConfigError(
                     f"{self.out} cannot be resumed: {error.filename} is missing. Start it anew"
@@ -200,9 +205,11 @@ class Federation:
 
     async def _evaluate(self, compute: Compute, weights: Vector, what: str) -> dict[str, EvalResult]:
         """What each boundary's validation split gives. A resumed run finds the base's in its folder."""
-        stored = None if self.out is None else self.out / "state" / f"{what}-loss.json"
-        if what == "base" and stored is not None and stored.exists():
-            return {name: EvalResult(*sums) for name, sums in json.loads(stored.read_text()).items()}
+        place = None if self.out is None else self.out / "state" / f"{what}-loss.json"
+        if what == "base" and place is not None and place.exists():
+            text = read_text(place, "state file", MAX_STATE_FILE)
+            with stored(f"state file {place}", ConfigError, advice=ANEW):
+                return {name: EvalResult(*sums) for name, sums in json.loads(text).items()}
         self.status(f"evaluating the {what} adapter" if what == "final" else "evaluating the base model")
         names = [boundary.name for boundary in self.settings.boundaries]
         found = (
@@ -210,14 +217,14 @@ class Federation:
             if is_virtual()
             else (await asyncio.gather(*(compute.evaluate_boundary(name, weights) for name in names)))
         )
-        if stored is not None:
+        if place is not None:
             sums = {
                 name: (one.loss_sum, one.tokens)
                 if one.correct is None
                 else (one.loss_sum, one.tokens, one.correct)
                 for name, one in zip(names, found, strict=True)
             }
-            write_private(stored, json.dumps(sums).encode())
+            write_private(place, json.dumps(sums).encode())
         return dict(zip(names, found, strict=True))
 
     async def _evaluate_last(self, compute: Compute, adapter: Vector) -> None:
@@ -521,7 +528,11 @@ def prepare_folder(settings: RunSettings, out: Path, *, resume: bool) -> float:
             )
         _close(out)
         progress = out / "state" / PROGRESS_FILE
-        return float(json.loads(progress.read_text())["seconds"]) if progress.exists() else 0.0
+        if not progress.exists():
+            return 0.0
+        text = read_text(progress, "state file", MAX_STATE_FILE)
+        with stored(f"state file {progress}", ConfigError, advice=ANEW):
+            return float(json.loads(text)["seconds"])
     try:
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()):

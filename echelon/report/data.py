@@ -13,10 +13,14 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from echelon.config.reading import read_file
 from echelon.errors import ConfigError, LimitExceeded
 
 SMALL_FILE_MAX_BYTES = 4 << 20
 """Largest `summary.json`, `config.yaml` or `samples.json` that is read."""
+
+MAX_DEPTH = 16
+"""Deepest nesting of a line of `metrics.jsonl`; our own have three levels."""
 
 METRICS_MAX_BYTES = 256 << 20
 """Largest `metrics.jsonl` that is read."""
@@ -271,7 +275,7 @@ def _text(path: Path, limit: int) -> str | None:
     size = path.stat().st_size
     if size > limit:
         raise LimitExceeded(f"{path} has {size} bytes, a report reads at most {limit}; shorten or split it")
-    return path.read_bytes().decode("utf-8", errors="replace")
+    return read_file(path, "report's file", limit).decode("utf-8", errors="replace")
 
 
 def _short(path: Path) -> str:
@@ -290,6 +294,25 @@ def _reason(error: Exception) -> str:
     return str(error)
 
 
+def _plain(value: object) -> object:
+    """A line's value, if it can be shown. Raises `ValueError` for text with half of a surrogate pair, and for nesting
+    deeper than `MAX_DEPTH`."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner: list[object] = []
+        for item in level:
+            if isinstance(item, str):
+                item.encode()
+            elif isinstance(item, dict):
+                inner += [*item.keys(), *item.values()]
+            elif isinstance(item, list):
+                inner += item
+        if not inner:
+            return value
+        level = inner
+    raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+
+
 def _metrics(text: str, notes: list[str]) -> list[_Line]:
     records = []
     bad: list[str] = []
@@ -297,7 +320,7 @@ def _metrics(text: str, notes: list[str]) -> list[_Line]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = _plain(json.loads(line))
             if isinstance(value, dict) and isinstance(kind := value.get("kind"), str) and kind not in _KINDS:
                 continue  # kinds that a later version writes are not errors
             records.append(_METRIC.validate_python(value))

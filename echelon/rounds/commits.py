@@ -30,6 +30,7 @@ from echelon.messages.exchange import (
     WindowSummary,
 )
 from echelon.messages.manifest import MILLION, RunManifest, SecureTerms, Weighting
+from echelon.messages.stored import stored
 from echelon.messages.wire import pack, plain
 from echelon.rounds.delta_codec import Integers, integers, width
 from echelon.rounds.factors import Alternating, Factors
@@ -493,38 +494,39 @@ class ControllerCore:
             raise StateError(
                 "the controller's state is damaged: remove it and let it be rebuilt from the topics"
             )
-        (
-            terms,
-            newest,
-            tokens,
-            paced,
-            intervals,
-            adapter,
-            outer,
-            controller,
-            pending,
-            known,
-            windows,
-            evaluations,
-        ) = msgpack.unpackb(body, raw=False, use_list=False, max_bin_len=len(body), max_str_len=len(body))
-        if terms != hashlib.sha256(manifest.canonical()).digest():
-            raise StateError(
-                "the controller's state is of a run with other terms: point it to this run's folder"
-            )
-        core = cls(manifest, np.frombuffer(adapter, "<f4").astype(np.float32), pace=pace, rules=rules)
-        core.newest, core.tokens, core.pace = newest, tokens, Pace(**paced)
-        core._intervals = dict(intervals)
-        core._outer = core._optimiser.decode(outer, core.dim)
-        core._controller = core._controller.decode(controller)
-        for encoded, payload, offset in pending:
-            delta = Delta.decode(encoded)
-            values = integers(payload, delta.exponent, delta.codec)
-            core._pending[delta.boundary, delta.seq] = _Pending(delta, payload, values, offset)
-        core._known = [[joined[at : at + 32] for at in range(0, len(joined), 32)] for joined in known]
-        core._windows = [set(np.frombuffer(numbers, "<i8").tolist()) for numbers in windows]
-        for commit, sums in evaluations:
-            pairs = (text.split("/") for text in sums)
-            core._evaluations[commit] = [(int(loss), int(tokens)) for loss, tokens in pairs]
+        with stored("the controller's state"):
+            (
+                terms,
+                newest,
+                tokens,
+                paced,
+                intervals,
+                adapter,
+                outer,
+                controller,
+                pending,
+                known,
+                windows,
+                evaluations,
+            ) = msgpack.unpackb(body, raw=False, use_list=False, max_bin_len=len(body), max_str_len=len(body))
+            if terms != hashlib.sha256(manifest.canonical()).digest():
+                raise StateError(
+                    "the controller's state is of a run with other terms: point it to this run's folder"
+                )
+            core = cls(manifest, np.frombuffer(adapter, "<f4").astype(np.float32), pace=pace, rules=rules)
+            core.newest, core.tokens, core.pace = newest, tokens, Pace(**paced)
+            core._intervals = dict(intervals)
+            core._outer = core._optimiser.decode(outer, core.dim)
+            core._controller = core._controller.decode(controller)
+            for encoded, payload, offset in pending:
+                delta = Delta.decode(encoded)
+                values = integers(payload, delta.exponent, delta.codec)
+                core._pending[delta.boundary, delta.seq] = _Pending(delta, payload, values, offset)
+            core._known = [[joined[at : at + 32] for at in range(0, len(joined), 32)] for joined in known]
+            core._windows = [set(np.frombuffer(numbers, "<i8").tolist()) for numbers in windows]
+            for commit, sums in evaluations:
+                pairs = (text.split("/") for text in sums)
+                core._evaluations[commit] = [(int(loss), int(tokens)) for loss, tokens in pairs]
         return core
 
 

@@ -28,6 +28,7 @@ import msgpack
 from echelon.errors import CodecError
 from echelon.messages.exchange import Pace
 from echelon.messages.manifest import MILLION, PaceTerms
+from echelon.messages.stored import stored
 from echelon.messages.wire import pack, plain
 from echelon.rounds.drift import Drift, Share, measure
 from echelon.rounds.pace import Decision, PaceInputs
@@ -286,7 +287,7 @@ class DriftPace:
         """
         if not data.startswith(_MAGIC):
             raise CodecError("the stored pace is not a drift controller's: the state belongs to another run")
-        try:
+        with stored("the stored pace", CodecError):
             pace, phase, numbers, shares, syncs, spacings, decision = msgpack.unpackb(
                 data[len(_MAGIC) :], raw=False, use_list=False
             )
@@ -309,9 +310,8 @@ class DriftPace:
                 spacings=tuple(spacings),
                 decision=Decision(*decision),
             )
-        except (ValueError, TypeError, IndexError, msgpack.UnpackException) as error:
-            raise CodecError(f"the stored pace cannot be read: {error}") from error
-        if found.encode() != data:
+            same = found.encode() == data
+        if not same:
             raise CodecError("the stored pace is not in its canonical form")
         return found
 

@@ -12,6 +12,7 @@ import msgpack
 from echelon.errors import CodecError
 from echelon.messages.exchange import Pace
 from echelon.messages.manifest import MILLION, PaceTerms, RateShape, RateTerms
+from echelon.messages.stored import stored
 from echelon.messages.wire import pack
 from echelon.rounds.pace import Decision, PaceInputs
 
@@ -83,12 +84,13 @@ class AdaComm:
         Raises:
             CodecError: not such a state.
         """
-        steps, sums, seen, decision = _unpacked(data, b"echelon adacomm v1\x00", 4)
-        first, first_tokens, loss, tokens = (int(number) for number in sums)
-        found = replace(
-            self, steps=steps, first=(first, first_tokens), current=(loss, tokens), seen=seen,
-            decision=Decision(*decision),
-        )  # fmt: skip
+        with stored("the stored pace", CodecError):
+            steps, sums, seen, decision = _unpacked(data, b"echelon adacomm v1\x00", 4)
+            first, first_tokens, loss, tokens = (int(number) for number in sums)
+            found = replace(
+                self, steps=steps, first=(first, first_tokens), current=(loss, tokens), seen=seen,
+                decision=Decision(*decision),
+            )  # fmt: skip
         return _checked(found, data)
 
     def digest(self) -> bytes:
@@ -135,8 +137,10 @@ class QuadraticSync:
         Raises:
             CodecError: not such a state.
         """
-        steps, decision = _unpacked(data, b"echelon qsr v1\x00", 2)
-        return _checked(replace(self, steps=steps, decision=Decision(*decision)), data)
+        with stored("the stored pace", CodecError):
+            steps, decision = _unpacked(data, b"echelon qsr v1\x00", 2)
+            found = replace(self, steps=steps, decision=Decision(*decision))
+        return _checked(found, data)
 
     def digest(self) -> bytes:
         """SHA-256 of `encode()`."""
@@ -192,6 +196,8 @@ T = TypeVar("T", bound=_Stored)
 
 
 def _checked(found: T, data: bytes) -> T:
-    if found.encode() != data:
+    with stored("the stored pace", CodecError):
+        same = found.encode() == data
+    if not same:
         raise CodecError("the stored pace is not in its canonical form")
     return found

@@ -126,7 +126,9 @@ DAMAGED_TABLES: dict[str, tuple[str, str]] = {
     "a negative offset": ("UPDATE records SET off = off - 10000", "offset -"),
     "an offset past all bounds": ("UPDATE records SET off = off + 9223372036854775000", "has offset"),
     "text for a partition": ("UPDATE records SET part = 'p'", "without a topic's name or partition"),
-    "a blob for a record's topic": ("UPDATE records SET topic = x'01' WHERE off = 0 AND topic = 'global'", "without a topic's name"),
+    "a blob for a record's topic": (
+        "UPDATE records SET topic = x'01' WHERE off = 0 AND topic = 'global'", "without a topic's name",
+    ),
 }  # fmt: skip
 
 

@@ -1,0 +1,183 @@
+"""No decoder or reader is left out: whatever is called like one stands in the registry, or here with a reason."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgpack
+import pytest
+
+from echelon.errors import CodecError, StateError
+from echelon.messages.stored import stored
+from tests.fuzz.readers import readers
+
+PACKAGE = Path(__file__).parents[2] / "echelon"
+NAMES = re.compile(
+    r"(decode|read|parse|load|loads|open|opened|restore|unpack|from_bytes|from_json|from_files)(_\w+)?"
+)
+LEFT_OUT = {"contest", "testing", "sim"}
+"""Benchmarks, test helpers and the explorer read what this project has just written."""
+
+EXEMPT: dict[str, str] = {
+    # Names that read nothing from elsewhere.
+    "audit.log.TopicLog.open_transfers": "a count",
+    "bus.chunks.Assembler.open_bytes": "a count",
+    "audit.export.Readable.read": "the interface of an open file",
+    "config.run.parse": "takes fields that `load_yaml` has read; `config.run.load` goes through it",
+    "training.layout.FlatAdapter.load": "copies a vector into tensors",
+    "training.layout.FlatAdapter.read": "copies tensors into a vector",
+    "actors.device.ShardSource.read": "notes a position",
+    "services.shards.FixedShards.read": "notes a position",
+    "services.shards.KafkaShards.read": "notes a position",
+    "training.local.DeviceData.read": "counts tokens of chosen rows",
+    "training.local.Examples.read": "counts tokens of chosen rows",
+    "training.local.RowData.read": "counts tokens of chosen rows",
+    "config.reading.open_regular": "opens a file; every file reader here goes through it",
+    "config.reading.read_file": "bytes of a file; every file reader here goes through it",
+    "config.reading.read_text": "text of a file; `load_probes` goes through it",
+    # Interfaces, of which every implementation is registered or stands here.
+    "bus.store.Store.read": "interface; see SqliteStore",
+    "bus.store.MemoryStore.read": "records that this process has written",
+    "bus.embedded.EmbeddedBus.read": "passes on what its store reads",
+    "rounds.pace.PaceController.decode": "interface",
+    "rounds.rules.Outer.decode": "interface",
+    # Records of a bus: what stands in them goes through the codecs, which are registered.
+    "actors.boundary.BoundaryActor.open": "Envelope.open and Message.decode; see tests/actors/test_garbage.py",
+    "actors.edge.Edge.open": "Envelope.open and Message.decode",
+    "actors.runtime.read_to_end": "gives records as the bus does",
+    "actors.splitting.EdgeLink.open": "opens a session",
+    "rounds.channel.Channel.open": "AES-GCM, then decode_frame",
+    "provision.live.read": "asks a broker's administration",
+    "bus.open_bus": "a URL; tests/bus/test_sqlite.py and test_kafka_url.py have what it refuses",
+    "bus.kafka_url.open_kafka": "a URL; see tests/bus/test_kafka_url.py",
+    "cli.source.opened": "tests/audit/test_hostile_sources.py; its parts are registered",
+    # Sums and tensors whose length and width the caller has checked: any bytes of that length are valid.
+    "rounds.cohort.read_part": "integers of a length that it checks; see tests/rounds/test_edges.py",
+    "secagg.keys.open_shares": "AES-GCM, which gives None for anything else",
+    "secagg.ring.Codec.decode_sum": "arithmetic of a sum",
+    "secagg.ring.unpack_sum": "takes a sum apart",
+    "training.split.link.Wire.unpack": "wire.decode",
+    "training.split.link.Wire.unpack_masked": "wire.decode_masked",
+    "training.split.wire.restore": "the compressor that a header names; wire.decode goes through it",
+    # An actor's own state, which its actor reads inside of `messages.stored`.
+    **dict.fromkeys(
+        (
+            "rounds.aggregator.AggregatorCore.restore",
+            "rounds.attendance.Attendance.restore",
+            "rounds.boundary_log.BoundaryLog.restore",
+            "rounds.device.DeviceCore.restore",
+            "rounds.edge.EdgeCore.restore",
+            "rounds.edges.Edges.restore",
+            "rounds.standing.Standings.restore",
+        ),
+        "stored state, read inside of `messages.stored`, which is tested below",
+    ),
+    **dict.fromkeys(
+        (
+            "rounds.factors.Alternating.decode",
+            "rounds.rules.BuiltIn.decode",
+            "rounds.rules.Custom.decode",
+            "rounds.rules.CustomPace.decode",
+        ),
+        "parts of the controller's stored state: ControllerCore.restore goes through them",
+    ),
+    # Files that are made of files which are registered.
+    "federation.deploy.Deployment.load": "a folder of registered files",
+    "federation.identities.Identities.load": "a folder of keys and rosters",
+    "federation.pki.Authority.load": "PEM files, by `read_file` and the cryptography package",
+    "federation.rules.read_rule": "the source of a rule that the user has named, pinned by its digest",
+    "services.agreed.read_agreed": "the pinned manifest and the run file",
+    "services.agreed.read_initial": "float32 of the manifest's length",
+    "services.agreed.read_roster": "the roster, verified",
+    "services.roles.load_split": "makes a model",
+    # Models and corpora: transformers and datasets read them, and the project catches what those raise.
+    **dict.fromkeys(
+        (
+            "training.model.load_base",
+            "training.model.load_pretrained",
+            "training.model.load_tokenizer",
+            "training.model.read_config",
+            "training.split.segment.load_side",
+        ),
+        "a model folder, read by transformers",
+    ),
+    "training.data.boundary.load_boundary": "encodes documents that `read_source` gives",
+    "training.data.boundary.load_rows": "encodes documents that `read_source` gives",
+}
+"""What needs no reader of its own, and why."""
+
+NOT_NAMED_LIKE_ONE = {
+    "audit.verify.verify",
+    "messages.adapter.vector_from_files",
+    "messages.frames.from_double",
+    "sim.schedule.load",
+}
+"""Registered although their name, or their package, would not demand it."""
+
+
+def public() -> Iterator[str]:
+    """Public functions and methods of public classes whose name is a reader's, as `module.qualname`."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        module = path.relative_to(PACKAGE).with_suffix("").parts
+        if module[0] not in LEFT_OUT:
+            for name in _named(ast.parse(path.read_text("utf-8")).body, ()):
+                yield ".".join(part for part in (*module, *name) if part != "__init__")
+
+
+def _named(body: list[ast.stmt], inside: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    for node in body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from _named(node.body, (*inside, node.name))
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and NAMES.fullmatch(node.name):
+            yield (*inside, node.name)
+
+
+def test_every_reader_is_in_the_registry_or_has_a_reason() -> None:
+    found, covered = set(public()), {name for reader in readers() for name in reader.covers}
+    assert len(found) > 60
+    assert sorted(found - covered - EXEMPT.keys()) == [], "give it a Reader in tests/fuzz/readers.py"
+    assert sorted(EXEMPT.keys() - found) == [], "a reason for what is no more"
+    assert sorted(covered & EXEMPT.keys()) == []
+    assert covered - found == NOT_NAMED_LIKE_ONE
+
+
+def test_every_message_of_every_plane_has_a_reader() -> None:
+    from echelon.messages.boundary import BOUNDARY
+    from echelon.messages.exchange import EXCHANGE
+    from echelon.messages.frames import FRAMES
+
+    names = {reader.name for reader in readers()}
+    planes = {"boundary": BOUNDARY, "exchange": EXCHANGE, "frame": FRAMES}
+    assert {f"{plane}.{kind.kind}" for plane, registry in planes.items() for kind in registry} <= names
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        ValueError("x"),
+        TypeError("x"),
+        KeyError("x"),
+        IndexError("x"),
+        AttributeError("x"),
+        OverflowError("x"),
+        RecursionError("x"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "x"),
+        msgpack.StackError(),
+        msgpack.OutOfData(),
+        CodecError("x"),
+    ],
+    ids=lambda raised: type(raised).__name__,
+)
+def test_stored_state_that_does_not_fit_ends_with_a_sentence(raised: Exception) -> None:
+    with pytest.raises(StateError, match=r"^the state cannot be read .* Move it away"), stored("the state"):
+        raise raised
+
+
+def test_what_is_no_fault_of_stored_state_passes_as_it_is() -> None:
+    for other in (MemoryError(), KeyboardInterrupt(), StateError("of another run")):
+        with pytest.raises(type(other)) as found, stored("the state"):
+            raise other
+        assert found.value is other
