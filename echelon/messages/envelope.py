@@ -206,9 +206,13 @@ class Dsse:
             raise Refused(
                 Reason.MALFORMED, f"not a DSSE envelope with one signature: {type(error).__name__}"
             ) from None
-        if not (found.payload_type.isascii() and found.keyid.isascii()):
-            # Half of a surrogate pair survives JSON and cannot be signed; our types and key ids are ASCII.
-            raise Refused(Reason.BAD_FIELD, "the payload type or key id of a DSSE envelope is not ASCII")
+        try:
+            # Half of a surrogate pair survives JSON, and cannot be signed.
+            (found.payload_type + found.keyid).encode()
+        except UnicodeEncodeError:
+            raise Refused(
+                Reason.BAD_FIELD, "the payload type or key id of a DSSE envelope is no Unicode text"
+            ) from None
         if found.encode() != data:
             raise Refused(Reason.NOT_CANONICAL, "a DSSE envelope in another encoding than the canonical one")
         return found

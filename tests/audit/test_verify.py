@@ -235,7 +235,7 @@ def test_a_whole_missing_topic_is_found() -> None:
 def test_records_on_other_topics_are_found() -> None:
     stray = StoredRecord("delta.c", 0, b"", b"x", ())
     assert errors(verify({**RUN_A.topics, "delta.c": [stray]})) == [(Code.UNEXPECTED_TOPIC, "delta.c", 0)]
-    assert verify({**RUN_A.topics, "delta.c": []}).ok
+    assert errors(verify({**RUN_A.topics, "delta.c": []})) == [(Code.UNEXPECTED_TOPIC, "delta.c", None)]
 
 
 def test_a_record_that_cannot_be_read_is_a_finding() -> None:

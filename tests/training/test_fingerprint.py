@@ -109,5 +109,5 @@ def test_probe_files_are_split_at_blank_lines_and_checked(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="not UTF-8"):
         load_probes(path)
     path.write_bytes(b"a" * (1 << 20) + b"b")
-    with pytest.raises(LimitExceeded):
+    with pytest.raises(ConfigError, match="larger than"):
         load_probes(path)
