@@ -103,6 +103,8 @@ MAX_OFFSET = 1 << 62
 """No log has so many records, and what is counted on from here still fits SQLite's integers."""
 MAX_NAMED = 100
 """Undeclared partitions that are named; the rest is not looked for."""
+_FAULTS = (sqlite3.Error, UnicodeDecodeError)
+"""What asking SQLite raises: the second where its own message quotes bytes of a damaged file."""
 _CHANGED = "something else than Echelon has written to it: take a sound copy"
 _INSERT = "INSERT INTO records(topic, part, off, key, headers, ts, value) VALUES (?, ?, ?, ?, ?, ?, ?)"
 
@@ -173,7 +175,7 @@ class SqliteStore(Store):
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except _FAULTS as error:
             raise _translated(self._path, error) from error
 
     def create_topic(self, topic: str, partitions: int) -> None:
@@ -359,7 +361,7 @@ class SqliteWatch:
                 "SELECT topic, part, max(off), max(rowid) FROM records WHERE rowid > ? GROUP BY topic, part",
                 (self._row,),
             ).fetchall()
-        except sqlite3.Error as error:
+        except _FAULTS as error:
             raise _translated(self._path, error) from error
         self._hub.advanced({TopicPartition(topic, part): off + 1 for topic, part, off, _ in rows})
         self._row = max((row for *_, row in rows), default=self._row)
@@ -505,7 +507,7 @@ def check_schema(database: sqlite3.Connection, path: Path) -> None:
         application = database.execute("PRAGMA application_id").fetchone()[0]
         version = database.execute("PRAGMA user_version").fetchone()[0]
         rows = database.execute("SELECT type, name, tbl_name, sql FROM sqlite_master LIMIT 8").fetchall()
-    except sqlite3.Error as error:
+    except _FAULTS as error:
         if _is_busy(error) or _is_stopped(error):
             raise _translated(path, error) from error
         raise ConfigError(f"{path}: not a log of Echelon ({error}); name another file") from error
@@ -616,15 +618,15 @@ def _record(
     return Record(at.topic, at.partition, offset, key, value, decoded, timestamp_ms)
 
 
-def _is_busy(error: sqlite3.Error) -> bool:
+def _is_busy(error: Exception) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
-def _is_stopped(error: sqlite3.Error) -> bool:
+def _is_stopped(error: Exception) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_INTERRUPT
 
 
-def _translated(path: Path, error: sqlite3.Error) -> BusError:
+def _translated(path: Path, error: Exception) -> BusError:
     if _is_busy(error):
         return ConnectionLost(f"{path}: another process held its lock for {BUSY_S:.0f} s; try again")
     if _is_stopped(error):

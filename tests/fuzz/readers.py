@@ -41,7 +41,15 @@ from echelon.config.run import dump, load
 from echelon.config.training import DataSettings
 from echelon.elsa.shapes import read_shape
 from echelon.elsa.trust import Standing
-from echelon.errors import BusError, CodecError, ConfigError, EchelonError, LimitExceeded, StateError
+from echelon.errors import (
+    BusError,
+    CodecError,
+    ConfigError,
+    EchelonError,
+    LimitExceeded,
+    ProtocolError,
+    StateError,
+)
 from echelon.federation.brokers import load_brokers
 from echelon.federation.identities import key_pem, read_key
 from echelon.messages.adapter import AdapterLayout, adapter_files, vector_from_files
@@ -52,6 +60,7 @@ from echelon.messages.exchange import EXCHANGE, DeltaCodec, Genesis, Pace
 from echelon.messages.frames import FRAMES, decode_frame, encode_frame, from_double
 from echelon.messages.manifest import MANIFEST_TYPE, OuterKind, PaceTerms, RunManifest
 from echelon.messages.wire import Message, Refused, unpack
+from echelon.passphrase import read_passphrase
 from echelon.provision.scope import load_scope
 from echelon.report.compare import Run as ComparedRun
 from echelon.report.data import load as load_report
@@ -59,6 +68,7 @@ from echelon.rounds.commits import ControllerCore
 from echelon.rounds.delta_codec import decode as decode_delta
 from echelon.rounds.delta_codec import encode as encode_delta
 from echelon.rounds.drift_control import DriftPace
+from echelon.rounds.laws.versions import open_signed_commit
 from echelon.rounds.outer import OuterState
 from echelon.rounds.pace import FixedPace
 from echelon.rounds.pace_schedules import AdaComm, QuadraticSync
@@ -94,7 +104,7 @@ class Reader:
         covers: the functions that it goes through, as `module.qualname` without "echelon.".
         share: how many inputs it gets, relative to one that takes some ten microseconds.
         limit: the longest input that is taken, where there is a bound on it.
-        reports: whether it says what is wrong in what it returns, and so need not refuse anything.
+        reports: whether it need not refuse anything: it says what is wrong in what it returns, or takes any bytes.
     """
 
     name: str
@@ -887,6 +897,17 @@ def _paces() -> list[Reader]:
     ]
 
 
+def _passphrase(path: Path) -> object:
+    path.chmod(0o600)
+    return read_passphrase(path)
+
+
+@cache
+def _signed_commits() -> tuple[bytes, ...]:
+    kinds = (b"genesis", b"commit")
+    return tuple(value for value in seeds.dsse() if _kind(value) in kinds)
+
+
 @cache
 def _controller() -> tuple[bytes, ...]:
     return (scenario().core.snapshot(),)
@@ -1044,6 +1065,25 @@ def _states() -> list[Reader]:
             mutate.packed,
             (StateError,),
             share=0.1,
+        ),
+        Reader(
+            "passphrase",
+            _file("passphrase", _passphrase),
+            lambda: (b"secret\n", b"another secret"),
+            mutate.raw,
+            (ConfigError,),
+            ("passphrase.read_passphrase",),
+            0.1,
+            reports=True,
+        ),
+        Reader(
+            "signed commit",
+            lambda data: open_signed_commit(data, _manifest()),
+            _signed_commits,
+            mutate.text,
+            (ProtocolError,),
+            ("rounds.laws.versions.open_signed_commit",),
+            0.3,
         ),
         *_paces(),
     ]

@@ -27,6 +27,8 @@ EXEMPT: dict[str, str] = {
     "bus.chunks.Assembler.open_bytes": "a count",
     "audit.export.Readable.read": "the interface of an open file",
     "config.run.parse": "takes fields that `load_yaml` has read; `config.run.load` goes through it",
+    "passphrase.read_optional": "`read_passphrase`, where a file is named",
+    "rounds.laws.versions.KnownVersions.read": "`open_signed_commit`, then what it has read before",
     "training.layout.FlatAdapter.load": "copies a vector into tensors",
     "training.layout.FlatAdapter.read": "copies tensors into a vector",
     "actors.device.ShardSource.read": "notes a position",
@@ -65,6 +67,7 @@ EXEMPT: dict[str, str] = {
     # An actor's own state, which its actor reads inside of `messages.stored`.
     **dict.fromkeys(
         (
+            "rounds.laws.versions.KnownVersions.restore",
             "rounds.aggregator.AggregatorCore.restore",
             "rounds.attendance.Attendance.restore",
             "rounds.boundary_log.BoundaryLog.restore",
