@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
@@ -186,7 +186,7 @@ def read_key(path: Path, passphrase: Passphrase | None = None, setting: str = "p
     check_encrypted(f"key {path}", pem, passphrase, setting)
     try:
         key = load_pem_private_key(pem, password=None if passphrase is None else passphrase.secret)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, InternalError) as error:
         if passphrase is not None:
             raise ConfigError(
                 f"key {path} cannot be opened with the passphrase in {passphrase.path}: it is another one's, or the "

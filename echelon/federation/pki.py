@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ec import (
     SECP256R1,
@@ -101,7 +101,7 @@ class Authority:
         check_encrypted(f"the authority's key {key}", pem, passphrase, "ca_passphrase_file")
         try:
             private = load_pem_private_key(pem, None if passphrase is None else passphrase.secret)
-        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        except (ValueError, TypeError, UnsupportedAlgorithm, InternalError) as error:
             if passphrase is not None:
                 raise ConfigError(
                     f"{key}: cannot be opened with the passphrase in {passphrase.path}; it is another one's, or the "

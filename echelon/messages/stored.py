@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import msgpack
 
-from echelon.errors import CodecError, EchelonError, StateError
+from echelon.errors import CodecError, EchelonError, LimitExceeded, ProtocolError, StateError
 
 REBUILT = "Move it away, and it is made again from the topics"
 """What to do about an actor's state."""
@@ -34,7 +34,8 @@ def stored(
         advice: what to do.
 
     Raises:
-        EchelonError: of that kind; a `StateError` of the reader passes as it is.
+        EchelonError: of that kind; a `StateError` of the reader passes as it is, and so do protocol
+            errors that have a name of their own.
     """
     try:
         yield
@@ -42,8 +43,10 @@ def stored(
         raise
     except (
         ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, msgpack.UnpackException,
-        CodecError,
+        CodecError, ProtocolError, LimitExceeded,
     ) as error:  # fmt: skip
+        if isinstance(error, ProtocolError) and type(error) is not ProtocolError:
+            raise  # a rule that is not allowed, for one, is no fault of what was stored
         reason = str(error)[:200] or type(error).__name__
         raise kind(
             f"{what} cannot be read ({reason}): it is damaged, or of another version. {advice}"

@@ -10,8 +10,9 @@ from pathlib import Path
 import msgpack
 import pytest
 
-from echelon.errors import CodecError, StateError
+from echelon.errors import CodecError, ProtocolError, StateError
 from echelon.messages.stored import stored
+from echelon.rounds.rules import RuleRefused
 from tests.fuzz.readers import readers
 
 PACKAGE = Path(__file__).parents[2] / "echelon"
@@ -171,6 +172,7 @@ def test_every_message_of_every_plane_has_a_reader() -> None:
         msgpack.StackError(),
         msgpack.OutOfData(),
         CodecError("x"),
+        ProtocolError("x"),
     ],
     ids=lambda raised: type(raised).__name__,
 )
@@ -180,7 +182,7 @@ def test_stored_state_that_does_not_fit_ends_with_a_sentence(raised: Exception) 
 
 
 def test_what_is_no_fault_of_stored_state_passes_as_it_is() -> None:
-    for other in (MemoryError(), KeyboardInterrupt(), StateError("of another run")):
+    for other in (MemoryError(), KeyboardInterrupt(), StateError("of another run"), RuleRefused("x")):
         with pytest.raises(type(other)) as found, stored("the state"):
             raise other
         assert found.value is other
