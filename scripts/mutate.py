@@ -316,15 +316,15 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         name="the floor of evaluations",
         file="echelon/secagg/client.py",
-        find="return frozenset(found) if self.context.may_add(len(found), len(u2)) else frozenset()",
-        replace="return frozenset(found)",
+        find="what: frozenset(who) if self.context.may_add(len(who), len(u2)) else frozenset()",
+        replace="what: frozenset(who)",
         tests=("tests/rounds/test_evaluations.py",),
         why="One device's validation loss would cross.",
     ),
     Mutation(
         name="evaluations left after drop-outs",
         file="echelon/secagg/client.py",
-        find="if self._adding and len(self._adding & u3) < floor:",
+        find="if adding and len(adding & u3) < floor:",
         replace="if False:",
         tests=("tests/rounds/test_evaluations.py",),
         why="An aggregator could leave those out who hide the last ones that added.",

@@ -332,6 +332,7 @@ class SplitHalf:
             behaviour = await self._compute.call(0.0, self._behaviour, self._job.job, self._job.version)
         chosen, before = self._half.chosen, self._chosen
         self._chosen = chosen
+        middle = self._half.cut.middle(self._compute.blocks)  # of this job: the next one may be cut elsewhere
         return Trained(
             found.weights,
             found.tokens,
@@ -341,6 +342,7 @@ class SplitHalf:
             found.position,
             behaviour,
             await self._moved(),
+            (middle.start, middle.stop),
             chosen if chosen != before else {},
         )
 

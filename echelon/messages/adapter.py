@@ -56,6 +56,15 @@ class LayoutEntry:
         return math.prod(self.shape)
 
 
+_BLOCK = re.compile(r"\.(\d{1,5})\.", re.ASCII)
+
+
+def block_of(key: str) -> int | None:
+    """The number of the block that a state-dict key belongs to, its first part that is a number; or None."""
+    found = _BLOCK.search(key)
+    return None if found is None else int(found[1])
+
+
 @dataclass(frozen=True)
 class AdapterLayout:
     """How the tensors of a PEFT adapter lie in the flat vector. Built by `of` or `from_json`, which

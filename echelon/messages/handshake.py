@@ -21,7 +21,7 @@ from typing import Annotated, ClassVar, Protocol
 
 from pydantic import AfterValidator, Field
 
-from echelon.messages.wire import U63, Digest, Fields, Key32, Message, Signature, Slug
+from echelon.messages.wire import U16, U63, Digest, Fields, Key32, Message, Signature, Slug
 
 MAX_MEMBERS = 200
 """Most devices in one list: keeps a list of the longest names within 64 KiB."""
@@ -53,7 +53,7 @@ def _ascending_names(names: tuple[str, ...]) -> tuple[str, ...]:
 class Advertise(Message):
     """Round 0: a device's fresh keys for one window.
 
-    `signature` is by the device's identity over the context, its name and these four: others are shown it.
+    `signature` is by the device's identity over the context, its name and these six: others are shown it.
     """
 
     kind: ClassVar[str] = "advertise"
@@ -67,6 +67,9 @@ class Advertise(Message):
     """Commitment to the self-mask seed, by which the server tells bad shares from good ones."""
     evaluated: bool
     """Whether the device has an evaluation of the window's commit to add: others count who does before they mask."""
+    front: U16
+    """The device's vector moves the model's blocks below `front` and those from `back` on; 0 and 0: all."""
+    back: U16
     signature: Signature
 
 
@@ -78,6 +81,8 @@ class KeyEntry(Fields):
     mask_public: Key32
     seed_commitment: Digest
     evaluated: bool
+    front: U16
+    back: U16
     signature: Signature
 
 

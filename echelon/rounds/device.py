@@ -64,6 +64,7 @@ from echelon.rounds.effects import (
     note,
 )
 from echelon.rounds.factors import Factors
+from echelon.rounds.laws.blocks import WHOLE, Held, block_ranges, holds, joined
 from echelon.rounds.laws.versions import Adapter, KnownVersions, SignedCommit
 from echelon.rounds.shards import Holding
 from echelon.rounds.staleness import buckets
@@ -122,6 +123,8 @@ class Progress:
     """Which edge holds the middle of it; the vector is 0 there."""
     jobs: tuple[int, ...] = ()
     """The training jobs behind it, by which that edge knows them."""
+    held: Held = WHOLE
+    """The blocks that it moves itself."""
 
 
 @dataclass(slots=True)
@@ -200,6 +203,8 @@ class DeviceCore:
         secure = self.manifest.secure
         self._codec = Codec(secure.clip_micro / MILLION, secure.scale_bits, secure.cohort_max)
         self._factors = Factors(self.manifest)
+        self._blocks = block_ranges(self.manifest.adapter_layout()) if self.manifest.split else {}
+        """Where each block lies in the vector; in a run that splits no model everybody moves everything."""
         self._cohort: _Cohort | None = None
         self._known_version = 0
         self.versions = KnownVersions(self.manifest, self.dim)
@@ -482,9 +487,10 @@ class DeviceCore:
         self._training_from = self._training_base = self._training_split = None
         self.optimiser = done.state
         if self.carried is None:
-            self.carried = Progress(moved, version, digest)
+            self.carried = Progress(moved, version, digest, held=done.held)
         else:
             self.carried.vector = self.carried.vector + moved
+            self.carried.held = joined(self.carried.held, done.held)
         self.carried.tokens += done.tokens
         self.carried.loss_sum += done.loss_sum
         self.carried.loss_tokens += done.loss_tokens
@@ -705,7 +711,10 @@ class DeviceCore:
         if self.state.evaluation is not None and self.state.evaluation[0] == message.commit:
             evaluation = self.state.evaluation[1:]
         evaluated = self.manifest.exchange.report_loss and evaluation[1] > 0
-        client = Client(context, self.me, self.signer, self.roster, self.entropy, evaluated=evaluated)
+        client = Client(
+            context, self.me, self.signer, self.roster, self.entropy,
+            evaluated=evaluated, held=progress.held, blocks=self._blocks,
+        )  # fmt: skip
         self._cohort = _Cohort(message.window, message.commit, client, evaluation)
         return [Publish("handshake", client.advertise(), message.window)]
 
@@ -806,7 +815,16 @@ class DeviceCore:
             raise ProtocolError(f"window {cohort.window}: no offer to upload")
         secure = self.manifest.secure
         weight = next(member.w for member in cohort.client.context.members if member.device == self.me)
-        clipped = self._codec.clip(offer.progress.vector)
+        adds = cohort.client.adds_blocks(shares)
+        vector, held = offer.progress.vector, offer.progress.held
+        left = [block for block in self._blocks if holds(held, block) and block not in adds]
+        if left:
+            # Too few of the cohort hold these blocks: what this device moved there would not be hidden.
+            vector = vector.copy()
+            for block in left:
+                for place in self._blocks[block]:
+                    vector[place] = 0.0
+        clipped = self._codec.clip(vector)
         norm2 = float(np.dot(clipped.astype(np.float64), clipped.astype(np.float64)))
         loss, loss_tokens, evaluation = 0, 0, (0, 0)
         if self.manifest.exchange.report_loss:
@@ -871,6 +889,7 @@ class DeviceCore:
         elif self.carried is not None:
             kept.jobs = (*kept.jobs, *self.carried.jobs)
             kept.vector = kept.vector + self.carried.vector
+            kept.held = joined(kept.held, self.carried.held)
             kept.tokens += self.carried.tokens
             kept.loss_sum += self.carried.loss_sum
             kept.loss_tokens += self.carried.loss_tokens
@@ -934,7 +953,7 @@ class DeviceCore:
                 return None
             return [
                 value.base_version, value.base_sha256, value.tokens, value.loss_sum, value.loss_tokens,
-                sorted(value.shards), value.edge, value.jobs,
+                sorted(value.shards), value.edge, value.jobs, value.held,
             ]  # fmt: skip
 
         offer = self.offer
@@ -972,11 +991,12 @@ class DeviceCore:
         def progress(value: Any, vector: bytes | None) -> Progress | None:
             if value is None or vector is None:
                 return None
-            version, digest, tokens, loss_sum, loss_tokens, shards, edge, jobs = value
+            version, digest, tokens, loss_sum, loss_tokens, shards, edge, jobs, (front, back) = value
             found = np.frombuffer(vector, "<f4")
             return Progress(
-                found, version, digest, tokens, loss_sum, loss_tokens, frozenset(shards), edge, tuple(jobs)
-            )
+                found, version, digest, tokens, loss_sum, loss_tokens, frozenset(shards), edge, tuple(jobs),
+                (front, back),
+            )  # fmt: skip
 
         fields = msgpack.unpackb(facts, strict_map_key=False)
         self.version, self.commit, self._known_version = fields["version"], fields["commit"], fields["known"]

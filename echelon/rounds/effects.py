@@ -12,6 +12,7 @@ from echelon.messages.adapter import Factor
 from echelon.messages.behaviour import Behaviour
 from echelon.messages.frames import Decline
 from echelon.messages.wire import Message, Reason
+from echelon.rounds.laws.blocks import WHOLE
 
 F32 = NDArray[np.float32]
 
@@ -50,6 +51,8 @@ class Trained:
     """What the model did on public probes afterwards, if it was asked."""
     cut: tuple[int, int] | None = None
     """(p, q) of the next job with an edge, if what this one measured moved it."""
+    held: tuple[int, int] = WHOLE
+    """Blocks that the job moved on the device itself: those below the first number and from the second on."""
     encodings: Mapping[str, str] = field(default_factory=dict)
     """What was chosen for each stream to and from the edge, if that changed since the last job."""
 

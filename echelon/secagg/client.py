@@ -9,6 +9,7 @@ for one window; nothing of it is ever stored, so a restart is a dropout.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from enum import IntEnum
 from typing import TypeVar
 
@@ -53,6 +54,10 @@ _Decision = KeyList | SharesList | Deliver | Included | Signatures
 _Answer = TypeVar("_Answer", bound=Message)
 
 
+EVALUATIONS = -1
+"""What stands for the sum of evaluations among the numbers of blocks."""
+
+
 class _Step(IntEnum):
     NEW = 0
     ADVERTISED = 1
@@ -77,6 +82,8 @@ class Client:
         roster: the enrolled devices, already verified.
         entropy: source of this window's keys.
         evaluated: whether it has an evaluation of the window's commit to add.
+        held: (front, back): its vector moves the blocks below `front` and those from `back` on; (0, 0): all.
+        blocks: the blocks of the model that have coordinates.
     """
 
     def __init__(
@@ -88,6 +95,8 @@ class Client:
         entropy: Entropy,
         *,
         evaluated: bool = False,
+        held: tuple[int, int] = (0, 0),
+        blocks: Collection[int] = (),
     ) -> None:
         self.context = context
         self.me = me
@@ -99,7 +108,7 @@ class Client:
         self._signer = signer
         self._roster = roster
         self._entropy = entropy
-        self._evaluated = evaluated
+        self._evaluated, self._held_blocks, self._blocks = evaluated, held, tuple(blocks)
         self._step = _Step.NEW
         self._cipher = AgreementKey(entropy.token(32))
         self._mask_private = entropy.token(32)
@@ -117,8 +126,8 @@ class Client:
         self._held: dict[DeviceId, tuple[bytes, bytes]] = {}
         """Shares of others' mask keys and seeds, and of the own."""
         self._keys: KeyList | None = None
-        self._adding: frozenset[DeviceId] = frozenset()
-        """Devices of U2 that add evaluations to this window; empty where too few have one."""
+        self._adding: dict[int, frozenset[DeviceId]] = {}
+        """Devices of U2 that add to each sum of some: evaluations, and each block; empty where they are too few."""
         self._u1: frozenset[DeviceId] = frozenset()
         self._u2: frozenset[DeviceId] = frozenset()
         self._u3: frozenset[DeviceId] = frozenset()
@@ -143,6 +152,8 @@ class Client:
             mask_public=mine.mask_public,
             seed_commitment=mine.seed_commitment,
             evaluated=mine.evaluated,
+            front=mine.front,
+            back=mine.back,
             signature=mine.signature,
         )
 
@@ -153,6 +164,8 @@ class Client:
             mask_public=self._mask.public,
             seed_commitment=commit_seed(self._seed, self.context.digest, self.me),
             evaluated=self._evaluated,
+            front=self._held_blocks[0],
+            back=self._held_blocks[1],
             signature=bytes(64),
         )
         signature = self._signer.sign(self.context.advert_statement(unsigned))
@@ -220,19 +233,27 @@ class Client:
         Evaluations are a sum of their own: a device adds to it only if enough others of U2 signed that they do, so
         many that the floor holds for that sum whoever drops out.
         """
-        adding = self._evaluating(frozenset(DeviceId(device) for device in shares.devices) & self._u1)
-        return self.me in adding
+        return self.me in self._sums_of_some(self._within(shares)).get(EVALUATIONS, ())
 
-    def _evaluating(self, u2: frozenset[DeviceId]) -> frozenset[DeviceId]:
-        """Devices of U2 that add evaluations: those that signed that they have one, or nobody."""
-        if self._keys is None:
-            return frozenset()
+    def adds_blocks(self, shares: SharesList) -> frozenset[int]:
+        """The blocks that this device's vector may move when it is masked for U2.
+
+        Where models are cut differently, each block is a sum of its own, over those devices that hold it: the rule is
+        that for evaluations. Coordinates of its other blocks it leaves at 0.
+        """
+        sums = self._sums_of_some(self._within(shares))
+        return frozenset(block for block in self._blocks if self.me in sums[block])
+
+    def _within(self, shares: SharesList) -> frozenset[DeviceId]:
+        return frozenset(DeviceId(device) for device in shares.devices) & self._u1
+
+    def _sums_of_some(self, u2: frozenset[DeviceId]) -> dict[int, frozenset[DeviceId]]:
+        """Who of U2 adds to each sum that not everybody adds to: those that signed that they do, or nobody."""
         near = self.context.holders(self.me)
-        found = {
-            DeviceId(entry.device)
-            for entry in self._keys.entries
-            if entry.evaluated
-            and entry.device in u2
+        entries = [
+            entry
+            for entry in (() if self._keys is None else self._keys.entries)
+            if entry.device in u2
             # Keys of neighbours were checked when they came; on a ring others' were not.
             and (
                 entry.device in near
@@ -240,8 +261,16 @@ class Client:
                     self._roster.key(entry.device), entry.signature, self.context.advert_statement(entry)
                 )
             )
+        ]
+        found = {EVALUATIONS: {DeviceId(entry.device) for entry in entries if entry.evaluated}}
+        for block in self._blocks:
+            found[block] = {
+                DeviceId(entry.device) for entry in entries if block < entry.front or block >= entry.back
+            }
+        return {
+            what: frozenset(who) if self.context.may_add(len(who), len(u2)) else frozenset()
+            for what, who in found.items()
         }
-        return frozenset(found) if self.context.may_add(len(found), len(u2)) else frozenset()
 
     def masked_input(self, shares: SharesList, delivered: Deliver, vector: U32) -> U32:
         """Round 2: open the shares that were handed over, and mask the vector.
@@ -281,7 +310,7 @@ class Client:
             key = pair_mask_key(self._masking[peer], bound, self.me, peer)
             masks.append((key, mask_sign(self.me, peer)))
         Masker().add(masked, masks)
-        self._u2, self._adding = u2, self._evaluating(u2)
+        self._u2, self._adding = u2, self._sums_of_some(u2)
         self._upload_sha256 = hashlib.sha256(masked.astype("<u4", copy=False).data).digest()
         self._shown[shares.kind] = self._shares = shares
         self._step = _Step.UPLOADED
@@ -302,11 +331,13 @@ class Client:
                 Abort.UPLOAD, f"the included set names another upload of {self.me} than it made"
             )
         floor = heads(self.context.k_min, self.context.colluding)
-        if self._adding and len(self._adding & u3) < floor:
-            raise self._abort(
-                Abort.FLOOR,
-                f"{len(self._adding & u3)} devices of the included set added evaluations, the floor is {floor}",
-            )
+        for what, adding in self._adding.items():
+            if adding and len(adding & u3) < floor:
+                name = "evaluations" if what == EVALUATIONS else f"to block {what}"
+                raise self._abort(
+                    Abort.FLOOR,
+                    f"{len(adding & u3)} devices of the included set added {name}, the floor is {floor}",
+                )
         self._u3 = u3
         signature = self._signer.sign(self._statement(included))
         return self._done(included, _Step.DECIDED, Consistency(window=included.window, signature=signature))

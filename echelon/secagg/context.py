@@ -195,6 +195,8 @@ class Context:
             entry.mask_public,
             entry.seed_commitment,
             entry.evaluated,
+            entry.front,
+            entry.back,
         )
 
     def bound(self, keys: KeyList) -> bytes:

@@ -141,6 +141,8 @@ class Server:
             mask_public=message.mask_public,
             seed_commitment=message.seed_commitment,
             evaluated=message.evaluated,
+            front=message.front,
+            back=message.back,
             signature=message.signature,
         )
         known = self._adverts if self.round is Round.KEYS else self._keys

@@ -51,7 +51,7 @@ OWN = {
     "checkin": Heartbeat(),
     "handshake": Advertise(
         window=1 << 40, cipher_public=bytes(32), mask_public=bytes(32), seed_commitment=bytes(32),
-        evaluated=False, signature=bytes(64),
+        evaluated=False, front=0, back=0, signature=bytes(64),
     ),
     "masked": Masked(window=1 << 40, payload=NEVER_SENT),
     "delta": SealedDelta(

@@ -7,6 +7,7 @@ import pytest
 from echelon.messages.boundary import Masked, Window
 from echelon.messages.handshake import Included, KeyList
 from echelon.rounds.effects import Evaluate
+from echelon.secagg.client import EVALUATIONS
 from tests.rounds.boundary_world import AGGREGATOR, World, manifest_for
 
 
@@ -103,7 +104,7 @@ def test_an_aggregator_that_leaves_out_those_without_one_gets_no_signature_for_t
     core = world.device("d6")
     client = core._cohort.client if core._cohort is not None else None
     assert client is not None
-    client._adding = frozenset(("d0", "d1", "d6"))  # type: ignore[arg-type]  # as if d2 to d5 had said that they add nothing
+    client._adding = {EVALUATIONS: frozenset(("d0", "d1", "d6"))}  # type: ignore[arg-type]  # as if d2 to d5 had said that they add nothing
     cut = included.model_copy(
         update={"entries": tuple(e for e in included.entries if e.device not in ("d0",))}
     )

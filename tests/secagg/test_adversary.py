@@ -126,6 +126,8 @@ def _advert_of(window: Window, device: DeviceId, **changes: bytes):
         advert.mask_public,
         advert.seed_commitment,
         advert.evaluated,
+        advert.front,
+        advert.back,
     )
     return advert.model_copy(update={"signature": signer_of(device).sign(signed)})
 

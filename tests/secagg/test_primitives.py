@@ -441,7 +441,7 @@ def test_the_root_of_the_bases() -> None:
 def test_lists_of_the_largest_cohort_and_longest_names_fit_into_a_record() -> None:
     devices = [f"{i:064d}" for i in range(200)]
     entry = functools.partial(KeyEntry, cipher_public=bytes(32), mask_public=bytes(32), seed_commitment=bytes(32),
-                              evaluated=False, signature=bytes(64))  # fmt: skip
+                              evaluated=False, front=0, back=0, signature=bytes(64))  # fmt: skip
     largest = KeyList(window=2**63 - 1, entries=tuple(entry(device=d) for d in devices))
     assert len(largest.encode()) <= MAX_CONTROL_BYTES
     assert KeyList.decode(largest.encode()) == largest

@@ -11,12 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from echelon.errors import ConfigError
-from echelon.messages.adapter import AdapterLayout
+from echelon.messages.adapter import AdapterLayout, block_of
 
 Part = Literal["front", "middle", "back"]
 Indices = npt.NDArray[np.intp]
 
-_BLOCK = re.compile(r"\.(\d+)\.")
 _ENTRY = re.compile(r"(^|[._])(embed|wte|wpe)")
 
 
@@ -44,10 +43,9 @@ class Cut:
 def part_of(key: str, cut: Cut, blocks: int) -> Part:
     """The part that holds the adapter tensor `key`: by its block's number, embeddings in front, heads at the back."""
     middle = cut.middle(blocks)
-    found = _BLOCK.search(key)
-    if found is None:
+    number = block_of(key)
+    if number is None:
         return "front" if _ENTRY.search(key) else "back"
-    number = int(found[1])
     return "middle" if number in middle else "front" if number < middle.start else "back"
 
 

@@ -1,0 +1,44 @@
+"""Which blocks of a split model a device's own vector moves, and where they lie in it.
+
+Devices that are cut elsewhere hold different blocks. What the cohort's vectors add up to at a block's coordinates is a
+sum over those devices alone that hold it, and the floor holds for that sum, too: below it, a device leaves the
+coordinates at zero (see `echelon.secagg.client`), and an edge those of its part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from echelon.messages.adapter import AdapterLayout, block_of
+
+Held = tuple[int, int]
+"""(front, back): the blocks below `front` and those from `back` on; (0, 0): all."""
+WHOLE: Held = (0, 0)
+
+
+def holds(held: Held, block: int) -> bool:
+    """Whether a block is among those that are held."""
+    return block < held[0] or block >= held[1]
+
+
+def joined(one: Held, other: Held) -> Held:
+    """What two jobs may have moved together, if the cut was moved between them."""
+    return max(one[0], other[0]), min(one[1], other[1])
+
+
+def block_ranges(layout: AdapterLayout) -> dict[int, list[slice]]:
+    """Where each block's tensors lie in the flat vector, by number of the block; others are left out.
+
+    Those (embeddings, heads) are every device's own, wherever its model is cut.
+    """
+    found: dict[int, list[slice]] = {}
+    for entry in layout.entries:
+        block = block_of(entry.key)
+        if block is not None:
+            found.setdefault(block, []).append(slice(entry.offset, entry.offset + entry.size))
+    return dict(sorted(found.items()))
+
+
+def middles(helds: Iterable[Held], block: int) -> int:
+    """How many of the devices with these cuts leave a block to their edge."""
+    return sum(not holds(held, block) for held in helds)
