@@ -61,13 +61,19 @@ class Places:
         folder: where the volumes are mounted.
         boundaries: their names.
         edges: ids of a boundary's edges, by its name; a boundary without an entry has none.
+        witnesses: names of the witnesses that are services of their own.
     """
 
     def __init__(
-        self, folder: Path, boundaries: tuple[str, ...], edges: Mapping[str, tuple[str, ...]] | None = None
+        self,
+        folder: Path,
+        boundaries: tuple[str, ...],
+        edges: Mapping[str, tuple[str, ...]] | None = None,
+        witnesses: tuple[str, ...] = (),
     ) -> None:
         self.folder = folder
         self.edges = dict(edges or {})
+        self.witnesses = witnesses
         self.owner = folder / "owner"
         self.brokers = (EXCHANGE, *boundaries)
 
@@ -79,7 +85,8 @@ class Places:
             for boundary in settings.boundaries
             if boundary.split is not None
         }
-        return cls(folder, tuple(boundary.name for boundary in settings.boundaries), edges)
+        names = tuple(boundary.name for boundary in settings.boundaries)
+        return cls(folder, names, edges, settings.witnesses.names)
 
     def broker(self, name: str) -> Path:
         """Of a broker's own files."""
@@ -92,6 +99,8 @@ class Places:
                 yield broker, role
             for edge in self.edges.get(broker, ()):
                 yield broker, f"edges/{edge}"
+            for witness in self.witnesses if broker == EXCHANGE else ():
+                yield broker, f"witnesses/{witness}"
 
     def all(self) -> list[Path]:
         """Every folder that must be a mounted volume."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
@@ -36,6 +37,15 @@ def is_virtual() -> bool:
         RuntimeError: no event loop is running in this thread.
     """
     return isinstance(asyncio.get_running_loop(), VirtualClock)
+
+
+def wall_seconds() -> int:
+    """Seconds since the epoch by the machine's clock; on the virtual clock, since the loop began. Advisory only.
+
+    Raises:
+        RuntimeError: no event loop is running in this thread.
+    """
+    return int(asyncio.get_running_loop().time() if is_virtual() else time.time())
 
 
 class Offload:

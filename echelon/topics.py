@@ -75,7 +75,7 @@ MESSAGES: dict[Plane, frozenset[str]] = {
         {
             *("delta.chunk", "delta"),
             *("global.chunk", "genesis", "commit", "refusal", "close"),
-            *("checkpoint", "cosignature"),
+            *("head", "cosignature", "conflict"),
         }
     ),
 }

@@ -243,7 +243,10 @@ class Demo:
             "windows_void": sum(tally.void for tally in tallies.values()),
             "dropouts": sum(tally.dropouts for tally in tallies.values()),
             "exchange_bytes_out": sum(
-                record.size for name, records in exchange.items() if name != "global" for record in records
+                record.size
+                for name, records in exchange.items()
+                if name.startswith("delta.")
+                for record in records
             ),
             "exchange_bytes_in": len(tallies) * sum(record.size for record in exchange["global"]),
             "adapter_sha256": last.sha256.hex(),

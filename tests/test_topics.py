@@ -133,6 +133,9 @@ def test_names_and_partitions_of_a_federation(catalogue):
         "delta.a": 1,
         "delta.b": 1,
         "global": 1,
+        "head.delta.a": 1,
+        "head.delta.b": 1,
+        "head.global": 1,
         "witness.w": 1,
     }
     assert catalogue.names_for_boundary("a") == ("delta.a", "global")

@@ -10,6 +10,7 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from echelon.actors.announcing import Announcer
 from echelon.actors.exchange import Writer, serious
 from echelon.actors.runtime import STEP_COST, Publisher, Services, Timers, feed, read_to_end
 from echelon.actors.state import Row, StateStore
@@ -83,7 +84,8 @@ class Controller:
             for index, terms in enumerate(self.manifest.boundaries)
         }
         self._positions = {TopicPartition(topic): 0 for topic in self._logs}
-        self.publisher = Publisher(self.name, bus, store, services)
+        self._announcer = Announcer(self._writer)
+        self.publisher = Publisher(self.name, bus, store, services, took=self._announcer.took)
         self._events: asyncio.Queue[list[Record] | TimerFired] = asyncio.Queue()
         self._room = asyncio.Semaphore(4)
         self.timers = Timers(self._events.put_nowait)
@@ -366,12 +368,15 @@ class Controller:
         # The outbox first: the publisher is at work, and what it sends meanwhile leaves the outbox behind the end that
         # is read.
         unsent = [row.record for row in self.store.outbox()]
-        records = [record async for record in read_to_end(self.bus, GLOBAL, 0, self.name)]
+        records, announced = await asyncio.gather(self._written(), self._announcer.look(self.bus))
         closed: CloseReason | None = None
         decided: list[Commit | Refusal] = []
         written: list[Record | Outgoing] = [*records, *unsent]
-        for record in written:
+        standing = 0
+        for place, record in enumerate(written, 1):
             step = self._writer.wrote(record)
+            if place <= len(records):
+                standing = len(self._writer.tree)
             if serious(step):
                 raise StateError(f"controller: its own topic does not verify: {serious(step)[0].detail}")
             message = None if step.entry is None else step.entry.message
@@ -383,6 +388,7 @@ class Controller:
                 decided.append(message)
                 if isinstance(message, Refusal):
                     self._refused.add((message.boundary, message.seq, message.offset))
+        self._announcer.start(announced, self.publisher, standing)
         snapshot = self.store.snapshot()
         if snapshot is None:
             if self._writer.next_number == 0:
@@ -399,6 +405,10 @@ class Controller:
             self.core = ControllerCore.restore(self.manifest, core, rules=self._rules)
         self._positions |= self.store.offsets()
         self.closed = closed
+
+    async def _written(self) -> list[Record]:
+        """Everything that stands on `global`."""
+        return [record async for record in read_to_end(self.bus, GLOBAL, 0, self.name)]
 
     async def _rebuild(self, decided: Sequence[Commit | Refusal]) -> None:
         """The state file is gone: derive its content from the topics, as an auditor would.

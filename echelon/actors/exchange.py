@@ -6,12 +6,13 @@ Reading is `echelon.audit.log.TopicLog`, the same for gates, controller and audi
 from __future__ import annotations
 
 from echelon.audit.log import Fault, FaultCode, Step, TopicLog
-from echelon.audit.note import Checkpoint, origin
+from echelon.audit.merkle import Tree, leaf_hash
+from echelon.audit.note import Checkpoint, SignedNote, origin
 from echelon.audit.records import StoredRecord, manifest_record
 from echelon.bus.base import Outgoing, Record
 from echelon.bus.chunks import Transfer, TransferId, split
 from echelon.messages.envelope import Signer
-from echelon.messages.exchange import Payload
+from echelon.messages.exchange import Close, Payload
 from echelon.messages.wire import Message, Reason
 
 HARMLESS = frozenset({FaultCode.REPEAT, FaultCode.VOID})
@@ -52,6 +53,12 @@ class Writer:
 
     def __init__(self, log: TopicLog, signer: Signer, run: bytes) -> None:
         self.log, self.signer, self.run = log, signer, run
+        self.tree = Tree()
+        """The log's manifests, with what proofs need."""
+        self.sizes: dict[bytes, int] = {}
+        """Leaf hash of each manifest to the log's size with it."""
+        self.closed_at: int | None = None
+        """The log's size with the run's close record, once that was written."""
 
     @property
     def next_number(self) -> int:
@@ -65,9 +72,12 @@ class Writer:
 
     def checkpoint(self) -> bytes:
         """A signed note over size and root of the log as it was written so far."""
-        tree = self.log.tree
+        return self.checkpoint_at(len(self.tree)).encode()
+
+    def checkpoint_at(self, size: int) -> SignedNote:
+        """The same over the first `size` manifests."""
         name = origin(self.run, self.log.topic)
-        return Checkpoint(name, tree.size, tree.root()).sign(name, self.signer).encode()
+        return Checkpoint(name, size, self.tree.root(size)).sign(name, self.signer)
 
     def chunks(self, payload: bytes, described: Payload) -> list[Outgoing]:
         """The chunk records of a payload; they count as written."""
@@ -86,4 +96,11 @@ class Writer:
 
     def wrote(self, record: Outgoing | Record) -> Step:
         """Take a record into the log, as its readers will."""
-        return self.log.read(StoredRecord(record.topic, -1, record.key, record.value, record.headers))
+        step = self.log.read(StoredRecord(record.topic, -1, record.key, record.value, record.headers))
+        if step.entry is not None:
+            leaf = leaf_hash(record.value)
+            self.tree.append_hash(leaf)
+            self.sizes[leaf] = len(self.tree)
+            if isinstance(step.entry.message, Close):
+                self.closed_at = len(self.tree)
+        return step

@@ -2,7 +2,8 @@
 
 Outward it derives every delta again from the boundary's own topics and signs nothing else. Inward it copies the
 exchange's `global` topic record by record, and says which versions of the boundary adapter it derived. Only the gate
-holds the boundary's signing key.
+holds the boundary's signing key. Unless the run's terms leave it out, it is a witness of `global` and of other
+boundaries' logs, too, with a key of its own for that.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echelon.actors.aggregator import OTHER_RECORD, SOURCE_HEADER
+from echelon.actors.announcing import Announcer
 from echelon.actors.boundary import BoundaryActor, Cross, raise_if_failed
 from echelon.actors.exchange import Writer, serious
 from echelon.actors.runtime import BATCH_BYTES, DRAIN_SECONDS, Backoff, Publisher, read_to_end
 from echelon.actors.state import Row
+from echelon.actors.witness import FINAL_SECONDS, Witness
 from echelon.audit.log import TopicLog
 from echelon.audit.records import is_chunk, read_chunk
 from echelon.bus.base import Bus, Outgoing, Record, TopicPartition
@@ -49,6 +52,7 @@ class Gate(BoundaryActor):
         log: the derivation of the boundary's history.
         index: the boundary's index in the run manifest.
         manifest_sha256: the pinned digest of the signed run manifest.
+        witness: what it is as a witness, over the same state file; None: it is none.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Gate(BoundaryActor):
         log: BoundaryLog,
         index: int,
         manifest_sha256: bytes,
+        witness: Witness | None = None,
         **shared: Any,
     ) -> None:
         super().__init__(name, **shared)
@@ -71,9 +76,16 @@ class Gate(BoundaryActor):
         self._writer = Writer(own, exchange_signer, run)
         self._global = TopicLog("global")
         self._pinned = manifest_sha256
+        self._announcer = Announcer(self._writer)
         self._outward = Publisher(
-            f"{name} outward", exchange, self.store, self.services, lambda topic: topic == self._topic.topic
+            f"{name} outward",
+            exchange,
+            self.store,
+            self.services,
+            lambda topic: topic == self._topic.topic,
+            self._announcer.took,
         )
+        self._witness = witness
         self._proposed: dict[int, SealedDelta] = {}
         self._closing = self._closed = False
         """Whether `close` was read on the exchange; whether it stands mirrored inward, too."""
@@ -97,8 +109,8 @@ class Gate(BoundaryActor):
         return tuple(TopicPartition(topic) for topic in ("control", "handshake", "masked", "parts", "delta"))
 
     def owns(self, topic: str) -> bool:
-        """Everything but the delta topic of the exchange."""
-        return topic != self._topic.topic
+        """Everything but the topics of the exchange."""
+        return topic != self._topic.topic and (self._witness is None or topic != self._witness.topic)
 
     def crossing(self, rows: Sequence[Row]) -> None:
         """Hand rows to the exchange's publisher."""
@@ -116,6 +128,10 @@ class Gate(BoundaryActor):
             asyncio.create_task(self._outward.run(), name=f"{self.name} outward"),
             asyncio.create_task(self._mirror(), name=f"{self.name} inward"),
         ]
+        witness: asyncio.Task[None] | None = None
+        if self._witness is not None:
+            witness = asyncio.create_task(self._witness.run(), name=f"{self.name} witness")
+            tasks.append(witness)
         main = asyncio.create_task(super().run(), name=f"{self.name} boundary")
         try:
             while not main.done():
@@ -125,6 +141,11 @@ class Gate(BoundaryActor):
                 for task in done:
                     task.result()
             await self._outward.drained(DRAIN_SECONDS)
+            if witness is not None and not self.halted:
+                # The last heads of the run are for it to cosign; it waits for them no longer than this.
+                await asyncio.wait({witness}, timeout=FINAL_SECONDS + DRAIN_SECONDS)
+                if witness.done():
+                    witness.result()
         finally:
             for task in (main, *tasks):
                 task.cancel()
@@ -145,11 +166,11 @@ class Gate(BoundaryActor):
         # The outbox first: the publisher is at work, and what it sends meanwhile leaves the outbox behind the end that
         # is read.
         unsent = self.store.outbox()
-        async for record in read_to_end(self._exchange, self._topic, 0, self.name):
-            self._writer.wrote(record)
+        standing, announced = await asyncio.gather(self._read_own(), self._announcer.look(self._exchange))
         for row in unsent:
             if row.record.topic == self._topic.topic:
                 self._writer.wrote(row.record)
+        self._announcer.start(announced, self._outward, standing)
         current, newest = self._log.current(), -1
         async for record in read_to_end(self.bus, VERSIONS, 0, self.name):
             try:
@@ -160,6 +181,12 @@ class Gate(BoundaryActor):
                 newest = max(newest, message.version)
         # Said by no life before: it stopped between the step that derived it and the record.
         return [] if current is None or current.version <= newest else [self._say(current)]
+
+    async def _read_own(self) -> int:
+        """Read what the boundary's log has on the exchange; how many manifests that are."""
+        async for record in read_to_end(self._exchange, self._topic, 0, self.name):
+            self._writer.wrote(record)
+        return len(self._writer.tree)
 
     def take(self, event: object) -> list[Any]:
         """Feed the derivation, and sign what it confirms."""

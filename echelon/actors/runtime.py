@@ -83,6 +83,10 @@ class Publisher:
 
     Records that a crash makes worthless (heartbeats, rounds of a window whose keys died with the process) are
     queued without being stored, in the same order as the others.
+
+    Args:
+        owns: whether rows of the outbox for a topic are this publisher's; all are, if it is left out.
+        took: called with records once the broker has them, in order; it may `put` more.
     """
 
     def __init__(
@@ -92,7 +96,9 @@ class Publisher:
         store: StateStore,
         services: Services,
         owns: Callable[[str], bool] = lambda _topic: True,
+        took: Callable[[Sequence[Outgoing]], None] = lambda _records: None,
     ) -> None:
+        self._took = took
         self._name, self._bus, self._store, self._services, self._owns = name, bus, store, services, owns
         self._queue: deque[Row | Outgoing] = deque()
         self._wake = asyncio.Event()
@@ -101,10 +107,13 @@ class Publisher:
         self.acked: dict[TopicPartition, int] = {}
         """Per partition: the offset after the last record that the broker took from this publisher."""
 
-    def put(self, rows: Sequence[Row | Outgoing]) -> None:
-        """Queue rows of the outbox, or records that are not stored."""
+    def put(self, rows: Sequence[Row | Outgoing], *, first: bool = False) -> None:
+        """Queue rows of the outbox, or records that are not stored; `first`: before what waits already."""
         if rows:
-            self._queue.extend(rows)
+            if first:
+                self._queue.extendleft(reversed(rows))
+            else:
+                self._queue.extend(rows)
             self._idle.clear()
             self._wake.set()
 
@@ -157,6 +166,7 @@ class Publisher:
                 for record, offset in zip(records, offsets, strict=True)
             }
             self.acked |= scanned
+            self._took(records)
             rows = [item for item in batch if isinstance(item, Row)]
             if rows:
                 await self._services.offload(self._mark, rows, scanned, cost=0.0)
@@ -200,10 +210,10 @@ def _fingerprint(record: Outgoing) -> bytes:
 def may_pass_over(at: TopicPartition) -> bool:
     """Whether a record there that is none is passed over, as any other garbage is, instead of ending the reader.
 
-    That is so where others write: a device must not be able to stop its aggregator, nor a gate the controller. A topic
-    that carries decisions is not read on over a hole.
+    That is so where others write: a device must not be able to stop its aggregator, nor a gate the controller, nor a
+    log's writer its witnesses. A topic that carries decisions is not read on over a hole.
     """
-    return at.topic in SHARED or at.topic.startswith("delta.")
+    return at.topic in SHARED or at.topic.startswith(("delta.", "head.", "witness."))
 
 
 def pass_over(reader: Reader, damaged: RecordDamaged, name: str) -> None:

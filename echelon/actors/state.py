@@ -32,7 +32,14 @@ CREATE TABLE IF NOT EXISTS taken (
     PRIMARY KEY (topic, part, number)
 ) WITHOUT ROWID;
 """
-SNAPSHOT, VECTORS, OFFSETS, SCANNED, OWNER = "snapshot", "vectors", "offsets", "scanned", "owner"
+SNAPSHOT, VECTORS, WITNESS, OFFSETS, SCANNED, OWNER = (
+    "snapshot",
+    "vectors",
+    "witness",
+    "offsets",
+    "scanned",
+    "owner",
+)
 FORMAT = 2
 """Of the file and of the snapshots in it: one more whenever what is written could not be read by the code before."""
 REMEMBERED = 4096
@@ -101,13 +108,15 @@ class StateStore:
         *,
         snapshot: bytes | None = None,
         vectors: bytes | None = None,
+        witness: bytes | None = None,
         offsets: Mapping[TopicPartition, int] | None = None,
         taken: Mapping[TopicPartition, Sequence[bytes]] | None = None,
         publish: Sequence[Outgoing] = (),
     ) -> list[Row]:
         """Store one step; returns the outbox rows in the order given.
 
-        `vectors` is the large part of the state, for actors that keep it apart: what is not given stays as it is.
+        `vectors` is the large part of the state, for actors that keep it apart, and `witness` what a gate knows as a
+        witness of others' logs: what is not given stays as it is.
         `taken` has the signatures of the input records that were taken since the last step that was stored, oldest
         first; the newest `REMEMBERED` of each partition are kept.
         """
@@ -117,6 +126,8 @@ class StateStore:
                 self._put(SNAPSHOT, snapshot)
             if vectors is not None:
                 self._put(VECTORS, vectors)
+            if witness is not None:
+                self._put(WITNESS, witness)
             if offsets is not None:
                 self._put(OFFSETS, _pack(offsets))
             for at, signatures in (taken or {}).items():
@@ -188,6 +199,11 @@ class StateStore:
         """The large part of the newest state, if it was kept apart."""
         with self._lock:
             return self._get(VECTORS)
+
+    def witness(self) -> bytes | None:
+        """The newest state of a witness, if there is one."""
+        with self._lock:
+            return self._get(WITNESS)
 
     def offsets(self) -> dict[TopicPartition, int]:
         """Input offsets that belong to the snapshot."""

@@ -51,6 +51,10 @@ class Code(StrEnum):
     OPEN = "open"
     ADAPTER_FILE = "adapter-file"
     CHECKPOINT = "checkpoint"
+    WITNESS = "witness"
+    """A record where heads are announced or witnesses write that is neither."""
+    COSIGNATURES = "cosignatures"
+    """Fewer witnesses have cosigned a log than the auditor's policy asks for."""
     UNPINNED = "unpinned"
     STALE = "stale"
     UNREADABLE = "unreadable"
@@ -123,6 +127,8 @@ class Report:
     """Deltas that no commit took and no refusal names."""
     adapter_sha256: bytes = b""
     """Of the newest adapter that was derived again."""
+    cosigned: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Of each log: how many of its manifests each witness has cosigned."""
     best_commit: int | None = None
     """Of the losses that crossed with the deltas; a run folder knows more, the last commit's for one."""
     close: CloseReason | None = None

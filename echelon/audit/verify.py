@@ -13,9 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from echelon.audit.cosigned import Evidence, Witnessed
 from echelon.audit.findings import Code, CommitFacts, Finding, RefusalFacts, Report, Severity, TopicFacts
+from echelon.audit.heads import DELTA_PREFIX, GLOBAL, HEAD_PREFIX, WITNESS_PREFIX
 from echelon.audit.log import Entry, Fault, FaultCode, TopicLog
-from echelon.audit.note import Checkpoint, SignedNote, origin
+from echelon.audit.note import MAX_NOTE_BYTES, Checkpoint, SignedNote, origin
+from echelon.audit.policy import Policy
 from echelon.audit.records import Damaged, LogRecord
 from echelon.errors import AuditError, EchelonError
 from echelon.messages.adapter import adapter_digest, adapter_files
@@ -37,9 +40,6 @@ from echelon.rounds.rules import Allowed, RuleRefused
 
 F32 = NDArray[np.float32]
 
-GLOBAL = "global"
-DELTA_PREFIX = "delta."
-WITNESS_PREFIX = "witness."
 MAX_FINDINGS = 1_000
 """Most errors, and most other findings, that a report keeps; the rest is counted."""
 _HARMLESS = {FaultCode.REPEAT, FaultCode.VOID}
@@ -98,6 +98,7 @@ class Verifier:
         adapter: Mapping[str, bytes] | None = None,
         rules: Allowed | None = None,
         findings: Iterable[Finding] = (),
+        policy: Policy | None = None,
     ) -> None:
         """Nothing is read yet.
 
@@ -112,6 +113,7 @@ class Verifier:
             rules: users' own classes that the auditor allows, by name. No log can make code run: a run that
                 names others is not derived again, which is an error.
             findings: what whoever opened the source found in it besides its records; they stand first.
+            policy: how many witnesses must have cosigned each log; None: as many as have.
         """
         self.report = Report()
         self._topics = dict(topics)
@@ -120,6 +122,8 @@ class Verifier:
         self._allow_open = allow_open
         self._files = adapter
         self._rules = rules
+        self._policy = policy
+        self._witnessed: Witnessed | None = None
         for finding in findings:
             self._find(finding.code, finding.severity, finding.topic, finding.offset, finding.detail)
         self._core: ControllerCore | None = None
@@ -130,13 +134,14 @@ class Verifier:
         self._closed: Close | None = None
         self._heads: tuple[LogHead, ...] = ()
         self._marks: dict[str, dict[int, bytes]] = {}
-        self._wanted: dict[str, set[int]] = {}
+        """Of each log, its root at every size."""
 
     # ---- flow ----------------------------------------
 
     def run(self) -> Iterator[Version]:
         """Verify everything, yielding each adapter once its record has been checked against it."""
         notes = self._parse_notes()
+        heads = self._read_heads()
         main = self._source(GLOBAL, TopicLog(GLOBAL, resync=True, hash_commits=False))
         while (record := main.peek()) is not None:
             main.ahead = None
@@ -156,6 +161,7 @@ class Verifier:
                 self._close(entry.offset, entry.message)
         self._finish(main)
         self._check_notes(notes)
+        self._check_witnesses(main, heads)
         self._check_files()
 
     def _source(self, topic: str, log: TopicLog) -> _Source:
@@ -187,8 +193,7 @@ class Verifier:
         if step.entry is not None:
             facts.manifests += 1
             facts.root = source.log.tree.root()
-            if source.log.tree.size in self._wanted.get(topic, ()):
-                self._marks.setdefault(topic, {})[source.log.tree.size] = facts.root
+            self._marks.setdefault(topic, {})[source.log.tree.size] = facts.root
         return step.entry
 
     def _fault(self, topic: str, fault: Fault) -> None:
@@ -221,6 +226,7 @@ class Verifier:
         ):  # the log makes no entry of a genesis that does not hold
             raise AuditError("a genesis entry without its manifest")
         manifest = self._manifest = log.manifest
+        self._witnessed = Witnessed(manifest, self._find, self._policy)
         report = self.report
         report.run, report.genesis_sha256 = manifest.run_id, entry.sha256
         report.boundaries = tuple(terms.name for terms in manifest.boundaries)
@@ -420,7 +426,7 @@ class Verifier:
             if record is not None:
                 detail = "no topic of this run: nothing may be written there"
                 self._error(Code.UNEXPECTED_TOPIC, topic, record.offset, detail)
-            elif self._manifest is not None and not topic.startswith(WITNESS_PREFIX):
+            elif self._manifest is not None:
                 detail = "no topic of this run, and empty: look who made it, and remove it"
                 self._error(Code.UNEXPECTED_TOPIC, topic, None, detail)
         best = self._core.best() if self._core is not None else None
@@ -448,9 +454,6 @@ class Verifier:
                 notes.append((note, Checkpoint.parse(note.text)))
             except EchelonError as error:
                 self._error(Code.CHECKPOINT, "", None, f"the checkpoint cannot be read: {error}")
-                continue
-            topic = notes[-1][1].origin.rpartition("/")[2]
-            self._wanted.setdefault(topic, set()).add(notes[-1][1].size)
         return notes
 
     def _check_notes(self, notes: list[tuple[SignedNote, Checkpoint]]) -> None:
@@ -474,6 +477,8 @@ class Verifier:
                 detail = "the checkpoint is not signed by the log's writer: it shows nothing"
                 self._error(Code.CHECKPOINT, topic, None, detail)
                 continue
+            if self._witnessed is not None:
+                self._witnessed.note(note)
             size = self.report.topics[topic].manifests
             root = self._marks.get(topic, {}).get(checkpoint.size)
             if checkpoint.size > size:
@@ -485,6 +490,48 @@ class Verifier:
             elif checkpoint.size < size:
                 detail = f"the checkpoint is over {checkpoint.size} of {size} manifests, not the rest"
                 self._find(Code.STALE, Severity.WARNING, topic, None, detail)
+
+    # ---- witnesses ----------------------------------------
+
+    def _read_heads(self) -> dict[str, list[LogRecord | Damaged]]:
+        """Announced heads and cosignatures, read before the logs: of a live run, the logs then have all of it."""
+        found: dict[str, list[LogRecord | Damaged]] = {}
+        for topic in [name for name in self._topics if name.startswith((HEAD_PREFIX, WITNESS_PREFIX))]:
+            kept = found[topic] = []
+            for record in self._topics.pop(topic):
+                if not isinstance(record, Damaged) and len(record.value) > MAX_NOTE_BYTES:
+                    detail = (
+                        f"{len(record.value)} bytes; neither a head nor a cosigned checkpoint is that long"
+                    )
+                    record = Damaged(topic, record.offset, detail)  # and is not kept in memory
+                kept.append(record)
+        return found
+
+    def _check_witnesses(self, main: _Source, heads: Mapping[str, list[LogRecord | Damaged]]) -> None:
+        witnessed = self._witnessed
+        if witnessed is None:
+            return
+        for topic, records in heads.items():
+            if not witnessed.expects(topic):
+                detail = "no topic of this run: nothing may be written there"
+                self._error(Code.UNEXPECTED_TOPIC, topic, records[0].offset if records else None, detail)
+                continue
+            facts = self.report.topics.setdefault(topic, TopicFacts())
+            for record in records:
+                facts.records += 1
+                if not isinstance(record, Damaged):
+                    facts.size += len(record.key) + len(record.value)
+                    facts.size += sum(len(name) + len(value) for name, value in record.headers)
+                witnessed.read(topic, record)
+        ends = {source.topic: source.log.tree.size for source in (main, *self._deltas)}
+        if self._closed is not None:
+            ends |= {self._deltas[head.boundary].topic: head.size for head in self._heads}
+        witnessed.check(self._marks, ends, self._closed is not None)
+        self.report.cosigned = witnessed.cosigned_sizes(self._marks)
+
+    def evidence(self) -> tuple[Evidence, ...]:
+        """What witnesses' cosignatures prove about when deltas stood on their logs; complete once `run` has ended."""
+        return () if self._witnessed is None else self._witnessed.evidence(self._marks)
 
     def _check_files(self) -> None:
         if self._files is None or self._manifest is None:
@@ -520,6 +567,7 @@ def verify(
     allow_open: bool = False,
     adapter: Mapping[str, bytes] | None = None,
     rules: Allowed | None = None,
+    policy: Policy | None = None,
 ) -> Report:
     """Check a whole exchange; arguments as of `Verifier`. Never raises for what stands in a record."""
     verifier = Verifier(
@@ -529,6 +577,7 @@ def verify(
         allow_open=allow_open,
         adapter=adapter,
         rules=rules,
+        policy=policy,
     )
     for _ in verifier.run():
         pass

@@ -27,11 +27,12 @@ from echelon.audit.export import (
     topic_file,
 )
 from echelon.audit.findings import Code, Finding, Report, Severity
+from echelon.audit.policy import MAX_POLICY_BYTES, Policy
 from echelon.audit.records import Damaged, LogRecord
 from echelon.audit.replay import replay
 from echelon.audit.verify import Verifier, Version
 from echelon.cli.source import Records, opened
-from echelon.config.reading import read_file
+from echelon.config.reading import load_yaml, read_file
 from echelon.errors import AuditError, ConfigError, EchelonError
 from echelon.messages.manifest import PaceKind
 from echelon.rounds.rules import Allowed
@@ -60,6 +61,12 @@ GenesisOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 CheckpointOption = Annotated[
     list[Path] | None, typer.Option("--checkpoint", help="A signed checkpoint of a log; may be repeated.")
+]
+PolicyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--policy", help="YAML file that says how many witnesses must have cosigned each log.", metavar="FILE"
+    ),
 ]
 AllowOpenOption = Annotated[
     bool, typer.Option("--allow-open", help="A run without a close record is no failure.")
@@ -114,6 +121,17 @@ def _notes(paths: list[Path] | None) -> list[bytes]:
     return [read_file(path, "--checkpoint", MAX_NOTE_BYTES) for path in paths or ()]
 
 
+def read_policy(path: Path | None) -> Policy | None:
+    """An auditor's policy file; None if there is none.
+
+    Raises:
+        ConfigError: it cannot be read, or is not one; the message says what and where.
+    """
+    if path is None:
+        return None
+    return Policy.of(load_yaml(read_file(path, "policy", MAX_POLICY_BYTES), f"policy {path}"), str(path))
+
+
 def _verified(
     source: str,
     security: Path | None,
@@ -121,8 +139,9 @@ def _verified(
     checkpoints: list[Path] | None,
     allow_open: bool,
     rules: list[str] | None,
+    policy: Path | None,
 ) -> Report:
-    pinned = _digest(genesis)
+    pinned, asked = _digest(genesis), read_policy(policy)
     with opened(source, security) as found:
         notes = _notes([*(checkpoints or ()), *found.checkpoints])
         verifier = Verifier(
@@ -133,6 +152,7 @@ def _verified(
             adapter=found.adapter,
             rules=allowed(rules),
             findings=found.findings,
+            policy=asked,
         )
         for _ in verifier.run():
             pass
@@ -148,11 +168,12 @@ def verify_command(
     as_json: JsonOption = False,
     allow_open: AllowOpenOption = False,
     rule: RuleOption = None,
+    policy: PolicyOption = None,
 ) -> None:
     """Check signatures, logs, payloads, floors, and every global adapter bit for bit."""
 
     def action() -> int:
-        report = _verified(source, security, genesis, checkpoint, allow_open, rule)
+        report = _verified(source, security, genesis, checkpoint, allow_open, rule, policy)
         if as_json:
             typer.echo(json.dumps(as_plain(report), indent=2))
         else:
@@ -172,11 +193,12 @@ def report_command(
     checkpoint: CheckpointOption = None,
     allow_open: AllowOpenOption = False,
     rule: RuleOption = None,
+    policy: PolicyOption = None,
 ) -> None:
     """Verify, and show what stands in the logs: topics, commits, boundaries, findings."""
 
     def action() -> int:
-        report = _verified(source, security, genesis, checkpoint, allow_open, rule)
+        report = _verified(source, security, genesis, checkpoint, allow_open, rule, policy)
         console = Console()
         _print_logs(console, report)
         _print_commits(console, report)
@@ -372,6 +394,7 @@ def as_plain(report: Report) -> dict[str, object]:
             }
             for commit in report.commits
         ],
+        "cosigned": {topic: dict(sorted(sizes.items())) for topic, sizes in report.cosigned.items()},
         "refusals": [
             {"boundary": refusal.boundary, "seq": refusal.seq, "reason": refusal.reason.value}
             for refusal in report.refusals
@@ -395,6 +418,18 @@ def _print_logs(console: Console, report: Report) -> None:
     for topic, facts in report.topics.items():
         counts = (str(facts.records), _size(facts.size), str(facts.manifests), str(facts.repeats))
         table.add_row(topic, *counts, facts.root.hex()[:16])
+    console.print(table)
+    if any(report.cosigned.values()):
+        _print_witnesses(console, report)
+
+
+def _print_witnesses(console: Console, report: Report) -> None:
+    table = Table("log", title="Cosigned manifests", box=box.SIMPLE_HEAD, title_justify="left")
+    names = sorted({name for sizes in report.cosigned.values() for name in sizes})
+    for name in names:
+        table.add_column(name, justify="right")
+    for topic, sizes in report.cosigned.items():
+        table.add_row(topic, *(str(sizes.get(name, "")) for name in names))
     console.print(table)
 
 

@@ -56,7 +56,8 @@ def deploy_command(
             return
         typer.echo(f"deployment     {made.folder}")
         typer.echo(f"manifest       {made.manifest_sha256}  (every service pins it)")
-        typer.echo("exchange       controller, auditor, operator, admin")
+        witnesses = "".join(f", witnesses/{name}" for name in settings.witnesses.names)
+        typer.echo(f"exchange       controller{witnesses}, auditor, operator, admin")
         for boundary in settings.boundaries:
             slots = len(boundary.device_list())
             edges = "".join(f", edges/{name.partition('.')[2]}" for name in boundary.edge_names())

@@ -70,6 +70,10 @@ def holders(settings: RunSettings) -> list[tuple[str, str, str]]:
         ("operator.pem", "operator of the federation", "signs the run manifest"),
         ("controller.pem", "controller", "signs the exchange's global topic"),
     ]
+    rows += [
+        (f"_witnesses/{name}.pem", f"witness {name}", "signs cosignatures")
+        for name in settings.witnesses.names
+    ]
     for boundary in settings.boundaries:
         name = boundary.name
         rows += [
@@ -78,6 +82,7 @@ def holders(settings: RunSettings) -> list[tuple[str, str, str]]:
             (f"{name}/aggregator.pem", f"aggregator of {name}", "signs boundary records"),
             (f"{name}/gate.pem", f"gate of {name}", "signs boundary records"),
             (f"{name}/gate-exchange.pem", f"gate of {name}", "signs what crosses the boundary"),
+            (f"{name}/gate-witness.pem", f"gate of {name}", "signs cosignatures of others' logs"),
         ]
         rows += [
             (f"{name}/devices/{device.id}.pem", f"device {device.id}", "signs boundary records")

@@ -60,7 +60,8 @@ def execute(order: Order) -> int:
     """
     settings, out = _settings(order)
     secure_terms(settings)
-    load_catalogue().exchange_topics(Boundary(boundary.name) for boundary in settings.boundaries)
+    names = [Boundary(boundary.name) for boundary in settings.boundaries]
+    load_catalogue().exchange_topics(names, settings.witness_names())
     existed = out.exists()
     offset = prepare_folder(settings, out, resume=order.resume is not None)
     try:

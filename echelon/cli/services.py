@@ -1,4 +1,4 @@
-"""`echelon device | edge | aggregator | gate | controller`: one actor as a process of its own."""
+"""`echelon device | edge | aggregator | gate | controller | witness`: one actor as a process of its own."""
 
 from __future__ import annotations
 
@@ -80,6 +80,17 @@ def controller_command(config: ConfigOption, check: CheckOption = False) -> None
     _serve(kind, config, check)
 
 
+def witness_command(config: ConfigOption, check: CheckOption = False) -> None:
+    """Run a witness: it checks that no log of the exchange is rewritten, and cosigns what continues."""
+
+    def kind() -> type[ServiceConfig]:
+        from echelon.services.config import WitnessConfig
+
+        return WitnessConfig
+
+    _serve(kind, config, check)
+
+
 def _serve(kind: Callable[[], type[ServiceConfig]], path: Path, check: bool) -> None:
     with guarded():
         from echelon.cli.logs import quiet_libraries
@@ -100,12 +111,13 @@ def _serve(kind: Callable[[], type[ServiceConfig]], path: Path, check: bool) -> 
 
 
 def register(app: typer.Typer) -> None:
-    """Add the five commands."""
+    """Add the six commands."""
     for name, command in (
         ("device", device_command),
         ("edge", edge_command),
         ("aggregator", aggregator_command),
         ("gate", gate_command),
         ("controller", controller_command),
+        ("witness", witness_command),
     ):
         app.command(name, epilog=EXIT_CODES)(command)

@@ -27,7 +27,7 @@ from echelon.config.training import (
     check_task,
 )
 from echelon.errors import ConfigError
-from echelon.messages.names import BoundaryName, check_member, edge_of
+from echelon.messages.names import BoundaryName, WitnessName, check_member, edge_of
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9](?:[a-z0-9._-]{0,30}[a-z0-9])?$")]
 
@@ -271,6 +271,23 @@ class PaceSettings(Settings):
     )  # fmt: skip
 
 
+class WitnessSettings(Settings):
+    """Who watches that no log of the exchange is rewritten."""
+
+    gates: bool = Field(
+        default=True,
+        description="Whether each boundary's gate cosigns `global` and the delta logs of other boundaries.",
+    )
+    names: tuple[WitnessName, ...] = Field(
+        default=(), max_length=64,
+        description="Witnesses besides the gates: each is a service of its own, `echelon witness`.",
+    )  # fmt: skip
+    every: float = Field(
+        default=2.0, ge=0.1, le=3600, allow_inf_nan=False,
+        description="Seconds after which a witness looks for new delta heads although `global` stands still.",
+    )  # fmt: skip
+
+
 class SyncSettings(Settings):
     """Deltas and commits: how boundaries meet."""
 
@@ -461,6 +478,7 @@ class RunSettings(Settings):
     secure: SecureSettings = Field(default=SecureSettings(), description="Secure aggregation and floors.")
     window: WindowSettings = Field(default=WindowSettings(), description="Participation windows.")
     sync: SyncSettings = Field(default=SyncSettings(), description="Deltas and commits.")
+    witnesses: WitnessSettings = Field(default=WitnessSettings(), description="Witnesses of the logs.")
     budget: BudgetSettings = Field(description="When the run ends; at least one bound.")
     compute: ComputeSettings = Field(default=ComputeSettings(), description="Where training runs.")
     cost: CostSettings = Field(default=CostSettings(), description="What compute costs on the virtual clock.")
@@ -474,6 +492,7 @@ class RunSettings(Settings):
     def _consistent(self) -> Self:
         names = [boundary.name for boundary in self.boundaries]
         _unique("boundaries", names)
+        _unique("witnesses, or a witness and a boundary,", [*names, *self.witnesses.names])
         devices = [device.id for boundary in self.boundaries for device in boundary.device_list()]
         _unique("devices", devices)
         # Names are principals on a broker and files of a run: a device must not be taken for somebody else.
@@ -571,6 +590,11 @@ class RunSettings(Settings):
             raise ValueError(
                 "sync.pace.kind = adacomm needs losses: set sync.report_loss, or choose another kind"
             )
+
+    def witness_names(self) -> tuple[str, ...]:
+        """Every witness: boundaries whose gates are, in order, then those that are services of their own."""
+        gates = tuple(boundary.name for boundary in self.boundaries) if self.witnesses.gates else ()
+        return (*gates, *self.witnesses.names)
 
     def steps_bounds(self) -> tuple[int, int]:
         """Smallest and largest H."""

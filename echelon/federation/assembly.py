@@ -18,6 +18,7 @@ from echelon.actors.edge import Edge
 from echelon.actors.gate import Gate
 from echelon.actors.runtime import Services
 from echelon.actors.state import StateStore
+from echelon.actors.witness import Witness
 from echelon.bus import Bus, open_bus, sqlite_url
 from echelon.bus.faults import FaultPlan, FaultyBus
 from echelon.config.run import BoundarySettings, LinkSettings, RunSettings
@@ -32,6 +33,7 @@ from echelon.federation.makers import (
     make_device,
     make_edge,
     make_gate,
+    make_witness,
     manifest_digest,
 )
 from echelon.federation.rules import rules_of
@@ -135,7 +137,8 @@ class Assembly:
         """Create every topic of the catalogue on its broker; what is there already stays."""
         async with await open_bus(self.url("exchange")) as bus:
             names = [Boundary(boundary.name) for boundary in self.settings.boundaries]
-            for topic, partitions in self.catalogue.exchange_topics(names).items():
+            witnesses = [terms.name for terms in self.terms.manifest.witnesses]
+            for topic, partitions in self.catalogue.exchange_topics(names, witnesses).items():
                 await bus.create_topic(topic, partitions)
         for boundary in self.settings.boundaries:
             async with await open_bus(self.url(boundary.name)) as bus:
@@ -246,6 +249,18 @@ class Assembly:
             key=keys.gate,
             exchange=exchange,
             exchange_key=keys.exchange,
+            witness_key=keys.witness,
+            every=self.settings.witnesses.every,
+        )
+
+    async def witness(self, name: str) -> Witness:
+        """A witness that is no gate."""
+        return make_witness(
+            await self._place("exchange", f"{name}.witness"),
+            self.terms.manifest,
+            witness=name,
+            key=self.identities.witnesses[name],
+            every=self.settings.witnesses.every,
         )
 
     async def controller(self) -> Controller:

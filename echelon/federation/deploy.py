@@ -36,7 +36,7 @@ from echelon.federation.pki import (
 from echelon.federation.planning import planned
 from echelon.federation.terms import build_manifest
 from echelon.messages.manifest import MAX_MANIFEST_BYTES, RunManifest
-from echelon.messages.names import aggregator_of, gate_of
+from echelon.messages.names import aggregator_of, gate_of, witness_of
 from echelon.passphrase import Passphrase, read_optional
 from echelon.private import private_folder
 
@@ -57,6 +57,7 @@ CA_FILE, TLS_FILE, TLS_KEY_FILE, REQUEST_FILE, SIGNING_FILE = (
 )
 ENROLMENT_FILE = "enrolment.pem"
 CONTROLLER, AGGREGATOR, GATE, DEVICES, EDGES = "controller", "aggregator", "gate", "devices", "edges"
+WITNESS, WITNESSES = "witness", "witnesses"
 AUDITOR, OPERATOR, ADMIN = "auditor", "operator", "admin"
 MAX_PIN_BYTES = 1024
 """Largest file of a pin: a digest has 64 characters."""
@@ -106,7 +107,8 @@ class Deployment:
         return tuple(boundary.name for boundary in self.settings.boundaries)
 
     def config(self, broker: str, role: str) -> Path:
-        """A service's configuration: role `controller` on the exchange; `aggregator`, `gate`, `devices`, `edges/ID`."""
+        """A service's configuration: role `controller` or `witnesses/NAME` on the exchange; `aggregator`, `gate`,
+        `devices`, `edges/ID` elsewhere."""
         return self.folder / broker / role / SERVICE_FILE
 
     def state(self, broker: str, role: str) -> Path:
@@ -230,8 +232,15 @@ class _Folders:
         write_private(controller / SIGNING_FILE, self._key(self.identities.controller))
         broker = self._connect(EXCHANGE, controller, CONTROLLER)
         self._yaml(controller / SERVICE_FILE, self._common(broker))
+        for name, key in self.identities.witnesses.items():
+            witness = folder / WITNESSES / name
+            self._service(witness, _for_controller(self.settings))
+            write_private(witness / SIGNING_FILE, self._key(key))
+            broker = self._connect(EXCHANGE, witness, witness_of(name))
+            self._yaml(witness / SERVICE_FILE, {**self._common(broker), "witness": name, "key": SIGNING_FILE})
         names = [boundary.name for boundary in self.settings.boundaries]
-        scope: dict[str, object] = {"plane": "exchange", "boundaries": names, "witnesses": []}
+        witnesses = list(self.settings.witness_names())
+        scope: dict[str, object] = {"plane": "exchange", "boundaries": names, "witnesses": witnesses}
         self._people(EXCHANGE, folder, scope)
         write_private(folder / OPERATOR / SIGNING_FILE, self._key(self.identities.operator))
 
@@ -251,6 +260,8 @@ class _Folders:
         self._service(gate, own, keys)
         write_private(gate / SIGNING_FILE, self._key(keys.gate))
         write_private(gate / f"exchange-{SIGNING_FILE}", self._key(keys.exchange))
+        if self.settings.witnesses.gates:
+            write_private(gate / f"witness-{SIGNING_FILE}", self._key(keys.witness))
         broker = self._connect(name, gate, gate_of(name))
         outward = self._connect(EXCHANGE, gate, gate_of(name), "exchange-")
         both = {
@@ -258,6 +269,8 @@ class _Folders:
             "exchange": _plain(outward),
             "exchange_key": f"exchange-{SIGNING_FILE}",
         }
+        if self.settings.witnesses.gates:
+            both["witness_key"] = f"witness-{SIGNING_FILE}"
         self._yaml(gate / SERVICE_FILE, {**common, **both, "key": SIGNING_FILE})
 
         devices = folder / DEVICES

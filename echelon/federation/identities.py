@@ -33,16 +33,19 @@ from echelon.secagg.roster import MAX_ROSTER_BYTES, EdgeEntry, Roster, RosterEnt
 ROSTER_FILE = "roster.bin"
 MAX_KEY_BYTES = 1 << 14
 """Largest file of one key: an encrypted Ed25519 key has some 400 bytes."""
+WITNESSES = "_witnesses"
+"""Folder of the keys of witnesses that are no gates; no boundary can be called so."""
 
 
 @dataclass(frozen=True)
 class BoundaryKeys:
-    """One boundary's identities. Only the gate holds `exchange`."""
+    """One boundary's identities. Only the gate holds `exchange` and `witness`."""
 
     enrolment: bytes
     aggregator: bytes
     gate: bytes
     exchange: bytes
+    witness: bytes
     devices: Mapping[str, bytes]
     roster: Roster
     edges: Mapping[str, bytes] = field(default_factory=dict)
@@ -55,6 +58,12 @@ class Identities:
     operator: bytes
     controller: bytes
     boundaries: Mapping[str, BoundaryKeys]
+    witnesses: Mapping[str, bytes] = field(default_factory=dict)
+    """Of witnesses that are no gates, by name."""
+
+    def witness(self, name: str) -> bytes:
+        """The key of a witness: a boundary's gate's by the boundary's name, or that of a service of its own."""
+        return self.boundaries[name].witness if name in self.boundaries else self.witnesses[name]
 
     @classmethod
     def create(cls, settings: RunSettings, token: Callable[[int], bytes]) -> Identities:
@@ -72,7 +81,7 @@ class Identities:
                 RosterEntry(device=device, public=Signer(key).public, slot=slot)
                 for slot, (device, key) in enumerate(devices.items())
             )
-            aggregator, gate, exchange = token(32), token(32), token(32)
+            aggregator, gate, exchange, witness = token(32), token(32), token(32), token(32)
             edges = {edge: token(32) for edge in boundary.edge_names()}
             roster = Roster.enrol(
                 boundary.name,
@@ -83,9 +92,10 @@ class Identities:
                 edges=(EdgeEntry(edge=edge, public=Signer(key).public) for edge, key in edges.items()),
             )
             boundaries[boundary.name] = BoundaryKeys(
-                enrolment, aggregator, gate, exchange, devices, roster, edges
+                enrolment, aggregator, gate, exchange, witness, devices, roster, edges
             )
-        return cls(token(32), token(32), boundaries)
+        witnesses = {name: token(32) for name in settings.witnesses.names}
+        return cls(token(32), token(32), boundaries, witnesses)
 
     def save(self, folder: Path, passphrase: Passphrase | None = None) -> None:
         """Write one file per key, readable by the owner alone, and encrypted if there is a passphrase.
@@ -103,12 +113,15 @@ class Identities:
         try:
             _write(folder / "operator.pem", self.operator)
             _write(folder / "controller.pem", self.controller)
+            for name, key in self.witnesses.items():
+                _write(folder / WITNESSES / f"{name}.pem", key)
             for name, keys in self.boundaries.items():
                 place = folder / name
                 _write(place / "enrolment.pem", keys.enrolment)
                 _write(place / "aggregator.pem", keys.aggregator)
                 _write(place / "gate.pem", keys.gate)
                 _write(place / "gate-exchange.pem", keys.exchange)
+                _write(place / "gate-witness.pem", keys.witness)
                 for device, key in keys.devices.items():
                     _write(place / "devices" / f"{device}.pem", key)
                 for edge, key in keys.edges.items():
@@ -142,6 +155,7 @@ class Identities:
                 read_key(place / "aggregator.pem", passphrase),
                 read_key(place / "gate.pem", passphrase),
                 read_key(place / "gate-exchange.pem", passphrase),
+                read_key(place / "gate-witness.pem", passphrase),
                 {
                     device.id: read_key(place / "devices" / f"{device.id}.pem", passphrase)
                     for device in boundary.device_list()
@@ -152,10 +166,15 @@ class Identities:
                     for edge in boundary.edge_names()
                 },
             )
+        witnesses = {
+            name: read_key(folder / WITNESSES / f"{name}.pem", passphrase)
+            for name in settings.witnesses.names
+        }
         return cls(
             read_key(folder / "operator.pem", passphrase),
             read_key(folder / "controller.pem", passphrase),
             boundaries,
+            witnesses,
         )
 
 

@@ -14,6 +14,9 @@ from echelon.actors.gate import Gate
 from echelon.actors.runtime import Services
 from echelon.actors.splitting import Half
 from echelon.actors.state import StateStore
+from echelon.actors.witness import Witness
+from echelon.audit.heads import key_name, watched_by
+from echelon.audit.witness import WitnessCore
 from echelon.bus import Bus
 from echelon.bus.chunks import CHUNK, Assembler
 from echelon.config.run import WindowSettings
@@ -23,7 +26,7 @@ from echelon.federation.probing import probe_terms
 from echelon.messages.adapter import Vector
 from echelon.messages.envelope import Signer
 from echelon.messages.manifest import RunManifest
-from echelon.messages.names import aggregator_of, gate_of
+from echelon.messages.names import aggregator_of, gate_of, witness_of
 from echelon.messages.wire import DeviceId
 from echelon.rounds.aggregator import AggregatorCore, AggregatorTerms
 from echelon.rounds.boundary_log import BoundaryLog
@@ -262,8 +265,13 @@ def make_gate(
     key: bytes,
     exchange: Bus,
     exchange_key: bytes,
+    witness_key: bytes | None = None,
+    every: float = 2.0,
 ) -> Gate:
     """A gate: the only actor with two brokers, and the only one with the boundary's exchange key.
+
+    Where the manifest lists the boundary among the witnesses, it is one too, with `witness_key`, and looks for new
+    heads at least `every` so many seconds.
 
     Raises:
         ConfigError: the roster is not the manifest's, or one of the keys is another than is written there.
@@ -279,14 +287,27 @@ def make_gate(
             "put the gate's own exchange key there"
         )
     dim, devices = manifest.adapter_layout().dim, len(roster.entries)
+    name = gate_of(roster.boundary)
+    witness: Witness | None = None
+    if any(terms.name == roster.boundary for terms in manifest.witnesses):
+        if witness_key is None:
+            raise ConfigError(
+                f"the run manifest lists the gate of {roster.boundary} as a witness, and it has no key for that: put "
+                "its witness key there"
+            )
+        outward = Place(exchange, place.store, place.services)
+        witness = make_witness(
+            outward, manifest, witness=roster.boundary, key=witness_key, every=every, name=name
+        )
     return Gate(
-        gate_of(roster.boundary),
+        name,
         boundary=roster.boundary,
         exchange=exchange,
         exchange_signer=crossing,
         log=BoundaryLog(manifest, roster, dim),
         index=index,
         manifest_sha256=manifest_sha256,
+        witness=witness,
         bus=place.bus,
         store=place.store,
         services=place.services,
@@ -294,6 +315,48 @@ def make_gate(
         membership=membership(manifest, roster),
         catalogue=load_catalogue(),
         assembler=_assembler(dim, devices + len(roster.edges) + 1),
+    )
+
+
+def make_witness(
+    place: Place,
+    manifest: RunManifest,
+    *,
+    witness: str,
+    key: bytes,
+    every: float,
+    name: str | None = None,
+) -> Witness:
+    """A witness: its own key and the exchange's broker, of which it reads no payload.
+
+    Args:
+        witness: its name in the run manifest.
+        key: its key.
+        every: seconds after which it looks for new heads of delta logs.
+        name: the actor that it is a part of; left out, it is one by itself.
+
+    Raises:
+        ConfigError: the manifest lists no such witness, or another key for it.
+    """
+    listed = {terms.name: terms.public for terms in manifest.witnesses}
+    signer = Signer(key)
+    if witness not in listed:
+        raise ConfigError(
+            f"the run manifest lists no witness {witness}; there are {', '.join(listed) or 'none'}: name the right one"
+        )
+    if signer.public.hex() != listed[witness]:
+        raise ConfigError(
+            f"the run manifest names another key for witness {witness} than the one given: put its own there"
+        )
+    return Witness(
+        name or witness_of(witness),
+        witness=witness,
+        bus=place.bus,
+        store=place.store,
+        services=place.services,
+        core=WitnessCore(key_name(manifest, witness), signer, watched_by(manifest, witness)),
+        manifest=manifest,
+        every=every,
     )
 
 

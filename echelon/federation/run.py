@@ -269,6 +269,8 @@ class Federation:
         async def run_actor(actor: Any) -> None:
             await actor.run()
 
+        for name in self.settings.witnesses.names:
+            start(f"{name}.witness", partial(assembly.witness, name), run_actor)
         for boundary in boundaries:
             start(gate_of(boundary.name), partial(assembly.gate, boundary), run_actor)
             start(aggregator_of(boundary.name), partial(assembly.aggregator, boundary), run_actor)
@@ -433,6 +435,12 @@ class Federation:
             "dropouts": dropouts,
             "exchange_bytes_out": outward,
             "exchange_bytes_in": inward,
+            "witness_bytes": sum(
+                record.size
+                for topic, records in topics.items()
+                if topic.startswith(("head.", "witness."))
+                for record in records
+            ),
             "split_bytes": dict(sorted(self.recorder.split.items())),
             "standings": dict(sorted(self.recorder.standings.items())),
             "adapter_sha256": hashlib.sha256(np.ascontiguousarray(adapter, "<f4").tobytes()).hexdigest(),

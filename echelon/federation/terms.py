@@ -26,6 +26,7 @@ from echelon.messages.manifest import (
     RunManifest,
     SecureTerms,
     Weighting,
+    WitnessTerms,
 )
 from echelon.rounds.staleness import StalenessRule, table
 from echelon.secagg.ring import Codec, best_scale_bits
@@ -154,6 +155,10 @@ def build_manifest(
             ),
             split=any(boundary.split is not None for boundary in settings.boundaries),
             controller_public=Signer(identities.controller).public.hex(),
+            witnesses=tuple(
+                WitnessTerms(name=name, public=Signer(identities.witness(name)).public.hex())
+                for name in settings.witness_names()
+            ),
             operator_public=Signer(identities.operator).public.hex(),
             factors=FactorRule(settings.adapter.factors),
             rules=terms_of(settings),

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from echelon.messages.adapter import AdapterLayout
 from echelon.messages.envelope import Dsse, Signer
 from echelon.messages.exchange import MAX_BOUNDARIES, MAX_MERGED, MAX_WINDOWS, DeltaCodec, Pace
-from echelon.messages.names import BoundaryName
+from echelon.messages.names import BoundaryName, WitnessName
 from echelon.messages.wire import U16, U32, U63, Fields, Reason, Refused
 
 PROTOCOL = 2
@@ -25,6 +25,8 @@ MANIFEST_TYPE = f"application/vnd.echelon.run-manifest.v{PROTOCOL}+json"
 MANIFEST_KIND = re.compile(r"application/vnd\.echelon\.run-manifest\.v([0-9]{1,4})\+json", re.ASCII)
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 MAX_LABELS = 4096
+MAX_WITNESSES = 128
+"""Most witnesses of a run: every gate, and as many again."""
 MILLION = 1_000_000
 
 RULE_NAME = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
@@ -221,6 +223,14 @@ class BoundaryTerms(Fields):
     slots: U16
 
 
+class WitnessTerms(Fields):
+    """One witness: its cosignatures count by default. A boundary's own name stands for its gate."""
+
+    name: WitnessName
+    public: Hex32
+    """Its Ed25519 key, which signs cosignatures and nothing else."""
+
+
 class Budget(Fields):
     """When the run ends; 0 means no such bound."""
 
@@ -260,6 +270,7 @@ class RunManifest(Fields):
     boundaries: Annotated[tuple[BoundaryTerms, ...], Field(min_length=1, max_length=MAX_BOUNDARIES)]
     controller_public: Hex32
     operator_public: Hex32
+    witnesses: Annotated[tuple[WitnessTerms, ...], Field(max_length=MAX_WITNESSES)] = ()
     split: bool = False
     factors: Annotated[FactorRule, Field(strict=False)] = FactorRule.BOTH
     """In turn: what is trained from an even commit moves B alone, from an odd one A alone."""
@@ -278,6 +289,12 @@ class RunManifest(Fields):
         keys = [boundary.gate_public for boundary in self.boundaries] + [self.controller_public]
         if len(set(keys)) != len(keys):
             raise ValueError("two gates, or a gate and the controller, have one key")
+        witnesses = [witness.name for witness in self.witnesses]
+        if len(set(witnesses)) != len(witnesses):
+            raise ValueError("two witnesses have one name")
+        keys += [witness.public for witness in self.witnesses]
+        if len(set(keys)) != len(keys):
+            raise ValueError("a witness has the key of a log or of another witness")
         slots = [rule.slot for rule in self.rules]
         if len(set(slots)) != len(slots):
             raise ValueError("two rules decide one thing")

@@ -24,7 +24,12 @@ PRINCIPALS = frozenset(
     }
 )
 """Roles, and principals that every broker knows by these names."""
-PLACES = frozenset({"exchange", "devices", "edges", "slots", "owner", "brokers", "deployment", "authorities"})
+PLACES = frozenset(
+    {
+        *("exchange", "devices", "edges", "witnesses", "slots"),
+        *("owner", "brokers", "deployment", "authorities"),
+    }
+)
 """What brokers' files and deployments' folders are called beside those of boundaries."""
 RESERVED = PRINCIPALS | PLACES
 """Not for boundaries, edges and witnesses; nor for devices, as a whole or as a part between dots."""

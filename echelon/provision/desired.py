@@ -129,7 +129,7 @@ def _writers(entry: Topic, owner: str, scope: Scope) -> Iterator[str]:
     """Who may write the owner's topic: gates and witnesses each their own alone."""
     for role in entry.writers:
         if role is Role.WITNESS and entry.holes:
-            yield witness_of(owner)
+            yield _witness(owner, scope)
         else:
             yield from _principals(role, entry, owner, scope)
 
@@ -153,13 +153,18 @@ def _principals(role: Role, entry: Topic, owner: str, scope: Scope) -> Iterator[
         case Role.GATE:
             yield from (gate_of(boundary) for boundary in scope.boundaries)
         case Role.WITNESS:
-            yield from (witness_of(witness) for witness in scope.witnesses)
+            yield from (_witness(name, scope) for name in scope.witnesses)
         case Role.CONTROLLER | Role.OPERATOR | Role.AUDITOR:
             yield role.value
         case Role.EDGE:
             yield from scope.edges
         case _:
             assert_never(role)
+
+
+def _witness(name: str, scope: Scope) -> str:
+    """Who a witness is on the broker: a boundary's name stands for its gate."""
+    return gate_of(name) if name in scope.boundaries else witness_of(name)
 
 
 def _rules(principal: str, resource: Resource, name: str, *operations: Operation) -> set[Rule]:

@@ -44,8 +44,9 @@ class Scope(Settings):
         default=(), max_length=1000, description="Every boundary of the run (exchange plane)."
     )
     witnesses: tuple[WitnessName, ...] = Field(
-        default=(), max_length=1000, description="Every witness of the run (exchange plane)."
-    )
+        default=(), max_length=1000,
+        description="Every witness of the run (exchange plane); a boundary's name stands for its gate.",
+    )  # fmt: skip
     replication: int = Field(default=1, ge=1, le=9, description="Brokers that hold each partition.")
     min_insync: int = Field(
         default=1, ge=1, le=9, description="Brokers that must have a record before it counts as written."

@@ -177,6 +177,10 @@ class GateConfig(BoundaryConfig):
     exchange_key: Path = Field(
         default=Path("exchange-signing.pem"), description="The boundary's key, which signs what crosses."
     )
+    witness_key: Path | None = Field(
+        default=None,
+        description="Its key as a witness of others' logs; needed where the manifest lists it as one.",
+    )
 
     def brokers(self) -> dict[str, BrokerSettings]:
         """Both of them."""
@@ -190,6 +194,19 @@ class ControllerConfig(ServiceConfig):
 
     key: Path = Field(default=Path("signing.pem"), description="Its key, which signs `global`.")
     initial: Path = Field(default=Path("initial.f32"), description="The adapter of genesis, raw float32.")
+
+    def brokers(self) -> dict[str, BrokerSettings]:
+        """The exchange."""
+        return {"exchange": self.broker}
+
+
+class WitnessConfig(ServiceConfig):
+    """A witness: the exchange's broker only, of which it reads no payload, and a key that signs cosignatures alone."""
+
+    role = "witness"
+
+    witness: BoundaryName = Field(description="Its name in the run manifest.")
+    key: Path = Field(default=Path("signing.pem"), description="Its key, which signs cosignatures.")
 
     def brokers(self) -> dict[str, BrokerSettings]:
         """The exchange."""

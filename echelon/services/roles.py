@@ -1,4 +1,4 @@
-"""The four roles: what each reads before it starts, and how its actor is made. Each knows its own settings only."""
+"""The roles: what each reads before it starts, and how its actor is made. Each knows its own settings only."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from echelon.actors.edge import Edge
 from echelon.actors.gate import Gate
 from echelon.actors.runtime import Services
 from echelon.actors.state import StateStore
+from echelon.actors.witness import Witness
 from echelon.bus import Bus
 from echelon.bus.tls import Identity
 from echelon.config.broker import BrokerSettings
@@ -29,6 +30,7 @@ from echelon.federation.makers import (
     make_device,
     make_edge,
     make_gate,
+    make_witness,
 )
 from echelon.federation.rules import rules_of
 from echelon.messages.envelope import Signer
@@ -44,6 +46,7 @@ from echelon.services.config import (
     EdgeConfig,
     GateConfig,
     ServiceConfig,
+    WitnessConfig,
 )
 from echelon.services.locks import FolderLock, make_state
 from echelon.services.shards import KafkaShards, ShardTerms, data_digest
@@ -54,7 +57,7 @@ if TYPE_CHECKING:
     from echelon.federation.compute import Compute
     from echelon.federation.splitting import SplitCompute
 
-Actor = Device | Edge | Aggregator | Gate | Controller
+Actor = Device | Edge | Aggregator | Gate | Controller | Witness
 
 
 class Role(ABC):
@@ -378,6 +381,15 @@ class GateRole(BoundaryRole):
         check_key("key", config.key, self._key, self.roster.gate)
         terms = self.agreed.manifest.boundaries[self.agreed.manifest.index(config.boundary)]
         check_key("exchange_key", config.exchange_key, self._exchange_key, bytes.fromhex(terms.gate_public))
+        self._witness_key = None if config.witness_key is None else self._read(config.witness_key)
+        listed = {witness.name: witness.public for witness in self.agreed.manifest.witnesses}
+        if config.boundary in listed:
+            if config.witness_key is None or self._witness_key is None:
+                raise ConfigError(
+                    f"the manifest lists the gate of {config.boundary} as a witness: name its key as `witness_key`"
+                )
+            public = bytes.fromhex(listed[config.boundary])
+            check_key("witness_key", config.witness_key, self._witness_key, public)
 
     @property
     def name(self) -> str:
@@ -398,6 +410,8 @@ class GateRole(BoundaryRole):
             key=self._key,
             exchange=buses["exchange"],
             exchange_key=self._exchange_key,
+            witness_key=self._witness_key,
+            every=self.agreed.settings.witnesses.every,
         )
 
 
@@ -433,6 +447,42 @@ class ControllerRole(Role):
     def pending(self, actor: Actor) -> int | None:
         """Taken and not committed."""
         return len(actor.core.pending) if isinstance(actor, Controller) else None
+
+
+class WitnessRole(Role):
+    """A witness that is no gate."""
+
+    def __init__(self, config: WitnessConfig) -> None:
+        super().__init__(config)
+        self._brokers, self._key = config.brokers(), self._read(config.key)
+        self._witness = config.witness
+        listed = {witness.name: witness.public for witness in self.agreed.manifest.witnesses}
+        boundaries = {terms.name for terms in self.agreed.manifest.boundaries}
+        if config.witness not in set(listed) - boundaries:
+            known = ", ".join(sorted(set(listed) - boundaries)) or "none"
+            raise ConfigError(
+                f"witness {config.witness}: the manifest lists no service of that name as a witness; there are {known}"
+            )
+        check_key("key", config.key, self._key, bytes.fromhex(listed[config.witness]))
+
+    @property
+    def name(self) -> str:
+        """NAME.witness."""
+        return f"{self._witness}.witness"
+
+    def brokers(self) -> Mapping[str, BrokerSettings]:
+        """The exchange's."""
+        return self._brokers
+
+    def make(self, buses: Mapping[str, Bus], store: StateStore, services: Services) -> Witness:
+        """The witness."""
+        return make_witness(
+            Place(buses["exchange"], store, services),
+            self.agreed.manifest,
+            witness=self._witness,
+            key=self._key,
+            every=self.agreed.settings.witnesses.every,
+        )
 
 
 def check_key(field: str, path: Path, private: bytes, public: bytes) -> None:
@@ -476,5 +526,7 @@ def role_of(config: ServiceConfig) -> Role:
             return GateRole(config)
         case ControllerConfig():
             return ControllerRole(config)
+        case WitnessConfig():
+            return WitnessRole(config)
         case _:
             raise ConfigError(f"{type(config).__name__} is no service's configuration")

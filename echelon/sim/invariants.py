@@ -19,6 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echelon.audit.findings import Report
+from echelon.audit.heads import COSIGNATURE, WITNESS_PREFIX, key_name, kind_of, logs_of, watched_by
+from echelon.audit.note import Checkpoint, SignedNote
+from echelon.audit.policy import Policy
 from echelon.audit.records import read_manifest
 from echelon.audit.verify import verify
 from echelon.bus.base import Record
@@ -102,9 +105,10 @@ class Left:
 
     @cached_property
     def exchange(self) -> dict[str, list[Message]]:
-        """The manifests of every exchange topic, each distinct one once, in order."""
+        """The manifests of every log of the exchange, each distinct one once, in order."""
         found = {}
-        for topic, records in self.outcome.topics["exchange"].items():
+        for topic in logs_of(self.outcome.manifest):
+            records = self.outcome.topics["exchange"][topic]
             distinct = {record.value: record for record in records if not is_chunk(record)}
             found[topic] = [read_manifest(record)[1] for record in distinct.values()]
         return found
@@ -113,7 +117,16 @@ class Left:
     def report(self) -> Report:
         """What the auditor says."""
         topics = {name: list(records) for name, records in self.outcome.topics["exchange"].items()}
-        return verify(topics, genesis=self.outcome.genesis or None)
+        return verify(topics, genesis=self.outcome.genesis or None, policy=Policy(0, self.watchers))
+
+    @cached_property
+    def watchers(self) -> dict[str, int]:
+        """Of each log: how many witnesses should have cosigned it to its end."""
+        manifest = self.outcome.manifest
+        watched = Counter(
+            log.topic for witness in manifest.witnesses for log in watched_by(manifest, witness.name)
+        )
+        return {topic: watched[topic] for topic in logs_of(manifest)}
 
     def payloads(self, broker: str, topic: str) -> dict[bytes, bytes]:
         """Payloads of one chunk each, by SHA-256: those of a simulation are that small."""
@@ -558,6 +571,33 @@ def _search(text: bytes, keys: NDArray[np.uint64]) -> bytes | None:
     return None
 
 
+def witnesses_sign_one_history(left: Left) -> Iterator[str]:
+    """No witness cosigns two histories of a log or calls an honest writer's a fork; its times never fall."""
+    manifest = left.outcome.manifest
+    keys = {witness.name: bytes.fromhex(witness.public) for witness in manifest.witnesses}
+    for witness, public in keys.items():
+        topic = f"{WITNESS_PREFIX}{witness}"
+        roots: dict[tuple[str, int], bytes] = {}
+        last = 0
+        seen: set[bytes] = set()
+        for record in left.outcome.topics["exchange"][topic]:
+            if kind_of(record) != COSIGNATURE:
+                yield f"{topic}@{record.offset}: an honest log is said to have two histories"
+                continue
+            if record.value in seen:
+                continue
+            seen.add(record.value)
+            note = SignedNote.decode(record.value)
+            time = note.cosigned(key_name(manifest, witness), public)
+            checkpoint = Checkpoint.parse(note.text)
+            place = (checkpoint.origin, checkpoint.size)
+            if roots.setdefault(place, checkpoint.root) != checkpoint.root:
+                yield f"{topic}@{record.offset}: two histories of {checkpoint.origin} at {checkpoint.size} manifests"
+            if time is None or time < last:
+                yield f"{topic}@{record.offset}: cosigned at {time}, after {last}"
+            last = time or last
+
+
 def uploads_are_masked(left: Left) -> Iterator[str]:
     """No masked upload shows the update under it: its integers are not those of the update."""
     secure = left.outcome.manifest.secure
@@ -594,6 +634,7 @@ INVARIANTS: dict[str, Callable[[Left], Iterator[str]]] = {
         adapters_inside,
         no_device_state_on_a_broker,
         uploads_are_masked,
+        witnesses_sign_one_history,
         nothing_honest_is_refused,
         bounded_memory,
         learns,

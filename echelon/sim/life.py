@@ -107,6 +107,7 @@ class SimStore(StateStore):
         *,
         snapshot: bytes | None = None,
         vectors: bytes | None = None,
+        witness: bytes | None = None,
         offsets: Mapping[TopicPartition, int] | None = None,
         taken: Mapping[TopicPartition, Sequence[bytes]] | None = None,
         publish: Sequence[Outgoing] = (),
@@ -118,6 +119,8 @@ class SimStore(StateStore):
             disk.values["snapshot"] = snapshot
         if vectors is not None:
             disk.values["vectors"] = vectors
+        if witness is not None:
+            disk.values["witness"] = witness
         if offsets is not None:
             disk.offsets = dict(offsets)
         for at, signatures in (taken or {}).items():
@@ -151,6 +154,11 @@ class SimStore(StateStore):
         """See `StateStore.vectors`."""
         self._life.check()
         return self._disk.values.get("vectors")
+
+    def witness(self) -> bytes | None:
+        """See `StateStore.witness`."""
+        self._life.check()
+        return self._disk.values.get("witness")
 
     def offsets(self) -> dict[TopicPartition, int]:
         """See `StateStore.offsets`."""

@@ -220,7 +220,8 @@ class World:
     def _brokers(self) -> dict[str, SimBroker]:
         found = {"exchange": SimBroker("exchange")}
         names = [Boundary(boundary.name) for boundary in self.settings.boundaries]
-        for topic, partitions in load_catalogue().exchange_topics(names).items():
+        witnesses = self.settings.witness_names()
+        for topic, partitions in load_catalogue().exchange_topics(names, witnesses).items():
             found["exchange"].create_topic(topic, partitions)
         for boundary in self.settings.boundaries:
             if boundary.shards is not None:
@@ -359,6 +360,8 @@ class World:
                 key=keys.gate,
                 exchange=buses[1],
                 exchange_key=keys.exchange,
+                witness_key=keys.witness,
+                every=settings.witnesses.every,
             )
         if role == "aggregator":
             return make_aggregator(

@@ -35,6 +35,8 @@ from echelon.federation.deploy import (
     ENROLMENT_FILE,
     GATE,
     OPERATOR,
+    WITNESS,
+    WITNESSES,
     Deployment,
 )
 from echelon.federation.identities import read_key
@@ -284,7 +286,8 @@ class Fleet:
         private_folder(Path(url.removeprefix("sqlite:///").partition("?")[0]).parent)
         catalogue = load_catalogue()
         if broker == EXCHANGE:
-            wanted = catalogue.exchange_topics(Boundary(name) for name in self.deployment.boundaries)
+            names = [Boundary(name) for name in self.deployment.boundaries]
+            wanted = catalogue.exchange_topics(names, self.deployment.settings.witness_names())
         else:
             boundary = next(
                 boundary for boundary in self.deployment.settings.boundaries if boundary.name == broker
@@ -303,6 +306,8 @@ class Fleet:
             devices: replicas of each boundary's device service. None: one for each enrolled slot.
         """
         self.launch(CONTROLLER)
+        for witness in self.deployment.settings.witnesses.names:
+            self.launch(f"{witness}.{WITNESS}")
         for boundary in self.deployment.settings.boundaries:
             self.launch(f"{boundary.name}.{AGGREGATOR}")
             self.launch(f"{boundary.name}.{GATE}")
@@ -332,6 +337,8 @@ class Fleet:
     def _describe(self, name: str) -> Service:
         if name == CONTROLLER:
             broker, folder, role = EXCHANGE, CONTROLLER, CONTROLLER
+        elif name.removesuffix(f".{WITNESS}") in self.deployment.settings.witnesses.names:
+            broker, folder, role = EXCHANGE, f"{WITNESSES}/{name.removesuffix(f'.{WITNESS}')}", WITNESS
         else:
             broker, _, rest = name.partition(".")
             role = rest.partition(".")[0]

@@ -20,6 +20,8 @@ from typing import Any
 from echelon.actors.boundary import BoundaryActor, Cross
 from echelon.actors.device import Device
 from echelon.actors.state import Row, StateStore
+from echelon.audit.heads import CONFLICT, COSIGNATURE, HEAD, Head
+from echelon.audit.note import Checkpoint, SignedNote
 from echelon.audit.records import read_manifest
 from echelon.bus.base import Bus, Outgoing
 from echelon.bus.embedded import EmbeddedBus
@@ -65,7 +67,7 @@ class Point:
         moment: when.
         kind: of the message: `masked`, `window`, `commit`; `chunk` for parts of payloads.
         number: at the first with this number or a higher one: the window, or on the exchange the seq, commit or index;
-            of a sealed frame its own in its session.
+            of a sealed frame its own in its session; of a head or a cosignature the size of the log.
         topic: on which topic; empty for any.
     """
 
@@ -139,6 +141,8 @@ def described(record: Outgoing) -> _Said:
     kind = dict(record.headers).get(_KIND)
     if kind == b"chunk":
         return _Said(record.topic, "chunk", 0)
+    if kind in (HEAD, COSIGNATURE, CONFLICT):
+        return _Said(record.topic, kind.decode(), _size_in(kind, record.value))
     try:
         if kind is not None:
             _, message = read_manifest(_AsRead(record))
@@ -158,6 +162,14 @@ def described(record: Outgoing) -> _Said:
     except Refused:
         return _Said(record.topic, "other", 0)
     return _Said(record.topic, envelope.type, number)
+
+
+def _size_in(kind: bytes, value: bytes) -> int:
+    """The size that an announcement or a cosigned note is about; 0 for a conflict."""
+    if kind == CONFLICT:
+        return 0
+    note = Head.decode(value).note if kind == HEAD else SignedNote.decode(value)
+    return Checkpoint.parse(note.text).size
 
 
 class _AsRead:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from echelon.audit.heads import is_log
 from echelon.audit.records import read_manifest
 from echelon.audit.verify import verify
 from echelon.bus import Record, TopicPartition, open_bus
@@ -121,7 +122,8 @@ def faults_of_exchange(topics: Topics, boundaries: Iterable[str], genesis: bytes
     if not report.ok:
         faults += [f"audit: {finding}" for finding in report.findings]
     for topic, records in topics.items():
-        faults += _numbered_once(topic, records)
+        if is_log(topic):
+            faults += _numbered_once(topic, records)
     said = manifests(topics["global"])
     closes = [message for message in said if isinstance(message, Close)]
     if len(closes) != 1:

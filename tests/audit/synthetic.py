@@ -340,9 +340,9 @@ def log_position(log: TopicLog, writer: TopicWriter) -> int:
     return len(log.chain)
 
 
-def scenario(**fields: object) -> Exchange:
+def scenario(manifest: RunManifest | None = None, **fields: object) -> Exchange:
     """Merges, a void transfer, both kinds of refusal, a commit of one delta, and deltas left over at the end."""
-    exchange = Exchange(terms(**fields))  # type: ignore[arg-type]
+    exchange = Exchange(terms(**fields) if manifest is None else manifest)  # type: ignore[arg-type]
     exchange.delta(0)
     exchange.delta(1)
     exchange.commit((1_000, 2_000))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from echelon.audit.merkle import (
     EMPTY_ROOT,
     Frontier,
+    Tree,
     consistency_proof,
     inclusion_proof,
     leaf_hash,
@@ -121,3 +122,29 @@ def test_what_no_tree_has_is_refused() -> None:
         consistency_proof([b"\0" * 32], 0)
     with pytest.raises(CodecError):
         Frontier.decode((3).to_bytes(8, "big") + b"\0" * 32)
+
+
+def test_a_growing_tree_gives_the_published_roots() -> None:
+    tree = Tree()
+    assert tree.root() == EMPTY_ROOT
+    for leaf in LEAVES:
+        tree.append_hash(leaf_hash(leaf))
+    assert [tree.root(size).hex() for size in range(1, 9)] == ROOTS
+
+
+@given(st.integers(1, 130), st.data())
+def test_a_growing_tree_proves_as_the_definition_does(count: int, data: st.DataObject) -> None:
+    leaves = [leaf_hash(b"%d" % number) for number in range(count)]
+    tree = Tree()
+    for leaf in leaves:
+        tree.append_hash(leaf)
+    size = data.draw(st.integers(1, count))
+    smaller = data.draw(st.integers(1, size))
+    assert tree.root(size) == tree_root(leaves[:size])
+    assert tree.consistency(smaller, size) == consistency_proof(leaves[:size], smaller)
+    with pytest.raises(CodecError):
+        tree.consistency(size + 1, size)
+    with pytest.raises(CodecError):
+        tree.consistency(0, size)
+    with pytest.raises(CodecError):
+        tree.root(count + 1)

@@ -134,7 +134,7 @@ def test_topics_marks_the_one_that_crosses(cli: Cli) -> None:
     assert [line.split()[0] for line in crossing] == ["▶delta", "▶"]
     topics = json.loads(cli("topics", "list", "--json").stdout)
     assert [(t["plane"], t["name"]) for t in topics if t["crosses_boundary"]] == [("boundary", "delta")]
-    assert {"global", "delta.{boundary}", "witness.{name}"} == {
+    assert {"global", "delta.{boundary}", "head.global", "head.delta.{boundary}", "witness.{name}"} == {
         t["name"] for t in topics if t["plane"] == "exchange"
     }
 

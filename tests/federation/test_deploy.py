@@ -101,9 +101,9 @@ def public(key: Any) -> bytes:
 
 def test_every_private_key_lies_in_one_folder_and_only_its_owner_can_read_it(made: Deployment) -> None:
     keys = private_keys(made.folder)
-    # Per broker: 3 people. Exchange: controller (2), operator's signature. Boundary: aggregator (2), gate (2 + 2),
-    # four slots (2 each), the enrolment key.
-    assert len(keys) == 3 * 3 + 3 + 2 * (2 + 4 + 8 + 1)
+    # Per broker: 3 people. Exchange: controller (2), operator's signature. Boundary: aggregator (2), gate (2 + 2,
+    # and its key as a witness), four slots (2 each), the enrolment key.
+    assert len(keys) == 3 * 3 + 3 + 2 * (2 + 5 + 8 + 1)
     for paths in keys.values():
         assert len(paths) == 1
         assert stat.S_IMODE(paths[0].stat().st_mode) == 0o600
@@ -228,7 +228,7 @@ def test_topics_files_say_what_provisioning_needs(made: Deployment) -> None:
     }
     exchange = yaml.safe_load(made.topics("exchange", "operator").read_text())
     del exchange["broker"]
-    assert exchange == {"plane": "exchange", "boundaries": ["a", "b"], "witnesses": []}
+    assert exchange == {"plane": "exchange", "boundaries": ["a", "b"], "witnesses": ["a", "b"]}
 
 
 def test_without_an_authority_keys_stay_and_requests_are_listed(tmp_path: Path) -> None:

@@ -215,7 +215,13 @@ def test_only_so_many_micro_batches_are_under_way_and_a_step_may_have_more_than_
 
 def test_nothing_of_split_training_stands_on_the_exchange() -> None:
     outcome = split()
-    assert set(outcome.topics["exchange"]) == {"global", "delta.a"}
+    assert set(outcome.topics["exchange"]) == {
+        "global",
+        "delta.a",
+        "head.global",
+        "head.delta.a",
+        "witness.a",
+    }
     for records in outcome.topics["exchange"].values():
         for record in records:
             assert b"split." not in record.value

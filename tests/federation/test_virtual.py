@@ -267,8 +267,18 @@ def reaches(root: object, secret: bytes, public: bytes) -> bool:
 
 def test_the_manifests_of_the_exchange_are_of_the_closed_set() -> None:
     outcome = plain()
-    kinds = {
-        dict(record.headers)["kind"] for records in outcome.topics["exchange"].values() for record in records
+    by_topic = {
+        topic: {dict(record.headers)["kind"] for record in records}
+        for topic, records in outcome.topics["exchange"].items()
     }
+    logs = {topic for topic in by_topic if topic == "global" or topic.startswith("delta.")}
+    kinds = set().union(*(by_topic[topic] for topic in logs))
     assert kinds == {b"chunk", b"genesis", b"delta", b"commit", b"close"}
+    assert {topic: by_topic[topic] for topic in by_topic.keys() - logs} == {
+        "head.global": {b"head"},
+        "head.delta.a": {b"head"},
+        "head.delta.b": {b"head"},
+        "witness.a": {b"cosignature"},
+        "witness.b": {b"cosignature"},
+    }
     assert {Commit.kind, Delta.kind} <= {kind.decode() for kind in kinds}

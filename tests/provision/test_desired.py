@@ -53,13 +53,15 @@ ON_A_BOUNDARY = {
     "auditor": (set(), {"control", "model", "delta", "global"}),
 }
 ON_A_BOUNDARY["a-1"] = ON_A_BOUNDARY["a-0"]
-EVERY = {"delta.a", "delta.b", "global", "witness.w", "witness.v"}
+HEADS = {"head.global", "head.delta.a", "head.delta.b"}
+COSIGNED = {"witness.w", "witness.v"}
+EVERY = {"delta.a", "delta.b", "global", *HEADS, *COSIGNED}
 ON_THE_EXCHANGE = {
-    "a.gate": ({"delta.a"}, {"delta.a", "global", "witness.w", "witness.v"}),
-    "b.gate": ({"delta.b"}, {"delta.b", "global", "witness.w", "witness.v"}),
-    "controller": ({"global"}, EVERY),
-    "w.witness": ({"witness.w"}, EVERY),
-    "v.witness": ({"witness.v"}, EVERY),
+    "a.gate": ({"delta.a", "head.delta.a"}, {"delta.a", "global", "head.delta.a", "head.global", *COSIGNED}),
+    "b.gate": ({"delta.b", "head.delta.b"}, {"delta.b", "global", "head.delta.b", "head.global", *COSIGNED}),
+    "controller": ({"global", "head.global"}, EVERY),
+    "w.witness": ({"witness.w"}, {"global", *HEADS, *COSIGNED}),
+    "v.witness": ({"witness.v"}, {"global", *HEADS, *COSIGNED}),
     "auditor": (set(), EVERY),
     "operator": (set(), set()),
 }
@@ -92,6 +94,23 @@ def test_the_rules_are_these_and_no_others(scope, table, topics):
     rules = expected(table, topics, scope.devices)
     assert sorted(wanted.rules - rules) == []
     assert sorted(rules - wanted.rules) == []
+
+
+def test_a_gate_that_is_a_witness_reads_heads_and_no_payload_of_others():
+    scope = EXCHANGE.model_copy(update={"witnesses": ("a", "w")})
+    gate = {rule for rule in desired(CATALOGUE, scope).rules if rule.principal == "a.gate"}
+    assert {rule.name for rule in gate if rule.operation == "write"} == {
+        "delta.a",
+        "head.delta.a",
+        "witness.a",
+    }
+    assert {rule.name for rule in gate if rule.operation == "read"} == {
+        *("delta.a", "global", "witness.a", "witness.w"),
+        *HEADS,
+    }
+    other = {rule for rule in desired(CATALOGUE, scope).rules if rule.principal == "b.gate"}
+    assert "head.delta.a" not in {rule.name for rule in other if rule.operation == "read"}
+    assert not {rule for rule in desired(CATALOGUE, scope).rules if rule.principal == "a.witness"}
 
 
 def test_nobody_may_create_delete_or_alter():

@@ -54,7 +54,9 @@ async def create_topics(made: Deployment) -> None:
     catalogue = load_catalogue()
     for name, entry in made.brokers.entries.items():
         wanted = (
-            catalogue.exchange_topics([Boundary(boundary) for boundary in made.boundaries])
+            catalogue.exchange_topics(
+                [Boundary(boundary) for boundary in made.boundaries], made.settings.witness_names()
+            )
             if name == "exchange"
             else catalogue.boundary_topics(len(made.settings.boundaries[0].device_list()))
         )

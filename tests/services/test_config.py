@@ -18,10 +18,17 @@ from echelon.services.config import (
     DeviceConfig,
     GateConfig,
     ServiceConfig,
+    WitnessConfig,
     load_service,
 )
 
-ROLES: tuple[type[ServiceConfig], ...] = (DeviceConfig, AggregatorConfig, GateConfig, ControllerConfig)
+ROLES: tuple[type[ServiceConfig], ...] = (
+    DeviceConfig,
+    AggregatorConfig,
+    GateConfig,
+    ControllerConfig,
+    WitnessConfig,
+)
 PIN = "ab" * 32
 TLS = {"ca": "ca.pem", "certificate": "tls.pem"}
 
@@ -31,8 +38,10 @@ def fields_of(kind: type[ServiceConfig], **changes: Any) -> dict[str, Any]:
         "manifest_sha256": PIN,
         "broker": {"url": "kafka://b:9093", "security": dict(TLS)},
     }
-    if kind is not ControllerConfig:
+    if kind not in (ControllerConfig, WitnessConfig):
         fields["boundary"] = "a"
+    if kind is WitnessConfig:
+        fields["witness"] = "w"
     if kind is DeviceConfig:
         fields["slots"] = "slots"
     if kind is GateConfig:
@@ -81,6 +90,7 @@ def test_only_the_gate_has_a_place_for_a_second_broker_and_for_a_second_key() ->
         AggregatorConfig: {"broker"},
         GateConfig: {"broker", "exchange"},
         ControllerConfig: {"broker"},
+        WitnessConfig: {"broker"},
     }
     secrets = {
         kind: {
@@ -93,8 +103,9 @@ def test_only_the_gate_has_a_place_for_a_second_broker_and_for_a_second_key() ->
     assert secrets == {
         DeviceConfig: {"slot", "slots", "broker.security.key"},
         AggregatorConfig: {"key", "broker.security.key"},
-        GateConfig: {"key", "exchange_key", "broker.security.key", "exchange.security.key"},
+        GateConfig: {"key", "exchange_key", "witness_key", "broker.security.key", "exchange.security.key"},
         ControllerConfig: {"key", "broker.security.key"},
+        WitnessConfig: {"key", "broker.security.key"},
     }
     for kind in ROLES:
         named = {".".join(at) for at in places(kind)}
@@ -103,8 +114,8 @@ def test_only_the_gate_has_a_place_for_a_second_broker_and_for_a_second_key() ->
         }
 
 
-@pytest.mark.parametrize("kind", [DeviceConfig, AggregatorConfig, ControllerConfig])
-@pytest.mark.parametrize("field", ["exchange", "exchange_key", "gate_key", "enrolment"])
+@pytest.mark.parametrize("kind", [DeviceConfig, AggregatorConfig, ControllerConfig, WitnessConfig])
+@pytest.mark.parametrize("field", ["exchange", "exchange_key", "gate_key", "witness_key", "enrolment"])
 def test_others_are_refused_with_credentials_of_the_gate(
     tmp_path: Path, kind: type[ServiceConfig], field: str
 ) -> None:

@@ -54,6 +54,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         learner={"kind": "quadratic", "dim": 16, "seconds": 0.3},
         # Rounds have time enough on a busy machine, too: no window is void for its slowness.
         window={"deadline": 2, "round_timeout": 30, "patience": 0.3},
+        witnesses={"names": ["w"]},
     )  # fmt: skip
     found = Fleet(
         made,
@@ -77,7 +78,7 @@ def test_a_federation_of_processes_outlives_a_stop_of_each_role(fleet: Fleet) ->
         lambda: scrape(port_of(fleet.services["controller"].state))["echelon_commits_total"][()] >= 1, 60.0
     )
 
-    for name in ("a.device.1", "a.aggregator", "b.gate", "controller"):
+    for name in ("a.device.1", "a.aggregator", "b.gate", "w.witness", "controller"):
         service = fleet.services[name]
         begun = time.monotonic()
         fleet.terminate(name)

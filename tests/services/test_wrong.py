@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("original")
-    deployed(folder, topics=False)
+    deployed(folder, topics=False, witnesses={"names": ["w"]})
     return folder / "deployment"
 
 
@@ -61,6 +61,7 @@ def test_what_was_deployed_passes_its_check(made: Deployment) -> None:
         ("aggregator", "a", "aggregator"),
         ("gate", "b", "gate"),
         ("device", "a", "devices"),
+        ("witness", "exchange", "witnesses/w"),
     ):
         assert checked(role, made.config(broker, folder)) == (0, ""), role
 
@@ -91,6 +92,13 @@ def test_what_was_deployed_passes_its_check(made: Deployment) -> None:
         ("gate", "a/gate", copy("b/gate/exchange-signing.pem", "a/gate/exchange-signing.pem"),
          ["exchange_key", "another key"]),
         ("gate", "a/gate", copy("a/gate/run.yaml", "a/gate/signing.pem"), ["signing.pem cannot be read"]),
+        ("gate", "a/gate", copy("b/gate/witness-signing.pem", "a/gate/witness-signing.pem"),
+         ["witness_key", "another key"]),
+        ("gate", "a/gate", change("a/gate/service.yaml", witness_key=None), ["name its key as `witness_key`"]),
+        ("witness", "exchange/witnesses/w", copy("a/gate/witness-signing.pem", "exchange/witnesses/w/signing.pem"),
+         ["another key"]),
+        ("witness", "exchange/witnesses/w", change("exchange/witnesses/w/service.yaml", witness="a"),
+         ["witness a", "lists no service of that name", "there are w"]),
         ("device", "a/devices", copy("a/devices/slots/a-1/signing.pem", "a/devices/slots/a-0/signing.pem"),
          ["names another key for a-0"]),
         ("device", "a/devices", lambda d: (d / "a/devices/slots/a-0").rename(d / "a/devices/slots/a-9"),

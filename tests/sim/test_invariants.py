@@ -213,6 +213,10 @@ def the_adapter_runs_away(outcome: Outcome) -> None:
     outcome.adapter = outcome.adapter - 3 * outcome.optimum.astype(np.float32)
 
 
+def a_witness_goes_back_in_time(outcome: Outcome) -> None:
+    outcome.topics["exchange"]["witness.a"].reverse()
+
+
 VIOLATIONS: dict[str, Callable[[Outcome], None]] = {
     "no-actor-fails": an_actor_failed,
     "progress": it_is_stuck,
@@ -229,6 +233,7 @@ VIOLATIONS: dict[str, Callable[[Outcome], None]] = {
     "adapters-inside": a_version_is_another_adapter,
     "no-device-state-on-a-broker": weights_of_a_device_leave,
     "uploads-are-masked": an_upload_is_not_masked,
+    "witnesses-sign-one-history": a_witness_goes_back_in_time,
     "nothing-honest-is-refused": an_honest_record_is_refused,
     "bounded-memory": more_is_open_than_may_be,
     "learns": the_adapter_runs_away,
