@@ -519,6 +519,8 @@ def test_the_command_takes_a_policy(tmp_path: Path) -> None:
         "w": len(watching.trees["delta.a"]),
     }
     assert "Cosigned manifests" in invoke("report", run, "--policy", policy).output
+    assert invoke("export", run, tmp_path / "export").exit_code == 0
+    assert invoke("verify", tmp_path / "export", "--policy", policy).exit_code == 0
     policy.write_text("quorum: 3\n")
     bad = invoke("verify", run, "--policy", policy)
     assert bad.exit_code == 1
