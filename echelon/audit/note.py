@@ -26,7 +26,7 @@ MAX_TIME = (1 << 63) - 1
 """Latest time of a cosignature, in seconds since the epoch."""
 _ED25519, _COSIGNATURE = 1, 4
 """Signature types of C2SP: Ed25519 over the text; cosignature/v1."""
-_NAME = re.compile(r"[^\s+\u0000-\u001f]{1,255}")
+_NAME = re.compile(r"[^\s+\u0000-\u001f\ud800-\udfff]{1,255}")
 _SIGNATURE = re.compile(r"\u2014 (\S+) ([A-Za-z0-9+/]+={0,2})")
 
 
@@ -81,7 +81,7 @@ def parse_cosigner_vkey(line: str) -> tuple[str, bytes]:
 def _check_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise CodecError(
-            f"{name[:64]!r} cannot name a key: it must be without spaces, '+' and control characters"
+            f"{name[:64]!r} cannot name a key: it must be Unicode without spaces, '+' and control characters"
         )
     return name
 

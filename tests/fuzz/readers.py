@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from echelon.audit.cosigned import Witnessed
 from echelon.audit.export import (
     ExportedTopic,
     encode_index,
@@ -24,16 +25,19 @@ from echelon.audit.export import (
     read_index,
     read_topic,
 )
+from echelon.audit.heads import CONFLICT, COSIGNATURE, HEAD, MAX_HEAD_BYTES, Head, headers_of
 from echelon.audit.log import TopicLog, open_genesis
 from echelon.audit.merkle import Frontier
-from echelon.audit.note import Checkpoint, SignedNote
+from echelon.audit.note import Checkpoint, SignedNote, cosigner_vkey, parse_cosigner_vkey
 from echelon.audit.prefix import PrefixChain
 from echelon.audit.records import StoredRecord, read_chunk, read_manifest
 from echelon.audit.verify import verify
+from echelon.audit.witness import WitnessCore
 from echelon.bus.base import Record
 from echelon.bus.chunks import Assembler, ChunkError, split, transfer_of
 from echelon.bus.sqlite import SqliteStore, decode_headers, encode_headers
 from echelon.bus.store import Hub
+from echelon.cli.audit import read_policy
 from echelon.config.broker import load_broker
 from echelon.config.profile import load_profile
 from echelon.config.reading import load_yaml
@@ -85,6 +89,7 @@ from echelon.training.split.perturb import decode_basis, encode_basis
 from echelon.training.split.sketch import Sketch
 from echelon.training.state import TrainerState, of_cut, with_cut
 from tests.audit.synthetic import CONTROLLER, OPERATOR, scenario, terms
+from tests.audit.witnessed import Watching, watched_scenario
 from tests.fuzz import mutate, seeds
 
 ROOT = Path(__file__).parents[2]
@@ -397,6 +402,24 @@ def _notes() -> tuple[bytes, ...]:
     return note.encode(), note.sign("another", OPERATOR).encode()
 
 
+WATCHING = Watching(watched_scenario()).everything()
+
+
+def _witnessed(data: bytes) -> object:
+    found: list[object] = []
+    witnessed = Witnessed(WATCHING.exchange.manifest, lambda *finding: found.append(finding))
+    for topic, headers in (("witness.w", COSIGNATURE), ("witness.w", CONFLICT), ("head.global", HEAD)):
+        witnessed.read(topic, StoredRecord(topic, 0, b"global", data, headers_of(headers)))
+    return found
+
+
+def _witness_restored(data: bytes) -> object:
+    known = WATCHING.cores["w"]
+    core = WitnessCore(known.name, known.signer, known.logs)
+    core.restore(data)
+    return core.snapshot()
+
+
 def _frontier() -> bytes:
     tree = Frontier()
     for leaf in range(11):
@@ -485,6 +508,43 @@ def _audit() -> list[Reader]:
             ("audit.note.SignedNote.decode",),
             1,
             16 * 1024,
+        ),
+        Reader(
+            "announced head",
+            Head.decode,
+            lambda: (Head(3, (bytes(32), bytes(range(32))), SignedNote.decode(_notes()[0])).encode(),),
+            mutate.raw,
+            (CodecError,),
+            ("audit.heads.Head.decode",),
+            1,
+            MAX_HEAD_BYTES,
+        ),
+        Reader(
+            "witness's records",
+            _witnessed,
+            lambda: tuple(record.value for record in WATCHING.topics["witness.w"]),
+            mutate.raw,
+            (),
+            ("audit.cosigned.Witnessed.read",),
+            0.3,
+            reports=True,
+        ),
+        Reader(
+            "verifier key",
+            lambda data: parse_cosigner_vkey(data.decode("utf-8", "surrogatepass")),
+            lambda: (cosigner_vkey("witness.example/w1", CONTROLLER.public).encode(),),
+            mutate.raw,
+            (CodecError, UnicodeDecodeError),
+            ("audit.note.parse_cosigner_vkey",),
+        ),
+        Reader(
+            "witness's state",
+            _witness_restored,
+            lambda: (WATCHING.cores["w"].snapshot(),),
+            mutate.raw,
+            (StateError,),
+            ("audit.witness.WitnessCore.restore",),
+            0.3,
         ),
         Reader(
             "checkpoint",
@@ -727,6 +787,12 @@ def _configuration() -> list[Reader]:
             lambda path: load_service(GateConfig, path, {}),
             lambda: [_gate()],
             "services.config.load_service",
+        ),
+        _yaml_file(
+            "policy",
+            read_policy,
+            lambda: [{"quorum": 1, "logs": {"global": 1}, "witnesses": {"w": "ab" * 32}, "lag": 3}],
+            "cli.audit.read_policy",
         ),
         _yaml_file(
             "topic catalogue",
