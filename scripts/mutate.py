@@ -84,7 +84,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         name="floor of heads",
         file="echelon/secagg/context.py",
-        find="if len(weights) < self.k_min + self.colluding:",
+        find="if len(weights) < floor:",
         replace="if not weights:",
         tests=("tests/secagg/test_adversary.py",),
         why="An aggregator could unmask the sum of two devices, or of one: an update.",
@@ -92,8 +92,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         name="floor of weight",
         file="echelon/secagg/context.py",
-        find="if sum(weights) < self.k_min * max(weights):",
-        replace="if sum(weights) < max(weights):",
+        find="if not weight_holds(weights, self.k_min, self.colluding):",
+        replace="if False:",
         tests=("tests/secagg/test_adversary.py",),
         why="One heavy update would stand out of the sum of many light ones.",
     ),

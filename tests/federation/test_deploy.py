@@ -353,7 +353,7 @@ def test_a_deployment_checks_its_pin(tmp_path: Path) -> None:
     (made.folder / "manifest.dsse").write_bytes(b"{}")
     with pytest.raises(ConfigError, match="is not the manifest"):
         made.manifest()
-    with pytest.raises(ConfigError, match="is no deployment"):
+    with pytest.raises(ConfigError, match="no deployment"):
         Deployment.load(tmp_path)
 
 

@@ -20,14 +20,14 @@ EXCHANGE = Scope(broker=BROKER, plane="exchange", boundaries=("a", "b"), witness
 
 TOPICS = {
     "control", "model", "checkin", "handshake", "inbox", "masked", "delta", "global", "shards", "split.up",
-    "split.down", "parts", "behaviour", "deadletter",
+    "split.down", "parts", "behaviour", "versions", "deadletter",
 }  # fmt: skip
 
 # (principal): (what it writes, what it reads)
 ON_A_BOUNDARY = {
     "a-0": (
         {"checkin", "handshake", "masked", "split.up", "behaviour", "deadletter"},
-        {"control", "model", "inbox", "shards", "split.down"},
+        {"control", "model", "versions", "inbox", "shards", "split.down"},
     ),
     "a.aggregator": (
         {"control", "model", "inbox", "delta", "deadletter"},
@@ -41,16 +41,20 @@ ON_A_BOUNDARY = {
             "masked",
             "parts",
             "behaviour",
+            "versions",
             "global",
         },
     ),
     "a.edge-0": (
         {"checkin", "split.down", "parts", "deadletter"},
-        {"control", "model", "split.up", "parts"},
+        {"control", "model", "versions", "split.up", "parts"},
     ),
-    "a.gate": ({"global", "deadletter"}, {"control", "handshake", "masked", "parts", "delta", "global"}),
+    "a.gate": (
+        {"global", "versions", "deadletter"},
+        {"control", "handshake", "masked", "parts", "delta", "global", "versions"},
+    ),
     "operator": ({"shards"}, {"shards", "deadletter"}),
-    "auditor": (set(), {"control", "model", "delta", "global"}),
+    "auditor": (set(), {"control", "model", "versions", "delta", "global"}),
 }
 ON_A_BOUNDARY["a-1"] = ON_A_BOUNDARY["a-0"]
 HEADS = {"head.global", "head.delta.a", "head.delta.b"}
