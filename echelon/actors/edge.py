@@ -31,7 +31,7 @@ from echelon.rounds.effects import (
     TimerFired,
 )
 
-UP = "split.up"
+UP, VERSIONS = "split.up", "versions"
 
 
 class MiddleCompute(Protocol):
@@ -71,13 +71,13 @@ class Edge(BoundaryActor):
         self._turns: dict[str, asyncio.Lock] = {}
         self._digests: dict[tuple[str, int, int], tuple[Record, bytes]] = {}
         """The records behind work that is under way, by device, step and micro-batch."""
-        self._stored: object = None
 
     def inputs(self) -> Iterable[TopicPartition]:
         """Decisions, adapters, and what devices send."""
         return (
             TopicPartition("control"),
             TopicPartition("model"),
+            *([TopicPartition(VERSIONS)] if self.core.derives else []),
             *(TopicPartition(UP, slot) for slot in range(self._slots)),
         )
 

@@ -9,7 +9,7 @@ from echelon.actors.aggregator import Aggregator
 from echelon.actors.boundary import Membership
 from echelon.actors.controller import Controller
 from echelon.actors.device import Compute, Device, Interceptor, ShardSource
-from echelon.actors.edge import Edge, MiddleCompute
+from echelon.actors.edge import VERSIONS, Edge, MiddleCompute
 from echelon.actors.gate import Gate
 from echelon.actors.runtime import Services
 from echelon.actors.splitting import Half
@@ -36,7 +36,7 @@ from echelon.rounds.edges import EdgesTerms
 from echelon.rounds.rules import Allowed
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.roster import Roster
-from echelon.topics import Catalogue, Role, load_catalogue
+from echelon.topics import Catalogue, Plane, Role, load_catalogue
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def make_edge(
         raise ConfigError(f"{name} is not on the roster of {roster.boundary}: enrol it, or name another edge")
     if enrolled[name] != signer.public:
         raise ConfigError(_other_key(name, roster))
-    dim = manifest.adapter_layout().dim
+    dim, catalogue = manifest.adapter_layout().dim, load_catalogue()
     core = EdgeCore(
         manifest=manifest,
         terms=EdgeTerms(split.beat, split.timeout),
@@ -179,6 +179,7 @@ def make_edge(
         entropy=entropy,
         dim=dim,
         cuts=cuts,
+        derives=catalogue.plane(Plane.BOUNDARY).find(VERSIONS) is not None,
     )
     return Edge(
         core=core,
@@ -190,7 +191,7 @@ def make_edge(
         services=place.services,
         signer=signer,
         membership=membership(manifest, roster),
-        catalogue=load_catalogue(),
+        catalogue=catalogue,
         assembler=_assembler(dim, 1 + len(roster.entries), MAX_SPLIT_BYTES),
     )
 

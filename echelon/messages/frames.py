@@ -50,6 +50,8 @@ class Decline(StrEnum):
     """It does not have that version of the adapter yet, or no more."""
     UNKNOWN_JOB = "unknown-job"
     """It does not have the middle update of an earlier job that the start contains."""
+    TOO_MANY_JOBS = "too-many-jobs"
+    """More updates of earlier jobs are counted on than an edge keeps of one device."""
     BAD_CUT = "bad-cut"
     """There are no such blocks, or none is left between."""
     BAD_TENSOR = "bad-tensor"

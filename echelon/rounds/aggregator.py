@@ -445,11 +445,11 @@ class AggregatorCore:
             elif len(rejected) < MAX_COHORT:
                 rejected.append(Rejected(device=device, offer=check.offer))
         present = {device for device, _, _ in fresh}
-        fresh = [fresh[place] for place in admitted([check.edge for _, check, _ in fresh], floor)]
+        fresh = self._with_edges(fresh, floor)
         # Offers on one data shard exclude each other; those that are left out stay ready for the next window.
         fitting = disjoint([check.shards for _, check, _ in fresh], floor)
         chosen = [fresh[place] for place in fitting][: secure.cohort_max]
-        chosen = [chosen[place] for place in admitted([check.edge for _, check, _ in chosen], floor)]
+        chosen = self._with_edges(chosen, floor)
         if len(chosen) < floor:
             return before
         self.attendance.came(present, overdue=self._overdue)
@@ -478,6 +478,14 @@ class AggregatorCore:
             inputs=self._checked_in,
         )
         return [*before, Publish("control", cohort, self.window), *self._begin(cohort)]
+
+    def _with_edges(
+        self, offers: list[tuple[DeviceId, CheckIn, int]], floor: int
+    ) -> list[tuple[DeviceId, CheckIn, int]]:
+        """Those whose edges can release their middles, as far as that can be waited for."""
+        edges = [check.edge for _, check, _ in offers]
+        bases = [check.base_version for _, check, _ in offers]
+        return [offers[place] for place in admitted(edges, floor, bases, overdue=self._overdue)]
 
     def _begin(self, cohort: Cohort) -> list[Effect]:
         self._cohort = cohort

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from echelon.errors import ProtocolError
 from echelon.messages.boundary import Cohort
+from echelon.messages.boundary import Member as CohortMember
 from echelon.messages.exchange import WindowSummary
 from echelon.messages.manifest import MILLION, RunManifest, SecureTerms
 from echelon.messages.split import EdgePart
@@ -25,12 +26,18 @@ from echelon.rounds.ledger import window_mean
 from echelon.secagg.context import Context, Member, ring_threshold, threshold
 from echelon.secagg.floors import weight_cap, weight_holds
 from echelon.secagg.graph import Ring
-from echelon.secagg.ring import LIMBS, bound, unpack_sum
+from echelon.secagg.ring import LIMBS, bound, centred, unpack_sum
 from echelon.secagg.roster import WindowLeaf, bases_root, roster_root
 from echelon.secagg.server import SumResult
 
 AUX = ("n", "weight", "norm2", "tokens", "loss", "loss_tokens", "eval_loss", "eval_tokens")
 """The integers that travel with each update, in their order; units as in `WindowSummary`."""
+NORM_UNIT = 1 << 32
+"""Squared norms are integers of 2**-32."""
+MOST = (1 << 63) - 1
+"""Largest integer of a summary."""
+CHECKED = ("n", "weight")
+"""Those of `AUX` that the cohort says already: their sums are held against it."""
 
 
 def threshold_of(n: int, secure: SecureTerms) -> int:
@@ -96,17 +103,39 @@ def releasable(weights: Sequence[int], secure: SecureTerms) -> bool:
     return len(weights) >= secure.floor and weight_holds(weights, secure.k_min, secure.colluding)
 
 
+def one_base(members: Sequence[CohortMember], secure: SecureTerms) -> tuple[CohortMember, ...]:
+    """Those of an edge's members that its part is over: of one base version, and releasable; () if there are none.
+
+    Middles from different versions do not hide each other: who chooses the versions could tell them apart. Of several
+    versions the one that most trained from counts, of equals the older.
+    """
+    groups: dict[int, list[CohortMember]] = {}
+    for member in members:
+        groups.setdefault(member.base_version, []).append(member)
+    fit = [group for group in groups.values() if releasable([member.weight for member in group], secure)]
+    if not fit:
+        return ()
+    best = min(fit, key=lambda group: (-len(group), group[0].base_version))
+    return tuple(best)
+
+
 def edge_groups(cohort: Cohort, included: Collection[str], secure: SecureTerms) -> dict[str, tuple[str, ...]]:
     """The included devices of each edge that may release its part, by edge in order of name."""
-    groups: dict[str, list[tuple[str, int]]] = {}
+    groups: dict[str, list[CohortMember]] = {}
     for member in cohort.members:
         if member.edge and member.device in included:
-            groups.setdefault(member.edge, []).append((member.device, member.weight))
-    return {
-        edge: tuple(device for device, _ in group)
-        for edge, group in sorted(groups.items())
-        if releasable([weight for _, weight in group], secure)
-    }
+            groups.setdefault(member.edge, []).append(member)
+    found = {edge: one_base(group, secure) for edge, group in sorted(groups.items())}
+    return {edge: tuple(member.device for member in group) for edge, group in found.items() if group}
+
+
+def norm2_bound(weights: Sequence[int], secure: SecureTerms) -> int:
+    """The most that Σ w‖Δ‖² of clipped updates can be, in units of 2**-32.
+
+    Σw · clip², and 2**-20 of it more: what a vector of float32 that was shortened to the bound may pass it by.
+    """
+    exact = sum(weights) * secure.clip_micro**2 * NORM_UNIT
+    return exact // MILLION**2 + (exact >> 20) // MILLION**2 + len(weights)
 
 
 def read_part(
@@ -121,8 +150,8 @@ def read_part(
     """Hold an edge's part against the cohort and the included set.
 
     Raises:
-        ProtocolError: it counts a device that is not included, or another edge's, or too few; or its integers are not
-            d, or larger than so many clipped updates can add up to.
+        ProtocolError: it counts a device that is not included, or another edge's, or too few, or devices that trained
+            from different versions; or its integers are not d, or larger than so many clipped updates can add up to.
     """
     where = f"window {cohort.window}: the part of {edge}"
     members = {member.device: member for member in cohort.members}
@@ -131,8 +160,14 @@ def read_part(
     for device in message.devices:
         if device not in members or members[device].edge != edge or device not in included:
             raise ProtocolError(f"{where} counts {device}, which is not included with that edge")
-    if not releasable([members[device].weight for device in message.devices], manifest.secure):
+    weights = [members[device].weight for device in message.devices]
+    if not releasable(weights, manifest.secure):
         raise ProtocolError(f"{where} is over {len(message.devices)} devices, below the floor")
+    versions = sorted({members[device].base_version for device in message.devices})
+    if len(versions) > 1:
+        raise ProtocolError(f"{where} counts devices that trained from the versions {versions[:8]}")
+    if message.norm2 > norm2_bound(weights, manifest.secure):
+        raise ProtocolError(f"{where} has a larger norm than clipped updates of its devices can have")
     if len(payload) != 4 * dim:
         raise ProtocolError(f"{where} has {len(payload)} bytes, by the layout it has {4 * dim}")
     total = np.frombuffer(payload, "<i4").astype(np.int64)
@@ -205,7 +240,16 @@ def context_of(cohort: Cohort, manifest: RunManifest, dim: int) -> Context:
         scale_bits=secure.scale_bits,
         length=vector_length(dim),
         ring=ring_of(cohort, manifest),
+        offers_sha256=offers_sha256(cohort),
     )
+
+
+def offers_sha256(cohort: Cohort) -> bytes:
+    """SHA-256 over what the members offered besides n and base version, 32 bytes: each signs it with its keys."""
+    offers = [
+        [member.offer, list(member.shards), member.edge, list(member.jobs)] for member in cohort.members
+    ]
+    return hashlib.sha256(pack(offers)).digest()
 
 
 def ring_of(cohort: Cohort, manifest: RunManifest) -> Ring | None:
@@ -244,11 +288,16 @@ def close_window(
     included = [members[device] for device in result.included]
     total, aux = unpack_sum(result.total, result.total.size - LIMBS * len(AUX))
     sums = dict(zip(AUX, aux, strict=True))
+    sums = {name: value if name in CHECKED else min(value, MOST) for name, value in sums.items()}
+    # What one device says of its norm hides in the sum: more than all can have is no reason to lose the window.
+    weights = [member.weight for member in included]
+    sums["norm2"] = min(sums["norm2"], norm2_bound(weights, manifest.secure))
     for part in parts:
         total = total + part.total
         sums["norm2"] += part.norm2
-    if parts and total.size and int(np.abs(total).max()) >= 1 << 31:
-        raise ProtocolError(f"{where}: with the parts of edges a coordinate passes 2**31 - 1")
+    sums["norm2"] = min(sums["norm2"], MOST)
+    if parts:
+        total = centred(total)
     expected = (sum(member.n for member in included), sum(member.weight for member in included))
     if (sums["n"], sums["weight"]) != expected:
         raise ProtocolError(
@@ -256,7 +305,7 @@ def close_window(
             f"{expected[0]} and {expected[1]}"
         )
     weight2 = sum(member.weight**2 for member in included)
-    too_large = [name for name, value in {**sums, "weight2": weight2}.items() if value >= 1 << 63]
+    too_large = [name for name, value in {**sums, "weight2": weight2}.items() if value > MOST]
     if too_large:
         raise ProtocolError(f"{where}: the sum of {', '.join(too_large)} passes 2**63 - 1")
     bases = {base.version: base.sha256 for base in cohort.bases}

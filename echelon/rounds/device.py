@@ -38,7 +38,7 @@ from echelon.messages.exchange import Pace, Payload
 from echelon.messages.frames import Decline
 from echelon.messages.handshake import Deliver, Included, KeyList, SharesList, Signatures
 from echelon.messages.manifest import MILLION, RunManifest
-from echelon.messages.split import Assignment, Trip, Trips
+from echelon.messages.split import MAX_JOBS, Assignment, Trip, Trips
 from echelon.messages.wire import DeviceId
 from echelon.rounds.cohort import context_of
 from echelon.rounds.effects import (
@@ -411,6 +411,8 @@ class DeviceCore:
             # Half of it lies with an edge that this device has no more, and no update has two edges.
             self.carried = None
             effects += [note("progress-left"), Save()]
+        if self._edge_waits():
+            return effects
         shard = self.shards.begin()
         start = self.base
         on_top: tuple[int, ...] = ()
@@ -432,6 +434,19 @@ class DeviceCore:
             self._training_split,
         )  # fmt: skip
         return [StopTimer(PATIENCE), *effects, train]
+
+    def _edge_waits(self) -> bool:
+        """Whether an edge takes no further job before the open offer is decided.
+
+        It adds up what was trained from one version, so what is carried is offered before a job from a newer one
+        begins; and it keeps no more than so many updates.
+        """
+        offer, carried = self.offer, self.carried
+        jobs = len(() if offer is None else offer.progress.jobs) + len(
+            () if carried is None else carried.jobs
+        )
+        other = carried is not None and carried.base_version != self.version
+        return self.terms.split and (other or jobs >= MAX_JOBS)
 
     def _with(self) -> str:
         """Whom the next job is trained with: the edge, or nobody."""
@@ -881,10 +896,18 @@ class DeviceCore:
         if self._held_cohort is not None and self._held_cohort[0].window <= window:
             self._held_cohort = None
 
+    @staticmethod
+    def _one_update(first: Progress, second: Progress) -> bool:
+        """Whether an edge can add both up as one: it has the other half of both, trained from one version."""
+        if first.edge != second.edge:
+            return False
+        bases = first.base_version == second.base_version
+        return not first.edge or (bases and len(first.jobs) + len(second.jobs) <= MAX_JOBS)
+
     def _take_back(self, offer: Offer) -> None:
         """offered → r, keeping the older base of the two."""
         kept = offer.progress
-        if self.carried is not None and self.carried.edge != kept.edge:
+        if self.carried is not None and not self._one_update(kept, self.carried):
             kept = self.carried  # halves at two edges are two updates, and only one can be offered
         elif self.carried is not None:
             kept.jobs = (*kept.jobs, *self.carried.jobs)

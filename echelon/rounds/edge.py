@@ -2,13 +2,13 @@
 
 The core decides what is taken, in which order, and what counts; tensors are bytes to it, and the shell computes. A job
 happens whole or not at all: its middle update is stored before the device hears that it is, and whatever breaks before
-leaves nothing. A job is in at most one part.
+leaves nothing. A job is in at most one part, and a part goes out only for a window that its devices signed.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgpack
@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echelon.errors import ProtocolError
-from echelon.messages.boundary import Cohort, End, Heartbeat, Model, Void, Window
-from echelon.messages.exchange import Payload
+from echelon.messages.boundary import Cohort, Derived, End, Heartbeat, Member, Model, Void, Window
+from echelon.messages.exchange import Pace, Payload
 from echelon.messages.frames import (
     Assess,
     Backward,
@@ -35,12 +35,14 @@ from echelon.messages.frames import (
     from_double,
     to_double,
 )
-from echelon.messages.handshake import Included, Signatures
+from echelon.messages.handshake import Included, KeyList, SharesList, Signatures
 from echelon.messages.manifest import MILLION, RunManifest
 from echelon.messages.split import EdgePart, SplitAccept, SplitFrame, SplitOpen, SplitPing, SplitPong
 from echelon.messages.wire import Message, Reason, Refused
 from echelon.rounds.channel import Channel, ChannelBroken, Parties, edge_channel
-from echelon.rounds.cohort import context_of, releasable
+from echelon.rounds.cohort import NORM_UNIT, one_base
+from echelon.rounds.edge_jobs import F32, MAX_KEPT, Job, Kept, Version
+from echelon.rounds.edge_window import Decision, EdgeWindow
 from echelon.rounds.effects import (
     Effect,
     Incoming,
@@ -62,13 +64,15 @@ from echelon.secagg.keys import AgreementKey
 from echelon.secagg.ring import Codec, signed
 from echelon.secagg.roster import Roster
 
-F32 = NDArray[np.float32]
 BEAT, IDLE = "beat", "idle"
-NORM_UNIT = 1 << 32
 VERSIONS = 4
 """Newest versions of the boundary adapter that a job may start from."""
 COMMITS = 2
 """Newest commits whose adapters may be evaluated."""
+ASKED = 4
+"""Most sessions of one device that were accepted and not begun; the oldest goes for another one."""
+DERIVED = 512
+"""Newest versions whose digest by the gate is kept: twice as many as a cohort may have bases."""
 
 Cuts = Callable[[int, int], bool]
 """Whether an edge can take a device's cut: (p, q)."""
@@ -88,57 +92,32 @@ class EdgeTerms:
 
 
 @dataclass(slots=True)
-class _Job:
-    """A job or an evaluation that is under way; never stored."""
-
-    begin: Begin | Assess
-    opening: bytes = b""
-    """What came with it, for whoever computes."""
-    waiting: bool = False
-    """Whether it waits for the adapter that it starts from."""
-    begun: bool = False
-    step: int = -1
-    count: int = 0
-    forwarded: set[int] = field(default_factory=set)
-    backwarded: set[int] = field(default_factory=set)
-    looked: set[int] = field(default_factory=set)
-    finishing: bool = False
-
-    @property
-    def stepped(self) -> bool:
-        """Whether every micro-batch of the step is through."""
-        return len(self.backwarded) == self.count
-
-
-@dataclass(slots=True)
 class _Session:
     channel: Channel
     accept: SplitAccept
     """What opened it: asked again, the edge says it again."""
-    job: _Job | None = None
+    job: Job | None = None
+    newest: int = -1
+    """The newest job or evaluation that was asked for: numbers ascend within a session."""
     told: tuple[int, int] = (0, 0)
     """Bytes taken and sent that the metrics know of."""
     heard: bool = True
     """Whether a frame came since the last look."""
+    leaving: bool = False
+    """Whether its device asked another edge for a session since its last frame."""
 
     def answers(self, message: SplitOpen) -> bool:
         """Whether this is the session that is asked for."""
         return (self.accept.session, self.accept.device_public) == (message.session, message.public)
 
 
-@dataclass(slots=True)
-class Kept:
-    """What an edge keeps of one device, across sessions and restarts."""
-
-    states: dict[int, bytes] = field(default_factory=dict)
-    """AdamW moments of its middle after its newest jobs, by job: it may go on from the one before the newest."""
-    moved: dict[int, F32] = field(default_factory=dict)
-    """By job: where its middle moved, float32[d], 0 outside."""
-
-
 @dataclass
 class EdgeCore:
-    """The state machine. `handle` takes one event and returns effects; it never waits."""
+    """The state machine. `handle` takes one event and returns effects; it never waits.
+
+    `derives` is whether the boundary's gate says on `versions` what it derived: then nothing counts that was trained
+    from another version.
+    """
 
     manifest: RunManifest
     terms: EdgeTerms
@@ -149,17 +128,22 @@ class EdgeCore:
     cuts: Cuts
     kept: dict[str, Kept] = field(default_factory=dict)
     ended: bool = False
+    derives: bool = True
 
     def __post_init__(self) -> None:
         secure = self.manifest.secure
         self._codec = Codec(secure.clip_micro / MILLION, secure.scale_bits, secure.cohort_max)
         self._sessions: dict[str, _Session] = {}
-        self._versions: dict[int, tuple[F32, float]] = {}
-        """Base and progress of the newest versions."""
+        self._asked: dict[str, dict[bytes, _Session]] = {}
+        """By device: sessions that were accepted and of which no frame came yet. They replace none before."""
+        self._versions: dict[int, Version] = {}
+        """The newest versions of the boundary adapter."""
+        self._derived: dict[int, bytes] = {}
+        """Digests of the versions that the gate derived."""
         self._commits: dict[int, F32] = {}
         """The global adapters of the newest commits."""
-        self._cohort: Cohort | None = None
-        self._included: frozenset[str] | None = None
+        self._open: EdgeWindow | None = None
+        """The window under way."""
         self._window = 0
         """Every window before it has got its part, or gets none."""
 
@@ -176,13 +160,14 @@ class EdgeCore:
         return Publish("checkin", Heartbeat(), 0)
 
     def serves(self, device: str) -> bool:
-        """Whether the device has a session with this edge."""
-        return device in self._sessions
+        """Whether the device has a session with this edge, or asked for one."""
+        return device in self._sessions or device in self._asked
 
     def knows(self, device: str, session: bytes) -> bool:
-        """Whether that is the device's session."""
+        """Whether that is a session of the device, or one that it asked for."""
         found = self._sessions.get(device)
-        return found is not None and found.channel.session == session
+        live = found is not None and found.channel.session == session
+        return live or session in self._asked.get(device, {})
 
     def handle(self, event: Incoming | TimerFired | MiddleDone) -> list[Effect]:
         """Take one event.
@@ -201,12 +186,22 @@ class EdgeCore:
     def _timer(self, name: str) -> list[Effect]:
         if name == BEAT:
             return [self._beat(), StartTimer(BEAT, self.terms.beat)]
-        effects: list[Effect] = []
+        effects, gone = list[Effect](), list[str]()
         for device, session in self._sessions.items():
             if not session.heard and session.job is not None and not session.job.finishing:
                 session.job = None
                 effects += [MiddleDrop(device), note("split-idle", device=device)]
+            if session.leaving and not session.heard and session.job is None:
+                gone.append(device)
             session.heard = False
+        for device in gone:
+            del self._sessions[device]
+        for device, asked in list(self._asked.items()):
+            self._asked[device] = {name: found for name, found in asked.items() if found.heard}
+            for found in self._asked[device].values():
+                found.heard = False
+            if not self._asked[device]:
+                del self._asked[device]
         return [*effects, StartTimer(IDLE, self.terms.idle)]
 
     def _record(self, event: Incoming) -> list[Effect]:
@@ -221,17 +216,15 @@ class EdgeCore:
                 return [self._answer(event.sender, pong)]
             case Model():
                 return self._model(message, event.payload or b"")
+            case Derived():
+                return self._was_derived(message)
             case Cohort():
                 return self._formed(message)
-            case Included():
-                if self._cohort is not None and message.window == self._cohort.window:
-                    self._included = frozenset(entry.device for entry in message.entries)
-                return []
-            case Signatures():
-                return self._release(message)
+            case KeyList() | SharesList() | Included() | Signatures():
+                return self._decided(message)
             case Window() | Void():
-                if self._cohort is not None and message.window >= self._cohort.window:
-                    self._cohort = self._included = None
+                if self._open is not None and message.window >= self._open.cohort.window:
+                    self._open = None
                 self._window = max(self._window, message.window + 1)
                 return []
             case End():
@@ -246,20 +239,39 @@ class EdgeCore:
         return Parties(self.manifest.run_id, self.roster.boundary, device, self.name)
 
     def _opened(self, device: str, message: SplitOpen) -> list[Effect]:
+        """Accept a session, beside the one that there is.
+
+        A record may be an old one that is shown again: so nothing is given up for it before a frame comes under the new
+        session's keys, which only the device can seal.
+        """
         known = self._sessions.get(device)
-        if known is not None and known.answers(message) and message.edge == self.name:
-            return [self._answer(device, known.accept)]
-        effects = self._dropped(device)
         if message.edge != self.name:
-            self._sessions.pop(device, None)
-            return effects
+            if known is not None:
+                known.leaving = True
+            return []
+        asked = self._asked.get(device, {})
+        for found in (known, asked.get(message.session)):
+            if found is not None and found.answers(message):
+                return [self._answer(device, found.accept)]
+            if found is not None and found.accept.session == message.session:
+                raise ProtocolError(f"{device} opens one session with two keys")
         key = AgreementKey(self.entropy.token(32))
         channel = edge_channel(self._parties(device), message.session, key, message.public)
         accept = SplitAccept(
             device=device, session=message.session, device_public=message.public, public=key.public
         )
-        self._sessions[device] = _Session(channel, accept)
-        return [*effects, self._answer(device, accept), note("split-session", device=device)]
+        asked = self._asked.setdefault(device, {})
+        asked[message.session] = _Session(channel, accept)
+        while len(asked) > ASKED:
+            del asked[next(iter(asked))]
+        return [self._answer(device, accept), note("split-session", device=device)]
+
+    def _entered(self, device: str, session: _Session) -> list[Effect]:
+        """The first frame of a session came: it takes the place of the one before."""
+        effects = self._dropped(device)
+        self._sessions[device] = session
+        del self._asked[device]
+        return effects
 
     def _answer(self, device: str, message: SplitAccept | SplitPong) -> Publish:
         """A record for one device that is not part of a session."""
@@ -285,10 +297,12 @@ class EdgeCore:
         ]
 
     def _framed(self, device: str, message: SplitFrame, payload: bytes) -> list[Effect]:
+        asked = self._asked.get(device, {}).get(message.session)
+        if asked is not None:
+            return self._first(device, asked, message, payload)
         session = self._sessions.get(device)
         if session is None or session.channel.session != message.session:
             return []  # another edge's, or of a session that is over
-        session.heard = True
         try:
             found = session.channel.open(message, payload)
         except (ChannelBroken, Refused) as error:
@@ -298,12 +312,24 @@ class EdgeCore:
             return [*effects, Refuse(reason, f"{device}: {error}")]
         if found is None:
             return []
-        head, tensor = found
+        session.heard, session.leaving = True, False
+        return self._said(device, session, *found)
+
+    def _first(self, device: str, asked: _Session, message: SplitFrame, payload: bytes) -> list[Effect]:
+        """A frame of a session that was only asked for: if the device sealed it, the session begins."""
+        try:
+            found = asked.channel.open(message, payload)
+        except (ChannelBroken, Refused) as error:
+            reason = error.reason if isinstance(error, Refused) else Reason.OUT_OF_ORDER
+            return [Refuse(reason, f"{device}: {error}")]
+        if found is None:
+            return []
+        return [*self._entered(device, asked), *self._said(device, asked, *found)]
+
+    def _said(self, device: str, session: _Session, head: Message, tensor: bytes) -> list[Effect]:
         job = getattr(head, "job", -1)
-        if isinstance(head, Begin):
+        if isinstance(head, Begin | Assess):
             return self._begin(device, session, head, tensor)
-        if isinstance(head, Assess):
-            return self._assess(device, session, head, tensor)
         if session.job is None or session.job.begin.job != job:
             return []  # of a job that was given up: the device was told, or hears nothing and gives up too
         try:
@@ -316,29 +342,52 @@ class EdgeCore:
 
     # ---- jobs ------------------------------------------------------------------------------------
 
-    def _begin(self, device: str, session: _Session, begin: Begin, opening: bytes) -> list[Effect]:
+    def _begin(self, device: str, session: _Session, begin: Begin | Assess, opening: bytes) -> list[Effect]:
+        """A job or an evaluation is asked for: it is checked whole before anything of it is kept."""
         effects = self._dropped(device)
-        kept = self.kept.setdefault(device, Kept())
-        if not self.cuts(begin.front, begin.back):
-            return [*effects, *self._declined(device, begin.job, Decline.BAD_CUT)]
-        if any(job not in kept.moved for job in begin.on_top) or begin.job in begin.on_top:
-            return [*effects, *self._declined(device, begin.job, Decline.UNKNOWN_JOB)]
-        if self._too_late(begin):
-            return [*effects, *self._declined(device, begin.job, Decline.UNKNOWN_VERSION)]
-        named = {*begin.on_top, *self._awaited(device)}
-        for job in [job for job in kept.moved if job not in named]:
-            del kept.moved[job]  # merged, lost or given up: the device says what it still counts on
-        session.job = _Job(begin, opening)
+        try:
+            reason = self._fault(device, session, begin)
+        except Refused as refused:
+            return [
+                *effects,
+                *self._declined(device, begin.job, Decline.BAD_FRAME),
+                Refuse(refused.reason, f"{device}: {refused.detail}"),
+            ]
+        if reason is not None:
+            return [*effects, *self._declined(device, begin.job, reason)]
+        session.newest, session.job = begin.job, Job(begin, opening)
+        if isinstance(begin, Begin):
+            kept = self.kept.setdefault(device, Kept())
+            named = {*begin.on_top, *self._awaited(device)}
+            # Merged, lost or given up: the device says what it still counts on.
+            kept.forget([job for job in kept.moved if job not in named])
+            session.job.on_top = kept.sum_of(begin.on_top)
+            # From another edge, or after a loss, there are none: the middle's moments begin anew.
+            session.job.state = kept.states.get(begin.after)
         return [*effects, *self._put_in_place(device, session.job)]
 
-    def _assess(self, device: str, session: _Session, assess: Assess, opening: bytes) -> list[Effect]:
-        effects = self._dropped(device)
-        if not self.cuts(assess.front, assess.back):
-            return [*effects, *self._declined(device, assess.job, Decline.BAD_CUT)]
-        if self._too_late(assess):
-            return [*effects, *self._declined(device, assess.job, Decline.UNKNOWN_VERSION)]
-        session.job = _Job(assess, opening)
-        return [*effects, *self._put_in_place(device, session.job)]
+    def _fault(self, device: str, session: _Session, begin: Begin | Assess) -> Decline | None:
+        """Why a job cannot begin; None if nothing speaks against it.
+
+        Raises:
+            Refused: its number was used in this session, or its μ is no number.
+        """
+        if begin.job <= session.newest:
+            raise Refused(Reason.BAD_FRAME, f"job {begin.job} after job {session.newest} of one session")
+        if not self.cuts(begin.front, begin.back):
+            return Decline.BAD_CUT
+        if isinstance(begin, Assess):
+            return Decline.UNKNOWN_VERSION if self._too_late(begin) else None
+        from_double(begin.mu)
+        kept, awaited = self.kept.get(device) or Kept(), self._awaited(device)
+        if any(job not in kept.moved for job in begin.on_top) or begin.job in {*begin.on_top, *awaited}:
+            return Decline.UNKNOWN_JOB
+        if len({*begin.on_top, *awaited}) >= MAX_KEPT:
+            return Decline.TOO_MANY_JOBS
+        found = self._versions.get(begin.version)
+        if self._too_late(begin) or (found is not None and not found.trains(begin)):
+            return Decline.UNKNOWN_VERSION
+        return None
 
     def _too_late(self, head: Begin | Assess) -> bool:
         """Whether the adapter that it starts from is gone; one that is still to come is waited for."""
@@ -348,21 +397,29 @@ class EdgeCore:
 
     def _awaited(self, device: str) -> tuple[int, ...]:
         """Jobs of the device that the window under way may still ask for."""
-        if self._cohort is None:
+        if self._open is None:
             return ()
-        return next((member.jobs for member in self._cohort.members if member.device == device), ())
+        return next(
+            (
+                member.jobs
+                for member in self._open.cohort.members
+                if member.device == device and member.edge == self.name
+            ),
+            (),
+        )
 
-    def _put_in_place(self, device: str, job: _Job) -> list[Effect]:
+    def _put_in_place(self, device: str, job: Job) -> list[Effect]:
         begin = job.begin
         channel = self._sessions[device].channel
-        place = self._place(device, begin, channel.secret)
+        place = self._place(job, channel.secret)
         job.waiting = place is None
         if place is None:
             return []
         return [Middle(device, channel.session, begin.job, begin, job.opening, start=place)]
 
-    def _place(self, device: str, begin: Begin | Assess, secret: bytes) -> MiddleStart | None:
+    def _place(self, job: Job, secret: bytes) -> MiddleStart | None:
         """Where the middle starts; None while the adapter is not there yet."""
+        begin = job.begin
         if isinstance(begin, Assess):
             anchor = self._commits.get(begin.commit)
             if anchor is None:
@@ -371,18 +428,12 @@ class EdgeCore:
         found = self._versions.get(begin.version)
         if found is None:
             return None
-        base, progress = found
-        kept = self.kept[device]
-        start = base
-        for earlier in begin.on_top:
-            start = start + kept.moved[earlier]
-        # From another edge, or after a loss, there are none: the middle's moments begin anew.
-        state = kept.states.get(begin.after)
-        return MiddleStart(
-            base, start, begin.front, begin.back, from_double(begin.mu), progress, state, secret
-        )
+        job.base = begin.version, found.sha256
+        start = found.theta if job.on_top is None else found.theta + job.on_top
+        mu = from_double(begin.mu)
+        return MiddleStart(found.theta, start, begin.front, begin.back, mu, found.progress, job.state, secret)
 
-    def _assessed(self, device: str, job: _Job, head: Message, tensor: bytes) -> list[Effect]:
+    def _assessed(self, device: str, job: Job, head: Message, tensor: bytes) -> list[Effect]:
         """A frame of an evaluation."""
         session = self._sessions[device]
         match head:
@@ -396,48 +447,14 @@ class EdgeCore:
             case _:
                 raise Refused(Reason.BAD_FRAME, f"{head.kind} in an evaluation after {len(job.looked)} looks")
 
-    def _work(self, device: str, job: _Job, head: Message, tensor: bytes) -> list[Effect]:
+    def _work(self, device: str, job: Job, head: Message, tensor: bytes) -> list[Effect]:
         if isinstance(job.begin, Assess):
             return self._assessed(device, job, head, tensor)
         session = self._sessions[device].channel.session
-        number, steps = job.begin.job, job.begin.steps
-        match head:
-            case Forward() if job.begun and head.step == job.step + 1 < steps and job.stepped:
-                due = job.step >= 0
-                job.step, job.count = head.step, head.count
-                job.forwarded, job.backwarded = set(), set()
-                if head.micro >= head.count:
-                    raise Refused(Reason.BAD_FRAME, f"micro-batch {head.micro} of {head.count}")
-                job.forwarded.add(head.micro)
-                return [Middle(device, session, number, head, tensor, due, from_double(head.scale))]
-            case Forward() if (
-                job.begun
-                and (head.step, head.count) == (job.step, job.count)
-                and head.micro < job.count
-                and head.micro not in job.forwarded
-            ):
-                job.forwarded.add(head.micro)
-                return [Middle(device, session, number, head, tensor)]
-            case Backward() if (
-                head.step == job.step and head.micro in job.forwarded and head.micro not in job.backwarded
-            ):
-                job.backwarded.add(head.micro)
-                return [Middle(device, session, number, head, tensor, last=job.stepped)]
-            case Look() if (
-                job.step == steps - 1 and job.stepped and not job.finishing and head.micro not in job.looked
-            ):
-                due = not job.looked
-                job.looked.add(head.micro)
-                return [Middle(device, session, number, head, tensor, due, from_double(head.scale))]
-            case Finish() if job.step == steps - 1 and job.stepped and not job.finishing:
-                job.finishing = True
-                due = not job.looked
-                return [Middle(device, session, number, head, step=due, scale=from_double(head.scale))]
-            case _:
-                raise Refused(
-                    Reason.BAD_FRAME,
-                    f"{head.kind} at step {job.step} of {steps}, with {len(job.forwarded)} micro-batches",
-                )
+        due, scale, last = job.take(head)
+        if isinstance(head, Finish):
+            tensor = b""
+        return [Middle(device, session, job.begin.job, head, tensor, due, scale, last)]
 
     def _done(self, done: MiddleDone) -> list[Effect]:
         task = done.task
@@ -469,6 +486,7 @@ class EdgeCore:
                     raise ProtocolError(f"job {task.job} of {task.device} ended without an update")
                 kept = self.kept[task.device]
                 kept.moved[task.job], kept.states[task.job] = done.moved, done.state
+                kept.bases[task.job] = job.base
                 for earlier in [
                     earlier for earlier in kept.states if earlier not in (task.job, job.begin.after)
                 ]:
@@ -487,15 +505,16 @@ class EdgeCore:
     def _model(self, message: Model, payload: bytes) -> list[Effect]:
         if self._versions and message.version <= max(self._versions):
             return []
-        theta = np.frombuffer(payload, "<f4")[: self.dim]
-        anchor = np.frombuffer(payload, "<f4")[self.dim :]
-        sizes = (theta.size, anchor.size)
-        if (
-            sizes != (self.dim, self.dim * message.anchored)
-            or hashlib.sha256(theta.tobytes()).digest() != message.sha256
-        ):
+        if len(payload) != 4 * self.dim * (1 + message.anchored):
+            raise ProtocolError(
+                f"model version {message.version} is not what it says of itself: it has {len(payload)} bytes"
+            )
+        vectors = np.frombuffer(payload, "<f4")
+        theta, anchor = vectors[: self.dim], vectors[self.dim :]
+        if hashlib.sha256(theta.tobytes()).digest() != message.sha256:
             raise ProtocolError(f"model version {message.version} is not what it says of itself")
-        self._versions[message.version] = (theta, message.progress_ppm / MILLION)
+        progress = message.progress_ppm / MILLION
+        self._versions[message.version] = Version(theta, message.sha256, message.pace, progress)
         while len(self._versions) > VERSIONS:
             del self._versions[min(self._versions)]
         if message.anchored:
@@ -505,101 +524,138 @@ class EdgeCore:
         effects: list[Effect] = []
         for device, session in self._sessions.items():
             if session.job is not None and session.job.waiting:
-                if self._too_late(session.job.begin):
-                    effects += self._declined(device, session.job.begin.job, Decline.UNKNOWN_VERSION)
+                begin = session.job.begin
+                found = self._versions.get(begin.version) if isinstance(begin, Begin) else None
+                foreign = isinstance(begin, Begin) and found is not None and not found.trains(begin)
+                if self._too_late(begin) or foreign:
+                    effects += self._declined(device, begin.job, Decline.UNKNOWN_VERSION)
                 else:
                     effects += self._put_in_place(device, session.job)
         return effects
 
     # ---- windows ---------------------------------------------------------------------------------
 
+    def _was_derived(self, message: Derived) -> list[Effect]:
+        known = self._derived.get(message.version)
+        if known is not None and known != message.sha256:
+            raise ProtocolError(f"the gate derived version {message.version} with two digests")
+        self._derived[message.version] = message.sha256
+        while len(self._derived) > DERIVED:
+            del self._derived[min(self._derived)]
+        return self._release()
+
     def _formed(self, message: Cohort) -> list[Effect]:
         if message.window < self._window:
             return []
-        context_of(message, self.manifest, self.dim)
-        self._cohort, self._included = message, None
+        if self._open is not None and self._open.cohort.window == message.window:
+            if self._open.cohort != message:
+                raise ProtocolError(f"window {message.window} has two cohorts")
+            return []
+        self._open = EdgeWindow(message, self.manifest, self.roster, self.name, self.dim)
         return []
 
-    def _release(self, message: Signatures) -> list[Effect]:
-        """The included set is signed: add up the middles of this edge's devices, once."""
-        cohort, included = self._cohort, self._included
-        if cohort is None or included is None or message.window != cohort.window:
+    def _decided(self, message: Decision) -> list[Effect]:
+        if message.window < self._window:
             return []
-        self._window = cohort.window + 1
-        self._cohort = self._included = None
+        if self._open is None or message.window != self._open.cohort.window:
+            raise ProtocolError(f"a {message.kind} decision of window {message.window}, which has no cohort")
+        self._open.take(message)
+        return self._release()
+
+    def _release(self) -> list[Effect]:
+        """Once the included set is signed: add up the middles of this edge's devices, once."""
+        window = self._open
+        if window is None or not window.signed:
+            return []
+        members = window.members
+        if self.derives and any(member.base_version > max(self._derived, default=-1) for member in members):
+            return []  # the gate's word on a version is on its way
+        number = window.cohort.window
+        self._window, self._open = number + 1, None
+        counted = one_base(
+            [member for member in members if self._holds(window, member)], self.manifest.secure
+        )
+        total, norm2 = self._sum(counted)
+        for member in members:  # what was in a window is spent, whether its part goes out or not
+            if member.device in self.kept:
+                self.kept[member.device].forget(member.jobs)
+        if not counted:
+            kept_back = note("part-kept-back", window=number, devices=len(members))
+            return [kept_back, Save()] if members else []
+        payload = total.astype("<i4").tobytes()
+        part = EdgePart(
+            window=number,
+            devices=tuple(member.device for member in counted),
+            norm2=norm2,
+            payload=Payload.of(payload, b"part %d %s" % (number, self.name.encode())),
+        )
+        return [
+            Save(),
+            Publish("parts", part, number, payload),
+            note("part", window=number, devices=len(counted), left_out=len(members) - len(counted)),
+        ]
+
+    def _holds(self, window: EdgeWindow, member: Member) -> bool:
+        """Whether what a member says of its update is signed by it, and is what it trained with this edge."""
+        kept, digest = self.kept.get(member.device), window.digests.get(member.base_version)
+        if kept is None or digest is None or member.device not in window.vouched:
+            return False
+        if self.derives and self._derived.get(member.base_version) != digest:
+            return False
+        if not kept.trained_from(member.jobs, member.base_version, digest):
+            return False
+        moved = kept.sum_of(member.jobs)
+        return moved is not None and bool(np.isfinite(moved).all())
+
+    def _sum(self, members: Sequence[Member]) -> tuple[NDArray[np.int64], int]:
+        """Σ round(w/W · clip(Δ) · 2**scale_bits) of these members, int64[d], and Σ w‖Δ‖² in units of 2**-32."""
         secure = self.manifest.secure
-        total = np.zeros(self.dim, np.int64)
-        norm2, weights, devices = 0, [], []
-        for member in cohort.members:
-            kept = self.kept.get(member.device)
-            if member.edge != self.name or member.device not in included or kept is None:
+        total, norm2 = np.zeros(self.dim, np.int64), 0
+        for member in members:
+            moved = self.kept[member.device].sum_of(member.jobs)
+            if moved is None:
                 continue
-            if not member.jobs or any(job not in kept.moved for job in member.jobs):
-                continue
-            moved = kept.moved[member.jobs[0]]
-            for job in member.jobs[1:]:
-                moved = moved + kept.moved[job]
             clipped = self._codec.clip(moved)
             total += signed(
                 self._codec.encode(clipped, member.weight, secure.weight_max, self.entropy.token(32))
             )
-            norm2 += round(
-                member.weight
-                * float(np.dot(clipped.astype(np.float64), clipped.astype(np.float64)))
-                * NORM_UNIT
-            )
-            weights.append(member.weight)
-            devices.append(member.device)
-        for member in cohort.members:  # what was in a window is spent, whether its part goes out or not
-            if member.edge == self.name and member.device in included and member.device in self.kept:
-                for job in member.jobs:
-                    self.kept[member.device].moved.pop(job, None)
-        if not devices:
-            return []
-        if not releasable(weights, secure):
-            return [note("part-kept-back", window=message.window, devices=len(devices)), Save()]
-        payload = total.astype("<i4").tobytes()
-        part = EdgePart(
-            window=message.window,
-            devices=tuple(devices),
-            norm2=norm2,
-            payload=Payload.of(payload, b"part %d %s" % (message.window, self.name.encode())),
-        )
-        return [
-            Save(),
-            Publish("parts", part, message.window, payload),
-            note("part", window=message.window, devices=len(devices)),
-        ]
+            square = float(np.dot(clipped.astype(np.float64), clipped.astype(np.float64)))
+            norm2 += round(member.weight * square * NORM_UNIT)
+        return total, norm2
 
     # ---- snapshots -------------------------------------------------------------------------------
 
     def facts(self) -> bytes:
         """The small part of a snapshot."""
+        window = self._open
         return bytes(
             msgpack.packb(
                 [
                     self.ended,
                     self._window,
-                    None if self._cohort is None else self._cohort.encode(),
-                    None if self._included is None else sorted(self._included),
+                    None
+                    if window is None
+                    else [window.cohort.encode(), [decision.encode() for decision in window.decisions]],
+                    sorted(self._derived.items()),
                 ]
             )
         )
 
     def vectors(self) -> bytes:
-        """The large part: moments and middle updates by device, and the newest adapters."""
+        """The large part: the newest adapters, and what is kept of every device."""
         newest = max(self._versions, default=None)
         return bytes(
             msgpack.packb(
                 [
-                    None
-                    if newest is None
-                    else [newest, self._versions[newest][0].tobytes(), self._versions[newest][1]],
+                    None if newest is None else [newest, *_version(self._versions[newest])],
                     [
                         [
                             device,
                             sorted(kept.states.items()),
-                            [[job, moved.tobytes()] for job, moved in sorted(kept.moved.items())],
+                            [
+                                [job, moved.tobytes(), *kept.bases.get(job, (-1, b""))]
+                                for job, moved in sorted(kept.moved.items())
+                            ],
                         ]
                         for device, kept in sorted(self.kept.items())
                     ],
@@ -610,15 +666,31 @@ class EdgeCore:
 
     def restore(self, facts: bytes, vectors: bytes) -> None:
         """Take a snapshot over. Sessions are not in it."""
-        self.ended, self._window, cohort, included = msgpack.unpackb(facts)
-        self._cohort = None if cohort is None else Cohort.decode(cohort)
-        self._included = None if included is None else frozenset(included)
+        self.ended, self._window, window, derived = msgpack.unpackb(facts)
+        self._derived = dict(derived)
+        self._open = None
+        if window is not None:
+            cohort, decisions = window
+            self._open = EdgeWindow(Cohort.decode(cohort), self.manifest, self.roster, self.name, self.dim)
+            kinds: tuple[type[Decision], ...] = (KeyList, SharesList, Included, Signatures)
+            for kind, decision in zip(kinds, decisions, strict=False):
+                self._open.take(kind.decode(decision))
         newest, kept, commits = msgpack.unpackb(vectors)
         self._commits = {commit: np.frombuffer(anchor, "<f4") for commit, anchor in commits}
         if newest is not None:
-            version, theta, progress = newest
-            self._versions = {version: (np.frombuffer(theta, "<f4"), progress)}
+            version, theta, sha256, (steps, windows, mu_ppm), progress = newest
+            pace = Pace(steps=steps, windows=windows, mu_ppm=mu_ppm)
+            self._versions = {version: Version(np.frombuffer(theta, "<f4"), sha256, pace, progress)}
         self.kept = {
-            device: Kept(dict(states), {job: np.frombuffer(moved, "<f4") for job, moved in jobs})
+            device: Kept(
+                dict(states),
+                {job: np.frombuffer(moved, "<f4") for job, moved, _, _ in jobs},
+                {job: (version, sha256) for job, _, version, sha256 in jobs if version >= 0},
+            )
             for device, states, jobs in kept
         }
+
+
+def _version(one: Version) -> list[object]:
+    pace = one.pace
+    return [one.theta.tobytes(), one.sha256, [pace.steps, pace.windows, pace.mu_ppm], one.progress]

@@ -248,9 +248,29 @@ class Edges:
             self.standings.restore(facts["standings"])
 
 
-def admitted(edges: Sequence[str], floor: int) -> list[int]:
-    """Places of the offers that may be in one cohort, given the edge of each ("" for none).
+def admitted(
+    edges: Sequence[str], floor: int, bases: Sequence[int] = (), *, overdue: bool = True
+) -> list[int]:
+    """Places of the offers that may be in one cohort.
 
-    An edge with fewer than `floor` of them has none in it: it could not release the middles of so few.
+    An edge with fewer than `floor` of them has none in it: it could not release the middles of so few. Its part is over
+    devices that trained from one version. The oldest version with enough of them is the one that counts: who trained
+    from a newer one waits for others that will, who trained from an older one is not waited for, and goes along.
+
+    Args:
+        edges: the edge of each offer, "" for none.
+        floor: fewest devices of a part.
+        bases: version that each trained from; none: all from one.
+        overdue: whether an edge's devices are let in though no version has enough of them. Their middles are lost then,
+            and they go on from one version again.
     """
-    return [place for place, edge in enumerate(edges) if not edge or edges.count(edge) >= floor]
+    bases = bases or [0] * len(edges)
+    newest: dict[str, int] = {}
+    for edge in {edge for edge in edges if edge}:
+        counts = Counter(base for name, base in zip(edges, bases, strict=True) if name == edge)
+        enough = [base for base, count in counts.items() if count >= floor]
+        if enough:
+            newest[edge] = min(enough)
+        elif overdue and counts.total() >= floor:
+            newest[edge] = max(counts)
+    return [place for place, edge in enumerate(edges) if not edge or bases[place] <= newest.get(edge, -1)]

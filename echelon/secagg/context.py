@@ -65,6 +65,7 @@ class Context:
         scale_bits: of the fixed-point codec.
         length: coordinates of a masked vector, limbs of integers included.
         ring: on which devices mask with those nearest; None: everybody masks with everybody.
+        offers_sha256: digest over the rest of what the cohort says of each member: its offer, shards, edge and jobs.
 
     Raises:
         Aborted: at construction, when a device must not take part in such a window.
@@ -84,6 +85,7 @@ class Context:
     scale_bits: int
     length: int
     ring: Ring | None = None
+    offers_sha256: bytes = b""
 
     def __post_init__(self) -> None:
         where = f"window {self.window}"
@@ -182,6 +184,7 @@ class Context:
                 self.bases_root, self.terms_sha256, hashlib.sha256(bits(self.neighbours)).digest(),
                 self.threshold, self.k_min, self.colluding, self.weight_max, self.clip_micro, self.scale_bits,
                 self.length, *([] if self.ring is None else [list(self.ring.order)]),
+                *([self.offers_sha256] if self.offers_sha256 else []),
             )
         ).digest()  # fmt: skip
 

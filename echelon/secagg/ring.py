@@ -151,6 +151,11 @@ def signed(total: U32) -> I64:
     return total.view(np.int32).astype(np.int64)
 
 
+def centred(total: I64) -> I64:
+    """Integers reduced as the ring reduces them: modulo 2**32, within -2**31..2**31 - 1; int64[d]."""
+    return ((total + (1 << 31)) & ((1 << 32) - 1)) - (1 << 31)
+
+
 def to_limbs(values: tuple[int, ...]) -> U32:
     """Integers as limbs of 16 bits, lowest first: uint32[4k]. Sums of up to 65536 such vectors stay exact.
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
+
 import numpy as np
 
+from echelon.messages.boundary import Derived, Model
 from echelon.messages.manifest import RunManifest
 from echelon.messages.wire import DeviceId
 from echelon.rounds.aggregator import AggregatorCore, AggregatorTerms
@@ -11,7 +15,7 @@ from echelon.rounds.boundary_log import BoundaryLog
 from echelon.rounds.device import DeviceCore, DeviceTerms
 from echelon.rounds.edge import EdgeCore, EdgeTerms, Kept
 from echelon.rounds.edges import EdgesTerms
-from echelon.rounds.effects import Effect, Evaluate, Evaluated, Save, Train, Trained
+from echelon.rounds.effects import Effect, Evaluate, Evaluated, Publish, Save, Train, Trained
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.roster import EdgeEntry, Roster, RosterEntry
 from tests.rounds.boundary_world import (
@@ -58,7 +62,9 @@ class SplitWorld(World):
         probed: bytes | None = None,
         clusters: bool = True,
         admission: bool = True,
+        derives: Callable[[Model], bool] = lambda _model: True,
     ) -> None:
+        self.derives = derives
         self.probed, self.clusters, self.admission = probed, clusters, admission
         self.edges = tuple(f"e{number}" for number in range(edges))
         self._count = devices
@@ -115,10 +121,21 @@ class SplitWorld(World):
 
     def reads(self, person: Person, line: Line) -> bool:
         if person.name in self.edges:
-            return line.topic in ("control", "model", "split.up")
+            return line.topic in ("control", "model", "split.up", "versions")
         if person.name == AGGREGATOR:
             return line.topic in INPUTS | {"parts", "behaviour"}
         return super().reads(person, line)
+
+    def append(self, sender: str, effect: Publish) -> Line:
+        """Every version that the aggregator publishes is one that the gate derives, unless `derives` says otherwise."""
+        line = super().append(sender, effect)
+        message = effect.message
+        if isinstance(message, Model) and self.derives(message):
+            derived = Derived(
+                version=message.version, commit=message.commit, sha256=message.sha256, window=effect.window
+            )
+            super().append("ward.gate", Publish("versions", derived, effect.window))
+        return line
 
     def carry_out(self, person: Person, effects: list[Effect]) -> None:
         if isinstance(person.core, EdgeCore):
@@ -136,9 +153,15 @@ class SplitWorld(World):
                 assert job.split is not None
                 own, middle = parted(update_of(device, person.trained))
                 person.trained += 1
-                kept = self.edge(job.split.edge).kept.setdefault(device, Kept())
-                kept.moved[job.split.job] = middle
+                self.store(job, device, middle)
                 self.give(device, Trained(job.start + own, TOKENS, 3.0, TOKENS, b"state"))
+
+    def store(self, job: Train, device: str, middle: np.ndarray) -> None:
+        """What the edge keeps of a job when it has ended."""
+        assert job.split is not None
+        kept = self.edge(job.split.edge).kept.setdefault(device, Kept())
+        kept.moved[job.split.job] = middle
+        kept.bases[job.split.job] = (job.split.version, hashlib.sha256(job.base.tobytes()).digest())
 
     def evaluate(self, device: str) -> None:
         """End the evaluation that a device does before its next job, if one is due."""

@@ -227,6 +227,7 @@ def test_a_new_session_drops_the_job_of_the_old_one_and_late_work_of_it_is_nobod
     talk.begin()
     task = talk.work(Forward(job=1, step=0, micro=0, count=1, scale=ONE))
     talk.channel = talk.open(b"\x02" * 32)
+    assert talk.say(Look(job=1, micro=0, scale=ONE)) == [MiddleDrop("d0")]
     assert talk.edge.handle(MiddleDone(task)) == []
 
 
@@ -336,10 +337,40 @@ def test_a_session_that_is_asked_for_twice_is_one_session() -> None:
     assert isinstance(again.message, SplitAccept)
     talk.step(0)  # under the keys of the first answer
     other = opening.model_copy(update={"public": AgreementKey(b"\x05" * 32).public})
-    first, accept, _ = talk.edge.handle(Incoming("split.up", 2, talk.device, 0, other))
-    assert first == MiddleDrop("d0")
-    assert isinstance(accept, Publish)
-    assert accept.message != again.message
+    with pytest.raises(ProtocolError, match="two keys"):
+        talk.edge.handle(Incoming("split.up", 2, talk.device, 0, other))
+
+
+def test_an_old_opening_that_is_shown_again_drops_no_live_session() -> None:
+    """Only the device can seal a frame of a session: before one comes, the session that there is goes on."""
+    talk = Talk()
+    first = talk.channel
+    talk.channel = talk.open(b"\x02" * 32)
+    talk.begin()
+    for seed in (b"\x01" * 32, b"\x03" * 32, b"\x04" * 32, b"\x05" * 32, b"\x06" * 32):
+        talk.open(seed)
+    talk.step(0)  # under the keys of the live session
+    stale, payload = first.seal(Finish(job=1, scale=ONE))
+    assert not any(
+        isinstance(effect, MiddleDrop)
+        for effect in talk.edge.handle(Incoming("split.up", 77, "d0", 0, stale, payload))
+    )
+    assert isinstance(talk.work(Finish(job=1, scale=ONE)), Middle)
+
+
+def test_an_old_opening_with_another_edge_drops_no_live_session_and_a_true_one_ends_it() -> None:
+    talk = Talk()
+    talk.begin()
+    away = SplitOpen(edge="e1", session=bytes(16), public=AgreementKey(b"\x05" * 32).public)
+    assert talk.edge.handle(Incoming("split.up", 7, "d0", 0, away)) == []
+    talk.step(0)
+    assert talk.edge.serves("d0")
+    talk.edge.handle(TimerFired(IDLE))
+    assert talk.edge.serves("d0")
+    talk.edge.handle(Incoming("split.up", 8, "d0", 0, away))
+    for _ in range(3):
+        talk.edge.handle(TimerFired(IDLE))
+    assert not talk.edge.serves("d0")
 
 
 def test_a_model_without_the_commit_that_it_promises_is_refused() -> None:

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+import echelon.rounds.device as device_module
 from echelon.errors import ProtocolError
-from echelon.messages.boundary import Cohort, End
+from echelon.messages.boundary import Cohort, End, Void
 from echelon.messages.exchange import Payload
 from echelon.messages.handshake import Signatures
 from echelon.messages.split import Assignment, EdgePart, Trip, Trips
 from echelon.rounds.boundary_log import BoundaryLog
+from echelon.rounds.cohort import AUX, norm2_bound, read_part
 from echelon.rounds.device import PATIENCE, RETRY, TRIPS
-from echelon.rounds.edge import Kept
 from echelon.rounds.edges import (
     Edges,
     EdgesTerms,
@@ -39,6 +40,7 @@ from echelon.rounds.effects import (
     Trained,
     TripsMeasured,
 )
+from echelon.secagg.ring import centred
 from tests.rounds.boundary_world import DIM, World, update_of
 from tests.rounds.split_world import MIDDLE, SplitWorld, parted, split_manifest
 
@@ -112,6 +114,8 @@ def forged(world: SplitWorld, part: EdgePart, payload: bytes, **changes: object)
         ({"devices": ("d0", "d2", "stranger")}, "not included with that edge"),
         ({"payload": b"\x00" * 4}, "bytes"),
         ({"payload": b"\xff\xff\xff\x7f" * DIM}, "larger than clipped updates"),
+        ({"payload": b"\x00\x00\x00\x80" * DIM}, "larger than clipped updates"),
+        ({"norm2": (1 << 63) - 1}, "larger norm"),
     ],
 )
 def test_an_aggregator_refuses_a_part_that_counts_what_it_may_not(changes: Any, complaint: str) -> None:
@@ -139,6 +143,58 @@ def test_an_aggregator_refuses_a_part_that_counts_what_it_may_not(changes: Any, 
     (window,) = world.windows()
     assert [part.edge for part in window.parts] == ["e1"]
     world.derive()
+
+
+@pytest.mark.parametrize("value", [(1 << 63) - 1, 1 << 62])
+@pytest.mark.parametrize("name", ["norm2", "tokens", "loss", "loss_tokens", "eval_loss", "eval_tokens"])
+def test_no_number_that_a_device_adds_under_its_mask_voids_a_window(
+    name: str, value: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = started()
+    liars = iter(world.names[:3])
+    honest = device_module.pack_vector
+    place = AUX.index(name)
+
+    def lie(encoded: Any, aux: tuple[int, ...]) -> Any:
+        return honest(encoded, (*aux[:place], value, *aux[place + 1 :]) if next(liars, None) else aux)
+
+    monkeypatch.setattr(device_module, "pack_vector", lie)
+    world.window()
+    (window,) = world.windows()
+    weights = [member.weight for member in world.messages(Cohort)[0].members]  # type: ignore[attr-defined]
+    assert window.summary.norm2 <= 2 * norm2_bound(weights, world.manifest.secure)
+    assert [part.edge for part in window.parts] == ["e0", "e1"]
+    world.derive()
+
+
+@pytest.mark.parametrize("value", [(1 << 31) - 1, 1 << 31])
+def test_no_coordinate_of_the_middle_that_a_device_fills_voids_a_window(
+    value: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device has zeros in the middle; one that has not spoils coordinates, not windows."""
+    world = started()
+    liar = iter(world.names[:1])
+    honest = device_module.pack_vector
+
+    def lie(encoded: Any, aux: tuple[int, ...]) -> Any:
+        if next(liar, None):
+            encoded = encoded.copy()
+            encoded[MIDDLE] = value
+        return honest(encoded, aux)
+
+    monkeypatch.setattr(device_module, "pack_vector", lie)
+    for _ in range(2):
+        world.window()
+    assert len(world.windows()) == 2
+    assert all(not message for message in world.messages(Void))
+    world.derive()
+    assert world.gate.check(world.deltas()[0]) is not None
+
+
+def test_sums_are_reduced_as_the_ring_reduces_them() -> None:
+    values = np.array([0, -1, (1 << 31) - 1, 1 << 31, -(1 << 31), -(1 << 31) - 1, 3 << 31], np.int64)
+    expected = [0, -1, (1 << 31) - 1, -(1 << 31), -(1 << 31), (1 << 31) - 1, -(1 << 31)]
+    assert centred(values).tolist() == expected
 
 
 def test_a_gate_refuses_a_window_whose_part_is_another_edge_s_devices() -> None:
@@ -208,6 +264,58 @@ def test_devices_of_an_edge_come_in_together_or_not_at_all() -> None:
     assert {member.edge for member in cohort.members} == {"e0"}
 
 
+def test_devices_of_an_edge_come_in_from_one_version_if_that_can_be_waited_for() -> None:
+    edges = ["e0"] * 5 + ["e1", ""]
+
+    def chosen(*bases: int, overdue: bool = False) -> list[int]:
+        return admitted(edges, 3, [*bases, 1, 1], overdue=overdue)
+
+    assert chosen(4, 4, 4, 4, 4) == [0, 1, 2, 3, 4, 6]
+    assert chosen(4, 4, 4, 5, 5) == [0, 1, 2, 6]  # the newer ones wait for others of their version
+    assert chosen(3, 4, 4, 4, 5) == [0, 1, 2, 3, 6]  # nobody will match the oldest
+    assert chosen(3, 3, 4, 4, 5) == [6]
+    assert chosen(3, 3, 4, 4, 5, overdue=True) == [0, 1, 2, 3, 4, 6]
+
+
+def test_a_part_is_over_devices_of_one_version_and_no_part_mixes_two() -> None:
+    world = started(devices=8, edges=1, manifest=split_manifest(windows=1), clusters=False)
+    world.pump()
+    world.train("d0", "d1", "d2", "d3")
+    world.fire("ward.aggregator", "window")
+    world.pump()
+    assert len(world.windows()) == 1
+    world.train()  # four from version 0, four from version 1
+    world.pump()
+    world.fire("ward.aggregator", "window")
+    world.pump()
+    world.derive()
+    parts = [line.message for line in world.log if isinstance(line.message, EdgePart)]
+    cohorts = [line.message for line in world.log if isinstance(line.message, Cohort)]
+    assert len(parts) >= 2
+    for part in parts:
+        assert isinstance(part, EdgePart)
+        (cohort,) = [one for one in cohorts if isinstance(one, Cohort) and one.window == part.window]
+        bases = {member.base_version for member in cohort.members if member.device in part.devices}
+        assert len(bases) == 1
+
+
+def test_an_aggregator_and_a_gate_refuse_a_part_that_mixes_versions() -> None:
+    world = started()
+    world.window()
+    (line, *_) = [line for line in world.log if isinstance(line.message, EdgePart)]
+    (cohort,) = [line.message for line in world.log if isinstance(line.message, Cohort)]
+    assert isinstance(cohort, Cohort)
+    part = line.message
+    assert isinstance(part, EdgePart)
+    members = tuple(
+        member.model_copy(update={"base_version": 9}) if member.device == part.devices[0] else member
+        for member in cohort.members
+    )
+    mixed = cohort.model_copy(update={"members": members})
+    with pytest.raises(ProtocolError, match="versions"):
+        read_part("e0", part, line.payload or b"", mixed, part.devices, world.manifest, DIM)
+
+
 def test_an_edge_that_is_silent_loses_its_devices_and_gets_some_again() -> None:
     world = started()
     world.look(4, silent=("e0",))
@@ -265,7 +373,7 @@ def test_unequal_weights_still_let_every_edge_add_its_part() -> None:
     assert isinstance(job, Train)
     assert job.split is not None
     own, middle = parted(update_of("d0", 0))
-    world.edge(job.split.edge).kept.setdefault("d0", Kept()).moved[job.split.job] = middle
+    world.store(job, "d0", middle)
     world.give("d0", Trained(job.start + own, 2048 * 40, 3.0, 2048, b"state"))
     world.pump()
     (window,) = world.windows()
