@@ -22,7 +22,7 @@ from echelon.bus.chunks import CHUNK, Assembler
 from echelon.config.run import WindowSettings
 from echelon.config.split import SplitSettings
 from echelon.errors import ConfigError
-from echelon.federation.probing import probe_terms
+from echelon.federation.probing import probe_shape, probe_terms
 from echelon.messages.adapter import Vector
 from echelon.messages.envelope import Signer
 from echelon.messages.manifest import RunManifest
@@ -233,6 +233,7 @@ def make_aggregator(
                 if edge.most is not None
             },
             manifest.secure.k_min + manifest.secure.colluding,
+            probe_shape(split.probes, classifies=bool(manifest.labels)) if split.probes else None,
         )
     cohort = min(window.cohort or devices, shards or devices, manifest.secure.cohort_max)
     core = AggregatorCore(

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from echelon.messages.wire import pack
+from echelon.rounds.standing import Shape
 
 PROBES = Path(__file__).parent.parent / "assets" / "probes" / "general.txt"
 DIM, CLASSES, POSITIONS, SEED = 16, 64, 4, 0
@@ -15,5 +16,10 @@ DIM, CLASSES, POSITIONS, SEED = 16, 64, 4, 0
 def probe_terms(count: int, length: int) -> bytes:
     """The digest of the terms, 32 bytes: the first `count` shipped probes, cut to `length` tokens."""
     shipped = hashlib.sha256(PROBES.read_bytes()).digest()
-    parts = ["echelon behaviour v1", shipped, count, length, DIM, CLASSES, POSITIONS, SEED]
+    parts = ["echelon behaviour v2", shipped, count, length, DIM, CLASSES, POSITIONS, SEED]
     return hashlib.sha256(pack(parts)).digest()
+
+
+def probe_shape(count: int, *, classifies: bool) -> Shape:
+    """What every record of so many probes has: a classifier predicts once of each, a language model at some places."""
+    return Shape(DIM, count if classifies else count * POSITIONS, CLASSES)

@@ -317,7 +317,7 @@ class SplitHalf:
         length = self._compute.settings.training.sequence_length
         return Behaviour.of(
             number=job, version=version, terms=probe_terms(self.probes, length),
-            mean=print_.mean, covariance=print_.covariance, counts=quantise(_grouped(rows)),
+            mean=print_.mean, covariance=print_.covariance, counts=quantise(_padded(_grouped(rows))),
         )  # fmt: skip
 
     async def step(self, norm2: float) -> float:
@@ -367,3 +367,8 @@ def _grouped(rows: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.
         return rows
     classes = vocabulary_classes(width, CLASSES, SEED)
     return np.stack([np.bincount(classes, weights=row, minlength=CLASSES) for row in rows])
+
+
+def _padded(rows: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Distributions over `CLASSES`: what fewer columns leave has no mass. So every record of a run has one shape."""
+    return np.pad(rows, ((0, 0), (0, CLASSES - rows.shape[1])))

@@ -30,7 +30,10 @@ class Admission:
     """The newest offer of each device about which a dead letter went out."""
 
     def judged(self, ready: Mapping[DeviceId, CheckIn], window: int, *, overdue: bool) -> list[Effect] | None:
-        """Judge what came in, before a cohort is made; None while one that is ready was not heard.
+        """Judge what came in, before a cohort is made; None while one that is ready was not heard, or not judged.
+
+        Too few records are no judgement. Who is new then waits for the deadline, and is let in: there is nothing that
+        speaks against it.
 
         Args:
             ready: whoever may be in the cohort.
@@ -38,6 +41,9 @@ class Admission:
             overdue: whether its deadline is over: it is not waited for records then.
         """
         if not overdue and any(not self.standings.known(device) for device in _probed(ready)):
+            return None
+        new = any(device not in self.standings.standing for device in _probed(ready))
+        if not overdue and new and not self.standings.enough:
             return None
         if not self.standings.judge():
             return []

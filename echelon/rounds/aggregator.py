@@ -82,6 +82,7 @@ from echelon.rounds.effects import (
 from echelon.rounds.factors import Factors
 from echelon.rounds.ledger import Ledger, RoundedDelta
 from echelon.rounds.shards import disjoint
+from echelon.rounds.standing import quorum
 from echelon.secagg.roster import Roster
 from echelon.secagg.server import Server, SumResult, WindowFailed
 
@@ -202,7 +203,10 @@ class AggregatorCore:
         self._read = {"handshake": 0, "masked": 0}
         self._overdue = False
         self.attendance = Attendance(self.roster, come_and_go=self.terms.shards is not None)
-        self.edges = None if self.terms.edges is None else Edges(self.terms.edges)
+        self.edges = None
+        if self.terms.edges is not None:
+            secure, probed = self.manifest.secure, len(self.terms.edges.devices)
+            self.edges = Edges(self.terms.edges, quorum=quorum(probed, secure.k_min, secure.colluding))
         self._admission = (
             None
             if self.edges is None or self.edges.standings is None

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from echelon.elsa.assignment import PPM, AssignmentRule, Device, assign
+from echelon.errors import ConfigError
 from echelon.messages.split import Assigned, Assignment, Trips
-from echelon.rounds.standing import Standings
+from echelon.rounds.standing import Shape, Standings
 
 KEPT, ENOUGH = 4, 2
 """How many measurements of a round trip are kept, and how many it takes to go by them."""
@@ -27,6 +28,7 @@ class EdgesTerms:
         look: seconds between two looks at who sent a heartbeat; longer than an edge's beat.
         limits: the most devices of those edges that have a limit of their own.
         floor: fewest devices with which an edge can release anything.
+        shape: what every record of a probed device has.
         probed: digest of the terms in which devices are probed; None: they are not, and nobody is kept out.
         clusters: whether probed devices are clustered; otherwise all are one cluster.
         admission: whether those that are not trusted are kept out.
@@ -40,6 +42,7 @@ class EdgesTerms:
     admission: bool = True
     limits: Mapping[str, int] = field(default_factory=dict)
     floor: int = 1
+    shape: Shape | None = None
 
 
 def places(count: int, edges: Sequence[str], limits: Mapping[str, int]) -> dict[str, int]:
@@ -163,11 +166,19 @@ class Edges:
     lost: set[str] = field(default_factory=set)
     trips: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     """The newest measurements; see `Measured`."""
+    quorum: int = 1
+    """Fewest records that a judgement of probed devices rests on."""
     _silent: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         terms = self.terms
-        self.standings = None if terms.probed is None else Standings(terms.probed, clustered=terms.clusters)
+        self.standings: Standings | None = None
+        if terms.probed is not None:
+            if terms.shape is None:
+                raise ConfigError(
+                    "probed devices need the shape of what they report: it follows from the probes"
+                )
+            self.standings = Standings(terms.probed, terms.shape, self.quorum, clustered=terms.clusters)
 
     @property
     def there(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,17 +19,42 @@ from echelon.errors import ProtocolError
 from echelon.messages.behaviour import Behaviour, Counts
 
 
+class Shape(NamedTuple):
+    """What every record has: it follows from the terms in which devices are probed, and no device has a say in it."""
+
+    dim: int
+    """Of fingerprints."""
+    rows: int
+    """Predictive distributions."""
+    classes: int
+    """Of each."""
+
+
+def quorum(devices: int, k_min: int, colluding: int) -> int:
+    """Fewest records that a judgement may rest on.
+
+    As many as a sum may be over, more than half of those that are probed, and enough that whoever is judged has fewer
+    colluders than others beside it (2c + 1 others); or all, where there are no more. A few that report while the rest
+    is silent would be each other's consensus.
+    """
+    return min(devices, max(k_min + colluding, devices // 2 + 1, 2 * colluding + 2))
+
+
 @dataclass
 class Standings:
     """The state.
 
     Args:
-        terms: digest that records must name to be comparable; empty: any, but all the same.
+        terms: digest that records must name to be comparable.
+        shape: what every record has.
+        quorum: fewest records that a judgement rests on.
         rule: how evidence becomes trust.
         clustered: whether devices are clustered by their fingerprints; otherwise all are one cluster.
     """
 
     terms: bytes
+    shape: Shape
+    quorum: int = 1
     rule: TrustRule = field(default_factory=TrustRule)
     clustered: bool = True
     standing: dict[str, Standing] = field(default_factory=dict)
@@ -43,7 +68,8 @@ class Standings:
         """A device's record; of several before the next judgement the newest counts.
 
         Raises:
-            ProtocolError: it is not comparable with the others', or older than one that was taken.
+            ProtocolError: it is not of the boundary's terms and shape, or older than one that was taken; nothing was
+                changed.
         """
         if record.terms != self.terms:
             raise ProtocolError(
@@ -51,21 +77,27 @@ class Standings:
             )
         if record.number <= self.numbers.get(device, -1):
             raise ProtocolError(f"{device} sent record {record.number} again, or late")
-        shapes = {counts.shape for counts in self._past.values()} | {
-            counts.shape for counts in self._now.values()
-        }
-        if shapes and record.counts().shape not in shapes:
-            raise ProtocolError(f"{device} reports distributions of another shape than the others")
-        self.numbers[device] = record.number
-        self._now[device], self._prints[device] = record.counts(), Gaussian.of_record(record)
+        found = Shape(record.dim, record.rows, record.classes)
+        if found != self.shape:
+            raise ProtocolError(
+                f"{device} reports {found.rows} distributions over {found.classes} classes and {found.dim} "
+                f"dimensions, by the terms they are {self.shape.rows}, {self.shape.classes} and {self.shape.dim}"
+            )
+        counts, print_ = record.counts(), Gaussian.of_record(record)
+        self.numbers[device], self._now[device], self._prints[device] = record.number, counts, print_
 
     def known(self, device: str) -> bool:
         """Whether there is a record of the device."""
         return device in self._now or device in self.standing
 
+    @property
+    def enough(self) -> bool:
+        """Whether as many reported since the last judgement as the next one needs."""
+        return len(self._now) >= max(1, self.quorum)
+
     def judge(self) -> bool:
-        """Cluster and score what came in since the last time. Whether anything did."""
-        if not self._now:
+        """Cluster and score what came in since the last time; False while too few reported: nothing is judged then."""
+        if not self.enough:
             return False
         names = sorted(self._prints)
         labels: Sequence[int] = [0] * len(names)
@@ -78,7 +110,9 @@ class Standings:
         return True
 
     def verdict(self, device: str) -> Verdict:
-        """Whether the device may be in a window now, and if not, why."""
+        """Whether the device may be in a window now, and if not, why; who reported and was not judged yet may be."""
+        if device in self._now and device not in self.standing:
+            return Verdict.ADMITTED
         return admit(self.standing.get(device), self.rule)
 
     def trust(self, device: str) -> int:

@@ -16,6 +16,7 @@ from echelon.rounds.device import DeviceCore, DeviceTerms
 from echelon.rounds.edge import EdgeCore, EdgeTerms, Kept
 from echelon.rounds.edges import EdgesTerms
 from echelon.rounds.effects import Effect, Evaluate, Evaluated, Publish, Save, Train, Trained
+from echelon.rounds.standing import Shape
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.roster import EdgeEntry, Roster, RosterEntry
 from tests.rounds.boundary_world import (
@@ -32,6 +33,8 @@ from tests.rounds.boundary_world import (
     update_of,
 )
 
+SHAPE = Shape(dim=3, rows=24, classes=8)
+"""Of the records of probed devices."""
 MIDDLE = slice(2, 6)
 """Coordinates that edges train."""
 
@@ -93,7 +96,9 @@ class SplitWorld(World):
         return core
 
     def new_aggregator(self) -> AggregatorCore:
-        edges = EdgesTerms(self.edges, tuple(self.names), 2.0, self.probed, self.clusters, self.admission)
+        edges = EdgesTerms(
+            self.edges, tuple(self.names), 2.0, self.probed, self.clusters, self.admission, shape=SHAPE
+        )
         return AggregatorCore(
             manifest=self.manifest,
             terms=AggregatorTerms(cohort=self._count, deadline=5.0, round_timeout=1.0, edges=edges),

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from echelon.elsa.predictions import quantise
-from echelon.errors import ProtocolError
+from echelon.errors import CodecError, ProtocolError
 from echelon.messages.behaviour import Behaviour
 from echelon.messages.boundary import Cohort, DeadLetter
 from echelon.messages.split import Assignment
-from echelon.rounds.standing import Standings
-from tests.rounds.split_world import SplitWorld
+from echelon.rounds.standing import Standings, quorum
+from tests.rounds.split_world import SHAPE, SplitWorld
 
 TERMS = bytes(range(32))
-ROWS, CLASSES, DIM = 24, 8, 3
+DIM, ROWS, CLASSES = SHAPE
 
 
 def record(
@@ -158,8 +160,110 @@ def test_an_aggregator_that_is_started_again_remembers_whom_it_does_not_trust() 
     assert [device for device in world.names if not standings.verdict(device).admitted] == ["d3"]
 
 
+@pytest.mark.parametrize("fewest", [1, quorum(8, 3, 0)])
+def test_two_colluders_that_report_alone_with_a_victim_judge_nobody(fewest: int) -> None:
+    """They move far, so that the victim seems not to: where few may judge, it is stale after two such rounds."""
+    standings = Standings(TERMS, SHAPE, fewest)
+    for place in range(8):
+        standings.take(f"d{place}", record(f"d{place}", 1))
+    assert standings.judge()
+    for number in range(2, 4):
+        for device in ("d1", "d2"):
+            standings.take(device, record(device, number, group=number))
+        standings.take("d0", record("d0", 1).model_copy(update={"number": number}))
+        assert standings.judge() == (fewest == 1)
+    assert standings.verdict("d0").admitted == (fewest > 1)
+    for place in range(3, 8):
+        standings.take(f"d{place}", record(f"d{place}", 2))
+    assert standings.judge()  # with the others the round is one
+
+
+def test_a_first_reporter_pins_nothing_and_a_record_of_another_shape_stops_nobody() -> None:
+    world = started()
+    world.train()
+    honest = record("d3", 1)
+    wide = Behaviour.of(
+        number=1,
+        version=0,
+        terms=TERMS,
+        mean=np.zeros(DIM + 1),
+        covariance=np.eye(DIM + 1),
+        counts=honest.counts(),
+    )
+    rows = Behaviour.of(
+        number=1,
+        version=0,
+        terms=TERMS,
+        mean=np.zeros(DIM),
+        covariance=np.eye(DIM),
+        counts=honest.counts()[1:],
+    )
+    classes = Behaviour.of(
+        number=1, version=0, terms=TERMS, mean=np.zeros(DIM), covariance=np.eye(DIM),
+        counts=quantise(np.ones((ROWS, CLASSES + 1))),
+    )  # fmt: skip
+    for bad in (wide, rows, classes):
+        world.inject("d3", "behaviour", bad)
+    world.pump()
+    assert [name for name, message, _ in world.refused if message is not None] == ["ward.aggregator"] * 3
+    report(world, 1)
+    world.pump()
+    assert cohorts(world) == [set(world.names)]
+    world.restart_aggregator()
+
+
+@given(
+    means=st.lists(st.floats(-1e9, 1e9), min_size=5, max_size=5),
+    scales=st.lists(st.floats(1e-8, 1e9), min_size=5, max_size=5),
+    tilt=st.floats(-1.0, 1.0),
+    pure=st.lists(st.booleans(), min_size=5, max_size=5),
+)
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_whatever_was_taken_can_be_judged(
+    means: list[float], scales: list[float], tilt: float, pure: list[bool]
+) -> None:
+    standings = Standings(TERMS, SHAPE)
+    for number in range(1, 4):
+        for place, (mean, scale, one) in enumerate(zip(means, scales, pure, strict=True)):
+            covariance = scale * (np.eye(DIM) + tilt * (np.ones((DIM, DIM)) - np.eye(DIM)))
+            rows = np.zeros((ROWS, CLASSES))
+            rows[:, (place * number) % CLASSES if one else slice(None)] = 1.0
+            try:
+                made = Behaviour.of(
+                    number=number, version=0, terms=TERMS, mean=np.full(DIM, mean), covariance=covariance,
+                    counts=quantise(rows),
+                )  # fmt: skip
+            except CodecError:
+                continue  # what no record can hold
+            standings.take(f"d{place}", made)
+        standings.judge()
+        again = Standings(TERMS, SHAPE)
+        again.restore(standings.facts())
+        assert again.facts() == standings.facts()
+
+
+def test_a_quorum_is_most_of_the_boundary_and_more_than_colluders_can_bend() -> None:
+    assert quorum(8, 3, 0) == 5
+    assert quorum(8, 3, 2) == 6
+    assert quorum(4, 3, 0) == 3
+    assert quorum(3, 3, 2) == 3
+    assert quorum(200, 3, 1) == 101
+
+
+def test_where_too_few_report_for_a_judgement_the_deadline_lets_them_in() -> None:
+    world = started(edges=1)
+    world.train("d0", "d1", "d2", "d3")
+    report(world, 1, without=("d4", "d5", "d6", "d7"))
+    world.pump()
+    assert cohorts(world) == []
+    world.fire("ward.aggregator", "window")
+    world.pump()
+    assert cohorts(world) == [{"d0", "d1", "d2", "d3"}]
+    assert letters(world) == []
+
+
 def test_records_that_cannot_be_compared_are_refused() -> None:
-    standings = Standings(TERMS)
+    standings = Standings(TERMS, SHAPE)
     standings.take("d0", record("d0", 2))
     with pytest.raises(ProtocolError, match="other terms"):
         standings.take("d1", record("d1", 1, terms=bytes(32)))
@@ -167,5 +271,5 @@ def test_records_that_cannot_be_compared_are_refused() -> None:
         standings.take("d0", record("d0", 2))
     other = record("d2", 1)
     half = {"rows": ROWS // 2, "predictions": other.predictions[: len(other.predictions) // 2]}
-    with pytest.raises(ProtocolError, match="another shape"):
+    with pytest.raises(ProtocolError, match="by the terms"):
         standings.take("d2", other.model_copy(update=half))
