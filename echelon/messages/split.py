@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field
 from echelon.messages.exchange import Payload
 from echelon.messages.wire import U32, U63, Fields, Id16, Key32, Message, Slug
 
-MAX_JOBS = 16
+MAX_JOBS = 8
 """Most training jobs behind one offer: the edge keeps a vector of the middle for each until the offer is decided."""
 MAX_PART_DEVICES = 200
 MAX_EDGES = 64

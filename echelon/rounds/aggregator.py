@@ -276,6 +276,7 @@ class AggregatorCore:
             case EdgePart():
                 return self._part(event.sender, message, event.payload or b"")
             case Leave():
+                self._enrolled(device, message)
                 self.attendance.left(device)
                 self._checked_in = max(self._checked_in, event.offset + 1)
                 # Read again after a restart it is the same record again.
@@ -292,7 +293,6 @@ class AggregatorCore:
                 return []
 
     def _check_in(self, device: DeviceId, message: Ready, offset: int) -> list[Effect]:
-        self._checked_in = max(self._checked_in, offset + 1)
         cohort = self._cohort
         if (
             cohort is not None
@@ -300,6 +300,7 @@ class AggregatorCore:
             and any(member.device == device for member in cohort.members)
         ):
             return []  # read again after a restart: this check-in is what the cohort was made of
+        self._enrolled(device, message)
         known = {base.version: base.sha256 for base in self.bases}
         if message.base_version > self.version:
             raise ProtocolError(
@@ -321,6 +322,7 @@ class AggregatorCore:
                 f"{device} offers {len(message.jobs)} jobs with edge {message.edge or 'none'}; edges of this boundary: "
                 f"{', '.join(self._edge_names()) or 'none'}"
             )
+        self._checked_in = max(self._checked_in, offset + 1)
         self.attendance.arrived(device, CheckIn.of(message, offset))
         return [note("checked-in", ready=len(self.attendance.ready)), *self._try_cohort()]
 
@@ -333,6 +335,11 @@ class AggregatorCore:
         if message.version > self._derived[0]:
             self._derived = message.version, message.sha256
         return self._try_cohort()
+
+    def _enrolled(self, device: DeviceId, message: Message) -> None:
+        """Edges write on `checkin`, too; only devices have updates."""
+        if device not in self.roster:
+            raise ProtocolError(f"{device} is no device of {self.boundary} and sends {message.kind}")
 
     def _edge_names(self) -> tuple[str, ...]:
         return () if self.edges is None else self.edges.terms.edges

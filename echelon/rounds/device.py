@@ -206,6 +206,8 @@ class DeviceCore:
         self._blocks = block_ranges(self.manifest.adapter_layout()) if self.manifest.split else {}
         """Where each block lies in the vector; in a run that splits no model everybody moves everything."""
         self._cohort: _Cohort | None = None
+        self._named = -1
+        """The newest window whose cohort named this device's offer."""
         self._known_version = 0
         self.versions = KnownVersions(self.manifest, self.dim)
         self.waiting_adapters: list[Adapter] = []
@@ -701,8 +703,9 @@ class DeviceCore:
             return []
         if mine.offer != offer.number or offer.window >= 0:
             return []  # an older cohort, read again after a restart
-        self.state.member_of = message.window
+        self._named = message.window
         if offset < self.live_from:
+            self.state.member_of = message.window
             return []  # it stood there before this start: keys may have been sent for it, and they are gone
         progress = offer.progress
         known = {base.version: base.sha256 for base in message.bases}
@@ -730,6 +733,7 @@ class DeviceCore:
             context, self.me, self.signer, self.roster, self.entropy,
             evaluated=evaluated, held=progress.held, blocks=self._blocks,
         )  # fmt: skip
+        self.state.member_of = message.window
         self._cohort = _Cohort(message.window, message.commit, client, evaluation)
         return [Publish("handshake", client.advertise(), message.window)]
 
@@ -846,8 +850,6 @@ class DeviceCore:
             loss, loss_tokens = round(offer.progress.loss_sum * LOSS_UNIT), offer.progress.loss_tokens
             if cohort.client.adds_evaluation(shares):
                 evaluation = cohort.evaluation
-                if self.state.evaluation == (cohort.commit, *evaluation):
-                    self.state.evaluation = None
         aux = (
             offer.n,
             weight,
@@ -860,6 +862,8 @@ class DeviceCore:
         encoded = self._codec.encode(clipped, weight, secure.weight_max, self.entropy.token(32))
         masked = cohort.client.masked_input(shares, delivered, pack_vector(encoded, aux))
         payload = masked.astype("<u4", copy=False).tobytes()
+        if self.state.evaluation == (cohort.commit, *evaluation):
+            self.state.evaluation = None  # it is in this sum
         offer.window = cohort.window
         cohort.phase = "uploaded"
         described = Payload.of(payload, b"masked %d %s" % (cohort.window, self.me.encode()))
@@ -883,7 +887,7 @@ class DeviceCore:
                 self.offer = None
                 effects.append(note("offer-lost", window=message.window, offer=offer.number))
             effects.append(Save())
-        elif offer is not None and offer.window < 0 and self.state.member_of == message.window:
+        elif offer is not None and offer.window < 0 and self._was_named(message.window):
             effects += self._announce(offer)
         if cohort is not None and cohort.window <= message.window:
             self._cohort = None
@@ -937,9 +941,13 @@ class DeviceCore:
         if offer is not None and offer.window == message.window and offer.merged_in < 0:
             self.offer = None
             return [note("offer-lost", window=message.window, offer=offer.number), Save(), *self._continue()]
-        if offer is not None and offer.window < 0 and self.state.member_of == message.window:
+        if offer is not None and offer.window < 0 and self._was_named(message.window):
             return self._announce(offer)
         return []
+
+    def _was_named(self, window: int) -> bool:
+        """Whether that window's cohort had this device's check-in, in it or in one that it refused: it is used up."""
+        return window in (self.state.member_of, self._named)
 
     def _continue(self) -> list[Effect]:
         """After an offer was lost: offer what is carried, or train."""

@@ -30,10 +30,11 @@ from echelon.messages.frames import (
     encode_frame,
     to_double,
 )
-from echelon.messages.split import SplitAccept, SplitFrame, SplitOpen, SplitPing, SplitPong
+from echelon.messages.split import MAX_JOBS, SplitAccept, SplitFrame, SplitOpen, SplitPing, SplitPong
 from echelon.messages.wire import Message, Reason, Refused
 from echelon.rounds.channel import Channel, Parties, device_channel
 from echelon.rounds.edge import IDLE, EdgeCore
+from echelon.rounds.edge_jobs import MAX_KEPT, Kept
 from echelon.rounds.effects import (
     Effect,
     Incoming,
@@ -46,6 +47,7 @@ from echelon.rounds.effects import (
 )
 from echelon.secagg.keys import AgreementKey
 from tests.rounds.boundary_world import DIM
+from tests.rounds.hostile import Hostile
 from tests.rounds.split_world import SplitWorld
 
 ONE = to_double(1.0)
@@ -106,6 +108,12 @@ class Talk:
         }  # fmt: skip
         (begun,) = self.done(self.work(Begin(**fields | changes)))
         assert begun == Begun(job=job)
+
+    @property
+    def newest(self) -> int:
+        """The number of the job that is under way, or of the newest."""
+        session = self.edge._sessions.get(self.device)
+        return 0 if session is None else max(0, session.newest)
 
     def step(self, step: int, count: int = 2) -> None:
         """One step there and back."""
@@ -388,3 +396,132 @@ def test_frames_have_one_encoding_and_limits() -> None:
     for spoilt in (b"", data[:3], b"\xff\xff\xff\xff" + data[4:], data[:4] + b"\x00" + data[5:]):
         with pytest.raises(Refused):
             decode_frame(spoilt)
+
+
+HEADS: tuple[Message, ...] = (
+    Begin(job=1, version=0, on_top=(), after=0, front=1, back=1, mu=to_double(0.0), steps=2),
+    Begin(job=2, version=1, on_top=(1,), after=1, front=1, back=1, mu=to_double(0.0), steps=1),
+    Assess(job=3, commit=0, front=1, back=1),
+    Forward(job=1, step=0, micro=0, count=2, scale=ONE),
+    Backward(job=1, step=0, micro=0),
+    Look(job=1, micro=0, scale=ONE),
+    Finish(job=1, scale=ONE),
+    Finished(job=1),
+    Looked(job=1, micro=0),
+)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_frame_of_a_device_raises_and_an_edge_keeps_no_more_than_its_bound(seed: int) -> None:
+    talk = Talk()
+    hostile = Hostile(seed, ["d0"])
+    tasks: list[Middle] = []
+    for number in range(400):
+        head = hostile.changed(hostile.dice.choice(HEADS)) or hostile.dice.choice(HEADS)
+        if hostile.dice.random() < 0.5:
+            head = hostile.dice.choice(HEADS)
+        if isinstance(head, Begin | Assess) and hostile.dice.random() < 0.5:
+            head = head.model_copy(update={"job": number, "version": 0, "on_top": (), "mu": to_double(0.0)})
+        elif hasattr(head, "job") and hostile.dice.random() < 0.8:
+            head = head.model_copy(update={"job": talk.newest})
+        if isinstance(head, Begin) and hostile.dice.random() < 0.1:
+            head = head.model_copy(update={"mu": to_double(hostile.dice.choice((np.nan, np.inf, -1.0)))})
+        tasks += [effect for effect in talk.say(head, b"tensor") if isinstance(effect, Middle)]
+        while tasks and hostile.dice.random() < 0.6:
+            task = tasks.pop(0)
+            moved = np.full(DIM, hostile.dice.choice((1.0, np.nan)), np.float32)
+            talk.edge.handle(MiddleDone(task, b"tensor", 1.0, moved, b"state"))
+        if hostile.dice.random() < 0.05:
+            talk.edge.handle(TimerFired(IDLE))
+        if hostile.dice.random() < 0.02:
+            talk.edge.handle(model_with_commit(talk, number + 1, 0))
+        kept = talk.edge.kept.get("d0")
+        assert kept is None or len(kept.moved) <= MAX_KEPT
+        if not talk.edge.knows("d0", talk.channel.session):
+            talk.channel = talk.open(number.to_bytes(32, "big"))
+    again = talk.world.new_edge("e0")
+    again.restore(talk.edge.facts(), talk.edge.vectors())
+    assert (again.facts(), again.vectors()) == (talk.edge.facts(), talk.edge.vectors())
+
+
+def test_a_job_goes_on_from_an_update_that_was_spent_while_it_waited() -> None:
+    """What its start contains is taken when it begins: a window that closes meanwhile takes nothing from it."""
+    talk = Talk()
+    talk.begin()
+    talk.step(0)
+    moved = np.ones(DIM, np.float32)
+    talk.edge.handle(MiddleDone(talk.work(Finish(job=1, scale=ONE)), moved=moved, state=b"moments"))
+    fields: dict[str, Any] = {
+        "job": 2, "version": 1, "on_top": (1,), "after": 1, "front": 1, "back": 1, "mu": to_double(0.0), "steps": 1,
+    }  # fmt: skip
+    assert talk.say(Begin(**fields)) == []  # that version is still to come
+    talk.edge.kept["d0"].forget([1])
+    (task,) = talk.edge.handle(model_with_commit(talk, 1, 0))
+    assert isinstance(task, Middle)
+    assert task.start is not None
+    assert np.array_equal(task.start.start, 2 * moved)
+    assert task.start.state == b"moments"
+
+
+@pytest.mark.parametrize("version", [0, 1, 99])
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"mu": to_double(float("nan"))}, Decline.BAD_FRAME),
+        ({"mu": to_double(float("inf"))}, Decline.BAD_FRAME),
+        ({"mu": to_double(-1.0)}, Decline.BAD_FRAME),
+        ({"front": 3, "back": 3}, Decline.BAD_CUT),
+        ({"on_top": (1,)}, Decline.UNKNOWN_JOB),
+        ({"on_top": (9,)}, Decline.UNKNOWN_JOB),
+    ],
+)
+def test_a_job_is_checked_when_it_begins_whatever_it_waits_for(
+    version: int, changes: Any, reason: Decline
+) -> None:
+    talk = Talk()
+    fields: dict[str, Any] = {
+        "job": 9, "version": version, "on_top": (), "after": 0, "front": 1, "back": 1, "mu": to_double(0.0),
+        "steps": 1,
+    }  # fmt: skip
+    effects = talk.say(Begin(**fields | changes))
+    assert talk.hear(effects) == [Declined(job=9, reason=reason)]
+    assert talk.edge.handle(model_with_commit(talk, max(1, version), 0)) == []
+    talk.begin(job=10, version=max(1, version))  # and the next job is begun as ever
+
+
+@pytest.mark.parametrize("changes", [{"mu": to_double(0.5)}, {"steps": 11}])
+@pytest.mark.parametrize("version", [0, 1])
+def test_a_job_trains_what_the_boundary_trains_from_that_version(version: int, changes: Any) -> None:
+    talk = Talk()
+    fields: dict[str, Any] = {
+        "job": 1, "version": version, "on_top": (), "after": 0, "front": 1, "back": 1, "mu": to_double(0.0),
+        "steps": 1,
+    }  # fmt: skip
+    effects = talk.say(Begin(**fields | changes))
+    if version:
+        assert effects == []
+        effects = talk.edge.handle(model_with_commit(talk, 1, 0))
+    assert talk.hear(effects) == [Declined(job=1, reason=Decline.UNKNOWN_VERSION)]
+
+
+def test_a_number_is_used_once_in_a_session() -> None:
+    """What is under way of the first job would be taken for the second's."""
+    talk = Talk()
+    talk.begin(job=4)
+    fields: dict[str, Any] = {
+        "job": 4, "version": 0, "on_top": (), "after": 0, "front": 1, "back": 1, "mu": to_double(0.0), "steps": 1,
+    }  # fmt: skip
+    effects = talk.say(Begin(**fields), b"no basis")
+    assert talk.hear(effects) == [Declined(job=4, reason=Decline.BAD_FRAME)]
+    assert not any(isinstance(effect, Middle) for effect in effects)
+
+
+def test_an_edge_keeps_no_more_updates_of_a_device_than_its_bound() -> None:
+    talk = Talk()
+    kept = talk.edge.kept.setdefault("d0", Kept())
+    jobs = tuple(range(1, MAX_JOBS + 1))
+    for job in (*jobs, 99):
+        kept.moved[job], kept.bases[job] = np.zeros(DIM, np.float32), (0, bytes(32))
+    talk.begin(job=100, on_top=jobs)
+    assert set(kept.moved) == set(jobs)
+    assert len(jobs) < MAX_KEPT
