@@ -200,6 +200,21 @@ class SplitSettings(Settings):
         front = self.front if found is None or found.front is None else found.front
         return front, self.back if found is None or found.back is None else found.back
 
+    @property
+    def moves(self) -> bool:
+        """Whether devices move their cut while they train."""
+        return self.replan is not None and any(one.profile is not None for one in self.classes)
+
+    @property
+    def cuts(self) -> frozenset[tuple[int, int]]:
+        """Every (p, q) that is configured."""
+        classes = (self.cut_of(one.devices[0]) for one in self.classes if not one.whole)
+        return frozenset({(self.front, self.back), *classes})
+
+    def takes(self, front: int, back: int) -> bool:
+        """Whether an edge takes such a cut: one that is configured, or any where devices move theirs."""
+        return self.moves or (front, back) in self.cuts
+
     def micro_of(self, device: str) -> int:
         """Sequences of one micro-batch of a device that splits."""
         found = self.class_of(device)
@@ -208,8 +223,7 @@ class SplitSettings(Settings):
     def micro_max(self, batch: int) -> int:
         """The most sequences of a micro-batch that an edge may be sent, given a step's: cuts that move take any."""
         largest = max((self.micro_batch, *(one.micro_batch or 0 for one in self.classes)))
-        moving = self.replan is not None and any(one.profile is not None for one in self.classes)
-        return max(largest, batch) if moving else largest
+        return max(largest, batch) if self.moves else largest
 
     def in_flight_of(self, device: str) -> int:
         """Most micro-batches of a device that are under way together."""

@@ -160,6 +160,8 @@ def make_edge(
 ) -> Edge:
     """An edge: its own key, the boundary's broker, the pinned roster and manifest.
 
+    It takes the cuts of `split` that fit the model, which `cuts` says.
+
     Raises:
         ConfigError: the roster is not the manifest's, or names another key for this edge.
     """
@@ -178,7 +180,7 @@ def make_edge(
         roster=roster,
         entropy=entropy,
         dim=dim,
-        cuts=cuts,
+        cuts=lambda front, back: split.takes(front, back) and cuts(front, back),
         derives=catalogue.plane(Plane.BOUNDARY).find(VERSIONS) is not None,
     )
     return Edge(

@@ -27,7 +27,7 @@ from echelon.federation.probing import CLASSES, DIM, POSITIONS, SEED, probe_term
 from echelon.messages.behaviour import Behaviour
 from echelon.messages.frames import Assess, Backward, Begin, Decline, Finish, Forward, Look
 from echelon.rounds.effects import Evaluate, Evaluated, Middle, MiddleDone, SplitJob, Train, Trained
-from echelon.training.halves import DeviceHalf, EdgeMiddles, HalfTask, Halves, MiddleTask
+from echelon.training.halves import MAX_CUTS, DeviceHalf, EdgeMiddles, HalfTask, Halves, MiddleTask
 from echelon.training.model import limit_threads
 from echelon.training.split.cut import Cut
 
@@ -122,7 +122,8 @@ class SplitCompute:
             split = self._split[edge]
             training = self.settings.training
             micro = split.micro_max(training.batch_size * training.accumulation)
-            self._middles[edge] = EdgeMiddles(self._shared, split.encodings, split.perturbation, micro)
+            cuts = max(MAX_CUTS, len(split.cuts))
+            self._middles[edge] = EdgeMiddles(self._shared, split.encodings, split.perturbation, micro, cuts)
         middles = self._middles[edge]
         try:
             return await self._middle(middles, task, self._edge_speed[edge])

@@ -165,6 +165,11 @@ class Halves:
                 self._segments[cut, "edge"] = Segment(self.split, cut, "edge")
             return self._segments[cut, "edge"]
 
+    def forget_edge_segment(self, cut: Cut) -> None:
+        """An edge has let a cut go: the modules go when the last one that still uses them does."""
+        with self._lock:
+            self._segments.pop((cut, "edge"), None)
+
     def probe_tokens(self, count: int = PROBES_FOR_BASIS) -> list[Ids]:
         """The first shipped probes as tokens, int64[1, L] each."""
         with self._lock:
@@ -535,6 +540,11 @@ class MiddleTask:
     assess: bool = False
 
 
+MAX_CUTS = 8
+"""Cuts whose middle blocks one edge holds, unless more are configured; the one that was used longest ago, and by no job
+under way, goes first."""
+
+
 class EdgeMiddles:
     """The middles of one edge: for each cut its blocks, for each device that trains a copy of their adapter.
 
@@ -543,11 +553,15 @@ class EdgeMiddles:
         encodings: how tensors travel.
         rank: of the subspace in which devices rotate their activations; 0: they do not.
         batch: most sequences of one micro-batch.
+        cuts: of how many cuts it holds the blocks.
     """
 
-    def __init__(self, shared: Halves, encodings: EncodingSettings, rank: int, batch: int) -> None:
+    def __init__(
+        self, shared: Halves, encodings: EncodingSettings, rank: int, batch: int, cuts: int = MAX_CUTS
+    ) -> None:
         self._shared = shared
         self._encodings, self._rank, self._batch = encodings, rank, batch
+        self._most_cuts = cuts
         self._wires: dict[str, Wire] = {}
         self._parts: dict[Cut, EdgePart] = {}
         self._cuts: dict[str, Cut] = {}
@@ -556,13 +570,16 @@ class EdgeMiddles:
         self._lock = threading.Lock()
 
     def start(self, task: MiddleTask) -> None:
-        """Open a device's copy. Raises `CodecError` for a basis that is none."""
+        """Open a device's copy; what it had open is closed.
+
+        Raises:
+            CodecError: for a basis that is none.
+            TrainingError: the edge holds as many cuts as it may, and jobs are under way with all of them.
+        """
         with self._lock:
             device, cut = task.device, task.cut
             self._close(device)
-            if cut not in self._parts:
-                self._parts[cut] = EdgePart(self._shared.split, cut, self._shared.edge_segment(cut))
-            part, indices = self._parts[cut], self._indices(cut)
+            part, indices = self._held(cut), self._indices(cut)
             perturbation = None
             if self._rank:
                 basis = decode_basis(task.basis, part.width)
@@ -578,6 +595,23 @@ class EdgeMiddles:
             self._wires[device] = Wire(codecs, task.secret, device, task.job, perturbation)
             if task.assess:
                 self._assessed.add(device)
+
+    def _held(self, cut: Cut) -> EdgePart:
+        """The blocks of a cut; they are loaded if they are not there."""
+        part = self._parts.pop(cut, None)
+        if part is None:
+            while len(self._parts) >= self._most_cuts:
+                used = set(self._cuts.values())
+                idle = next((held for held in self._parts if held not in used), None)
+                if idle is None:
+                    raise TrainingError(
+                        f"jobs are under way with {self._most_cuts} cuts, the most that this edge holds"
+                    )
+                del self._parts[idle]
+                self._shared.forget_edge_segment(idle)
+            part = EdgePart(self._shared.split, cut, self._shared.edge_segment(cut))
+        self._parts[cut] = part  # the newest in use stands last
+        return part
 
     def _indices(self, cut: Cut) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
         return np.asarray(part_ranges(self._shared.layout, cut, self._shared.blocks)["middle"])
@@ -644,8 +678,8 @@ class EdgeMiddles:
     def finish(self, device: str) -> tuple[Vector, bytes]:
         """Where the middle moved, float32[d] and 0 elsewhere, and its moments; the copy is closed."""
         with self._lock:
-            cut = self._cuts[device]
             weights, state = self._part(device).take(device)
+            cut = self._cuts[device]
             moved = np.zeros(self._shared.layout.dim, np.float32)
             moved[self._indices(cut)] = weights - self._starts[device]
             self._close(device)

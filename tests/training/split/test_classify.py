@@ -211,3 +211,46 @@ def test_an_edge_refuses_a_tensor_without_its_mask(make_spec):
     with pytest.raises(CodecError):
         pair.edge.forward("a0", 0, 0, good[:-13])
     assert pair.edge.forward("a0", 0, 0, good)
+
+
+def test_an_edge_holds_the_middles_of_so_many_cuts_and_lets_the_one_go_that_nobody_uses(make_spec):
+    spec = make_spec("bert")
+    shared = Halves(spec)
+    edge = EdgeMiddles(shared, EXACT, 0, MICRO, cuts=2)
+    start = np.zeros(shared.layout.dim, np.float32)
+    first, second, third = Cut(1, 1), Cut(0, 1), Cut(1, 0)
+
+    def begin(device: str, cut: Cut) -> None:
+        edge.start(MiddleTask(device, 1, cut, start, start, 0.0, 0.0, None, SECRET, b""))
+
+    begin("a0", first)
+    begin("a1", second)
+    with pytest.raises(TrainingError, match="2 cuts"):
+        begin("a2", third)
+    edge.close("a1")
+    begin("a2", third)
+    assert set(edge._parts) == {first, third}
+    assert {cut for cut, side in shared._segments if side == "edge"} == {first, third}
+    begin("a2", first)  # a device's own job is no hindrance
+    begin("a1", second)
+    assert set(edge._parts) == {first, second}
+
+
+def test_a_job_whose_start_was_refused_is_no_job(make_spec):
+    """Whatever follows is refused, too: the end of a job that has no copy of the middle ends no process."""
+    shared = Halves(make_spec("bert"))
+    edge = EdgeMiddles(shared, EXACT, 4, MICRO)
+    start = np.zeros(shared.layout.dim, np.float32)
+    with pytest.raises(CodecError):
+        edge.start(MiddleTask("a0", 1, CUT, start, start, 0.0, 0.0, None, SECRET, b"no basis"))
+    for work in (
+        lambda: edge.finish("a0"),
+        lambda: edge.forward("a0", 0, 0, b""),
+        lambda: edge.backward("a0", 0, 0, b""),
+        lambda: edge.look("a0", 0, b""),
+        lambda: edge.norm2("a0"),
+        lambda: edge.step("a0", 1.0),
+    ):
+        with pytest.raises(TrainingError, match="no job here"):
+            work()
+    edge.close("a0")
