@@ -146,6 +146,10 @@ class BoundaryActor(ABC):
         """The large part of the state, if it is kept apart from the snapshot and has changed since it was asked for."""
         return None
 
+    def parts(self) -> Mapping[str, bytes | None]:
+        """Large parts of the state that have changed since this was asked for, by name; None: that one is gone."""
+        return {}
+
     async def perform(self, effect: Effect) -> None:
         """Carry out an effect that only this kind of actor has."""
         raise ProtocolError(f"{self.name} cannot carry out {effect!r}")
@@ -447,6 +451,7 @@ class BoundaryActor(ABC):
         rows = self.store.commit(
             snapshot=self.snapshot() if save else None,
             vectors=self.vectors() if save else None,
+            parts=self.parts() if save else None,
             offsets=self.stored_offsets() if save else None,
             taken=self._taken() if save else None,
             publish=[*kept, *crossing],

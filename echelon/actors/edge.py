@@ -19,7 +19,7 @@ from echelon.messages.frames import Decline
 from echelon.messages.split import SplitFrame
 from echelon.messages.stored import stored
 from echelon.messages.wire import Reason, Refused
-from echelon.rounds.edge import EdgeCore
+from echelon.rounds.edge import EdgeCore, changes
 from echelon.rounds.effects import (
     Effect,
     Incoming,
@@ -71,6 +71,8 @@ class Edge(BoundaryActor):
         self._turns: dict[str, asyncio.Lock] = {}
         self._digests: dict[tuple[str, int, int], tuple[Record, bytes]] = {}
         """The records behind work that is under way, by device, step and micro-batch."""
+        self._stored: dict[str, object] = {}
+        """What the store has of the core's large parts; the objects themselves."""
 
     def inputs(self) -> Iterable[TopicPartition]:
         """Decisions, adapters, and what devices send."""
@@ -91,10 +93,11 @@ class Edge(BoundaryActor):
 
     async def recover(self) -> list[Effect]:
         """Restore what was stored; sessions died with their keys, so devices' frames are read from their end."""
-        snapshot, vectors = self.store.snapshot(), self.store.vectors()
-        if snapshot is not None and vectors is not None:
+        snapshot = self.store.snapshot()
+        if snapshot is not None:
             with stored(f"{self.name}: its stored state"):
-                self.core.restore(snapshot, vectors)
+                self.core.restore(snapshot, self.store.parts())
+            self._stored = dict(self.core.held())
         for slot in range(self._slots):
             at = TopicPartition(UP, slot)
             self._positions[at] = await end_of(self.bus, at, self.name)
@@ -104,9 +107,11 @@ class Edge(BoundaryActor):
         """The core's state, without its vectors."""
         return self.core.facts()
 
-    def vectors(self) -> bytes | None:
-        """Middle updates and moments."""
-        return self.core.vectors()
+    def parts(self) -> dict[str, bytes | None]:
+        """Adapters, middle updates and moments, as far as they are others than were stored before."""
+        held, before = self.core.held(), self._stored
+        self._stored = dict(held)
+        return changes(before, held)
 
     def open(self, record: Record) -> Incoming | None:
         """As every actor, but for devices that are another edge's: their chunks and frames are passed over unread."""

@@ -40,6 +40,8 @@ SNAPSHOT, VECTORS, WITNESS, OFFSETS, SCANNED, OWNER = (
     "scanned",
     "owner",
 )
+PART = "part "
+"""What the names of parts begin with in the file."""
 FORMAT = 2
 """Of the file and of the snapshots in it: one more whenever what is written could not be read by the code before."""
 REMEMBERED = 4096
@@ -109,6 +111,7 @@ class StateStore:
         snapshot: bytes | None = None,
         vectors: bytes | None = None,
         witness: bytes | None = None,
+        parts: Mapping[str, bytes | None] | None = None,
         offsets: Mapping[TopicPartition, int] | None = None,
         taken: Mapping[TopicPartition, Sequence[bytes]] | None = None,
         publish: Sequence[Outgoing] = (),
@@ -117,6 +120,7 @@ class StateStore:
 
         `vectors` is the large part of the state, for actors that keep it apart, and `witness` what a gate knows as a
         witness of others' logs: what is not given stays as it is.
+        So do `parts`, by name, for actors whose state has many large parts of which few change; None: it is gone.
         `taken` has the signatures of the input records that were taken since the last step that was stored, oldest
         first; the newest `REMEMBERED` of each partition are kept.
         """
@@ -128,6 +132,11 @@ class StateStore:
                 self._put(VECTORS, vectors)
             if witness is not None:
                 self._put(WITNESS, witness)
+            for name, part in (parts or {}).items():
+                if part is None:
+                    self._db.execute("DELETE FROM state WHERE name = ?", (PART + name,))
+                else:
+                    self._put(PART + name, part)
             if offsets is not None:
                 self._put(OFFSETS, _pack(offsets))
             for at, signatures in (taken or {}).items():
@@ -204,6 +213,13 @@ class StateStore:
         """The newest state of a witness, if there is one."""
         with self._lock:
             return self._get(WITNESS)
+
+    def parts(self) -> dict[str, bytes]:
+        """The parts of the newest state, by name."""
+        with self._lock:
+            query = "SELECT DISTINCT name FROM state WHERE name >= ? AND name < ? ORDER BY name"
+            names = [name for (name,) in self._db.execute(query, (PART, PART + "\x7f"))]
+            return {name.removeprefix(PART): self._get(name) or b"" for name in names}
 
     def offsets(self) -> dict[TopicPartition, int]:
         """Input offsets that belong to the snapshot."""

@@ -8,7 +8,7 @@ leaves nothing. A job is in at most one part, and a part goes out only for a win
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgpack
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from echelon.errors import ProtocolError
 from echelon.messages.boundary import Cohort, Derived, End, Heartbeat, Member, Model, Void, Window
-from echelon.messages.exchange import Pace, Payload
+from echelon.messages.exchange import Payload
 from echelon.messages.frames import (
     Assess,
     Backward,
@@ -42,7 +42,7 @@ from echelon.messages.wire import Message, Reason, Refused
 from echelon.rounds.channel import Channel, ChannelBroken, Parties, edge_channel
 from echelon.rounds.cohort import NORM_UNIT, one_base
 from echelon.rounds.edge_jobs import F32, MAX_KEPT, Job, Kept, Version
-from echelon.rounds.edge_window import Decision, EdgeWindow
+from echelon.rounds.edge_window import ORDER, Decision, EdgeWindow
 from echelon.rounds.effects import (
     Effect,
     Incoming,
@@ -627,7 +627,7 @@ class EdgeCore:
 
     def facts(self) -> bytes:
         """The small part of a snapshot."""
-        window = self._open
+        window, newest = self._open, max(self._versions, default=None)
         return bytes(
             msgpack.packb(
                 [
@@ -637,60 +637,62 @@ class EdgeCore:
                     if window is None
                     else [window.cohort.encode(), [decision.encode() for decision in window.decisions]],
                     sorted(self._derived.items()),
+                    None if newest is None else [newest, *self._versions[newest].facts()],
+                    [[device, kept.facts()] for device, kept in sorted(self.kept.items())],
                 ]
             )
         )
 
-    def vectors(self) -> bytes:
-        """The large part: the newest adapters, and what is kept of every device."""
+    def held(self) -> dict[str, F32 | bytes]:
+        """The large parts of a snapshot by name, each an object that is replaced when it changes.
+
+        They are the newest adapter, those of the newest commits, and of every device its jobs' updates and moments.
+        """
         newest = max(self._versions, default=None)
-        return bytes(
-            msgpack.packb(
-                [
-                    None if newest is None else [newest, *_version(self._versions[newest])],
-                    [
-                        [
-                            device,
-                            sorted(kept.states.items()),
-                            [
-                                [job, moved.tobytes(), *kept.bases.get(job, (-1, b""))]
-                                for job, moved in sorted(kept.moved.items())
-                            ],
-                        ]
-                        for device, kept in sorted(self.kept.items())
-                    ],
-                    [[commit, anchor.tobytes()] for commit, anchor in sorted(self._commits.items())],
-                ]
-            )
-        )
+        found: dict[str, F32 | bytes] = {}
+        if newest is not None:
+            found["theta"] = self._versions[newest].theta
+        found |= {f"commit {commit}": anchor for commit, anchor in self._commits.items()}
+        for device, kept in self.kept.items():
+            found |= {f"moved {device} {job}": moved for job, moved in kept.moved.items()}
+            found |= {f"state {device} {job}": state for job, state in kept.states.items()}
+        return found
 
-    def restore(self, facts: bytes, vectors: bytes) -> None:
+    def vectors(self) -> dict[str, bytes]:
+        """Those parts as bytes."""
+        return {name: packed(part) for name, part in sorted(self.held().items())}
+
+    def restore(self, facts: bytes, vectors: Mapping[str, bytes]) -> None:
         """Take a snapshot over. Sessions are not in it."""
-        self.ended, self._window, window, derived = msgpack.unpackb(facts)
+        self.ended, self._window, window, derived, newest, kept = msgpack.unpackb(facts)
         self._derived = dict(derived)
         self._open = None
         if window is not None:
             cohort, decisions = window
             self._open = EdgeWindow(Cohort.decode(cohort), self.manifest, self.roster, self.name, self.dim)
-            kinds: tuple[type[Decision], ...] = (KeyList, SharesList, Included, Signatures)
-            for kind, decision in zip(kinds, decisions, strict=False):
+            for kind, decision in zip(ORDER, decisions, strict=False):
                 self._open.take(kind.decode(decision))
-        newest, kept, commits = msgpack.unpackb(vectors)
-        self._commits = {commit: np.frombuffer(anchor, "<f4") for commit, anchor in commits}
         if newest is not None:
-            version, theta, sha256, (steps, windows, mu_ppm), progress = newest
-            pace = Pace(steps=steps, windows=windows, mu_ppm=mu_ppm)
-            self._versions = {version: Version(np.frombuffer(theta, "<f4"), sha256, pace, progress)}
-        self.kept = {
-            device: Kept(
-                dict(states),
-                {job: np.frombuffer(moved, "<f4") for job, moved, _, _ in jobs},
-                {job: (version, sha256) for job, _, version, sha256 in jobs if version >= 0},
-            )
-            for device, states, jobs in kept
-        }
+            version, *said = newest
+            self._versions = {version: Version.of(np.frombuffer(vectors["theta"], "<f4"), said)}
+        self.kept = {device: Kept.of(said) for device, said in kept}
+        self._commits = {}
+        for name, data in vectors.items():
+            match name.split(" "):
+                case ["commit", commit]:
+                    self._commits[int(commit)] = np.frombuffer(data, "<f4")
+                case ["moved", device, job]:
+                    self.kept[device].moved[int(job)] = np.frombuffer(data, "<f4")
+                case ["state", device, job]:
+                    self.kept[device].states[int(job)] = data
 
 
-def _version(one: Version) -> list[object]:
-    pace = one.pace
-    return [one.theta.tobytes(), one.sha256, [pace.steps, pace.windows, pace.mu_ppm], one.progress]
+def changes(before: Mapping[str, object], now: Mapping[str, F32 | bytes]) -> dict[str, bytes | None]:
+    """What has to be stored of `now` where `before` is stored: parts that are other objects; None for what is gone."""
+    gone: dict[str, bytes | None] = dict.fromkeys(before.keys() - now.keys())
+    return gone | {name: packed(part) for name, part in now.items() if before.get(name) is not part}
+
+
+def packed(part: F32 | bytes) -> bytes:
+    """A large part of a snapshot as it is stored."""
+    return part if isinstance(part, bytes) else part.astype("<f4", copy=False).tobytes()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,16 @@ class Version:
     pace: Pace
     progress: float
 
+    def facts(self) -> list[object]:
+        """All but the adapter, as plain values."""
+        return [self.sha256, [self.pace.steps, self.pace.windows, self.pace.mu_ppm], self.progress]
+
+    @classmethod
+    def of(cls, theta: F32, facts: Sequence[Any]) -> Version:
+        """The version of an adapter and what `facts` gave."""
+        sha256, (steps, windows, mu_ppm), progress = facts
+        return cls(theta, sha256, Pace(steps=steps, windows=windows, mu_ppm=mu_ppm), progress)
+
     def trains(self, begin: Begin) -> bool:
         """Whether a job's steps and μ are what the boundary trains from this version."""
         return begin.steps <= self.pace.steps and from_double(begin.mu) == self.pace.mu_ppm / MILLION
@@ -50,6 +61,15 @@ class Kept:
     """By job: where its middle moved, float32[d], 0 outside."""
     bases: dict[int, tuple[int, bytes]] = field(default_factory=dict)
     """By job: version and SHA-256 of the adapter that it trained from."""
+
+    def facts(self) -> list[object]:
+        """Where each job began, as plain values."""
+        return [[job, version, sha256] for job, (version, sha256) in sorted(self.bases.items())]
+
+    @classmethod
+    def of(cls, facts: Sequence[Any]) -> Kept:
+        """What `facts` gave; moments and updates are filled in."""
+        return cls(bases={job: (version, sha256) for job, version, sha256 in facts})
 
     def forget(self, jobs: Collection[int]) -> None:
         """Let go of these jobs' updates: they were in a window, or their device counts on them no more."""

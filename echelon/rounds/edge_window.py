@@ -14,13 +14,14 @@ from echelon.messages.boundary import Cohort, Member
 from echelon.messages.envelope import verify_signature
 from echelon.messages.handshake import Included, KeyList, SharesList, Signatures
 from echelon.messages.manifest import RunManifest
-from echelon.messages.wire import DeviceId, Message
+from echelon.messages.wire import DeviceId
 from echelon.rounds.cohort import context_of
 from echelon.secagg.context import consistency_statement
 from echelon.secagg.roster import Roster
 
 Decision = KeyList | SharesList | Included | Signatures
-_ORDER: tuple[type[Message], ...] = (KeyList, SharesList, Included, Signatures)
+ORDER: tuple[type[Decision], ...] = (KeyList, SharesList, Included, Signatures)
+"""The decisions of a window, in their order."""
 
 
 @dataclass
@@ -60,7 +61,7 @@ class EdgeWindow:
     @property
     def signed(self) -> bool:
         """Whether the included set was signed."""
-        return len(self.decisions) == len(_ORDER)
+        return len(self.decisions) == len(ORDER)
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -89,14 +90,14 @@ class EdgeWindow:
             ProtocolError: it came out of turn, or as another one than before; it names a device that it must not, or
                 too few; or its signatures are not those of enough devices.
         """
-        place = _ORDER.index(type(decision))
+        place = ORDER.index(type(decision))
         if place < len(self.decisions):
             if self.decisions[place] != decision:
                 raise ProtocolError(f"{self._where}: two different {decision.kind} decisions")
             return
         if place > len(self.decisions):
             raise ProtocolError(
-                f"{self._where}: a {decision.kind} decision before the {_ORDER[len(self.decisions)].kind} decision"
+                f"{self._where}: a {decision.kind} decision before the {ORDER[len(self.decisions)].kind} decision"
             )
         match decision:
             case KeyList():

@@ -77,6 +77,7 @@ class Disk:
     """What survives a process: the content of a state file."""
 
     values: dict[str, bytes] = field(default_factory=dict)
+    parts: dict[str, bytes] = field(default_factory=dict)
     offsets: dict[TopicPartition, int] = field(default_factory=dict)
     taken: dict[TopicPartition, list[bytes]] = field(default_factory=dict)
     scanned: dict[TopicPartition, int] = field(default_factory=dict)
@@ -87,7 +88,7 @@ class Disk:
     def wipe(self) -> None:
         """The file is lost."""
         self.values, self.offsets, self.scanned, self.outbox, self.rows, self.owner = {}, {}, {}, {}, 0, b""
-        self.taken = {}
+        self.taken, self.parts = {}, {}
 
 
 class SimStore(StateStore):
@@ -108,6 +109,7 @@ class SimStore(StateStore):
         snapshot: bytes | None = None,
         vectors: bytes | None = None,
         witness: bytes | None = None,
+        parts: Mapping[str, bytes | None] | None = None,
         offsets: Mapping[TopicPartition, int] | None = None,
         taken: Mapping[TopicPartition, Sequence[bytes]] | None = None,
         publish: Sequence[Outgoing] = (),
@@ -121,6 +123,10 @@ class SimStore(StateStore):
             disk.values["vectors"] = vectors
         if witness is not None:
             disk.values["witness"] = witness
+        for name, part in (parts or {}).items():
+            disk.parts.pop(name, None)
+            if part is not None:
+                disk.parts[name] = part
         if offsets is not None:
             disk.offsets = dict(offsets)
         for at, signatures in (taken or {}).items():
@@ -159,6 +165,11 @@ class SimStore(StateStore):
         """See `StateStore.witness`."""
         self._life.check()
         return self._disk.values.get("witness")
+
+    def parts(self) -> dict[str, bytes]:
+        """See `StateStore.parts`."""
+        self._life.check()
+        return dict(self._disk.parts)
 
     def offsets(self) -> dict[TopicPartition, int]:
         """See `StateStore.offsets`."""

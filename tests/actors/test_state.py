@@ -44,6 +44,19 @@ def test_a_step_is_there_after_the_process_died(tmp_path: Path) -> None:
     assert again.outbox() == rows
 
 
+def test_parts_that_are_not_given_stay_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "edge.db"
+    store = StateStore(path, OWNER)
+    assert store.parts() == {}
+    store.commit(snapshot=b"one", parts={"moved d0 1": b"a", "moved d0 2": b"", "theta": b"t"})
+    store.commit(snapshot=b"two", parts={"moved d0 1": None, "theta": b"u", "gone before": None})
+    store.commit(snapshot=b"three")
+    del store
+    again = StateStore(path, OWNER)
+    assert again.parts() == {"moved d0 2": b"", "theta": b"u"}
+    assert again.snapshot() == b"three"
+
+
 def test_a_file_of_another_format_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
     store = StateStore(path, OWNER)

@@ -33,7 +33,7 @@ from echelon.messages.frames import (
 from echelon.messages.split import MAX_JOBS, SplitAccept, SplitFrame, SplitOpen, SplitPing, SplitPong
 from echelon.messages.wire import Message, Reason, Refused
 from echelon.rounds.channel import Channel, Parties, device_channel
-from echelon.rounds.edge import IDLE, EdgeCore
+from echelon.rounds.edge import IDLE, EdgeCore, changes
 from echelon.rounds.edge_jobs import MAX_KEPT, Kept
 from echelon.rounds.effects import (
     Effect,
@@ -514,6 +514,28 @@ def test_a_number_is_used_once_in_a_session() -> None:
     effects = talk.say(Begin(**fields), b"no basis")
     assert talk.hear(effects) == [Declined(job=4, reason=Decline.BAD_FRAME)]
     assert not any(isinstance(effect, Middle) for effect in effects)
+
+
+def test_what_did_not_change_is_not_stored_again() -> None:
+    talk = Talk()
+    before: dict[str, object] = {}
+    first = changes(before, talk.edge.held())
+    assert set(first) == {"theta"}
+    before = dict(talk.edge.held())
+    assert changes(before, talk.edge.held()) == {}
+    for job in (1, 2):
+        talk.begin(job=job, on_top=(1,) if job == 2 else (), after=job - 1)
+        head = Forward(job=job, step=0, micro=0, count=1, scale=ONE)
+        talk.done(talk.work(head))
+        talk.done(talk.work(Backward(job=job, step=0, micro=0)))
+        moved = np.full(DIM, job, np.float32)
+        talk.done(talk.work(Finish(job=job, scale=ONE)), moved=moved, state=b"state")
+        stored = changes(before, talk.edge.held())
+        assert set(stored) == {f"moved d0 {job}", f"state d0 {job}"}
+        assert stored[f"moved d0 {job}"] == moved.tobytes()
+        before = dict(talk.edge.held())
+    talk.edge.kept["d0"].forget([1])
+    assert changes(before, talk.edge.held()) == {"moved d0 1": None}
 
 
 def test_an_edge_keeps_no_more_updates_of_a_device_than_its_bound() -> None:

@@ -71,10 +71,12 @@ def snapshots(world: World) -> Iterator[tuple[str, Any]]:
     """The state of every core, as its actor stores it."""
     for person in world.people.values():
         core = person.core
-        if isinstance(core, DeviceCore | EdgeCore):
-            kind = "device" if isinstance(core, DeviceCore) else "edge"
-            yield f"{kind} facts", msgpack.unpackb(core.facts())
-            yield f"{kind} vectors", msgpack.unpackb(core.vectors())
+        if isinstance(core, DeviceCore):
+            yield "device facts", msgpack.unpackb(core.facts())
+            yield "device vectors", msgpack.unpackb(core.vectors())
+        elif isinstance(core, EdgeCore):
+            yield "edge facts", msgpack.unpackb(core.facts())
+            yield "edge parts", {name.split(" ")[0]: part for name, part in core.vectors().items()}
         else:
             yield "aggregator", msgpack.unpackb(core.snapshot(), strict_map_key=False)
     if world.gate.quiescent:
