@@ -187,6 +187,32 @@ def cores(world: SplitWorld, kind: type[Any]) -> Sequence[Any]:
     return [person.core for person in world.people.values() if isinstance(person.core, kind)][:2]
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_no_record_of_one_device_or_edges_stops_the_gate_s_derivation(seed: int) -> None:
+    """What they write stands between the records of an honest run: every delta is derived all the same."""
+
+    def liars(topic: str) -> list[str]:
+        return [name for name in senders(world, topic) if name in ("d3", *world.edges)]
+
+    world = SplitWorld(devices=6)
+    world.genesis()
+    for _ in range(4):
+        world.window()
+    inputs = [line.incoming() for line in world.log if line.topic in ("handshake", "masked", "parts")]
+    hostile = Hostile(seed, [*world.names, *world.edges])
+    for line in world.log:
+        if line.topic not in READS[BoundaryLog]:
+            continue
+        if hostile.dice.random() < 0.5:
+            made = hostile.record(hostile.dice.choice(inputs), liars)
+            if made is not None:
+                show(world.gate, made)
+        world.gate.feed(line.incoming())
+    assert len(world.deltas()) == 2
+    for delta in world.deltas():
+        assert world.gate.check(delta) is not None
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_no_record_of_behaviour_stops_the_aggregator_or_its_restart(seed: int) -> None:
     world = world_at(0, probed=True)
