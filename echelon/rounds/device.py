@@ -414,7 +414,8 @@ class DeviceCore:
             self.carried = None
             effects += [note("progress-left"), Save()]
         if self._edge_waits():
-            return effects
+            # After a life that ended in order there may be no offer that is waited for: what is carried becomes one.
+            return effects if self.offer is not None else [*effects, *self._next()]
         shard = self.shards.begin()
         start = self.base
         on_top: tuple[int, ...] = ()

@@ -10,7 +10,7 @@ import pytest
 
 import echelon.rounds.device as device_module
 from echelon.errors import ProtocolError
-from echelon.messages.boundary import Cohort, End, Void
+from echelon.messages.boundary import Cohort, End, Ready, Void
 from echelon.messages.exchange import Payload
 from echelon.messages.handshake import Signatures
 from echelon.messages.split import Assignment, EdgePart, Trip, Trips
@@ -275,6 +275,29 @@ def test_devices_of_an_edge_come_in_from_one_version_if_that_can_be_waited_for()
     assert chosen(3, 4, 4, 4, 5) == [0, 1, 2, 3, 6]  # nobody will match the oldest
     assert chosen(3, 3, 4, 4, 5) == [6]
     assert chosen(3, 3, 4, 4, 5, overdue=True) == [0, 1, 2, 3, 4, 6]
+
+
+def test_a_split_device_offers_what_it_carries_before_it_trains_from_a_newer_version() -> None:
+    world = started()
+    world.pump()
+    world.train("d0")
+    core = world.device("d0")
+    assert core.offer is not None
+    world.fire("d0", PATIENCE)
+    world.train("d0")  # ahead, from the version of the offer
+    assert core.carried is not None
+    assert core.carried.base_version == core.offer.progress.base_version == 0
+    world.people["d0"].jobs.clear()
+    core._training_from = None
+    core.version, core._ahead = 1, 0
+    assert core.resume() == []  # its offer is decided first
+    carried, core.offer = core.carried, None
+    effects = core.resume()
+    (ready,) = [effect.message for effect in effects if isinstance(effect, Publish)]
+    assert isinstance(ready, Ready)
+    assert (ready.base_version, ready.jobs) == (0, carried.jobs)
+    (job,) = [effect for effect in effects if isinstance(effect, Train)] or [None]
+    assert job is None or (job.split is not None and job.split.version == 1)
 
 
 def test_a_part_is_over_devices_of_one_version_and_no_part_mixes_two() -> None:
