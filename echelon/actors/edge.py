@@ -31,7 +31,7 @@ from echelon.rounds.effects import (
     TimerFired,
 )
 
-UP, VERSIONS = "split.up", "versions"
+UP = "split.up"
 
 
 class MiddleCompute(Protocol):
@@ -79,7 +79,7 @@ class Edge(BoundaryActor):
         return (
             TopicPartition("control"),
             TopicPartition("model"),
-            *([TopicPartition(VERSIONS)] if self.core.derives else []),
+            TopicPartition("versions"),
             *(TopicPartition(UP, slot) for slot in range(self._slots)),
         )
 

@@ -9,7 +9,7 @@ from echelon.actors.aggregator import Aggregator
 from echelon.actors.boundary import Membership
 from echelon.actors.controller import Controller
 from echelon.actors.device import Compute, Device, Interceptor, ShardSource
-from echelon.actors.edge import VERSIONS, Edge, MiddleCompute
+from echelon.actors.edge import Edge, MiddleCompute
 from echelon.actors.gate import Gate
 from echelon.actors.runtime import Services
 from echelon.actors.splitting import Half
@@ -36,7 +36,7 @@ from echelon.rounds.edges import EdgesTerms
 from echelon.rounds.rules import Allowed
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.roster import Roster
-from echelon.topics import Catalogue, Plane, Role, load_catalogue
+from echelon.topics import Catalogue, Role, load_catalogue
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,6 @@ def make_edge(
         entropy=entropy,
         dim=dim,
         cuts=lambda front, back: split.takes(front, back) and cuts(front, back),
-        derives=catalogue.plane(Plane.BOUNDARY).find(VERSIONS) is not None,
     )
     return Edge(
         core=core,

@@ -14,6 +14,8 @@ from pydantic import Field, Strict
 
 from echelon.messages.wire import I64, U16, U32, U63, Digest, Fields, Id16, Message, Registry, pack
 
+MAX_WINDOW_TOKENS = 1 << 40
+"""Most tokens that one window may claim: a thousand times the largest that is plausible, and no sum overflows."""
 MAX_WINDOWS = 24
 """Most windows that one boundary delta may cover (R_max is at most this): keeps a delta manifest within 8 KiB."""
 MAX_BOUNDARIES = 64

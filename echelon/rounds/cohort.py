@@ -7,6 +7,7 @@ manifest.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,11 +18,12 @@ from numpy.typing import NDArray
 from echelon.errors import ProtocolError
 from echelon.messages.boundary import Cohort
 from echelon.messages.boundary import Member as CohortMember
-from echelon.messages.exchange import WindowSummary
+from echelon.messages.exchange import MAX_WINDOW_TOKENS, WindowSummary
 from echelon.messages.manifest import MILLION, RunManifest, SecureTerms
 from echelon.messages.split import EdgePart
 from echelon.messages.wire import DeviceId, pack
 from echelon.rounds.exact import norm2
+from echelon.rounds.laws.versions import largest_step
 from echelon.rounds.ledger import window_mean
 from echelon.secagg.context import Context, Member, ring_threshold, threshold
 from echelon.secagg.floors import weight_cap, weight_holds
@@ -289,6 +291,7 @@ def close_window(
     total, aux = unpack_sum(result.total, result.total.size - LIMBS * len(AUX))
     sums = dict(zip(AUX, aux, strict=True))
     sums = {name: value if name in CHECKED else min(value, MOST) for name, value in sums.items()}
+    sums["tokens"] = min(sums["tokens"], MAX_WINDOW_TOKENS)
     # What one device says of its norm hides in the sum: more than all can have is no reason to lose the window.
     weights = [member.weight for member in included]
     sums["norm2"] = min(sums["norm2"], norm2_bound(weights, manifest.secure))
@@ -308,6 +311,8 @@ def close_window(
     too_large = [name for name, value in {**sums, "weight2": weight2}.items() if value > MOST]
     if too_large:
         raise ProtocolError(f"{where}: the sum of {', '.join(too_large)} passes 2**63 - 1")
+    mean, shorter = _within_clip(total, sums["n"], manifest)
+    mean2 = mean_norm2(total, sums["weight"], manifest.secure)
     bases = {base.version: base.sha256 for base in cohort.bases}
     root = roster_root(
         WindowLeaf(
@@ -328,7 +333,7 @@ def close_window(
         weight2=weight2,
         roster_root=root,
         norm2=sums["norm2"],
-        mean2=mean_norm2(total, sums["weight"], manifest.secure),
+        mean2=mean2 if shorter == 1.0 else math.floor(mean2 * shorter**2),
         tokens=sums["tokens"],
         loss=sums["loss"],
         loss_tokens=sums["loss_tokens"],
@@ -336,4 +341,21 @@ def close_window(
         eval_loss=sums["eval_loss"],
         eval_tokens=sums["eval_tokens"],
     )
-    return summary, window_mean(total, sums["n"], manifest.secure)
+    return summary, mean
+
+
+def _within_clip(
+    total: NDArray[np.int64], n: int, manifest: RunManifest
+) -> tuple[NDArray[np.float64], float]:
+    """The damped mean of a window, float64[d], and the factor that it was shortened by; 1.0 if it was not.
+
+    An update beyond the clip hides in the sum. No device would train from where such a sum leads, and the exchange
+    would refuse its delta: so it is shortened to what clipped updates can give. Its length is from exact integers, and
+    everybody finds the same factor.
+    """
+    secure = manifest.secure
+    unit = secure.weight_max / ((1 << secure.scale_bits) * secure.staleness[0] * n)
+    length = math.sqrt(norm2(total.astype(np.int32))) * unit if total.size else 0.0
+    most = largest_step(manifest, total.size)
+    mean = window_mean(total, n, secure)
+    return (mean, 1.0) if length <= most else (mean * (most / length), most / length)

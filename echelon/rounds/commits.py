@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from echelon.errors import CodecError, ProtocolError, StateError
 from echelon.messages.exchange import (
     MAX_MERGED,
+    MAX_WINDOW_TOKENS,
     CloseReason,
     Commit,
     Delta,
@@ -42,9 +43,6 @@ from echelon.rounds.rules import Allowed, Outer, State, outer_of, pace_of
 F32 = NDArray[np.float32]
 Bytes = bytes | bytearray | memoryview
 
-MAX_WINDOW_TOKENS = 1 << 40
-"""Most tokens that one window may claim: a thousand times the largest that is plausible, and no sum
-overflows."""
 _MOST = (1 << 63) - 1
 _SNAPSHOT = b"echelon controller v2\x00"
 

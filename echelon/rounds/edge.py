@@ -115,8 +115,7 @@ class _Session:
 class EdgeCore:
     """The state machine. `handle` takes one event and returns effects; it never waits.
 
-    `derives` is whether the boundary's gate says on `versions` what it derived: then nothing counts that was trained
-    from another version.
+    Nothing counts that was trained from a version that the boundary's gate did not derive.
     """
 
     manifest: RunManifest
@@ -128,7 +127,6 @@ class EdgeCore:
     cuts: Cuts
     kept: dict[str, Kept] = field(default_factory=dict)
     ended: bool = False
-    derives: bool = True
 
     def __post_init__(self) -> None:
         secure = self.manifest.secure
@@ -568,7 +566,7 @@ class EdgeCore:
         if window is None or not window.signed:
             return []
         members = window.members
-        if self.derives and any(member.base_version > max(self._derived, default=-1) for member in members):
+        if any(member.base_version > max(self._derived, default=-1) for member in members):
             return []  # the gate's word on a version is on its way
         number = window.cohort.window
         self._window, self._open = number + 1, None
@@ -600,7 +598,7 @@ class EdgeCore:
         kept, digest = self.kept.get(member.device), window.digests.get(member.base_version)
         if kept is None or digest is None or member.device not in window.vouched:
             return False
-        if self.derives and self._derived.get(member.base_version) != digest:
+        if self._derived.get(member.base_version) != digest:
             return False
         if not kept.trained_from(member.jobs, member.base_version, digest):
             return False

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 
 import numpy as np
 
-from echelon.messages.boundary import Derived, Model
 from echelon.messages.manifest import RunManifest
 from echelon.messages.wire import DeviceId
 from echelon.rounds.aggregator import AggregatorCore, AggregatorTerms
@@ -15,7 +13,7 @@ from echelon.rounds.boundary_log import BoundaryLog
 from echelon.rounds.device import DeviceCore, DeviceTerms
 from echelon.rounds.edge import EdgeCore, EdgeTerms, Kept
 from echelon.rounds.edges import EdgesTerms
-from echelon.rounds.effects import Effect, Evaluate, Evaluated, Publish, Save, Train, Trained
+from echelon.rounds.effects import Effect, Evaluate, Evaluated, Save, Train, Trained
 from echelon.rounds.standing import Shape
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.roster import EdgeEntry, Roster, RosterEntry
@@ -65,9 +63,7 @@ class SplitWorld(World):
         probed: bytes | None = None,
         clusters: bool = True,
         admission: bool = True,
-        derives: Callable[[Model], bool] = lambda _model: True,
     ) -> None:
-        self.derives = derives
         self.probed, self.clusters, self.admission = probed, clusters, admission
         self.edges = tuple(f"e{number}" for number in range(edges))
         self._count = devices
@@ -130,17 +126,6 @@ class SplitWorld(World):
         if person.name == AGGREGATOR:
             return line.topic in INPUTS | {"parts", "behaviour"}
         return super().reads(person, line)
-
-    def append(self, sender: str, effect: Publish) -> Line:
-        """Every version that the aggregator publishes is one that the gate derives, unless `derives` says otherwise."""
-        line = super().append(sender, effect)
-        message = effect.message
-        if isinstance(message, Model) and self.derives(message):
-            derived = Derived(
-                version=message.version, commit=message.commit, sha256=message.sha256, window=effect.window
-            )
-            super().append("ward.gate", Publish("versions", derived, effect.window))
-        return line
 
     def carry_out(self, person: Person, effects: list[Effect]) -> None:
         if isinstance(person.core, EdgeCore):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from echelon.errors import ProtocolError, StateError
 from echelon.messages.exchange import (
     MAX_MERGED,
+    MAX_WINDOW_TOKENS,
     CloseReason,
     Commit,
     Delta,
@@ -17,7 +18,6 @@ from echelon.messages.exchange import (
 )
 from echelon.messages.manifest import OuterKind, RunManifest, Weighting
 from echelon.rounds.commits import (
-    MAX_WINDOW_TOKENS,
     CommitDraft,
     CommitMismatch,
     ControllerCore,

@@ -6,6 +6,7 @@ Each test takes the records of one honest window, changes what the aggregator ma
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from echelon.messages.boundary import Phase as WindowPhase
 from echelon.messages.handshake import Included, KeyList, SharesList, Signatures
 from echelon.messages.split import EdgePart
 from echelon.messages.wire import Message
-from echelon.rounds.cohort import context_of, one_base
+from echelon.rounds.cohort import context_of, offers_sha256, one_base
 from echelon.rounds.effects import Incoming, Publish
 from tests.rounds.boundary_world import AGGREGATOR, DIM, signer_of
 from tests.rounds.split_world import SplitWorld, split_manifest
@@ -271,7 +272,8 @@ def test_a_middle_of_another_version_is_left_out() -> None:
 
 
 def test_nothing_counts_that_was_trained_from_what_the_gate_did_not_derive() -> None:
-    scene = Scene(derives=lambda _model: False)
+    scene = Scene()
+    scene.edge._derived.clear()
     assert scene.show() == []  # it waits for the gate's word
     digest = scene.cohort.bases[0].sha256
     assert scene.give(Derived(version=0, commit=0, sha256=bytes(32), window=0)) == []
@@ -281,7 +283,8 @@ def test_nothing_counts_that_was_trained_from_what_the_gate_did_not_derive() -> 
 
 
 def test_a_part_waits_for_the_gate_s_word_on_its_version() -> None:
-    scene = Scene(derives=lambda _model: False)
+    scene = Scene()
+    scene.edge._derived.clear()
     assert scene.show() == []
     digest = scene.cohort.bases[0].sha256
     (part,) = scene.give(Derived(version=0, commit=0, sha256=digest, window=0))
@@ -321,14 +324,16 @@ def test_one_base_is_the_version_that_most_trained_from_and_of_equals_the_older(
 def test_what_a_device_offers_is_in_what_it_signs() -> None:
     """Each field of a member changes the context that every device signs with its keys."""
     scene = Scene()
-    manifest = scene.world.manifest
-    seen = {context_of(scene.cohort, manifest, DIM).digest}
-    for fields in ({"offer": 99}, {"jobs": (7, 8)}, {"edge": "e1"}):
-        other = Scene.__new__(Scene)
-        other.records = [scene.cohort]
-        other.member("d0", **fields)
-        seen.add(context_of(other.cohort, manifest, DIM).digest)
-    assert len(seen) == 4
+    cohort = scene.cohort
+    context = context_of(cohort, scene.world.manifest, DIM)
+    assert context.offers_sha256 == offers_sha256(cohort)
+    assert replace(context, offers_sha256=bytes(32)).digest != context.digest
+    seen = {offers_sha256(cohort)}
+    for fields in ({"offer": 99}, {"jobs": (7, 8)}, {"edge": "e1"}, {"shards": (1,)}):
+        scene.records = [cohort]
+        scene.member("d0", **fields)
+        seen.add(offers_sha256(scene.cohort))
+    assert len(seen) == 5
 
 
 def test_a_middle_that_is_no_number_stops_no_window() -> None:

@@ -16,6 +16,7 @@ from echelon.messages.handshake import Signatures
 from echelon.messages.split import Assignment, EdgePart, Trip, Trips
 from echelon.rounds.boundary_log import BoundaryLog
 from echelon.rounds.cohort import AUX, norm2_bound, read_part
+from echelon.rounds.commits import examine_window
 from echelon.rounds.device import PATIENCE, RETRY, TRIPS
 from echelon.rounds.edges import (
     Edges,
@@ -40,8 +41,9 @@ from echelon.rounds.effects import (
     Trained,
     TripsMeasured,
 )
+from echelon.rounds.laws.versions import largest_step
 from echelon.secagg.ring import centred
-from tests.rounds.boundary_world import DIM, World, update_of
+from tests.rounds.boundary_world import DIM, World, manifest_for, update_of
 from tests.rounds.split_world import MIDDLE, SplitWorld, parted, split_manifest
 
 
@@ -171,7 +173,7 @@ def test_no_number_that_a_device_adds_under_its_mask_voids_a_window(
 def test_no_coordinate_of_the_middle_that_a_device_fills_voids_a_window(
     value: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A device has zeros in the middle; one that has not spoils coordinates, not windows."""
+    """A device has zeros in the middle; one that has not spoils coordinates, not windows, and no device stops at it."""
     world = started()
     liar = iter(world.names[:1])
     honest = device_module.pack_vector
@@ -189,6 +191,36 @@ def test_no_coordinate_of_the_middle_that_a_device_fills_voids_a_window(
     assert all(not message for message in world.messages(Void))
     world.derive()
     assert world.gate.check(world.deltas()[0]) is not None
+
+
+@pytest.mark.parametrize("kind", [World, SplitWorld])
+def test_an_update_beyond_the_clip_stops_no_boundary(
+    kind: type[World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No device would train from where it leads: so the sum is shortened to what clipped updates can give."""
+    world = kind(6, manifest=split_manifest(windows=2) if kind is SplitWorld else manifest_for())
+    world.genesis()
+    honest, count = device_module.pack_vector, iter(range(100))
+
+    def lie(encoded: Any, aux: tuple[int, ...]) -> Any:
+        if next(count) % 6 == 0:
+            encoded = np.full_like(encoded, (1 << 31) - 1 - 6 * (1 << 20))
+            aux = (*aux[:3], (1 << 63) - 1, *aux[4:])
+        return honest(encoded, aux)
+
+    monkeypatch.setattr(device_module, "pack_vector", lie)
+    for _ in range(4):
+        world.window()
+    assert len(world.windows()) == 4
+    world.derive()
+    for delta in world.deltas():
+        assert world.gate.check(delta) is not None
+        for window in delta.windows:
+            assert examine_window(window, world.manifest.secure, report_loss=True) is None
+    most = largest_step(world.manifest, DIM)
+    ledger = world.aggregator.ledger
+    assert ledger is not None
+    assert float(np.linalg.norm(ledger.theta())) <= 4 * most * 1.001
 
 
 def test_sums_are_reduced_as_the_ring_reduces_them() -> None:

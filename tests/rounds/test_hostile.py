@@ -5,6 +5,7 @@ Every handler of every core is shown changed records of every message, in every 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from echelon.messages.boundary import (
     Heartbeat,
     Join,
     Leave,
+    Model,
     Released,
     Shard,
 )
@@ -31,10 +33,11 @@ from echelon.rounds.commits import ControllerCore
 from echelon.rounds.device import DeviceCore
 from echelon.rounds.edge import EdgeCore
 from echelon.rounds.effects import Incoming, TimerFired
+from echelon.rounds.laws.versions import KnownVersions, SignedCommit
 from echelon.secagg.keys import AgreementKey
 from echelon.topics import Role
 from tests.audit.synthetic import terms
-from tests.rounds.boundary_world import AGGREGATOR
+from tests.rounds.boundary_world import AGGREGATOR, DIM
 from tests.rounds.hostile import Hostile, behaviours, topics_of
 from tests.rounds.split_world import SplitWorld, split_manifest
 from tests.rounds.test_commits import make
@@ -46,8 +49,6 @@ READS = {
     EdgeCore: ("control", "model", "split.up", "versions"),
     BoundaryLog: ("control", "handshake", "masked", "parts"),
 }
-DERIVES = {"versions": frozenset({Role.GATE})}
-"""Until the topics declare it."""
 STEPS = (0, 12, 30, 45, 60, 75, 90, 105, 140, 180)
 """Deliveries after which hostile records are shown: in every phase of a window."""
 
@@ -60,9 +61,7 @@ def senders(world: SplitWorld, topic: str) -> list[str]:
         Role.AGGREGATOR: [AGGREGATOR],
         Role.GATE: ["ward.gate"],
     }
-    writers = DERIVES.get(topic) or next(
-        found for kind in BOUNDARY for name, found in topics_of(kind.kind) if name == topic
-    )
+    writers = next(found for kind in BOUNDARY for name, found in topics_of(kind.kind) if name == topic)
     return [name for role, names in roles.items() if role in writers for name in names]
 
 
@@ -211,6 +210,22 @@ def test_no_record_of_one_device_or_edges_stops_the_gate_s_derivation(seed: int)
     assert len(world.deltas()) == 2
     for delta in world.deltas():
         assert world.gate.check(delta) is not None
+
+
+@pytest.mark.parametrize("value", [3e38, 1e25, 1e19, 100.0])
+def test_no_adapter_is_so_large_that_its_step_cannot_be_measured(value: float) -> None:
+    manifest = split_manifest()
+    known = KnownVersions(manifest, DIM)
+    known.commit, known.newest = SignedCommit(0, bytes(32), manifest.pace, 0), 0
+    theta = np.zeros(DIM, "<f4")
+    theta[0] = value
+    model = Model(
+        version=1, commit=0, sha256=hashlib.sha256(theta.tobytes()).digest(), anchored=False,
+        pace=manifest.pace, progress_ppm=0, payload=Payload.of(theta.tobytes(), b"model"),
+    )  # fmt: skip
+    with pytest.raises(ProtocolError, match="clipped updates"):
+        known.read(model, theta.tobytes(), np.zeros(DIM, np.float32))
+    assert known.held == {}
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -195,7 +195,9 @@ class KnownVersions:
         else:
             raise ProtocolError(f"model version {version} comes first, and without the adapter of its commit")
         # What float32 and the rounding of a delta's integers may add.
-        slack = 1e-6 * float(np.linalg.norm(theta)) + most * math.sqrt(self.dim) / (1 << 15)
+        # In float64: the norm of a vector of float32 may be infinite in its own type, and would let any step pass.
+        length = distance(theta, np.broadcast_to(np.float32(0), theta.shape))
+        slack = 1e-6 * length + most * math.sqrt(self.dim) / (1 << 15)
         if moved > most + slack:
             raise ProtocolError(
                 f"model version {version} is {what}; {windows} windows of clipped updates can move it by {most:.4g}"
