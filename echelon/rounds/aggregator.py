@@ -464,7 +464,7 @@ class AggregatorCore:
         if len(chosen) < floor:
             return before
         self.attendance.came(present, overdue=self._overdue)
-        cap = weight_cap_of([(weight, check.edge) for _, check, weight in chosen], secure)
+        cap = weight_cap_of([(weight, check.edge, check.base_version) for _, check, weight in chosen], secure)
         used = {self.version, *(check.base_version for _, check, _ in chosen)}
         cohort = Cohort(
             window=self.window,

@@ -48,21 +48,23 @@ def threshold_of(n: int, secure: SecureTerms) -> int:
     return ring_threshold(degree, secure.colluding) if degree else threshold(n, secure.colluding)
 
 
-def weight_cap_of(offers: Sequence[tuple[int, str]], secure: SecureTerms) -> int:
+def weight_cap_of(offers: Sequence[tuple[int, str, int]], secure: SecureTerms) -> int:
     """The cap on every weight of a cohort, which all parties derive from its members.
 
-    What hides one device among all has to hide it among those of its edge, too: the smallest of the caps of the whole
-    cohort and of each edge's devices.
+    What hides one device among all has to hide it in its edge's part, too: the smallest of the caps of the whole cohort
+    and of those devices of each edge that trained from one version, where they are enough for a part.
 
     Args:
-        offers: for each member its weight by the table, n·s(τ), and its edge ("" for none).
+        offers: for each member its weight by the table, n·s(τ), its edge ("" for none) and its base version.
         secure: k_min and c.
     """
-    groups: dict[str, list[int]] = {"": [weight for weight, _ in offers]}
-    for weight, edge in offers:
+    groups: dict[tuple[str, int], list[int]] = {}
+    for weight, edge, base in offers:
         if edge:
-            groups.setdefault(edge, []).append(weight)
-    return min(weight_cap(weights, secure.k_min, secure.colluding) for weights in groups.values())
+            groups.setdefault((edge, base), []).append(weight)
+    parts = [weights for weights in groups.values() if len(weights) >= secure.floor]
+    sums = [[weight for weight, _, _ in offers], *parts]
+    return min(weight_cap(weights, secure.k_min, secure.colluding) for weights in sums)
 
 
 def vector_length(dim: int) -> int:
@@ -212,7 +214,11 @@ def context_of(cohort: Cohort, manifest: RunManifest, dim: int) -> Context:
         )
     tables = [secure.weight(member.n, cohort.version - member.base_version) for member in cohort.members]
     cap = weight_cap_of(
-        [(table, member.edge) for table, member in zip(tables, cohort.members, strict=True)], secure
+        [
+            (table, member.edge, member.base_version)
+            for table, member in zip(tables, cohort.members, strict=True)
+        ],
+        secure,
     )
     for member, table in zip(cohort.members, tables, strict=True):
         weight = min(table, cap)

@@ -15,7 +15,7 @@ from echelon.messages.exchange import Payload
 from echelon.messages.handshake import Signatures
 from echelon.messages.split import Assignment, EdgePart, Trip, Trips
 from echelon.rounds.boundary_log import BoundaryLog
-from echelon.rounds.cohort import AUX, norm2_bound, read_part
+from echelon.rounds.cohort import AUX, norm2_bound, read_part, releasable, weight_cap_of
 from echelon.rounds.commits import examine_window
 from echelon.rounds.device import PATIENCE, RETRY, TRIPS
 from echelon.rounds.edges import (
@@ -330,6 +330,16 @@ def test_a_split_device_offers_what_it_carries_before_it_trains_from_a_newer_ver
     assert (ready.base_version, ready.jobs) == (0, carried.jobs)
     (job,) = [effect for effect in effects if isinstance(effect, Train)] or [None]
     assert job is None or (job.split is not None and job.split.version == 1)
+
+
+def test_weights_are_capped_so_that_the_part_of_every_edge_can_go_out() -> None:
+    """A device that trained much more than others is capped by those in its part: of its edge and its version."""
+    secure = split_manifest().secure
+    same, other = [(100, "e0", 4), (1000, "e0", 4), (100, "e0", 4)], [(1000, "e0", 5), (1000, "e1", 5)]
+    assert weight_cap_of(same, secure) == 100
+    assert weight_cap_of(same + other, secure) == 100
+    assert weight_cap_of([(1000, "e1", 4), *same[1:], *other], secure) == 1000  # two of e0 make no part
+    assert releasable([min(weight, 100) for weight, _, _ in same], secure)
 
 
 def test_a_part_is_over_devices_of_one_version_and_no_part_mixes_two() -> None:
