@@ -24,7 +24,7 @@ from echelon.messages.manifest import (
     Weighting,
 )
 from echelon.messages.wire import DeviceId
-from echelon.rounds.cohort import close_window, context_of, threshold_of, vector_length
+from echelon.rounds.cohort import close_window, context_of, norm2_bound, threshold_of, vector_length
 from echelon.secagg.client import Client
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.floors import fewest_left, partial_sum_holds, weight_cap, weight_holds
@@ -183,13 +183,16 @@ def test_sums_that_are_not_the_cohorts_are_refused() -> None:
     close_window(cohort(), result_of(*sums(3), 0, 0, 0, 0, 0, 0, devices=3), manifest())
 
 
-def test_a_sum_that_no_summary_can_hold_is_refused() -> None:
+def test_a_number_that_no_honest_devices_add_up_to_is_bounded_and_costs_no_window() -> None:
     n, weight = sums()
     result = result_of(n, weight, 2**63 - 1, 0, 0, 0, 0, 0)
     total = result.total.copy()
     total[DIM + 8] += 1  # the lowest limb of norm2
-    with pytest.raises(ProtocolError, match="norm2"):
-        close_window(cohort(), dataclasses.replace(result, total=total), manifest())
+    summary, _ = close_window(cohort(), dataclasses.replace(result, total=total), manifest())
+    assert summary.norm2 == norm2_bound([member.weight for member in cohort().members], SECURE)
+    honest, _ = close_window(cohort(), result_of(n, weight, 5, 6, 7, 8, 9, 10), manifest())
+    assert (honest.norm2, honest.tokens, honest.loss) == (5, 6, 7)
+    assert (honest.loss_tokens, honest.eval_loss, honest.eval_tokens) == (8, 9, 10)
 
 
 def test_the_root_covers_uploads_and_signatures() -> None:
