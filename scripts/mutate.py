@@ -552,8 +552,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         file="echelon/rounds/cohort.py",
         find="        total = centred(total)",
         replace="        total = total + 0",
-        tests=("tests/rounds/test_edges.py",),
-        why="A device that fills the middle would void every window.",
+        tests=("tests/secagg/test_cohort.py",),
+        why="A device that fills the middle would lead aggregator and gate outside of what the ring holds.",
     ),
     Mutation(
         name="edge: a quorum of judgements",

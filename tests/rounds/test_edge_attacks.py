@@ -15,11 +15,12 @@ import pytest
 from echelon.errors import ProtocolError
 from echelon.messages.boundary import Base, Cohort, Derived, Void, VoidReason
 from echelon.messages.boundary import Phase as WindowPhase
-from echelon.messages.handshake import Included, KeyList, SharesList, Signatures
+from echelon.messages.handshake import Included, KeyList, SharesList, SignatureEntry, Signatures
 from echelon.messages.split import EdgePart
 from echelon.messages.wire import Message
 from echelon.rounds.cohort import context_of, offers_sha256, one_base
 from echelon.rounds.effects import Incoming, Publish
+from echelon.secagg.context import consistency_statement
 from tests.rounds.boundary_world import AGGREGATOR, DIM, signer_of
 from tests.rounds.split_world import SplitWorld, split_manifest
 
@@ -194,6 +195,32 @@ def test_what_the_devices_did_not_sign_releases_nothing(forge: Callable[[Scene],
     scene = Scene()
     forge(scene)
     assert scene.show() == []
+
+
+def test_a_device_that_did_not_sign_its_offer_is_in_no_part_whoever_else_signs() -> None:
+    """Everybody else signs a set under a key list in which the victim's signature is none."""
+    scene = Scene()
+    keys = scene.get(KeyList)
+    scene.change(
+        KeyList,
+        entries=tuple(
+            entry.model_copy(update={"signature": bytes(64)}) if entry.device == "d0" else entry
+            for entry in keys.entries
+        ),
+    )
+    context = context_of(scene.cohort, scene.world.manifest, DIM)
+    statement = consistency_statement(
+        context.bound(scene.get(KeyList)), scene.get(SharesList), scene.get(Included)
+    )
+    others = [device for device in scene.world.names if device != "d0"]
+    scene.change(
+        Signatures,
+        entries=tuple(
+            SignatureEntry(device=device, signature=signer_of(device).sign(statement)) for device in others
+        ),
+    )
+    assert scene.show() == []
+    assert scene.edge._window == 1  # the set was signed by enough; the victim's middle was left out
 
 
 @pytest.mark.parametrize("missing", WINDOW, ids=lambda kind: kind.kind)

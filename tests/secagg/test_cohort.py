@@ -24,7 +24,7 @@ from echelon.messages.manifest import (
     Weighting,
 )
 from echelon.messages.wire import DeviceId
-from echelon.rounds.cohort import close_window, context_of, norm2_bound, threshold_of, vector_length
+from echelon.rounds.cohort import Part, close_window, context_of, norm2_bound, threshold_of, vector_length
 from echelon.secagg.client import Client
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.floors import fewest_left, partial_sum_holds, weight_cap, weight_holds
@@ -193,6 +193,21 @@ def test_a_number_that_no_honest_devices_add_up_to_is_bounded_and_costs_no_windo
     honest, _ = close_window(cohort(), result_of(n, weight, 5, 6, 7, 8, 9, 10), manifest())
     assert (honest.norm2, honest.tokens, honest.loss) == (5, 6, 7)
     assert (honest.loss_tokens, honest.eval_loss, honest.eval_tokens) == (8, 9, 10)
+
+
+def test_parts_are_added_as_the_ring_adds() -> None:
+    """2**31 - 1 and 1 are -2**31, whoever adds them up."""
+    n, weight = sums()
+    result = result_of(n, weight, 0, 0, 0, 0, 0, 0)
+    total = result.total.copy()
+    total[0] = (1 << 31) - 1
+    part = np.zeros(DIM, np.int64)
+    part[0] = 1
+    edge = Part("e0", tuple(names(4)), 0, part, bytes(32))
+    _, without = close_window(cohort(), dataclasses.replace(result, total=total), manifest())
+    _, mean = close_window(cohort(), dataclasses.replace(result, total=total), manifest(), [edge])
+    assert without[0] > 0
+    assert mean[0] < 0
 
 
 def test_the_root_covers_uploads_and_signatures() -> None:
