@@ -524,6 +524,14 @@ MUTATIONS: tuple[Mutation, ...] = (
         why="An edge that mixes versions would not be noticed.",
     ),
     Mutation(
+        name="edge: floor of each block",
+        file="echelon/rounds/edge.py",
+        find="if movers and not releasable([member.weight for member, _ in movers], self.manifest.secure):",
+        replace="if False:",
+        tests=("tests/rounds/test_edge_attacks.py",),
+        why="The only device that leaves a block to its edge would stand in the part in the clear.",
+    ),
+    Mutation(
         name="edge: a second cohort",
         file="echelon/rounds/edge.py",
         find="            if self._open.cohort != message:",

@@ -40,7 +40,7 @@ from echelon.messages.manifest import MILLION, RunManifest
 from echelon.messages.split import EdgePart, SplitAccept, SplitFrame, SplitOpen, SplitPing, SplitPong
 from echelon.messages.wire import Message, Reason, Refused
 from echelon.rounds.channel import Channel, ChannelBroken, Parties, edge_channel
-from echelon.rounds.cohort import NORM_UNIT, one_base
+from echelon.rounds.cohort import NORM_UNIT, one_base, releasable
 from echelon.rounds.edge_jobs import F32, MAX_KEPT, Job, Kept, Version
 from echelon.rounds.edge_window import ORDER, Decision, EdgeWindow
 from echelon.rounds.effects import (
@@ -59,6 +59,7 @@ from echelon.rounds.effects import (
     TimerFired,
     note,
 )
+from echelon.rounds.laws.blocks import block_ranges
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.keys import AgreementKey
 from echelon.secagg.ring import Codec, signed
@@ -131,6 +132,8 @@ class EdgeCore:
     def __post_init__(self) -> None:
         secure = self.manifest.secure
         self._codec = Codec(secure.clip_micro / MILLION, secure.scale_bits, secure.cohort_max)
+        self._blocks = block_ranges(self.manifest.adapter_layout()) if self.manifest.split else {}
+        """Where each block lies in the vector."""
         self._sessions: dict[str, _Session] = {}
         self._asked: dict[str, dict[bytes, _Session]] = {}
         """By device: sessions that were accepted and of which no frame came yet. They replace none before."""
@@ -605,14 +608,30 @@ class EdgeCore:
         moved = kept.sum_of(member.jobs)
         return moved is not None and bool(np.isfinite(moved).all())
 
+    def _hidden(self, members: Sequence[Member]) -> list[tuple[Member, F32]]:
+        """What each member's middle moved by, float32[d], 0 in blocks that too few of them move.
+
+        Devices that are cut elsewhere leave other blocks to the edge: each block is a sum of its own, with a floor of
+        its own.
+        """
+        found: list[tuple[Member, F32]] = []
+        for member in members:
+            moved = self.kept[member.device].sum_of(member.jobs)
+            if moved is not None:
+                found.append((member, moved.copy()))
+        for places in self._blocks.values():
+            movers = [one for one in found if any(one[1][place].any() for place in places)]
+            if movers and not releasable([member.weight for member, _ in movers], self.manifest.secure):
+                for _, moved in movers:
+                    for place in places:
+                        moved[place] = 0.0
+        return found
+
     def _sum(self, members: Sequence[Member]) -> tuple[NDArray[np.int64], int]:
         """Σ round(w/W · clip(Δ) · 2**scale_bits) of these members, int64[d], and Σ w‖Δ‖² in units of 2**-32."""
         secure = self.manifest.secure
         total, norm2 = np.zeros(self.dim, np.int64), 0
-        for member in members:
-            moved = self.kept[member.device].sum_of(member.jobs)
-            if moved is None:
-                continue
+        for member, moved in self._hidden(members):
             clipped = self._codec.clip(moved)
             total += signed(
                 self._codec.encode(clipped, member.weight, secure.weight_max, self.entropy.token(32))

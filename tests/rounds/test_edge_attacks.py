@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from echelon.errors import ProtocolError
+from echelon.messages.adapter import AdapterLayout
 from echelon.messages.boundary import Base, Cohort, Derived, Void, VoidReason
 from echelon.messages.boundary import Phase as WindowPhase
 from echelon.messages.handshake import Included, KeyList, SharesList, SignatureEntry, Signatures
@@ -42,6 +43,7 @@ class Scene:
         self.world.pump()
         self.edge = self.world.new_edge("e0")
         self.edge.restore(facts, vectors)
+        self.payloads: list[np.ndarray] = []
         self.records: list[Message] = [
             line.message
             for line in self.world.log
@@ -72,9 +74,9 @@ class Scene:
         """Show the edge a record; the parts that it publishes."""
         topic, sender = ("versions", "ward.gate") if isinstance(message, Derived) else ("control", AGGREGATOR)
         effects = self.edge.handle(Incoming(topic, 0, sender, window, message))
-        return [
-            effect.message for effect in effects if isinstance(effect, Publish) and effect.topic == "parts"
-        ]  # type: ignore[misc]
+        found = [effect for effect in effects if isinstance(effect, Publish) and effect.topic == "parts"]
+        self.payloads += [np.frombuffer(effect.payload or b"", "<i4") for effect in found]
+        return [effect.message for effect in found if isinstance(effect.message, EdgePart)]
 
     def show(self, records: Sequence[Message] | None = None) -> list[EdgePart]:
         """Show the edge the window; a record that it refuses must have changed nothing."""
@@ -369,3 +371,19 @@ def test_a_middle_that_is_no_number_stops_no_window() -> None:
     kept.moved = {job: np.full(DIM, np.inf, np.float32) for job in kept.moved}
     (part,) = scene.show()
     assert part.devices == ("d2", "d4", "d6")
+
+
+@pytest.mark.parametrize(("others", "hidden"), [(0, True), (1, True), (2, False)])
+def test_a_block_that_too_few_leave_to_the_edge_is_not_in_the_part(others: int, hidden: bool) -> None:
+    """Devices that are cut elsewhere leave other blocks: alone with a block, a device would stand in the clear."""
+    layout = AdapterLayout.of({f"layer.{block}.lora_A.weight": (1, 2) for block in range(4)})
+    manifest = split_manifest().model_copy(update={"layout": layout.json.decode()})
+    scene = Scene(manifest=manifest)
+    for device in MINE[1 + others :]:
+        kept = scene.edge.kept[device]
+        kept.moved = {job: np.where(np.arange(DIM) // 2 == 1, 0, moved) for job, moved in kept.moved.items()}
+    (part,) = scene.show()
+    (total,) = scene.payloads
+    assert part.devices == MINE
+    assert total[4:6].all()
+    assert bool(total[2:4].any()) is not hidden
