@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from echelon.actors.opening import SHARED_TOPICS
+from echelon.actors.opening import Membership, RecordOpener
 from echelon.actors.runtime import (
     DRAIN_SECONDS,
     STEP_COST,
@@ -22,11 +22,11 @@ from echelon.actors.runtime import (
 )
 from echelon.actors.state import REMEMBERED, Row, StateStore
 from echelon.bus.base import Bus, Outgoing, Reader, Record, TopicPartition
-from echelon.bus.chunks import Assembler, ChunkError, Transfer, TransferId, is_chunk, split
+from echelon.bus.chunks import Assembler, ChunkError, Dropped, Transfer, TransferId, is_chunk, split
 from echelon.errors import ConnectionLost, ProtocolError
-from echelon.messages.boundary import BOUNDARY, DeadLetter, SealedDelta
+from echelon.messages.boundary import DeadLetter
 from echelon.messages.envelope import Envelope, Signer
-from echelon.messages.exchange import EXCHANGE, Payload
+from echelon.messages.exchange import Payload
 from echelon.messages.wire import Message, Reason, Refused
 from echelon.rounds.effects import (
     Effect,
@@ -39,7 +39,7 @@ from echelon.rounds.effects import (
     StopTimer,
     TimerFired,
 )
-from echelon.topics import Catalogue, Plane, Role
+from echelon.topics import Catalogue
 
 EPHEMERAL = frozenset({"checkin", "handshake", "masked", "split.up", "split.down", "behaviour", "versions"})
 """Topics whose records a restart makes worthless, or derives again: published in order, and not stored first."""
@@ -56,23 +56,6 @@ class Cross:
     """An effect of the gate alone: finished records for the exchange."""
 
     records: tuple[Outgoing, ...]
-
-
-@dataclass(frozen=True)
-class Membership:
-    """What an actor needs to know of its boundary to tell its members' records from others.
-
-    Attributes:
-        run: the run's 16 bytes.
-        boundary: the boundary's name.
-        keys: Ed25519 public key (32 bytes) by sender.
-        roles: role by sender.
-    """
-
-    run: bytes
-    boundary: str
-    keys: Mapping[str, bytes]
-    roles: Mapping[str, Role]
 
 
 class BoundaryActor(ABC):
@@ -97,6 +80,14 @@ class BoundaryActor(ABC):
         self.bus, self.store, self.services = bus, store, services
         self.signer, self.membership, self.catalogue = signer, membership, catalogue
         self.assembler = assembler
+        self._opener = RecordOpener(
+            membership,
+            catalogue,
+            assembler,
+            repeated=self._repeated,
+            shared=services.opened if self.shares_opened else None,
+            dropped=self._gave_up,
+        )
         self.publisher = Publisher(name, bus, store, services, self.owns)
         self._events: asyncio.Queue[object] = asyncio.Queue()
         self._room = asyncio.Semaphore(4)
@@ -280,69 +271,10 @@ class BoundaryActor(ABC):
         Raises:
             Refused: with the reason that goes to `deadletter`.
         """
-        if is_chunk(record):
-            if record.key.decode(errors="replace") not in self.membership.keys:
-                raise Refused(
-                    Reason.UNKNOWN_SENDER, "a chunk under the key of nobody in this boundary's roster"
-                )
-            for dropped in self.assembler.add(record.key, record):
-                self.services.log.warning("%s gave up an unfinished transfer: %s", self.name, dropped)
-            return None
-        if self.shares_opened and record.topic in SHARED_TOPICS:
-            key = (self.membership.run, self.membership.boundary, record.topic, record.value)
-            envelope, message = self.services.opened.get(key, lambda: self._verified(record))
-        else:
-            envelope, message = self._verified(record)
-        payload = getattr(message, "payload", None)
-        # A device that checks in again says the same thing on purpose; everything else is said once.
-        if record.topic != "checkin" and self._repeated(record.at, envelope.signature):
-            if isinstance(payload, Payload):
-                self.assembler.discard(envelope.sender.encode(), TransferId(payload.transfer))
-            return None
-        if getattr(message, "window", envelope.window) != envelope.window:
-            raise Refused(
-                Reason.BAD_FIELD, f"{envelope.type}: the envelope and the body name different windows"
-            )
-        data = None
-        if isinstance(payload, Payload):
-            data = bytes(
-                self.assembler.complete(
-                    envelope.sender.encode(), TransferId(payload.transfer), payload.length, payload.sha256
-                )
-            )
-        return Incoming(record.topic, record.offset, envelope.sender, envelope.window, message, data)
+        return self._opener.open(record)
 
-    def _verified(self, record: Record) -> tuple[Envelope, Message]:
-        """What a record says, and who signed it: a function of its bytes, its topic and the boundary's keys.
-
-        Raises:
-            Refused: with the reason that goes to `deadletter`.
-        """
-        try:
-            envelope = Envelope.open(record.value)
-        except Refused:
-            if record.value.startswith(b'{"payloadType"'):
-                raise Refused(Reason.WRONG_PLANE, "a record of the exchange plane") from None
-            raise
-        if envelope.run != self.membership.run:
-            raise Refused(Reason.WRONG_RUN, f"{envelope.type[:32]} of another run")
-        public = self.membership.keys.get(envelope.sender)
-        role = self.membership.roles.get(envelope.sender)
-        if public is None or role is None:
-            raise Refused(Reason.UNKNOWN_SENDER, f"{envelope.sender} is not in this boundary's roster")
-        if any(foreign.kind == envelope.type for foreign in EXCHANGE) and envelope.type != SealedDelta.kind:
-            raise Refused(Reason.WRONG_PLANE, f"{envelope.type} is a message of the exchange plane")
-        kind = BOUNDARY.find(envelope.type, envelope.type_version)
-        topic = self.catalogue.topic(Plane.BOUNDARY, record.topic)
-        if envelope.type not in topic.messages:
-            raise Refused(Reason.WRONG_TOPIC, f"{envelope.type} may not stand on {record.topic}")
-        if role not in topic.writers:
-            raise Refused(
-                Reason.WRONG_SENDER, f"{envelope.sender} ({role.value}) may not write {record.topic}"
-            )
-        if not envelope.verified(public, record.topic):
-            raise Refused(Reason.BAD_SIGNATURE, f"{envelope.type} that names {envelope.sender}")
-        return envelope, kind.decode(envelope.body)
+    def _gave_up(self, dropped: Dropped) -> None:
+        self.services.log.warning("%s gave up an unfinished transfer: %s", self.name, dropped)
 
     def forget_repeats(self) -> None:
         """Topics are about to be read from their start once more."""

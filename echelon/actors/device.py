@@ -181,7 +181,7 @@ class Device(BoundaryActor):
             if is_chunk(record):
                 continue
             try:
-                _, message = self._verified(record)
+                _, message = self._opener.verified(record)
             except Refused:
                 continue  # it is refused when it is read in its turn
             if isinstance(message, Cohort):

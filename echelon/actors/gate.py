@@ -174,7 +174,7 @@ class Gate(BoundaryActor):
         current, newest = self._log.current(), -1
         async for record in read_to_end(self.bus, VERSIONS, 0, self.name):
             try:
-                _, message = self._verified(record)
+                _, message = self._opener.verified(record)
             except Refused:
                 continue  # devices refuse it too: this record says nothing
             if isinstance(message, Derived):

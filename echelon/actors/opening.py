@@ -1,4 +1,6 @@
-"""Opening records once for all devices of a process.
+"""Opening the records of a boundary's topics: what a record says, and whether its sender may say it there.
+
+Actors and the boundary's own auditor open records by this same code, which needs no loop and knows no clock.
 
 Every device of a boundary reads the same decisions and adapters, and checks each of them. In one process that is one
 check: what a record says and whether its sender signed it follow from its bytes, its topic, and the boundary's keys
@@ -9,10 +11,17 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+from echelon.bus.base import Record, TopicPartition
+from echelon.bus.chunks import Assembler, Dropped, TransferId, is_chunk
+from echelon.messages.boundary import BOUNDARY, SealedDelta
 from echelon.messages.envelope import Envelope
-from echelon.messages.wire import Message
+from echelon.messages.exchange import EXCHANGE, Payload
+from echelon.messages.wire import Message, Reason, Refused
+from echelon.rounds.effects import Incoming
+from echelon.topics import Catalogue, Plane, Role
 
 SHARED_TOPICS = frozenset({"control", "model"})
 """Topics that every device reads from the start to the end."""
@@ -49,3 +58,117 @@ class OpenedRecords:
             if len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
         return opened
+
+
+@dataclass(frozen=True)
+class Membership:
+    """What an actor needs to know of its boundary to tell its members' records from others.
+
+    Attributes:
+        run: the run's 16 bytes.
+        boundary: the boundary's name.
+        keys: Ed25519 public key (32 bytes) by sender.
+        roles: role by sender.
+    """
+
+    run: bytes
+    boundary: str
+    keys: Mapping[str, bytes]
+    roles: Mapping[str, Role]
+
+
+class RecordOpener:
+    """Opens records one by one: puts transfers together, decodes, verifies, and takes repeats once.
+
+    Args:
+        membership: who belongs to the boundary.
+        catalogue: who may write what on which topic.
+        assembler: where chunks are kept until their manifest comes.
+        repeated: whether a record with that signature was taken from that partition before; it remembers the signature.
+        shared: records that were opened before by others of the process; None: each is opened here.
+        dropped: is told of unfinished transfers that were given up.
+    """
+
+    def __init__(
+        self,
+        membership: Membership,
+        catalogue: Catalogue,
+        assembler: Assembler,
+        *,
+        repeated: Callable[[TopicPartition, bytes], bool],
+        shared: OpenedRecords | None = None,
+        dropped: Callable[[Dropped], None] = lambda _dropped: None,
+    ) -> None:
+        self.membership, self.catalogue, self.assembler = membership, catalogue, assembler
+        self._repeated, self._shared, self._dropped = repeated, shared, dropped
+
+    def open(self, record: Record) -> Incoming | None:
+        """Decode and verify a record; None for a chunk, which is kept until its manifest comes, and for a repeat.
+
+        Raises:
+            Refused: with the reason that goes to `deadletter`.
+            ChunkError: a chunk, or the payload of a manifest, was refused.
+        """
+        if is_chunk(record):
+            if record.key.decode(errors="replace") not in self.membership.keys:
+                raise Refused(
+                    Reason.UNKNOWN_SENDER, "a chunk under the key of nobody in this boundary's roster"
+                )
+            for dropped in self.assembler.add(record.key, record):
+                self._dropped(dropped)
+            return None
+        if self._shared is not None and record.topic in SHARED_TOPICS:
+            key = (self.membership.run, self.membership.boundary, record.topic, record.value)
+            envelope, message = self._shared.get(key, lambda: self.verified(record))
+        else:
+            envelope, message = self.verified(record)
+        payload = getattr(message, "payload", None)
+        # A device that checks in again says the same thing on purpose; everything else is said once.
+        if record.topic != "checkin" and self._repeated(record.at, envelope.signature):
+            if isinstance(payload, Payload):
+                self.assembler.discard(envelope.sender.encode(), TransferId(payload.transfer))
+            return None
+        if getattr(message, "window", envelope.window) != envelope.window:
+            raise Refused(
+                Reason.BAD_FIELD, f"{envelope.type}: the envelope and the body name different windows"
+            )
+        data = None
+        if isinstance(payload, Payload):
+            data = bytes(
+                self.assembler.complete(
+                    envelope.sender.encode(), TransferId(payload.transfer), payload.length, payload.sha256
+                )
+            )
+        return Incoming(record.topic, record.offset, envelope.sender, envelope.window, message, data)
+
+    def verified(self, record: Record) -> Opened:
+        """What a record says, and who signed it: a function of its bytes, its topic and the boundary's keys.
+
+        Raises:
+            Refused: with the reason that goes to `deadletter`.
+        """
+        try:
+            envelope = Envelope.open(record.value)
+        except Refused:
+            if record.value.startswith(b'{"payloadType"'):
+                raise Refused(Reason.WRONG_PLANE, "a record of the exchange plane") from None
+            raise
+        if envelope.run != self.membership.run:
+            raise Refused(Reason.WRONG_RUN, f"{envelope.type[:32]} of another run")
+        public = self.membership.keys.get(envelope.sender)
+        role = self.membership.roles.get(envelope.sender)
+        if public is None or role is None:
+            raise Refused(Reason.UNKNOWN_SENDER, f"{envelope.sender} is not in this boundary's roster")
+        if any(foreign.kind == envelope.type for foreign in EXCHANGE) and envelope.type != SealedDelta.kind:
+            raise Refused(Reason.WRONG_PLANE, f"{envelope.type} is a message of the exchange plane")
+        kind = BOUNDARY.find(envelope.type, envelope.type_version)
+        topic = self.catalogue.topic(Plane.BOUNDARY, record.topic)
+        if envelope.type not in topic.messages:
+            raise Refused(Reason.WRONG_TOPIC, f"{envelope.type} may not stand on {record.topic}")
+        if role not in topic.writers:
+            raise Refused(
+                Reason.WRONG_SENDER, f"{envelope.sender} ({role.value}) may not write {record.topic}"
+            )
+        if not envelope.verified(public, record.topic):
+            raise Refused(Reason.BAD_SIGNATURE, f"{envelope.type} that names {envelope.sender}")
+        return envelope, kind.decode(envelope.body)
