@@ -36,6 +36,9 @@ class Readable(Protocol):
     def read(self, size: int, /) -> bytes:
         """At most `size` bytes; none at the end."""
 
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Go to a place of the stream; with `whence` 1, so many bytes on from here."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExportedTopic:
@@ -84,8 +87,11 @@ def encode_topic(records: Iterable[LogRecord]) -> Iterator[bytes]:
         yield encode_record(record)
 
 
-def read_topic(topic: str, stream: Readable) -> Iterator[LogRecord | Damaged]:
-    """The records of a topic's file; what cannot be read ends it with a `Damaged`."""
+def read_topic(topic: str, stream: Readable, start: int = 0) -> Iterator[LogRecord | Damaged]:
+    """The records of a topic's file; what cannot be read ends it with a `Damaged`.
+
+    Records below offset `start` are skipped by their lengths, and not looked into.
+    """
     offset = 0
     if stream.read(len(MAGIC)) != MAGIC:
         yield Damaged(topic, offset, "the file does not begin like an exported topic")
@@ -97,8 +103,12 @@ def read_topic(topic: str, stream: Readable) -> Iterator[LogRecord | Damaged]:
                 topic, offset, "the length of a record is cut off or too large; nothing after it was read"
             )
             return
+        place = stream.read(8) if start else b""
+        if len(place) == 8 and size >= 8 and int.from_bytes(place, "big") < start:
+            stream.seek(size - 8, 1)
+            continue
         try:
-            record = _record(topic, stream.read(size), size)
+            record = _record(topic, place + stream.read(size - len(place)), size)
         except (ValueError, struct.error) as error:
             yield Damaged(topic, offset, f"not a record ({error}); nothing after it was read")
             return

@@ -60,6 +60,52 @@ class Code(StrEnum):
     UNREADABLE = "unreadable"
     RULE = "rule"
     """Commits rest on a user's code that was not allowed here, or is another version than the run's."""
+    REWRITTEN = "rewritten"
+    """What was verified before is not what stands there now."""
+    BOUNDARY = "boundary"
+    """A boundary's own topics contradict each other, or give something else than crossed."""
+    REFUSED_RECORD = "refused-record"
+    """A record of a boundary's topic that its gate refuses, too: it is no part of anything."""
+
+
+MEANING: dict[Code, str] = {
+    Code.MALFORMED: "A record is not the canonical form of any message that may stand on its topic.",
+    Code.OVERSIZED: "A record, or its manifest, is larger than may stand on the exchange.",
+    Code.CORRUPT_CHUNK: "A chunk does not have the SHA-256 in its headers: a byte of its record was changed.",
+    Code.CHUNK_ORDER: "Chunks of a transfer do not follow each other as they must.",
+    Code.WRONG_TYPE: "A message stands on a topic on which its type may not.",
+    Code.WRONG_RUN: "A message is of another run, or of another boundary than its topic.",
+    Code.BAD_SIGNATURE: "A manifest is not signed by the writer of its topic.",
+    Code.FORK: "Two manifests stand under one number.",
+    Code.GAP: "A number of a log is missing.",
+    Code.PREFIX: "A manifest states another history than stands before it: records were lost, added or changed.",
+    Code.PAYLOAD: "A manifest's payload is missing, incomplete or another one.",
+    Code.GENESIS: "There is no genesis that holds, or it is another one than the pinned.",
+    Code.REPEAT: "A record stands twice, byte for byte; delivery is at least once.",
+    Code.VOID: "Chunks without a manifest: a writer stopped half-way.",
+    Code.UNEXPECTED_TOPIC: "Records stand on a topic that the run does not have.",
+    Code.UNEXPECTED_PARTITION: "A topic of the exchange has more than one partition, or records in others.",
+    Code.UNEXPECTED_FILE: "Something lies with the exported adapter or the checkpoints that no run writes.",
+    Code.OFFSET_ORDER: "Offsets of a topic do not ascend, or a record names another topic.",
+    Code.HEADS: "A commit, or the close record, states another head of a delta log than the log has.",
+    Code.MISSING: "A log has fewer manifests than the controller has read.",
+    Code.DERIVATION: "A commit is not what its inputs give; no later adapter was derived.",
+    Code.REFUSAL: "A refusal, or the lack of one, is not what the log gives.",
+    Code.AFTER_CLOSE: "A record stands behind the run's close record.",
+    Code.LATE: "A delta came after the run was closed; it is not part of it.",
+    Code.CLOSE: "The close record states something else than the log gives.",
+    Code.OPEN: "The run has no close record; its newest records may have been cut off.",
+    Code.ADAPTER_FILE: "An exported adapter is not the final adapter of the log.",
+    Code.CHECKPOINT: "A given checkpoint cannot be read, is not the writer's, or contradicts the log.",
+    Code.UNPINNED: "No genesis digest was pinned: the run is consistent, which run it is was not shown.",
+    Code.STALE: "A given checkpoint covers fewer manifests than the log has.",
+    Code.UNREADABLE: "Something stands where a record should be and cannot be read.",
+    Code.RULE: "Commits rest on a user's code that was not allowed here, or is another version than the run's.",
+    Code.BOUNDARY: "A boundary's own topics contradict each other, or give something else than crossed.",
+    Code.REFUSED_RECORD: "A record of a boundary's topic is no record of a member; its gate refuses it, too.",
+    Code.REWRITTEN: "What an earlier verification has verified is not what stands there now.",
+}
+"""What each code says, in one sentence; every code has one."""
 
 
 @dataclass(frozen=True, slots=True)

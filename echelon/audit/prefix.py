@@ -18,6 +18,17 @@ from echelon.messages.wire import Refused
 _TAG = b"echelon prefix v1\x00"
 
 
+def record_digest(record: LogRecord) -> bytes:
+    """The hash, 32 bytes, by which a record counts in the chain of its topic."""
+    chunk: Chunk | None = None
+    if is_chunk(record):
+        try:
+            chunk = read_chunk(record)
+        except Refused:
+            chunk = None  # damaged: it still counts, as the bytes that it is
+    return record_hash(record, chunk)
+
+
 class PrefixChain:
     """The chain of one topic. Memory: 32 bytes for each distinct record."""
 
@@ -31,13 +42,12 @@ class PrefixChain:
 
     def append(self, record: LogRecord) -> bool:
         """Take the next record; False if it repeats an earlier one byte for byte."""
-        chunk: Chunk | None = None
-        if is_chunk(record):
-            try:
-                chunk = read_chunk(record)
-            except Refused:
-                chunk = None  # damaged: it still counts, as the bytes that it is
-        return self.append_hash(record_hash(record, chunk))
+        return self.append_hash(record_digest(record))
+
+    @property
+    def newest(self) -> bytes:
+        """The `record_digest` of the record that was appended last, 32 bytes; none: no bytes."""
+        return next(reversed(self._seen), b"")
 
     def seen(self, record_digest: bytes) -> bool:
         """Whether a record with this `record_hash` was appended before."""

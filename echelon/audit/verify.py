@@ -142,7 +142,7 @@ class Verifier:
         """Verify everything, yielding each adapter once its record has been checked against it."""
         notes = self._parse_notes()
         heads = self._read_heads()
-        main = self._source(GLOBAL, TopicLog(GLOBAL, resync=True, hash_commits=False))
+        main = self._begin()
         while (record := main.peek()) is not None:
             main.ahead = None
             closed = self._closed is not None
@@ -159,10 +159,18 @@ class Verifier:
                 self._refusal(entry.offset, entry.message)
             elif isinstance(entry.message, Close):
                 self._close(entry.offset, entry.message)
+        self._reached(main)
         self._finish(main)
         self._check_notes(notes)
         self._check_witnesses(main, heads)
         self._check_files()
+
+    def _begin(self) -> _Source:
+        """Where reading begins: `global` from its first record."""
+        return self._source(GLOBAL, TopicLog(GLOBAL, resync=True, hash_commits=False))
+
+    def _reached(self, main: _Source) -> None:
+        """`global` was read to its end. What follows depends on where it ends, what was before does not."""
 
     def _source(self, topic: str, log: TopicLog) -> _Source:
         facts = self.report.topics.setdefault(topic, TopicFacts())
