@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echelon.audit.findings import Code, Finding, Severity
+from echelon.audit.heads import DELTA_PREFIX, GLOBAL
 from echelon.audit.log import Entry, TopicLog
 from echelon.audit.openings import WindowRoster
 from echelon.audit.prefix import record_digest
 from echelon.audit.records import Damaged, LogRecord, StoredRecord
-from echelon.audit.verify import DELTA_PREFIX, GLOBAL, MAX_FINDINGS
+from echelon.audit.verify import MAX_FINDINGS
 from echelon.audit.verify import Version as Adapter
 from echelon.errors import AuditError, ProtocolError
 from echelon.messages.boundary import Adopt, Cohort, Derived, Model, SealedDelta, Window

@@ -97,6 +97,8 @@ MEANING: dict[Code, str] = {
     Code.OPEN: "The run has no close record; its newest records may have been cut off.",
     Code.ADAPTER_FILE: "An exported adapter is not the final adapter of the log.",
     Code.CHECKPOINT: "A given checkpoint cannot be read, is not the writer's, or contradicts the log.",
+    Code.WITNESS: "A record where heads are announced or witnesses write that is neither, or contradicts the log.",
+    Code.COSIGNATURES: "Fewer witnesses have cosigned a log than the auditor's policy asks for.",
     Code.UNPINNED: "No genesis digest was pinned: the run is consistent, which run it is was not shown.",
     Code.STALE: "A given checkpoint covers fewer manifests than the log has.",
     Code.UNREADABLE: "Something stands where a record should be and cannot be read.",

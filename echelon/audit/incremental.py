@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from echelon.audit.cosigned import Witnessed
 from echelon.audit.findings import Code, Finding, Report, Severity
+from echelon.audit.heads import DELTA_PREFIX, GLOBAL
 from echelon.audit.log import Entry, TopicLog
-from echelon.audit.merkle import leaf_hash, tree_root
+from echelon.audit.merkle import Tree, leaf_hash
 from echelon.audit.prefix import record_digest
 from echelon.audit.progress import Journal, Progress, TopicProgress
 from echelon.audit.records import Damaged, LogRecord, read_manifest
-from echelon.audit.verify import DELTA_PREFIX, GLOBAL, Verifier, Version, _Source
+from echelon.audit.verify import Verifier, Version, _Source
 from echelon.errors import StateError
 from echelon.messages.exchange import Genesis
 from echelon.messages.manifest import RunManifest
@@ -170,8 +172,9 @@ class ResumableVerifier(Verifier):
         report.refusals += progress.refusals
         self._owed = {(b, seq): (offset, reason) for b, seq, offset, reason in progress.owed}
         self._closed = progress.close
+        self._witnessed = Witnessed(manifest, self._find, self._policy)
         if progress.close is not None:
-            report.close = progress.close.reason
+            report.close, self._heads = progress.close.reason, progress.close.heads
         main = self._restored(GLOBAL, TopicLog(GLOBAL, resync=True, hash_commits=False), progress)
         main.log.manifest = manifest
         for index, terms in enumerate(manifest.boundaries):
@@ -197,11 +200,28 @@ class ResumableVerifier(Verifier):
             facts.root = log.tree.root()
         # Noted further on what was read before: what is kept next covers both.
         self._journals[topic] = known.journal
-        for size in self._wanted.get(topic, ()):
-            if 0 < size <= log.tree.size:
-                root = tree_root(known.journal.leaf_hashes(size))
-                self._marks.setdefault(topic, {})[size] = root
+        if log.tree.size:
+            self._marks[topic] = _Roots(known.journal, log.tree.size, facts.root)
         return source
+
+
+class _Roots(dict[int, bytes]):
+    """Roots of a log by its size; those of the part that was verified before are made when they are asked for."""
+
+    def __init__(self, journal: Journal, size: int, root: bytes) -> None:
+        super().__init__({size: root})
+        self._journal, self._size = journal, size
+        self._tree: Tree | None = None
+
+    def get(self, size: int, default: Any = None) -> Any:
+        """The root, 32 bytes, of the first `size` manifests."""
+        if size in self or not 0 < size <= self._size:
+            return super().get(size, default)
+        if self._tree is None:
+            self._tree = Tree()
+            for leaf in self._journal.leaf_hashes(self._size):
+                self._tree.append_hash(leaf)
+        return self._tree.root(size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,11 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from echelon.audit.heads import DELTA_PREFIX, GLOBAL
 from echelon.audit.log import FaultCode, TopicLog
 from echelon.audit.merkle import consistency_proof, inclusion_proof, leaf_hash, tree_root
 from echelon.audit.note import Checkpoint, SignedNote, origin
 from echelon.audit.records import Damaged, LogRecord
-from echelon.audit.verify import DELTA_PREFIX, GLOBAL
 from echelon.errors import AuditError, CodecError, ConfigError
 from echelon.messages.exchange import Commit, Genesis
 from echelon.messages.manifest import RunManifest

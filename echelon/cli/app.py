@@ -25,7 +25,9 @@ class AuditCommands(TyperGroup):
     def _loaded(self) -> Mapping[str, Command]:
         if not self.commands:
             from echelon.cli.audit import app as audit
+            from echelon.cli.audit_open import app as opening
 
+            audit.add_typer(opening)
             group = typer.main.get_command(audit)
             assert isinstance(group, TyperGroup)
             self.commands = group.commands

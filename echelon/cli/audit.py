@@ -19,6 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from echelon import __version__
+from echelon.audit.boundary import BoundaryFacts
 from echelon.audit.export import (
     INDEX_FILE,
     ExportedTopic,
@@ -28,9 +30,13 @@ from echelon.audit.export import (
 )
 from echelon.audit.findings import Code, Finding, Report, Severity
 from echelon.audit.policy import MAX_POLICY_BYTES, Policy
+from echelon.audit.proofs import commit_proof
 from echelon.audit.records import Damaged, LogRecord
 from echelon.audit.replay import replay
+from echelon.audit.sarif import as_sarif
 from echelon.audit.verify import Verifier, Version
+from echelon.cli.audit_boundary import boundary_plain, print_boundaries
+from echelon.cli.audit_state import StateFile, write_file
 from echelon.cli.source import Records, opened
 from echelon.config.reading import load_yaml, read_file
 from echelon.errors import AuditError, ConfigError, EchelonError
@@ -84,7 +90,45 @@ RuleOption = Annotated[
 ]
 
 
-def _guarded(action: Callable[[], int]) -> None:
+IncrementalOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Verify only what came since the verification that wrote FILE, and write FILE anew; the verdict is the "
+        "same. Without the file everything is verified.",
+        metavar="FILE",
+    ),
+]
+RereadOption = Annotated[
+    bool,
+    typer.Option(
+        "--reread",
+        help="With --incremental: read all that was verified before again, and compare it byte for byte.",
+    ),
+]
+SarifOption = Annotated[
+    Path | None, typer.Option(help="Write the findings to FILE, too, in SARIF 2.1.0.", metavar="FILE")
+]
+
+
+BoundaryOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--boundary",
+        help="Audit a boundary from within, too: run folder (all of its boundaries), export, .sqlite file, broker URL "
+        "or broker .yaml file; may be repeated.",
+        metavar="SOURCE",
+    ),
+]
+RosterOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="The boundary's signed roster; not needed for run folders and exports, which have it.",
+        metavar="FILE",
+    ),
+]
+
+
+def guarded(action: Callable[[], int]) -> None:
     """Run a command; what does not verify ends with 1, and what cannot be read or used as it should with 2."""
     try:
         code = action()
@@ -96,7 +140,8 @@ def _guarded(action: Callable[[], int]) -> None:
     raise typer.Exit(code)
 
 
-def _digest(text: str | None) -> bytes | None:
+def digest_of(text: str | None) -> bytes | None:
+    """The pinned digest, 32 bytes. Raises `ConfigError` for what is none."""
     if text is None:
         return None
     try:
@@ -140,10 +185,23 @@ def _verified(
     allow_open: bool,
     rules: list[str] | None,
     policy: Path | None,
+    state: StateFile | None = None,
 ) -> Report:
-    pinned, asked = _digest(genesis), read_policy(policy)
+    pinned, asked = digest_of(genesis), read_policy(policy)
     with opened(source, security) as found:
         notes = _notes([*(checkpoints or ()), *found.checkpoints])
+        if state is not None:
+            return state.verify(
+                list(found.topics),
+                found.open_from,
+                genesis=pinned,
+                checkpoints=notes,
+                allow_open=allow_open,
+                adapter=found.adapter,
+                rules=allowed(rules),
+                findings=found.findings,
+                policy=asked,
+            )
         verifier = Verifier(
             found.topics,
             genesis=pinned,
@@ -169,20 +227,75 @@ def verify_command(
     allow_open: AllowOpenOption = False,
     rule: RuleOption = None,
     policy: PolicyOption = None,
+    incremental: IncrementalOption = None,
+    reread: RereadOption = False,
+    sarif: SarifOption = None,
+    boundary: BoundaryOption = None,
+    roster: RosterOption = None,
 ) -> None:
     """Check signatures, logs, payloads, floors, and every global adapter bit for bit."""
 
     def action() -> int:
-        report = _verified(source, security, genesis, checkpoint, allow_open, rule, policy)
+        if reread and incremental is None:
+            raise ConfigError("--reread goes with --incremental: without it everything is read in any case")
+        if boundary and incremental is not None:
+            raise ConfigError(
+                "--boundary derives everything from the start: give --incremental to a verification without it"
+            )
+        if roster is not None and len(boundary or ()) != 1:
+            raise ConfigError("--roster goes with one --boundary: it is that boundary's")
+        state = None if incremental is None else StateFile(incremental, compare_all=reread)
+        report = _verified(source, security, genesis, checkpoint, allow_open, rule, policy, state)
+        inside = _boundaries(source, security, boundary or [], roster, allowed(rule), report)
+        if sarif is not None:
+            write_file(sarif, json.dumps(as_sarif(report, __version__), indent=2).encode() + b"\n", "--sarif")
+        if state is not None and state.said:
+            Console(stderr=True).print(Text(state.said), soft_wrap=True)
         if as_json:
-            typer.echo(json.dumps(as_plain(report), indent=2))
+            plain = as_plain(report)
+            if inside:
+                plain["boundaries"] = [boundary_plain(facts) for facts in inside]
+            typer.echo(json.dumps(plain, indent=2))
         else:
             console = Console()
+            if inside:
+                print_boundaries(console, inside)
             _print_findings(console, report)
             _print_verdict(console, report)
         return 0 if report.ok else 1
 
-    _guarded(action)
+    guarded(action)
+
+
+def _boundaries(
+    source: str,
+    security: Path | None,
+    boundaries: list[str],
+    roster: Path | None,
+    rules: Allowed,
+    report: Report,
+) -> list[BoundaryFacts]:
+    """Audit each boundary from within, and add what was found to the report."""
+    if not boundaries:
+        return []
+    from echelon.cli import boundary_source
+
+    facts = []
+    for place in [place for name in boundaries for place in boundary_source.places(name, roster)]:
+        with opened(source, security) as outside, opened(place.source) as within:
+            audit = boundary_source.audit_boundary(
+                outside.topics,
+                outside.open_from,
+                within.topics,
+                within.open_from,
+                boundary_source.read_roster(place.roster),
+                rules,
+            )
+            strange = [one for one in within.findings if one.topic in (*boundary_source.TOPICS, "")]
+        report.findings += [*strange, *audit.findings]
+        report.errors += len(strange) + audit.errors
+        facts.append(audit.facts)
+    return facts
 
 
 @app.command("report")
@@ -207,7 +320,7 @@ def report_command(
         _print_verdict(console, report)
         return 0 if report.ok else 1
 
-    _guarded(action)
+    guarded(action)
 
 
 @app.command("replay")
@@ -227,7 +340,7 @@ def replay_command(
     """Derive every global adapter again from the exchange alone, and print their digests."""
 
     def action() -> int:
-        pinned = _digest(genesis)
+        pinned = digest_of(genesis)
         if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ConfigError(f"--out {out}: exists and is not empty; name a new folder")
         versions: list[Version] = []
@@ -254,7 +367,7 @@ def replay_command(
             console.print(f"written to {out}", soft_wrap=True, highlight=False)
         return 0
 
-    _guarded(action)
+    guarded(action)
 
 
 def _described(version: Version) -> dict[str, object]:
@@ -297,38 +410,100 @@ def _write(folder: Path, files: dict[str, bytes]) -> None:
 @app.command("export")
 def export_command(
     source: SourceArgument,
-    folder: Annotated[Path, typer.Argument(help="New folder for the exported topics.")],
+    folder: Annotated[
+        Path | None, typer.Argument(help="New folder for the exported topics; the same as --out.")
+    ] = None,
     security: SecurityOption = None,
+    out: Annotated[Path | None, typer.Option(help="New folder to write to.", metavar="DIR")] = None,
+    proof: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Write proofs of this commit instead (0: genesis), which are checked without this program.",
+            metavar="COMMIT",
+        ),
+    ] = None,
+    checkpoint: CheckpointOption = None,
+    boundary: Annotated[
+        bool,
+        typer.Option(
+            "--boundary",
+            help="SOURCE is a boundary's: copy the topics that its own auditor reads, and its signed roster.",
+        ),
+    ] = False,
+    roster: RosterOption = None,
 ) -> None:
-    """Copy every topic into a folder that `verify`, `replay` and `report` read without a broker."""
+    """Copy every topic into a folder that `verify`, `replay` and `report` read without a broker, or prove a commit."""
 
     def action() -> int:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ConfigError(f"{folder}: exists and is not empty; name a new folder")
+        target = _target(folder, out)
+        if proof is not None and boundary:
+            raise ConfigError(
+                "--proof is about the exchange, and --boundary about a boundary: give one of them"
+            )
+        if proof is not None:
+            with opened(source, security) as found:
+                notes = _notes([*(checkpoint or ()), *found.checkpoints])
+                files = commit_proof(found.topics, proof, notes)
+            _write(target, files)
+            Console().print(
+                f"{len(files)} files that prove commit {proof} written to {target}", soft_wrap=True
+            )
+            return 0
+        if checkpoint:
+            raise ConfigError("--checkpoint goes with --proof: a copy of the topics needs none")
+        if roster is not None and not boundary:
+            raise ConfigError("--roster goes with --boundary: the exchange has none")
         lines = []
-        with opened(source, security) as found:
+        kept = None
+        if boundary:
+            from echelon.cli import boundary_source
+
+            (place, *others) = boundary_source.places(source, roster)
+            if others:
+                raise ConfigError(f"{source} has {1 + len(others)} boundaries; name one, {place.source}")
+            signed = boundary_source.read_roster(place.roster).encode()
+            kept = boundary_source.TOPICS
+        with opened(source if kept is None else place.source, security) as found:
             for finding in found.findings:
-                if finding.code is not Code.UNEXPECTED_FILE:
+                about = kept is None or finding.topic in (*kept, "")
+                if about and finding.code is not Code.UNEXPECTED_FILE:
                     # An export that leaves it out would look like a sound log.
                     raise AuditError(f"{source} cannot be exported: {finding.detail}")
             try:
-                folder.mkdir(parents=True, exist_ok=True)
+                target.mkdir(parents=True, exist_ok=True)
+                if kept is not None:
+                    (target / boundary_source.ROSTER_FILE).write_bytes(signed)
                 for topic, records in sorted(found.topics.items()):
-                    with (folder / topic_file(topic)).open("wb") as stream:
+                    if kept is not None and topic not in kept:
+                        continue
+                    with (target / topic_file(topic)).open("wb") as stream:
                         lines.append(_export(topic, records, stream))
-                (folder / INDEX_FILE).write_bytes(encode_index(lines))
+                (target / INDEX_FILE).write_bytes(encode_index(lines))
             except OSError as error:
                 raise ConfigError(
-                    f"{folder}: cannot be written ({error.strerror}); name another folder"
+                    f"{target}: cannot be written ({error.strerror}); name another folder"
                 ) from error
         total = sum(line.bytes for line in lines)
         count = sum(line.records for line in lines)
         Console().print(
-            f"{len(lines)} topics, {count} records, {_size(total)} written to {folder}", soft_wrap=True
+            f"{len(lines)} topics, {count} records, {_size(total)} written to {target}", soft_wrap=True
         )
         return 0
 
-    _guarded(action)
+    guarded(action)
+
+
+def _target(folder: Path | None, out: Path | None) -> Path:
+    """The one new folder that was named."""
+    if folder is not None and out is not None:
+        raise ConfigError(f"{folder} and --out {out} are two folders to write to: name one")
+    target = folder if folder is not None else out
+    if target is None:
+        raise ConfigError("name a new folder to write to, with --out DIR")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target}: exists and is not empty; name a new folder")
+    return target
 
 
 def _export(topic: str, records: Records, stream: BinaryIO) -> ExportedTopic:

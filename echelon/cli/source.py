@@ -16,6 +16,7 @@ from pathlib import Path
 
 from echelon.audit.export import INDEX_FILE, MAX_INDEX_BYTES, read_index, read_topic, topic_file
 from echelon.audit.findings import Code, Finding, Severity
+from echelon.audit.incremental import OpenFrom
 from echelon.audit.records import Damaged, LogRecord
 from echelon.bus import Bus, Reader, RecordDamaged, TopicPartition, open_bus, sqlite_url
 from echelon.config.broker import SecuritySettings, load_broker
@@ -41,6 +42,8 @@ class Source:
 
     name: str
     topics: dict[str, Records]
+    open_from: OpenFrom
+    """Reads one of its topics from an offset on."""
     adapter: dict[str, bytes] | None = None
     checkpoints: tuple[Path, ...] = ()
     """Signed heads of its logs that lie beside them."""
@@ -110,7 +113,15 @@ def _folder(path: Path, stack: ExitStack) -> Source:
         names = read_index(data)
     except EchelonError as error:
         raise ConfigError(f"{path}: {error}") from error
-    source = Source(str(path), {})
+
+    def open_from(name: str, start: int) -> Records:
+        try:
+            stream = stack.enter_context(open_regular(path / topic_file(name), follow=False))
+        except FileNotFoundError:
+            return iter([Damaged(name, 0, f"its file {topic_file(name)} is missing")])
+        return read_topic(name, stream, start)
+
+    source = Source(str(path), {name: open_from(name, 0) for name in names}, open_from)
     expected = {topic_file(name) for name in names}
     strays = [name for name in _listed(path) if name.endswith(".records") and name not in expected]
     source.found(
@@ -118,13 +129,6 @@ def _folder(path: Path, stack: ExitStack) -> Source:
         [f"the export has a file {_shown(name)} that {INDEX_FILE} does not name: whoever made it added or hid a topic"
          for name in strays],
     )  # fmt: skip
-    for name in names:
-        try:
-            stream = stack.enter_context(open_regular(path / topic_file(name), follow=False))
-        except FileNotFoundError:
-            source.topics[name] = iter([Damaged(name, 0, f"its file {topic_file(name)} is missing")])
-        else:
-            source.topics[name] = read_topic(name, stream)
     return source
 
 
@@ -211,8 +215,13 @@ def _bus(url: str, name: str, security: SecuritySettings | None = None) -> Itera
         bus = runner.run(open_bus(url, read_only=True, security=security))
         try:
             counts = runner.run(bus.topics())
-            reading = {topic: _read_bus(runner, bus, topic) for topic in counts}
-            source = Source(name, dict(reading))
+            reading: list[Generator[LogRecord | Damaged, None, None]] = []
+
+            def open_from(topic: str, start: int) -> Records:
+                reading.append(_read_bus(runner, bus, topic, start))
+                return reading[-1]
+
+            source = Source(name, {topic: open_from(topic, 0) for topic in counts}, open_from)
             for topic, partitions in counts.items():
                 if partitions > 1:
                     source.found(
@@ -230,19 +239,23 @@ def _bus(url: str, name: str, security: SecuritySettings | None = None) -> Itera
             try:
                 yield source
             finally:
-                for records in reading.values():
+                for records in reading:
                     records.close()  # closes the bus's reader while the bus is still there
         finally:
             runner.run(bus.aclose())
 
 
-def _read_bus(runner: asyncio.Runner, bus: Bus, topic: str) -> Generator[LogRecord | Damaged, None, None]:
-    """All records that stand in a topic's first partition now."""
+def _read_bus(
+    runner: asyncio.Runner, bus: Bus, topic: str, start: int
+) -> Generator[LogRecord | Damaged, None, None]:
+    """All records that stand in a topic's first partition now, from offset `start` on."""
     at = TopicPartition(topic)
     first, end = runner.run(bus.first_offset(at)), runner.run(bus.end_offset(at))
     if first:
         yield Damaged(topic, 0, f"records before offset {first} are not kept")
-    reader = runner.run(_reader(bus, at, first))
+    if start >= end:
+        return
+    reader = runner.run(_reader(bus, at, max(first, start)))
     try:
         while reader.position(at) < end:
             try:

@@ -289,7 +289,7 @@ def make_gate(
             f"the run manifest names another key for what crosses from {roster.boundary} than the one given: "
             "put the gate's own exchange key there"
         )
-    dim, devices = manifest.adapter_layout().dim, len(roster.entries)
+    dim = manifest.adapter_layout().dim
     name = gate_of(roster.boundary)
     witness: Witness | None = None
     if any(terms.name == roster.boundary for terms in manifest.witnesses):
@@ -317,7 +317,7 @@ def make_gate(
         signer=signer,
         membership=membership(manifest, roster),
         catalogue=load_catalogue(),
-        assembler=_assembler(dim, devices + len(roster.edges) + 1),
+        assembler=gate_assembler(dim, roster),
     )
 
 
@@ -401,6 +401,11 @@ def make_controller(
 
 def membership(manifest: RunManifest, roster: Roster) -> Membership:
     """Who belongs to a boundary, by its signed roster."""
+    return members(manifest.run_id, roster)
+
+
+def members(run: bytes, roster: Roster) -> Membership:
+    """The same for a run that is known by its 16 bytes alone."""
     aggregator, gate = aggregator_of(roster.boundary), gate_of(roster.boundary)
     keys = {
         **{entry.device: entry.public for entry in roster.entries},
@@ -414,7 +419,7 @@ def membership(manifest: RunManifest, roster: Roster) -> Membership:
         aggregator: Role.AGGREGATOR,
         gate: Role.GATE,
     }
-    return Membership(manifest.run_id, roster.boundary, keys, roles)
+    return Membership(run, roster.boundary, keys, roles)
 
 
 def own_key(roster: Roster, device: str, signer: Signer) -> None:
@@ -441,6 +446,11 @@ def _check(roster: Roster, manifest: RunManifest) -> None:
     roster.verify(bytes.fromhex(terms.enrolment_public))
     if roster.digest.hex() != terms.roster_sha256:
         raise ConfigError(f"the roster of {roster.boundary} is not the one that the run manifest names")
+
+
+def gate_assembler(dim: int, roster: Roster) -> Assembler:
+    """What a gate puts transfers together with, and whoever reads what a gate reads."""
+    return _assembler(dim, len(roster.entries) + len(roster.edges) + 1)
 
 
 def _assembler(dim: int, senders: int, tensor: int = 0) -> Assembler:

@@ -203,3 +203,87 @@ def test_it_starts_without_torch() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd()
     )
     assert done.stdout.strip() == "[]"
+
+
+# ---- incremental, SARIF ----------------------------------------
+
+
+def test_incremental_says_the_same_and_reads_on_from_its_file(run: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    whole = invoke("verify", run, "--json")
+    first = invoke("verify", run, "--json", "--incremental", state)
+    assert (first.exit_code, first.stdout) == (whole.exit_code, whole.stdout)
+    assert state.stat().st_mode & 0o777 == 0o600
+    kept = state.read_bytes()
+    second = invoke("verify", run, "--json", "--incremental", state)
+    assert (second.exit_code, second.stdout) == (whole.exit_code, whole.stdout)
+    assert "0 records were verified before" in first.stderr
+    assert "0 records were verified before" not in second.stderr
+    assert state.read_bytes() == kept
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".state")] == []
+
+
+def test_incremental_reads_an_export_and_a_broker_file_alike(run: Path, tmp_path: Path) -> None:
+    state, folder = tmp_path / "state", tmp_path / "export"
+    assert invoke("export", run, folder).exit_code == 0
+    assert invoke("verify", folder, "--incremental", state).exit_code == 0
+    again = invoke("verify", run, "--json", "--incremental", state)
+    assert again.stdout == invoke("verify", run, "--json").stdout
+    further = invoke("verify", folder, "--json", "--incremental", state)
+    assert further.stdout == invoke("verify", folder, "--json").stdout
+
+
+@pytest.mark.parametrize("statement", [
+    "DELETE FROM records WHERE topic = 'global' AND off >= 9",
+    "DELETE FROM records WHERE topic = 'delta.a' AND off >= 2",
+    "UPDATE records SET value = x'00' WHERE topic = 'global' AND off = 3",
+    "UPDATE records SET value = x'00' WHERE topic = 'global' AND off = 1",
+    "UPDATE records SET value = x'00' WHERE topic = 'delta.b' AND off = 0",
+    "DELETE FROM records WHERE topic = 'delta.b' AND off = 0",
+])  # fmt: skip
+def test_incremental_finds_that_the_verified_part_was_changed(
+    run: Path, tmp_path: Path, statement: str
+) -> None:
+    state = tmp_path / "state"
+    assert invoke("verify", run, "--incremental", state).exit_code == 0
+    kept = state.read_bytes()
+    sql(run, statement)
+    result = invoke("verify", run, "--incremental", state, "--allow-open")
+    assert result.exit_code == 1
+    assert "rewritten" in result.output
+    assert state.read_bytes() == kept, "the state that knows better is kept"
+
+
+def test_a_state_that_cannot_be_used_is_refused_in_words(run: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    assert invoke("verify", run, "--incremental", state).exit_code == 0
+    state.write_bytes(state.read_bytes()[:-1] + b"x")
+    for content in (state.read_bytes(), b"", b"echelon audit state v9\nxx", b"\x00" * 100):
+        state.write_bytes(content)
+        result = invoke("verify", run, "--incremental", state)
+        assert result.exit_code == 2
+        assert "verify from the start" in result.output
+    assert invoke("verify", run, "--incremental", tmp_path).exit_code == 2
+    assert invoke("verify", run, "--incremental", tmp_path / "no" / "state").exit_code == 2
+    assert invoke("verify", run, "--reread").exit_code == 2
+
+
+def test_reread_compares_everything(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("echelon.audit.incremental.COMPARED_RECORDS", 1)
+    state = tmp_path / "state"
+    assert invoke("verify", run, "--incremental", state).exit_code == 0
+    sql(run, "UPDATE records SET value = x'00' WHERE topic = 'delta.a' AND off = 0")
+    assert invoke("verify", run, "--incremental", state).exit_code == 0
+    assert invoke("verify", run, "--incremental", state, "--reread").exit_code == 1
+
+
+def test_sarif_is_written_beside_the_rest(run: Path, tmp_path: Path) -> None:
+    target = tmp_path / "found.sarif"
+    sql(run, "DELETE FROM records WHERE topic = 'delta.a' AND off = 2")
+    result = invoke("verify", run, "--json", "--sarif", target)
+    assert result.exit_code == 1
+    log = json.loads(target.read_text())
+    results = log["runs"][0]["results"]
+    assert len(results) == len(json.loads(result.stdout)["findings"])
+    assert {one["level"] for one in results} >= {"error"}
+    assert invoke("verify", run, "--sarif", tmp_path / "no" / "found").exit_code == 2

@@ -315,10 +315,9 @@ def test_chunks_of_an_unfinished_transfer_are_taken_over() -> None:
 def test_every_attribute_of_a_verifier_is_kept_or_is_not_state() -> None:
     """Who adds state to the verifier must say here whether it goes into `Progress`: else reports would differ."""
     kept = {"report", "_core", "_manifest", "_deltas", "_owed", "_faulty", "_closed"}
-    given = {"_topics", "_pinned", "_notes", "_allow_open", "_files", "_rules"}
-    derived = {"_marks", "_wanted"}  # from the given checkpoints and the leaves in the journal
-    unused_later = {"_heads"}
-    assert set(vars(Verifier({}))) == kept | given | derived | unused_later
+    given = {"_topics", "_pinned", "_notes", "_allow_open", "_files", "_rules", "_policy"}
+    derived = {"_marks", "_witnessed", "_heads"}  # from the leaves, the manifest, the close record
+    assert set(vars(Verifier({}))) == kept | given | derived
 
 
 def test_a_refusal_of_an_offset_that_is_not_there_yet_is_waited_for() -> None:

@@ -54,7 +54,7 @@ ON_A_BOUNDARY = {
         {"control", "handshake", "masked", "parts", "delta", "global", "versions"},
     ),
     "operator": ({"shards"}, {"shards", "deadletter"}),
-    "auditor": (set(), {"control", "model", "versions", "delta", "global"}),
+    "auditor": (set(), {"control", "model", "versions", "handshake", "masked", "parts", "delta", "global"}),
 }
 ON_A_BOUNDARY["a-1"] = ON_A_BOUNDARY["a-0"]
 HEADS = {"head.global", "head.delta.a", "head.delta.b"}

@@ -1,0 +1,167 @@
+"""A boundary's topics as its own auditor opens them: from a run folder, an export or a broker, without an event loop.
+
+An auditor of a boundary reads `control`, `handshake`, `masked`, `parts`, `delta`, `versions`, `model` and the mirrored
+`global`: what its gate reads, and what devices were given. Not `inbox`, nor anything of split training's streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from echelon.actors.opening import Membership, RecordOpener
+from echelon.actors.state import REMEMBERED
+from echelon.audit.boundary import TOPICS, BoundaryAudit, ExchangeFacts, Opened, Unopened
+from echelon.audit.export import INDEX_FILE
+from echelon.audit.heads import GLOBAL
+from echelon.audit.incremental import OpenFrom
+from echelon.audit.records import Damaged, LogRecord
+from echelon.audit.verify import Verifier
+from echelon.bus.base import Record, TopicPartition
+from echelon.bus.chunks import ChunkError
+from echelon.config.reading import read_file
+from echelon.errors import ConfigError, EchelonError
+from echelon.federation.identities import ROSTER_FILE
+from echelon.federation.makers import Derived, gate_assembler, members
+from echelon.messages.wire import Refused
+from echelon.rounds.rules import Allowed
+from echelon.secagg.roster import MAX_ROSTER_BYTES, Roster
+from echelon.topics import load_catalogue
+
+EXCHANGE_FILE = "exchange.sqlite"
+
+
+@dataclass(frozen=True)
+class BoundaryPlace:
+    """Where a boundary's topics and its signed roster are; `source` is one that `audit` opens."""
+
+    source: str
+    roster: Path
+
+
+def places(source: str, roster: Path | None) -> list[BoundaryPlace]:
+    """The boundaries that a BOUNDARY_SOURCE stands for: one, or all of a run folder.
+
+    Args:
+        source: as on the command line.
+        roster: the signed roster; None: it is looked for where `echelon run` and `audit export` put it.
+
+    Raises:
+        ConfigError: there is none, and none was given.
+    """
+    path = Path(source)
+    brokers = path / "brokers"
+    if "://" not in source and brokers.is_dir():
+        files = sorted(file for file in brokers.glob("*.sqlite") if file.name != EXCHANGE_FILE)
+        if not files:
+            raise ConfigError(f"--boundary {source}: brokers/ holds no boundary")
+        if roster is not None and len(files) > 1:
+            raise ConfigError(f"--roster: {source} has {len(files)} boundaries; name one, {files[0]}")
+        return [BoundaryPlace(str(file), roster or _in_run(file)) for file in files]
+    if roster is not None:
+        return [BoundaryPlace(source, roster)]
+    if "://" not in source and (path / INDEX_FILE).is_file():
+        return [BoundaryPlace(source, path / ROSTER_FILE)]
+    if "://" not in source and path.suffix == ".sqlite" and _in_run(path).is_file():
+        return [BoundaryPlace(source, _in_run(path))]
+    raise ConfigError(f"--boundary {source}: give the boundary's signed roster, too, with --roster FILE")
+
+
+def _in_run(broker: Path) -> Path:
+    return broker.parent.parent / "state" / "keys" / broker.stem / ROSTER_FILE
+
+
+def read_roster(path: Path) -> Roster:
+    """A roster from its file; its signature is not checked yet.
+
+    Raises:
+        ConfigError: it cannot be read, or is no roster.
+    """
+    data = read_file(path, "roster", MAX_ROSTER_BYTES)
+    try:
+        return Roster.decode(data)
+    except EchelonError as error:
+        raise ConfigError(f"roster {path}: {error}") from error
+
+
+def opened_records(
+    membership: Membership, roster: Roster, dim: int, topic: str, records: Iterable[LogRecord | Damaged]
+) -> Iterator[Opened]:
+    """The records of one topic as the gate opens them: who said what, with its payload."""
+    seen: dict[bytes, None] = {}
+
+    def repeated(_at: TopicPartition, signature: bytes) -> bool:
+        if signature in seen:
+            return True
+        seen[signature] = None
+        if len(seen) > REMEMBERED:
+            del seen[next(iter(seen))]
+        return False
+
+    opener = RecordOpener(membership, load_catalogue(), gate_assembler(dim, roster), repeated=repeated)
+    for record in records:
+        if isinstance(record, Damaged):
+            yield Unopened(topic, record.offset, record.detail, damaged=True)
+            continue
+        stored = Record(
+            topic, 0, record.offset, record.key, record.value, record.headers, record.timestamp_ms
+        )
+        try:
+            incoming = opener.open(stored)
+        except (Refused, ChunkError) as error:
+            yield Unopened(topic, record.offset, str(error))
+            continue
+        if incoming is not None:
+            yield incoming
+
+
+def audit_boundary(
+    exchange_topics: Iterable[str],
+    exchange: OpenFrom,
+    boundary_topics: Iterable[str],
+    boundary: OpenFrom,
+    roster: Roster,
+    rules: Allowed,
+) -> BoundaryAudit:
+    """Derive a boundary's history from its topics, and hold against it what crossed.
+
+    Raises:
+        AuditError: the exchange has no genesis, or no such boundary.
+        ConfigError: the roster is not the one that the run manifest names.
+    """
+    exchange_topics, boundary_topics = list(exchange_topics), set(boundary_topics)
+
+    def outside() -> dict[str, Iterable[LogRecord | Damaged]]:
+        return {name: exchange(name, 0) for name in exchange_topics}
+
+    facts = ExchangeFacts.read(outside(), roster.boundary)
+    try:
+        derived = Derived.derive(facts.manifest, roster)
+    except ConfigError:
+        raise
+    except EchelonError as error:
+        raise ConfigError(f"the roster given for {roster.boundary} does not hold: {error}") from error
+    versions = Verifier(outside(), allow_open=True, rules=rules).run()
+    audit = BoundaryAudit(facts, roster, versions)
+    audit.run(
+        {
+            name: opened_records(derived.membership, roster, derived.dim, name, boundary(name, 0))
+            for name in TOPICS
+            if name != GLOBAL and name in boundary_topics
+        },
+        boundary(GLOBAL, 0) if GLOBAL in boundary_topics else (),
+    )
+    return audit
+
+
+__all__ = [
+    "ROSTER_FILE",
+    "TOPICS",
+    "BoundaryPlace",
+    "audit_boundary",
+    "members",
+    "opened_records",
+    "places",
+    "read_roster",
+]

@@ -1,0 +1,172 @@
+"""Proofs of commits, checked by a program that was written from the specifications alone."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from echelon.audit.merkle import leaf_hash, tree_root
+from echelon.audit.note import Checkpoint, SignedNote, origin
+from echelon.audit.proofs import commit_proof
+from echelon.errors import AuditError, ConfigError
+from echelon.messages.envelope import Signer
+from tests.audit import outside
+from tests.audit.synthetic import CONTROLLER, GATES, RUN, Exchange, scenario, terms
+from tests.audit.test_cli import invoke, write_run
+
+RUN_A = scenario()
+NAME = origin(RUN, "global")
+
+
+def leaves(exchange: Exchange) -> list[bytes]:
+    return [leaf_hash(r.value) for r in exchange.main.records if r.headers[0] != ("kind", b"chunk")]
+
+
+def head(exchange: Exchange, size: int, signer: Signer = CONTROLLER, name: str = NAME) -> bytes:
+    return Checkpoint(name, size, tree_root(leaves(exchange)[:size])).sign(name, signer).encode()
+
+
+def written(folder: Path, files: dict[str, bytes]) -> Path:
+    folder.mkdir()
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def test_the_program_outside_has_nothing_of_ours() -> None:
+    tree = ast.parse(Path(outside.__file__).read_text())
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    roots = {name.partition(".")[0] for name in imported}
+    assert roots - set(sys.stdlib_module_names) == {"cryptography"}
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_every_commit_is_proved_to_somebody_without_our_code(number: int, tmp_path: Path) -> None:
+    count = len(leaves(RUN_A))
+    notes = [head(RUN_A, size) for size in (1, count // 2, count)]
+    folder = written(tmp_path / "proof", commit_proof(RUN_A.topics, number, notes))
+    found = outside.check(folder, RUN_A.genesis_sha256)
+    assert found["size"] == count
+    assert found["deltas"] == [0, 2, 2, 1, 2][number]
+    assert found["consistent"] in (2, 3), "from the commit, and from both earlier checkpoints"
+
+
+@pytest.mark.parametrize("size", range(1, 20))
+def test_every_pair_of_sizes_is_consistent(size: int, tmp_path: Path) -> None:
+    """A log of nineteen manifests, so that trees are lopsided in every way."""
+    exchange = Exchange(terms())
+    while len(leaves(exchange)) < 19:
+        exchange.delta(0)
+        exchange.delta(1)
+        exchange.commit()
+    number = min(size - 1, 18)
+    folder = written(
+        tmp_path / "proof", commit_proof(exchange.topics, number, [head(exchange, n) for n in range(1, 20)])
+    )
+    found = outside.check(folder, exchange.genesis_sha256)
+    assert (found["index"], found["size"]) == (number, 19)
+    assert found["consistent"] in (18, 19)
+
+
+def test_the_program_runs_on_its_own(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", RUN_A)
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "global.note").write_bytes(head(RUN_A, len(leaves(RUN_A))))
+    out = tmp_path / "proof"
+    result = invoke("export", run, "--proof", 2, "--out", out)
+    assert result.exit_code == 0, result.output
+    done = subprocess.run(
+        [sys.executable, "-I", outside.__file__, out, RUN_A.genesis_sha256.hex()],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    payload = json.loads(done.stdout)["payload"]
+    commits = json.loads(invoke("replay", run, "--json").output)["commits"]
+    assert payload == commits[2]["adapter_sha256"]
+
+
+FILES = sorted(
+    set(commit_proof(RUN_A.topics, 2, [head(RUN_A, 3), head(RUN_A, len(leaves(RUN_A)))])) - {"index.json"}
+)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_change_in_any_file_is_found_outside(name: str, tmp_path: Path) -> None:
+    files = commit_proof(RUN_A.topics, 2, [head(RUN_A, 3), head(RUN_A, len(leaves(RUN_A)))])
+    accepted = []
+    for at in range(0, len(files[name]), max(1, len(files[name]) // 60)):
+        data = bytearray(files[name])
+        data[at] = data[at] ^ 1 if data[at] ^ 1 not in b"\n" else data[at] ^ 2
+        folder = written(tmp_path / f"proof{at}", {**files, name: bytes(data)})
+        try:
+            outside.check(folder, RUN_A.genesis_sha256)
+        except Exception:
+            continue
+        accepted.append(at)
+    # Names of keys in DSSE, the names of files in sha256sum's format, and labels in JSON are covered by nothing.
+    unsigned = {"payload.sha256": range(64, 80)}.get(name, range(0))
+    if name.endswith(".dsse.json"):
+        keyid = files[name].index(b'"keyid":')
+        unsigned = range(keyid, keyid + 30)
+    assert [at for at in accepted if at not in unsigned] == []
+
+
+def test_a_log_without_a_covering_checkpoint_proves_nothing() -> None:
+    with pytest.raises(ConfigError, match="no checkpoint of global covers commit 2"):
+        commit_proof(RUN_A.topics, 2, [head(RUN_A, 1)])
+    with pytest.raises(ConfigError, match="no checkpoint"):
+        commit_proof(RUN_A.topics, 0, [])
+    with pytest.raises(ConfigError, match="commits 0 to 4"):
+        commit_proof(RUN_A.topics, 5, [head(RUN_A, 3)])
+
+
+def test_checkpoints_that_contradict_the_log_are_no_base_for_a_proof() -> None:
+    size = len(leaves(RUN_A))
+    with pytest.raises(AuditError, match="not signed by the log's writer"):
+        commit_proof(RUN_A.topics, 1, [head(RUN_A, size, GATES[0])])
+    wrong = Checkpoint(NAME, size, b"\x01" * 32).sign(NAME, CONTROLLER).encode()
+    with pytest.raises(AuditError, match="is not of this log"):
+        commit_proof(RUN_A.topics, 1, [wrong])
+    later = Checkpoint(NAME, size + 1, b"\x01" * 32).sign(NAME, CONTROLLER).encode()
+    with pytest.raises(AuditError, match="is not of this log"):
+        commit_proof(RUN_A.topics, 1, [later])
+    with pytest.raises(AuditError, match="cannot be read"):
+        commit_proof(RUN_A.topics, 1, [b"nonsense"])
+    other = origin(RUN, "delta.a")
+    found = commit_proof(RUN_A.topics, 1, [head(RUN_A, 3, GATES[0], other), head(RUN_A, size)])
+    assert SignedNote.decode(found["checkpoint.note"]).verified(NAME, CONTROLLER.public)
+
+
+@pytest.mark.parametrize("topic", ["global", "delta.a"])
+def test_a_log_that_does_not_hold_proves_nothing(topic: str) -> None:
+    note = head(RUN_A, len(leaves(RUN_A)))
+    for index in range(1, 4):
+        topics = {**RUN_A.topics, topic: [r for r in RUN_A.topics[topic] if r.offset != index]}
+        with pytest.raises((AuditError, ConfigError)):
+            commit_proof(topics, 2, [note])
+
+
+def test_the_commit_and_its_adapter_are_the_logs(tmp_path: Path) -> None:
+    files = commit_proof(RUN_A.topics, 4, [head(RUN_A, len(leaves(RUN_A)))])
+    digest = hashlib.sha256(RUN_A.core.adapter.tobytes()).hexdigest()
+    assert files["payload.sha256"] == f"{digest}  payload\n".encode()
+
+
+def test_where_proofs_go_must_be_said_once(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", RUN_A)
+    assert invoke("export", run).exit_code == 2
+    assert invoke("export", run, tmp_path / "a", "--out", tmp_path / "b").exit_code == 2
+    assert invoke("export", run, "--out", run, "--proof", 1).exit_code == 2
+    assert invoke("export", run, "--out", tmp_path / "c", "--proof", 1).exit_code == 2, "no checkpoint"
+    assert invoke("export", run, "--out", tmp_path / "d", "--proof", 9).exit_code == 2
+    assert invoke("export", run, "--out", tmp_path / "e").exit_code == 0
