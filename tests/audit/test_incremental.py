@@ -20,6 +20,7 @@ from echelon.cli.audit import as_plain
 from echelon.errors import StateError
 from echelon.messages.exchange import Delta, Payload, RefusalReason
 from tests.audit.synthetic import CONTROLLER, GATES, RUN, Exchange, scenario, terms
+from tests.audit.witnessed import Watching, watched_scenario
 
 Topics = dict[str, list[StoredRecord]]
 READER = "test"
@@ -106,6 +107,17 @@ def test_random_pieces_give_the_report_of_the_whole_at_each_step(data: st.DataOb
         assert text(outcome.report) == text(verify(part, **options))  # type: ignore[arg-type]
         state = stored(outcome, state)
     assert text(again(topics, state, **options).report) == text(verify(topics, **options))  # type: ignore[arg-type]
+
+
+def test_cosignatures_over_what_was_verified_before_count_as_they_do_in_a_full_verification() -> None:
+    topics = Watching(watched_scenario()).everything().topics
+    whole = verify(topics)
+    assert any(whole.cosigned.values())
+    for upto in range(len(topics["global"]) + 1):
+        part = {**topics, "global": topics["global"][:upto]}
+        first = again(part, None)
+        assert text(first.report) == text(verify(part))
+        assert text(again(topics, stored(first, None)).report) == text(whole)
 
 
 def test_what_is_new_is_all_that_is_read_through_the_verifier(monkeypatch: pytest.MonkeyPatch) -> None:
