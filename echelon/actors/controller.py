@@ -239,18 +239,23 @@ class Controller:
             return []
         self._refused.add((boundary, seq, offset))
         self._note("refusal", boundary=self.manifest.boundaries[boundary].name, seq=seq, reason=reason.value)
-        refusal = self._writer.manifest(
-            Refusal(
-                run=self.manifest.run_id,
-                index=self._writer.next_number,
-                boundary=boundary,
-                seq=seq,
-                offset=offset,
-                reason=reason,
-                prefix=self._writer.prefix,
-            )
+        refusal = Refusal(
+            run=self.manifest.run_id,
+            index=self._writer.next_number,
+            boundary=boundary,
+            seq=seq,
+            offset=offset,
+            reason=reason,
+            prefix=self._writer.prefix,
         )
-        return [refusal]
+        return [self._manifest(refusal)]
+
+    def _manifest(self, message: Genesis | Commit | Refusal | Close) -> Outgoing:
+        """The signed record of a manifest; from here on deltas are held against it."""
+        record = self._writer.manifest(message)
+        sha256 = hashlib.sha256(record.value).digest()
+        self.core.transcript.append(message, sha256, self._writer.log.tree.root())
+        return record
 
     # ---- commits ---------------------------------------------------------------------------------
 
@@ -278,7 +283,7 @@ class Controller:
             payload=described,
             prefix=self._writer.prefix,
         )
-        records.append(self._writer.manifest(commit))
+        records.append(self._manifest(commit))
         stale_deltas = self.core.apply(commit)
         self._note_commit(commit)
         for merged in commit.merged:
@@ -349,7 +354,7 @@ class Controller:
         adapter = self.core.adapter.astype("<f4", copy=False)
         self._note("close", reason=reason.value, commits=self.core.newest)
         return [
-            self._writer.manifest(
+            self._manifest(
                 Close(
                     run=self.manifest.run_id,
                     index=self._writer.next_number,
@@ -380,6 +385,10 @@ class Controller:
             if serious(step):
                 raise StateError(f"controller: its own topic does not verify: {serious(step)[0].detail}")
             message = None if step.entry is None else step.entry.message
+            if step.entry is not None:
+                self.core.transcript.append(
+                    step.entry.message, step.entry.sha256, self._writer.log.tree.root()
+                )
             if step.entry is not None and isinstance(message, Genesis):
                 self.genesis_sha256 = step.entry.sha256
             if isinstance(message, Close):
@@ -402,7 +411,9 @@ class Controller:
             self._elapsed_before = elapsed
             for topic, state in logs:
                 self._logs[topic].restore(state)
-            self.core = ControllerCore.restore(self.manifest, core, rules=self._rules)
+            self.core = ControllerCore.restore(
+                self.manifest, core, rules=self._rules, transcript=self.core.transcript
+            )
         self._positions |= self.store.offsets()
         self.closed = closed
 
@@ -460,7 +471,7 @@ class Controller:
             payload=described,
             prefix=self._writer.prefix,
         )
-        records.append(self._writer.manifest(genesis))
+        records.append(self._manifest(genesis))
         self.genesis_sha256 = _sha256(np.frombuffer(records[-1].value, np.uint8))
         return records
 

@@ -22,10 +22,11 @@ from echelon.actors.aggregator import OTHER_RECORD, SOURCE_HEADER
 from echelon.actors.announcing import Announcer
 from echelon.actors.boundary import BoundaryActor, Cross, raise_if_failed
 from echelon.actors.exchange import Writer, serious
-from echelon.actors.runtime import BATCH_BYTES, DRAIN_SECONDS, Backoff, Publisher, read_to_end
+from echelon.actors.runtime import BATCH_BYTES, DRAIN_SECONDS, Backoff, Publisher, end_of, read_to_end
 from echelon.actors.state import Row
 from echelon.actors.witness import FINAL_SECONDS, Witness
-from echelon.audit.log import TopicLog
+from echelon.audit.log import Entry, TopicLog
+from echelon.audit.merkle import EMPTY_ROOT
 from echelon.audit.records import is_chunk, read_chunk
 from echelon.bus.base import Bus, Outgoing, Record, TopicPartition
 from echelon.errors import ConnectionLost, ProtocolError, StateError
@@ -75,6 +76,15 @@ class Gate(BoundaryActor):
         own = TopicLog(self._topic.topic, public=exchange_signer.public, run=run, boundary=index)
         self._writer = Writer(own, exchange_signer, run)
         self._global = TopicLog("global")
+        self._followed = Seen()
+        self._said = 0
+        """Manifests of `global` that the newest delta on the exchange says it had read, maybe in an earlier life."""
+        self._bases: dict[int, tuple[int, bytes]] = {}
+        """Of every commit (0: genesis) that was read: the record's index, and the SHA-256 of its envelope."""
+        self._history = 0
+        """Exchange offset before which `global` stood when this life began: what is older arrived at no known time."""
+        self._arrived: float | None = None
+        """When the newest commit arrived; None: before this life."""
         self._pinned = manifest_sha256
         self._announcer = Announcer(self._writer)
         self._outward = Publisher(
@@ -169,7 +179,7 @@ class Gate(BoundaryActor):
         standing, announced = await asyncio.gather(self._read_own(), self._announcer.look(self._exchange))
         for row in unsent:
             if row.record.topic == self._topic.topic:
-                self._writer.wrote(row.record)
+                self._wrote(row.record)
         self._announcer.start(announced, self._outward, standing)
         current, newest = self._log.current(), -1
         async for record in read_to_end(self.bus, VERSIONS, 0, self.name):
@@ -185,8 +195,13 @@ class Gate(BoundaryActor):
     async def _read_own(self) -> int:
         """Read what the boundary's log has on the exchange; how many manifests that are."""
         async for record in read_to_end(self._exchange, self._topic, 0, self.name):
-            self._writer.wrote(record)
+            self._wrote(record)
         return len(self._writer.tree)
+
+    def _wrote(self, record: Record | Outgoing) -> None:
+        entry = self._writer.wrote(record).entry
+        if entry is not None and isinstance(entry.message, Delta):
+            self._said = max(self._said, entry.message.seen_size)
 
     def take(self, event: object) -> list[Any]:
         """Feed the derivation, and sign what it confirms."""
@@ -264,6 +279,7 @@ class Gate(BoundaryActor):
 
     def _sign(self) -> list[Any]:
         effects: list[Any] = []
+        seen = self._followed  # the mirror goes on in another thread
         for seq in sorted(self._proposed):
             if seq < self._writer.next_number:
                 del self._proposed[seq]  # it crossed in an earlier life, and is read again
@@ -274,14 +290,14 @@ class Gate(BoundaryActor):
                 if effects:
                     break  # what was signed before it must go out first; the next record finds this one again
                 raise
-            if derived is None:
+            if derived is None or not self._may_state(seen, derived.base_commit):
                 break
             del self._proposed[seq]
             if seq > self._writer.next_number:
                 raise StateError(
                     f"{self.name}: delta {seq} is due to cross, and delta {self._writer.next_number} never did"
                 )
-            crossing = self._cross(derived)
+            crossing = self._cross(derived, seen)
             *chunks, manifest = crossing.records
             effects += [
                 crossing,
@@ -296,7 +312,13 @@ class Gate(BoundaryActor):
             effects.append(Save())
         return effects
 
-    def _cross(self, derived: RoundedDelta) -> Cross:
+    def _may_state(self, seen: Seen, base: int) -> bool:
+        """Whether a delta may state what was read: its base is in it, it is no less than was stated before (after a
+        restart `global` is read anew), and the run is not closed."""
+        found = self._bases.get(base)
+        return found is not None and found[0] < seen.size and seen.size >= self._said and not seen.closed
+
+    def _cross(self, derived: RoundedDelta, seen: Seen) -> Cross:
         described = Payload.of(derived.payload, b"crossing %d %d" % (self._index, derived.seq))
         chunks = self._writer.chunks(derived.payload, described)
         manifest = Delta(
@@ -304,14 +326,19 @@ class Gate(BoundaryActor):
             boundary=self._index,
             seq=derived.seq,
             base_commit=derived.base_commit,
+            base_sha256=self._bases[derived.base_commit][1],
+            seen_size=seen.size,
+            seen_root=seen.root,
             windows=derived.windows,
             codec=derived.codec,
             exponent=derived.exponent,
             sync_us=self._sync_us,
+            spacing_us=seen.spacing_us,
             payload=described,
             prefix=self._writer.prefix,
         )
         self._signed[derived.seq] = self._clock()
+        self._said = seen.size
         return Cross((*chunks, self._writer.manifest(manifest)))
 
     # ---- inward ----------------------------------------------------------------------------------
@@ -320,6 +347,7 @@ class Gate(BoundaryActor):
         """Copy `global` inward, and tell the derivation what was decided. Returns when `close` was copied."""
         backoff = Backoff(f"{self.name} inward")
         copied = await self._copied()
+        self._history = await end_of(self._exchange, GLOBAL, self.name)
         reader = self._exchange.reader({GLOBAL: 0})
         try:
             while not self._closed:
@@ -330,8 +358,9 @@ class Gate(BoundaryActor):
                     continue
                 fresh = []
                 news: list[_Commit | _Refused] = []
+                now = self._clock()
                 for record in records:
-                    news += self._learn(record)
+                    news += self._learn(record, now)
                     if record.offset >= copied:
                         source = (SOURCE_HEADER, record.offset.to_bytes(8, "big"))
                         fresh.append(Outgoing("global", record.value, record.key, (*record.headers, source)))
@@ -375,28 +404,37 @@ class Gate(BoundaryActor):
                     copied = max(copied, int.from_bytes(value, "big") + 1)
         return copied
 
-    def _learn(self, record: Record) -> list[_Commit | _Refused]:
-        """What a record of `global` says to the derivation."""
+    def _learn(self, record: Record, now: float) -> list[_Commit | _Refused]:
+        """What a record of `global`, which arrived at this time, says to the derivation."""
         step = self._global.read(record)
         for fault in serious(step):
             self.services.log.warning(
                 "%s does not believe global@%d: %s", self.name, record.offset, fault.detail
             )
-        if step.entry is None or step.entry.refusal is not None:
+        if step.entry is None:
             return []
+        told = [] if step.entry.refusal is not None else self._follow(step.entry, record, now)
+        tree, spacing_us = self._global.tree, self._followed.spacing_us
+        if isinstance(step.entry.message, Commit):
+            spacing_us = self._spacing(record.offset, now)
+        self._followed = Seen(tree.size, tree.root(), spacing_us, self._closing)
+        return told
+
+    def _follow(self, entry: Entry, record: Record, now: float) -> list[_Commit | _Refused]:
         start, self._before = self._before, record.next_offset
-        payload = step.entry.payload or b""
-        message = step.entry.message
+        payload, message = entry.payload or b"", entry.message
+        place = self._global.tree.size - 1
         match message:
             case Genesis():
                 if message.manifest_sha256 != self._pinned:
                     raise StateError(f"{self.name}: genesis carries another run manifest than the pinned one")
                 self._places[0] = start, record.offset
+                self._bases[0] = place, entry.sha256
                 return [self._commit(CommitFacts(0, (), message.adapter_sha256), payload)]
             case Commit():
                 mine = tuple(merged.seq for merged in message.merged if merged.boundary == self._index)
                 for seq in mine:
-                    self._measure(seq)
+                    self._measure(seq, now)
                 if message.payload.sha256 != message.adapter_sha256 or len(payload) != 4 * self._log.dim:
                     self.services.log.warning(
                         "%s does not believe global@%d: commit %d without the adapter that it names",
@@ -404,6 +442,7 @@ class Gate(BoundaryActor):
                     )  # fmt: skip
                     return []
                 self._places[message.commit] = start, record.offset
+                self._bases[message.commit] = place, entry.sha256
                 return [self._commit(CommitFacts(message.commit, mine, message.adapter_sha256), payload)]
             case Refusal() if message.boundary == self._index and message.reason not in OTHER_RECORD:
                 self._signed.pop(message.seq, None)
@@ -413,6 +452,14 @@ class Gate(BoundaryActor):
             case _:
                 pass
         return []
+
+    def _spacing(self, offset: int, now: float) -> int:
+        """Microseconds since the commit before arrived; 0 if one of them came at no known time, or both at once."""
+        before = self._arrived
+        self._arrived = now if offset >= self._history else None
+        if before is None or self._arrived is None or now <= before:
+            return 0
+        return max(1, round((now - before) * MICROSECONDS))
 
     def _commit(self, facts: CommitFacts, payload: bytes) -> _Commit:
         """What the derivation is told of a commit (0 is genesis), whose adapter is the end of its payload.
@@ -424,11 +471,22 @@ class Gate(BoundaryActor):
         self._unread += 1
         return _Commit(facts, np.frombuffer(payload[-4 * self._log.dim :], "<f4"))
 
-    def _measure(self, seq: int) -> None:
+    def _measure(self, seq: int, now: float) -> None:
         """A commit that merged the boundary's delta has arrived: how long the sync took."""
         signed = self._signed.pop(seq, None)
         if signed is not None:
-            self._sync_us = max(1, round((self._clock() - signed) * MICROSECONDS))
+            self._sync_us = max(1, round((now - signed) * MICROSECONDS))
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the gate had read of `global`: manifests and the root over them, microseconds between the arrivals of the
+    two newest commits (0: not known), and whether the run was closed."""
+
+    size: int = 0
+    root: bytes = EMPTY_ROOT
+    spacing_us: int = 0
+    closed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -266,10 +266,52 @@ class Witnessed:
         Returns:
             for each witness, delta topic and cosigned size the smallest size of `global` that is proven, in that order.
         """
-        good = [
-            one for one in self._cosigned if one.size and roots.get(one.topic, {}).get(one.size) == one.root
+        return evidence(self._good(roots))
+
+    def absences(self, roots: Mapping[str, Mapping[int, bytes]]) -> tuple[Evidence, ...]:
+        """What the cosignatures show about when deltas were not announced yet; `roots` as of `evidence`."""
+        return absences(self._good(roots))
+
+    def _good(self, roots: Mapping[str, Mapping[int, bytes]]) -> list[tuple[str, str, int, int]]:
+        return [
+            (one.witness, one.topic, one.size, one.time)
+            for one in self._cosigned
+            if one.size and roots.get(one.topic, {}).get(one.size) == one.root
         ]
-        return evidence([(one.witness, one.topic, one.size, one.time) for one in good])
+
+
+def absences(cosigned: Iterable[tuple[str, str, int, int]]) -> tuple[Evidence, ...]:
+    """What cosignatures show about when deltas were not announced yet.
+
+    A witness cosigns whatever is new of a log in each of its rounds, delta logs before `global`. So until it cosigned
+    the next size of a delta log, no more was announced there, and `global` had at least the size that it cosigned
+    meanwhile.
+
+    Args:
+        cosigned: as of `evidence`.
+
+    Returns:
+        for each (witness, delta topic, size, 0 included) the largest such size of `global`, sorted; nothing where there
+        is none. `time` is that of the cosignature over `global`. It is worth what the witness is worth.
+    """
+    of_global: dict[str, list[tuple[int, int]]] = {}
+    of_deltas: dict[tuple[str, str], dict[int, int]] = {}
+    for witness, topic, size, time in cosigned:
+        if topic == GLOBAL:
+            of_global.setdefault(witness, []).append((time, size))
+        elif topic.startswith(DELTA_PREFIX):
+            sizes = of_deltas.setdefault((witness, topic), {})
+            sizes[size] = min(time, sizes.get(size, time))
+    found = []
+    for (witness, topic), sizes in sorted(of_deltas.items()):
+        steps = [0, *sorted(sizes)]
+        for size, following in zip(steps, [*steps[1:], None], strict=True):
+            until = None if following is None else sizes[following]
+            seen = [(had, at) for at, had in of_global.get(witness, ()) if until is None or at < until]
+            if seen:
+                had, at = max(seen)
+                found.append(Evidence(witness, topic, size, had, at))
+    return tuple(found)
 
 
 def evidence(cosigned: Iterable[tuple[str, str, int, int]]) -> tuple[Evidence, ...]:

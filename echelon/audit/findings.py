@@ -58,6 +58,12 @@ class Code(StrEnum):
     UNPINNED = "unpinned"
     STALE = "stale"
     UNREADABLE = "unreadable"
+    INTERLOCK = "interlock"
+    """A delta and `global` contradict each other, or two deltas of one gate do."""
+    WITHHELD = "withheld"
+    """A delta that stood on the exchange was left unread for more commits than the terms allow."""
+    MEASURED = "measured"
+    """Times that somebody states are not those that the others state."""
     RULE = "rule"
     """Commits rest on a user's code that was not allowed here, or is another version than the run's."""
     REWRITTEN = "rewritten"
@@ -69,6 +75,9 @@ class Code(StrEnum):
 
 
 MEANING: dict[Code, str] = {
+    Code.INTERLOCK: "A delta and `global` contradict each other: a gate had read another log than this one.",
+    Code.WITHHELD: "The controller left a delta unread for more commits than the terms allow.",
+    Code.MEASURED: "A party states times that those of the others contradict.",
     Code.MALFORMED: "A record is not the canonical form of any message that may stand on its topic.",
     Code.OVERSIZED: "A record, or its manifest, is larger than may stand on the exchange.",
     Code.CORRUPT_CHUNK: "A chunk does not have the SHA-256 in its headers: a byte of its record was changed.",

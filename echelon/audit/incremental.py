@@ -17,6 +17,7 @@ from typing import Any
 from echelon.audit.cosigned import Witnessed
 from echelon.audit.findings import Code, Finding, Report, Severity
 from echelon.audit.heads import DELTA_PREFIX, GLOBAL
+from echelon.audit.interlock import Interlock
 from echelon.audit.log import Entry, TopicLog
 from echelon.audit.merkle import Tree, leaf_hash
 from echelon.audit.prefix import record_digest
@@ -26,6 +27,7 @@ from echelon.audit.verify import Verifier, Version, _Source
 from echelon.errors import StateError
 from echelon.messages.exchange import Genesis
 from echelon.messages.manifest import RunManifest
+from echelon.messages.stored import stored
 from echelon.messages.wire import Refused
 from echelon.rounds.commits import ControllerCore
 from echelon.rounds.rules import RuleRefused
@@ -75,7 +77,12 @@ class ResumableVerifier(Verifier):
         """Findings, errors and findings left out that are about what was given with this verification alone."""
         if progress is not None:
             manifest = RunManifest.open(progress.manifest)
-            self._resumed = ControllerCore.restore(manifest, progress.core, rules=self._rules)
+            self._interlock = Interlock(self._find, manifest, allow_open=self._allow_open)
+            with stored("the audit's state"):
+                self._interlock.restore(progress.interlock)
+            self._resumed = ControllerCore.restore(
+                manifest, progress.core, rules=self._rules, transcript=self._interlock.transcript
+            )
 
     # ---- the verifier's flow ----------------------------------------
 
@@ -100,11 +107,13 @@ class ResumableVerifier(Verifier):
             self._sealed = bytes(entry.payload[: entry.message.manifest_length])
         yield from super()._genesis(entry, log)
 
-    def _advance(self, boundary: int, *, size: int | None = None, offset: int | None = None) -> None:
-        super()._advance(boundary, size=size, offset=offset)
+    def _advance(
+        self, boundary: int, reader: int, *, size: int | None = None, upto: int | None = None
+    ) -> None:
+        super()._advance(boundary, reader, size=size, upto=upto)
         source = self._deltas[boundary]
         behind = (size is not None and source.log.tree.size < size) or (
-            offset is not None and source.last < offset
+            upto is not None and source.last < upto
         )
         if behind and not self._short:
             self._short = f"{GLOBAL} names records of {source.topic} that are not there"
@@ -115,12 +124,12 @@ class ResumableVerifier(Verifier):
     # ---- keeping ----------------------------------------
 
     def _keep(self, main: _Source) -> Progress | None:
-        report, core, manifest = self.report, self._core, self._manifest
+        report, core, manifest, interlock = self.report, self._core, self._manifest, self._interlock
         findings, errors, left_out = self._before
         if report.errors > errors:
             self.why_not = "what was verified holds an error"
             return None
-        if core is None or manifest is None:
+        if core is None or manifest is None or interlock is None:
             self.why_not = "the log has no genesis yet"
             return None
         if self._short:
@@ -132,6 +141,7 @@ class ResumableVerifier(Verifier):
             genesis_sha256=report.genesis_sha256,
             manifest=self._sealed,
             core=core.snapshot(),
+            interlock=interlock.snapshot(),
             adapter_sha256=report.adapter_sha256,
             close=self._closed,
             findings=report.findings[findings:],

@@ -121,6 +121,7 @@ class Progress:
         genesis_sha256: of the genesis record's envelope.
         manifest: the signed run manifest, as genesis carries it.
         core: the snapshot of the derivation.
+        interlock: the snapshot of what deltas and `global` say of each other.
         adapter_sha256: of the newest adapter that was derived.
         close: the close record, if it was read.
         findings: those so far, none of them an error; `left_out` more were counted.
@@ -136,6 +137,7 @@ class Progress:
     genesis_sha256: bytes
     manifest: bytes
     core: bytes
+    interlock: bytes
     adapter_sha256: bytes
     close: Close | None
     findings: list[Finding]
@@ -156,6 +158,7 @@ class Progress:
                 self.genesis_sha256,
                 self.manifest,
                 self.core,
+                self.interlock,
                 self.adapter_sha256,
                 b"" if self.close is None else self.close.encode(),
                 [[f.code.value, f.severity.value, f.topic, f.offset, f.detail] for f in self.findings],
@@ -227,6 +230,7 @@ class Progress:
             genesis,
             manifest,
             core,
+            interlock,
             adapter,
             close,
             findings,
@@ -257,6 +261,7 @@ class Progress:
             genesis_sha256=genesis,
             manifest=manifest,
             core=core,
+            interlock=interlock,
             adapter_sha256=adapter,
             close=Close.decode(close) if close else None,
             findings=[

@@ -26,8 +26,10 @@ _CHUNK_HEADERS = ("kind", "transfer", "index", "total", "length", "sha256")
 _CHUNK_TAG = b"echelon/chunk/v1\x00"
 _CHUNK_SIZES = (5, 16, 4, 4, 8, 32)
 _PAYLOAD_TYPES = {
-    EXCHANGE_TYPE.format(kind=m.kind, version=m.revision): (m.kind, m.revision) for m in EXCHANGE
+    EXCHANGE_TYPE.format(kind=kind, version=version): (kind, version)
+    for kind, version in (*((m.kind, m.revision) for m in EXCHANGE), *EXCHANGE.former)
 }
+"""What may cross, and what an earlier protocol let cross: that is refused in words."""
 
 
 class LogRecord(Protocol):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from echelon.audit.cosigned import Evidence, Witnessed
 from echelon.audit.findings import Code, CommitFacts, Finding, RefusalFacts, Report, Severity, TopicFacts
 from echelon.audit.heads import DELTA_PREFIX, GLOBAL, HEAD_PREFIX, WITNESS_PREFIX
+from echelon.audit.interlock import Interlock, Sighting
 from echelon.audit.log import Entry, Fault, FaultCode, TopicLog
 from echelon.audit.note import MAX_NOTE_BYTES, Checkpoint, SignedNote, origin
 from echelon.audit.policy import Policy
@@ -99,6 +100,7 @@ class Verifier:
         rules: Allowed | None = None,
         findings: Iterable[Finding] = (),
         policy: Policy | None = None,
+        sightings: Iterable[Sighting] = (),
     ) -> None:
         """Nothing is read yet.
 
@@ -114,6 +116,7 @@ class Verifier:
                 names others is not derived again, which is an error.
             findings: what whoever opened the source found in it besides its records; they stand first.
             policy: how many witnesses must have cosigned each log; None: as many as have.
+            sightings: what witnesses saw of the delta logs, and when.
         """
         self.report = Report()
         self._topics = dict(topics)
@@ -126,7 +129,9 @@ class Verifier:
         self._witnessed: Witnessed | None = None
         for finding in findings:
             self._find(finding.code, finding.severity, finding.topic, finding.offset, finding.detail)
+        self._sightings = tuple(sightings)
         self._core: ControllerCore | None = None
+        self._interlock: Interlock | None = None
         self._manifest: RunManifest | None = None
         self._deltas: list[_Source] = []
         self._owed: dict[tuple[int, int], tuple[int, RefusalReason]] = {}
@@ -159,10 +164,13 @@ class Verifier:
                 self._refusal(entry.offset, entry.message)
             elif isinstance(entry.message, Close):
                 self._close(entry.offset, entry.message)
+            if self._interlock is not None:
+                self._interlock.wrote(entry, main.log.tree.root())
         self._reached(main)
         self._finish(main)
         self._check_notes(notes)
         self._check_witnesses(main, heads)
+        self._check_interlock()
         self._check_files()
 
     def _begin(self) -> _Source:
@@ -235,6 +243,7 @@ class Verifier:
             raise AuditError("a genesis entry without its manifest")
         manifest = self._manifest = log.manifest
         self._witnessed = Witnessed(manifest, self._find, self._policy)
+        self._interlock = Interlock(self._find, manifest, allow_open=self._allow_open)
         report = self.report
         report.run, report.genesis_sha256 = manifest.run_id, entry.sha256
         report.boundaries = tuple(terms.name for terms in manifest.boundaries)
@@ -254,6 +263,7 @@ class Verifier:
         except EchelonError as error:
             self._error(Code.GENESIS, GLOBAL, entry.offset, f"no run can start from this genesis: {error}")
             return
+        self._core.transcript = self._interlock.transcript
         report.adapter_sha256 = adapter_digest(log.initial)
         yield Version(0, log.initial, report.adapter_sha256, manifest, manifest.pace)
 
@@ -296,9 +306,9 @@ class Verifier:
             self._error(Code.REFUSAL, GLOBAL, offset, detail)
             return
         if refusal.reason in _NO_ENTRY:
-            self._advance(refusal.boundary, offset=refusal.offset)
+            self._advance(refusal.boundary, offset, upto=refusal.offset)
         else:
-            self._advance(refusal.boundary, size=refusal.seq + 1)
+            self._advance(refusal.boundary, offset, size=refusal.seq + 1)
         if self._core is None:
             return
         topic = self._deltas[refusal.boundary].topic
@@ -361,7 +371,7 @@ class Verifier:
                 detail = f"it has read {head.size} of {source.topic}, and {source.log.tree.size} before"
                 self._error(Code.HEADS, GLOBAL, offset, detail)
                 continue
-            self._advance(head.boundary, size=head.size)
+            self._advance(head.boundary, offset, size=head.size)
             tree = source.log.tree
             if tree.size < head.size:
                 detail = f"{GLOBAL}@{offset} has read {head.size} manifests, here are {tree.size}: cut off"
@@ -375,20 +385,28 @@ class Verifier:
 
     # ---- deltas ----------------------------------------
 
-    def _advance(self, boundary: int, *, size: int | None = None, offset: int | None = None) -> None:
-        """Read a delta log until it has `size` manifests, or past `offset`."""
+    def _advance(
+        self, boundary: int, reader: int, *, size: int | None = None, upto: int | None = None
+    ) -> None:
+        """Read a delta log until it has `size` manifests, or past offset `upto`, as the record of `global` at offset
+        `reader` has."""
         source = self._deltas[boundary]
         while (record := source.peek()) is not None:
             if size is not None and source.log.tree.size >= size:
                 return
-            if offset is not None and record.offset > offset:
+            if upto is not None and record.offset > upto:
                 return
             source.ahead = None
             entry = self._read(source, record)
             if entry is None:
                 self._faulty.add((boundary, record.offset))
             elif isinstance(entry.message, Delta):
+                self._hold(boundary, entry, entry.message, reader)
                 self._offer(boundary, entry, entry.message)
+
+    def _hold(self, boundary: int, entry: Entry, delta: Delta, reader: int | None) -> None:
+        if self._interlock is not None:
+            self._interlock.hold(boundary, entry, delta, reader)
 
     def _offer(self, boundary: int, entry: Entry, delta: Delta) -> None:
         if self._core is None:
@@ -446,6 +464,8 @@ class Verifier:
             entry = self._read(source, record)
             if entry is None:
                 continue
+            if isinstance(entry.message, Delta):
+                self._hold(boundary, entry, entry.message, None)
             if self._closed is None and isinstance(entry.message, Delta):
                 self._offer(boundary, entry, entry.message)
             elif self._closed is not None:
@@ -537,6 +557,24 @@ class Verifier:
         witnessed.check(self._marks, ends, self._closed is not None)
         self.report.cosigned = witnessed.cosigned_sizes(self._marks)
 
+    def _check_interlock(self) -> None:
+        """What was withheld, by what deltas say of themselves and by what witnesses had found."""
+        interlock, witnessed = self._interlock, self._witnessed
+        if interlock is None:
+            return
+        sightings = list(self._sightings)
+        if witnessed is not None:
+            sightings += [
+                Sighting(one.witness, one.topic, one.size, before=interlock.behind(one.global_size))
+                for one in witnessed.evidence(self._marks)
+            ]
+            end = self.report.topics[GLOBAL].manifests
+            sightings += [
+                Sighting(one.witness, one.topic, one.size, before=end, after=one.global_size)
+                for one in witnessed.absences(self._marks)
+            ]
+        interlock.finish(sightings)
+
     def evidence(self) -> tuple[Evidence, ...]:
         """What witnesses' cosignatures prove about when deltas stood on their logs; complete once `run` has ended."""
         return () if self._witnessed is None else self._witnessed.evidence(self._marks)
@@ -576,6 +614,7 @@ def verify(
     adapter: Mapping[str, bytes] | None = None,
     rules: Allowed | None = None,
     policy: Policy | None = None,
+    sightings: Iterable[Sighting] = (),
 ) -> Report:
     """Check a whole exchange; arguments as of `Verifier`. Never raises for what stands in a record."""
     verifier = Verifier(
@@ -586,6 +625,7 @@ def verify(
         adapter=adapter,
         rules=rules,
         policy=policy,
+        sightings=sightings,
     )
     for _ in verifier.run():
         pass

@@ -323,6 +323,11 @@ class SyncSettings(Settings):
         default="int16", description="Integers that a delta's coordinates cross as."
     )
     staleness: StalenessSettings = Field(default=StalenessSettings(), description="Weights of late deltas.")
+    merge_within: int | None = Field(
+        default=None, ge=2, le=4096,
+        description="Commits within which the controller must have read a delta that stands on the exchange: else the "
+        "audit says that it was withheld. None: two more than sync.staleness.horizon, at least 4.",
+    )  # fmt: skip
     outer: OuterSettings = Field(default=OuterSettings(), description="The outer optimiser.")
     pace: PaceSettings = Field(default=PaceSettings(), description="What decides H and R as the run goes on.")
     pace_rule: RuleName | None = Field(

@@ -27,6 +27,7 @@ from echelon.messages.manifest import (
     SecureTerms,
     Weighting,
     WitnessTerms,
+    default_merge_within,
 )
 from echelon.rounds.staleness import StalenessRule, table
 from echelon.secagg.ring import Codec, best_scale_bits
@@ -122,6 +123,7 @@ def build_manifest(
                 windows_max=settings.windows_max() * (sync.pending_max + 1),
                 pending_max=sync.pending_max if sync.overlap else 1,
                 report_loss=sync.report_loss,
+                merge_within=sync.merge_within or default_merge_within(len(_table(sync.staleness))),
                 overlap=sync.overlap,
             ),
             outer=OuterTerms(

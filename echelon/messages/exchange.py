@@ -94,9 +94,13 @@ class WindowSummary(Fields):
 
 
 class Delta(Message):
-    """A securely aggregated boundary delta: the sum of what R windows moved the boundary adapter."""
+    """A securely aggregated boundary delta: the sum of what R windows moved the boundary adapter.
+
+    It names what its gate had read of `global`: the gate's signature contradicts whoever writes another history.
+    """
 
     kind: ClassVar[str] = "delta"
+    revision: ClassVar[int] = 2
     run: Id16
     boundary: U16
     """Index into the run manifest's list of boundaries."""
@@ -104,6 +108,12 @@ class Delta(Message):
     """Gap-free from 0 within the boundary."""
     base_commit: U63
     """The commit of `global` that the boundary's anchor was when the delta was sealed."""
+    base_sha256: Digest
+    """SHA-256 of the envelope of the commit record (or genesis) that `base_commit` is the number of."""
+    seen_size: U63
+    """Manifests of `global` that the gate had read when it signed; never fewer than in the delta before."""
+    seen_root: Digest
+    """RFC 6962 root over those manifests' envelopes."""
     windows: Annotated[tuple[WindowSummary, ...], Field(min_length=1, max_length=MAX_WINDOWS)]
     codec: Annotated[DeltaCodec, Strict(False)]
     exponent: I64
@@ -111,6 +121,9 @@ class Delta(Message):
     sync_us: U63
     """Microseconds that the newest merged delta of this boundary took from its signing to the arrival of the commit
     that merged it, by the gate's own clock; 0: not measured yet. Attested; it steers the pace and nothing else."""
+    spacing_us: U63
+    """Microseconds between the arrivals of the two newest commits that the gate had read, by its own clock; 0: not
+    known. Attested likewise."""
     payload: Payload
     prefix: Digest
 
@@ -206,5 +219,5 @@ class Close(Message):
     prefix: Digest
 
 
-EXCHANGE = Registry("exchange", (Genesis, Delta, Commit, Refusal, Close))
+EXCHANGE = Registry("exchange", (Genesis, Delta, Commit, Refusal, Close), former={("delta", 1): 1})
 """The closed set: nothing else crosses."""

@@ -17,10 +17,8 @@ from echelon.messages.adapter import AdapterLayout
 from echelon.messages.envelope import Dsse, Signer
 from echelon.messages.exchange import MAX_BOUNDARIES, MAX_MERGED, MAX_WINDOWS, DeltaCodec, Pace
 from echelon.messages.names import BoundaryName, WitnessName
-from echelon.messages.wire import U16, U32, U63, Fields, Reason, Refused
+from echelon.messages.wire import PROTOCOL, U16, U32, U63, Fields, Reason, Refused
 
-PROTOCOL = 2
-"""Of messages, logs and terms. Runs of another protocol are refused, not converted."""
 MANIFEST_TYPE = f"application/vnd.echelon.run-manifest.v{PROTOCOL}+json"
 MANIFEST_KIND = re.compile(r"application/vnd\.echelon\.run-manifest\.v([0-9]{1,4})\+json", re.ASCII)
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
@@ -28,6 +26,8 @@ MAX_LABELS = 4096
 MAX_WITNESSES = 128
 """Most witnesses of a run: every gate, and as many again."""
 MILLION = 1_000_000
+LEAST_COMMITS = 4
+"""Commits that a delta may always stay unread: as few may pass while it is on its way through a slow network."""
 
 RULE_NAME = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 """`package.module:Class`."""
@@ -196,6 +196,12 @@ class SecureTerms(Fields):
         return n * self.staleness[tau] if 0 <= tau < len(self.staleness) else 0
 
 
+def default_merge_within(table: int) -> int:
+    """Commits that a delta may stay unread, by the length of the staleness table: a delta as old as that can only be
+    refused, and one commit may have been under way when it came."""
+    return max(LEAST_COMMITS, table + 1)
+
+
 class ExchangeTerms(Fields):
     """Deltas and commits."""
 
@@ -209,8 +215,16 @@ class ExchangeTerms(Fields):
     """P: deltas of one boundary that may be under way."""
     report_loss: bool
     """Whether loss sums of a boundary cross with its delta."""
+    merge_within: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Commits within which a delta that stands on the exchange is read, and so merged or refused; 0: as
+    `deadline_commits` says."""
     overlap: bool = True
     """Whether a boundary trains on while a delta of its is undecided; if not, every delta is a barrier for it."""
+
+    @property
+    def deadline_commits(self) -> int:
+        """`merge_within`, or what follows from the staleness table."""
+        return self.merge_within or default_merge_within(len(self.staleness))
 
 
 class BoundaryTerms(Fields):

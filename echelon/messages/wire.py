@@ -6,6 +6,7 @@ accepts only bytes that the encoder would have written, so two different byte st
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, NewType, Self
 
@@ -233,15 +234,44 @@ def _token(tag: int) -> tuple[int, int, int]:
     raise Refused(Reason.MALFORMED, f"a type of msgpack that is not allowed here (tag 0x{tag:02x})")
 
 
-class Registry:
-    """The closed set of messages of one plane, by kind and version."""
+PROTOCOL = 2
+"""Of messages, logs and terms. What another protocol wrote is refused in words, and not converted."""
 
-    def __init__(self, plane: str, messages: tuple[type[Message], ...]) -> None:
+
+def of_another_protocol(what: str, number: int) -> Refused:
+    """The refusal of something that another version of the protocol wrote."""
+    return Refused(
+        Reason.UNKNOWN_VERSION,
+        f"{what} is of protocol {number}; this version reads protocol {PROTOCOL}: use the version that wrote it",
+    )
+
+
+class Registry:
+    """The closed set of messages of one plane, by kind and version.
+
+    Args:
+        plane: its name.
+        messages: the classes.
+        former: (kind, version) of messages that an earlier protocol had, and that protocol's number.
+    """
+
+    def __init__(
+        self,
+        plane: str,
+        messages: tuple[type[Message], ...],
+        former: Mapping[tuple[str, int], int] | None = None,
+    ) -> None:
         self.plane = plane
+        self._former = dict(former or {})
         self._by_name = {(message.kind, message.revision): message for message in messages}
         self._kinds = {message.kind for message in messages}
         if len(self._by_name) != len(messages):
             raise CodecError(f"two messages of the {plane} plane have one kind and version")
+
+    @property
+    def former(self) -> tuple[tuple[str, int], ...]:
+        """(kind, version) of messages of an earlier protocol, which `find` refuses in words."""
+        return tuple(self._former)
 
     def __iter__(self) -> Any:
         return iter(self._by_name.values())
@@ -255,6 +285,8 @@ class Registry:
         found = self._by_name.get((kind, version))
         if found is not None:
             return found
+        if (kind, version) in self._former:
+            raise of_another_protocol(f"this {kind}", self._former[kind, version])
         if kind in self._kinds:
             raise Refused(
                 Reason.UNKNOWN_VERSION,

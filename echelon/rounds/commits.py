@@ -39,12 +39,13 @@ from echelon.rounds.outer import WeightedDelta, octaves_between
 from echelon.rounds.pace import Decision, MergedDelta, PaceController, PaceInputs
 from echelon.rounds.pace_kinds import pace_controller
 from echelon.rounds.rules import Allowed, Outer, State, outer_of, pace_of
+from echelon.rounds.transcript import Contradiction, Transcript
 
 F32 = NDArray[np.float32]
 Bytes = bytes | bytearray | memoryview
 
 _MOST = (1 << 63) - 1
-_SNAPSHOT = b"echelon controller v2\x00"
+_SNAPSHOT = b"echelon controller v3\x00"
 
 
 class CommitMismatch(ProtocolError):
@@ -167,6 +168,10 @@ class ControllerCore:
         self._known: list[list[bytes]] = [[] for _ in range(count)]
         self._windows: list[set[int]] = [set() for _ in range(count)]
         self._evaluations: dict[int, list[tuple[int, int]]] = {}
+        self._seen = [0] * count
+        """Manifests of `global` that each boundary's newest delta had read, of those that do not contradict it."""
+        self.transcript = Transcript()
+        """`global` as far as it is written: whoever writes or reads it appends to this. In no snapshot."""
         self._next: _Next | None = None
 
     # ---- offers ----------------------------------------
@@ -214,7 +219,10 @@ class ControllerCore:
             return RefusalReason.BAD_SEQUENCE
         known.append(digest)
         self._next = None
-        reason = fault
+        contradiction = self.contradiction(delta)
+        if contradiction is None:
+            self._seen[delta.boundary] = delta.seen_size
+        reason = fault if contradiction is None or fault is not None else RefusalReason.UNKNOWN_BASE
         if reason is None:
             try:
                 values = self._values(delta, payload, payload_sha256)
@@ -228,6 +236,10 @@ class ControllerCore:
             # A stale delta's windows go back to its boundary and come again; those of any other never may.
             self._windows[delta.boundary].update(window.window for window in delta.windows)
         return reason
+
+    def contradiction(self, delta: Delta) -> Contradiction | None:
+        """How a delta that is offered next contradicts `global` as it is written, or what its gate said before."""
+        return self.transcript.contradiction(delta, self._seen[delta.boundary])
 
     def _values(self, delta: Delta, payload: Bytes, sha256: bytes | None) -> Integers:
         terms = self.manifest.exchange
@@ -351,7 +363,12 @@ class ControllerCore:
         tokens = self.tokens + sum(window.tokens for item in chosen for window in item.delta.windows)
         inputs = PaceInputs(
             number,
-            [MergedDelta(item.delta, item.values, tau, weight) for item, tau, _, weight in taken],
+            [
+                MergedDelta(
+                    item.delta, item.values, tau, weight, self.transcript.commits(item.delta.seen_size)
+                )
+                for item, tau, _, weight in taken
+            ],
             measured,
             self.manifest.budget.progress_ppm(number, tokens),
         )
@@ -463,6 +480,7 @@ class ControllerCore:
                 [[p.delta.encode(), p.payload, p.offset] for _, p in sorted(self._pending.items())],
                 [b"".join(known) for known in self._known],
                 [np.array(sorted(windows), "<i8").tobytes() for windows in self._windows],
+                list(self._seen),
                 # Sums of what boundaries claim may pass 64 bits: decimal strings have no such edge.
                 [
                     [commit, [f"{a}/{b}" for a, b in sums]]
@@ -480,8 +498,16 @@ class ControllerCore:
         *,
         pace: PaceController | None = None,
         rules: Allowed | None = None,
+        transcript: Transcript | None = None,
     ) -> ControllerCore:
         """The core whose `snapshot` this is.
+
+        Args:
+            manifest: the run's terms.
+            data: the snapshot.
+            pace: as of the constructor.
+            rules: likewise.
+            transcript: `global` as it was read again; it is in no snapshot.
 
         Raises:
             StateError: damaged, or of a run with other terms.
@@ -505,6 +531,7 @@ class ControllerCore:
                 pending,
                 known,
                 windows,
+                seen,
                 evaluations,
             ) = msgpack.unpackb(body, raw=False, use_list=False, max_bin_len=len(body), max_str_len=len(body))
             if terms != hashlib.sha256(manifest.canonical()).digest():
@@ -512,6 +539,8 @@ class ControllerCore:
                     "the controller's state is of a run with other terms: point it to this run's folder"
                 )
             core = cls(manifest, np.frombuffer(adapter, "<f4").astype(np.float32), pace=pace, rules=rules)
+            if transcript is not None:
+                core.transcript = transcript
             core.newest, core.tokens, core.pace = newest, tokens, Pace(**paced)
             core._intervals = dict(intervals)
             core._outer = core._optimiser.decode(outer, core.dim)
@@ -521,6 +550,7 @@ class ControllerCore:
                 values = integers(payload, delta.exponent, delta.codec)
                 core._pending[delta.boundary, delta.seq] = _Pending(delta, payload, values, offset)
             core._known = [[joined[at : at + 32] for at in range(0, len(joined), 32)] for joined in known]
+            core._seen = list(seen)
             core._windows = [set(np.frombuffer(numbers, "<i8").tolist()) for numbers in windows]
             for commit, sums in evaluations:
                 pairs = (text.split("/") for text in sums)

@@ -32,17 +32,18 @@ from echelon.messages.stored import stored
 from echelon.messages.wire import pack, plain
 from echelon.rounds.drift import Drift, Share, measure
 from echelon.rounds.pace import Decision, PaceInputs
+from echelon.rounds.timing import NOTHING, Reports, middle, second_smallest
 
-KEPT = 5
-"""Newest sync times and step times that medians are taken of."""
 MOST_STEPS = 1 << 40
 SLACK = 16
 """A sync is hidden if it leaves a sixteenth of the commits' spacing free."""
+REMEMBERED = 16
+"""Newest announcements that are kept: a gate states times of a commit that is as old as its delta."""
 MOST_WAITS = 3
 """After a trial that failed, the next one comes after one period, then two, four, and never more than eight."""
 UNKNOWN = Share()
 START = Decision("reference", "start")
-_MAGIC = b"echelon drift pace v1\x00"
+_MAGIC = b"echelon drift pace v2\x00"
 
 
 class Phase(StrEnum):
@@ -82,8 +83,11 @@ class DriftPace:
         place: place in `CYCLE` of the trial under way, or of the next one.
         before: (H, R) to go back to when the trial fails.
         failed: trials in a row that failed; the more, the longer until the next.
-        syncs: newest sync times, microseconds.
-        spacings: newest times of a step, microseconds times 256.
+        syncs: newest sync times of each boundary, microseconds.
+        spacings: newest times of a step as each reporter implies them, microseconds times 256.
+        count: boundaries of the run.
+        raised: (commit, interval) of the newest raise: nothing shorter is tried until its own times are known.
+        announced: (commit, interval) as the newest commits announced them; genesis is 0.
     """
 
     terms: PaceTerms
@@ -99,8 +103,11 @@ class DriftPace:
     place: int = 0
     before: tuple[int, int] = (0, 0)
     failed: int = 0
-    syncs: tuple[int, ...] = ()
-    spacings: tuple[int, ...] = ()
+    syncs: Reports = NOTHING
+    spacings: Reports = NOTHING
+    count: int = 1
+    raised: tuple[int, int] = (0, 0)
+    announced: tuple[tuple[int, int], ...] = ()
     decision: Decision = START
 
     # ---- one commit ------------------------------------------------------------------------------
@@ -108,7 +115,7 @@ class DriftPace:
     def observe(self, inputs: PaceInputs) -> tuple[DriftPace, Pace]:
         """Measure the commit, and decide."""
         found = measure(inputs.merged, self.unit)
-        core = replace(self, newest=inputs.commit)
+        core = replace(self, newest=inputs.commit, announced=self.announced or ((0, self.interval),))
         if inputs.commit == 1:
             after = core._stay("first sync", left=self.terms.period)
         else:
@@ -116,8 +123,9 @@ class DriftPace:
             after = core._raise_to_floor() or core._judge(inputs, found)
         devices, boundaries, noise = found.devices.ppm, found.boundaries.ppm, found.noise.ppm
         decision = replace(after.decision, phase=after.phase.value, devices=devices, boundaries=boundaries, noise=noise,
-                           floor=core.floor, sync_us=_median(core.syncs))  # fmt: skip
-        after = replace(after, decision=decision)
+                           floor=core.floor, sync_us=core.sync_us)  # fmt: skip
+        announced = (*after.announced, (inputs.commit, after.interval))[-REMEMBERED:]
+        after = replace(after, decision=decision, announced=announced)
         return after, after.pace
 
     def _stay(self, reason: str, **changes: int) -> DriftPace:
@@ -126,18 +134,34 @@ class DriftPace:
     # ---- time ------------------------------------------------------------------------------------
 
     def _timed(self, inputs: PaceInputs) -> DriftPace:
-        """Take over the commit's spacing and what the deltas say of the sync before.
+        """Take over what the parties state of the commits' spacing, and what the deltas say of the sync before."""
+        syncs, spacings = self.syncs, self.spacings
+        for item in inputs.merged:
+            if item.delta.sync_us > 0:
+                syncs = syncs.add(item.delta.boundary, item.delta.sync_us)
+        for report in inputs.reports:
+            interval = self._between(report.commit)
+            if interval:
+                spacings = spacings.add(report.reporter, max(1, (report.microseconds << 8) // interval))
+        return replace(self, syncs=syncs, spacings=spacings)
 
-        A delta that waited for a slower boundary took longer than a sync; the shortest did not wait.
+    def _between(self, commit: int) -> int:
+        """Steps that were trained between a commit and the one before it; 0 if the pace changed then, or that is not
+        known any more, or it was before the newest raise."""
+        announced = dict(self.announced)
+        interval = announced.get(commit - 1, 0)
+        same = commit - 2 >= self.raised[0] and announced.get(commit - 2) == interval
+        return interval if same else 0
+
+    @property
+    def sync_us(self) -> int:
+        """What a sync takes; 0: not known.
+
+        A delta that waited for a slower boundary took longer than a sync; the shortest did not wait. The very shortest
+        may be a lie where there are three; one boundary alone is believed only if there is no other.
         """
-        syncs = [item.delta.sync_us for item in inputs.merged if item.delta.sync_us > 0]
-        core = self
-        if syncs:
-            core = replace(core, syncs=(*core.syncs, min(syncs))[-KEPT:])
-        if inputs.spacing_us > 0 and self.since < inputs.commit - 1:
-            each = max(1, (inputs.spacing_us << 8) // self.interval)
-            core = replace(core, spacings=(*core.spacings, each)[-KEPT:])
-        return core
+        found = self.syncs.medians
+        return second_smallest(found) if len(found) >= min(2, self.count) else 0
 
     @property
     def interval(self) -> int:
@@ -151,10 +175,11 @@ class DriftPace:
         Commits that are no farther apart than a sync takes are spaced by the sync and say nothing of a step: then
         twice the interval is asked for.
         """
-        step = _median(self.spacings)
-        if not self.terms.hide_sync or not step or not self.syncs:
+        step, sync = middle(self.spacings.medians), self.sync_us << 8
+        if not self.terms.hide_sync or not sync:
             return 0
-        sync = _median(self.syncs) << 8
+        if not step:
+            return self.raised[1]
         if SLACK * sync >= (SLACK - 1) * step * self.interval:
             return 2 * self.interval
         return min(MOST_STEPS, -(-sync // step))
@@ -170,7 +195,8 @@ class DriftPace:
             windows = min(self.terms.windows_max, max(windows, wanted // steps))
         if steps * windows <= self.interval:
             return None
-        return replace(self, spacings=())._restart(steps, windows, "a sync takes longer than the interval")
+        core = replace(self, spacings=NOTHING, raised=(self.newest, steps * windows))
+        return core._restart(steps, windows, "a sync takes longer than the interval")
 
     # ---- drift -----------------------------------------------------------------------------------
 
@@ -273,8 +299,9 @@ class DriftPace:
                 self.phase.value,
                 [self.newest, self.since, self.left, self.place, self.failed, *self.before],
                 [_text(share) for share in (self.devices, self.boundaries, *self.reference)],
-                list(self.syncs),
-                list(self.spacings),
+                self.syncs.plain(),
+                self.spacings.plain(),
+                [list(self.raised), *map(list, self.announced)],
                 decision.plain(),
             ]
         )
@@ -288,7 +315,7 @@ class DriftPace:
         if not data.startswith(_MAGIC):
             raise CodecError("the stored pace is not a drift controller's: the state belongs to another run")
         with stored("the stored pace", CodecError):
-            pace, phase, numbers, shares, syncs, spacings, decision = msgpack.unpackb(
+            pace, phase, numbers, shares, syncs, spacings, announced, decision = msgpack.unpackb(
                 data[len(_MAGIC) :], raw=False, use_list=False
             )
             newest, since, left, place, failed, *before = numbers
@@ -306,8 +333,10 @@ class DriftPace:
                 devices=devices,
                 boundaries=boundaries,
                 reference=(reference[0], reference[1]),
-                syncs=tuple(syncs),
-                spacings=tuple(spacings),
+                syncs=Reports.of(syncs),
+                spacings=Reports.of(spacings),
+                raised=announced[0],
+                announced=announced[1:],
                 decision=Decision(*decision),
             )
             same = found.encode() == data
@@ -318,11 +347,6 @@ class DriftPace:
     def digest(self) -> bytes:
         """SHA-256 of `encode()`."""
         return hashlib.sha256(self.encode()).digest()
-
-
-def _median(values: tuple[int, ...]) -> int:
-    """The lower median; 0 of nothing."""
-    return sorted(values)[(len(values) - 1) // 2] if values else 0
 
 
 def _text(share: Share) -> str:

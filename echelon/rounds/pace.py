@@ -15,6 +15,7 @@ from echelon.errors import CodecError
 from echelon.messages.exchange import Delta, Pace
 from echelon.messages.wire import pack, plain
 from echelon.rounds.delta_codec import Integers
+from echelon.rounds.timing import CONTROLLER, Spacing, middle
 
 MEASURED_SPACING = 0
 """Place of the microseconds since the commit before in a commit's measured integers."""
@@ -22,12 +23,14 @@ MEASURED_SPACING = 0
 
 @dataclass(frozen=True, slots=True)
 class MergedDelta:
-    """One delta of a commit: its manifest, its integers (int16[d] or int32[d]), τ in commits, its weight."""
+    """One delta of a commit: its manifest, its integers (int16[d] or int32[d]), τ in commits, its weight, and the
+    newest commit that its gate had read."""
 
     delta: Delta
     values: Integers
     staleness: int
     weight: int
+    seen_commit: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +50,23 @@ class PaceInputs:
     progress_ppm: int = 0
 
     @property
+    def reports(self) -> tuple[Spacing, ...]:
+        """What each party states of the time between two commits: the controller of this commit and the one before it,
+        a gate of the two newest that it had read. Each may lie."""
+        found = []
+        if len(self.measured) > MEASURED_SPACING and self.measured[MEASURED_SPACING] > 0:
+            found.append(Spacing(CONTROLLER, self.commit, self.measured[MEASURED_SPACING]))
+        found += [
+            Spacing(item.delta.boundary, item.seen_commit, item.delta.spacing_us)
+            for item in self.merged
+            if item.delta.spacing_us > 0
+        ]
+        return tuple(found)
+
+    @property
     def spacing_us(self) -> int:
-        """Microseconds since the commit before, as the controller measured them; 0 if it did not."""
-        return max(0, self.measured[MEASURED_SPACING]) if len(self.measured) > MEASURED_SPACING else 0
+        """Microseconds between commits: the middle of what the parties state with this one; 0: nothing to believe."""
+        return middle(list({report.reporter: report.microseconds for report in self.reports}.values()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ def pace_controller(manifest: RunManifest) -> PaceController:
         case PaceKind.FIXED:
             return FixedPace(pace)
         case PaceKind.ECHELON_DA:
-            return DriftPace(terms, pace, manifest.secure.staleness[0], left=terms.period)
+            unit = manifest.secure.staleness[0]
+            return DriftPace(terms, pace, unit, left=terms.period, count=len(manifest.boundaries))
         case PaceKind.ADACOMM:
             return AdaComm(terms, pace)
         case PaceKind.QSR:

@@ -34,6 +34,8 @@ class SimBroker:
         self.name = name
         self.logs: dict[TopicPartition, list[Record]] = {}
         self.partitions: dict[str, int] = {}
+        self.arrivals: list[tuple[str, int]] = []
+        """Topic and offset of every record, in the order in which they came, whatever wall clocks say."""
         self._listeners: dict[TopicPartition, dict[SimReader, None]] = {}
 
     def create_topic(self, topic: str, partitions: int) -> None:
@@ -60,6 +62,7 @@ class SimBroker:
         log = self.logs[at]
         offset = len(log)
         log.append(Record(out.topic, out.partition, offset, out.key, out.value, out.headers, timestamp_ms))
+        self.arrivals.append((out.topic, offset))
         for reader in self._listeners.get(at, ()):
             reader.grown(at)
         return offset

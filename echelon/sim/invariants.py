@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from echelon.audit.findings import Report
 from echelon.audit.heads import COSIGNATURE, WITNESS_PREFIX, key_name, kind_of, logs_of, watched_by
+from echelon.audit.interlock import GLOBAL, Sighting
 from echelon.audit.note import Checkpoint, SignedNote
 from echelon.audit.policy import Policy
 from echelon.audit.records import read_manifest
@@ -117,7 +118,12 @@ class Left:
     def report(self) -> Report:
         """What the auditor says."""
         topics = {name: list(records) for name, records in self.outcome.topics["exchange"].items()}
-        return verify(topics, genesis=self.outcome.genesis or None, policy=Policy(0, self.watchers))
+        return verify(
+            topics,
+            genesis=self.outcome.genesis or None,
+            policy=Policy(0, self.watchers),
+            sightings=self.sightings(),
+        )
 
     @cached_property
     def watchers(self) -> dict[str, int]:
@@ -127,6 +133,22 @@ class Left:
             log.topic for witness in manifest.witnesses for log in watched_by(manifest, witness.name)
         )
         return {topic: watched[topic] for topic in logs_of(manifest)}
+
+    def sightings(self) -> Iterator[Sighting]:
+        """What a witness would have seen that looks whenever something comes."""
+        topics = self.outcome.topics["exchange"]
+        sizes = dict.fromkeys(topics, 0)
+        taken: set[bytes] = set()
+        total = len(self.exchange[GLOBAL])
+        for topic, offset in self.outcome.arrivals:
+            record = topics[topic][offset]
+            if is_chunk(record) or record.value in taken:
+                continue
+            taken.add(record.value)
+            sizes[topic] += 1
+            if topic != GLOBAL:
+                yield Sighting("simulation", topic, sizes[topic] - 1, before=total, after=sizes[GLOBAL])
+                yield Sighting("simulation", topic, sizes[topic], before=sizes[GLOBAL])
 
     def payloads(self, broker: str, topic: str) -> dict[bytes, bytes]:
         """Payloads of one chunk each, by SHA-256: those of a simulation are that small."""

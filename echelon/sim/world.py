@@ -85,6 +85,7 @@ class Outcome:
         settings: its run file.
         manifest: its signed terms.
         topics: records by broker and topic.
+        arrivals: topic and offset of the exchange's records, in the order in which they came.
         uploads: by SHA-256 of the masked bytes.
         secrets: device-level bytes: weights, updates (float32, little-endian), marks in optimiser states.
         failures: actors that ended with an error, and what else could not go on.
@@ -100,6 +101,7 @@ class Outcome:
     manifest: RunManifest
     genesis: bytes = b""
     topics: dict[str, dict[str, list[Record]]] = field(default_factory=dict)
+    arrivals: list[tuple[str, int]] = field(default_factory=list)
     uploads: dict[bytes, Upload] = field(default_factory=dict)
     secrets: list[bytes] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -215,6 +217,7 @@ class World:
         await self._play()
         self.outcome.seconds = loop.time()
         self.outcome.topics = {name: broker.topics() for name, broker in self.brokers.items()}
+        self.outcome.arrivals = self.brokers["exchange"].arrivals
         return self.outcome
 
     def _brokers(self) -> dict[str, SimBroker]:

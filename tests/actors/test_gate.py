@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from echelon.actors.boundary import Cross, Membership
-from echelon.actors.gate import Gate
+from echelon.actors.gate import Gate, _Learned
 from echelon.actors.runtime import Services
 from echelon.actors.state import StateStore
 from echelon.audit.log import TopicLog
-from echelon.audit.records import StoredRecord, is_chunk, read_manifest
+from echelon.audit.records import StoredRecord, is_chunk, manifest_record, read_manifest
 from echelon.bus import open_bus
+from echelon.bus.base import Outgoing, Record
 from echelon.bus.chunks import Assembler
 from echelon.errors import ProtocolError, StateError
 from echelon.messages.boundary import SealedDelta, Window
@@ -23,10 +24,12 @@ from echelon.rounds.boundary_log import BoundaryLog
 from echelon.rounds.effects import Save, TimerFired
 from echelon.sim.loop import run_virtual
 from echelon.topics import load_catalogue
-from tests.audit.synthetic import GATES, RUN
+from tests.audit.synthetic import GATES, OPERATOR, RUN, Exchange, terms
 from tests.rounds.boundary_world import DERIVED, DIM, Line, World
 
 SIGNER = GATES[0]
+EXCHANGE = Exchange(terms())
+"""An exchange of which the gates here have read genesis."""
 
 
 def history() -> World:
@@ -39,7 +42,7 @@ def history() -> World:
     return world
 
 
-def with_gate(body: Callable[[Gate, World], None]) -> None:
+def with_gate(body: Callable[[Gate, World], None], *, genesis: bool = True) -> None:
     async def main() -> None:
         async with await open_bus("sqlite://") as inner, await open_bus("sqlite://") as outer:
             world = history()
@@ -50,7 +53,7 @@ def with_gate(body: Callable[[Gate, World], None]) -> None:
                 exchange_signer=SIGNER,
                 log=BoundaryLog(world.manifest, world.roster, DIM),
                 index=0,
-                manifest_sha256=bytes(32),
+                manifest_sha256=hashlib.sha256(EXCHANGE.manifest.seal(OPERATOR)).digest(),
                 bus=inner,
                 store=StateStore(None, b"gate"),
                 services=Services(),
@@ -63,9 +66,21 @@ def with_gate(body: Callable[[Gate, World], None]) -> None:
             )  # fmt: skip
             for facts, adapter in world.known:
                 gate._log.learn(facts, adapter)
+            if genesis:
+                show(gate)
             body(gate, world)
 
     run_virtual(main)
+
+
+def show(gate: Gate, exchange: Exchange = EXCHANGE, now: float = 0.0) -> None:
+    """The gate reads `global` as far as it is written."""
+    for record in exchange.main.records[len(gate._global.chain) :]:
+        gate._learn(record_of(record), now)
+
+
+def record_of(record: StoredRecord) -> Record:
+    return Record(record.topic, 0, record.offset, record.key, record.value, record.headers, 0)
 
 
 def crossed(effects: list[Any]) -> list[Delta]:
@@ -112,6 +127,8 @@ def test_a_delta_crosses_when_it_was_derived_and_proposed_whatever_comes_first()
             assert delta.payload.sha256 == hashlib.sha256(line.payload).digest()
             assert delta.windows == line.message.windows
             assert (delta.run, delta.boundary, delta.base_commit) == (RUN, 0, 0)
+            assert delta.base_sha256 == EXCHANGE.genesis_sha256
+            assert (delta.seen_size, delta.seen_root) == (1, EXCHANGE.main.tree.root())
 
     def inputs_last(gate: Gate, world: World) -> None:
         found = [read(gate, world, {topic}) for topic in ("delta", "control", "handshake", "masked")]
@@ -219,3 +236,84 @@ def test_events_of_others_are_a_defect() -> None:
             gate.take(ZeroDivisionError())
 
     with_gate(body)
+
+
+# ---- what a delta states of `global` -------------------------------------------------------------
+
+
+def global_of(commits: int = 2) -> Exchange:
+    """An exchange that other boundaries move on."""
+    exchange = Exchange(terms())
+    for _ in range(commits):
+        exchange.delta(1)
+        exchange.commit()
+    return exchange
+
+
+def test_nothing_is_signed_before_the_base_was_read() -> None:
+    """After a restart `global` is read anew, and what was derived before waits for it."""
+
+    def body(gate: Gate, world: World) -> None:
+        assert crossed(read(gate, world, DERIVED | {"delta"})) == []
+        show(gate)
+        assert [delta.seq for delta in crossed(gate.take(_Learned(())))] == [0, 1]
+
+    with_gate(body, genesis=False)
+
+
+def test_a_gate_never_states_less_than_in_an_earlier_life() -> None:
+    exchange = global_of()
+
+    def body(gate: Gate, world: World) -> None:
+        show(gate, exchange)
+        first = crossed([*read(gate, world), *gate.take(proposals(world)[0].incoming())])
+        assert [(delta.seq, delta.seen_size) for delta in first] == [(0, 3)]
+        written = gate._writer.log.next_number
+        kept.update(delta=first[0], written=written)
+
+    def later(gate: Gate, world: World) -> None:
+        exchange_record = manifest_record(SIGNER, kept["delta"], RUN)
+        gate._wrote(
+            Outgoing("delta.ward", exchange_record.value, exchange_record.key, exchange_record.headers)
+        )
+        assert gate._writer.next_number == 1
+        read(gate, world, DERIVED | {"delta"})
+        for record in exchange.main.records[:4]:  # genesis and the first commit
+            gate._learn(record_of(record), 0.0)
+        assert gate._followed.size == 2
+        assert crossed(gate.take(_Learned(()))) == []
+        show(gate, exchange)
+        assert [(delta.seq, delta.seen_size) for delta in crossed(gate.take(_Learned(())))] == [(1, 3)]
+
+    kept: dict[str, Any] = {}
+    with_gate(body, genesis=False)
+    with_gate(later, genesis=False)
+
+
+def test_nothing_is_signed_after_the_close() -> None:
+    exchange = global_of()
+    exchange.close()
+
+    def body(gate: Gate, world: World) -> None:
+        show(gate, exchange)
+        assert crossed(read(gate, world, DERIVED | {"delta"})) == []
+
+    with_gate(body, genesis=False)
+
+
+def test_the_spacing_of_commits_is_that_of_their_arrivals() -> None:
+    exchange = global_of(6)
+    commits = [r for r in exchange.main.records if r.headers == (("kind", b"commit"),)]
+
+    def body(gate: Gate, world: World) -> None:
+        gate._history = commits[1].offset + 1  # the first two were there before this life
+        stated = []
+        times = {record.offset: float(number) for number, record in enumerate(commits)}
+        times[commits[4].offset] = times[commits[3].offset]  # came in one batch
+        for record in exchange.main.records:
+            gate._learn(record_of(record), times.get(record.offset, 0.0))
+            if record in commits:
+                stated.append(gate._followed.spacing_us)
+        assert stated == [0, 0, 0, 1_000_000, 0, 2_000_000]
+
+    with_gate(body, genesis=False)

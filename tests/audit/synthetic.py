@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from echelon.audit.log import TopicLog
+from echelon.audit.merkle import Frontier
 from echelon.audit.prefix import PrefixChain
 from echelon.audit.records import CHUNK_BYTES, Headers, StoredRecord, chunk_digest, manifest_record
 from echelon.messages.adapter import AdapterLayout
@@ -148,11 +149,13 @@ def window(
 class TopicWriter:
     """Appends to one topic as a gate or the controller does."""
 
-    def __init__(self, topic: str, signer: Signer) -> None:
+    def __init__(self, topic: str, signer: Signer, run: bytes = RUN) -> None:
         self.topic = topic
         self.signer = signer
+        self.run = run
         self.records: list[StoredRecord] = []
         self.chain = PrefixChain(topic)
+        self.tree = Frontier()
         self.number = 0
 
     def append(self, key: bytes, headers: Headers, value: bytes) -> StoredRecord:
@@ -164,11 +167,15 @@ class TopicWriter:
     def chunks(self, payload: bytes, described: Payload, *, upto: int | None = None) -> None:
         parts = [payload[at : at + CHUNK_BYTES] for at in range(0, len(payload), CHUNK_BYTES)]
         for index, part in enumerate(parts[:upto]):
-            self.append(b"part", chunk_headers(self.topic, b"part", described, index, len(parts), part), part)
+            self.append(
+                b"chunk", chunk_headers(self.topic, b"chunk", described, index, len(parts), part), part
+            )
 
     def manifest(self, message: Message) -> StoredRecord:
         self.number += 1
-        return self.append(*manifest_record(self.signer, message, RUN))
+        record = self.append(*manifest_record(self.signer, message, self.run))
+        self.tree.append(record.value)
+        return record
 
 
 def chunk_headers(topic: str, key: bytes, described: Payload, index: int, total: int, part: bytes) -> Headers:
@@ -196,12 +203,13 @@ class Exchange:
 
     def __post_init__(self) -> None:
         self.random = np.random.default_rng(self.seed)
-        self.main = TopicWriter("global", CONTROLLER)
+        run = self.manifest.run_id
+        self.main = TopicWriter("global", CONTROLLER, run)
         self.gates = [
-            TopicWriter(f"delta.{b.name}", GATES[i]) for i, b in enumerate(self.manifest.boundaries)
+            TopicWriter(f"delta.{b.name}", GATES[i], run) for i, b in enumerate(self.manifest.boundaries)
         ]
         self.logs = [
-            TopicLog(gate.topic, public=gate.signer.public, run=RUN, boundary=i)
+            TopicLog(gate.topic, public=gate.signer.public, run=run, boundary=i)
             for i, gate in enumerate(self.gates)
         ]
         dim = self.manifest.adapter_layout().dim
@@ -210,9 +218,10 @@ class Exchange:
         payload = sealed + adapter.tobytes()
         described = Payload.of(payload, b"genesis")
         self.main.chunks(payload, described)
-        record = self.main.manifest(
+        self.core = ControllerCore(self.manifest, adapter)
+        record = self.write(
             Genesis(
-                run=RUN,
+                run=run,
                 index=0,
                 manifest_length=len(sealed),
                 manifest_sha256=hashlib.sha256(sealed).digest(),
@@ -222,17 +231,27 @@ class Exchange:
             )
         )
         self.genesis_sha256 = hashlib.sha256(record.value).digest()
-        self.core = ControllerCore(self.manifest, adapter)
         self.next_window = [0] * len(self.gates)
 
     @property
     def topics(self) -> dict[str, list[StoredRecord]]:
         return {writer.topic: list(writer.records) for writer in (self.main, *self.gates)}
 
+    def write(self, message: Genesis | Commit | Refusal | Close) -> StoredRecord:
+        """A manifest on `global`."""
+        record = self.main.manifest(message)
+        sha256 = hashlib.sha256(record.value).digest()
+        self.core.transcript.append(message, sha256, self.main.tree.root())
+        return record
+
     def windows(self, boundary: int, count: int = 2, **fields: float) -> tuple[WindowSummary, ...]:
         start = self.next_window[boundary]
         self.next_window[boundary] += count
         return tuple(window(start + i, **fields) for i in range(count))  # type: ignore[arg-type]
+
+    def seen(self) -> dict[str, object]:
+        """What a gate states of `global` that has read all of it."""
+        return {"seen_size": self.main.tree.size, "seen_root": self.main.tree.root()}
 
     def delta(
         self,
@@ -242,7 +261,9 @@ class Exchange:
         windows: tuple[WindowSummary, ...] | None = None,
         vector: np.ndarray | None = None,
         offer: bool = True,
+        **changes: object,
     ) -> RefusalReason | None:
+        """A delta whose gate has read all of `global`, and is no liar unless `changes` make it one."""
         gate = self.gates[boundary]
         codec = self.manifest.exchange.codec
         if vector is None:
@@ -250,20 +271,25 @@ class Exchange:
         payload, exponent = encode(vector, codec)
         described = Payload.of(payload, b"delta %d" % gate.number)
         gate.chunks(payload, described)
-        gate.manifest(
-            Delta(
-                run=RUN,
-                boundary=boundary,
-                seq=gate.number,
-                base_commit=self.core.newest if base is None else base,
-                windows=self.windows(boundary) if windows is None else windows,
-                codec=codec,
-                exponent=exponent,
-                sync_us=0,
-                payload=described,
-                prefix=gate.chain.value,
-            )
+        number = self.core.newest if base is None else base
+        record = self.core.transcript.base(number)
+        delta = Delta(
+            run=self.manifest.run_id,
+            boundary=boundary,
+            seq=gate.number,
+            base_commit=number,
+            base_sha256=bytes(32) if record is None else record[1],
+            seen_size=self.main.tree.size,
+            seen_root=self.main.tree.root(),
+            windows=self.windows(boundary) if windows is None else windows,
+            codec=codec,
+            exponent=exponent,
+            sync_us=0,
+            spacing_us=0,
+            payload=described,
+            prefix=gate.chain.value,
         )
+        gate.manifest(delta.model_copy(update=changes))
         return self.take(boundary) if offer else None
 
     def take(self, boundary: int) -> RefusalReason | None:
@@ -280,9 +306,9 @@ class Exchange:
         return last
 
     def refuse(self, boundary: int, seq: int, offset: int, reason: RefusalReason) -> None:
-        self.main.manifest(
+        self.write(
             Refusal(
-                run=RUN,
+                run=self.manifest.run_id,
                 index=self.main.number,
                 boundary=boundary,
                 seq=seq,
@@ -303,7 +329,7 @@ class Exchange:
         described = Payload.of(payload, b"commit %d" % draft.commit)
         self.main.chunks(payload, described)
         commit = Commit(
-            run=RUN,
+            run=self.manifest.run_id,
             index=self.main.number,
             commit=draft.commit,
             merged=draft.merged,
@@ -316,15 +342,15 @@ class Exchange:
             payload=described,
             prefix=self.main.chain.value,
         )
-        self.main.manifest(commit)
+        self.write(commit)
         for item in self.core.apply(commit):
             self.refuse(item.boundary, item.seq, item.offset, item.reason)
         return commit
 
     def close(self, reason: CloseReason = CloseReason.STOPPED) -> None:
-        self.main.manifest(
+        self.write(
             Close(
-                run=RUN,
+                run=self.manifest.run_id,
                 index=self.main.number,
                 commits=self.core.newest,
                 reason=reason,

@@ -326,8 +326,8 @@ def test_chunks_of_an_unfinished_transfer_are_taken_over() -> None:
 
 def test_every_attribute_of_a_verifier_is_kept_or_is_not_state() -> None:
     """Who adds state to the verifier must say here whether it goes into `Progress`: else reports would differ."""
-    kept = {"report", "_core", "_manifest", "_deltas", "_owed", "_faulty", "_closed"}
-    given = {"_topics", "_pinned", "_notes", "_allow_open", "_files", "_rules", "_policy"}
+    kept = {"report", "_core", "_interlock", "_manifest", "_deltas", "_owed", "_faulty", "_closed"}
+    given = {"_topics", "_pinned", "_notes", "_allow_open", "_files", "_rules", "_policy", "_sightings"}
     derived = {"_marks", "_witnessed", "_heads"}  # from the leaves, the manifest, the close record
     assert set(vars(Verifier({}))) == kept | given | derived
 
@@ -340,6 +340,7 @@ def test_a_refusal_of_an_offset_that_is_not_there_yet_is_waited_for() -> None:
     exchange.delta(0, windows=again_the_same)
     exchange.delta(0, windows=again_the_same, offer=False)
     log, writer = exchange.logs[0], exchange.gates[0]
+    seen = exchange.seen()  # the gate signed all of them before it read a refusal
     for record in writer.records[len(log.chain) :]:
         entry = log.read(record).entry
         if entry is not None:
@@ -351,8 +352,8 @@ def test_a_refusal_of_an_offset_that_is_not_there_yet_is_waited_for() -> None:
     assert early.report.ok
     assert early.progress is None
     assert "names records of delta.a that are not there" in early.why_not
-    exchange.delta(0)
-    exchange.delta(0)
+    exchange.delta(0, **seen)
+    exchange.delta(0, **seen)
     late = again(exchange.topics, None, allow_open=True)
     assert late.progress is not None
     assert text(again(exchange.topics, late.progress.encode()).report) == text(verify(exchange.topics))

@@ -15,6 +15,7 @@ from echelon.errors import ConfigError
 from echelon.messages.exchange import Commit, Delta, Pace
 from echelon.messages.manifest import PaceKind
 from echelon.rounds.commits import CommitMismatch, ControllerCore
+from echelon.rounds.transcript import Transcript
 from tests.federation.runs import Outcome, boundaries, federation, run
 
 SLOW = {"exchange_link": {"latency": 0.2, "bandwidth": 1.25e6}}
@@ -39,15 +40,18 @@ class Exchange:
 
     def __post_init__(self) -> None:
         topics = self.outcome.topics["exchange"]
-        log = TopicLog("global")
+        log, transcript = TopicLog("global"), Transcript()
         self.commits: list[Commit] = []
         for record in topics["global"]:
             entry = log.read(record).entry
+            if entry is not None:
+                transcript.append(entry.message, entry.sha256, log.tree.root())
             if entry is not None and isinstance(entry.message, Commit):
                 self.commits.append(entry.message)
         assert log.manifest is not None
         assert log.initial is not None
         self.core = ControllerCore(log.manifest, log.initial)
+        self.core.transcript = transcript
         run_id = log.manifest.run_id
         self.logs = [
             TopicLog(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from echelon.messages.exchange import Delta, DeltaCodec, Pace, Payload, WindowSummary
 from echelon.rounds.delta_codec import decode, encode, integers
 from echelon.rounds.pace import MergedDelta, PaceController, PaceInputs
+from echelon.rounds.timing import CONTROLLER
 
 F64 = NDArray[np.float64]
 UNIT = 256
@@ -38,15 +39,17 @@ def merged(
     *,
     base: int = 0,
     sync_us: int = 0,
+    spacing_us: int = 0,
     codec: DeltaCodec = DeltaCodec.INT16,
 ) -> MergedDelta:
     """A delta as a commit takes it."""
     payload, exponent = encode(vector, codec)
     delta = Delta(
-        run=bytes(16), boundary=boundary, seq=0, base_commit=base, windows=tuple(windows), codec=codec,
-        exponent=exponent, sync_us=sync_us, payload=Payload.of(payload, b""), prefix=bytes(32),
+        run=bytes(16), boundary=boundary, seq=0, base_commit=base, base_sha256=bytes(32), seen_size=1,
+        seen_root=bytes(32), windows=tuple(windows), codec=codec, exponent=exponent, sync_us=sync_us,
+        spacing_us=spacing_us, payload=Payload.of(payload, b""), prefix=bytes(32),
     )  # fmt: skip
-    return MergedDelta(delta, integers(payload, exponent, codec), 0, UNIT)
+    return MergedDelta(delta, integers(payload, exponent, codec), 0, UNIT, seen_commit=base)
 
 
 @dataclass
@@ -81,6 +84,12 @@ class World:
         self.theta = np.zeros(next(iter(self.optima.values()))[0].size)
         self.commit = 0
         self.history: list[Pace] = []
+        self.spacing_us = 0
+        self.lies: Callable[[int, int, int], tuple[int, int]] = lambda _, sync_us, spacing_us: (
+            sync_us,
+            spacing_us,
+        )
+        """What a reporter (a boundary; -1: the controller, whose spacing it is alone) states, given what is true."""
 
     def _train(self, start: F64, optimum: F64, curvature: F64 | float, steps: int) -> F64:
         weights = start
@@ -105,8 +114,16 @@ class World:
                 summary, mean = window(number, updates, [4 * UNIT] * len(updates))
                 windows.append(summary)
                 local = local + mean
+            sync_us, spacing_us = self.lies(boundary, self.sync_us or 1, self.spacing_us)
             found.append(
-                merged(boundary, local - self.theta, windows, base=self.commit, sync_us=self.sync_us or 1)
+                merged(
+                    boundary,
+                    local - self.theta,
+                    windows,
+                    base=self.commit,
+                    sync_us=sync_us,
+                    spacing_us=spacing_us,
+                )
             )
         return found
 
@@ -120,7 +137,9 @@ class World:
                 value = decode(item.values.tobytes(), item.delta.exponent, item.delta.codec)
                 if not self.far:
                     self.theta = self.theta + value / len(self.optima)
-            controller, pace = controller.observe(PaceInputs(self.commit, deltas, (spacing,)))
+            self.spacing_us = spacing
+            stated = self.lies(CONTROLLER, 0, spacing)[1]
+            controller, pace = controller.observe(PaceInputs(self.commit, deltas, (stated,)))
             self.history.append(pace)
         return controller, pace
 

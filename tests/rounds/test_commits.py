@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from echelon.messages.exchange import (
     Commit,
     Delta,
     DeltaCodec,
+    Genesis,
     Payload,
     RefusalReason,
 )
@@ -30,7 +33,19 @@ DIM = 96
 
 
 def core_of(manifest: RunManifest) -> ControllerCore:
-    return ControllerCore(manifest, np.zeros(DIM, np.float32))
+    core = ControllerCore(manifest, np.zeros(DIM, np.float32))
+    wrote(core, Genesis.model_construct())
+    return core
+
+
+def sha256(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+def wrote(core: ControllerCore, message: Genesis | Commit) -> None:
+    """`global` has one manifest for each commit here, with a digest and a root that only these tests know."""
+    commit = message.commit if isinstance(message, Commit) else 0
+    core.transcript.append(message, sha256(f"commit {commit}"), sha256(f"root {core.transcript.size + 1}"))
 
 
 def make(
@@ -53,6 +68,10 @@ def make(
         "codec": codec,
         "exponent": exponent,
         "sync_us": 0,
+        "spacing_us": 0,
+        "base_sha256": sha256(f"commit {base}"),
+        "seen_size": base + 1,
+        "seen_root": sha256(f"root {base + 1}"),
         "payload": Payload.of(payload, b"%d/%d" % (boundary, seq)),
         **fields,
     }
@@ -83,6 +102,7 @@ def record(core: ControllerCore, draft: CommitDraft, **changes: object) -> Commi
 def advance(core: ControllerCore, measured: tuple[int, ...] = ()) -> Commit:
     commit = record(core, core.commit(measured))
     core.apply(commit)
+    wrote(core, commit)
     return commit
 
 
@@ -248,7 +268,9 @@ def test_more_than_fit_wait_for_the_next_commit() -> None:
     draft = core.commit()
     assert len(draft.merged) == MAX_MERGED
     assert [m.seq for m in draft.merged if m.boundary == 1] == [0, 1, 2], "no boundary is starved"
-    dropped = core.apply(record(core, draft))
+    commit = record(core, draft)
+    dropped = core.apply(commit)
+    wrote(core, commit)
     assert [(d.boundary, d.seq, d.reason) for d in dropped] == [
         (0, seq, RefusalReason.STALE) for seq in range(MAX_MERGED - 3, MAX_MERGED)
     ]
@@ -360,7 +382,7 @@ def test_a_restored_core_goes_on_as_if_nothing_had_happened(cut: int, kind: Oute
     whole, core = core_of(manifest), core_of(manifest)
     for number, step in enumerate(steps):
         if number == cut:
-            core = ControllerCore.restore(manifest, core.snapshot())
+            core = ControllerCore.restore(manifest, core.snapshot(), transcript=core.transcript)
         for one in (whole, core):
             if step is None:
                 if one.pending:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from fractions import Fraction
 
 import numpy as np
@@ -169,7 +170,7 @@ def test_the_state_of_both_factors_survives_a_restart() -> None:
     for number in range(3):
         core.offer(*make(0, number, base=number, vector=vector_of(number, number)), number)
         advance(core)
-    again = ControllerCore.restore(manifest, core.snapshot())
+    again = ControllerCore.restore(manifest, core.snapshot(), transcript=deepcopy(core.transcript))
     assert again.snapshot() == core.snapshot()
     for each in (core, again):
         each.offer(*make(0, 3, base=3, vector=vector_of(3, 3)), 3)
