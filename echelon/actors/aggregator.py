@@ -34,8 +34,10 @@ from echelon.messages.split import Assignment
 from echelon.messages.stored import stored
 from echelon.messages.wire import DeviceId, Message, Refused
 from echelon.rounds.aggregator import AggregatorCore, Closed, Committed, History, RefusedDelta
-from echelon.rounds.boundary_log import BoundaryLog, CommitFacts
+from echelon.rounds.boundary_log import INPUTS, BoundaryLog, CommitFacts
 from echelon.rounds.effects import Effect, Incoming, TimerFired
+from echelon.rounds.lengths import genesis_length
+from echelon.secagg.faults import InputRefused
 
 GLOBAL = TopicPartition("global")
 CONTROL = TopicPartition("control")
@@ -62,7 +64,8 @@ class Aggregator(BoundaryActor):
         super().__init__(name, **shared)
         self.core = core
         self._pinned, self._index = manifest_sha256, index
-        self._global = TopicLog("global")  # genesis names the key, and is pinned
+        # Genesis names the key, and is pinned.
+        self._global = TopicLog("global", largest=genesis_length(core.dim))
 
     def inputs(self) -> Iterable[TopicPartition]:
         """Check-ins, rounds, masked updates, edges' parts, and the exchange's decisions as the gate mirrored them."""
@@ -118,31 +121,30 @@ class Aggregator(BoundaryActor):
                 log.refuse(event.seq, event.stale)
             elif isinstance(event, Closed):
                 closed = event.commit
-        inputs = [
-            read_to_end(self.bus, TopicPartition(topic), 0, self.name)
-            for topic in ("handshake", "masked", "parts")
-        ]
+        inputs = {topic: read_to_end(self.bus, TopicPartition(topic), 0, self.name) for topic in INPUTS}
         adapters = {commit.commit: commit.adapter for commit in commits}
         version, versioned, opened, used = 0, -1, -1, dict[str, tuple[int, int]]()
         served: dict[DeviceId, int] = {}
         assignment: Assignment | None = None
         async for decision in self._opened(read_to_end(self.bus, CONTROL, 0, self.name)):
             log.feed(decision)
-            while log.blocked and (inputs or log.wanted is not None):
+            while log.blocked:
                 if log.wanted is not None:
                     log.adapters[log.wanted.commit] = adapters[log.wanted.commit]
                     log.progress()
                     continue
-                for source in list(inputs):
-                    try:
-                        record = await anext(source)
-                    except StopAsyncIteration:
-                        inputs.remove(source)
-                        continue
-                    self._positions[record.at] = record.next_offset
-                    found = self._tolerant(record)
-                    if found is not None:
-                        log.feed(found)
+                due = next((topic for topic in INPUTS if topic in log.wants and topic in inputs), None)
+                if due is None:
+                    break
+                try:
+                    record = await anext(inputs[due])
+                except StopAsyncIteration:
+                    del inputs[due]
+                    continue
+                self._positions[record.at] = record.next_offset
+                found = self._tolerant(record)
+                if found is not None:
+                    self._feed(log, record, found)
             match decision.message:
                 case Window() | Adopt():
                     version = max(version, decision.message.version)
@@ -161,7 +163,7 @@ class Aggregator(BoundaryActor):
                         member.device: (member.offer, decision.message.inputs)
                         for member in decision.message.members
                     }
-        for source in inputs:
+        for source in inputs.values():
             await source.aclose()
         bases = [
             Base(version=found.message.version, sha256=found.message.sha256)
@@ -196,6 +198,15 @@ class Aggregator(BoundaryActor):
             closed=closed,
             assignment=assignment,
         )
+
+    def _feed(self, log: BoundaryLog, record: Record, found: Incoming) -> None:
+        """Give the derivation an input; one that came too early is passed over, as it was before."""
+        try:
+            log.feed(found)
+        except InputRefused as error:
+            self.services.log.warning(
+                "%s passes over %s@%d: %s", self.name, record.topic, record.offset, error
+            )
 
     async def _opened(self, records: AsyncIterator[Record]) -> AsyncIterator[Incoming]:
         async for record in records:

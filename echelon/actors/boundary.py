@@ -11,22 +11,36 @@ from dataclasses import dataclass
 
 from echelon.actors.opening import Membership, RecordOpener
 from echelon.actors.runtime import (
+    BATCHES,
     DRAIN_SECONDS,
     STEP_COST,
     TRANSIENT,
     Publisher,
+    Room,
     Services,
+    Supply,
     Timers,
     feed,
     jump,
 )
 from echelon.actors.state import REMEMBERED, Row, StateStore
 from echelon.bus.base import Bus, Outgoing, Reader, Record, TopicPartition
-from echelon.bus.chunks import Assembler, ChunkError, Dropped, Transfer, TransferId, is_chunk, split
+from echelon.bus.chunks import (
+    NO_SCOPE,
+    Assembler,
+    ChunkError,
+    Dropped,
+    Origin,
+    Transfer,
+    TransferId,
+    is_chunk,
+    split,
+)
 from echelon.errors import ConnectionLost, ProtocolError
 from echelon.messages.boundary import DeadLetter
 from echelon.messages.envelope import Envelope, Signer
 from echelon.messages.exchange import Payload
+from echelon.messages.split import SplitFrame
 from echelon.messages.wire import Message, Reason, Refused
 from echelon.rounds.effects import (
     Effect,
@@ -49,6 +63,10 @@ HEAVY = frozenset({"roster", "shares", "signatures", "unmask", "window"})
 """Messages whose handling computes enough to be kept off the event loop."""
 LARGE = frozenset({"masked", "model", "delta", "parts"})
 """Topics whose messages have payloads: putting them together and hashing them is kept off it too."""
+
+
+_ARRIVED = object()
+"""The event that records have come which were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +105,11 @@ class BoundaryActor(ABC):
             repeated=self._repeated,
             shared=services.opened if self.shares_opened else None,
             dropped=self._gave_up,
+            expects=self.expects,
         )
         self.publisher = Publisher(name, bus, store, services, self.owns)
         self._events: asyncio.Queue[object] = asyncio.Queue()
-        self._room = asyncio.Semaphore(4)
+        self._room = Room(BATCHES, self.publisher)
         self.timers = Timers(self._events.put_nowait)
         self._positions: dict[TopicPartition, int] = {}
         self._jobs: set[asyncio.Task[None]] = set()
@@ -102,12 +121,21 @@ class BoundaryActor(ABC):
         self._unstored: dict[TopicPartition, dict[bytes, None]] = {}
         """Those of `_seen` that no stored step has remembered yet."""
         self._trimmed: dict[TopicPartition, int] = {}
+        self._supplies: list[Supply] = []
 
     # ---- what the subclass says ------------------------------------------------------------------
 
     @abstractmethod
     def inputs(self) -> Iterable[TopicPartition]:
         """The partitions that are read."""
+
+    def on_demand(self) -> Iterable[TopicPartition]:
+        """Those of `inputs` that are read only while `wants` says so, in order of precedence."""
+        return ()
+
+    def wants(self, at: TopicPartition) -> bool:
+        """Whether the next record of a partition that is read on demand can be taken now."""
+        return True
 
     def consumed(self) -> Iterable[TopicPartition]:
         """Partitions of transient topics whose records nobody else needs."""
@@ -157,30 +185,41 @@ class BoundaryActor(ABC):
         }
         await self.publisher.reconcile()
         pump = asyncio.create_task(self.publisher.run(), name=f"{self.name} publisher")
-        reading: asyncio.Task[None] | None = None
-        reader = None
+        readings: list[asyncio.Task[None]] = []
+        readers: list[Reader] = []
         try:
             await self.carry_out(await self.recover())
-            reader = self.bus.reader(self._positions)
-            reading = asyncio.create_task(
-                feed(reader, self._events.put_nowait, self._room, self.name, self._jump(reader)),
-                name=f"{self.name} reader",
-            )
+            for at in self.on_demand():
+                readers.append(self.bus.reader({at: self._positions[at]}))
+                supply = Supply(at, readers[-1], self.name, self.publisher, self._arrived)
+                self._supplies.append(supply)
+                readings.append(asyncio.create_task(supply.run(), name=f"{self.name} reader of {at.topic}"))
+            pushed = {at: self._positions[at] for at in self._positions if at not in set(self.on_demand())}
+            if pushed:
+                reader = self.bus.reader(pushed)
+                readers.append(reader)
+                fed = feed(reader, self._events.put_nowait, self._room, self.name, self._jump(reader))
+                readings.append(asyncio.create_task(fed, name=f"{self.name} reader"))
             self.running = True
             while not self._stopped:
-                event = await self._next_event(pump, reading)
+                record = self._supplied() if self._events.empty() else None
+                if record is not None:
+                    await self._read([record])
+                    continue
+                event = await self._next_event(pump, *readings)
                 if self.halted:
                     break
-                await self._step(event)
+                if event is not _ARRIVED:
+                    await self._step(event)
             await self.last_words(pump)
         finally:
             self.running = False
             self.timers.stop_all()
-            tasks = [task for task in (pump, reading, *self._jobs) if task is not None]
+            tasks = [pump, *readings, *self._jobs]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            if reader is not None:
+            for reader in readers:
                 await reader.aclose()
 
     async def last_words(self, pump: asyncio.Task[None]) -> None:
@@ -209,20 +248,33 @@ class BoundaryActor(ABC):
                 with contextlib.suppress(asyncio.CancelledError):
                     await waiting
 
+    def _arrived(self) -> None:
+        self._events.put_nowait(_ARRIVED)
+
+    def _supplied(self) -> Record | None:
+        """The next record of those that are read on demand and can be taken now; what is missing is asked for."""
+        for supply in self._supplies:
+            if self.wants(supply.at) and (record := supply.next()) is not None:
+                return record
+        return None
+
     async def _step(self, event: object) -> None:
         if isinstance(event, list):
-            effects: list[Effect] = []
-            for record in event:
-                effects += await self._record(record)
-                self._positions[record.at] = record.next_offset
-                if any(isinstance(effect, Save | Stop) for effect in effects):
-                    await self.carry_out(effects)
-                    effects = []
+            await self._read(event)
             self._room.release()
-            await self.carry_out(effects)
-            await self._trim()
         else:
             await self.carry_out(self.take(event))
+
+    async def _read(self, records: list[Record]) -> None:
+        effects: list[Effect] = []
+        for record in records:
+            effects += await self._record(record)
+            self._positions[record.at] = record.next_offset
+            if any(isinstance(effect, Save | Stop) for effect in effects):
+                await self.carry_out(effects)
+                effects = []
+        await self.carry_out(effects)
+        await self._trim()
 
     def _jump(self, reader: Reader) -> Callable[[], Awaitable[bool]]:
         """Goes on with what is kept of transient topics."""
@@ -272,6 +324,10 @@ class BoundaryActor(ABC):
             Refused: with the reason that goes to `deadletter`.
         """
         return self._opener.open(record)
+
+    def expects(self, topic: str, sender: str, scope: bytes) -> bool:
+        """Whether transfers of that scope are taken from a sender; what is not expected is passed over unread."""
+        return scope == NO_SCOPE
 
     def _gave_up(self, dropped: Dropped) -> None:
         self.services.log.warning("%s gave up an unfinished transfer: %s", self.name, dropped)
@@ -409,8 +465,16 @@ class BoundaryActor(ABC):
         payload = getattr(message, "payload", None)
         if isinstance(payload, Payload) and effect.payload is not None:
             transfer = Transfer(TransferId(payload.transfer), payload.length, payload.sha256)
+            scope, order = NO_SCOPE, effect.window
+            if isinstance(message, SplitFrame):
+                scope, order = message.session, message.number
             records += split(
-                effect.payload, transfer, topic=effect.topic, key=key, partition=effect.partition
+                effect.payload,
+                transfer,
+                topic=effect.topic,
+                key=key,
+                partition=effect.partition,
+                origin=Origin(self.membership.run, self.signer.sign, scope, order),
             )
         records.append(Outgoing(effect.topic, envelope.encode(), key, (), effect.partition))
         return records

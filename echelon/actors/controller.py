@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 
 from echelon.actors.announcing import Announcer
 from echelon.actors.exchange import Writer, serious
-from echelon.actors.runtime import STEP_COST, Publisher, Services, Timers, feed, read_to_end
+from echelon.actors.runtime import (
+    BATCHES,
+    STEP_COST,
+    Publisher,
+    Room,
+    Services,
+    Timers,
+    feed,
+    read_to_end,
+)
 from echelon.actors.state import Row, StateStore
 from echelon.audit.log import Entry, TopicLog
 from echelon.bus.base import Bus, Outgoing, Record, TopicPartition
@@ -34,6 +43,7 @@ from echelon.messages.stored import stored
 from echelon.rounds.commits import ControllerCore
 from echelon.rounds.delta_codec import decode
 from echelon.rounds.effects import F32, Note, TimerFired, note
+from echelon.rounds.lengths import delta_length
 from echelon.rounds.rules import Allowed
 
 GLOBAL = TopicPartition("global")
@@ -79,7 +89,11 @@ class Controller:
         self._writer = Writer(TopicLog("global"), signer, run)
         self._logs = {
             f"delta.{terms.name}": TopicLog(
-                f"delta.{terms.name}", public=bytes.fromhex(terms.gate_public), run=run, boundary=index
+                f"delta.{terms.name}",
+                public=bytes.fromhex(terms.gate_public),
+                run=run,
+                boundary=index,
+                largest=delta_length(self.manifest, self.core.dim),
             )
             for index, terms in enumerate(self.manifest.boundaries)
         }
@@ -87,7 +101,7 @@ class Controller:
         self._announcer = Announcer(self._writer)
         self.publisher = Publisher(self.name, bus, store, services, took=self._announcer.took)
         self._events: asyncio.Queue[list[Record] | TimerFired] = asyncio.Queue()
-        self._room = asyncio.Semaphore(4)
+        self._room = Room(BATCHES, self.publisher)
         self.timers = Timers(self._events.put_nowait)
         self._values: dict[tuple[int, int], NDArray[np.float64]] = {}
         """Deltas that wait, for the norms and cosines in metrics; nothing else depends on them."""
@@ -237,6 +251,7 @@ class Controller:
     def _refuse(self, boundary: int, seq: int, offset: int, reason: RefusalReason) -> list[Outgoing]:
         if (boundary, seq, offset) in self._refused:
             return []
+        self._values.pop((boundary, seq), None)
         self._refused.add((boundary, seq, offset))
         self._note("refusal", boundary=self.manifest.boundaries[boundary].name, seq=seq, reason=reason.value)
         refusal = Refusal(
@@ -407,8 +422,7 @@ class Controller:
             self.closed = closed
             return
         with stored("controller: its stored state"):
-            elapsed, logs, core = msgpack.unpackb(snapshot, strict_map_key=False)
-            self._elapsed_before = elapsed
+            self._elapsed_before, logs, core = _taken_apart(snapshot)
             for topic, state in logs:
                 self._logs[topic].restore(state)
             self.core = ControllerCore.restore(
@@ -475,9 +489,12 @@ class Controller:
         self.genesis_sha256 = _sha256(np.frombuffer(records[-1].value, np.uint8))
         return records
 
-    def _snapshot(self) -> bytes:
-        logs = [[topic, log.snapshot()] for topic, log in self._logs.items()]
-        return bytes(msgpack.packb([self._elapsed(), logs, self.core.snapshot()]))
+    def _snapshot(self) -> list[bytes]:
+        """What a restart needs, in parts: a head that says how long they are, each delta log's, the core's."""
+        logs = [log.snapshot() for log in self._logs.values()]
+        lengths = [[topic, len(state)] for topic, state in zip(self._logs, logs, strict=True)]
+        head = msgpack.packb([self._elapsed(), lengths])
+        return [len(head).to_bytes(4, "big"), head, *logs, self.core.snapshot()]
 
     # ---- small things ----------------------------------------------------------------------------
 
@@ -499,6 +516,17 @@ class Controller:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
+
+
+def _taken_apart(snapshot: bytes) -> tuple[float, list[tuple[str, bytes]], bytes]:
+    """Of a stored snapshot: seconds that the run had taken, the delta logs' states by topic, and the core's."""
+    at = 4 + int.from_bytes(snapshot[:4], "big")
+    elapsed, lengths = msgpack.unpackb(snapshot[4:at])
+    logs = []
+    for topic, length in lengths:
+        logs.append((topic, snapshot[at : at + length]))
+        at += length
+    return elapsed, logs, snapshot[at:]
 
 
 def _sha256(array: NDArray[np.generic]) -> bytes:

@@ -145,6 +145,10 @@ class Device(BoundaryActor):
         """What its edge sent."""
         return () if self.half is None else (TopicPartition(DOWN, self.slot),)
 
+    def expects(self, topic: str, sender: str, scope: bytes) -> bool:
+        """An edge's frames belong to the session that is open with it; what else has payloads belongs to none."""
+        return self.link.knows(sender, scope) if topic == DOWN else super().expects(topic, sender, scope)
+
     def _send(self, frame: Publish) -> None:
         """Publish a record of a session: worthless after a restart, so it is not stored."""
         if self.interceptor is not None and not self.interceptor(self.name, frame):

@@ -123,6 +123,10 @@ class Edge(BoundaryActor):
                 return None
         return super().open(record)
 
+    def expects(self, topic: str, sender: str, scope: bytes) -> bool:
+        """Frames belong to a device's session with this edge; what else has payloads belongs to none."""
+        return self.core.knows(sender, scope) if topic == UP else super().expects(topic, sender, scope)
+
     def _foreign(self, record: Record) -> bool:
         try:
             envelope = Envelope.open(record.value)

@@ -38,10 +38,13 @@ from echelon.messages.wire import Refused
 from echelon.rounds.boundary_log import MAX_ADAPTERS, BoundaryLog, CommitFacts, DerivedVersion
 from echelon.rounds.effects import Effect, Incoming, Publish, Save, Stop, note
 from echelon.rounds.ledger import RoundedDelta
+from echelon.rounds.lengths import delta_length, genesis_length
 
 GLOBAL = TopicPartition("global")
 VERSIONS = TopicPartition("versions")
 MICROSECONDS = 1_000_000
+MAX_PROPOSED = 64
+"""Deltas that the aggregator may propose ahead of what is derived: no more of its topic is read before."""
 
 
 class Gate(BoundaryActor):
@@ -73,9 +76,12 @@ class Gate(BoundaryActor):
         self._exchange, self._log, self._index = exchange, log, index
         self._topic = TopicPartition(f"delta.{boundary}")
         run = log.manifest.run_id
-        own = TopicLog(self._topic.topic, public=exchange_signer.public, run=run, boundary=index)
+        own = TopicLog(
+            self._topic.topic, public=exchange_signer.public, run=run, boundary=index,
+            largest=delta_length(log.manifest, log.dim),
+        )  # fmt: skip
         self._writer = Writer(own, exchange_signer, run)
-        self._global = TopicLog("global")
+        self._global = TopicLog("global", largest=genesis_length(log.dim))
         self._followed = Seen()
         self._said = 0
         """Manifests of `global` that the newest delta on the exchange says it had read, maybe in an earlier life."""
@@ -83,7 +89,7 @@ class Gate(BoundaryActor):
         """Of every commit (0: genesis) that was read: the record's index, and the SHA-256 of its envelope."""
         self._history = 0
         """Exchange offset before which `global` stood when this life began: what is older arrived at no known time."""
-        self._arrived: float | None = None
+        self._commit_arrived: float | None = None
         """When the newest commit arrived; None: before this life."""
         self._pinned = manifest_sha256
         self._announcer = Announcer(self._writer)
@@ -117,6 +123,18 @@ class Gate(BoundaryActor):
     def inputs(self) -> Iterable[TopicPartition]:
         """Decisions, rounds, masked updates, edges' parts, and the deltas that the aggregator proposes."""
         return tuple(TopicPartition(topic) for topic in ("control", "handshake", "masked", "parts", "delta"))
+
+    def on_demand(self) -> Iterable[TopicPartition]:
+        """All of them: a decision at a time, and of the devices' records those that it waits for."""
+        return self.inputs()
+
+    def wants(self, at: TopicPartition) -> bool:
+        """Whether the derivation can use a record of that topic now."""
+        if at.topic == "control":
+            return not self._log.blocked
+        if at.topic == "delta":
+            return len(self._proposed) < MAX_PROPOSED
+        return at.topic in self._log.wants
 
     def owns(self, topic: str) -> bool:
         """Everything but the topics of the exchange."""
@@ -455,9 +473,9 @@ class Gate(BoundaryActor):
 
     def _spacing(self, offset: int, now: float) -> int:
         """Microseconds since the commit before arrived; 0 if one of them came at no known time, or both at once."""
-        before = self._arrived
-        self._arrived = now if offset >= self._history else None
-        if before is None or self._arrived is None or now <= before:
+        before = self._commit_arrived
+        self._commit_arrived = now if offset >= self._history else None
+        if before is None or self._commit_arrived is None or now <= before:
             return 0
         return max(1, round((now - before) * MICROSECONDS))
 

@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from echelon.bus.base import Record, TopicPartition
-from echelon.bus.chunks import Assembler, Dropped, TransferId, is_chunk
+from echelon.bus.chunks import NO_SCOPE, Assembler, Dropped, TransferId, is_chunk, read_chunk
 from echelon.messages.boundary import BOUNDARY, SealedDelta
-from echelon.messages.envelope import Envelope
+from echelon.messages.envelope import Envelope, verify_signature
 from echelon.messages.exchange import EXCHANGE, Payload
 from echelon.messages.wire import Message, Reason, Refused
 from echelon.rounds.effects import Incoming
@@ -87,6 +87,7 @@ class RecordOpener:
         repeated: whether a record with that signature was taken from that partition before; it remembers the signature.
         shared: records that were opened before by others of the process; None: each is opened here.
         dropped: is told of unfinished transfers that were given up.
+        expects: whether transfers of that scope are taken, given topic, sender and scope; others are passed over.
     """
 
     def __init__(
@@ -98,9 +99,10 @@ class RecordOpener:
         repeated: Callable[[TopicPartition, bytes], bool],
         shared: OpenedRecords | None = None,
         dropped: Callable[[Dropped], None] = lambda _dropped: None,
+        expects: Callable[[str, str, bytes], bool] = lambda _topic, _sender, scope: scope == NO_SCOPE,
     ) -> None:
         self.membership, self.catalogue, self.assembler = membership, catalogue, assembler
-        self._repeated, self._shared, self._dropped = repeated, shared, dropped
+        self._repeated, self._shared, self._dropped, self._expects = repeated, shared, dropped, expects
 
     def open(self, record: Record) -> Incoming | None:
         """Decode and verify a record; None for a chunk, which is kept until its manifest comes, and for a repeat.
@@ -110,12 +112,7 @@ class RecordOpener:
             ChunkError: a chunk, or the payload of a manifest, was refused.
         """
         if is_chunk(record):
-            if record.key.decode(errors="replace") not in self.membership.keys:
-                raise Refused(
-                    Reason.UNKNOWN_SENDER, "a chunk under the key of nobody in this boundary's roster"
-                )
-            for dropped in self.assembler.add(record.key, record):
-                self._dropped(dropped)
+            self._chunk(record)
             return None
         if self._shared is not None and record.topic in SHARED_TOPICS:
             key = (self.membership.run, self.membership.boundary, record.topic, record.value)
@@ -140,6 +137,33 @@ class RecordOpener:
                 )
             )
         return Incoming(record.topic, record.offset, envelope.sender, envelope.window, message, data)
+
+    def _chunk(self, record: Record) -> None:
+        """Keep a chunk, once it is known that its sender wrote it, and that the sender may write there.
+
+        Raises:
+            Refused: it is under the key of nobody here, of somebody who may not write there, or another signed it.
+            ChunkError: it is no signed chunk, or not one of a transfer that may be open.
+        """
+        sender = record.key.decode(errors="replace")
+        public, role = self.membership.keys.get(sender), self.membership.roles.get(sender)
+        if public is None or role is None:
+            raise Refused(Reason.UNKNOWN_SENDER, "a chunk under the key of nobody in this boundary's roster")
+        topic = self.catalogue.topic(Plane.BOUNDARY, record.topic)
+        if role not in topic.writers:
+            raise Refused(
+                Reason.WRONG_SENDER,
+                f"a chunk under the key of {sender} ({role.value}), who may not write {record.topic}",
+            )
+        chunk = read_chunk(record, signed=True)
+        if not any(kind.endswith(".chunk") for kind in topic.messages):
+            raise Refused(Reason.WRONG_TOPIC, f"a chunk may not stand on {record.topic}")
+        if not self._expects(record.topic, sender, chunk.scope):
+            return
+        if not verify_signature(public, chunk.signature, chunk.signed_bytes(self.membership.run)):
+            raise Refused(Reason.BAD_SIGNATURE, f"a chunk that names {sender}")
+        for dropped in self.assembler.take(record.key, record, chunk):
+            self._dropped(dropped)
 
     def verified(self, record: Record) -> Opened:
         """What a record says, and who signed it: a function of its bytes, its topic and the boundary's keys.

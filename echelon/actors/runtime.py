@@ -26,6 +26,11 @@ FIRST_RETRY, LAST_RETRY = 0.05, 5.0
 """Seconds of the back-off after a lost connection: the first, and the most."""
 BATCH_BYTES = 8 * 1024 * 1024
 """Most bytes that are handed to the broker at once."""
+MAX_UNSENT = 4096
+"""Records that may wait to be sent before no more is read: what an actor says it says of what it reads, and each
+refused record is worth a letter. One payload of 2 GiB is as many."""
+BATCHES = 4
+"""Batches that may be read ahead of the step under way, each of at most what the bus reads at once."""
 STEP_COST = 0.0005
 """Seconds that storing a step is taken to need on the virtual clock."""
 UNREAD = frozenset({"deadletter"})
@@ -104,6 +109,9 @@ class Publisher:
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._unsent = 0
+        self._roomy = asyncio.Event()
+        self._roomy.set()
         self.acked: dict[TopicPartition, int] = {}
         """Per partition: the offset after the last record that the broker took from this publisher."""
 
@@ -116,6 +124,23 @@ class Publisher:
                 self._queue.extend(rows)
             self._idle.clear()
             self._wake.set()
+            self._sent(-len(rows))
+
+    def _sent(self, count: int) -> None:
+        self._unsent -= count
+        if self._unsent <= MAX_UNSENT:
+            self._roomy.set()
+        else:
+            self._roomy.clear()
+
+    @property
+    def unsent(self) -> int:
+        """Records that were queued and are not at the broker yet."""
+        return self._unsent
+
+    async def room(self) -> None:
+        """Wait while more than `MAX_UNSENT` records wait to be sent."""
+        await self._roomy.wait()
 
     async def reconcile(self) -> None:
         """After a start: find which rows of the outbox stand on their topics; the rest is sent again, byte for byte."""
@@ -161,6 +186,7 @@ class Publisher:
                     self._services.log.warning("%s: publishing will be tried again: %s", self._name, error)
                     await backoff.wait()
             backoff.reset()
+            self._sent(len(batch))
             scanned = {
                 TopicPartition(record.topic, record.partition): offset + 1
                 for record, offset in zip(records, offsets, strict=True)
@@ -311,10 +337,31 @@ async def jump(bus: Bus, reader: Reader, positions: Iterable[TopicPartition]) ->
     return moved
 
 
+class Room:
+    """Places for what was read and is not worked on yet; none is given while too much waits to be sent.
+
+    Args:
+        places: how many batches; 0 for a reader that is asked for each.
+        publisher: whose records wait.
+    """
+
+    def __init__(self, places: int, publisher: Publisher) -> None:
+        self._places, self._publisher = asyncio.Semaphore(places), publisher
+
+    async def acquire(self) -> None:
+        """Wait for a place."""
+        await self._places.acquire()
+        await self._publisher.room()
+
+    def release(self) -> None:
+        """Give a place back, or one more."""
+        self._places.release()
+
+
 async def feed(
     reader: Reader,
     take: Callable[[list[Record]], None],
-    room: asyncio.Semaphore,
+    room: Room,
     name: str,
     gone: Callable[[], Awaitable[bool]] | None = None,
 ) -> None:
@@ -342,6 +389,46 @@ async def feed(
             continue
         backoff.reset()
         take(records)
+
+
+class Supply:
+    """One partition that is read as it is asked for: what was read and is not wanted yet is one batch at most.
+
+    Args:
+        at: the partition.
+        reader: reads it alone.
+        name: of the actor.
+        publisher: no more is read while too much waits to be sent by it.
+        came: called when a batch has come.
+    """
+
+    def __init__(
+        self, at: TopicPartition, reader: Reader, name: str, publisher: Publisher, came: Callable[[], None]
+    ) -> None:
+        self.at = at
+        self.reader = reader
+        self._name, self._came = name, came
+        self._room = Room(0, publisher)
+        self._read: deque[Record] = deque()
+        self._asked = False
+
+    async def run(self) -> None:
+        """Read for ever, a batch each time that one is asked for."""
+        await feed(self.reader, self._take, self._room, self._name)
+
+    def _take(self, records: list[Record]) -> None:
+        self._asked = False
+        self._read.extend(records)
+        self._came()
+
+    def next(self) -> Record | None:
+        """The next record, if it was read already; otherwise it is asked for."""
+        if self._read:
+            return self._read.popleft()
+        if not self._asked:
+            self._asked = True
+            self._room.release()
+        return None
 
 
 async def watch_loop(report: Callable[[list[float]], None], tick: float = 0.02) -> None:

@@ -206,6 +206,10 @@ class EdgeLink:
                 self.close()
                 raise EdgeLost(NO_ANSWER)
 
+    def knows(self, edge: str, session: bytes) -> bool:
+        """Whether that is the session under way, and with that edge."""
+        return self._session is not None and (self._session.edge, self._session.id) == (edge, session)
+
     def close(self, why: str = BROKEN) -> None:
         """Forget the session; whoever waits for an answer hears `why`."""
         self._session = None

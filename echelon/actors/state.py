@@ -3,6 +3,9 @@
 A step stores the new state, the input offsets that led there, and the final bytes of what it will publish (the
 outbox), all or nothing. Only then is anything published. After a crash the actor finds which of those bytes stand
 on the topics already and sends the rest again, unchanged. The file is for its owner alone (mode 0600).
+
+A state of any size is stored in pieces: sqlite takes no value of more than a thousand million bytes, and an adapter
+with its moments may well have more.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ from echelon.messages.stored import stored
 from echelon.private import private_database, private_folder
 
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS state (
+    name TEXT NOT NULL, piece INTEGER NOT NULL, value BLOB NOT NULL, PRIMARY KEY (name, piece)
+);
 CREATE TABLE IF NOT EXISTS outbox (
     id INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, part INTEGER NOT NULL,
     key BLOB NOT NULL, headers BLOB NOT NULL, value BLOB NOT NULL
@@ -44,8 +49,15 @@ PART = "part "
 """What the names of parts begin with in the file."""
 FORMAT = 2
 """Of the file and of the snapshots in it: one more whenever what is written could not be read by the code before."""
+PIECE_BYTES = 64 * 1024 * 1024
+"""Most bytes of one row of the state: far below what sqlite takes in one value (1e9), and large enough that an adapter
+of a thousand million parameters is some hundred rows."""
 REMEMBERED = 4096
 """Signatures per input partition that are remembered, to take a byte-identical repeat once."""
+
+
+State = bytes | Sequence[bytes]
+"""A state to be stored: its bytes, or parts that stand one after another, which need not be joined for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +74,12 @@ class StateStore:
     Args:
         path: the sqlite file, or None for memory (nothing survives then).
         owner: (run, actor) that the file belongs to; another one's file is refused.
+        piece: most bytes of one row of the state.
     """
 
-    def __init__(self, path: Path | None, owner: bytes) -> None:
+    def __init__(self, path: Path | None, owner: bytes, *, piece: int = PIECE_BYTES) -> None:
         self._lock = threading.Lock()
+        self._piece = piece
         try:
             if path is not None:
                 if not path.parent.is_dir():
@@ -74,42 +88,44 @@ class StateStore:
             self._db = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
+            (written,) = self._db.execute("PRAGMA user_version").fetchone()
+            if written not in (0, FORMAT):
+                raise StateError(
+                    f"state file {path} has format {written}, and this version of Echelon reads format {FORMAT}: end "
+                    "the run with the version that began it, or move the file away, and the actor goes on from its "
+                    "topics as after a lost disk"
+                )
             self._db.executescript(SCHEMA)
         except (sqlite3.Error, OSError) as error:
             raise ConfigError(
                 f"state file {path} cannot be written ({error}): choose a folder that can"
             ) from error
-        found, (written,) = self._get(OWNER), self._db.execute("PRAGMA user_version").fetchone()
+        found = self._get(OWNER)
         if found is None:
             with self._transaction():
                 self._db.execute(f"PRAGMA user_version = {FORMAT:d}")
-                self._db.execute("INSERT INTO state VALUES (?, ?)", (OWNER, owner))
+                self._put(OWNER, owner)
         elif found != owner:
             raise StateError(
                 f"state file {path} belongs to another run or actor: move it away, or name the right folder"
             )
-        elif written != FORMAT:
-            raise StateError(
-                f"state file {path} has format {written}, and this version of Echelon reads format {FORMAT}: end the "
-                "run with the version that began it, or move the file away, and the actor goes on from its topics as "
-                "after a lost disk"
-            )
 
     def _get(self, name: str) -> bytes | None:
-        row = self._db.execute("SELECT value FROM state WHERE name = ?", (name,)).fetchone()
-        return None if row is None else bytes(row[0])
+        rows = self._db.execute("SELECT value FROM state WHERE name = ? ORDER BY piece", (name,)).fetchall()
+        return b"".join(value for (value,) in rows) if rows else None
 
-    def _put(self, name: str, value: bytes) -> None:
-        self._db.execute(
-            "INSERT INTO state VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-            (name, value),
+    def _put(self, name: str, value: State) -> None:
+        self._db.execute("DELETE FROM state WHERE name = ?", (name,))
+        self._db.executemany(
+            "INSERT INTO state VALUES (?, ?, ?)",
+            ((name, number, piece) for number, piece in enumerate(_pieces(value, self._piece))),
         )
 
     def commit(
         self,
         *,
-        snapshot: bytes | None = None,
-        vectors: bytes | None = None,
+        snapshot: State | None = None,
+        vectors: State | None = None,
         witness: bytes | None = None,
         parts: Mapping[str, bytes | None] | None = None,
         offsets: Mapping[TopicPartition, int] | None = None,
@@ -245,6 +261,23 @@ class StateStore:
         """Close the file."""
         with self._lock:
             self._db.close()
+
+
+def joined(value: State) -> bytes:
+    """The bytes of a state."""
+    return value if isinstance(value, bytes) else b"".join(value)
+
+
+def _pieces(value: State, size: int) -> Iterator[memoryview]:
+    """Cut a state into rows of at most `size` bytes, without a copy of it; one empty row for an empty state."""
+    found = False
+    for part in (value,) if isinstance(value, bytes) else value:
+        view = memoryview(part)
+        for start in range(0, len(view), size):
+            found = True
+            yield view[start : start + size]
+    if not found:
+        yield memoryview(b"")
 
 
 def _pack(offsets: Mapping[TopicPartition, int]) -> bytes:

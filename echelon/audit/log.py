@@ -35,10 +35,16 @@ from echelon.messages.wire import Message, Reason, Refused, pack
 Manifest = Genesis | Delta | Commit | Refusal | Close
 F32 = NDArray[np.float32]
 
-MAX_OPEN_BYTES = 4 << 30
-"""Most bytes of unfinished transfers that one topic may hold; the oldest is given up first."""
+MAX_PAYLOAD_BYTES = 4 << 30
+"""Longest payload that is read before the run's terms are known: genesis, by whoever has no manifest."""
 MAX_OPEN_TRANSFERS = 16
-_STATE = b"echelon topic log v1\x00"
+"""Transfers of one topic that may be open, the bytes of all of them being those of the longest payload at most; the
+oldest is given up first."""
+MAX_VOID_RECORDS = 1 << 16
+"""Records of one topic that may be part of nothing: neither a manifest nor chunks of one. Each is remembered by its
+digest (32 bytes), so that a repeat is known; with one more the topic ends. A writer that crashes leaves none, as it
+sends the rest of a transfer after the restart; one that loses its disk leaves a part of one transfer."""
+_STATE = b"echelon topic log v2\x00"
 
 
 class FaultCode(StrEnum):
@@ -118,6 +124,7 @@ class TopicLog:
         boundary: int | None = None,
         resync: bool = False,
         hash_commits: bool = True,
+        largest: int = MAX_PAYLOAD_BYTES,
     ) -> None:
         """Start at the topic's first record.
 
@@ -129,6 +136,8 @@ class TopicLog:
             resync: after a gap go on from the number found (an auditor does, a controller must not).
             hash_commits: check the SHA-256 of commit payloads; a verifier that derives the adapter compares
                 bytes.
+            largest: bytes of the longest payload that may stand here; on `global` until genesis is read, which says how
+                long adapters are.
         """
         self.topic = topic
         self.chain = PrefixChain(topic)
@@ -145,6 +154,13 @@ class TopicLog:
         self._open: dict[bytes, _Transfer] = {}
         self._done: dict[bytes, None] = {}
         self._last = -1  # offset of the last manifest that was an entry
+        self._largest = largest
+        self._void = 0  # records that are part of nothing, open transfers excepted
+
+    @property
+    def open_bytes(self) -> int:
+        """Bytes of transfers without a manifest; never more than one payload of the longest kind has."""
+        return sum(transfer.size for transfer in self._open.values())
 
     @property
     def first_open_offset(self) -> int | None:
@@ -158,6 +174,11 @@ class TopicLog:
 
     def read(self, record: LogRecord) -> Step:
         """Take the next record. Never raises for what stands in it."""
+        if self._void > MAX_VOID_RECORDS:
+            detail = (
+                f"behind more than {MAX_VOID_RECORDS} records that are part of nothing, where the topic ends"
+            )
+            return Step(None, (Fault(FaultCode.OVERSIZED, record.offset, detail),))
         size = len(record.key) + len(record.value) + sum(len(n) + len(v) for n, v in record.headers)
         chunk: Chunk | None = None
         faults: list[Fault] = []
@@ -176,6 +197,7 @@ class TopicLog:
         if self.chain.seen(digest):
             return Step(None, (*faults, Fault(FaultCode.REPEAT, record.offset, "a byte-identical repeat")))
         if faults:
+            self._void += 1
             self.chain.append_hash(digest)
             return Step(None, tuple(faults))
         if chunk is not None:
@@ -186,31 +208,40 @@ class TopicLog:
         if step.entry is not None:
             self.tree.append(record.value)
             self._last = record.offset
+        else:
+            self._void += 1
         return step
 
     # ---- transfers ----------------------------------------
 
     def _take(self, chunk: Chunk, offset: int) -> list[Fault]:
         faults: list[Fault] = []
+        if chunk.length > self._largest:
+            self._void += 1
+            detail = f"a chunk of a payload of {chunk.length} bytes; at most {self._largest} may stand here"
+            return [Fault(FaultCode.OVERSIZED, offset, detail)]
         if chunk.transfer in self._done:
+            self._void += 1
             detail = f"another chunk {chunk.index} of a transfer that was complete before"
             return [Fault(FaultCode.CHUNK_ORDER, offset, detail)]
         transfer = self._open.get(chunk.transfer)
         if transfer is None:
             if chunk.index:
+                self._void += 1
                 return [_order(offset, chunk, 0)]
             transfer = self._open[chunk.transfer] = _Transfer(chunk.length, chunk.total, offset)
         if (chunk.total, chunk.length) != (transfer.total, transfer.length) or chunk.index != len(
             transfer.parts
         ):
+            self._void += 1
             return [_order(offset, chunk, len(transfer.parts))]
         transfer.parts.append(chunk.data)
         transfer.size += len(chunk.data)
-        while (
-            len(self._open) > MAX_OPEN_TRANSFERS or sum(t.size for t in self._open.values()) > MAX_OPEN_BYTES
-        ):
-            oldest = next(iter(self._open))
-            faults.append(Fault(FaultCode.VOID, self._open.pop(oldest).first, "a transfer that was given up"))
+        # The newest alone is within the bound: what it has is no more than what it announced.
+        while len(self._open) > MAX_OPEN_TRANSFERS or self.open_bytes > self._largest:
+            given_up = self._open.pop(next(iter(self._open)))
+            self._void += len(given_up.parts)
+            faults.append(Fault(FaultCode.VOID, given_up.first, "a transfer that was given up"))
         return faults
 
     def _complete(self, payload: Payload, *, check: bool) -> tuple[bytes | None, str]:
@@ -287,6 +318,7 @@ class TopicLog:
                     FaultCode.BAD_SIGNATURE, offset, "genesis is not signed by the controller it names"
                 )
             self.manifest, self.initial = manifest, adapter
+            self._largest = 4 * len(adapter)  # nothing longer than an adapter stands behind it
             self._public, self._run = bytes.fromhex(manifest.controller_public), manifest.run_id
             return None
         if self._public is None or not envelope.verified(self._public):
@@ -348,6 +380,7 @@ class TopicLog:
                 b"".join(self._done),
                 self._public or b"",
                 self._run or b"",
+                [self._largest, self._void],
             ]
         )
         return _STATE + hashlib.sha256(body).digest() + body
@@ -368,11 +401,12 @@ class TopicLog:
             fields = msgpack.unpackb(
                 body, raw=False, use_list=False, max_bin_len=len(body), max_str_len=len(body)
             )
-            topic, chain, tree, self.next_number, self._last, transfers, done, public, run = fields
+            topic, chain, tree, self.next_number, self._last, transfers, done, public, run, bounds = fields
             if topic != self.topic:
                 raise StateError(f"the stored position is one in {topic}, not in {self.topic}")
             self.chain, self.tree = PrefixChain.decode(topic, chain), Frontier.decode(tree)
             self._public, self._run = public or self._public, run or self._run
+            self._largest, self._void = bounds
             self._done = dict.fromkeys(done[at : at + 16] for at in range(0, len(done), 16))
             self._open = {
                 transfer: _Transfer(length, total, first, list(parts), sum(len(part) for part in parts))

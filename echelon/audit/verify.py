@@ -36,6 +36,7 @@ from echelon.messages.exchange import (
 )
 from echelon.messages.manifest import RunManifest
 from echelon.rounds.commits import CommitMismatch, ControllerCore
+from echelon.rounds.lengths import delta_length
 from echelon.rounds.pace import Decision
 from echelon.rounds.rules import Allowed, RuleRefused
 
@@ -253,7 +254,10 @@ class Verifier:
         for index, terms in enumerate(manifest.boundaries):
             topic = DELTA_PREFIX + terms.name
             public = bytes.fromhex(terms.gate_public)
-            reading = TopicLog(topic, public=public, run=manifest.run_id, boundary=index, resync=True)
+            reading = TopicLog(
+                topic, public=public, run=manifest.run_id, boundary=index, resync=True,
+                largest=delta_length(manifest, len(log.initial)),
+            )  # fmt: skip
             self._deltas.append(self._source(topic, reading))
         try:
             self._core = ControllerCore(manifest, log.initial, rules=self._rules)

@@ -118,7 +118,8 @@ def _answer(source: str, path: Path | None, asked: Request) -> Answer:
         rosters = WindowRoster()
         with opened(place.source) as found:
             records = found.topics.get(CONTROL, iter(()))
-            for item in boundary_source.opened_records(members, roster, 0, CONTROL, records):
+            empty = boundary_source.no_payloads()
+            for item in boundary_source.opened_records(members, empty, CONTROL, records):
                 leaves = None if isinstance(item, Unopened) else rosters.take(item.message)
                 if leaves is not None and not isinstance(item, Unopened) and item.window == asked.window:
                     return Answer.to(asked, leaves)

@@ -16,10 +16,10 @@ from echelon.audit.boundary import TOPICS, BoundaryAudit, ExchangeFacts, Opened,
 from echelon.audit.export import INDEX_FILE
 from echelon.audit.heads import GLOBAL
 from echelon.audit.incremental import OpenFrom
-from echelon.audit.records import Damaged, LogRecord
+from echelon.audit.records import CHUNK_BYTES, Damaged, LogRecord
 from echelon.audit.verify import Verifier
 from echelon.bus.base import Record, TopicPartition
-from echelon.bus.chunks import ChunkError
+from echelon.bus.chunks import Assembler, ChunkError
 from echelon.config.reading import read_file
 from echelon.errors import ConfigError, EchelonError
 from echelon.federation.identities import ROSTER_FILE
@@ -30,6 +30,14 @@ from echelon.secagg.roster import MAX_ROSTER_BYTES, Roster
 from echelon.topics import load_catalogue
 
 EXCHANGE_FILE = "exchange.sqlite"
+
+
+def no_payloads() -> Assembler:
+    """For topics whose messages have no payload."""
+    least = CHUNK_BYTES
+    return Assembler(
+        max_open_bytes_per_sender=least, max_open_transfers_per_sender=1, max_open_bytes_total=least
+    )
 
 
 @dataclass(frozen=True)
@@ -86,9 +94,16 @@ def read_roster(path: Path) -> Roster:
 
 
 def opened_records(
-    membership: Membership, roster: Roster, dim: int, topic: str, records: Iterable[LogRecord | Damaged]
+    membership: Membership, assembler: Assembler, topic: str, records: Iterable[LogRecord | Damaged]
 ) -> Iterator[Opened]:
-    """The records of one topic as the gate opens them: who said what, with its payload."""
+    """The records of one topic as the gate opens them: who said what, with its payload.
+
+    Args:
+        membership: who belongs to the boundary.
+        assembler: what transfers are put together with.
+        topic: its name.
+        records: the topic's, in order.
+    """
     seen: dict[bytes, None] = {}
 
     def repeated(_at: TopicPartition, signature: bytes) -> bool:
@@ -99,7 +114,7 @@ def opened_records(
             del seen[next(iter(seen))]
         return False
 
-    opener = RecordOpener(membership, load_catalogue(), gate_assembler(dim, roster), repeated=repeated)
+    opener = RecordOpener(membership, load_catalogue(), assembler, repeated=repeated)
     for record in records:
         if isinstance(record, Damaged):
             yield Unopened(topic, record.offset, record.detail, damaged=True)
@@ -146,7 +161,12 @@ def audit_boundary(
     audit = BoundaryAudit(facts, roster, versions)
     audit.run(
         {
-            name: opened_records(derived.membership, roster, derived.dim, name, boundary(name, 0))
+            name: opened_records(
+                derived.membership,
+                gate_assembler(facts.manifest, derived.dim, roster, "model"),
+                name,
+                boundary(name, 0),
+            )
             for name in TOPICS
             if name != GLOBAL and name in boundary_topics
         },

@@ -18,7 +18,7 @@ from echelon.actors.witness import Witness
 from echelon.audit.heads import key_name, watched_by
 from echelon.audit.witness import WitnessCore
 from echelon.bus import Bus
-from echelon.bus.chunks import CHUNK, Assembler
+from echelon.bus.chunks import CHUNK, Assembler, open_cost
 from echelon.config.run import WindowSettings
 from echelon.config.split import SplitSettings
 from echelon.errors import ConfigError
@@ -33,6 +33,7 @@ from echelon.rounds.boundary_log import BoundaryLog
 from echelon.rounds.device import DeviceCore, DeviceTerms
 from echelon.rounds.edge import Cuts, EdgeCore, EdgeTerms
 from echelon.rounds.edges import EdgesTerms
+from echelon.rounds.lengths import boundary_lengths
 from echelon.rounds.rules import Allowed
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.roster import Roster
@@ -63,9 +64,8 @@ class Derived:
 
 
 MAX_TRANSFERS = 4
-"""Transfers that one sender may have open at once."""
-MAX_SPLIT_BYTES = 64 * 1024 * 1024
-"""Most bytes of one sealed tensor."""
+"""Transfers that one sender may have open at once, the bytes of all of them being those of one at most: senders send
+one after the other, and a repeat may stand between."""
 LOOKS = 1.5
 """Periods of an edge's heartbeat after which the aggregator looks who was silent."""
 
@@ -139,9 +139,9 @@ def make_device(
         signer=signer,
         membership=terms.membership,
         catalogue=terms.catalogue,
-        assembler=_assembler(dim, 1)
+        assembler=_assembler(manifest, dim, 1, "model")
         if half is None
-        else _assembler(dim, 1 + len(roster.edges), MAX_SPLIT_BYTES),
+        else _assembler(manifest, dim, 1 + len(roster.edges), "model", "split.down"),
     )
 
 
@@ -193,7 +193,7 @@ def make_edge(
         signer=signer,
         membership=membership(manifest, roster),
         catalogue=catalogue,
-        assembler=_assembler(dim, 1 + len(roster.entries), MAX_SPLIT_BYTES),
+        assembler=_assembler(manifest, dim, 1 + len(roster.entries), "model", "split.up"),
     )
 
 
@@ -255,7 +255,10 @@ def make_aggregator(
         signer=signer,
         membership=membership(manifest, roster),
         catalogue=load_catalogue(),
-        assembler=_assembler(dim, devices + len(roster.edges)),
+        # Of its own `model` and `delta` it reads what stands there when its state is lost.
+        assembler=_assembler(
+            manifest, dim, 1 + devices + len(roster.edges), "masked", "parts", "model", "delta"
+        ),
     )
 
 
@@ -317,7 +320,7 @@ def make_gate(
         signer=signer,
         membership=membership(manifest, roster),
         catalogue=load_catalogue(),
-        assembler=gate_assembler(dim, roster),
+        assembler=gate_assembler(manifest, dim, roster),
     )
 
 
@@ -448,19 +451,22 @@ def _check(roster: Roster, manifest: RunManifest) -> None:
         raise ConfigError(f"the roster of {roster.boundary} is not the one that the run manifest names")
 
 
-def gate_assembler(dim: int, roster: Roster) -> Assembler:
-    """What a gate puts transfers together with, and whoever reads what a gate reads."""
-    return _assembler(dim, len(roster.entries) + len(roster.edges) + 1)
+def gate_assembler(manifest: RunManifest, dim: int, roster: Roster, *more: str) -> Assembler:
+    """What a gate puts transfers together with, and whoever reads what a gate reads, and these topics, too."""
+    senders = len(roster.entries) + len(roster.edges) + 1
+    return _assembler(manifest, dim, senders, "masked", "parts", "delta", *more)
 
 
-def _assembler(dim: int, senders: int, tensor: int = 0) -> Assembler:
-    """Room for the open transfers of so many senders; the largest is an adapter with its anchor, or a tensor."""
-    largest = max(CHUNK, 2 * 4 * (dim + 64), tensor)
-    each = MAX_TRANSFERS * largest
+def _assembler(manifest: RunManifest, dim: int, senders: int, *topics: str) -> Assembler:
+    """Room for one transfer of each of so many senders, at its longest, on the topics that an actor reads."""
+    lengths = boundary_lengths(manifest, dim)
+    largest = {topic: lengths[topic] for topic in topics}
+    each = max(CHUNK, *(open_cost(length) for length in largest.values()))
     return Assembler(
         max_open_bytes_per_sender=each,
         max_open_transfers_per_sender=MAX_TRANSFERS,
         max_open_bytes_total=each * max(1, senders),
+        largest=largest,
     )
 
 

@@ -8,7 +8,7 @@ snapshot, adopts the decisions that it had recorded since, reads its inputs agai
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgpack
 import numpy as np
@@ -245,6 +245,8 @@ class AggregatorCore:
             case Committed():
                 return self._committed(event)
             case RefusedDelta():
+                if self.ledger is None or event.seq not in self.ledger.pending:
+                    return [note("delta-refused-unknown", seq=event.seq)]
                 self._refused[event.seq] = event.stale
                 return [note("delta-refused", seq=event.seq, stale=event.stale), *self._adopt_when_idle()]
             case Closed():
@@ -715,7 +717,9 @@ class AggregatorCore:
         newest = self._held[-1].commit if self._held else self.ledger.commit
         if event.commit <= newest:
             return []
-        self._held.append(event)
+        # However many commits come before the window closes, one adapter is kept: the newest, with all that was merged.
+        merged = tuple(seq for held in (*self._held, event) for seq in held.merged)
+        self._held = [replace(event, merged=merged)]
         return self._adopt_when_idle()
 
     def _first_assignment(self) -> list[Effect]:

@@ -6,13 +6,16 @@ adds what edges signed, keeps a ledger of its own, and says of each delta whethe
 It derives every version of the boundary adapter, too, on the adapters of the commits that `global` has: an adoption
 counts only as far as the controller's own records go. The gate signs nothing else; a boundary auditor runs the same
 code over an export.
+
+Decisions say what they need: `wants` names the topics to read on, and whoever reads them only then keeps no more than
+the inputs of one window. What is fed unasked is kept within a bound for each sender.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 import msgpack
@@ -44,7 +47,7 @@ from echelon.messages.handshake import (
 from echelon.messages.manifest import RunManifest
 from echelon.messages.split import EdgePart
 from echelon.messages.wire import DeviceId, Message, Reason
-from echelon.rounds.cohort import Part, close_window, context_of, read_part, ring_vector
+from echelon.rounds.cohort import Part, close_window, context_of, read_part, ring_vector, vector_length
 from echelon.rounds.effects import Incoming
 from echelon.rounds.factors import Factors
 from echelon.rounds.ledger import Ledger, RoundedDelta
@@ -58,8 +61,14 @@ MAX_ADAPTERS = 4
 """Adapters of newer commits that are kept for adoptions to come; those that an adoption wants later are read again."""
 MAX_EARLY_WINDOWS = 1024
 """Inputs are kept for at most so many windows ahead of the decisions that were read."""
-MAX_WAITING = 4096
-"""Most records of `control` that may wait for inputs which were not read yet."""
+MAX_WAITING = 512
+"""Most records of `control` that may wait for inputs which were not read yet: 32 MiB of the largest."""
+RECORD_COST = 64 * 1024
+"""What a record counts as besides its payload: the largest that one without payload can have."""
+EARLY_INPUTS = 16
+"""Inputs of the largest kind that one sender may have kept before their decisions were read: those of a few windows."""
+INPUTS = ("handshake", "masked", "parts")
+"""Topics whose records are inputs of windows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +155,9 @@ class BoundaryLog:
         self.sealed: dict[int, RoundedDelta] = {}
         self._waiting: deque[Incoming] = deque()
         self._early: dict[int, list[Incoming]] = {}
+        self._early_bytes: Counter[str] = Counter()
         self._open: _Window | None = None
+        self._lacks: str | None = None
         self._contradiction: str | None = None
 
     # ---- what `global` says ----------------------------------------------------------------------
@@ -182,7 +193,14 @@ class BoundaryLog:
     # ---- what the boundary says ------------------------------------------------------------------
 
     def feed(self, incoming: Incoming) -> None:
-        """Take a record of one of the four topics, in the order of each topic."""
+        """Take a record of one of the four topics, in the order of each topic.
+
+        Raises:
+            InputRefused: an input came too early; nothing has changed.
+            ProtocolError: as above.
+        """
+        if self._contradiction is not None:
+            raise ProtocolError(self._contradiction)
         if incoming.topic == "control":
             if len(self._waiting) >= MAX_WAITING:
                 raise ProtocolError(f"{MAX_WAITING} decisions wait for inputs that are not on the topics")
@@ -192,29 +210,75 @@ class BoundaryLog:
         elif not isinstance(incoming.message, Unmask | Masked | EdgePart):
             raise ProtocolError(f"{incoming.message.kind} is not an input of a window")
         elif incoming.window >= self.window:
-            if incoming.window - self.window > MAX_EARLY_WINDOWS:
-                raise InputRefused(
-                    Reason.OUT_OF_ORDER,
-                    f"an input of window {incoming.window} while window {self.window} is due",
-                )
-            self._early.setdefault(incoming.window, []).append(incoming)
+            self._keep(incoming)
         self.progress()
+
+    def _keep(self, incoming: Incoming) -> None:
+        """Keep an input until its window is closed.
+
+        A window's inputs stand on their topic before those of any later one: its decision was made when they had been
+        read, and nobody has anything to send for a later window before that. So what stands between them was sent by
+        somebody who does not keep to the protocol, and the aggregator has not taken it.
+        """
+        early, due = f"an input of window {incoming.window}", f"window {self.window} is due"
+        if incoming.window - self.window > MAX_EARLY_WINDOWS:
+            raise InputRefused(Reason.OUT_OF_ORDER, f"{early} while {due}")
+        if incoming.window > self.window and incoming.topic in self.wants:
+            raise InputRefused(
+                Reason.OUT_OF_ORDER, f"{early} before the last one of its topic that {due} with"
+            )
+        size = _cost(incoming)
+        most = EARLY_INPUTS * (RECORD_COST + 4 * vector_length(self.dim))
+        if self._early_bytes[incoming.sender] + size > most:
+            raise InputRefused(
+                Reason.OUT_OF_ORDER,
+                f"{early} while {due}: {most} bytes that came early are kept of {incoming.sender} already",
+            )
+        self._early_bytes[incoming.sender] += size
+        self._early.setdefault(incoming.window, []).append(incoming)
+
+    def _kept(self, window: int) -> list[Incoming]:
+        """The inputs of a window that were kept; they count no longer."""
+        found = self._early.pop(window, [])
+        for incoming in found:
+            self._early_bytes[incoming.sender] -= _cost(incoming)
+            if not self._early_bytes[incoming.sender]:
+                del self._early_bytes[incoming.sender]
+        return found
+
+    @property
+    def early_bytes(self) -> int:
+        """Bytes of inputs that came before their decisions, as they are counted."""
+        return self._early_bytes.total()
 
     @property
     def blocked(self) -> bool:
         """Whether a decision waits for inputs that were not read yet."""
         return bool(self._waiting)
 
+    @property
+    def wants(self) -> frozenset[str]:
+        """The topics of inputs that the decision which waits lacks something of; all once nothing can be derived."""
+        if self._contradiction is not None:
+            return frozenset(INPUTS)
+        return frozenset() if self._lacks is None or not self._waiting else frozenset((self._lacks,))
+
     def progress(self) -> None:
         """Work through decisions as far as their inputs are there."""
         if self._contradiction is not None:
             raise ProtocolError(self._contradiction)
         try:
-            while self._waiting and self._apply(self._waiting[0].message):
+            while self._waiting:
+                self._lacks = None
+                if not self._apply(self._waiting[0].message):
+                    break
                 self._waiting.popleft()
         except ProtocolError as error:
             # Nothing that follows a contradiction can be derived: from here on the answer is always the same.
             self._contradiction = str(error)
+            self._waiting.clear()
+            self._early.clear()
+            self._early_bytes.clear()
             if not self.versions:  # what was derived before it is for the caller to collect first
                 raise
 
@@ -268,6 +332,11 @@ class BoundaryLog:
             case Void():
                 self._end(message.window)
             case Sealing():
+                most = self.manifest.exchange.pending_max
+                if len(self.ledger.pending) >= most:
+                    raise ProtocolError(
+                        f"delta {message.seq} was sealed while {most} are undecided, the most of the run"
+                    )
                 sealed = self.ledger.seal(
                     self.manifest.exchange.codec, self._factors.moving(self.ledger.commit)
                 )
@@ -293,7 +362,7 @@ class BoundaryLog:
     def _end(self, window: int) -> None:
         if window != self.window:
             raise ProtocolError(f"window {window} ended while window {self.window} is due")
-        self._early.pop(window, None)
+        self._kept(window)
         self._open = None
         self.window += 1
 
@@ -301,14 +370,15 @@ class BoundaryLog:
         window = self._current(message.window)
         if window.included is None or window.signatures is None:
             raise ProtocolError(f"window {message.window} closed without an included set that was signed")
-        for incoming in self._early.pop(message.window, []):
-            self._sort(window, incoming)
+        for incoming in self._kept(message.window):
+            self._sort(window, window.included, message, incoming)
         server = window.server
         for entry in window.included.entries:
             key = (DeviceId(entry.device), entry.upload_sha256)
             if key in window.added:
                 continue
             if key not in window.uploads:
+                self._lacks = "masked"
                 return False
             server.on_masked(key[0], ring_vector(window.uploads.pop(key)), key[1])
             window.added.add(key)
@@ -317,6 +387,7 @@ class BoundaryLog:
                 server.on_unmask(device, answer)
         window.answers.clear()
         if not server.complete:
+            self._lacks = "handshake"
             return False
         parts = self._parts(window, window.included, message)
         if parts is None:
@@ -352,20 +423,25 @@ class BoundaryLog:
         for ref in message.parts:
             found = window.parts.get((ref.edge, ref.sha256))
             if found is None:
+                self._lacks = "parts"
                 return None
             parts.append(read_part(ref.edge, *found, window.cohort, devices, self.manifest, self.dim))
         return parts
 
-    def _sort(self, window: _Window, incoming: Incoming) -> None:
+    def _sort(self, window: _Window, included: Included, closing: Window, incoming: Incoming) -> None:
+        """Put an input to those of its window, if it counts there: the others are not kept."""
         device = DeviceId(incoming.sender)
         match incoming.message:
             case Unmask():
                 window.answers.append((device, incoming.message))
             case Masked():
-                window.uploads[device, incoming.message.payload.sha256] = incoming.payload or b""
+                upload = incoming.message.payload.sha256
+                if any((entry.device, entry.upload_sha256) == (device, upload) for entry in included.entries):
+                    window.uploads[device, upload] = incoming.payload or b""
             case EdgePart():
-                key = (incoming.sender, incoming.message.payload.sha256)
-                window.parts[key] = incoming.message, incoming.payload or b""
+                part = incoming.message.payload.sha256
+                if any((ref.edge, ref.sha256) == (incoming.sender, part) for ref in closing.parts):
+                    window.parts[incoming.sender, part] = incoming.message, incoming.payload or b""
             case _:
                 raise StateError(f"{incoming.message.kind} was kept as an input of a window")
 
@@ -510,3 +586,8 @@ class BoundaryLog:
         return DerivedVersion(
             self.version, self.ledger.commit, hashlib.sha256(theta.data).digest(), self.window
         )
+
+
+def _cost(incoming: Incoming) -> int:
+    """What an input counts as while it is kept."""
+    return RECORD_COST + len(incoming.payload or b"")

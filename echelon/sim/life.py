@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from echelon.actors.state import REMEMBERED, Row, StateStore
+from echelon.actors.state import REMEMBERED, Row, State, StateStore, joined
 from echelon.bus.base import Outgoing, Record, TopicPartition
 from echelon.errors import StateError
 
@@ -106,8 +106,8 @@ class SimStore(StateStore):
     def commit(
         self,
         *,
-        snapshot: bytes | None = None,
-        vectors: bytes | None = None,
+        snapshot: State | None = None,
+        vectors: State | None = None,
         witness: bytes | None = None,
         parts: Mapping[str, bytes | None] | None = None,
         offsets: Mapping[TopicPartition, int] | None = None,
@@ -118,9 +118,9 @@ class SimStore(StateStore):
         self._life.reach("store", "before", publish)
         disk = self._disk
         if snapshot is not None:
-            disk.values["snapshot"] = snapshot
+            disk.values["snapshot"] = joined(snapshot)
         if vectors is not None:
-            disk.values["vectors"] = vectors
+            disk.values["vectors"] = joined(vectors)
         if witness is not None:
             disk.values["witness"] = witness
         for name, part in (parts or {}).items():

@@ -13,7 +13,7 @@ import pytest
 from pydantic import create_model
 
 from echelon.bus import Outgoing, open_bus
-from echelon.bus.chunks import Transfer, TransferId, split
+from echelon.bus.chunks import Origin, Transfer, TransferId, split
 from echelon.federation.assembly import Assembly
 from echelon.messages.boundary import (
     DeadLetter,
@@ -154,12 +154,29 @@ class Garbage:
         found = [(reason, Outgoing(topic, value, key, (), partition)) for reason, value in values]
         described = Payload.of(b"payload", b"test")
         transfer = Transfer(TransferId(described.transfer), described.length, described.sha256)
-        [chunk] = split(b"payload", transfer, topic=topic, key=key, partition=partition)
+        origin = Origin(self.run, writer[1].sign, order=far)
+        [chunk] = split(b"payload", transfer, topic=topic, key=key, partition=partition, origin=origin)
         found.append((Reason.BAD_TRANSFER, Outgoing(topic, b"pAyload", key, chunk.headers, partition)))
         found.append(
             (Reason.UNKNOWN_SENDER, Outgoing(topic, chunk.value, b"nobody", chunk.headers, partition))
         )
         found.append((Reason.BAD_TRANSFER, Outgoing(topic, chunk.value, key, chunk.headers[:3], partition)))
+        [unsigned] = split(b"payload", transfer, topic=topic, key=key, partition=partition)
+        found.append((Reason.BAD_TRANSFER, unsigned))
+        other, signer = self.stranger(topic)
+        forged = Origin(self.run, signer.sign, order=far)
+        has_payloads = topic in ("masked", "model", "delta")
+        reason = Reason.BAD_SIGNATURE if has_payloads else Reason.WRONG_TOPIC
+        found += [
+            (reason, chunk)
+            for chunk in split(b"payload", transfer, topic=topic, key=key, partition=partition, origin=forged)
+        ]
+        found += [
+            (Reason.WRONG_SENDER, chunk)
+            for chunk in split(
+                b"payload", transfer, topic=topic, key=other.encode(), partition=partition, origin=forged
+            )
+        ]
         return found
 
     @staticmethod

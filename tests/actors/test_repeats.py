@@ -12,7 +12,7 @@ from echelon.actors.boundary import BoundaryActor, Membership
 from echelon.actors.runtime import Services
 from echelon.actors.state import StateStore
 from echelon.bus import Bus, Outgoing, TopicPartition, open_bus
-from echelon.bus.chunks import Assembler, Transfer, TransferId, split
+from echelon.bus.chunks import Assembler, Origin, Transfer, TransferId, split
 from echelon.messages.boundary import DeadLetter, Masked
 from echelon.messages.envelope import Envelope, Signer
 from echelon.messages.exchange import Payload
@@ -66,7 +66,11 @@ def upload(sender: str, window: int) -> list[Outgoing]:
     ).encode()
     transfer = Transfer(TransferId(described.transfer), described.length, described.sha256)
     key = sender.encode()
-    return [*split(payload, transfer, topic=AT.topic, key=key), Outgoing(AT.topic, envelope, key)]
+    origin = Origin(RUN, SIGNERS[sender].sign, order=window)
+    return [
+        *split(payload, transfer, topic=AT.topic, key=key, origin=origin),
+        Outgoing(AT.topic, envelope, key),
+    ]
 
 
 def reader(bus: Bus, path: Path) -> Reader:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from echelon.actors.runtime import Publisher, Services, Timers, read_to_end
-from echelon.actors.state import FORMAT, REMEMBERED, Row, StateStore
+from echelon.actors.state import FORMAT, PIECE_BYTES, REMEMBERED, Row, StateStore, _pieces
 from echelon.bus import Bus, Outgoing, Record, TopicPartition, open_bus
 from echelon.bus.faults import FaultPlan, FaultyBus
 from echelon.errors import ConfigError, StateError
@@ -55,6 +55,58 @@ def test_parts_that_are_not_given_stay_as_they_are(tmp_path: Path) -> None:
     again = StateStore(path, OWNER)
     assert again.parts() == {"moved d0 2": b"", "theta": b"u"}
     assert again.snapshot() == b"three"
+
+
+@given(st.lists(st.binary(max_size=9), max_size=4), st.integers(1, 8), st.binary(max_size=30))
+def test_a_state_in_pieces_comes_back_whole_and_replaces_the_one_before(
+    parts: list[bytes], piece: int, other: bytes
+) -> None:
+    store = StateStore(None, OWNER, piece=piece)
+    store.commit(snapshot=parts, vectors=other)
+    assert (store.snapshot(), store.vectors()) == (b"".join(parts), other)
+    store.commit(snapshot=other)
+    assert (store.snapshot(), store.vectors()) == (other, other)
+    store.commit(vectors=parts)
+    assert (store.snapshot(), store.vectors()) == (other, b"".join(parts))
+
+
+def limited(store: StateStore, most: int) -> StateStore:
+    """The store over a database that takes no value of more than so many bytes, as sqlite takes none above 1e9."""
+    store._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, most)
+    return store
+
+
+def test_a_state_above_the_largest_value_of_the_database_is_stored(tmp_path: Path) -> None:
+    """The limit, the pieces and the state, all a thousandth of their sizes for an adapter of 150 million parameters."""
+    most, piece, adapter = 1_000_000, PIECE_BYTES // 1000, bytes(range(250)) * 2400
+    state = [b"head", adapter, adapter, adapter]
+    whole = limited(StateStore(tmp_path / "whole.db", OWNER, piece=1 << 40), most)
+    with pytest.raises(sqlite3.DataError):
+        whole.commit(snapshot=b"".join(state))
+    limited(StateStore(tmp_path / "s.db", OWNER, piece=piece), most).commit(snapshot=state, vectors=state)
+    again = StateStore(tmp_path / "s.db", OWNER)
+    assert again.snapshot() == again.vectors() == b"".join(state)
+
+
+def test_no_row_comes_near_the_largest_value_of_the_database(tmp_path: Path) -> None:
+    """An adapter of a thousand million parameters with its moments: one part named often takes no memory."""
+    most = sqlite3.connect(tmp_path / "any.db").getlimit(sqlite3.SQLITE_LIMIT_LENGTH)
+    assert most > PIECE_BYTES + 1024
+    part = bytes(100_000_000)
+    rows = [len(piece) for piece in _pieces([part] * 120, PIECE_BYTES)]
+    assert sum(rows) == 12_000_000_000
+    assert max(rows) == PIECE_BYTES
+
+
+def test_a_step_that_fails_in_its_pieces_changes_nothing(tmp_path: Path) -> None:
+    store = StateStore(tmp_path / "s.db", OWNER, piece=3)
+    store.commit(snapshot=b"the state before", offsets={AT: 1})
+    limited(store, 500)
+    with pytest.raises(sqlite3.DataError):
+        store.commit(snapshot=b"another one", publish=[Outgoing("t", bytes(600))])
+    del store
+    again = StateStore(tmp_path / "s.db", OWNER)
+    assert (again.snapshot(), again.offsets(), again.outbox()) == (b"the state before", {AT: 1}, [])
 
 
 def test_a_file_of_another_format_is_refused_and_left_as_it_is(tmp_path: Path) -> None:

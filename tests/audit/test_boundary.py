@@ -17,10 +17,10 @@ from echelon.audit.boundary import BoundaryAudit, ExchangeFacts
 from echelon.audit.findings import Code, Severity
 from echelon.audit.verify import Verifier
 from echelon.bus import Record
-from echelon.bus.chunks import Transfer, TransferId, is_chunk, split
+from echelon.bus.chunks import Origin, Transfer, TransferId, is_chunk, split
 from echelon.cli.boundary_source import audit_boundary, opened_records
 from echelon.errors import AuditError, ConfigError
-from echelon.federation.makers import Derived
+from echelon.federation.makers import Derived, gate_assembler
 from echelon.messages.boundary import Adopt, Cohort, Masked, Model, SealedDelta, Sealing, Version, Window
 from echelon.messages.boundary import Derived as Said
 from echelon.messages.envelope import Envelope, Signer
@@ -64,7 +64,12 @@ def with_facts(outcome: Outcome, change: Callable[[ExchangeFacts], None]) -> Bou
     found = BoundaryAudit(facts, roster, Verifier(outside, allow_open=True).run())
     found.run(
         {
-            name: opened_records(derived.membership, roster, derived.dim, name, records)
+            name: opened_records(
+                derived.membership,
+                gate_assembler(facts.manifest, derived.dim, roster, "model"),
+                name,
+                records,
+            )
             for name, records in inside.items()
             if name in ("control", "handshake", "masked", "parts", "delta", "versions", "model")
         },
@@ -261,6 +266,7 @@ def test_a_model_that_is_not_the_version_derived_is_named(outcome: Outcome) -> N
     place, message = manifests(inside["model"], Model)[2]
     zero = np.zeros(message.payload.length // 4, "<f4").tobytes()
     described = Payload.of(zero, b"dead")
+    envelope = Envelope.open(inside["model"][place].value)
     chunks = [
         replace(inside["model"][place], value=one.value, key=one.key, headers=one.headers)
         for one in split(
@@ -268,6 +274,7 @@ def test_a_model_that_is_not_the_version_derived_is_named(outcome: Outcome) -> N
             Transfer(TransferId(described.transfer), described.length, described.sha256),
             topic="model",
             key=b"a.aggregator",
+            origin=Origin(envelope.run, key_of(outcome, "a.aggregator").sign, order=envelope.window),
         )
     ]
     size = 4 * ExchangeFacts.read(outside, "a").manifest.adapter_layout().dim

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -22,7 +23,7 @@ from tests.audit.synthetic import GATES, RUN, Exchange, TopicWriter, chunk_heade
 RUN_A = scenario()
 
 
-def reader(**options: bool) -> TopicLog:
+def reader(**options: Any) -> TopicLog:
     return TopicLog("delta.b", public=GATES[1].public, run=RUN, boundary=1, **options)
 
 
@@ -125,7 +126,7 @@ def test_a_wrong_prefix_is_a_refusal_and_confined_to_one_stretch() -> None:
     assert tree.root() == RUN_A.logs[1].tree.root()
 
 
-def test_open_transfers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_transfers_are_bounded() -> None:
     writer = TopicWriter("delta.b", GATES[1])
     for number in range(module.MAX_OPEN_TRANSFERS + 3):
         data = b"%d" % number
@@ -138,10 +139,79 @@ def test_open_transfers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         (FaultCode.VOID, 2),
     ]
     assert log.open_transfers == module.MAX_OPEN_TRANSFERS
-    monkeypatch.setattr(module, "MAX_OPEN_BYTES", 10)
-    writer.chunks(b"x" * 8, Payload.of(b"x" * 8, b""))
-    log.read(writer.records[-1])
-    assert log.open_transfers < module.MAX_OPEN_TRANSFERS
+
+
+def unfinished(writer: TopicWriter, number: int, length: int) -> None:
+    """All chunks of a payload but the last, and no manifest."""
+    data = number.to_bytes(8, "big") * (length // 8)
+    writer.chunks(data, Payload.of(data, b"%d" % number))
+    del writer.records[-1:]
+
+
+def test_endless_unfinished_chunks_hold_no_more_than_one_payload() -> None:
+    """A gate that announces payloads and never finishes them."""
+    largest = 3 * CHUNK_BYTES
+    writer = TopicWriter("delta.b", GATES[1])
+    for number in range(12):
+        unfinished(writer, number, largest)
+    log, without = reader(largest=largest), reader()
+    for record in writer.records:
+        log.read(record)
+        without.read(record)
+        assert log.open_bytes <= largest
+        assert len(log.snapshot()) < largest + 8192
+    assert without.open_bytes > 5 * largest, "a reader without the bound keeps much more"
+
+
+def test_a_payload_longer_than_the_terms_allow_is_refused_at_its_first_chunk() -> None:
+    largest = 2 * CHUNK_BYTES
+    for length, fault in ((largest, []), (largest + 8, [FaultCode.OVERSIZED])):
+        writer = TopicWriter("delta.b", GATES[1])
+        unfinished(writer, 1, length)
+        log = reader(largest=largest)
+        assert [f.code for f in log.read(writer.records[0]).faults] == fault
+        assert log.open_transfers == (not fault)
+
+
+def test_genesis_says_how_long_payloads_of_global_are() -> None:
+    log = TopicLog("global", largest=1 << 20)
+    for record in RUN_A.topics["global"]:
+        assert all(fault.code is not FaultCode.OVERSIZED for fault in log.read(record).faults)
+    assert log.initial is not None
+    writer = TopicWriter("global", GATES[1])
+    data = bytes(4 * len(log.initial) + 1)
+    writer.chunks(data, Payload.of(data, b"long"))
+    assert [fault.code for fault in log.read(writer.records[0]).faults] == [FaultCode.OVERSIZED]
+    again = TopicLog("global", largest=1 << 20)
+    again.restore(log.snapshot())
+    writer.chunks(data, Payload.of(data, b"longer"))
+    assert [fault.code for fault in again.read(writer.records[-1]).faults] == [FaultCode.OVERSIZED]
+
+
+def test_a_topic_ends_with_too_many_records_that_are_part_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them is remembered, so that a repeat is known: there is a bound to that, also over a restart."""
+    monkeypatch.setattr(module, "MAX_VOID_RECORDS", 40)
+    log = reader()
+    sizes = []
+    for number in range(200):
+        writer = TopicWriter("delta.b", GATES[1])
+        data = b"%d" % number
+        if number % 3 == 0:
+            writer.records.append(StoredRecord("delta.b", number, b"", data, ()))
+        elif number % 3 == 1:
+            writer.chunks(data, Payload.of(data, data))
+        else:
+            unfinished(writer, number, 2 * CHUNK_BYTES)
+        log.read(writer.records[0])
+        sizes.append(len(log.snapshot()))
+        if number % 50 == 0:
+            again = reader()
+            again.restore(log.snapshot())
+            log = again
+    assert len(set(sizes[120:])) == 1
+    for record in RUN_A.topics["delta.b"]:
+        step = log.read(record)
+        assert (step.entry, [fault.code for fault in step.faults]) == (None, [FaultCode.OVERSIZED])
 
 
 def test_a_forged_manifest_does_not_use_up_a_payload() -> None:

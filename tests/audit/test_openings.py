@@ -15,7 +15,7 @@ from echelon.audit.boundary import ExchangeFacts, Unopened
 from echelon.audit.merkle import inclusion_proof, leaf_hash
 from echelon.audit.openings import Answer, Request, WindowRoster
 from echelon.cli.app import app
-from echelon.cli.boundary_source import members, opened_records
+from echelon.cli.boundary_source import members, no_payloads, opened_records
 from echelon.errors import AuditError, CodecError
 from echelon.messages.exchange import Delta
 from echelon.secagg.roster import WindowLeaf
@@ -39,7 +39,7 @@ def leaves(outcome: Outcome, facts: ExchangeFacts) -> dict[int, list[WindowLeaf]
     roster = outcome.assembly.identities.boundaries["a"].roster
     control = outcome.topics["a"]["control"]
     follow, found = WindowRoster(), {}
-    for item in opened_records(members(facts.manifest.run_id, roster), roster, 0, "control", control):
+    for item in opened_records(members(facts.manifest.run_id, roster), no_payloads(), "control", control):
         assert not isinstance(item, Unopened)
         closed = follow.take(item.message)
         if closed is not None:

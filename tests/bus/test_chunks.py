@@ -15,14 +15,18 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from echelon.bus import Outgoing, Record, TopicPartition
 from echelon.bus.chunks import (
     CHUNK,
+    MAX_SETTLED,
+    NO_SCOPE,
     OVERHEAD,
     Assembler,
     ChunkError,
     ChunkFault,
+    Origin,
     Transfer,
     TransferId,
     chunks_of,
     is_chunk,
+    read_chunk,
     split,
     transfer_of,
 )
@@ -321,6 +325,7 @@ class Bounded(RuleBasedStateMachine):
         self.model: dict[
             tuple[bytes, bytes], dict[int, tuple[int, bytes]]
         ] = {}  # open chunks: offset and value
+        self.done: set[tuple[bytes, bytes]] = set()
 
     @rule(
         sender=st.sampled_from([b"a", b"b", b"c", b"d"]),
@@ -336,6 +341,9 @@ class Bounded(RuleBasedStateMachine):
             return
         item = replace(chunks[index % len(chunks)], offset=self.offset)
         self.offset += 1
+        if (sender, transfer.id) in self.done:
+            assert self.assembler.add(sender, item) == ()
+            return
         for dropped in self.assembler.add(sender, item):
             gone = self.model.pop((dropped.sender, dropped.id), {})
             offsets = [offset for offset, _ in gone.values()]
@@ -355,6 +363,7 @@ class Bounded(RuleBasedStateMachine):
         if parts is not None and len(parts) == transfer.total:
             assert self.assembler.complete(sender, transfer.id, length, transfer.sha256) == payload
             del self.model[(sender, transfer.id)]
+            self.done.add((sender, transfer.id))
         else:
             with refused(ChunkFault.UNKNOWN_TRANSFER if parts is None else ChunkFault.INCOMPLETE):
                 self.assembler.complete(sender, transfer.id, length, transfer.sha256)
@@ -377,3 +386,138 @@ class Bounded(RuleBasedStateMachine):
 
 TestBounded = Bounded.TestCase
 TestBounded.settings = settings(max_examples=40, stateful_step_count=30)
+
+
+# ---- whose a transfer is, and where it stands among those of its sender -----------------------------------
+
+
+def sign(message: bytes) -> bytes:
+    """Stands for a signature: the assembler does not check it."""
+    return hashlib.shake_256(message).digest(64)
+
+
+def signed(payload: bytes, order: int, *, scope: bytes = NO_SCOPE, first: int = 0) -> list[Record]:
+    origin = Origin(b"run", sign, scope, order)
+    transfer = transfer_of(payload, scope + order.to_bytes(2, "big"))
+    chunks = split(payload, transfer, topic="t", key=b"s", partition=3, origin=origin)
+    return [record(out, first + n) for n, out in enumerate(chunks)]
+
+
+def take(receiving: Assembler, records: list[Record]) -> list[bytes]:
+    """The ids of the transfers that were dropped for the records."""
+    dropped = [one for item in records for one in receiving.take(b"s", item, read_chunk(item, signed=True))]
+    return [one.id for one in dropped]
+
+
+def finish(receiving: Assembler, payload: bytes, order: int, scope: bytes = NO_SCOPE) -> None:
+    transfer = transfer_of(payload, scope + order.to_bytes(2, "big"))
+    assert receiving.complete(b"s", transfer.id, transfer.length, transfer.sha256) == payload
+
+
+def test_golden_signed_chunk():
+    """The wire format, written out by hand: a change here is a change of format."""
+    origin = Origin(b"the run", sign, b"0123456789abcdef", 7)
+    transfer = transfer_of(b"abc", b"ctx")
+    [chunk] = split(b"abc", transfer, topic="masked", key=b"dev", partition=2, origin=origin)
+    names = ["kind", "transfer", "index", "total", "length", "scope", "order", "sha256", "signature"]
+    assert [name for name, _ in chunk.headers] == names
+    values = dict(chunk.headers)
+    assert (values["scope"], values["order"]) == (b"0123456789abcdef", b"\x00" * 7 + b"\x07")
+    body = b"echelon/chunk/v1\x00" + b"\x00\x00\x00\x06masked" + b"\x00\x00\x00\x03dev"
+    for name in names[:-2]:
+        value = values[name]
+        body += struct.pack(">I", len(name)) + name.encode() + struct.pack(">I", len(value)) + value
+    digest = hashlib.sha256(body + b"abc").digest()
+    assert values["sha256"] == digest
+    tag = b"echelon boundary chunk v1\x00" + b"\x00\x00\x00\x07the run" + b"\x00\x00\x00\x02"
+    assert values["signature"] == sign(tag + digest)
+    assert read_chunk(record(chunk, 0), signed=True).signed_bytes(b"the run") == tag + digest
+    assert chunk.size - 3 - 3 <= OVERHEAD
+
+
+def test_a_chunk_is_signed_or_it_is_not():
+    for item, is_signed in ((signed(b"abc", 1)[0], True), (records_of(b"abc")[0], False)):
+        assert read_chunk(item, signed=is_signed).signature == dict(item.headers).get("signature", b"")
+        with refused(ChunkFault.CORRUPT):
+            read_chunk(item, signed=not is_signed)
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_any_changed_header_of_a_signed_chunk_is_found_or_changes_what_was_signed(data):
+    [good] = signed(payload_of(300), 7)
+    place = data.draw(st.integers(0, 7))
+    name, value = good.headers[place]
+    at = data.draw(st.integers(0, len(value) - 1))
+    changed = value[:at] + bytes([value[at] ^ data.draw(st.integers(1, 255))]) + value[at + 1 :]
+    with refused(ChunkFault.CORRUPT):
+        read_chunk(
+            replace(good, headers=(*good.headers[:place], (name, changed), *good.headers[place + 1 :])),
+            signed=True,
+        )
+    moved = read_chunk(replace(good, partition=4), signed=True)
+    assert moved.signed_bytes(b"run") != read_chunk(good, signed=True).signed_bytes(b"run")
+    assert moved.signed_bytes(b"run") != moved.signed_bytes(b"other run")
+
+
+def test_what_is_older_than_a_complete_transfer_is_over():
+    receiving = assembler()
+    old, done, later = payload_of(2 * CHUNK), payload_of(2 * CHUNK, 1), payload_of(2 * CHUNK, 2)
+    assert take(receiving, signed(old, 1)[:1]) == []
+    assert take(receiving, signed(done, 2)) == []
+    finish(receiving, done, 2)
+    assert receiving.open_bytes == 0, "what was begun before is given up with it"
+    for again in (signed(old, 1), signed(done, 2)):
+        assert take(receiving, again) == []
+        assert receiving.open_bytes == 0
+    assert take(receiving, signed(later, 2)) == []  # another of the same order
+    finish(receiving, later, 2)
+
+
+def test_the_lowest_order_is_given_up_whenever_it_came():
+    receiving = assembler(transfers=2)
+    new = signed(payload_of(2 * CHUNK), 9)
+    assert take(receiving, new[:1]) == []
+    ids = [dict(signed(payload_of(2 * CHUNK, n), n)[0].headers)["transfer"] for n in range(1, 5)]
+    found = [one for n in range(1, 5) for one in take(receiving, signed(payload_of(2 * CHUNK, n), n)[:1])]
+    assert found == ids[:3]
+    assert take(receiving, new[1:]) == []
+    finish(receiving, payload_of(2 * CHUNK), 9)
+
+
+def test_a_new_session_begins_its_own_order():
+    receiving = assembler(transfers=2)
+    one, two = bytes([1]) * 16, bytes([2]) * 16
+    old, new = payload_of(2 * CHUNK), payload_of(2 * CHUNK, 1)
+    assert take(receiving, signed(old, 900, scope=one)) == []
+    finish(receiving, old, 900, one)
+    assert take(receiving, signed(old, 901, scope=one)[:1] + signed(old, 902, scope=one)[:1]) == []
+    assert len(take(receiving, signed(new, 0, scope=two))) == 1
+    finish(receiving, new, 0, two)
+
+
+def test_remembered_transfers_are_bounded():
+    receiving = assembler()
+    for n in range(MAX_SETTLED + 5):
+        payload = b"%d" % n
+        assert take(receiving, signed(payload, 3)) == []
+        finish(receiving, payload, 3)
+    assert take(receiving, signed(b"%d" % (MAX_SETTLED + 4), 3)) == []
+    assert receiving.open_bytes == 0
+    assert take(receiving, signed(b"0", 3)) == []
+    assert receiving.open_bytes == OVERHEAD, (
+        "forgotten: one more that nobody finishes, within the sender's bounds"
+    )
+
+
+def test_a_topic_has_a_longest_payload_and_others_have_none():
+    receiving = Assembler(
+        max_open_bytes_per_sender=8 * CHUNK, max_open_transfers_per_sender=2, max_open_bytes_total=8 * CHUNK,
+        largest={"t": CHUNK + 3},
+    )  # fmt: skip
+    assert receiving.add(b"s", records_of(payload_of(CHUNK + 3))[0]) == ()
+    with refused(ChunkFault.TOO_LARGE):
+        receiving.add(b"s", records_of(payload_of(CHUNK + 4))[0])
+    elsewhere = next(split(b"", transfer_of(b"", b""), topic="u", key=b"s"))
+    with refused(ChunkFault.TOO_LARGE):
+        receiving.add(b"s", record(elsewhere, 0))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
 
@@ -27,17 +28,24 @@ from echelon.messages.boundary import (
 from echelon.messages.exchange import Payload, WindowSummary
 from echelon.messages.handshake import (
     SHARE_BYTES,
-    Advertise,
-    Consistency,
     Included,
     RevealedShare,
-    Sealed,
     Signatures,
     Unmask,
     Upload,
 )
-from echelon.messages.wire import Message
-from echelon.rounds.boundary_log import BoundaryLog, CommitFacts
+from echelon.messages.wire import Message, Reason
+from echelon.rounds.boundary_log import (
+    EARLY_INPUTS,
+    INPUTS,
+    MAX_WAITING,
+    RECORD_COST,
+    BoundaryLog,
+    CommitFacts,
+)
+from echelon.rounds.cohort import vector_length
+from echelon.rounds.ledger import PendingDelta
+from echelon.secagg.faults import InputRefused
 from tests.rounds.boundary_world import DERIVED, DIM, Line, World, manifest_for
 
 Change = Callable[[Line], Line | None]
@@ -529,12 +537,128 @@ def test_decisions_that_wait_for_ever_are_bounded() -> None:
     world = World(3, manifest=manifest_for())
     log = BoundaryLog(world.manifest, world.roster, DIM)
     adopt = Adopt(commit=1, version=0, merged=(0,), returned=(), dropped=())
-    lines = [Line("control", 0, offset, "ward.aggregator", 0, adopt, None) for offset in range(4097)]
-    feed(log, lines[:4096])
-    with pytest.raises(ProtocolError, match="4096 decisions wait"):
-        feed(log, lines[4096:])
+    lines = [
+        Line("control", 0, offset, "ward.aggregator", 0, adopt, None) for offset in range(MAX_WAITING + 1)
+    ]
+    feed(log, lines[:MAX_WAITING])
+    with pytest.raises(ProtocolError, match=f"{MAX_WAITING} decisions wait"):
+        feed(log, lines[MAX_WAITING:])
 
 
-def test_the_kinds_that_are_read_are_those_of_the_rounds() -> None:
-    kinds = {line.message.kind for line in history().log if line.topic == "handshake"}
-    assert kinds == {message.kind for message in (Advertise, Sealed, Consistency, Unmask)}
+# ---- what is kept, and of whom ---------------------------------------------------------------------------
+
+
+def uploads(world: World, windows: Iterable[int], sender: str = "") -> list[Line]:
+    """Masked updates that nobody asked for: a real one of the sender, under other numbers, each with other bytes."""
+    real = next(
+        line for line in world.log if isinstance(line.message, Masked) and sender in ("", line.sender)
+    )
+    assert real.payload is not None
+    found = []
+    for number, window in enumerate(windows):
+        payload = number.to_bytes(4, "big") + real.payload[4:]
+        message = Masked(window=window, payload=Payload.of(payload, b"%d" % number))
+        found.append(Line("masked", 0, 100_000 + number, real.sender, window, message, payload))
+    return found
+
+
+def most_of_one() -> int:
+    return EARLY_INPUTS * (RECORD_COST + 4 * vector_length(DIM))
+
+
+@pytest.mark.parametrize("windows", ["one each", "all of the next", "all of the due one"])
+def test_endless_uploads_of_one_device_are_kept_within_its_bound(windows: str) -> None:
+    """Before it had one, 800 uploads of windows to come held half a gigabyte of a gate."""
+    world = history()
+    log = log_of(world)
+    numbers = {"one each": range(800), "all of the next": [1] * 800, "all of the due one": [0] * 800}[windows]
+    refused = []
+    first, *rest = uploads(world, numbers)
+    for line in (first, *rest):
+        try:
+            log.feed(line.incoming())
+        except InputRefused as error:
+            refused.append(error.reason)
+        assert log.early_bytes <= most_of_one()
+    assert len(refused) > 700
+    assert set(refused) == {Reason.OUT_OF_ORDER}
+    assert log.early_bytes > most_of_one() / 2
+    # The others' inputs have places of their own.
+    other = next(
+        line for line in world.log if isinstance(line.message, Masked) and line.sender != first.sender
+    )
+    before = log.early_bytes
+    log.feed(other.incoming())
+    assert log.early_bytes > before
+
+
+def demanded(log: BoundaryLog, lines: list[Line], most: int = 0) -> int:
+    """Read as a gate does, a topic at a time and only what is wanted; how many inputs were refused."""
+    topics = {topic: deque(line for line in lines if line.topic == topic) for topic in ("control", *INPUTS)}
+    refused = 0
+    while True:
+        ready = [topic for topic in INPUTS if topic in log.wants and topics[topic]]
+        if not log.blocked and topics["control"]:
+            ready = ["control"]
+        if not ready:
+            return refused
+        try:
+            log.feed(topics[ready[0]].popleft().incoming())
+        except InputRefused:
+            refused += 1
+        assert log.early_bytes <= most
+
+
+def test_whoever_reads_what_is_wanted_keeps_nothing_that_is_early() -> None:
+    world = history()
+    log = log_of(world)
+    assert demanded(log, world.log) == 0
+    assert log.window == 5
+    assert sorted(log.sealed) == [0, 1]
+
+
+def test_uploads_of_windows_to_come_between_those_of_a_window_are_refused() -> None:
+    """They were sent before anybody could have them; the window closes without them, and so do the next."""
+    world = history()
+    log = log_of(world)
+    first = next(place for place, line in enumerate(world.log) if line.topic == "masked")
+    early = uploads(world, range(1, 801))
+    lines = [*world.log[:first], *early, *world.log[first:]]
+    assert demanded(log, lines) == 800
+    assert log.window == 5
+    assert sorted(log.sealed) == [0, 1]
+
+
+def test_other_uploads_of_the_due_window_than_those_included_are_not_kept() -> None:
+    world = history()
+    log = log_of(world)
+    first = next(place for place, line in enumerate(world.log) if line.topic == "masked")
+    lines = [*world.log[:first], *uploads(world, [0] * 800), *world.log[first:]]
+    assert demanded(log, lines) == 0
+    assert log.window == 5
+    assert sorted(log.sealed) == [0, 1]
+
+
+def test_after_a_contradiction_nothing_is_kept() -> None:
+    world = history()
+    log = log_of(world)
+    with pytest.raises(ProtocolError):
+        feed(log, changed(world, of(Window, 1, sum_sha256=bytes(32))))
+    for line in [*uploads(world, range(800)), *world.log]:
+        if line.topic in DERIVED:
+            with pytest.raises(ProtocolError):
+                log.feed(line.incoming())
+    assert (log.early_bytes, log.blocked) == (0, False)
+
+
+def test_deltas_are_not_sealed_beyond_what_may_be_undecided() -> None:
+    """Each keeps its payload until it crosses; an aggregator that never proposes one could seal for ever."""
+    world = history()
+    log = log_of(world)
+    second = [place for place, line in enumerate(world.log) if isinstance(line.message, Sealing)][1]
+    feed(log, world.log[:second])
+    for seq in (7, 8):
+        log.ledger.pending[seq] = PendingDelta(np.zeros(DIM), ())
+    with pytest.raises(ProtocolError, match="sealed while 2 are undecided"):
+        feed(log, world.log[second:])
+    assert sorted(log.sealed) == [0]
