@@ -275,9 +275,8 @@ def _ring(names: tuple[DeviceId, ...], degree: int, seed: bytes) -> Ring:
     return Ring.of(names, degree, seed)
 
 
-def mean_norm2(total: NDArray[np.int64], weight: int, terms: SecureTerms) -> int:
-    """‖Σ wΔ / Σw‖² in units of 2**-32, rounded down, from the integer sum int64[d] of w/W·Δ·2**scale_bits; exact."""
-    squared = norm2(total.astype(np.int32)) if total.size else 0
+def mean_norm2(squared: int, weight: int, terms: SecureTerms) -> int:
+    """‖Σ wΔ / Σw‖² in units of 2**-32, rounded down; `squared` is ‖Σ w/W·Δ·2**scale_bits‖² of the sum; exact."""
     return ((squared * terms.weight_max**2) << 32) // ((weight << terms.scale_bits) ** 2)
 
 
@@ -317,8 +316,9 @@ def close_window(
     too_large = [name for name, value in {**sums, "weight2": weight2}.items() if value > MOST]
     if too_large:
         raise ProtocolError(f"{where}: the sum of {', '.join(too_large)} passes 2**63 - 1")
-    mean, shorter = _within_clip(total, sums["n"], manifest)
-    mean2 = mean_norm2(total, sums["weight"], manifest.secure)
+    squared = norm2(total.astype(np.int32)) if total.size else 0
+    mean, shorter = _within_clip(total, squared, sums["n"], manifest)
+    mean2 = mean_norm2(squared, sums["weight"], manifest.secure)
     bases = {base.version: base.sha256 for base in cohort.bases}
     root = roster_root(
         WindowLeaf(
@@ -351,7 +351,7 @@ def close_window(
 
 
 def _within_clip(
-    total: NDArray[np.int64], n: int, manifest: RunManifest
+    total: NDArray[np.int64], squared: int, n: int, manifest: RunManifest
 ) -> tuple[NDArray[np.float64], float]:
     """The damped mean of a window, float64[d], and the factor that it was shortened by; 1.0 if it was not.
 
@@ -361,7 +361,7 @@ def _within_clip(
     """
     secure = manifest.secure
     unit = secure.weight_max / ((1 << secure.scale_bits) * secure.staleness[0] * n)
-    length = math.sqrt(norm2(total.astype(np.int32))) * unit if total.size else 0.0
+    length = math.sqrt(squared) * unit
     most = largest_step(manifest, total.size)
     mean = window_mean(total, n, secure)
     return (mean, 1.0) if length <= most else (mean * (most / length), most / length)

@@ -26,6 +26,10 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 
+_BLOCK = 1 << 14
+"""Coordinates that are added up at a time: their float64 numbers stay in a core's cache."""
+
+
 def window_mean(total: NDArray[np.int64], weight_sum_n: int, terms: SecureTerms) -> F64:
     """The damped mean Σ n·s(τ)·Δ / Σ n of a window, decoded from the integer sum.
 
@@ -81,11 +85,15 @@ class Ledger:
 
     def theta(self) -> F32:
         """The boundary adapter, float32[d]; additions in ascending seq, then r."""
-        total = self.anchor.astype(np.float64)
-        for seq in sorted(self.pending):
-            total += self.pending[seq].value
-        total += self.remainder
-        return total.astype(np.float32)
+        terms = [*(self.pending[seq].value for seq in sorted(self.pending)), self.remainder]
+        found = np.empty(self.anchor.size, np.float32)
+        for start in range(0, found.size, _BLOCK):
+            part = slice(start, start + _BLOCK)
+            total = self.anchor[part].astype(np.float64)
+            for term in terms:
+                total += term[part]
+            found[part] = total
+        return found
 
     @property
     def outstanding(self) -> int:

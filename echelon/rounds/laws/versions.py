@@ -30,7 +30,7 @@ F32 = NDArray[np.float32]
 
 KEPT_BEYOND = 64
 """Versions that are remembered beyond the staleness horizon: cohorts are never behind by so many."""
-_BLOCK = 1 << 16
+_BLOCK = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,7 @@ class KnownVersions:
             )
         vectors = np.frombuffer(payload, "<f4")
         theta, anchor = vectors[: self.dim], vectors[self.dim :] if message.anchored else None
-        if hashlib.sha256(theta.tobytes()).digest() != message.sha256:
+        if hashlib.sha256(theta.data).digest() != message.sha256:
             raise ProtocolError(f"model version {version} does not have the digest that it names")
         if not np.isfinite(vectors).all():
             raise ProtocolError(f"model version {version} has values that are not finite")
@@ -215,7 +215,7 @@ class KnownVersions:
                 raise ProtocolError(
                     f"model version {version} goes back to commit {commit.commit} from commit {self.commit.commit}"
                 )
-            if hashlib.sha256(anchor.tobytes()).digest() != commit.adapter_sha256:
+            if hashlib.sha256(anchor.data).digest() != commit.adapter_sha256:
                 raise ProtocolError(
                     f"model version {version} has another anchor than the adapter of commit {commit.commit}"
                 )
