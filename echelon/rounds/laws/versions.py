@@ -181,8 +181,6 @@ class KnownVersions:
         theta, anchor = vectors[: self.dim], vectors[self.dim :] if message.anchored else None
         if hashlib.sha256(theta.data).digest() != message.sha256:
             raise ProtocolError(f"model version {version} does not have the digest that it names")
-        if not np.isfinite(vectors).all():
-            raise ProtocolError(f"model version {version} has values that are not finite")
         commit = self._commit_of(message, anchor)
         if anchor is not None:
             windows = self.manifest.exchange.windows_max + 1
@@ -194,6 +192,8 @@ class KnownVersions:
             what = f"{moved:.4g} from version {self.newest}"
         else:
             raise ProtocolError(f"model version {version} comes first, and without the adapter of its commit")
+        if not math.isfinite(moved):  # a value that is not finite leaves no distance that is
+            raise ProtocolError(f"model version {version} has values that are not finite")
         # What float32 and the rounding of a delta's integers may add.
         # In float64: the norm of a vector of float32 may be infinite in its own type, and would let any step pass.
         length = distance(theta, np.broadcast_to(np.float32(0), theta.shape))
