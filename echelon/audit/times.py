@@ -28,9 +28,13 @@ class _Tally:
         return self.compared >= ENOUGH and 2 * self.off > self.compared
 
 
+def _far(value: int, believed: int) -> bool:
+    return value * FAR < believed or value > FAR * believed
+
+
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """Reporters (`CONTROLLER`, or a boundary's index) whose times are mostly off; two, if there is no third."""
+    """Reporters (`CONTROLLER`, or a boundary's index) whose times are mostly off; several, where no majority tells."""
 
     reporters: tuple[int, ...]
     detail: str
@@ -43,7 +47,7 @@ class Times:
     _open: dict[int, dict[int, int]] = field(default_factory=dict)
     _tallies: dict[tuple[int, ...], _Tally] = field(default_factory=dict)
     _middles: dict[int, int] = field(default_factory=dict)
-    """Of commits: the time since the one before that is believed, in microseconds."""
+    """Of commits: the time since the one before that is believed, in microseconds; 0: none is."""
     _syncs: list[tuple[int, int, int, int]] = field(default_factory=list)
 
     def report(self, reporter: int, commit: int, microseconds: int) -> None:
@@ -91,16 +95,25 @@ class Times:
         self._open.clear()
         named = {key[0] for key, tally in self._tallies.items() if len(key) == 1 and tally.doubtful}
         for key, tally in sorted(self._tallies.items()):
-            if not tally.doubtful or (len(key) > 1 and named & set(key)):
+            if not tally.doubtful or (len(key) > 1 and (named & set(key) or not self._mostly(key, tally))):
                 continue
             detail = (
                 f"the time between commits that is stated is off by more than {FAR} times in {tally.off} of "
                 f"{tally.compared} commits ({tally.example})"
             )
+            if len(key) > 2:
+                detail = f"they contradict each other, and no majority tells who is wrong: {detail}"
+                yield Doubt(key, detail + "; the pace went by the lower middle of them")
+                continue
             if len(key) > 1:
                 detail = f"they contradict each other, and no third tells which is wrong: {detail}"
             yield Doubt(key, detail + "; it moved nothing beyond what the others state")
         yield from self._sync_doubts()
+
+    def _mostly(self, key: tuple[int, ...], tally: _Tally) -> bool:
+        """Whether these reporters were parted in most of what each of them stated."""
+        alone = [self._tallies[(reporter,)].compared for reporter in key if (reporter,) in self._tallies]
+        return 2 * tally.off > max(alone, default=0)
 
     def _sync_doubts(self) -> Iterator[Doubt]:
         """A sync took no longer than from the commit that its gate had read to the one that merged the delta, and no
@@ -126,8 +139,14 @@ class Times:
     def _compare(self, commit: int, found: dict[int, int]) -> None:
         self._middles[commit] = middle(list(found.values()))
         if len(found) >= QUORUM:
+            believed = self._middles[commit]
+            off = [reporter for reporter, value in found.items() if _far(value, believed)]
+            parted = 2 * len(off) >= len(found)  # as many are off as not: the middle may be that of the liars
             for reporter, value in found.items():
-                self._count((reporter,), commit, value, self._middles[commit])
+                self._count((reporter,), commit, believed if parted else value, believed)
+            if parted:
+                self._middles[commit] = 0
+                self._count(tuple(sorted(found)), commit, found[off[0]], believed)
         elif len(found) == 2:
             (one, first), (other, second) = sorted(found.items())
             self._count((one, other), commit, first, second)
@@ -135,6 +154,6 @@ class Times:
     def _count(self, key: tuple[int, ...], commit: int, value: int, believed: int) -> None:
         tally = self._tallies.setdefault(key, _Tally())
         tally.compared += 1
-        if value * FAR < believed or value > FAR * believed:
+        if _far(value, believed):
             tally.off += 1
             tally.example = tally.example or f"commit {commit}: {value} µs against {believed} µs"

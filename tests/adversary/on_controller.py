@@ -333,6 +333,6 @@ CASES.add(
     time_lie(measured=1, spacing={1: 1}),
     by=AUDIT,
     finding="measured",
-    record="delta.a",
-    but="they move the pace: two of four are the middle, and it is the honest gates that are named",
+    record="global",
+    but="they move the pace: of four times the lower middle is theirs, and all four are named",
 )

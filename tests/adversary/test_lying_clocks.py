@@ -115,6 +115,28 @@ def test_of_two_that_contradict_each_other_both_are_named_and_nothing_moves() ->
     assert {decision.floor for decision in decisions if decision is not None} == {0}
 
 
+@pytest.mark.parametrize("liars", [(-1, 1), (0, 2)])
+@pytest.mark.parametrize("lie", [1, 100 * SECOND])
+def test_of_two_against_two_all_are_named_and_nobody_alone(liars: tuple[int, int], lie: int) -> None:
+    """The middle may be that of the liars: who is not in it need not be wrong."""
+    report = verify(season(dict.fromkeys(liars, lie)).topics)
+    (finding,) = measured(report)
+    assert "no majority tells who is wrong" in finding.detail
+    for signer in (CONTROLLER, *GATES[:3]):
+        assert key_id(signer.public) in finding.detail
+
+
+def test_two_that_part_from_the_others_now_and_then_are_not_named() -> None:
+    exchange = Exchange(paced(3))
+    for number in range(12):
+        late = 60 * SECOND if number in (3, 6, 9) else SECOND
+        for boundary in range(3):
+            exchange.delta(boundary, spacing_us=(late if boundary < 2 else SECOND) if number > 1 else 0)
+        exchange.commit((SECOND,))
+    exchange.close()
+    assert measured(verify(exchange.topics)) == []
+
+
 def test_a_single_time_that_a_network_delayed_is_no_lie() -> None:
     exchange = Exchange(paced(3))
     for number in range(8):
