@@ -28,9 +28,20 @@ from echelon.messages.wire import Message
 from echelon.rounds.boundary_log import BoundaryLog
 from echelon.rounds.cohort import AUX
 from echelon.rounds.effects import Evaluate, Evaluated, Publish, Trained
+from echelon.secagg.faults import InputRefused
 from echelon.secagg.ring import LIMBS
 from tests.adversary.case import Cases, Noticed, Played
-from tests.adversary.on_boundary import DEAD, NEAR, digest, members, refusals, shown_model, two_words, update
+from tests.adversary.on_boundary import (
+    DEAD,
+    NEAR,
+    digest,
+    members,
+    named,
+    refusals,
+    shown_model,
+    two_words,
+    update,
+)
 from tests.rounds.boundary_world import (
     AGGREGATOR,
     DERIVED,
@@ -61,37 +72,44 @@ def history() -> World:
     return world
 
 
-def derived_from(lines: Sequence[Line], *, live: bool = False) -> Played:
+def derived_from(lines: Sequence[Line]) -> Played:
     """A gate derives from these records; what the others want is a delta that is not what the true ones give."""
     world = history()
     log = BoundaryLog(world.manifest, world.roster, DIM)
     for facts, adapter in world.known:
         log.learn(facts, adapter)
     found: list[Noticed] = []
-    try:
-        for line in lines:
-            if line.topic in DERIVED:
-                log.feed(line.incoming())
-                log.versions.clear()
-    except ProtocolError as error:
-        found.append(Noticed("gate", "refused", str(error)))
-    signs: dict[int, Any] = {}
+    contradicted = False
+    signs: dict[int, SealedDelta] = {}
+    for line in lines:
+        if line.topic not in DERIVED:
+            continue
+        try:
+            log.feed(line.incoming())
+        except InputRefused as error:
+            found.append(Noticed("gate", error.reason.value, named(line.message, error)))
+        except ProtocolError as error:
+            found.append(Noticed("gate", "refused", str(error)))
+            contradicted = True
+            break
+        log.versions.clear()
     for line in lines:
         if isinstance(line.message, SealedDelta):
             try:
                 derived = log.check(line.message)
             except ProtocolError as error:
                 found.append(Noticed("gate", "refused", str(error)))
+                contradicted = True
             else:
                 if derived is not None:
                     signs[line.message.seq] = line.message
     true = {delta.seq: delta for delta in world.deltas()}
-    wrong = {seq for seq, delta in signs.items() if true.get(seq) != delta}
-    if not found and signs == true:
+    wrong = any(true.get(seq) != delta for seq, delta in signs.items())
+    if not contradicted and signs == true:
         found.append(Noticed("gate", "nothing changes", "deltas 0 and 1"))
-    elif not found and not wrong:
+    elif not contradicted and not wrong:
         found.append(Noticed("gate", "no answer", f"delta {min(true.keys() - signs.keys())}"))
-    return Played(tuple(found), bool(wrong))
+    return Played(tuple(found), wrong)
 
 
 def altered(kind: type[Message], number: int, change: Callable[[Any], Any]) -> list[Line]:

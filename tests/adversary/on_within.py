@@ -15,7 +15,7 @@ import numpy as np
 
 from echelon.audit.boundary import BoundaryAudit, ExchangeFacts
 from echelon.audit.findings import Code, Severity
-from echelon.bus.chunks import Transfer, TransferId, split
+from echelon.bus.chunks import Origin, Transfer, TransferId, split
 from echelon.messages.boundary import (
     Adopt,
     Cohort,
@@ -211,9 +211,11 @@ def dead_model() -> tuple[Topics, int, bytes]:
     described = Payload.of(zero, b"dead")
     transfer = Transfer(TransferId(described.transfer), described.length, described.sha256)
     record = inside["model"][place]
+    envelope = Envelope.open(record.value)
+    origin = Origin(envelope.run, key_of(finished(), "a.aggregator").sign, order=envelope.window)
     chunks = [
         replace(record, value=one.value, key=one.key, headers=one.headers)
-        for one in split(zero, transfer, topic="model", key=b"a.aggregator")
+        for one in split(zero, transfer, topic="model", key=b"a.aggregator", origin=origin)
     ]
     size = 4 * ExchangeFacts.read(outside, "a").manifest.adapter_layout().dim
     digest = hashlib.sha256(zero[:size]).digest()

@@ -16,6 +16,7 @@ import pytest
 from tests.adversary import (
     on_actors,
     on_boundary,
+    on_chunks,
     on_controller,
     on_derivation,
     on_edges,
@@ -32,7 +33,8 @@ from tests.audit.test_boundary import of
 from tests.rounds.test_edge_attacks import Scene
 
 MODULES = (
-    on_masks, on_boundary, on_derivation, on_edges, on_controller, on_gates, on_logs, on_witness, on_within, on_actors,
+    on_masks, on_chunks, on_boundary, on_derivation, on_edges, on_controller, on_gates, on_logs, on_witness, on_within,
+    on_actors,
 )  # fmt: skip
 ALL = [case for module in MODULES for case in module.CASES.found]
 LEAST = 120
