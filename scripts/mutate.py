@@ -694,6 +694,16 @@ MUTATIONS: tuple[Mutation, ...] = (
         why="Whoever writes on a boundary's broker could speak for its aggregator and its devices.",
     ),
     Mutation(
+        name="of two against two, all are named",
+        file="echelon/audit/times.py",
+        find="parted = 2 * len(off) >= len(found)",
+        replace="parted = False",
+        tests=(
+            "tests/adversary/test_lying_clocks.py::test_of_two_against_two_all_are_named_and_nobody_alone",
+        ),
+        why="Two that lie together could have the audit name the honest ones in their place.",
+    ),
+    Mutation(
         name="an opening answers what was asked",
         file="echelon/audit/openings.py",
         find="if (self.run, self.boundary, self.window, self.index, self.size) != asked:",
