@@ -39,11 +39,12 @@ from echelon.messages.boundary import (
     Window,
 )
 from echelon.messages.envelope import Envelope, Signer
-from echelon.messages.exchange import Payload, Refusal
+from echelon.messages.exchange import Delta, Payload, Refusal, RefusalReason
 from echelon.messages.handshake import Advertise, Included, KeyList, Signatures
 from echelon.messages.split import EdgePart
 from echelon.messages.wire import Refused
 from echelon.rounds.aggregator import AggregatorCore
+from echelon.rounds.commits import ControllerCore
 from echelon.rounds.device import DeviceCore
 from echelon.rounds.edge import EdgeCore
 from echelon.rounds.effects import Publish
@@ -489,6 +490,60 @@ for kind, does, change_delta, finding in CROSSES:
         by="controller",
         finding=finding,
         record="delta.a 0",
+    )
+
+
+# ---- the controller --------------------------------------------------------------------------------
+
+
+@contextmanager
+def shunning() -> Iterator[None]:
+    """The controller reads what b sends and never lets it wait for a commit."""
+    original = ControllerCore.offer
+
+    def offer(self: ControllerCore, delta: Delta, *more: Any, **named: Any) -> RefusalReason | None:
+        reason = original(self, delta, *more, **named)
+        if delta.boundary == 1:
+            self._pending.pop((1, delta.seq), None)
+        return reason
+
+    with patch.object(ControllerCore, "offer", offer):
+        yield
+
+
+@contextmanager
+def hurrying() -> Iterator[None]:
+    """The controller asks for one local step more than its rule gives, whatever it is asked to check."""
+    original = ControllerCore._derive
+
+    def derive(self: ControllerCore, measured: tuple[int, ...]) -> Any:
+        found = original(self, measured)
+        pace = found.draft.pace
+        draft = replace(found.draft, pace=pace.model_copy(update={"steps": pace.steps + 1}))
+        return replace(found, draft=draft)
+
+    with patch.object(ControllerCore, "_derive", derive):
+        yield
+
+
+def all_verifies(outcome: Outcome) -> bool:
+    """Whether an auditor who has pinned genesis finds nothing wrong."""
+    return verify(outcome.result.exchange, genesis=bytes.fromhex(outcome.summary["genesis_sha256"])).ok
+
+
+CONTROLLERS: tuple[tuple[str, str, Callable[[], AbstractContextManager[None]]], ...] = (
+    ("left-out boundary", "merges nothing of boundary b, live", shunning),
+    ("pace lie", "asks for more local steps than the rule gives, live", hurrying),
+)
+for kind, does, liar in CONTROLLERS:
+    CASES.add(
+        "controller",
+        kind,
+        does,
+        played(liar, all_verifies),
+        by="audit verify",
+        finding="derivation",
+        record="global@3",
     )
 
 
