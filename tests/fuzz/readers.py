@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from echelon.actors.opening import RecordOpener
 from echelon.audit.cosigned import Witnessed
 from echelon.audit.export import (
     ExportedTopic,
@@ -26,10 +27,13 @@ from echelon.audit.export import (
     read_topic,
 )
 from echelon.audit.heads import CONFLICT, COSIGNATURE, HEAD, MAX_HEAD_BYTES, Head, headers_of
+from echelon.audit.incremental import verify_new
 from echelon.audit.log import TopicLog, open_genesis
 from echelon.audit.merkle import Frontier
 from echelon.audit.note import Checkpoint, SignedNote, cosigner_vkey, parse_cosigner_vkey
+from echelon.audit.openings import Answer, Request
 from echelon.audit.prefix import PrefixChain
+from echelon.audit.progress import Progress
 from echelon.audit.records import StoredRecord, read_chunk, read_manifest
 from echelon.audit.verify import verify
 from echelon.audit.witness import WitnessCore
@@ -56,6 +60,7 @@ from echelon.errors import (
 )
 from echelon.federation.brokers import load_brokers
 from echelon.federation.identities import key_pem, read_key
+from echelon.federation.makers import gate_assembler, members
 from echelon.messages.adapter import AdapterLayout, adapter_files, vector_from_files
 from echelon.messages.behaviour import Behaviour
 from echelon.messages.boundary import BOUNDARY
@@ -76,7 +81,8 @@ from echelon.rounds.laws.versions import open_signed_commit
 from echelon.rounds.outer import OuterState
 from echelon.rounds.pace import FixedPace
 from echelon.rounds.pace_schedules import AdaComm, QuadraticSync
-from echelon.secagg.roster import Roster
+from echelon.rounds.transcript import Transcript
+from echelon.secagg.roster import Roster, WindowLeaf, roster_root
 from echelon.services.config import GateConfig, load_service
 from echelon.sim.draw import draw
 from echelon.sim.schedule import load as load_schedule
@@ -425,6 +431,116 @@ def _frontier() -> bytes:
     for leaf in range(11):
         tree.append(b"%d" % leaf)
     return tree.encode()
+
+
+@cache
+def _boundary_records() -> tuple[bytes, ...]:
+    """Records of boundary a: decisions, uploads with their chunks, adapters."""
+    topics = seeds.outcome().topics["a"]
+    return tuple(
+        encode_record(StoredRecord(name, record.offset, record.key, record.value, record.headers))
+        for name in ("control", "masked", "model")
+        for record in topics[name][:6]
+    )
+
+
+def _boundary_opened(data: bytes) -> object:
+    found = next(read_topic("masked", io.BytesIO(b"echelon export v1\n" + data)), None)
+    if not isinstance(found, StoredRecord):
+        return None
+    roster = seeds.outcome().assembly.identities.boundaries["a"].roster
+    opener = RecordOpener(
+        members(_manifest().run_id, roster),
+        load_catalogue(),
+        gate_assembler(_manifest(), _manifest().adapter_layout().dim, roster, "model"),
+        repeated=lambda _at, _signature: False,
+    )
+    for topic in ("control", "masked", "model"):
+        record = Record(topic, 0, found.offset, found.key, found.value, found.headers, 0)
+        try:
+            opener.open(record)
+        except (Refused, ChunkError):
+            continue
+    return opener.open(Record("masked", 0, found.offset, found.key, found.value, found.headers, 0))
+
+
+@cache
+def _progress() -> tuple[bytes, ...]:
+    topics = scenario_topics()
+    kept = verify_new(topics, lambda name, start: iter(topics[name][start:]), None, reader="fuzz").progress
+    assert kept is not None
+    return (kept.encode(),)
+
+
+@cache
+def _transcripts() -> tuple[bytes, ...]:
+    core = scenario().core
+    return (core.transcript.encode(),)
+
+
+@cache
+def _openings() -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+    """Requests and answers of a window."""
+    leaves = [WindowLeaf(f"d{place}", 256, 3, bytes(32), bytes(32), bytes(64)) for place in range(5)]
+    request = Request(
+        run=_manifest().run,
+        boundary="a",
+        size=2,
+        nonce="ab" * 32,
+        seq=1,
+        window=3,
+        index=2,
+        heads=len(leaves),
+        root=roster_root(leaves).hex(),
+    )
+    return (request.encode(),), (Answer.to(request, leaves).encode(),)
+
+
+def _openings_read() -> list[Reader]:
+    return [
+        Reader(
+            "record of a boundary",
+            _boundary_opened,
+            _boundary_records,
+            mutate.raw,
+            (Refused, ChunkError),
+            ("actors.opening.RecordOpener.open", "bus.chunks.read_chunk"),
+            0.1,
+        ),
+        Reader(
+            "audit state",
+            lambda data: Progress.decode(data, reader="fuzz"),
+            _progress,
+            mutate.raw,
+            (StateError,),
+            ("audit.progress.Progress.decode",),
+            0.1,
+        ),
+        Reader(
+            "transcript",
+            Transcript.decode,
+            _transcripts,
+            mutate.raw,
+            (CodecError,),
+            ("rounds.transcript.Transcript.decode",),
+        ),
+        Reader(
+            "request for an opening",
+            Request.decode,
+            lambda: _openings()[0],
+            mutate.text,
+            (CodecError,),
+            ("audit.openings.Request.decode",),
+        ),
+        Reader(
+            "answer to a request",
+            Answer.decode,
+            lambda: _openings()[1],
+            mutate.text,
+            (CodecError,),
+            ("audit.openings.Answer.decode",),
+        ),
+    ]
 
 
 def _audit() -> list[Reader]:
@@ -1166,7 +1282,7 @@ def _shape(data: bytes) -> object:
 @cache
 def readers() -> tuple[Reader, ...]:
     """All of them."""
-    found = [*_codecs(), *_audit(), *_bus(), *_configuration(), *_folders(), *_states()]
+    found = [*_codecs(), *_audit(), *_openings_read(), *_bus(), *_configuration(), *_folders(), *_states()]
     assert len({reader.name for reader in found}) == len(found)
     return tuple(found)
 

@@ -32,7 +32,7 @@ def envelopes() -> tuple[bytes, ...]:
         record.value
         for topics in outcome().topics.values()
         for name, records in topics.items()
-        if not name.startswith(("global", "delta.")) and "exchange" not in name
+        if not name.startswith(("global", "delta.", "head.", "witness."))
         for record in _some([r for r in records if not is_chunk(r) and not r.value.startswith(b"{")])
     )
 
@@ -42,7 +42,8 @@ def dsse() -> tuple[bytes, ...]:
     """Every manifest of the exchange."""
     return tuple(
         record.value
-        for records in outcome().topics["exchange"].values()
+        for name, records in outcome().topics["exchange"].items()
+        if name.startswith(("global", "delta."))
         for record in records
         if not is_chunk(record)
     )
