@@ -719,6 +719,46 @@ MUTATIONS: tuple[Mutation, ...] = (
         tests=("tests/audit/test_openings.py::test_who_asks_cannot_choose",),
         why="Somebody outside could ask for every device of a window, one after the other.",
     ),
+    Mutation(
+        name="whose chunk it is",
+        file="echelon/actors/opening.py",
+        find="if not verify_signature(public, chunk.signature, chunk.signed_bytes(self.membership.run)):",
+        replace="if False:",
+        tests=("tests/actors/test_chunk_senders.py",),
+        why="A device could void another's upload by a chunk under its key.",
+    ),
+    Mutation(
+        name="length of an open payload",
+        file="echelon/audit/log.py",
+        find="if chunk.length > self._largest:",
+        replace="if False:",
+        tests=("tests/audit/test_log.py",),
+        why="One gate could fill the controller's memory and state with chunks of nothing.",
+    ),
+    Mutation(
+        name="inputs before their window",
+        file="echelon/rounds/boundary_log.py",
+        find="if self._early_bytes[incoming.sender] + size > most:",
+        replace="if False:",
+        tests=("tests/rounds/test_boundary_log.py",),
+        why="A device could fill whoever derives with uploads of windows to come.",
+    ),
+    Mutation(
+        name="what a log's file holds",
+        file="echelon/bus/sqlite.py",
+        find="if strange or len(rows) != len(_OBJECTS):",
+        replace="if False:",
+        tests=("tests/audit/test_hostile_sources.py",),
+        why="A view in place of a table could keep an auditor busy for ever.",
+    ),
+    Mutation(
+        name="what lies beside the adapter",
+        file="echelon/cli/source.py",
+        find="if name not in (CONFIG_FILE, WEIGHTS_FILE) or kind:",
+        replace="if kind:",
+        tests=("tests/audit/test_hostile_sources.py",),
+        why="A pickle in the adapter's folder would pass the audit.",
+    ),
 )
 
 
