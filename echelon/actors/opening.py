@@ -19,6 +19,7 @@ from echelon.bus.chunks import NO_SCOPE, Assembler, Dropped, TransferId, is_chun
 from echelon.messages.boundary import BOUNDARY, SealedDelta
 from echelon.messages.envelope import Envelope, verify_signature
 from echelon.messages.exchange import EXCHANGE, Payload
+from echelon.messages.split import SplitFrame
 from echelon.messages.wire import Message, Reason, Refused
 from echelon.rounds.effects import Incoming
 from echelon.topics import Catalogue, Plane, Role
@@ -105,7 +106,8 @@ class RecordOpener:
         self._repeated, self._shared, self._dropped, self._expects = repeated, shared, dropped, expects
 
     def open(self, record: Record) -> Incoming | None:
-        """Decode and verify a record; None for a chunk, which is kept until its manifest comes, and for a repeat.
+        """Decode and verify a record; None for a chunk, which is kept until its manifest comes, for a repeat, and
+        for a frame of a session that is not expected.
 
         Raises:
             Refused: with the reason that goes to `deadletter`.
@@ -129,6 +131,12 @@ class RecordOpener:
             raise Refused(
                 Reason.BAD_FIELD, f"{envelope.type}: the envelope and the body name different windows"
             )
+        if isinstance(message, SplitFrame) and not self._expects(
+            record.topic, envelope.sender, message.session
+        ):
+            # Of a session that is over: its chunks were passed over, or are not waited for any more.
+            self.assembler.discard(envelope.sender.encode(), TransferId(message.payload.transfer))
+            return None
         data = None
         if isinstance(payload, Payload):
             data = bytes(

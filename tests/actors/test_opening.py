@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from echelon.actors.opening import KEPT, OpenedRecords
+from echelon.actors.opening import KEPT, Membership, OpenedRecords, RecordOpener
 from echelon.bus import Outgoing, Record, TopicPartition, open_bus
+from echelon.bus.chunks import Assembler, ChunkError, Origin, Transfer, TransferId, split
 from echelon.federation.assembly import Assembly
 from echelon.messages.boundary import DeadLetter
-from echelon.messages.envelope import Envelope
+from echelon.messages.envelope import Envelope, Signer
+from echelon.messages.exchange import Payload
+from echelon.messages.split import SplitFrame
 from echelon.messages.wire import Reason, Refused
+from echelon.topics import Role, load_catalogue
 from tests.federation.runs import boundaries, federation, run
 
 
@@ -87,3 +91,35 @@ def test_refusals_are_not_remembered_and_memory_is_bounded() -> None:
     opened.get((b"run", "a", "model", b"%d" % KEPT), lambda: accept(-3))
     opened.get((b"run", "b", "control", b"%d" % KEPT), lambda: accept(-4))
     assert made[-2:] == [-3, -4]
+
+
+def test_a_frame_of_a_session_that_is_over_is_passed_over_with_its_chunks() -> None:
+    """Wherever in between the session ends: an edge that answered late has done nothing wrong."""
+    run_id, edge, session = bytes(16), Signer(bytes([1]) * 32), bytes([7]) * 16
+    payload = Payload.of(bytes(range(100)), b"frame")
+    transfer = Transfer(TransferId(payload.transfer), payload.length, payload.sha256)
+    origin = Origin(run_id, edge.sign, session, 0)
+    [chunk] = split(bytes(range(100)), transfer, topic="split.down", key=b"a.e", origin=origin)
+    frame = SplitFrame(session=session, number=0, payload=payload)
+    sealed = Envelope.seal(edge, frame, run=run_id, topic="split.down", window=0, sender="a.e").encode()
+    records = [
+        Record(one.topic, 0, offset, one.key, one.value, one.headers, 0)
+        for offset, one in enumerate((chunk, Outgoing("split.down", sealed, b"a.e")))
+    ]
+    members = Membership(run_id, "a", {"a.e": edge.public}, {"a.e": Role.EDGE})
+    for known_at, taken in (((), False), ((0,), False), ((1,), None), ((0, 1), True)):
+        assembler = Assembler(
+            max_open_bytes_per_sender=1 << 20, max_open_transfers_per_sender=4, max_open_bytes_total=1 << 20
+        )
+        places = iter(record.offset in known_at for record in records)
+        opener = RecordOpener(
+            members, load_catalogue(), assembler, repeated=lambda _at, _signature: False,
+            expects=lambda _topic, _sender, _scope, places=places: next(places),
+        )  # fmt: skip
+        assert opener.open(records[0]) is None
+        if taken is None:  # its chunks were not waited for: nothing to put together
+            with pytest.raises(ChunkError):
+                opener.open(records[1])
+        else:
+            assert (opener.open(records[1]) is not None) == taken
+        assert assembler.open_bytes == 0
