@@ -442,6 +442,12 @@ class LearnerSettings(Settings):
         description="lora: the model. quadratic: a quadratic per device with a known optimum, no torch.",
     )
     dim: int = Field(default=64, ge=1, le=10_000_000, description="Length of the quadratic's vector.")
+    blocks: int = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description="Blocks of the quadratic's vector, of which edges can train those in the middle. 0: it has none.",
+    )
     seconds: float = Field(
         default=0.0,
         ge=0,
@@ -626,7 +632,7 @@ class RunSettings(Settings):
     def _check_split(self, boundary: BoundarySettings, split: SplitSettings, count: int, floor: int) -> None:
         where = f"boundary {boundary.name!r}: split"
         if self.learner.kind != "lora":
-            raise ValueError(f"{where}: learner {self.learner.kind!r} has no blocks to split: take it out")
+            self._check_split_stand_in(where, split)
         if self.adapter.factors != "both":
             raise ValueError(f"{where}: adapter.factors must be both; alternating ones are not split")
         edges = len(boundary.edge_names())
@@ -662,6 +668,29 @@ class RunSettings(Settings):
                 f"{where}: {count} devices; their assignment to edges is one record of at most {SPLIT_LIMIT}: "
                 "divide the boundary"
             )
+
+    def _check_split_stand_in(self, where: str, split: SplitSettings) -> None:
+        """The quadratic has blocks if it is given some, and nothing that only a model has."""
+        blocks = self.learner.blocks
+        if not blocks:
+            raise ValueError(
+                f"{where}: learner {self.learner.kind!r} has no blocks to split: give it some (learner.blocks), or "
+                "take split out"
+            )
+        if blocks > self.learner.dim:
+            raise ValueError(
+                f"learner.blocks = {blocks} of a vector of {self.learner.dim} numbers: use fewer"
+            )
+        if split.probes or split.perturbation or any(one.profile is not None for one in split.classes):
+            raise ValueError(
+                f"{where}: probes, perturbation and profiles are of models, a {self.learner.kind} has none: leave "
+                "them out"
+            )
+        for front, back in sorted(split.cuts):
+            if front + back >= blocks:
+                raise ValueError(
+                    f"{where}: front {front} and back {back} leave no middle of learner.blocks = {blocks}: lower them"
+                )
 
     def windows_max(self) -> int:
         """R_max."""

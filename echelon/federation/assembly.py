@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from echelon.actors.aggregator import Aggregator
 from echelon.actors.controller import Controller
@@ -17,13 +16,14 @@ from echelon.actors.device import Device, Interceptor
 from echelon.actors.edge import Edge
 from echelon.actors.gate import Gate
 from echelon.actors.runtime import Services
+from echelon.actors.splitting import Half
 from echelon.actors.state import StateStore
 from echelon.actors.witness import Witness
 from echelon.bus import Bus, open_bus, sqlite_url
 from echelon.bus.faults import FaultPlan, FaultyBus
 from echelon.config.run import BoundarySettings, LinkSettings, RunSettings
 from echelon.errors import ConfigError
-from echelon.federation.compute import Compute
+from echelon.federation.compute import Compute, SplitPlace
 from echelon.federation.identities import Identities
 from echelon.federation.makers import (
     Derived,
@@ -43,9 +43,6 @@ from echelon.messages.names import aggregator_of, gate_of
 from echelon.secagg.entropy import Entropy
 from echelon.services.shards import FixedShards, dealt
 from echelon.topics import Boundary, load_catalogue
-
-if TYPE_CHECKING:
-    from echelon.federation.splitting import SplitCompute, SplitHalf
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ class Assembly:
         *,
         folder: Path | None,
         compute: Compute,
-        split: SplitCompute | None = None,
+        split: SplitPlace | None = None,
         services: Services,
         entropy: Callable[[str], Entropy] = lambda _name: Entropy(os.urandom),
         interceptor: Interceptor | None = None,
@@ -189,7 +186,7 @@ class Assembly:
             terms=self._derived[boundary.name],
         )
 
-    def _half(self, boundary: BoundarySettings, name: str) -> SplitHalf | None:
+    def _half(self, boundary: BoundarySettings, name: str) -> Half | None:
         """The device's part of the model, if it does not hold the whole."""
         if self.split is None or boundary.split is None or not boundary.split.splits(name):
             return None

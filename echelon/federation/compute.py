@@ -18,6 +18,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, TypeVarTuple
 
+from echelon.actors.edge import MiddleCompute
+from echelon.actors.splitting import Half
 from echelon.clock import is_virtual
 from echelon.config.run import BoundarySettings, CostSettings, LearnerSettings, RunSettings
 from echelon.errors import TrainingError
@@ -84,10 +86,59 @@ def build_learner(spec: LearnerSpec, learner: LearnerSettings) -> FullLearner:
     if learner.kind == "quadratic":
         from echelon.testing.quadratic import QuadraticLearner
 
-        return QuadraticLearner(spec, learner.dim, learner.seconds)
+        return QuadraticLearner(spec, learner.dim, learner.seconds, learner.blocks)
     from echelon.training.local import TorchLearner
 
     return TorchLearner(spec)
+
+
+class SplitPlace(MiddleCompute, Protocol):
+    """Where the halves of split training are computed: those of one process."""
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the model."""
+        ...
+
+    @property
+    def layout(self) -> str:
+        """Canonical JSON of the whole adapter's layout."""
+        ...
+
+    def fits(self, front: int, back: int) -> bool:
+        """Whether a cut leaves a middle."""
+        ...
+
+    def half(self, boundary: str, device: str) -> Half:
+        """A device's half.
+
+        Raises:
+            ConfigError: the boundary's cut does not fit the model.
+        """
+        ...
+
+    def forget(self, edge: str) -> None:
+        """An edge's process has ended: what it had in memory is gone."""
+        ...
+
+    def close(self) -> None:
+        """End the threads."""
+        ...
+
+
+def build_split(settings: RunSettings) -> SplitPlace:
+    """Where split training is computed with the learner that the settings ask for.
+
+    Raises:
+        ConfigError: unknown model.
+    """
+    if settings.learner.kind == "quadratic":
+        from echelon.testing.halves import QuadraticHalves
+
+        return QuadraticHalves(settings)
+    from echelon.federation.splitting import SplitCompute  # torch, which other runs may do without
+
+    return SplitCompute(settings)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from echelon.config.reading import read_text
 from echelon.config.run import BoundarySettings, RunSettings, dump
 from echelon.errors import BusError, ConfigError, StateError, TrainingError
 from echelon.federation.assembly import Assembly, Terms
-from echelon.federation.compute import Compute, FullLearner
+from echelon.federation.compute import Compute, FullLearner, SplitPlace, build_split
 from echelon.federation.identities import Identities
 from echelon.federation.metrics import Recorder
 from echelon.federation.planning import planned
@@ -47,9 +47,6 @@ from echelon.secagg.entropy import Entropy
 from echelon.services.shards import dealt
 from echelon.testing.faults import vanishing
 from echelon.training.learner import EvalResult
-
-if TYPE_CHECKING:
-    from echelon.federation.splitting import SplitCompute
 
 MAX_STATE_FILE = 1 << 20
 """Largest file of progress or losses: one line for each boundary."""
@@ -155,18 +152,14 @@ class Federation:
         """
         self.settings = planned(self.settings)
         compute = Compute(self.settings, self.learner)
-        split: SplitCompute | None = None
+        split: SplitPlace | None = None
         assembly: Assembly | None = None
         try:
             terms, identities = await self._terms(compute)
             before = await self._evaluate(compute, terms.initial, "base")
             services = Services(Offload(self._threads), self.recorder, self.log)
             if terms.manifest.split:
-                from echelon.federation.splitting import (
-                    SplitCompute,
-                )  # torch, which other runs may do without
-
-                split = SplitCompute(self.settings)
+                split = build_split(self.settings)
             assembly = Assembly(
                 self.settings,
                 terms,

@@ -54,8 +54,7 @@ from echelon.services.slots import key_of, slots_in, take_slot
 from echelon.training.lean import lean_imports
 
 if TYPE_CHECKING:
-    from echelon.federation.compute import Compute
-    from echelon.federation.splitting import SplitCompute
+    from echelon.federation.compute import Compute, SplitPlace
 
 Actor = Device | Edge | Aggregator | Gate | Controller | Witness
 
@@ -148,7 +147,7 @@ class DeviceRole(BoundaryRole):
         self._slot: Path | None = None
         self._key = b""
         self._compute: Compute | None = None
-        self._split: SplitCompute | None = None
+        self._split: SplitPlace | None = None
 
     @property
     def slots(self) -> int:
@@ -270,7 +269,7 @@ class EdgeRole(BoundaryRole):
                 f"{', '.join(enrolled) or 'none'}: name the right one, or enrol it"
             )
         check_key("key", config.key, self._key, enrolled[config.edge])
-        self._split: SplitCompute | None = None
+        self._split: SplitPlace | None = None
 
     @property
     def name(self) -> str:
@@ -308,20 +307,20 @@ class EdgeRole(BoundaryRole):
             self._split.close()
 
 
-def load_split(config: BoundaryConfig, agreed: Agreed, log: logging.Logger) -> SplitCompute:
+def load_split(config: BoundaryConfig, agreed: Agreed, log: logging.Logger) -> SplitPlace:
     """Where this process computes its part of the model.
 
     Raises:
         ConfigError: the adapter's layout is not the manifest's.
     """
-    from echelon.federation.splitting import SplitCompute
+    from echelon.federation.compute import build_split
 
     if agreed.settings.model.labels != agreed.manifest.labels:
         raise ConfigError(
             f"run file {config.settings}: model.labels are not those of the manifest "
             f"({', '.join(agreed.manifest.labels) or 'none'}): use those of the run's operator, in that order"
         )
-    split = SplitCompute(agreed.settings)
+    split = build_split(agreed.settings)
     if split.layout != agreed.manifest.layout:
         raise ConfigError(
             f"run file {config.settings}: the adapter's layout is not that of the manifest ({agreed.manifest.model}): "

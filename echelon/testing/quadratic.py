@@ -1,7 +1,8 @@
 """A learner without torch: each device has a quadratic with a known optimum, and trains by gradient descent on it.
 
 f_i(w) = ½ ‖w − x_i‖² / d with x_i = x + boundary offset + device offset, all drawn from the seed. It has the
-interface of the real learner, costs nothing, and lets everything else be tested at speed.
+interface of the real learner, costs nothing, and lets everything else be tested at speed. The vector may be cut into
+blocks; what a step does to one does not depend on the others, so edges can train them (`echelon.testing.halves`).
 """
 
 from __future__ import annotations
@@ -20,15 +21,44 @@ NOISE = 0.01
 KEY = "base_model.model.quadratic.lora_A.weight"
 
 
-class QuadraticLearner:
-    """See the module's docstring. `seconds` is how long a training job takes in real time."""
+F64 = np.ndarray[tuple[int], np.dtype[np.float64]]
 
-    def __init__(self, spec: LearnerSpec, dim: int, seconds: float = 0.0) -> None:
+
+def gradient(weights: F64, optimum: F64, noise: F64, mu: float, base: Vector | F64) -> F64:
+    """What a step goes against, with noise, of any part of the vector: float64 of that part."""
+    return weights - optimum + mu * (weights - base) + NOISE * noise
+
+
+def _shapes(dim: int, blocks: int, *, alternating: bool) -> dict[str, tuple[int, ...]]:
+    if blocks:
+        # Of equal length, but for the last one, which has what is left over.
+        sizes = [dim // blocks] * (blocks - 1) + [dim - dim // blocks * (blocks - 1)]
+        keys = (KEY.replace("quadratic", f"layers.{number}.quadratic") for number in range(blocks))
+        return {key: (size,) for key, size in zip(keys, sizes, strict=True)}
+    if not alternating:
+        return {KEY: (dim,)}
+    # Where factors alternate there are two of them: the first coordinates are A, the rest B.
+    half = dim // 2
+    if not half:
+        return {KEY: (dim,)}
+    return {KEY: (half,), KEY.replace("lora_A", "lora_B"): (dim - half,)}
+
+
+class QuadraticLearner:
+    """See the module's docstring.
+
+    Args:
+        spec: devices and boundaries, and the seed.
+        dim: d.
+        seconds: how long a training job takes in real time.
+        blocks: equal blocks that the vector is cut into; 0: it is not cut.
+    """
+
+    def __init__(self, spec: LearnerSpec, dim: int, seconds: float = 0.0, blocks: int = 0) -> None:
         self.spec, self._seconds = spec, seconds
-        # Where factors alternate there are two of them: the first coordinates are A, the rest B.
-        half = dim // 2 if spec.adapter.factors == "alternating" else 0
-        shapes = {KEY: (dim,)} if not half else {KEY: (half,), KEY.replace("lora_A", "lora_B"): (dim - half,)}
-        self.layout = AdapterLayout.of(shapes)
+        self.layout = AdapterLayout.of(
+            _shapes(dim, blocks, alternating=spec.adapter.factors == "alternating")
+        )
         self._boundary = {device: boundary.name for device, boundary in spec.boundary_of.items()}
         self._dim = dim
         common = self._draw("common")
@@ -37,7 +67,7 @@ class QuadraticLearner:
             for device, boundary in self._boundary.items()
         }
 
-    def _draw(self, name: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    def _draw(self, name: str) -> F64:
         seed = hashlib.sha256(f"{self.spec.seed} {name}".encode()).digest()
         return np.random.default_rng(np.frombuffer(seed, np.uint32)).standard_normal(self._dim)
 
@@ -46,7 +76,7 @@ class QuadraticLearner:
         """d."""
         return self._dim
 
-    def optimum(self, device: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    def optimum(self, device: str) -> F64:
         """Where the device's own quadratic is least, float64[d]."""
         return self._optimum[device]
 
@@ -74,10 +104,9 @@ class QuadraticLearner:
         loss = 0.0
         moving = True if task.factor is None else factor_mask(self.layout, task.factor)
         for step in range(done, done + task.steps):
-            loss += self._loss(weights, optimum)
-            gradient = weights - optimum + task.mu * (weights - task.base)
-            noise = self._draw(f"step {task.device} {step}") if NOISE else 0.0
-            weights = weights - RATE * np.where(moving, gradient + NOISE * noise, 0.0)
+            loss += self.loss(weights, optimum)
+            slope = gradient(weights, optimum, self.noise(task.device, step), task.mu, task.base)
+            weights = weights - RATE * np.where(moving, slope, 0.0)
         if self._seconds:
             time.sleep(self._seconds)
         tokens = task.steps * TOKENS_PER_STEP
@@ -92,16 +121,18 @@ class QuadraticLearner:
             position=done + task.steps,
         )
 
+    def noise(self, device: str, step: int) -> F64:
+        """Of a device's gradient at a step of that number, float64[d]."""
+        return self._draw(f"step {device} {step}")
+
     @staticmethod
-    def _loss(
-        weights: np.ndarray[tuple[int], np.dtype[np.float64]],
-        optimum: np.ndarray[tuple[int], np.dtype[np.float64]],
-    ) -> float:
+    def loss(weights: F64, optimum: F64) -> float:
+        """A quadratic's value."""
         return float(0.5 * np.mean((weights - optimum) ** 2))
 
     def evaluate(self, device: str, weights: Vector, max_tokens: int | None = None) -> EvalResult:
         """The device's own quadratic, as if it were the loss of so many tokens."""
-        loss = self._loss(weights.astype(np.float64), self._optimum[device])
+        loss = self.loss(weights.astype(np.float64), self._optimum[device])
         return EvalResult(loss * TOKENS_PER_STEP, TOKENS_PER_STEP)
 
     def evaluate_boundary(self, boundary: str, weights: Vector) -> EvalResult:
