@@ -9,10 +9,13 @@ from typing import Any
 from echelon.actors.aggregator import Aggregator
 from echelon.actors.controller import Controller
 from echelon.actors.device import Device
+from echelon.actors.edge import Edge
 from echelon.actors.gate import Gate
+from echelon.actors.witness import Witness
 from echelon.messages.boundary import Phase
+from echelon.messages.split import EdgePart
 
-ROLES = ("device", "aggregator", "gate", "controller")
+ROLES = ("device", "aggregator", "gate", "controller", "edge", "witness")
 ROUNDS = tuple(phase.value for phase in Phase if phase is not Phase.OPEN)
 _DEVICE = ("keys", "shares", "uploaded", "consistency", "unmask", "left-out", "aborted", "training", "idle")
 PHASES = {
@@ -20,6 +23,8 @@ PHASES = {
     "aggregator": ("no genesis", "open", *ROUNDS, "paused"),
     "gate": ("window under way", "delta proposed", "delta on its way", "quiet"),
     "controller": ("delta waits", "sending", "quiet"),
+    "edge": ("part due", "window under way", "job under way", "session open", "quiet"),
+    "witness": ("sending", "closing", "watching"),
 }
 """Where an actor of each role may stand, once it has started: what `phase_of` gives."""
 EXPECTED: tuple[str, ...] = (
@@ -44,6 +49,20 @@ EXPECTED: tuple[str, ...] = (
     *(f"device: {kind}" for kind in ("left in order", "came back", "came late", "gone for good")),
     *(f"link: {kind}" for kind in ("cut", "slow")),
     "boundary: data in shards",
+    "boundary: with edges",
+    "edge: part released",
+    "edge: part released without some of its devices",
+    "edge: part kept back",
+    "edge: part came late",
+    "edge: job given up as idle",
+    "window: closed with a part",
+    "device: evaluation lost with its edge",
+    *(
+        f"device: job lost: {why}"
+        for why in ("no-answer", "unknown-job", "unknown-version", "session-broken")
+    ),
+    "device: another edge",
+    "device: no edge",
     "device: input came late",
 )
 """What a long exploration should have seen."""
@@ -69,12 +88,27 @@ def phase_of(actor: Any) -> str:
             if not actor._outward._idle.is_set():
                 return "delta on its way"
             return "window under way" if actor._log._open is not None else "quiet"
+        case Edge():
+            return _phase_of_edge(actor)
+        case Witness():
+            if not actor.publisher._idle.is_set():
+                return "sending"
+            return "watching" if actor._close is None else "closing"
         case Controller():
             if not actor.publisher._idle.is_set():
                 return "sending"
             return "delta waits" if actor.core.pending else "quiet"
         case _:
             raise TypeError(f"{actor!r} is no actor")
+
+
+def _phase_of_edge(edge: Edge) -> str:
+    core = edge.core
+    if core._open is not None:
+        return "part due" if core._open.signed else "window under way"
+    if any(session.job is not None for session in core._sessions.values()):
+        return "job under way"
+    return "session open" if core._sessions else "quiet"
 
 
 class Coverage:
@@ -94,6 +128,8 @@ class Coverage:
                 self.see("window: closed")
                 if facts["dropouts"]:
                     self.see("window: closed without some of its cohort")
+                if facts["edges"]:
+                    self.see("window: closed with a part")
                 if any(facts["staleness"]):
                     self.see("window: update older than the newest version")
             case "window":
@@ -110,6 +146,24 @@ class Coverage:
                 self.see("commit: with a late delta")
             case "offer-returned" | "offer-lost" | "offer-too-old" | "progress-too-old" | "offer-overlap":
                 self.see(f"device: {kind}")
+            case "part":
+                self.see("edge: part released")
+                if facts["left_out"]:
+                    self.see("edge: part released without some of its devices")
+            case "part-kept-back":
+                self.see("edge: part kept back")
+            case "split-idle":
+                self.see("edge: job given up as idle")
+            case "split-declined":
+                self.see(f"edge: declined: {facts['reason']}")
+            case "split-lost":
+                self.see(f"device: job lost: {facts['why']}")
+            case "evaluation-lost":
+                self.see("device: evaluation lost with its edge")
+            case "edge":
+                self.see("device: another edge" if facts["edge"] else "device: no edge")
+            case "late" if facts["type"] == EdgePart.kind:
+                self.see("edge: part came late")
             case "late":
                 self.see("device: input came late")
             case "refused":

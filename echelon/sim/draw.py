@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from echelon.messages.names import witness_of
 from echelon.sim.coverage import PHASES
 from echelon.sim.life import Call
 from echelon.sim.schedule import Fault, LinkSpec, Schedule
@@ -21,8 +22,11 @@ CONTROL = (
     "version", "end",
 )  # fmt: skip
 ROUNDS = ("advertise", "sealed", "masked", "consistency", "unmask")
+FRAMES = ("split.frame", "split.frame", "chunk")
 WRITES = {
     "device": ("join", "ready", *ROUNDS),
+    "edge": ("heartbeat", "split.accept", *FRAMES, "edge.part", "edge.part"),
+    "witness": ("cosignature",),
     "aggregator": (*CONTROL, "model", "deliver", "delta"),
     "gate": ("delta", "genesis", "commit", "refusal", "close", "chunk", "derived"),
     "controller": ("genesis", "commit", "refusal", "close", "chunk"),
@@ -32,6 +36,20 @@ READS = {
     "aggregator": ("ready", *ROUNDS, "derived", "commit", "refusal", "genesis", "close"),
     "gate": (*CONTROL, "masked", "unmask", "delta", "commit", "refusal", "genesis", "close"),
     "controller": ("delta", "chunk"),
+    "edge": (
+        "split.open",
+        *FRAMES,
+        "model",
+        "derived",
+        "cohort",
+        "roster",
+        "shares",
+        "included",
+        "signatures",
+        "window",
+        "end",
+    ),
+    "witness": ("head",),
 }
 
 
@@ -65,13 +83,18 @@ class Draft:
         """All of a role."""
         if role == "controller":
             return ["controller"]
+        if role == "witness":
+            return [witness_of(name) for name in self.run.get("witnesses", {}).get("names", ())]
+        if role == "edge":
+            return [f"{boundary['name']}.{edge['id']}" for boundary in self.run["boundaries"]
+                    for edge in boundary.get("split", {}).get("edges", ())]  # fmt: skip
         if role == "device":
             return [device for boundary in self.boundaries for device in self.devices(boundary)]
         return [f"{boundary}.{role}" for boundary in self.boundaries]
 
     def brokers(self, actor: str) -> list[str]:
         """That it reaches."""
-        if actor == "controller":
+        if actor == "controller" or actor.endswith(".witness"):
             return ["exchange"]
         boundary = next(
             name for name in self.boundaries if actor.startswith(f"{name}.") or actor in self.devices(name)
@@ -239,13 +262,13 @@ SETTINGS: tuple[Callable[[Draft], None], ...] = (
 # ---- links -----------------------------------------------------------------------------------------
 
 
-def _links(draft: Draft) -> None:
+def _links(draft: Draft, roles: tuple[str, ...] = ("device", "aggregator", "gate", "controller")) -> None:
     """Some links are bad, or all of them, or none."""
     share = draft.random.choice((0.0, 0.3, 0.3, 1.0))
     if share == 0.0:
         return
     worst = draft.random.choice((0.02, 0.1, 0.25))
-    for role in ("device", "aggregator", "gate", "controller"):
+    for role in roles:
         for actor in draft.actors(role):
             for broker in draft.brokers(actor):
                 if not draft.chance(share):
@@ -491,6 +514,105 @@ STORIES: tuple[tuple[int, Callable[[Draft], None]], ...] = (
 )
 
 
+# ---- edges and witnesses ---------------------------------------------------------------------------
+
+
+def _edges(draft: Draft) -> None:
+    """Some boundaries have edges that train the middle of their devices' models."""
+    if not draft.chance(0.2):
+        return
+    split = 0
+    for boundary in draft.run["boundaries"]:
+        count = len(boundary["devices"])
+        if split and draft.chance(0.5):
+            continue
+        split += 1
+        most = min(2, count // draft.floor)
+        edges = [
+            {"id": f"edge-{number}", "speed": draft.random.choice((4.0, 4.0, 1.0))}
+            for number in range(draft.random.randint(1, most))
+        ]
+        front, back = draft.random.choice(((1, 1), (1, 1), (2, 1), (1, 0), (0, 2)))
+        boundary["split"] = {
+            "edges": edges, "front": front, "back": back, "in_flight": draft.random.choice((1, 2)),
+            "timeout": draft.random.choice((1.0, 2.0, 5.0)), "beat": draft.random.choice((0.3, 0.6, 1.0)),
+            "trips": draft.random.choice((None, None, 3.0)),
+        }  # fmt: skip
+        _classes(draft, boundary)
+    draft.run["learner"]["blocks"] = 4
+    # Frames are many records: what is drawn stays small.
+    draft.run["sync"]["steps"] = min(2, draft.run["sync"]["steps"])
+    draft.run["budget"]["commits"] = min(4, draft.run["budget"].get("commits", 4))
+
+
+def _classes(draft: Draft, boundary: dict[str, Any]) -> None:
+    """Some of its devices are cut elsewhere, or hold all of it."""
+    devices = [device["id"] for device in boundary["devices"]]
+    spare = len(devices) - draft.floor * len(boundary["split"]["edges"])
+    if draft.chance(0.75):
+        return
+    named = draft.random.sample(devices, draft.random.randint(1, len(devices) - 1))
+    one: dict[str, Any] = {"name": "other", "devices": sorted(named)}
+    if spare >= len(named) and draft.chance(0.5):
+        one["whole"] = True
+    else:
+        one |= {"front": 1, "back": draft.random.choice((1, 2))}
+    boundary["split"]["classes"] = [one]
+
+
+def _witnesses(draft: Draft) -> None:
+    """A witness of its own, beside the gates or in their place."""
+    if draft.chance(0.15):
+        draft.run["witnesses"] = {
+            "names": ["w"], "every": draft.random.choice((0.5, 2.0)), "gates": draft.chance(0.8),
+        }  # fmt: skip
+
+
+def _others(draft: Draft) -> None:
+    """Bad links and faults of edges and witnesses."""
+    _links(draft, ("edge", "witness"))
+    for role in ("edge", "witness"):
+        for actor in draft.actors(role):
+            for _ in range(draft.random.choice((0, 0, 1, 1, 2))):
+                kind = draft.random.random()
+                if kind < 0.5:
+                    draft.crash(actor, role)
+                elif kind < 0.75:
+                    draft.crash(
+                        actor, role, at=None, call=draft.random.choice(("store", "publish", "read")), kind="",
+                        phase=draft.random.choice(PHASES[role]), stage="before", nth=draft.random.choice((1, 2, 5)),
+                    )  # fmt: skip
+                elif kind < 0.95:
+                    _cut(draft, actor, role)
+                else:
+                    draft.faults.append(Fault(what="late", actor=actor, at=draft.uniform(0.1, 4.0)))
+
+
+def _late_part(draft: Draft) -> None:
+    """An edge's part takes longer than its window waits for it, or dies on the way with the edge."""
+    for edge in draft.actors("edge"):
+        if not draft.chance(0.25):
+            continue
+        nth = draft.random.choice((1, 1, 2))
+        if draft.chance(0.5):
+            timeout = draft.run["window"]["round_timeout"]
+            draft.faults.append(
+                Fault(
+                    what="slow", actor=edge, broker=draft.brokers(edge)[0], call="publish", kind="edge.part", nth=nth,
+                    seconds=0.001, latency=round(timeout * draft.uniform(1.0, 2.5), 3),
+                )
+            )  # fmt: skip
+        else:
+            draft.crash(
+                edge, "edge", at=None, call=draft.random.choice(("store", "publish")), kind="edge.part",
+                stage=draft.random.choice(("before", "after")), nth=nth,
+            )  # fmt: skip
+
+
+LATER: tuple[Callable[[Draft], None], ...] = (_edges, _witnesses, _others, _late_part)
+"""What came to be drawn after the rest."""
+
+
 def draw(seed: int) -> Schedule:
     """The schedule of a seed: always the same one."""
     draft = Draft(seed, random.Random(f"echelon schedule {seed}"))
@@ -502,6 +624,10 @@ def draw(seed: int) -> Schedule:
         draft.random.choices(stories, weights)[0](draft)
     for _ in range(draft.random.choice((0, 0, 1, 2, 3, 5))):
         _random_fault(draft)
+    # From here on of a sequence of their own: what was drawn before stays what it was.
+    draft.random = random.Random(f"echelon edges {seed}")
+    for choose in LATER:
+        choose(draft)
     return Schedule(
         seed=seed, calm=draft.calm, run=draft.run, links=tuple(draft.links), faults=_one_late(draft.faults)
     )

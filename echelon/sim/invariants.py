@@ -11,24 +11,15 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TypeVar
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from echelon.audit.findings import Report
-from echelon.audit.heads import COSIGNATURE, WITNESS_PREFIX, key_name, kind_of, logs_of, watched_by
-from echelon.audit.interlock import GLOBAL, Sighting
+from echelon.audit.heads import COSIGNATURE, WITNESS_PREFIX, key_name, kind_of
 from echelon.audit.note import Checkpoint, SignedNote
 from echelon.audit.policy import Policy
-from echelon.audit.records import read_manifest
-from echelon.audit.verify import verify
-from echelon.bus.base import Record
-from echelon.bus.chunks import is_chunk
 from echelon.messages.boundary import (
-    BOUNDARY,
     Adopt,
     Cohort,
     DeadLetter,
@@ -39,15 +30,18 @@ from echelon.messages.boundary import (
     Void,
     Window,
 )
-from echelon.messages.envelope import Envelope
 from echelon.messages.exchange import Close, Commit, Delta, Genesis, Refusal
-from echelon.messages.handshake import Included
-from echelon.messages.wire import Message, Reason
+from echelon.messages.wire import Reason
 from echelon.rounds.delta_codec import decode
-from echelon.sim.world import Outcome, Upload
+from echelon.sim.left import F64, Left, is_closing, moved_by, sums_of
+from echelon.sim.sums import (
+    every_sum_holds_the_floor,
+    parts_add_up,
+    parts_are_of_enough,
+    versions_are_derived,
+)
+from echelon.sim.world import Outcome
 
-M = TypeVar("M", bound=Message)
-F64 = NDArray[np.float64]
 SOURCE_OFFSET = "source-offset"
 HARMLESS = frozenset({Reason.OUT_OF_ORDER, Reason.PROTOCOL})
 """Reasons for which an honest record may be refused: it came too late, or its window was left."""
@@ -62,101 +56,6 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.invariant}: {self.detail}"
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """One record of a boundary topic, decoded; the first copy of it."""
-
-    record: Record
-    sender: str
-    message: Message
-    body: bytes
-
-
-@dataclass
-class Left:
-    """What a run left, decoded once for all invariants."""
-
-    outcome: Outcome
-    _said: dict[tuple[str, str], list[Said]] = field(default_factory=dict)
-
-    @property
-    def boundaries(self) -> list[str]:
-        """Their names, in the order of the run manifest."""
-        return [terms.name for terms in self.outcome.manifest.boundaries]
-
-    def said(self, boundary: str, topic: str) -> list[Said]:
-        """The records of a boundary topic, each distinct one once, in order."""
-        key = (boundary, topic)
-        if key not in self._said:
-            found: dict[bytes, Said] = {}
-            for record in self.outcome.topics[boundary][topic]:
-                if is_chunk(record) or record.value in found:
-                    continue
-                envelope = Envelope.open(record.value)
-                message = BOUNDARY.find(envelope.type, envelope.type_version).decode(envelope.body)
-                found[record.value] = Said(record, envelope.sender, message, envelope.body)
-            self._said[key] = list(found.values())
-        return self._said[key]
-
-    def messages(self, boundary: str, topic: str, kind: type[M]) -> list[M]:
-        """Those of one kind."""
-        return [one.message for one in self.said(boundary, topic) if isinstance(one.message, kind)]
-
-    @cached_property
-    def exchange(self) -> dict[str, list[Message]]:
-        """The manifests of every log of the exchange, each distinct one once, in order."""
-        found = {}
-        for topic in logs_of(self.outcome.manifest):
-            records = self.outcome.topics["exchange"][topic]
-            distinct = {record.value: record for record in records if not is_chunk(record)}
-            found[topic] = [read_manifest(record)[1] for record in distinct.values()]
-        return found
-
-    @cached_property
-    def report(self) -> Report:
-        """What the auditor says."""
-        topics = {name: list(records) for name, records in self.outcome.topics["exchange"].items()}
-        return verify(
-            topics,
-            genesis=self.outcome.genesis or None,
-            policy=Policy(0, self.watchers),
-            sightings=self.sightings(),
-        )
-
-    @cached_property
-    def watchers(self) -> dict[str, int]:
-        """Of each log: how many witnesses should have cosigned it to its end."""
-        manifest = self.outcome.manifest
-        watched = Counter(
-            log.topic for witness in manifest.witnesses for log in watched_by(manifest, witness.name)
-        )
-        return {topic: watched[topic] for topic in logs_of(manifest)}
-
-    def sightings(self) -> Iterator[Sighting]:
-        """What a witness would have seen that looks whenever something comes."""
-        topics = self.outcome.topics["exchange"]
-        sizes = dict.fromkeys(topics, 0)
-        taken: set[bytes] = set()
-        total = len(self.exchange[GLOBAL])
-        for topic, offset in self.outcome.arrivals:
-            record = topics[topic][offset]
-            if is_chunk(record) or record.value in taken:
-                continue
-            taken.add(record.value)
-            sizes[topic] += 1
-            if topic != GLOBAL:
-                yield Sighting("simulation", topic, sizes[topic] - 1, before=total, after=sizes[GLOBAL])
-                yield Sighting("simulation", topic, sizes[topic], before=sizes[GLOBAL])
-
-    def payloads(self, broker: str, topic: str) -> dict[bytes, bytes]:
-        """Payloads of one chunk each, by SHA-256: those of a simulation are that small."""
-        return {
-            hashlib.sha256(record.value).digest(): record.value
-            for record in self.outcome.topics[broker][topic]
-            if is_chunk(record)
-        }
 
 
 # ---- the run as a whole ----------------------------------------------------------------------------
@@ -193,6 +92,19 @@ def adapter_is_the_replay(left: Left) -> Iterator[str]:
         yield "the adapter of the controller, of `close` and of the replay are not the same"
 
 
+def audited_beside_the_run(left: Left) -> Iterator[str]:
+    """Whoever audits while the run goes on accuses nobody, and comes to what one verification of everything says."""
+    yield from left.outcome.auditor.accused
+    topics = {name: list(records) for name, records in left.outcome.topics["exchange"].items()}
+    again = replace(left.outcome.auditor)  # what is checked stays as it was
+    policy = Policy(0, left.watchers)
+    found = again.verify(
+        topics, genesis=left.outcome.genesis or None, policy=policy, sightings=left.sightings()
+    )
+    if found.report != left.report:
+        yield f"it says other things than the verification of everything, after {found.began} records verified before"
+
+
 def bounded_memory(left: Left) -> Iterator[str]:
     """Open transfers never hold more than their bound."""
     for actor, (most, bound) in left.outcome.memory.items():
@@ -217,6 +129,8 @@ _NUMBERS: dict[str, tuple[str, ...]] = {
     "masked": ("window",),
     "handshake": ("window",),
     "delta": ("seq",),
+    "versions": ("version",),
+    "parts": ("window",),
 }
 
 
@@ -304,7 +218,7 @@ def updates_in_one_sum(left: Left) -> Iterator[str]:
     for boundary in left.boundaries:
         content: Counter[tuple[str, int, bytes]] = Counter()
         numbers: Counter[tuple[str, int]] = Counter()
-        for window, _, uploads in _sums(left, boundary):
+        for window, _, uploads in sums_of(left, boundary):
             for upload in uploads:
                 if isinstance(upload, str):
                     yield f"{boundary}: window {window.window} has an upload of {upload} that it never made"
@@ -352,21 +266,6 @@ def floors_hold(left: Left) -> Iterator[str]:
                 yield f"{boundary}: window {number}: one device has {max(held)} of the {what}'s weight {sum(held)}"
 
 
-def _sums(left: Left, boundary: str) -> Iterator[tuple[Window, int, list[Upload | str]]]:
-    """Each window with a sum, Σn, and its included uploads; a name for one that the device did not make."""
-    cohorts = {cohort.window: cohort for cohort in left.messages(boundary, "control", Cohort)}
-    included = {one.window: one for one in left.messages(boundary, "control", Included)}
-    for window in left.messages(boundary, "control", Window):
-        uploads: list[Upload | str] = []
-        entries = included[window.window].entries if window.window in included else ()
-        for entry in entries:
-            upload = left.outcome.uploads.get(entry.upload_sha256)
-            known = upload is not None and (upload.device, upload.window) == (entry.device, window.window)
-            uploads.append(upload if upload is not None and known else entry.device)
-        n = {member.device: member.n for member in cohorts[window.window].members}
-        yield window, sum(n[entry.device] for entry in entries), uploads
-
-
 def nothing_is_lost_or_added(left: Left) -> Iterator[str]:
     """What windows moved is in the deltas, all of it and nothing else, to the rounding of the newest delta.
 
@@ -378,11 +277,8 @@ def nothing_is_lost_or_added(left: Left) -> Iterator[str]:
     grain = 2.0**-secure.scale_bits
     for boundary in left.boundaries:
         means: dict[int, tuple[F64, float]] = {}
-        for window, n, uploads in _sums(left, boundary):
-            total = np.zeros(dim)
-            for upload in uploads:
-                if not isinstance(upload, str):
-                    total += upload.scaled
+        for window, n, uploads in sums_of(left, boundary):
+            total = moved_by(left, boundary, window, uploads)
             factor = secure.weight_max / (secure.staleness[0] * n)
             means[window.window] = (total * factor, 2 * len(uploads) * grain * factor)
         payloads = left.payloads(boundary, "delta")
@@ -419,7 +315,7 @@ def nothing_is_lost_or_added(left: Left) -> Iterator[str]:
                     values[delta.seq], slacks[delta.seq] = value, slack
                     held = []
                 case Sealing():
-                    if left.outcome.closed and not _closing(left):
+                    if left.outcome.closed and not is_closing(left):
                         yield f"{boundary}: delta {one.message.seq} was sealed and never proposed"
                     break
                 case Adopt():
@@ -428,11 +324,6 @@ def nothing_is_lost_or_added(left: Left) -> Iterator[str]:
                         held += [window.window for window in deltas[seq].windows]
                 case _:
                     pass
-
-
-def _closing(left: Left) -> bool:
-    """Whether the run was closed, after which nothing more need be sent."""
-    return any(isinstance(message, Close) for message in left.exchange["global"])
 
 
 def crossed_as_sealed(left: Left) -> Iterator[str]:
@@ -481,8 +372,8 @@ def adapters_inside(left: Left) -> Iterator[str]:
     anchors = _anchors(left)
     for boundary in left.boundaries:
         means = {}
-        for window, n, uploads in _sums(left, boundary):
-            total = sum((one.scaled for one in uploads if not isinstance(one, str)), np.zeros(dim))
+        for window, n, uploads in sums_of(left, boundary):
+            total = moved_by(left, boundary, window, uploads)
             factor = secure.weight_max / (secure.staleness[0] * n)
             means[window.window] = total * factor
         payloads = left.payloads(boundary, "model")
@@ -645,12 +536,17 @@ INVARIANTS: dict[str, Callable[[Left], Iterator[str]]] = {
         progress,
         audit_verifies,
         adapter_is_the_replay,
+        audited_beside_the_run,
         said_once,
         windows_end_once,
         windows_in_one_delta,
         updates_in_one_sum,
         shards_once,
         floors_hold,
+        versions_are_derived,
+        every_sum_holds_the_floor,
+        parts_are_of_enough,
+        parts_add_up,
         nothing_is_lost_or_added,
         crossed_as_sealed,
         adapters_inside,

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from echelon.config.reading import read_file
 from echelon.config.run import RunSettings, parse
 from echelon.errors import ConfigError
+from echelon.messages.names import witness_of
 from echelon.sim.coverage import PHASES
 from echelon.sim.life import Call, Stage
 
@@ -160,10 +161,14 @@ def load(path: Path) -> Schedule:
 
 
 def role_of(actor: str, settings: RunSettings) -> str:
-    """controller, aggregator, gate or device."""
+    """controller, aggregator, gate, edge, witness or device."""
     if actor == "controller":
         return actor
+    if actor in map(witness_of, settings.witnesses.names):
+        return "witness"
     for boundary in settings.boundaries:
+        if actor in boundary.edge_names():
+            return "edge"
         if actor in (f"{boundary.name}.aggregator", f"{boundary.name}.gate"):
             return actor.rpartition(".")[2]
     return "device"
@@ -172,8 +177,10 @@ def role_of(actor: str, settings: RunSettings) -> str:
 def reachable(settings: RunSettings) -> dict[str, tuple[str, ...]]:
     """The brokers that each actor reaches, its own first."""
     found: dict[str, tuple[str, ...]] = {"controller": ("exchange",)}
+    found |= {witness_of(name): ("exchange",) for name in settings.witnesses.names}
     for boundary in settings.boundaries:
         found[f"{boundary.name}.aggregator"] = (boundary.name,)
         found[f"{boundary.name}.gate"] = (boundary.name, "exchange")
+        found |= {edge: (boundary.name,) for edge in boundary.edge_names()}
         found |= {device.id: (boundary.name,) for device in boundary.device_list()}
     return found

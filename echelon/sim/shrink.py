@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from echelon.errors import ConfigError
+from echelon.messages.names import witness_of
 from echelon.sim.explorer import judge
 from echelon.sim.schedule import Schedule
 
@@ -122,6 +123,13 @@ def _simpler(schedule: Schedule) -> Iterator[Schedule | None]:
             fewer = [one for one in boundary["devices"] if one is not device]
             changed = [{**one, "devices": fewer} if one is boundary else one for one in boundaries]
             yield _without(schedule, {**run, "boundaries": changed}, {device["id"]})
+    for boundary in boundaries:
+        if "split" in boundary:
+            yield from _unsplit(schedule, boundary)
+    if "witnesses" in run:
+        names = run["witnesses"].get("names", ())
+        unwitnessed = {key: value for key, value in run.items() if key != "witnesses"}
+        yield _without(schedule, unwitnessed, {witness_of(name) for name in names})
     commits = run["budget"].get("commits")
     if commits is not None and commits > 1:
         yield _changed(schedule, run={**run, "budget": {**run["budget"], "commits": commits - 1}})
@@ -130,6 +138,21 @@ def _simpler(schedule: Schedule) -> Iterator[Schedule | None]:
             if name not in ("k_min", "cohort"):
                 fewer_settings = {key: value for key, value in run[part].items() if key != name}
                 yield _changed(schedule, run={**run, part: fewer_settings})
+
+
+def _unsplit(schedule: Schedule, boundary: dict[str, Any]) -> Iterator[Schedule | None]:
+    """Without the boundary's edges, or with one setting less of them."""
+    boundaries, split = schedule.run["boundaries"], boundary["split"]
+
+    def changed(new: dict[str, Any]) -> dict[str, Any]:
+        return {**schedule.run, "boundaries": [new if one is boundary else one for one in boundaries]}
+
+    whole = {key: value for key, value in boundary.items() if key != "split"}
+    yield _without(schedule, changed(whole), {f"{boundary['name']}.{edge['id']}" for edge in split["edges"]})
+    for name in split:
+        if name != "edges":
+            fewer = {key: value for key, value in split.items() if key != name}
+            yield _changed(schedule, run=changed({**boundary, "split": fewer}))
 
 
 def _without(schedule: Schedule, run: dict[str, Any], gone: set[str]) -> Schedule | None:

@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from echelon.actors.controller import Controller
 from echelon.actors.device import Device
 from echelon.actors.runtime import Backoff, Services
-from echelon.bus.base import Outgoing, Record
+from echelon.bus.base import Outgoing, Record, TopicPartition
 from echelon.config.run import BoundarySettings, RunSettings
 from echelon.errors import BusError
 from echelon.federation.compute import Compute, spec_of
@@ -34,20 +34,35 @@ from echelon.federation.makers import (
     make_aggregator,
     make_controller,
     make_device,
+    make_edge,
     make_gate,
+    make_witness,
     manifest_digest,
 )
 from echelon.federation.terms import build_manifest
+from echelon.messages.frames import Finish
 from echelon.messages.manifest import MILLION, RunManifest
-from echelon.rounds.effects import Effect, Evaluate, Evaluated, Note, Publish, Train, Trained
+from echelon.rounds.effects import (
+    Effect,
+    Evaluate,
+    Evaluated,
+    Middle,
+    MiddleDone,
+    Note,
+    Publish,
+    Train,
+    Trained,
+)
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.ring import Codec
 from echelon.services.shards import FixedShards, dealt
+from echelon.sim.auditor import Auditor
 from echelon.sim.broker import Link, SimBroker, SimBus
 from echelon.sim.coverage import Coverage, phase_of
 from echelon.sim.life import Call, Disk, Life, SimStore, Stage
 from echelon.sim.loop import run_virtual
 from echelon.sim.schedule import Fault, LinkSpec, Schedule, reachable, role_of
+from echelon.testing.halves import QuadraticHalf, QuadraticHalves
 from echelon.testing.quadratic import QuadraticLearner
 from echelon.topics import Boundary, load_catalogue
 
@@ -57,6 +72,7 @@ MOST_RECORDS = 20_000
 """Records after which a run counts as one that goes in circles: ten times what the largest ones write."""
 SAMPLE_S = 0.25
 """Seconds between two looks at what the actors hold in memory."""
+VERSIONS = TopicPartition("versions")
 CANARY = 16
 """Bytes that are put into every device's optimiser state, to be searched for elsewhere."""
 
@@ -74,6 +90,36 @@ class Upload:
     """Clipped and times w/W: what the masked integers stand for, float64[d]."""
     memory: int = 0
     """How often its device had lost its state file: one that did may train the same data again."""
+    evaluated: bool = False
+    """Whether an evaluation's loss is under the mask, too."""
+    edge: str = ""
+    """Which edge holds the middle of the update; empty: there is none."""
+    jobs: tuple[int, ...] = ()
+    """The training jobs behind it."""
+    middle: NDArray[np.float32] | None = None
+    """Where the middle moved, float32[d]. None: there is none, or some of it is unknown."""
+    share: float = 0.0
+    """w/W."""
+    derived: int = 0
+    """Records that stood on the boundary's `versions` when it was made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A training job as it began: on which version of its boundary's adapter.
+
+    Attributes:
+        boundary, device: whose.
+        version: the version's number.
+        sha256: of the adapter that the device held for it.
+        derived: records that stood on the boundary's `versions` then.
+    """
+
+    boundary: str
+    device: str
+    version: int
+    sha256: bytes
+    derived: int
 
 
 @dataclass(repr=False)
@@ -87,6 +133,8 @@ class Outcome:
         topics: records by broker and topic.
         arrivals: topic and offset of the exchange's records, in the order in which they came.
         uploads: by SHA-256 of the masked bytes.
+        started: every training job.
+        auditor: the one beside the run.
         secrets: device-level bytes: weights, updates (float32, little-endian), marks in optimiser states.
         failures: actors that ended with an error, and what else could not go on.
         closed: whether every actor ended in order.
@@ -103,6 +151,8 @@ class Outcome:
     topics: dict[str, dict[str, list[Record]]] = field(default_factory=dict)
     arrivals: list[tuple[str, int]] = field(default_factory=list)
     uploads: dict[bytes, Upload] = field(default_factory=dict)
+    started: list[Started] = field(default_factory=list)
+    auditor: Auditor = field(default_factory=Auditor)
     secrets: list[bytes] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     closed: bool = False
@@ -126,27 +176,96 @@ class Outcome:
 
 
 class _Watched:
-    """The learner's calls, with what leaves them kept for the search for device state; marks go into moments."""
+    """The learner's calls, with what leaves them kept for the search for device state; marks go into moments.
 
-    def __init__(self, inner: Compute, outcome: Outcome, seed: int) -> None:
-        self._inner, self._outcome, self._seed = inner, outcome, seed
+    Args:
+        inner: the learner.
+        outcome: where it is kept.
+        begun: told of every job of a device.
+    """
 
-    def _mark(self, device: str) -> bytes:
-        return hashlib.sha256(f"canary {self._seed} {device}".encode()).digest()[:CANARY]
+    def __init__(self, inner: Compute, outcome: Outcome, begun: Callable[[str], None]) -> None:
+        self._inner, self._outcome, self._begun = inner, outcome, begun
 
     async def train(self, device: str, job: Train) -> Trained:
         """See `Compute.train`."""
-        state = job.state
-        if state is not None:
-            job = dataclasses.replace(job, state=state[CANARY:])
-        done = await self._inner.train(device, job)
-        moved = done.weights - job.start
-        self._outcome.secrets += [done.weights.tobytes(), moved.tobytes()]
-        return dataclasses.replace(done, state=self._mark(device) + done.state)
+        self._begun(device)
+        done = await self._inner.train(device, _unmarked(job))
+        return _marked(done, job, device, self._outcome)
 
     async def evaluate(self, device: str, job: Evaluate) -> Evaluated:
         """See `Compute.evaluate`."""
         return await self._inner.evaluate(device, job)
+
+
+def _mark(seed: int, owner: str) -> bytes:
+    return hashlib.sha256(f"canary {seed} {owner}".encode()).digest()[:CANARY]
+
+
+def _unmarked(job: Train) -> Train:
+    return job if job.state is None else dataclasses.replace(job, state=job.state[CANARY:])
+
+
+def _marked(done: Trained, job: Train, device: str, outcome: Outcome) -> Trained:
+    moved = done.weights - job.start
+    # Where nothing moved, an edge's middle, the weights are those of the boundary's adapter, which are on a topic.
+    outcome.secrets += [np.where(moved != 0, done.weights, 0).astype("<f4").tobytes(), moved.tobytes()]
+    return dataclasses.replace(done, state=_mark(outcome.schedule.seed, device) + done.state)
+
+
+class _WatchedHalf:
+    """A device's half, likewise; what it says to its edge is kept, too."""
+
+    def __init__(
+        self, inner: QuadraticHalf, device: str, outcome: Outcome, begun: Callable[[str], None]
+    ) -> None:
+        self._inner, self._device, self._outcome, self._begun = inner, device, outcome, begun
+        self._job: Train | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def start(self, job: Train, secret: bytes) -> bytes:
+        """See `Half.start`."""
+        self._begun(self._device)
+        self._job = job
+        return await self._inner.start(_unmarked(job), secret)
+
+    async def front(self, micro: int) -> bytes:
+        """See `Half.front`."""
+        found = await self._inner.front(micro)
+        self._outcome.secrets.append(found)
+        return found
+
+    async def finish(self) -> Trained:
+        """See `Half.finish`."""
+        done = await self._inner.finish()
+        assert self._job is not None
+        return _marked(done, self._job, self._device, self._outcome)
+
+
+class _WatchedMiddles:
+    """The middles of edges, with where each job's moved to kept by device and job."""
+
+    def __init__(self, inner: QuadraticHalves, outcome: Outcome) -> None:
+        self._inner, self._outcome = inner, outcome
+        self.moved: dict[tuple[str, int], NDArray[np.float32]] = {}
+
+    async def middle(self, edge: str, task: Middle) -> MiddleDone:
+        """See `MiddleCompute.middle`."""
+        done = await self._inner.middle(edge, task)
+        if done.tensor:
+            self._outcome.secrets.append(done.tensor)
+        if isinstance(task.head, Finish) and done.moved is not None:
+            self.moved[task.device, task.job] = done.moved
+            self._outcome.secrets.append(done.moved.tobytes())
+            mark = _mark(self._outcome.schedule.seed, f"{edge} {task.device}")
+            done = dataclasses.replace(done, state=mark + (done.state or b""))
+        return done
+
+    async def drop(self, edge: str, device: str) -> None:
+        """See `MiddleCompute.drop`."""
+        await self._inner.drop(edge, device)
 
 
 class _Listener(logging.Handler):
@@ -201,7 +320,10 @@ class World:
         self.initial = np.ascontiguousarray(facts.initial, "<f4")
         self.outcome = Outcome(self.schedule, settings, self.manifest, initial=self.initial)
         self.outcome.optimum = _optimum(settings)
-        self.compute = _Watched(compute, self.outcome, self.schedule.seed)
+        self.compute = _Watched(compute, self.outcome, self._begun)
+        if self.manifest.split:
+            self.halves = QuadraticHalves(settings)
+            self.middles = _WatchedMiddles(self.halves, self.outcome)
         secure = self.manifest.secure
         self._codec = Codec(secure.clip_micro / MILLION, secure.scale_bits, secure.cohort_max)
         log = logging.Logger("simulated", logging.WARNING)
@@ -229,6 +351,8 @@ class World:
         for boundary in self.settings.boundaries:
             if boundary.shards is not None:
                 self.outcome.coverage.see("boundary: data in shards")
+            if boundary.split is not None:
+                self.outcome.coverage.see("boundary: with edges")
             broker = found[boundary.name] = SimBroker(boundary.name)
             slots = len(boundary.device_list())
             for topic, partitions in load_catalogue().boundary_topics(slots, boundary.shards).items():
@@ -351,6 +475,10 @@ class World:
                 deadline=settings.sync.deadline,
                 rules={},
             )
+        if role == "witness":
+            name = actor.rpartition(".")[0]
+            key, every = self.identities.witnesses[name], settings.witnesses.every
+            return make_witness(place, self.manifest, witness=name, key=key, every=every)
         boundary = self._boundary(actor)
         keys = self.identities.boundaries[boundary.name]
         pinned = manifest_digest(self.sealed)
@@ -375,7 +503,10 @@ class World:
                 key=keys.aggregator,
                 window=settings.window,
                 shards=boundary.shards,
+                split=boundary.split,
             )
+        if role == "edge":
+            return self._make_edge(actor, boundary, place)
         names = [device.id for device in boundary.device_list()]
         shards = None
         if boundary.shards is not None:
@@ -391,7 +522,31 @@ class World:
             entropy=self._entropy(actor),
             shards=boundary.shards,
             source=shards,
+            half=self._half(actor, boundary),
+            split=boundary.split,
             interceptor=self._intercept,
+        )
+
+    def _half(self, device: str, boundary: BoundarySettings) -> Any:
+        """A device's half of its model, a new one in each life; None for a device that trains the whole."""
+        if boundary.split is None or not boundary.split.splits(device):
+            return None
+        return _WatchedHalf(self.halves.half(boundary.name, device), device, self.outcome, self._begun)
+
+    def _make_edge(self, edge: str, boundary: BoundarySettings, place: Place) -> Any:
+        assert boundary.split is not None
+        self.halves.forget(edge)
+        keys = self.identities.boundaries[boundary.name]
+        return make_edge(
+            place,
+            self.manifest,
+            keys.roster,
+            name=edge,
+            key=keys.edges[edge],
+            split=boundary.split,
+            compute=self.middles,
+            cuts=self.halves.fits,
+            entropy=self._entropy(edge),
         )
 
     def _reach(self, actor: str) -> tuple[str, ...]:
@@ -491,6 +646,8 @@ class World:
                 if assembler is not None:
                     most = max(assembler.open_bytes, self.outcome.memory.get(name, (0, 0))[0])
                     self.outcome.memory[name] = (most, assembler.most_open_bytes)
+            exchange = self.brokers["exchange"]
+            self.outcome.auditor.look({at.topic: log for at, log in exchange.logs.items()}, exchange.arrivals)
             written = sum(len(log) for broker in self.brokers.values() for log in broker.logs.values())
             if written > MOST_RECORDS:
                 self.outcome.stuck = f"nobody: {written} records were written, and no end is in sight"
@@ -511,15 +668,37 @@ class World:
         if isinstance(effect, Publish) and effect.topic == "masked":
             core = self.actors[name].core
             offer = core.offer
-            weight = next(member.w for member in core._cohort.client.context.members if member.device == name)
+            cohort = core._cohort
+            weight = next(member.w for member in cohort.client.context.members if member.device == name)
             update = np.array(offer.progress.vector, np.float32)
-            scaled = self._codec.clip(update).astype(np.float64) * (weight / self.manifest.secure.weight_max)
+            for block in set(core._blocks) - cohort.client.adds_blocks(cohort.shares):
+                for place in core._blocks[block]:
+                    update[place] = 0.0  # too few have it
+            share = weight / self.manifest.secure.weight_max
+            scaled = self._codec.clip(update).astype(np.float64) * share
             sha256 = hashlib.sha256(effect.payload or b"").digest()
+            evaluated = cohort.evaluation[1] > 0 and cohort.client.adds_evaluation(cohort.shares)
+            edge, jobs = offer.progress.edge, offer.progress.jobs
+            said = self.brokers[self._boundary(name).name].logs[VERSIONS]
             self.outcome.uploads[sha256] = Upload(
-                name, effect.window, offer.number, update, scaled, self.wiped[name]
-            )
+                name, effect.window, offer.number, update, scaled, self.wiped[name], evaluated, edge, jobs,
+                self._middle_of(name, jobs), share, len(said),
+            )  # fmt: skip
             self.outcome.secrets.append(update.tobytes())
         return True
+
+    def _middle_of(self, device: str, jobs: tuple[int, ...]) -> NDArray[np.float32] | None:
+        if not jobs or any((device, job) not in self.middles.moved for job in jobs):
+            return None
+        moved = [self.middles.moved[device, job] for job in jobs]
+        return cast(NDArray[np.float32], np.sum(moved, axis=0, dtype=np.float32))
+
+    def _begun(self, device: str) -> None:
+        """A training job begins: from which version, and what the gate had said by then."""
+        boundary, core = self._boundary(device).name, self.actors[device].core
+        version, sha256 = core._training_base
+        said = self.brokers[boundary].logs[VERSIONS]
+        self.outcome.started.append(Started(boundary, device, version, sha256, len(said)))
 
 
 def kind_of(record: Outgoing | Record) -> str:

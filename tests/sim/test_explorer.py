@@ -69,7 +69,10 @@ def test_three_hundred_seeds() -> None:
     # Faults are there, and lead somewhere.
     assert len(summary.coverage.missing) <= len(EXPECTED) // 4, summary.coverage.missing
     for state in ("window: void in unmask for threshold", "refusal: stale", "boundary: paused",
-                  "aggregator: rebuilt from topics", "device: offer-returned", "device: came back"):  # fmt: skip
+                  "aggregator: rebuilt from topics", "device: offer-returned", "device: came back",
+                  "window: closed with a part", "edge: part came late", "edge: part kept back",
+                  "crash of edge while job under way", "crash of edge while session open",
+                  "crash of witness while watching", "device: another edge", "device: no edge"):  # fmt: skip
         assert summary.coverage.counts[state], state
 
 
@@ -155,6 +158,77 @@ def test_a_fault_waits_for_a_phase_of_its_actor(kind: str, phase: str) -> None:
     crashes = {state: seen[state] for state in seen if state.startswith("crash of")}
     assert crashes == {f"crash of device while {phase}": 1}
     assert not outcome.findings
+
+
+SPLIT = {
+    "secure": {"k_min": 2},
+    "boundaries": [
+        {
+            "name": "a",
+            "devices": 4,
+            "data": {"source": "text:unused"},
+            "split": {"edges": 1, "timeout": 1.0, "beat": 0.3},
+        }
+    ],
+    "window": {"deadline": 1.0, "round_timeout": 0.4, "patience": 0.1},
+    "sync": {"steps": 2, "windows": 1},
+    "witnesses": {"names": ["w"]},
+    "budget": {"commits": 2},
+    "learner": {"kind": "quadratic", "dim": 8, "blocks": 4},
+    "cost": {"seconds_per_token": 1e-4},
+}
+"""One boundary with one edge, and a witness of its own."""
+
+
+@pytest.mark.parametrize(
+    ("actor", "call", "phase"),
+    [
+        ("a.edge-0", "read", "session open"),
+        ("a.edge-0", "read", "job under way"),
+        ("a.edge-0", "read", "window under way"),
+        ("a.edge-0", "publish", "quiet"),
+        ("w.witness", "publish", "sending"),
+        ("w.witness", "read", "watching"),
+    ],
+)
+@pytest.mark.parametrize("wipe", [False, True])
+def test_edges_and_witnesses_die_where_they_stand(actor: str, call: str, phase: str, wipe: bool) -> None:
+    """And come back, with or without their state file; the run is the better for neither."""
+    dies = {"what": "crash", "actor": actor, "call": call, "phase": phase, "seconds": 0.3, "wipe": wipe}
+    outcome = judge(Schedule.model_validate({"seed": 4, "run": SPLIT, "faults": [dies]}))
+    role = actor.rpartition(".")[2].partition("-")[0]
+    assert outcome.coverage.counts[f"crash of {role} while {phase}"] == 1
+    assert bool(outcome.coverage.counts[f"{role}: state file lost"]) == wipe
+    assert outcome.coverage.counts["edge: part released"] > 0
+    assert not outcome.findings
+
+
+def test_a_late_part_is_left_out_and_everything_goes_on() -> None:
+    slow = {
+        "what": "slow",
+        "actor": "a.edge-0",
+        "broker": "a",
+        "call": "publish",
+        "kind": "edge.part",
+        "seconds": 0.001,
+    }
+    verdict = judge(
+        Schedule.model_validate({"seed": 4, "run": SPLIT, "faults": [{**slow, "nth": 1, "latency": 1.0}]})
+    )
+    assert verdict.coverage.counts["edge: part came late"] == 1
+    assert verdict.coverage.counts["window: closed with a part"] > 0
+    assert not verdict.findings
+
+
+def test_a_split_schedule_shrinks_to_one_that_is_not() -> None:
+    """What does not need the edges loses them, and every fault and link of theirs."""
+    schedule = next(
+        found for found in map(draw, range(200))
+        if any("split" in one for one in found.run["boundaries"]) and "witnesses" in found.run
+    )  # fmt: skip
+    smallest = shrink(schedule, fails=lambda _: True)
+    assert "witnesses" not in smallest.run
+    assert all("split" not in boundary for boundary in smallest.run["boundaries"])
 
 
 def test_a_dead_process_does_nothing_more() -> None:

@@ -17,6 +17,7 @@ from echelon.messages.boundary import (
     BOUNDARY,
     Cohort,
     DeadLetter,
+    Derived,
     Masked,
     Model,
     SealedDelta,
@@ -24,6 +25,7 @@ from echelon.messages.boundary import (
 )
 from echelon.messages.envelope import Envelope, Signer
 from echelon.messages.exchange import Close, Commit, Payload
+from echelon.messages.split import EdgePart
 from echelon.messages.wire import Message, Reason
 from echelon.sim.invariants import INVARIANTS, Left, check
 from echelon.sim.schedule import Schedule
@@ -35,11 +37,15 @@ SIGNER = Signer(bytes(range(32)))
 @cache
 def good() -> Outcome:
     names = ("a", "b")
+    split = {"b": {"split": {"edges": 1, "timeout": 2.0, "beat": 0.5}}}
     run = {
-        "boundaries": [{"name": name, "devices": 4, "data": {"source": "text:unused"}} for name in names],
+        "boundaries": [
+            {"name": name, "devices": 4, "data": {"source": "text:unused"}, **split.get(name, {})}
+            for name in names
+        ],
         "budget": {"commits": 3},
         "sync": {"windows": 1, "steps": 3, "deadline": 5},
-        "learner": {"kind": "quadratic", "dim": 16},
+        "learner": {"kind": "quadratic", "dim": 16, "blocks": 4},
         "window": {"deadline": 3, "round_timeout": 1, "patience": 0.5},
     }
     return play(Schedule(seed=7, run=run))
@@ -52,6 +58,7 @@ def meddled() -> Outcome:
         broker: {topic: list(records) for topic, records in topics.items()}
         for broker, topics in good().topics.items()
     }
+    outcome.started, outcome.auditor = list(good().started), copy.deepcopy(good().auditor)
     outcome.uploads, outcome.secrets = dict(good().uploads), list(good().secrets)
     outcome.failures, outcome.memory = [], dict(good().memory)
     return outcome
@@ -217,11 +224,47 @@ def a_witness_goes_back_in_time(outcome: Outcome) -> None:
     outcome.topics["exchange"]["witness.a"].reverse()
 
 
+def a_verified_record_is_changed(outcome: Outcome) -> None:
+    records = outcome.topics["exchange"]["global"]
+    place = next(at for at, record in enumerate(records) if not is_chunk(record))
+    value = bytearray(records[place].value)
+    value[-1] ^= 1
+    records[place] = dataclasses.replace(records[place], value=bytes(value))
+
+
+def a_version_is_derived_otherwise(outcome: Outcome) -> None:
+    change(outcome, "a", "versions", Derived, lambda derived: updated(derived, sha256=bytes(32)), nth=1)
+
+
+def one_device_alone_adds_its_evaluation(outcome: Outcome) -> None:
+    window = next(
+        window for window in Left(outcome).messages("a", "control", Window) if window.summary.eval_tokens
+    )
+    of_window = [sha for sha, one in outcome.uploads.items() if one.window == window.window]
+    for sha in [sha for sha in of_window if outcome.uploads[sha].device in ("a-1", "a-2", "a-3")]:
+        outcome.uploads[sha] = dataclasses.replace(outcome.uploads[sha], evaluated=False)
+
+
+def a_part_is_of_two(outcome: Outcome) -> None:
+    change(outcome, "b", "parts", EdgePart, lambda part: updated(part, devices=part.devices[:2]))  # type: ignore[attr-defined]
+
+
+def a_middle_is_not_what_was_added(outcome: Outcome) -> None:
+    for sha, upload in list(outcome.uploads.items()):
+        if upload.device == "b-1" and upload.middle is not None:
+            outcome.uploads[sha] = dataclasses.replace(upload, middle=upload.middle * np.float32(1.01))
+
+
 VIOLATIONS: dict[str, Callable[[Outcome], None]] = {
     "no-actor-fails": an_actor_failed,
     "progress": it_is_stuck,
     "audit-verifies": a_byte_of_the_log_is_changed,
     "adapter-is-the-replay": another_adapter_is_used,
+    "audited-beside-the-run": a_verified_record_is_changed,
+    "versions-are-derived": a_version_is_derived_otherwise,
+    "every-sum-holds-the-floor": one_device_alone_adds_its_evaluation,
+    "parts-are-of-enough": a_part_is_of_two,
+    "parts-add-up": a_middle_is_not_what_was_added,
     "said-once": a_delta_is_proposed_twice,
     "windows-end-once": a_window_ends_twice,
     "windows-in-one-delta": a_window_that_never_closed_is_merged,
@@ -245,6 +288,33 @@ def test_a_good_run_violates_none() -> None:
     assert any(isinstance(message, Commit) for message in Left(good()).exchange["global"])
     assert any(isinstance(message, Close) for message in Left(good()).exchange["global"])
     assert len(good().uploads) >= 12
+    assert good().auditor.state is not None
+    assert any(window.parts for window in Left(good()).messages("b", "control", Window))
+
+
+def test_a_job_before_its_version_was_derived_is_seen() -> None:
+    outcome = meddled()
+    place, job = next((place, job) for place, job in enumerate(outcome.started) if job.version > 0)
+    outcome.started[place] = dataclasses.replace(job, derived=job.version)
+    [finding] = INVARIANTS["versions-are-derived"](Left(outcome))
+    assert f"{job.device} trained from version {job.version} before" in finding
+
+
+def test_an_upload_before_its_bases_were_derived_is_seen() -> None:
+    outcome = meddled()
+    sha, upload = next((sha, one) for sha, one in outcome.uploads.items() if one.device == "a-2")
+    outcome.uploads[sha] = dataclasses.replace(upload, derived=0)
+    findings = list(INVARIANTS["versions-are-derived"](Left(outcome)))
+    assert any("a-2 masked on version" in finding for finding in findings)
+
+
+def test_a_job_in_two_parts_is_seen() -> None:
+    outcome = meddled()
+    (_, first), (sha, second) = [(sha, one) for sha, one in outcome.uploads.items() if one.device == "b-1"][
+        :2
+    ]
+    outcome.uploads[sha] = dataclasses.replace(second, jobs=first.jobs)
+    assert any("is in 2 parts" in finding for finding in INVARIANTS["parts-add-up"](Left(outcome)))
 
 
 def test_every_invariant_has_its_violation() -> None:

@@ -1,0 +1,158 @@
+"""What a simulated run left, decoded once for all that is to hold of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echelon.audit.findings import Report
+from echelon.audit.heads import logs_of, watched_by
+from echelon.audit.interlock import Sighting
+from echelon.audit.policy import Policy
+from echelon.audit.records import read_manifest
+from echelon.audit.verify import verify
+from echelon.bus.base import Record
+from echelon.bus.chunks import is_chunk
+from echelon.messages.boundary import BOUNDARY, Cohort, Window
+from echelon.messages.envelope import Envelope
+from echelon.messages.exchange import Close
+from echelon.messages.handshake import Included
+from echelon.messages.split import EdgePart
+from echelon.messages.wire import Message
+from echelon.sim.auditor import sightings
+from echelon.sim.world import Outcome, Upload
+
+M = TypeVar("M", bound=Message)
+F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One record of a boundary topic, decoded; the first copy of it."""
+
+    record: Record
+    sender: str
+    message: Message
+    body: bytes
+
+
+@dataclass
+class Left:
+    """What a run left, decoded once for all invariants."""
+
+    outcome: Outcome
+    _said: dict[tuple[str, str], list[Said]] = field(default_factory=dict)
+
+    @property
+    def boundaries(self) -> list[str]:
+        """Their names, in the order of the run manifest."""
+        return [terms.name for terms in self.outcome.manifest.boundaries]
+
+    def said(self, boundary: str, topic: str) -> list[Said]:
+        """The records of a boundary topic, each distinct one once, in order."""
+        key = (boundary, topic)
+        if key not in self._said:
+            found: dict[bytes, Said] = {}
+            for record in self.outcome.topics[boundary][topic]:
+                if is_chunk(record) or record.value in found:
+                    continue
+                envelope = Envelope.open(record.value)
+                message = BOUNDARY.find(envelope.type, envelope.type_version).decode(envelope.body)
+                found[record.value] = Said(record, envelope.sender, message, envelope.body)
+            self._said[key] = list(found.values())
+        return self._said[key]
+
+    def messages(self, boundary: str, topic: str, kind: type[M]) -> list[M]:
+        """Those of one kind."""
+        return [one.message for one in self.said(boundary, topic) if isinstance(one.message, kind)]
+
+    @cached_property
+    def exchange(self) -> dict[str, list[Message]]:
+        """The manifests of every log of the exchange, each distinct one once, in order."""
+        found = {}
+        for topic in logs_of(self.outcome.manifest):
+            records = self.outcome.topics["exchange"][topic]
+            distinct = {record.value: record for record in records if not is_chunk(record)}
+            found[topic] = [read_manifest(record)[1] for record in distinct.values()]
+        return found
+
+    @cached_property
+    def report(self) -> Report:
+        """What the auditor says."""
+        topics = {name: list(records) for name, records in self.outcome.topics["exchange"].items()}
+        return verify(
+            topics,
+            genesis=self.outcome.genesis or None,
+            policy=Policy(0, self.watchers),
+            sightings=self.sightings(),
+        )
+
+    @cached_property
+    def watchers(self) -> dict[str, int]:
+        """Of each log: how many witnesses should have cosigned it to its end."""
+        manifest = self.outcome.manifest
+        watched = Counter(
+            log.topic for witness in manifest.witnesses for log in watched_by(manifest, witness.name)
+        )
+        return {topic: watched[topic] for topic in logs_of(manifest)}
+
+    def sightings(self) -> Iterator[Sighting]:
+        """See `echelon.sim.auditor.sightings`."""
+        return sightings(self.outcome.topics["exchange"], self.outcome.arrivals)
+
+    def payloads(self, broker: str, topic: str) -> dict[bytes, bytes]:
+        """Payloads of one chunk each, by SHA-256: those of a simulation are that small."""
+        return {
+            hashlib.sha256(record.value).digest(): record.value
+            for record in self.outcome.topics[broker][topic]
+            if is_chunk(record)
+        }
+
+
+def is_closing(left: Left) -> bool:
+    """Whether the run was closed, after which nothing more need be sent."""
+    return any(isinstance(message, Close) for message in left.exchange["global"])
+
+
+def sums_of(left: Left, boundary: str) -> Iterator[tuple[Window, int, list[Upload | str]]]:
+    """Each window with a sum, Σn, and its included uploads; a name for one that the device did not make."""
+    cohorts = {cohort.window: cohort for cohort in left.messages(boundary, "control", Cohort)}
+    included = {one.window: one for one in left.messages(boundary, "control", Included)}
+    for window in left.messages(boundary, "control", Window):
+        uploads: list[Upload | str] = []
+        entries = included[window.window].entries if window.window in included else ()
+        for entry in entries:
+            upload = left.outcome.uploads.get(entry.upload_sha256)
+            known = upload is not None and (upload.device, upload.window) == (entry.device, window.window)
+            uploads.append(upload if upload is not None and known else entry.device)
+        n = {member.device: member.n for member in cohorts[window.window].members}
+        yield window, sum(n[entry.device] for entry in entries), uploads
+
+
+def parts_of(left: Left, boundary: str, window: Window) -> Iterator[tuple[str, EdgePart, F64]]:
+    """The parts that a window record names, with their values, float64[d] in units of w/W·Δ."""
+    scale = 2.0**-left.outcome.manifest.secure.scale_bits
+    payloads = left.payloads(boundary, "parts") if window.parts else {}
+    for ref in window.parts:
+        for one in left.said(boundary, "parts"):
+            part = one.message
+            if isinstance(part, EdgePart) and (one.sender, part.payload.sha256) == (ref.edge, ref.sha256):
+                yield ref.edge, part, np.frombuffer(payloads[ref.sha256], "<i4") * scale
+
+
+def moved_by(left: Left, boundary: str, window: Window, uploads: list[Upload | str]) -> F64:
+    """What a window's uploads and parts add up to, float64[d] in units of w/W·Δ."""
+    total = np.zeros(left.outcome.initial.size)
+    for upload in uploads:
+        if not isinstance(upload, str):
+            total += upload.scaled
+    for _, _, part in parts_of(left, boundary, window):
+        total += part
+    return total

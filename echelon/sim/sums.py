@@ -1,0 +1,154 @@
+"""What must hold of versions and of sums: what is trained from was derived, and what is released is over enough.
+
+Invariants of `echelon.sim.invariants`, with its rules.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+
+from echelon.messages.boundary import Cohort, Derived, Masked, Version
+from echelon.messages.envelope import Envelope
+from echelon.messages.handshake import Included
+from echelon.messages.manifest import MILLION
+from echelon.messages.split import EdgePart
+from echelon.rounds.laws.blocks import block_ranges
+from echelon.sim.left import F64, Left, is_closing, parts_of, sums_of
+from echelon.sim.world import Upload
+
+
+def versions_are_derived(left: Left) -> Iterator[str]:
+    """Each version that `control` names is derived by the gate, with its digest; no job and no cohort is on another."""
+    for boundary in left.boundaries:
+        derived = {one.version: one.sha256 for one in left.messages(boundary, "versions", Derived)}
+        named = {one.version: one.sha256 for one in left.messages(boundary, "control", Version)}
+        for version, sha256 in derived.items():
+            if version not in named:
+                yield f"{boundary}: the gate derived version {version}, which nobody named"
+            elif named[version] != sha256:
+                yield f"{boundary}: version {version} was derived as another adapter than it is said to be"
+        # The gate may end, once the run is closed, before what stands behind.
+        missing = sorted(version for version in named if version not in derived)
+        if left.outcome.closed and missing and not is_closing(left):
+            yield f"{boundary}: versions {missing} were never derived"
+        elif derived and any(version < max(derived) for version in missing):
+            yield f"{boundary}: of versions {missing} some were passed over by the gate"
+        yield from _before_derived(left, boundary)
+
+
+def _before_derived(left: Left, boundary: str) -> Iterator[str]:
+    """Jobs and uploads on versions that had not been derived when they were begun and made."""
+    places: dict[tuple[int, bytes], int] = {}
+    for place, record in enumerate(left.outcome.topics[boundary]["versions"]):
+        message = Derived.decode(Envelope.open(record.value).body)
+        places.setdefault((message.version, message.sha256), place)
+    for job in left.outcome.started:
+        if job.boundary == boundary and places.get((job.version, job.sha256), job.derived) >= job.derived:
+            yield f"{boundary}: {job.device} trained from version {job.version} before it was derived"
+    cohorts = {cohort.window: cohort for cohort in left.messages(boundary, "control", Cohort)}
+    for masked in left.messages(boundary, "masked", Masked):
+        upload = left.outcome.uploads.get(masked.payload.sha256)
+        if upload is None:
+            continue
+        for base in cohorts[upload.window].bases:
+            if places.get((base.version, base.sha256), upload.derived) >= upload.derived:
+                yield f"{boundary}: {upload.device} masked on version {base.version} before it was derived"
+
+
+def every_sum_holds_the_floor(left: Left) -> Iterator[str]:
+    """What only some of a window add to is over k_min + c of them, or over nobody: evaluations, and single blocks."""
+    secure = left.outcome.manifest.secure
+    floor = secure.k_min + secure.colluding
+    blocks = block_ranges(left.outcome.manifest.adapter_layout()) if left.outcome.manifest.split else {}
+    for boundary in left.boundaries:
+        for window, _, uploads in sums_of(left, boundary):
+            where = f"{boundary}: window {window.window}"
+            known = [upload for upload in uploads if isinstance(upload, Upload)]
+            evaluated = sum(upload.evaluated for upload in known)
+            if 0 < evaluated < floor:
+                yield f"{where} has evaluations of {evaluated} devices, the floor is {floor}"
+            if bool(window.summary.eval_tokens) != bool(evaluated):
+                yield f"{where} has evaluations of {evaluated} devices, and says otherwise"
+            for block, places in blocks.items():
+                movers = sum(any(upload.scaled[place].any() for place in places) for upload in known)
+                if 0 < movers < floor:
+                    yield f"{where}: block {block} is of {movers} devices, the floor is {floor}"
+
+
+def parts_are_of_enough(left: Left) -> Iterator[str]:
+    """No edge says a part over fewer devices or less weight than a window may be over, or over several versions."""
+    secure = left.outcome.manifest.secure
+    for boundary in left.boundaries:
+        cohorts = {cohort.window: cohort for cohort in left.messages(boundary, "control", Cohort)}
+        included = {one.window: one for one in left.messages(boundary, "control", Included)}
+        for one in left.said(boundary, "parts"):
+            part = one.message
+            assert isinstance(part, EdgePart)
+            where = f"{boundary}: window {part.window}: the part of {one.sender}"
+            members = {member.device: member for member in cohorts[part.window].members}
+            if not set(part.devices) <= {entry.device for entry in included[part.window].entries}:
+                yield f"{where} counts who is not included"
+                continue
+            counted = [members[device] for device in part.devices]
+            weights = [member.weight for member in counted]
+            if len(weights) < secure.k_min + secure.colluding:
+                yield f"{where} is over {len(weights)} devices, the floor is {secure.k_min + secure.colluding}"
+            elif not _hidden([float(weight) for weight in weights], secure.k_min, secure.colluding):
+                yield f"{where} is of weights {weights}: one is not hidden among the others"
+            if len({(member.base_version, member.edge) for member in counted}) > 1:
+                yield f"{where} is over several versions or edges"
+
+
+def _hidden(weights: list[float], k_min: int, colluding: int) -> bool:
+    """Whether the largest weight is at most a k_min-th of what is left without the c largest of the others."""
+    ordered = sorted(weights, reverse=True)
+    return ordered[0] + sum(ordered[colluding + 1 :]) >= k_min * ordered[0]
+
+
+def parts_add_up(left: Left) -> Iterator[str]:
+    """What a window takes of an edge is what its devices' middles were, each job once."""
+    for boundary in left.boundaries:
+        jobs: Counter[tuple[str, int, int]] = Counter()
+        for window, _, uploads in sums_of(left, boundary):
+            known = {upload.device: upload for upload in uploads if isinstance(upload, Upload)}
+            for edge, part, total in parts_of(left, boundary, window):
+                where = f"{boundary}: window {window.window}: the part of {edge}"
+                counted = [known[device] for device in part.devices if device in known]
+                jobs.update((one.device, one.memory, job) for one in counted for job in one.jobs)
+                expected = _middles(left, counted)
+                if expected is None:
+                    yield f"{where} counts a job that was never trained"
+                    continue
+                worst = float(np.abs(total - expected).max())
+                slack = (2 * len(counted) + 1) * 2.0**-left.outcome.manifest.secure.scale_bits
+                if worst > slack:
+                    yield f"{where} is off by {worst:.3g}, at most {slack:.3g} of rounding may be"
+        for (device, _, job), times in jobs.items():
+            if times > 1:
+                yield f"{boundary}: job {job} of {device} is in {times} parts"
+
+
+def _middles(left: Left, uploads: list[Upload]) -> F64 | None:
+    """What these devices' middles add up to, float64[d]; blocks that too few of them move are left out."""
+    secure = left.outcome.manifest.secure
+    moved: list[F64] = []
+    for upload in uploads:
+        if upload.middle is None:
+            return None
+        moved.append(upload.middle.astype(np.float64))
+    for places in block_ranges(left.outcome.manifest.adapter_layout()).values():
+        movers = [one for one, vector in enumerate(moved) if any(vector[place].any() for place in places)]
+        shares = [uploads[one].share for one in movers]
+        enough = len(shares) >= secure.k_min + secure.colluding
+        if shares and not (enough and _hidden(shares, secure.k_min, secure.colluding)):
+            for one in movers:
+                for place in places:
+                    moved[one][place] = 0.0
+    total = np.zeros(left.outcome.initial.size)
+    for upload, vector in zip(uploads, moved, strict=True):
+        norm = float(np.linalg.norm(vector))
+        total += vector * (upload.share * min(1.0, secure.clip_micro / MILLION / norm if norm else 1.0))
+    return total
