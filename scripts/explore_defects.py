@@ -55,7 +55,7 @@ DEFECTS: tuple[Mutation, ...] = (
     _defect(
         "floor check removed",
         "echelon/secagg/context.py",
-        "if len(weights) < self.k_min + self.colluding:",
+        "if len(weights) < floor:",
         "if not weights:",
         "The sum of too few updates would be unmasked.",
     ),
@@ -122,6 +122,50 @@ DEFECTS: tuple[Mutation, ...] = (
         "self._closing = True",
         "self._closing = self._closed = True",
         "A boundary would never hear that the run is closed.",
+    ),
+    _defect(
+        "trained before it was derived",
+        "echelon/rounds/laws/versions.py",
+        "return self.derived.get(version) == sha256 == self.held.get(version)",
+        "return self.held.get(version) == sha256",
+        "A device would train from whatever adapter its aggregator sends.",
+    ),
+    _defect(
+        "version derived and not said",
+        "echelon/actors/gate.py",
+        "return [] if current is None or current.version <= newest else [self._say(current)]",
+        "return []",
+        "A gate that dies between deriving a version and saying so would stop its boundary.",
+    ),
+    _defect(
+        "evaluations below the floor",
+        "echelon/secagg/client.py",
+        "what: frozenset(who) if self.context.may_add(len(who), len(u2)) else frozenset()",
+        "what: frozenset(who)",
+        "The sum of evaluations of a window could be that of one device.",
+    ),
+    _defect(
+        "part below the floor",
+        "echelon/rounds/edge.py",
+        "counted = one_base(\n            [member for member in members if self._holds(window, member)], "
+        "self.manifest.secure\n        )",
+        "counted = tuple(member for member in members if self._holds(window, member))",
+        "An edge would release the middle of too few devices.",
+    ),
+    _defect(
+        "delta withheld",
+        "echelon/actors/controller.py",
+        "log = self._logs[record.topic]\n        step = log.read(record)",
+        "if record.topic == 'delta.b':\n            return []\n        log = self._logs[record.topic]\n"
+        "        step = log.read(record)",
+        "A controller would leave one boundary out.",
+    ),
+    _defect(
+        "findings of before forgotten",
+        "echelon/audit/incremental.py",
+        "report.findings += progress.findings",
+        "pass",
+        "An auditor that goes on from its state would say other things than one that begins anew.",
     ),
 )
 
