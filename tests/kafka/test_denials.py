@@ -140,7 +140,12 @@ def test_a_principal_writes_and_reads_what_the_catalogue_grants_and_nothing_else
         ("a", "a.aggregator", write, "masked"),
         ("a", "a.gate", write, "delta"),
         ("a", "a.gate", write, "control"),
-        ("a", "auditor", read, "masked"),
+        ("a", "auditor", read, "inbox"),
+        ("a", "a.aggregator", write, "versions"),
+        ("a", "a-0", write, "versions"),
+        ("exchange", "a.gate", write, "head.delta.b"),
+        ("exchange", "a.gate", write, "witness.b"),
+        ("exchange", "controller", write, "witness.a"),
     ],
 )
 def test_what_must_never_be_granted_is_denied(brokers, broker, principal, operation, topic):

@@ -150,5 +150,5 @@ def test_what_is_started_again_and_what_is_not(tmp_path: Path, brokers: Path) ->
 
 
 def test_only_a_deployment_can_be_a_fleet(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no deployment"):
+    with pytest.raises(ConfigError, match="no deployment"):
         Fleet(Deployment.load(tmp_path))

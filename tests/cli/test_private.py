@@ -27,7 +27,6 @@ from echelon.private import (
 from echelon.services.locks import lock_state
 from tests.cli.commands import write
 
-pytest_plugins = ["tests.cli.conftest"]
 Cli = Callable[..., Result]
 UMASKS = (0o000, 0o022, 0o077, 0o277, 0o777)
 SHARED = ("adapter", "checkpoints", "config.yaml", "metrics.jsonl", "report.html", "summary.json")
