@@ -131,13 +131,6 @@ DEFECTS: tuple[Mutation, ...] = (
         "A device would train from whatever adapter its aggregator sends.",
     ),
     _defect(
-        "version derived and not said",
-        "echelon/actors/gate.py",
-        "return [] if current is None or current.version <= newest else [self._say(current)]",
-        "return []",
-        "A gate that dies between deriving a version and saying so would stop its boundary.",
-    ),
-    _defect(
         "evaluations below the floor",
         "echelon/secagg/client.py",
         "what: frozenset(who) if self.context.may_add(len(who), len(u2)) else frozenset()",
