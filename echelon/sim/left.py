@@ -143,7 +143,8 @@ def parts_of(left: Left, boundary: str, window: Window) -> Iterator[tuple[str, E
     for ref in window.parts:
         for one in left.said(boundary, "parts"):
             part = one.message
-            if isinstance(part, EdgePart) and (one.sender, part.payload.sha256) == (ref.edge, ref.sha256):
+            named = (window.window, ref.edge, ref.sha256)  # parts of two windows may be the same: all zeros
+            if isinstance(part, EdgePart) and (part.window, one.sender, part.payload.sha256) == named:
                 yield ref.edge, part, np.frombuffer(payloads[ref.sha256], "<i4") * scale
 
 
