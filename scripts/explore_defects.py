@@ -54,9 +54,9 @@ DEFECTS: tuple[Mutation, ...] = (
     ),
     _defect(
         "floor check removed",
-        "echelon/secagg/context.py",
-        "if len(weights) < floor:",
-        "if not weights:",
+        "echelon/secagg/floors.py",
+        "return k_min + colluding",
+        "return 1",
         "The sum of too few updates would be unmasked.",
     ),
     _defect(
