@@ -142,7 +142,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         file="echelon/private.py",
         find="if stat.S_IMODE(found.st_mode) != wanted:",
         replace="if False:",
-        tests=("tests/test_private.py",),
+        tests=("tests/cli/test_private.py",),
         why="State and updates of an earlier version, or of a careless copy, would stay open to every user.",
     ),
     Mutation(
@@ -150,7 +150,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         file="echelon/actors/state.py",
         find="private_database(path)",
         replace="pass",
-        tests=("tests/test_private.py",),
+        tests=("tests/cli/test_private.py",),
         why="SQLite makes its files as the umask says: optimiser state for every user to read.",
     ),
     Mutation(

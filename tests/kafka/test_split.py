@@ -200,7 +200,8 @@ def test_a_slow_link_changes_the_time_and_not_the_outcome(disturbed: Left) -> No
     assert jobs
     assert min(jobs) >= ANSWERS * 2 * LATENCY
     assert min(seconds_between(disturbed, "b", 0, FIRST)) >= 3 * 2 * LATENCY
-    assert any(window.summary.eval_tokens for window in windows(disturbed, "b"))
+    # The floor is three of three for evaluations, too: whether all have one of a commit at once is a matter of time.
+    assert all(window.summary.heads == 3 for window in windows(disturbed, "b"))
     assert all(window.included == ("b-0", "b-1", "b-2") for window in windows(disturbed, "b"))
 
 
