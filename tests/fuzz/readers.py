@@ -28,6 +28,7 @@ from echelon.audit.export import (
 )
 from echelon.audit.heads import CONFLICT, COSIGNATURE, HEAD, MAX_HEAD_BYTES, Head, headers_of
 from echelon.audit.incremental import verify_new
+from echelon.audit.interlock import Interlock
 from echelon.audit.log import TopicLog, open_genesis
 from echelon.audit.merkle import Frontier
 from echelon.audit.note import Checkpoint, SignedNote, cosigner_vkey, parse_cosigner_vkey
@@ -68,6 +69,7 @@ from echelon.messages.envelope import Dsse, Envelope, Signer
 from echelon.messages.exchange import EXCHANGE, DeltaCodec, Genesis, Pace
 from echelon.messages.frames import FRAMES, decode_frame, encode_frame, from_double
 from echelon.messages.manifest import MANIFEST_TYPE, OuterKind, PaceTerms, RunManifest
+from echelon.messages.stored import stored
 from echelon.messages.wire import Message, Refused, unpack
 from echelon.passphrase import read_passphrase
 from echelon.provision.scope import load_scope
@@ -473,6 +475,29 @@ def _progress() -> tuple[bytes, ...]:
 
 
 @cache
+def _behind_digest() -> tuple[bytes, bytes]:
+    """What stands before the SHA-256 of an audit's state, and what it is taken over."""
+    (data,) = _progress()
+    at = next(at for at in range(len(data)) if data[at : at + 32] == hashlib.sha256(data[at + 32 :]).digest())
+    return data[:at], data[at + 32 :]
+
+
+def _sealed(body: bytes) -> Progress:
+    """Read a state whose digest fits what it holds, so that the damage reaches the fields."""
+    return Progress.decode(_behind_digest()[0] + hashlib.sha256(body).digest() + body, reader="fuzz")
+
+
+def _interlocks() -> tuple[bytes, ...]:
+    (data,) = _progress()
+    return (Progress.decode(data, reader="fuzz").interlock,)
+
+
+def _interlock_restored(data: bytes) -> None:
+    with stored("the audit's state"):
+        Interlock(lambda *_: None, _manifest(), allow_open=False).restore(data)
+
+
+@cache
 def _transcripts() -> tuple[bytes, ...]:
     core = scenario().core
     return (core.transcript.encode(),)
@@ -514,6 +539,24 @@ def _openings_read() -> list[Reader]:
             mutate.raw,
             (StateError,),
             ("audit.progress.Progress.decode",),
+            0.1,
+        ),
+        Reader(
+            "audit state behind its digest",
+            _sealed,
+            lambda: (_behind_digest()[1],),
+            mutate.packed,
+            (StateError,),
+            ("audit.progress.Progress.decode",),
+            0.1,
+        ),
+        Reader(
+            "interlock of an audit state",
+            _interlock_restored,
+            _interlocks,
+            mutate.packed,
+            (StateError,),
+            ("audit.interlock.Interlock.restore",),
             0.1,
         ),
         Reader(

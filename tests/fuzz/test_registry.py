@@ -31,7 +31,6 @@ EXEMPT: dict[str, str] = {
     "audit.export.Readable.read": "the interface of an open file",
     "config.run.parse": "takes fields that `load_yaml` has read; `config.run.load` goes through it",
     "audit.boundary.ExchangeFacts.read": "`TopicLog.read`, record by record, of the topics that it needs",
-    "audit.interlock.Interlock.restore": "a part of `Progress`, behind `stored`",
     "cli.boundary_source.opened_records": "`RecordOpener.open`, record by record",
     "cli.boundary_source.read_roster": "`read_file`, then `Roster.decode`",
     "passphrase.read_optional": "`read_passphrase`, where a file is named",
