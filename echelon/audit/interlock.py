@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import msgpack
 
 from echelon.audit.findings import Code, Severity
+from echelon.audit.heads import DELTA_PREFIX, GLOBAL
 from echelon.audit.log import Entry
 from echelon.audit.times import KEPT, Times
 from echelon.messages.envelope import key_id
@@ -22,8 +23,6 @@ from echelon.messages.wire import pack
 from echelon.rounds.timing import CONTROLLER
 from echelon.rounds.transcript import Clash, Contradiction, Transcript
 
-GLOBAL = "global"
-DELTA_PREFIX = "delta."
 Find = Callable[[Code, Severity, str, int | None, str], None]
 
 

@@ -7,8 +7,6 @@ coordinates at zero (see `echelon.secagg.client`), and an edge those of its part
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from echelon.messages.adapter import AdapterLayout, block_of
 
 Held = tuple[int, int]
@@ -37,8 +35,3 @@ def block_ranges(layout: AdapterLayout) -> dict[int, list[slice]]:
         if block is not None:
             found.setdefault(block, []).append(slice(entry.offset, entry.offset + entry.size))
     return dict(sorted(found.items()))
-
-
-def middles(helds: Iterable[Held], block: int) -> int:
-    """How many of the devices with these cuts leave a block to their edge."""
-    return sum(not holds(held, block) for held in helds)
