@@ -16,7 +16,7 @@ from echelon.training.split.compress import Array, Compressor, Exact
 from echelon.training.split.cut import Cut, device_indices, part_ranges
 from echelon.training.split.parts import IGNORED, Batch, DevicePart, EdgePart, Segment, SplitSpec
 from echelon.training.split.segment import count_blocks, whole_layout
-from echelon.training.split.wire import Limits, decode, encode, tensor_key
+from echelon.training.split.tensor_format import Limits, decode, encode, tensor_key
 
 SECRET = bytes(range(32))
 STREAMS = ("up.hidden", "down.hidden", "up.gradient", "down.gradient")

@@ -106,7 +106,7 @@ def timed_compute(settings: RunSettings, spans: list[Span]) -> Any:
     On the virtual clock a computation takes the processor time that it took, times `slow`.
     """
     from echelon.clock import is_virtual
-    from echelon.federation.splitting import SplitCompute
+    from echelon.compute.split import SplitCompute
 
     class Timed(SplitCompute):
         slow = 1.0
@@ -147,12 +147,12 @@ class EdgeSide:
     ) -> None:
         import hashlib
 
-        from echelon.federation.compute import Facts
-        from echelon.federation.identities import Identities
-        from echelon.federation.terms import build_manifest
+        from echelon.compute.pool import Facts
         from echelon.messages.boundary import Model
         from echelon.messages.exchange import Payload
-        from echelon.rounds.edge import EdgeCore, EdgeTerms
+        from echelon.provision.identities import Identities
+        from echelon.provision.manifest_from_settings import build_manifest
+        from echelon.rounds.edge.core import EdgeCore, EdgeTerms
         from echelon.rounds.effects import Incoming
         from echelon.secagg.entropy import Entropy
 
@@ -273,7 +273,7 @@ class DeviceSide:
 
     def __init__(self, compute: Any, boundary: str, me: str, up: Line) -> None:
         from echelon.actors.splitting import EdgeLink
-        from echelon.rounds.channel import Parties
+        from echelon.laws.channel import Parties
         from echelon.secagg.entropy import Entropy
 
         found = next(one for one in compute.settings.boundaries if one.name == boundary)
@@ -313,7 +313,7 @@ async def device(settings: RunSettings, socket: str, boundary: str, options: dic
     """Train one job with the edge's process and print what that took."""
     import msgpack
 
-    from echelon.training.lean import UNUSED, lean_imports
+    from echelon.training.slim_imports import UNUSED, lean_imports
 
     with lean_imports():
         compute = timed_compute(settings, [])
@@ -348,7 +348,7 @@ def played(settings: RunSettings, boundary: str, options: dict[str, Any]) -> Non
     time) and `rtt` in seconds, and `seconds`: what one micro-batch is to take a device that is slower than this machine
     (None: as fast as it is here).
     """
-    from echelon.sim.loop import run_virtual
+    from echelon.virtual_loop import run_virtual
 
     found: list[dict[str, Any]] = []
     for trial in options["trials"]:
@@ -433,11 +433,11 @@ def steps_of(
 
 def whole(settings: RunSettings, options: dict[str, Any]) -> None:
     """Train the whole model, all else being the device's, and print what it took: one sequence at a time, then all."""
-    from echelon.training.lean import lean_imports
     from echelon.training.learner import TrainTask
+    from echelon.training.slim_imports import lean_imports
 
     with lean_imports():
-        from echelon.federation.compute import spec_of
+        from echelon.compute.pool import spec_of
         from echelon.training.local import TorchLearner
     imported = memory()
     spec = spec_of(settings)

@@ -36,7 +36,7 @@ from echelon.bus.kafka_reader import RESPONSE_BYTES
 from echelon.bus.kafka_writer import BATCH_BYTES
 from echelon.bus.tls import Identity
 from echelon.config.broker import BrokerSettings
-from echelon.federation.pki import BREAK_GLASS
+from echelon.provision.pki import BREAK_GLASS
 from echelon.testing.kafka import Stack
 
 JVM = ("-Xms512m", "-Xmx512m", "-XX:+UseSerialGC")

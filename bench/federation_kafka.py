@@ -24,15 +24,15 @@ from pathlib import Path
 
 from echelon.bus import Record, sqlite_url
 from echelon.bus.chunks import is_chunk
+from echelon.compute.pool import build_learner, facts_of, spec_of
 from echelon.config.broker import BrokerSettings
 from echelon.config.run import RunSettings, load
-from echelon.federation.brokers import EXCHANGE, load_brokers
-from echelon.federation.compute import build_learner, facts_of, spec_of
-from echelon.federation.deploy import AUDITOR, deploy
-from echelon.federation.metrics import Recorder
-from echelon.federation.run import Federation, prepare_folder
 from echelon.messages.boundary import Window
 from echelon.messages.envelope import Envelope
+from echelon.provision.broker_map import EXCHANGE, load_brokers
+from echelon.provision.deployment import AUDITOR, deploy
+from echelon.run.federation import Federation, prepare_folder
+from echelon.run.recorder import Recorder
 from echelon.testing.fleet import Fleet
 from echelon.testing.kafka import Stack
 from echelon.testing.outcome import faults_of_exchange, read_broker

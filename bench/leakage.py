@@ -37,7 +37,7 @@ from echelon.training.split.compress import Array, Bfloat16, Compressor
 from echelon.training.split.parts import Batch, DevicePart
 from echelon.training.split.perturb import Perturbation, leading_subspace
 from echelon.training.split.sketch import Sketch
-from echelon.training.split.wire import Limits, decode, encode, tensor_key
+from echelon.training.split.tensor_format import Limits, decode, encode, tensor_key
 
 ATTACKER = bytes(32)
 

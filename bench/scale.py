@@ -38,11 +38,11 @@ import numpy as np
 from echelon.bus import open_bus
 from echelon.bus.base import TopicPartition
 from echelon.config.run import RunSettings, parse
-from echelon.federation.assembly import Assembly
-from echelon.federation.metrics import Recorder
-from echelon.federation.run import Federation
 from echelon.messages.adapter import Vector
-from echelon.sim.loop import run_virtual
+from echelon.run.assembly import Assembly
+from echelon.run.federation import Federation
+from echelon.run.recorder import Recorder
+from echelon.virtual_loop import run_virtual
 
 FANNED_OUT = ("control", "model")
 """Topics that every device of a boundary reads whole."""

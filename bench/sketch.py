@@ -23,7 +23,7 @@ from bench._split import STREAMS, Link, Setting, evaluate, one_pass
 from echelon.training.model import limit_threads
 from echelon.training.split.compress import Bfloat16, Compressor, Exact, LowRank, Quantised, TopK
 from echelon.training.split.sketch import Sketch
-from echelon.training.split.wire import encoded_size
+from echelon.training.split.tensor_format import encoded_size
 
 
 def at_most(budget: int, shape: tuple[int, int, int], made: list[Compressor]) -> Compressor:

@@ -35,8 +35,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from echelon.compute.planning import plan_class, planned, shape_of
 from echelon.config.run import RunSettings, dump, load
-from echelon.federation.planning import plan_class, planned, shape_of
 from echelon.training.model import SHIPPED_PATH
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -30,10 +30,10 @@ from typing import Any
 import torch
 
 from bench.bare_loop import BareLoop
+from echelon.compute.pool import spec_of
 from echelon.config.run import RunSettings, load
-from echelon.federation.compute import spec_of
-from echelon.federation.metrics import Recorder
-from echelon.federation.run import Federation, prepare_folder
+from echelon.run.federation import Federation, prepare_folder
+from echelon.run.recorder import Recorder
 from echelon.training.local import TorchLearner
 from echelon.training.model import limit_threads
 

@@ -1,6 +1,6 @@
 """What devices and a gate compute for one window, apart from training, paired with another version of the project.
 
-The cores of one boundary run without a bus (tests/rounds/boundary_world.py of each version), on one thread; timed
+The cores of one boundary run without a bus (tests/worlds/boundary_world.py of each version), on one thread; timed
 is CPU inside of `DeviceCore.handle` and `BoundaryLog.feed`. Both versions take turns in one run, each in a process of
 its own; the figures are medians over the turns, the ratio is the median of the ratios of neighbouring turns.
 """
@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parent.parent
 WORKER = """
 import json, sys, time
 import numpy as np
-import tests.rounds.boundary_world as world_of
-from echelon.rounds.boundary_log import BoundaryLog
-from echelon.rounds.device import DeviceCore
+import tests.worlds.boundary_world as world_of
+from echelon.rounds.gate.derivation import BoundaryLog
+from echelon.rounds.device.core import DeviceCore
 
 devices, dim, windows = map(int, sys.argv[1:])
 world_of.DIM = dim

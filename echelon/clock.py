@@ -27,7 +27,7 @@ class ClockError(EchelonError):
 
 
 class VirtualClock:
-    """Marks an event loop whose time is virtual (`echelon.sim.loop` has the loop itself)."""
+    """Marks an event loop whose time is virtual (`echelon.virtual_loop` has the loop itself)."""
 
 
 def is_virtual() -> bool:

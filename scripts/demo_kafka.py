@@ -37,13 +37,13 @@ from echelon.bus import Record
 from echelon.bus.chunks import is_chunk
 from echelon.cli import closing
 from echelon.cli.output import change, count, duration, show_error, size
+from echelon.compute.pool import Compute, Facts
 from echelon.config.run import RunSettings, load
 from echelon.errors import ConfigError, EchelonError
-from echelon.federation.brokers import EXCHANGE, BrokerMap, load_brokers
-from echelon.federation.compute import Compute, Facts
-from echelon.federation.deploy import AUDITOR, OPERATOR, Deployment, deploy
 from echelon.messages.adapter import Vector
 from echelon.messages.exchange import Genesis
+from echelon.provision.broker_map import EXCHANGE, BrokerMap, load_brokers
+from echelon.provision.deployment import AUDITOR, OPERATOR, Deployment, deploy
 from echelon.testing.fleet import Fleet, FleetError, when_failed
 from echelon.testing.follow import Follower, View
 from echelon.testing.kafka import FIRST_PORT, Stack

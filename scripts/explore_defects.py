@@ -75,14 +75,14 @@ DEFECTS: tuple[Mutation, ...] = (
     ),
     _defect(
         "spent not stored before the upload",
-        "echelon/rounds/device.py",
+        "echelon/rounds/device/core.py",
         "offer.window = cohort.window\n        cohort.phase",
         "cohort.phase",
         "A device that restarts would offer an update again that is in a sum already.",
     ),
     _defect(
         "stale delta dropped",
-        "echelon/rounds/aggregator.py",
+        "echelon/rounds/aggregator/core.py",
         "returned = tuple(sorted(seq for seq, stale in refused.items() if stale))\n"
         "        dropped = tuple(sorted(seq for seq, stale in refused.items() if not stale))",
         "returned: tuple[int, ...] = ()\n        dropped = tuple(sorted(refused))",
@@ -90,7 +90,7 @@ DEFECTS: tuple[Mutation, ...] = (
     ),
     _defect(
         "residue dropped",
-        "echelon/rounds/ledger.py",
+        "echelon/laws/ledger.py",
         "self.remainder = self.remainder - value",
         "self.remainder = np.zeros_like(value)",
         "What rounding cuts off would be lost with each delta.",
@@ -111,7 +111,7 @@ DEFECTS: tuple[Mutation, ...] = (
     ),
     _defect(
         "close forgotten by a rebuild",
-        "echelon/rounds/aggregator.py",
+        "echelon/rounds/aggregator/core.py",
         "if history.closed is not None:",
         "if False:",
         "An aggregator that lost its state as the run was closed would wait for ever.",
@@ -125,7 +125,7 @@ DEFECTS: tuple[Mutation, ...] = (
     ),
     _defect(
         "trained before it was derived",
-        "echelon/rounds/laws/versions.py",
+        "echelon/laws/versions.py",
         "return self.derived.get(version) == sha256 == self.held.get(version)",
         "return self.held.get(version) == sha256",
         "A device would train from whatever adapter its aggregator sends.",
@@ -139,7 +139,7 @@ DEFECTS: tuple[Mutation, ...] = (
     ),
     _defect(
         "part below the floor",
-        "echelon/rounds/edge.py",
+        "echelon/rounds/edge/core.py",
         "counted = one_base(\n            [member for member in members if self._holds(window, member)], "
         "self.manifest.secure\n        )",
         "counted = tuple(member for member in members if self._holds(window, member))",

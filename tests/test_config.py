@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from echelon.config.run import RunSettings, dump, load, parse
 from echelon.errors import ConfigError
-from echelon.federation.terms import secure_terms
+from echelon.provision.manifest_from_settings import secure_terms
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))

@@ -33,21 +33,21 @@ from bench._elsa.plan import (
     Job,
     Kind,
 )
+from echelon.compute.planning import planned
+from echelon.compute.pool import spec_of
 from echelon.config.run import RunSettings, parse
 from echelon.config.training import AdapterSettings, DataSettings, ModelSettings, TrainSettings
 from echelon.errors import ConfigError, EchelonError
-from echelon.federation.compute import spec_of
-from echelon.federation.metrics import Recorder
-from echelon.federation.planning import planned
-from echelon.federation.run import Federation
 from echelon.messages.adapter import Vector
-from echelon.sim.loop import run_virtual
+from echelon.run.federation import Federation
+from echelon.run.recorder import Recorder
 from echelon.training.data.encode import encode_rows
 from echelon.training.data.rows import longest_first, pad_rows, padding_of
 from echelon.training.data.sources import RawDocument
 from echelon.training.learner import BoundarySpec, LearnerSpec, TrainTask
 from echelon.training.local import TorchLearner
 from echelon.training.model import limit_threads, model_path
+from echelon.virtual_loop import run_virtual
 
 Line = dict[str, Any]
 HELD_OUT = 1e-3

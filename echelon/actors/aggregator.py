@@ -16,6 +16,7 @@ from echelon.audit.log import Entry, TopicLog
 from echelon.bus.base import Record, TopicPartition
 from echelon.bus.chunks import ChunkError
 from echelon.errors import ProtocolError, StateError
+from echelon.laws.lengths import genesis_length
 from echelon.messages.boundary import (
     Adopt,
     Base,
@@ -33,10 +34,9 @@ from echelon.messages.exchange import Close, Commit, Genesis, Refusal, RefusalRe
 from echelon.messages.split import Assignment
 from echelon.messages.stored import stored
 from echelon.messages.wire import DeviceId, Message, Refused
-from echelon.rounds.aggregator import AggregatorCore, Closed, Committed, History, RefusedDelta
-from echelon.rounds.boundary_log import INPUTS, BoundaryLog, CommitFacts
+from echelon.rounds.aggregator.core import AggregatorCore, Closed, Committed, History, RefusedDelta
 from echelon.rounds.effects import Effect, Incoming, TimerFired
-from echelon.rounds.lengths import genesis_length
+from echelon.rounds.gate.derivation import INPUTS, BoundaryLog, CommitFacts
 from echelon.secagg.faults import InputRefused
 
 GLOBAL = TopicPartition("global")

@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from echelon.actors.opening import Membership, RecordOpener
 from echelon.actors.runtime import (
     BATCHES,
     DRAIN_SECONDS,
@@ -24,6 +23,7 @@ from echelon.actors.runtime import (
     jump,
 )
 from echelon.actors.state import REMEMBERED, Row, StateStore
+from echelon.actors.verified_records import Membership, RecordOpener
 from echelon.bus.base import Bus, Outgoing, Reader, Record, TopicPartition
 from echelon.bus.chunks import (
     NO_SCOPE,

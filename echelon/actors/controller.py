@@ -26,6 +26,8 @@ from echelon.actors.state import Row, StateStore
 from echelon.audit.log import Entry, TopicLog
 from echelon.bus.base import Bus, Outgoing, Record, TopicPartition
 from echelon.errors import StateError
+from echelon.laws.delta_codec import decode
+from echelon.laws.lengths import delta_length
 from echelon.messages.envelope import Signer
 from echelon.messages.exchange import (
     Close,
@@ -40,11 +42,9 @@ from echelon.messages.exchange import (
 )
 from echelon.messages.manifest import MILLION, RunManifest
 from echelon.messages.stored import stored
-from echelon.rounds.commits import ControllerCore
-from echelon.rounds.delta_codec import decode
+from echelon.outer.custom import Allowed
+from echelon.rounds.controller.core import ControllerCore
 from echelon.rounds.effects import F32, Note, TimerFired, note
-from echelon.rounds.lengths import delta_length
-from echelon.rounds.rules import Allowed
 
 GLOBAL = TopicPartition("global")
 DEADLINE = "commit"

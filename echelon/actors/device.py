@@ -15,12 +15,12 @@ from echelon.actors.runtime import DRAIN_SECONDS, end_of, read_to_end
 from echelon.actors.splitting import EdgeLink, Half, TripMeter, evaluate_with_edge, train_with_edge
 from echelon.bus.base import TopicPartition
 from echelon.bus.chunks import is_chunk
+from echelon.laws.channel import Parties
 from echelon.messages.boundary import Cohort
 from echelon.messages.split import SplitPong
 from echelon.messages.stored import stored
 from echelon.messages.wire import Refused
-from echelon.rounds.channel import Parties
-from echelon.rounds.device import DeviceCore
+from echelon.rounds.device.core import DeviceCore
 from echelon.rounds.effects import (
     Abandoned,
     Effect,

@@ -19,7 +19,7 @@ from echelon.messages.frames import Decline
 from echelon.messages.split import SplitFrame
 from echelon.messages.stored import stored
 from echelon.messages.wire import Reason, Refused
-from echelon.rounds.edge import EdgeCore, changes
+from echelon.rounds.edge.core import EdgeCore, changes
 from echelon.rounds.effects import (
     Effect,
     Incoming,

@@ -30,15 +30,15 @@ from echelon.audit.merkle import EMPTY_ROOT
 from echelon.audit.records import is_chunk, read_chunk
 from echelon.bus.base import Bus, Outgoing, Record, TopicPartition
 from echelon.errors import ConnectionLost, ProtocolError, StateError
+from echelon.laws.ledger import RoundedDelta
+from echelon.laws.lengths import delta_length, genesis_length
 from echelon.messages.boundary import Derived, SealedDelta
 from echelon.messages.envelope import Signer
 from echelon.messages.exchange import Close, Commit, Delta, Genesis, Payload, Refusal, RefusalReason
 from echelon.messages.stored import stored
 from echelon.messages.wire import Refused
-from echelon.rounds.boundary_log import MAX_ADAPTERS, BoundaryLog, CommitFacts, DerivedVersion
 from echelon.rounds.effects import Effect, Incoming, Publish, Save, Stop, note
-from echelon.rounds.ledger import RoundedDelta
-from echelon.rounds.lengths import delta_length, genesis_length
+from echelon.rounds.gate.derivation import MAX_ADAPTERS, BoundaryLog, CommitFacts, DerivedVersion
 
 GLOBAL = TopicPartition("global")
 VERSIONS = TopicPartition("versions")

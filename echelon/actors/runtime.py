@@ -15,8 +15,8 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from echelon.actors.opening import OpenedRecords
 from echelon.actors.state import Row, StateStore
+from echelon.actors.verified_records import OpenedRecords
 from echelon.bus.base import Bus, Outgoing, Reader, Record, RecordDamaged, TopicPartition
 from echelon.clock import Offload
 from echelon.errors import BusError, ConnectionLost, OffsetOutOfRange

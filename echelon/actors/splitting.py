@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from echelon.errors import CodecError, LimitExceeded, ProtocolError
+from echelon.laws.channel import Channel, ChannelBroken, Parties, device_channel
 from echelon.messages.frames import (
     Assess,
     Backward,
@@ -32,7 +33,6 @@ from echelon.messages.frames import (
 )
 from echelon.messages.split import SplitAccept, SplitFrame, SplitOpen, SplitPing, SplitPong
 from echelon.messages.wire import Message, Reason, Refused
-from echelon.rounds.channel import Channel, ChannelBroken, Parties, device_channel
 from echelon.rounds.effects import (
     Abandoned,
     Evaluate,

@@ -26,8 +26,8 @@ from echelon.errors import AuditError, ProtocolError
 from echelon.messages.boundary import Adopt, Cohort, Derived, Model, SealedDelta, Window
 from echelon.messages.exchange import Commit, Delta, Genesis, Refusal, RefusalReason, WindowSummary
 from echelon.messages.manifest import RunManifest
-from echelon.rounds.boundary_log import BoundaryLog, CommitFacts
 from echelon.rounds.effects import Incoming
+from echelon.rounds.gate.derivation import BoundaryLog, CommitFacts
 from echelon.secagg.faults import InputRefused
 from echelon.secagg.roster import Roster, WindowLeaf, roster_root
 

@@ -29,8 +29,8 @@ from echelon.messages.exchange import Genesis
 from echelon.messages.manifest import RunManifest
 from echelon.messages.stored import stored
 from echelon.messages.wire import Refused
-from echelon.rounds.commits import ControllerCore
-from echelon.rounds.rules import RuleRefused
+from echelon.outer.custom import RuleRefused
+from echelon.rounds.controller.core import ControllerCore
 
 Records = Iterable[LogRecord | Damaged]
 OpenFrom = Callable[[str, int], Records]

@@ -16,12 +16,12 @@ from echelon.audit.findings import Code, Severity
 from echelon.audit.heads import DELTA_PREFIX, GLOBAL
 from echelon.audit.log import Entry
 from echelon.audit.times import KEPT, Times
+from echelon.laws.timing import CONTROLLER
+from echelon.laws.transcript import Clash, Contradiction, Transcript
 from echelon.messages.envelope import key_id
 from echelon.messages.exchange import Close, Commit, Delta
 from echelon.messages.manifest import RunManifest
 from echelon.messages.wire import pack
-from echelon.rounds.timing import CONTROLLER
-from echelon.rounds.transcript import Clash, Contradiction, Transcript
 
 Find = Callable[[Code, Severity, str, int | None, str], None]
 

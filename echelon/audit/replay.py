@@ -8,7 +8,7 @@ from echelon.audit.findings import Code, Finding, Severity
 from echelon.audit.records import Damaged, LogRecord
 from echelon.audit.verify import Verifier, Version
 from echelon.errors import AuditError
-from echelon.rounds.rules import Allowed
+from echelon.outer.custom import Allowed
 
 
 def replay(

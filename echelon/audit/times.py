@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from echelon.rounds.timing import CONTROLLER, QUORUM, middle
+from echelon.laws.timing import CONTROLLER, QUORUM, middle
 
 FAR = 4
 """A time is off if it is more than four times the middle, or less than a fourth of it: delays of a network move single

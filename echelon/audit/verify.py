@@ -22,6 +22,7 @@ from echelon.audit.note import MAX_NOTE_BYTES, Checkpoint, SignedNote, origin
 from echelon.audit.policy import Policy
 from echelon.audit.records import Damaged, LogRecord
 from echelon.errors import AuditError, EchelonError
+from echelon.laws.lengths import delta_length
 from echelon.messages.adapter import adapter_digest, adapter_files
 from echelon.messages.exchange import (
     Close,
@@ -35,10 +36,9 @@ from echelon.messages.exchange import (
     RefusalReason,
 )
 from echelon.messages.manifest import RunManifest
-from echelon.rounds.commits import CommitMismatch, ControllerCore
-from echelon.rounds.lengths import delta_length
-from echelon.rounds.pace import Decision
-from echelon.rounds.rules import Allowed, RuleRefused
+from echelon.outer.custom import Allowed, RuleRefused
+from echelon.pace.base import Decision
+from echelon.rounds.controller.core import CommitMismatch, ControllerCore
 
 F32 = NDArray[np.float32]
 

@@ -41,7 +41,7 @@ from echelon.cli.source import Records, opened
 from echelon.config.reading import load_yaml, read_file
 from echelon.errors import AuditError, ConfigError, EchelonError
 from echelon.messages.manifest import PaceKind
-from echelon.rounds.rules import Allowed
+from echelon.outer.custom import Allowed
 
 app = typer.Typer(
     name="audit", no_args_is_help=True, help="Check an exchange offline: every claim, from its topics alone."
@@ -157,7 +157,7 @@ def allowed(names: list[str] | None) -> Allowed:
     """Rules that the command line allows. Raises `ConfigError` for a name that leads nowhere."""
     if not names:
         return {}
-    from echelon.federation.rules import allow
+    from echelon.wiring.plugins import allow
 
     return allow(names)
 

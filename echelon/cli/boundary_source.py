@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from echelon.actors.opening import Membership, RecordOpener
 from echelon.actors.state import REMEMBERED
+from echelon.actors.verified_records import Membership, RecordOpener
 from echelon.audit.boundary import TOPICS, BoundaryAudit, ExchangeFacts, Opened, Unopened
 from echelon.audit.export import INDEX_FILE
 from echelon.audit.heads import GLOBAL
@@ -22,12 +22,12 @@ from echelon.bus.base import Record, TopicPartition
 from echelon.bus.chunks import Assembler, ChunkError
 from echelon.config.reading import read_file
 from echelon.errors import ConfigError, EchelonError
-from echelon.federation.identities import ROSTER_FILE
-from echelon.federation.makers import Derived, gate_assembler, members
 from echelon.messages.wire import Refused
-from echelon.rounds.rules import Allowed
+from echelon.outer.custom import Allowed
+from echelon.provision.identities import ROSTER_FILE
 from echelon.secagg.roster import MAX_ROSTER_BYTES, Roster
 from echelon.topics import load_catalogue
+from echelon.wiring.actors import Derived, gate_assembler, members
 
 EXCHANGE_FILE = "exchange.sqlite"
 

@@ -34,11 +34,11 @@ def deploy_command(
     Exit codes: 0 good; 2 wrong configuration.
     """
     with guarded():
+        from echelon.compute.pool import build_learner, facts_of, spec_of
         from echelon.config.run import load
-        from echelon.federation.brokers import load_brokers
-        from echelon.federation.compute import build_learner, facts_of, spec_of
-        from echelon.federation.deploy import deploy
         from echelon.passphrase import read_optional
+        from echelon.provision.broker_map import load_brokers
+        from echelon.provision.deployment import deploy
 
         settings = load(config, tuple(overrides or ()))
         passphrase = read_optional(passphrase_file)

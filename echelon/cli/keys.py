@@ -33,8 +33,8 @@ def init_command(
     """Make every key of a federation and enrol the devices: one file per key, and who must hold it."""
     with guarded():
         from echelon.config.run import load
-        from echelon.federation.identities import Identities
         from echelon.passphrase import read_optional
+        from echelon.provision.identities import Identities
 
         settings = load(config)
         passphrase = read_optional(passphrase_file)

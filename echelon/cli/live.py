@@ -16,7 +16,7 @@ from rich.text import Text
 
 from echelon.cli.output import count, duration
 from echelon.cli.progress import STOPPING, Event, Progress, Story, event_of
-from echelon.federation.metrics import BoundaryView
+from echelon.run.recorder import BoundaryView
 
 REFRESH = 4
 """Times per second that the display is drawn."""

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from echelon.cli.output import change
 from echelon.config.run import BudgetSettings
-from echelon.federation.metrics import Recorder
+from echelon.run.recorder import Recorder
 
 RECENT = 30.0
 """Seconds over which rates are taken."""

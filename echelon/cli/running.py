@@ -26,14 +26,14 @@ from echelon.cli.stopping import Stopped, Stopper
 from echelon.cli.tensorboard import FOLDER, TensorBoard
 from echelon.config.run import RunSettings, dump, load
 from echelon.errors import ConfigError, EchelonError
-from echelon.federation.metrics import Recorder
-from echelon.federation.run import MANIFEST_FILE, Federation, Result, prepare_folder
-from echelon.federation.terms import secure_terms
 from echelon.messages.stored import ANEW, stored
 from echelon.private import append_private
+from echelon.provision.manifest_from_settings import secure_terms
 from echelon.report import build_report
-from echelon.sim.loop import run_virtual
+from echelon.run.federation import MANIFEST_FILE, Federation, Result, prepare_folder
+from echelon.run.recorder import Recorder
 from echelon.topics import Boundary, load_catalogue
+from echelon.virtual_loop import run_virtual
 
 CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.yaml", "metrics.jsonl", "summary.json"
 ADJUSTABLE = ("compute", "window", "cost", "simulation", "logging")

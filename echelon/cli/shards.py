@@ -56,12 +56,12 @@ def publish_command(
         from echelon.config.reading import read_file
         from echelon.config.run import load
         from echelon.errors import ConfigError
-        from echelon.federation.identities import read_key
         from echelon.messages.envelope import Signer
         from echelon.messages.manifest import MAX_MANIFEST_BYTES, RunManifest
         from echelon.passphrase import read_optional
-        from echelon.provision import load_scope
-        from echelon.services.shards import ShardTerms, publish_shards, terms_of
+        from echelon.provision.identities import read_key
+        from echelon.provision.kafka import load_scope
+        from echelon.wiring.shards import ShardTerms, publish_shards, terms_of
 
         scope = load_scope(config)
         if scope.boundary is None:

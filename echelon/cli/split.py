@@ -77,9 +77,9 @@ def plan_command(
 
 
 def _plan(shape: ModelShape, settings: ProfileFile, device: DeviceClassSettings) -> SplitPlan:
+    from echelon.compute.planning import device_profile, edge_profile
     from echelon.elsa.costs import Load
     from echelon.elsa.plan import PlanRules, plan
-    from echelon.federation.planning import device_profile, edge_profile
 
     work = settings.work
     targets = None if isinstance(work.targets, str) else frozenset(work.targets)

@@ -11,7 +11,7 @@ import typer
 from echelon.cli.output import FAILED, JsonOption, guarded, print_json
 
 if TYPE_CHECKING:
-    from echelon.provision import Drift
+    from echelon.provision.kafka import Drift
 
 ConfigOption = Annotated[
     Path,
@@ -103,7 +103,7 @@ def apply_command(
     No topic is ever deleted. Exits with 1 when a difference is left that this does not mend.
     """
     with guarded():
-        from echelon.provision import apply, load_scope
+        from echelon.provision.kafka import apply, load_scope
 
         scope = load_scope(config)
         found = apply(scope, repair=repair, dry_run=dry_run)
@@ -135,7 +135,7 @@ def check_command(config: ConfigOption, as_json: JsonOption = False) -> None:
     Operator, auditor and break-glass may look. Exits with 1 when there is a difference.
     """
     with guarded():
-        from echelon.provision import check, load_scope
+        from echelon.provision.kafka import check, load_scope
 
         scope = load_scope(config)
         found = check(scope)
@@ -162,7 +162,7 @@ def _plain(drift: Drift) -> dict[str, str]:
 
 def _rules_counted(drifts: Iterable[Drift]) -> list[Drift]:
     """The same with one line for all new rules of a principal: a new broker gets hundreds."""
-    from echelon.provision import Drift, Kind, Remedy
+    from echelon.provision.kafka import Drift, Kind, Remedy
 
     lines: list[Drift] = []
     counts: dict[str, int] = {}

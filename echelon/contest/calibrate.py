@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from echelon.compute.pool import spec_of
 from echelon.contest.arms import Knobs
 from echelon.contest.cells import HOME
 from echelon.contest.data import Corpus
 from echelon.contest.learner import SharedLearner
 from echelon.contest.plan import TIERS, Job, Shape
 from echelon.contest.runs import settings_of, write_data
-from echelon.federation.compute import spec_of
 from echelon.training.learner import TrainTask
 
 ROUNDS = 5

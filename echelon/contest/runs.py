@@ -16,6 +16,7 @@ import numpy as np
 from echelon.audit.log import TopicLog
 from echelon.audit.records import is_chunk
 from echelon.bus.base import Record
+from echelon.compute.pool import spec_of
 from echelon.config.run import RunSettings, parse
 from echelon.contest.arms import BY_NAME, Kind
 from echelon.contest.cells import Cell
@@ -23,13 +24,12 @@ from echelon.contest.data import Corpus, boundary_names, deal, trimmed, write_js
 from echelon.contest.learner import SharedLearner
 from echelon.contest.plan import Job
 from echelon.errors import EchelonError
-from echelon.federation.compute import spec_of
-from echelon.federation.metrics import Recorder
-from echelon.federation.run import Federation
 from echelon.messages.adapter import Vector
 from echelon.messages.exchange import Close, Commit, Delta, Genesis, Refusal
-from echelon.sim.loop import run_virtual
+from echelon.run.federation import Federation
+from echelon.run.recorder import Recorder
 from echelon.training.learner import TrainTask
+from echelon.virtual_loop import run_virtual
 
 Line = dict[str, Any]
 VALIDATION = 1e-3

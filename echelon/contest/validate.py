@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from echelon.compute.pool import build_learner, facts_of, spec_of
 from echelon.contest.arms import BY_NAME
 from echelon.contest.calibrate import cost_of, machine
 from echelon.contest.cells import HOME, PRIMARY, Cell
@@ -25,9 +26,8 @@ from echelon.contest.results import read_json, write_json
 from echelon.contest.runs import read_exchange, run_job, settings_of, write_data
 from echelon.contest.tuning import tuning_of
 from echelon.errors import ConfigError, EchelonError
-from echelon.federation.brokers import EXCHANGE, load_brokers
-from echelon.federation.compute import build_learner, facts_of, spec_of
-from echelon.federation.deploy import AUDITOR, deploy
+from echelon.provision.broker_map import EXCHANGE, load_brokers
+from echelon.provision.deployment import AUDITOR, deploy
 from echelon.testing import links
 from echelon.testing.fleet import Fleet
 from echelon.testing.kafka import Stack

@@ -1,7 +1,7 @@
 """What devices and edges of one boundary say to each other in split training (`docs/elsa-protocol.md`).
 
 Activations and gradients never stand on a topic in the clear: a `SplitFrame` carries one sealed frame, see
-`echelon.rounds.channel`.
+`echelon.laws.channel`.
 """
 
 from __future__ import annotations

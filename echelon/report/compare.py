@@ -9,10 +9,10 @@ from functools import cached_property
 
 from echelon.config.reading import load_yaml
 from echelon.errors import ConfigError
-from echelon.report import words
+from echelon.report import formatting as words
+from echelon.report.components import both, document, legend, panel, section
 from echelon.report.data import Commit, ReportData, Summary
 from echelon.report.pacing import COUNT, Point, binned, drift, of_pace, signed
-from echelon.report.pieces import both, document, legend, panel, section
 from echelon.report.svg import Axis, Series, escape, line_chart
 
 MAX_RUNS = 24

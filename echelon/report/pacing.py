@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from echelon.report import words
+from echelon.report import formatting as words
+from echelon.report.components import both, legend, panel, section
 from echelon.report.data import Commit, Pace, Window
-from echelon.report.pieces import both, legend, panel, section
 from echelon.report.svg import Axis, Series, escape, line_chart
 
 HALF = ((506, 230), (340, 220))

@@ -6,9 +6,10 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 
-from echelon.report import pacing, splitting, words
+from echelon.report import formatting as words
+from echelon.report import pacing, splitting
+from echelon.report.components import both, document, figures, legend, panel, section, shell_word
 from echelon.report.data import Commit, Crossing, ReportData, Summary, Window
-from echelon.report.pieces import both, document, figures, legend, panel, section, shell_word
 from echelon.report.svg import (
     Axis,
     Series,

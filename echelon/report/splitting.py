@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from echelon.report import words
+from echelon.report import formatting as words
+from echelon.report.components import panel, section
 from echelon.report.data import Encodings, Standings, Traffic
 from echelon.report.pacing import TIME, binned, chart
-from echelon.report.pieces import panel, section
 from echelon.report.svg import Axis, Series, escape
 
 FULL = 1_000_000

@@ -1,5 +1,6 @@
 """Windows, buffers and merging: pure state machines that know neither a clock nor a broker.
 
-`ledger` and `staleness` are the arithmetic of one boundary, `device` and `aggregator` the two ends of a window,
-`boundary_log` what the gate and a boundary auditor derive again; `outer`, `commits` and `pace` are the exchange's side.
+One package for each actor: `device` and `aggregator` are the two ends of a window, `edge` trains the middle of split
+models, `gate` derives again what a boundary's records add up to, `controller` makes commits. What they share stands in
+`echelon.laws`; a commit's arithmetic in `echelon.outer` and `echelon.pace`.
 """

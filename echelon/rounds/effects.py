@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from echelon.laws.blocks import WHOLE
 from echelon.messages.adapter import Factor
 from echelon.messages.behaviour import Behaviour
 from echelon.messages.frames import Decline
 from echelon.messages.wire import Message, Reason
-from echelon.rounds.laws.blocks import WHOLE
 
 F32 = NDArray[np.float32]
 

@@ -22,20 +22,10 @@ from echelon.bus.tls import Identity
 from echelon.config.broker import BrokerSettings
 from echelon.config.run import BoundarySettings
 from echelon.errors import ConfigError
-from echelon.federation.identities import read_key
-from echelon.federation.makers import (
-    Place,
-    make_aggregator,
-    make_controller,
-    make_device,
-    make_edge,
-    make_gate,
-    make_witness,
-)
-from echelon.federation.rules import rules_of
 from echelon.messages.envelope import Signer
 from echelon.messages.names import aggregator_of, gate_of
 from echelon.passphrase import read_optional
+from echelon.provision.identities import read_key
 from echelon.secagg.entropy import Entropy
 from echelon.services.agreed import Agreed, read_agreed, read_initial, read_roster
 from echelon.services.config import (
@@ -49,12 +39,22 @@ from echelon.services.config import (
     WitnessConfig,
 )
 from echelon.services.locks import FolderLock, make_state
-from echelon.services.shards import KafkaShards, ShardTerms, data_digest
 from echelon.services.slots import key_of, slots_in, take_slot
-from echelon.training.lean import lean_imports
+from echelon.training.slim_imports import lean_imports
+from echelon.wiring.actors import (
+    Place,
+    make_aggregator,
+    make_controller,
+    make_device,
+    make_edge,
+    make_gate,
+    make_witness,
+)
+from echelon.wiring.plugins import rules_of
+from echelon.wiring.shards import KafkaShards, ShardTerms, data_digest
 
 if TYPE_CHECKING:
-    from echelon.federation.compute import Compute, SplitPlace
+    from echelon.compute.pool import Compute, SplitPlace
 
 Actor = Device | Edge | Aggregator | Gate | Controller | Witness
 
@@ -197,7 +197,7 @@ class DeviceRole(BoundaryRole):
             with lean_imports():
                 self._split = load_split(self.config, self.agreed, log)
             return
-        from echelon.federation.compute import Compute
+        from echelon.compute.pool import Compute
 
         settings = self.agreed.settings
         if settings.compute.workers is None:  # one device keeps one process busy
@@ -313,7 +313,7 @@ def load_split(config: BoundaryConfig, agreed: Agreed, log: logging.Logger) -> S
     Raises:
         ConfigError: the adapter's layout is not the manifest's.
     """
-    from echelon.federation.compute import build_split
+    from echelon.compute.pool import build_split
 
     if agreed.settings.model.labels != agreed.manifest.labels:
         raise ConfigError(

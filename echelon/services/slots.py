@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from echelon.errors import ConfigError
-from echelon.federation.identities import read_key
-from echelon.federation.makers import own_key
 from echelon.messages.envelope import Signer
 from echelon.passphrase import Passphrase
+from echelon.provision.identities import read_key
 from echelon.secagg.roster import Roster
 from echelon.services.locks import RETRY_SECONDS, FolderLock
+from echelon.wiring.actors import own_key
 
 SIGNING_FILE = "signing.pem"
 

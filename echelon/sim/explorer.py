@@ -19,8 +19,8 @@ from echelon.errors import EchelonError
 from echelon.sim.coverage import Coverage
 from echelon.sim.draw import draw
 from echelon.sim.invariants import Finding, check
-from echelon.sim.memo import remembering
 from echelon.sim.schedule import Schedule
+from echelon.sim.signature_cache import remembering
 from echelon.sim.world import play
 
 BATCH = 8

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from echelon.audit.heads import COSIGNATURE, WITNESS_PREFIX, key_name, kind_of
 from echelon.audit.note import Checkpoint, SignedNote
 from echelon.audit.policy import Policy
+from echelon.laws.delta_codec import decode
 from echelon.messages.boundary import (
     Adopt,
     Cohort,
@@ -32,7 +33,6 @@ from echelon.messages.boundary import (
 )
 from echelon.messages.exchange import Close, Commit, Delta, Genesis, Refusal
 from echelon.messages.wire import Reason
-from echelon.rounds.delta_codec import decode
 from echelon.sim.left import F64, Left, is_closing, moved_by, sums_of
 from echelon.sim.sums import (
     every_sum_holds_the_floor,

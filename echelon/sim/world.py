@@ -25,23 +25,15 @@ from echelon.actors.controller import Controller
 from echelon.actors.device import Device
 from echelon.actors.runtime import Backoff, Services
 from echelon.bus.base import Outgoing, Record, TopicPartition
+from echelon.compute.pool import Compute, spec_of
+from echelon.compute.quadratic import QuadraticLearner
+from echelon.compute.quadratic_halves import QuadraticHalf, QuadraticHalves
 from echelon.config.run import BoundarySettings, RunSettings
 from echelon.errors import BusError
-from echelon.federation.compute import Compute, spec_of
-from echelon.federation.identities import Identities
-from echelon.federation.makers import (
-    Place,
-    make_aggregator,
-    make_controller,
-    make_device,
-    make_edge,
-    make_gate,
-    make_witness,
-    manifest_digest,
-)
-from echelon.federation.terms import build_manifest
 from echelon.messages.frames import Finish
 from echelon.messages.manifest import MILLION, RunManifest
+from echelon.provision.identities import Identities
+from echelon.provision.manifest_from_settings import build_manifest
 from echelon.rounds.effects import (
     Effect,
     Evaluate,
@@ -55,16 +47,24 @@ from echelon.rounds.effects import (
 )
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.ring import Codec
-from echelon.services.shards import FixedShards, dealt
 from echelon.sim.auditor import Auditor
 from echelon.sim.broker import Link, SimBroker, SimBus
 from echelon.sim.coverage import Coverage, phase_of
 from echelon.sim.life import Call, Disk, Life, SimStore, Stage
-from echelon.sim.loop import run_virtual
 from echelon.sim.schedule import Fault, LinkSpec, Schedule, reachable, role_of
-from echelon.testing.halves import QuadraticHalf, QuadraticHalves
-from echelon.testing.quadratic import QuadraticLearner
 from echelon.topics import Boundary, load_catalogue
+from echelon.virtual_loop import run_virtual
+from echelon.wiring.actors import (
+    Place,
+    make_aggregator,
+    make_controller,
+    make_device,
+    make_edge,
+    make_gate,
+    make_witness,
+    manifest_digest,
+)
+from echelon.wiring.shards import FixedShards, dealt
 
 TRIES = 20
 """Times in a row that an actor is started again after its broker failed it."""

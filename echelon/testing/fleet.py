@@ -25,8 +25,10 @@ from typing import Protocol
 
 from echelon.bus import open_bus
 from echelon.errors import EchelonError
-from echelon.federation.brokers import EXCHANGE
-from echelon.federation.deploy import (
+from echelon.messages.envelope import Signer
+from echelon.private import private_folder
+from echelon.provision.broker_map import EXCHANGE
+from echelon.provision.deployment import (
     ADMIN,
     AGGREGATOR,
     CONTROLLER,
@@ -39,15 +41,13 @@ from echelon.federation.deploy import (
     WITNESSES,
     Deployment,
 )
-from echelon.federation.identities import read_key
-from echelon.messages.envelope import Signer
-from echelon.private import private_folder
-from echelon.provision import apply, load_scope
-from echelon.services.shards import publish_shards, terms_of
+from echelon.provision.identities import read_key
+from echelon.provision.kafka import apply, load_scope
 from echelon.testing.kafka_wipe import wipe
 from echelon.testing.killing import WHO
 from echelon.testing.orphans import end_with
 from echelon.topics import Boundary, load_catalogue
+from echelon.wiring.shards import publish_shards, terms_of
 
 _log = logging.getLogger(__name__)
 
@@ -59,8 +59,8 @@ PRELOADED = (
     "echelon.cli.services",
     "echelon.services.run",
     "echelon.bus.kafka",
-    "echelon.testing.quadratic",
-    "echelon.federation.splitting",  # and torch, which takes seconds; passed over where it is not installed
+    "echelon.compute.quadratic",
+    "echelon.compute.split",  # and torch, which takes seconds; passed over where it is not installed
 )
 
 

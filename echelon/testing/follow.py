@@ -15,8 +15,8 @@ from echelon.bus import Record, TopicPartition, open_bus
 from echelon.bus.chunks import is_chunk
 from echelon.config.broker import BrokerSettings
 from echelon.errors import BusError, ConnectionLost
-from echelon.federation.deploy import Deployment
 from echelon.messages.exchange import Close, Commit, Delta, Genesis, Refusal
+from echelon.provision.deployment import Deployment
 
 LOSS_UNIT = 1 << 16
 """Sums of losses cross in units of 2**-16 nats."""

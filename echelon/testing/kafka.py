@@ -31,7 +31,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from echelon.errors import ConfigError, EchelonError
-from echelon.federation.pki import BREAK_GLASS
+from echelon.provision.pki import BREAK_GLASS
 from echelon.testing.kafka_artifacts import jars, java
 from echelon.testing.kafka_broker import JVM, START_TIMEOUT, STOP_TIMEOUT, Broker, Ports, is_free
 from echelon.testing.kafka_wipe import wipe

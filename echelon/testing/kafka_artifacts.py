@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from echelon.errors import ConfigError
-from echelon.provision.server import templates
+from echelon.provision.kafka.server import templates
 
 JAVA_LEAST = 17
 FETCH_TIMEOUT = 600.0

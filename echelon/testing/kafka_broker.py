@@ -19,9 +19,9 @@ from pathlib import Path
 
 from echelon.config.broker import BrokerSettings, SaslSettings, SecuritySettings
 from echelon.errors import BusError, ConfigError, LimitExceeded
-from echelon.federation.pki import BREAK_GLASS, BROKER, Authority, write_private, write_public
-from echelon.provision.admin import Connection
-from echelon.provision.server import Listening, render, templates
+from echelon.provision.kafka.admin import Connection
+from echelon.provision.kafka.server import Listening, render, templates
+from echelon.provision.pki import BREAK_GLASS, BROKER, Authority, write_private, write_public
 
 START_TIMEOUT = 180.0
 """Seconds that a broker may take until it answers a client, on a busy machine."""
@@ -123,7 +123,7 @@ class Broker:
             ConfigError: the broker has no listener for passwords.
             BusError: the broker does not answer.
         """
-        from echelon.provision.users import put_user
+        from echelon.provision.kafka.users import put_user
 
         if self.scram_url is None:
             raise ConfigError(f"broker {self.name} takes no passwords; start its stack with scram=True")

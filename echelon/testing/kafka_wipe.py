@@ -6,8 +6,8 @@ import time
 
 from echelon.config.broker import BrokerSettings
 from echelon.errors import LimitExceeded
-from echelon.provision.admin import TIMEOUT, Connection
-from echelon.provision.live import OWN_TOPICS, result
+from echelon.provision.kafka.admin import TIMEOUT, Connection
+from echelon.provision.kafka.live import OWN_TOPICS, result
 
 GONE = 20.0
 """Seconds until deleted topics must be gone."""

@@ -23,8 +23,8 @@ from echelon.messages.envelope import Envelope, Signer
 from echelon.messages.exchange import Payload
 from echelon.messages.wire import Reason
 from echelon.rounds.effects import Effect, Incoming, Stop
-from echelon.sim.loop import run_virtual
 from echelon.topics import Role, load_catalogue
+from echelon.virtual_loop import run_virtual
 from tests.actors.test_repeats import AT, Membership, Reader
 
 RUN = bytes(range(16))

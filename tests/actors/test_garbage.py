@@ -14,7 +14,6 @@ from pydantic import create_model
 
 from echelon.bus import Outgoing, open_bus
 from echelon.bus.chunks import Origin, Transfer, TransferId, split
-from echelon.federation.assembly import Assembly
 from echelon.messages.boundary import (
     DeadLetter,
     Heartbeat,
@@ -27,8 +26,9 @@ from echelon.messages.envelope import Envelope, Signer
 from echelon.messages.exchange import DeltaCodec, Pace, Payload
 from echelon.messages.handshake import Advertise, Deliver
 from echelon.messages.wire import Message, Reason
+from echelon.run.assembly import Assembly
 from tests.audit.synthetic import window
-from tests.federation.runs import Outcome, federation, run
+from tests.run.runs import Outcome, federation, run
 
 READERS = {
     "control": {"a-0", "a-1", "a-2", "a-3", "a.gate"},

@@ -20,12 +20,12 @@ from echelon.bus.chunks import Assembler
 from echelon.errors import ProtocolError, StateError
 from echelon.messages.boundary import SealedDelta, Window
 from echelon.messages.exchange import Delta, Payload
-from echelon.rounds.boundary_log import BoundaryLog
 from echelon.rounds.effects import Save, TimerFired
-from echelon.sim.loop import run_virtual
+from echelon.rounds.gate.derivation import BoundaryLog
 from echelon.topics import load_catalogue
+from echelon.virtual_loop import run_virtual
 from tests.audit.synthetic import GATES, OPERATOR, RUN, Exchange, terms
-from tests.rounds.boundary_world import DERIVED, DIM, Line, World
+from tests.worlds.boundary_world import DERIVED, DIM, Line, World
 
 SIGNER = GATES[0]
 EXCHANGE = Exchange(terms())

@@ -18,12 +18,12 @@ from echelon.audit.records import CHUNK_BYTES
 from echelon.bus import Outgoing, Record, TopicPartition, open_bus
 from echelon.bus.faults import FaultPlan, FaultyBus
 from echelon.messages.exchange import Payload
-from echelon.rounds.aggregator import Committed, RefusedDelta
-from echelon.sim.loop import run_virtual
+from echelon.rounds.aggregator.core import Committed, RefusedDelta
+from echelon.virtual_loop import run_virtual
 from tests.actors.test_chunk_senders import keeper
 from tests.actors.test_gate import proposals, with_gate
 from tests.audit.synthetic import CONTROLLER, GATES, OPERATOR, TopicWriter, terms
-from tests.rounds.boundary_world import DIM, World
+from tests.worlds.boundary_world import DIM, World
 
 AT = TopicPartition("masked")
 

@@ -17,8 +17,8 @@ from echelon.messages.boundary import DeadLetter, Masked
 from echelon.messages.envelope import Envelope, Signer
 from echelon.messages.exchange import Payload
 from echelon.rounds.effects import Effect, Incoming, Save, Stop
-from echelon.sim.loop import run_virtual
 from echelon.topics import Role, load_catalogue
+from echelon.virtual_loop import run_virtual
 
 RUN = bytes(range(16))
 SIGNERS = {name: Signer(bytes([number]) * 32) for number, name in enumerate(("a-0", "a-1", "a.aggregator"))}

@@ -17,7 +17,7 @@ from echelon.bus import Bus, Outgoing, Record, TopicPartition, open_bus
 from echelon.bus.faults import FaultPlan, FaultyBus
 from echelon.errors import ConfigError, StateError
 from echelon.rounds.effects import TimerFired
-from echelon.sim.loop import run_virtual
+from echelon.virtual_loop import run_virtual
 
 OWNER = b"run" + b"a.gate"
 AT = TopicPartition("t")

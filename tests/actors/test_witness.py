@@ -30,10 +30,10 @@ from echelon.audit.merkle import Tree, leaf_hash
 from echelon.audit.note import Checkpoint, SignedNote
 from echelon.bus import Bus, Outgoing, Record, TopicPartition, open_bus
 from echelon.errors import BusError, ConnectionLost, StateError
-from echelon.federation.makers import Place, make_witness
 from echelon.sim.broker import Link, SimBroker, SimBus
 from echelon.sim.life import Call, Disk, Life, SimStore, Stage
-from echelon.sim.loop import run_virtual
+from echelon.virtual_loop import run_virtual
+from echelon.wiring.actors import Place, make_witness
 from tests.audit.synthetic import CONTROLLER, RUN, StoredRecord
 from tests.audit.witnessed import WITNESSES, Watching, note_of, watched_scenario, watched_terms
 

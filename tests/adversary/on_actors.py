@@ -23,7 +23,6 @@ from echelon.audit.verify import verify
 from echelon.audit.witness import WitnessCore
 from echelon.bus import Outgoing, Record, open_bus
 from echelon.errors import ProtocolError, StateError
-from echelon.federation.assembly import Assembly
 from echelon.messages.boundary import (
     Adopt,
     Cohort,
@@ -43,14 +42,15 @@ from echelon.messages.exchange import Delta, Payload, Refusal, RefusalReason
 from echelon.messages.handshake import Advertise, Included, KeyList, Signatures
 from echelon.messages.split import EdgePart
 from echelon.messages.wire import Refused
-from echelon.rounds.aggregator import AggregatorCore
-from echelon.rounds.commits import ControllerCore
-from echelon.rounds.device import DeviceCore
-from echelon.rounds.edge import EdgeCore
+from echelon.rounds.aggregator.core import AggregatorCore
+from echelon.rounds.controller.core import ControllerCore
+from echelon.rounds.device.core import DeviceCore
+from echelon.rounds.edge.core import EdgeCore
 from echelon.rounds.effects import Publish
+from echelon.run.assembly import Assembly
 from echelon.testing.outcome import manifests
 from tests.adversary.case import Cases, Noticed, Played
-from tests.federation.runs import M, Meddler, Outcome, federation, messages, run
+from tests.run.runs import M, Meddler, Outcome, federation, messages, run
 
 CASES = Cases("actors")
 Change = Callable[[Publish], Publish]
@@ -677,7 +677,7 @@ CASES.add(
 def edge_states(**fields: Any) -> Callable[[], Played]:
     def play() -> Played:
         pytest.importorskip("torch")
-        from tests.federation.splits import split_federation
+        from tests.run.splits import split_federation
 
         change = of(EdgePart, lambda part: part.model_copy(update=fields))
         with lying(EdgeCore, lambda _: True, change):

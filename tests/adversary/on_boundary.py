@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from echelon.errors import ProtocolError
+from echelon.laws.versions import largest_step
 from echelon.messages.boundary import (
     Adopt,
     Base,
@@ -24,12 +25,11 @@ from echelon.messages.boundary import (
 from echelon.messages.exchange import Pace, Payload
 from echelon.messages.handshake import Advertise, Unmask
 from echelon.messages.wire import DeviceId, Message
-from echelon.rounds.device import DeviceCore
+from echelon.rounds.device.core import DeviceCore
 from echelon.rounds.effects import Incoming, Train
-from echelon.rounds.laws.versions import largest_step
 from tests.adversary.case import Cases, Noticed, Played
 from tests.audit.synthetic import OPERATOR
-from tests.rounds.boundary_world import (
+from tests.worlds.boundary_world import (
     AGGREGATOR,
     DIM,
     GATE,

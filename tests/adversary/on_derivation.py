@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from echelon.errors import ProtocolError
+from echelon.laws.cohort import AUX
 from echelon.messages.boundary import (
     Adopt,
     Cohort,
@@ -25,9 +26,8 @@ from echelon.messages.boundary import (
 from echelon.messages.exchange import Payload
 from echelon.messages.handshake import Included, RevealedShare, Signatures, Unmask, Upload
 from echelon.messages.wire import Message
-from echelon.rounds.boundary_log import BoundaryLog
-from echelon.rounds.cohort import AUX
 from echelon.rounds.effects import Evaluate, Evaluated, Publish, Trained
+from echelon.rounds.gate.derivation import BoundaryLog
 from echelon.secagg.faults import InputRefused
 from echelon.secagg.ring import LIMBS
 from tests.adversary.case import Cases, Noticed, Played
@@ -42,7 +42,7 @@ from tests.adversary.on_boundary import (
     two_words,
     update,
 )
-from tests.rounds.boundary_world import (
+from tests.worlds.boundary_world import (
     AGGREGATOR,
     DERIVED,
     DIM,

@@ -8,24 +8,24 @@ from unittest.mock import patch
 
 import numpy as np
 
-import echelon.rounds.device as device_module
+import echelon.rounds.device.core as device_module
 from echelon.elsa.predictions import quantise
 from echelon.errors import ProtocolError
+from echelon.laws.cohort import AUX, norm2_bound
 from echelon.messages.behaviour import Behaviour
 from echelon.messages.boundary import Cohort, DeadLetter, Derived, SealedDelta, Void, Window
 from echelon.messages.exchange import Payload
 from echelon.messages.split import EdgePart
 from echelon.messages.wire import Message
-from echelon.rounds.boundary_log import BoundaryLog
-from echelon.rounds.cohort import AUX, norm2_bound
+from echelon.rounds.gate.derivation import BoundaryLog
 from echelon.secagg.ring import pack_vector
 from tests.adversary.case import Cases, Noticed, Played
 from tests.adversary.on_boundary import named, refusals
-from tests.rounds.boundary_world import DIM, World
-from tests.rounds.split_world import MIDDLE, SplitWorld, split_manifest
-from tests.rounds.test_edge_attacks import FORGERIES, WINDOW, Scene
-from tests.rounds.test_standing import letters, record, report
-from tests.rounds.test_standing import started as probed
+from tests.rounds.aggregator.test_trust_standings import letters, record, report
+from tests.rounds.aggregator.test_trust_standings import started as probed
+from tests.rounds.edge.test_attacks import FORGERIES, WINDOW, Scene
+from tests.worlds.boundary_world import DIM, World
+from tests.worlds.split_world import MIDDLE, SplitWorld, split_manifest
 
 CASES = Cases("edges")
 

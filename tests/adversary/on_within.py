@@ -33,7 +33,7 @@ from echelon.messages.handshake import Included, Signatures, Unmask
 from echelon.messages.wire import Message
 from tests.adversary.case import Cases, Noticed, Played
 from tests.audit.test_boundary import Topics, audit, key_of, manifests, of, signed_again, with_facts
-from tests.federation.runs import Outcome, boundaries, federation, run
+from tests.run.runs import Outcome, boundaries, federation, run
 
 CASES = Cases("within")
 AUDIT = "audit verify --boundary"

@@ -17,8 +17,8 @@ from echelon.messages.envelope import Signer
 from echelon.messages.exchange import Close as CloseRecord
 from echelon.messages.exchange import CloseReason, Commit, Delta, Genesis
 from echelon.messages.manifest import RunManifest
-from echelon.rounds.commits import ControllerCore
-from echelon.rounds.rules import Allowed
+from echelon.outer.custom import Allowed
+from echelon.rounds.controller.core import ControllerCore
 from tests.audit.synthetic import Exchange, TopicWriter
 
 Topics = dict[str, list[StoredRecord]]

@@ -30,7 +30,7 @@ from tests.adversary.case import Case, Insider, Noticed, Played, table
 from tests.adversary.seasons import audit, honest, live
 from tests.audit.test_boundary import audit as within
 from tests.audit.test_boundary import of
-from tests.rounds.test_edge_attacks import Scene
+from tests.rounds.edge.test_attacks import Scene
 
 MODULES = (
     on_masks, on_chunks, on_boundary, on_derivation, on_edges, on_controller, on_gates, on_logs, on_witness, on_within,

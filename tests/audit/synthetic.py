@@ -12,6 +12,7 @@ from echelon.audit.log import TopicLog
 from echelon.audit.merkle import Frontier
 from echelon.audit.prefix import PrefixChain
 from echelon.audit.records import CHUNK_BYTES, Headers, StoredRecord, chunk_digest, manifest_record
+from echelon.laws.delta_codec import encode
 from echelon.messages.adapter import AdapterLayout
 from echelon.messages.envelope import Signer
 from echelon.messages.exchange import (
@@ -39,8 +40,7 @@ from echelon.messages.manifest import (
     Weighting,
 )
 from echelon.messages.wire import Message
-from echelon.rounds.commits import ControllerCore
-from echelon.rounds.delta_codec import encode
+from echelon.rounds.controller.core import ControllerCore
 
 RUN = bytes(range(16))
 OPERATOR = Signer(b"\x01" * 32)

@@ -20,7 +20,6 @@ from echelon.bus import Record
 from echelon.bus.chunks import Origin, Transfer, TransferId, is_chunk, split
 from echelon.cli.boundary_source import audit_boundary, opened_records
 from echelon.errors import AuditError, ConfigError
-from echelon.federation.makers import Derived, gate_assembler
 from echelon.messages.boundary import Adopt, Cohort, Masked, Model, SealedDelta, Sealing, Version, Window
 from echelon.messages.boundary import Derived as Said
 from echelon.messages.envelope import Envelope, Signer
@@ -28,8 +27,9 @@ from echelon.messages.exchange import Payload
 from echelon.messages.handshake import Included, Signatures, Unmask
 from echelon.messages.wire import Message
 from echelon.secagg.roster import Roster
-from tests.federation.runs import Outcome, boundaries, federation, run
-from tests.federation.splits import split_federation
+from echelon.wiring.actors import Derived, gate_assembler
+from tests.run.runs import Outcome, boundaries, federation, run
+from tests.run.splits import split_federation
 
 M = TypeVar("M", bound=Message)
 Topics = dict[str, list[Record]]

@@ -19,7 +19,7 @@ from echelon.cli.boundary_source import members, no_payloads, opened_records
 from echelon.errors import AuditError, CodecError
 from echelon.messages.exchange import Delta
 from echelon.secagg.roster import WindowLeaf
-from tests.federation.runs import Outcome, boundaries, federation, run
+from tests.run.runs import Outcome, boundaries, federation, run
 
 NONCES = [bytes([number]) * 32 for number in range(40)]
 

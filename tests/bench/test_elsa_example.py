@@ -14,7 +14,7 @@ pytest.importorskip("torch")
 
 from bench.elsa_example import CANARY, canaries, compare, faults, found_in, unsplit
 from echelon.config.run import dump, load
-from tests.federation.splits import split_federation
+from tests.run.splits import split_federation
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from bench.bare_loop import BareLoop
 from bench.gpu import SHAPES, TINY, TINY_SHAPES, WHOLE, make_model, settings_of
-from echelon.federation.compute import spec_of
+from echelon.compute.pool import spec_of
 from echelon.training.local import TorchLearner
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 from bench._split_pair import Line, play, steps_of, with_batches
 from bench.split_device import Pair, pipeline_of, settings_of
 from echelon.config.run import load
-from echelon.sim.loop import run_virtual
+from echelon.virtual_loop import run_virtual
 
 RESULT = Path(__file__).resolve().parents[2] / "bench" / "results" / "split_device.json"
 

@@ -21,7 +21,7 @@ from echelon.bus import Bus, Reader, Record, TopicPartition, open_bus, sqlite_ur
 from echelon.bus.tls import Identity
 from echelon.config.broker import BrokerSettings
 from echelon.errors import ConfigError
-from echelon.federation.pki import BREAK_GLASS
+from echelon.provision.pki import BREAK_GLASS
 from echelon.testing.kafka import Stack
 from echelon.testing.kafka_artifacts import jars, java
 

@@ -14,7 +14,7 @@ from confluent_kafka.admin import (
 )
 
 from echelon.config.broker import BrokerSettings
-from echelon.provision.admin import Connection
+from echelon.provision.kafka.admin import Connection
 
 
 def allow(

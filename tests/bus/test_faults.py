@@ -14,7 +14,7 @@ from echelon.bus import Bus, Outgoing, Record, TopicPartition, open_bus, sqlite_
 from echelon.bus.embedded import EmbeddedReader
 from echelon.bus.faults import RECONNECT_S, FaultPlan, FaultyBus
 from echelon.errors import BusClosed, BusError, ConfigError, ConnectionLost, OffsetOutOfRange
-from echelon.sim.loop import run_virtual
+from echelon.virtual_loop import run_virtual
 
 T = TopicPartition("t")
 names = itertools.count()

@@ -17,8 +17,8 @@ from echelon.bus import Bus, Outgoing, RecordDamaged, TopicPartition, open_bus
 from echelon.bus.tls import Identity
 from echelon.config.broker import BrokerSettings, SecuritySettings
 from echelon.errors import BusDenied, BusError, ConnectionLost, OffsetOutOfRange
-from echelon.federation.pki import BREAK_GLASS, Authority, write_private, write_public
-from echelon.provision.admin import Connection
+from echelon.provision.kafka.admin import Connection
+from echelon.provision.pki import BREAK_GLASS, Authority, write_private, write_public
 from echelon.testing.kafka import Stack
 from tests.bus.rules import allow
 

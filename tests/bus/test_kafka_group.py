@@ -11,7 +11,7 @@ from confluent_kafka.admin import AclOperation, ResourceType
 from echelon.bus import Bus, Committed, GroupMember, Outgoing, TopicPartition, open_bus
 from echelon.config.broker import BrokerSettings
 from echelon.errors import BusClosed, BusDenied, BusError
-from echelon.federation.pki import BREAK_GLASS
+from echelon.provision.pki import BREAK_GLASS
 from echelon.testing.kafka import Stack
 from tests.bus.rules import allow
 

@@ -9,8 +9,8 @@ import pytest
 from echelon.bus import open_bus
 from echelon.config.broker import SaslSettings, SecuritySettings
 from echelon.errors import ConfigError, ConnectionLost
-from echelon.federation.pki import Authority, write_private, write_public
-from echelon.sim.loop import run_virtual
+from echelon.provision.pki import Authority, write_private, write_public
+from echelon.virtual_loop import run_virtual
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from echelon.bus import Outgoing, RecordDamaged, TopicPartition, open_bus, sqlit
 from echelon.bus import embedded as embedded_module
 from echelon.bus.sqlite import SqliteStore, decode_headers, encode_headers
 from echelon.errors import BusError, ConfigError
-from echelon.sim.loop import run_virtual
+from echelon.virtual_loop import run_virtual
 
 T = TopicPartition("t")
 CHILD = Path(__file__).with_name("child.py")

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from echelon.federation.metrics import Recorder
+from echelon.compute import quadratic
 from echelon.messages.adapter import Vector
 from echelon.rounds.effects import note
-from echelon.testing import quadratic
+from echelon.run.recorder import Recorder
 from echelon.training.learner import EvalResult
 from tests.cli.commands import write
 

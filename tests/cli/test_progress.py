@@ -27,7 +27,7 @@ from echelon.cli.output import change, count, duration, size
 from echelon.cli.progress import Rate, Story, event_of
 from echelon.cli.tensorboard import scalars
 from echelon.config.run import BudgetSettings
-from echelon.federation.metrics import Recorder
+from echelon.run.recorder import Recorder
 from tests.cli.commands import COMMAND, ENVIRONMENT, write
 
 Cli = Callable[..., Result]

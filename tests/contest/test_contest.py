@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from echelon.compute.pool import spec_of
 from echelon.config.training import AdapterSettings
 from echelon.contest import plan
 from echelon.contest.arms import ARMS, Kind, Knobs
@@ -24,7 +25,6 @@ from echelon.contest.results import read_json, write_json
 from echelon.contest.runs import run_job, settings_of, throughput, write_data
 from echelon.contest.tuning import decide
 from echelon.errors import ConfigError
-from echelon.federation.compute import spec_of
 from echelon.training.learner import TrainTask
 from echelon.training.local import TorchLearner
 

@@ -83,7 +83,7 @@ def test_every_metric_is_served() -> None:
 
 
 def test_numbers_are_those_of_the_code() -> None:
-    from echelon.federation.pki import CA_DAYS, LEAF_DAYS
+    from echelon.provision.pki import CA_DAYS, LEAF_DAYS
 
     assert CA_DAYS == 3650
     assert f"certificates for {LEAF_DAYS} days" in TEXT

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from echelon.actors.opening import RecordOpener
+from echelon.actors.verified_records import RecordOpener
 from echelon.audit.cosigned import Witnessed
 from echelon.audit.export import (
     ExportedTopic,
@@ -59,9 +59,10 @@ from echelon.errors import (
     ProtocolError,
     StateError,
 )
-from echelon.federation.brokers import load_brokers
-from echelon.federation.identities import key_pem, read_key
-from echelon.federation.makers import gate_assembler, members
+from echelon.laws.delta_codec import decode as decode_delta
+from echelon.laws.delta_codec import encode as encode_delta
+from echelon.laws.transcript import Transcript
+from echelon.laws.versions import open_signed_commit
 from echelon.messages.adapter import AdapterLayout, adapter_files, vector_from_files
 from echelon.messages.behaviour import Behaviour
 from echelon.messages.boundary import BOUNDARY
@@ -71,19 +72,17 @@ from echelon.messages.frames import FRAMES, decode_frame, encode_frame, from_dou
 from echelon.messages.manifest import MANIFEST_TYPE, OuterKind, PaceTerms, RunManifest
 from echelon.messages.stored import stored
 from echelon.messages.wire import Message, Refused, unpack
+from echelon.outer.base import OuterState
+from echelon.pace.base import FixedPace
+from echelon.pace.echelon_da import DriftPace
+from echelon.pace.schedules import AdaComm, QuadraticSync
 from echelon.passphrase import read_passphrase
-from echelon.provision.scope import load_scope
+from echelon.provision.broker_map import load_brokers
+from echelon.provision.identities import key_pem, read_key
+from echelon.provision.kafka.scope import load_scope
 from echelon.report.compare import Run as ComparedRun
 from echelon.report.data import load as load_report
-from echelon.rounds.commits import ControllerCore
-from echelon.rounds.delta_codec import decode as decode_delta
-from echelon.rounds.delta_codec import encode as encode_delta
-from echelon.rounds.drift_control import DriftPace
-from echelon.rounds.laws.versions import open_signed_commit
-from echelon.rounds.outer import OuterState
-from echelon.rounds.pace import FixedPace
-from echelon.rounds.pace_schedules import AdaComm, QuadraticSync
-from echelon.rounds.transcript import Transcript
+from echelon.rounds.controller.core import ControllerCore
 from echelon.secagg.roster import Roster, WindowLeaf, roster_root
 from echelon.services.config import GateConfig, load_service
 from echelon.sim.draw import draw
@@ -91,11 +90,12 @@ from echelon.sim.schedule import load as load_schedule
 from echelon.topics import load_catalogue
 from echelon.training.data.sources import read_source
 from echelon.training.fingerprint import load_probes
-from echelon.training.split import wire
+from echelon.training.split import tensor_format as wire
 from echelon.training.split.compress import Exact, LowRank, Quantised, TopK
 from echelon.training.split.perturb import decode_basis, encode_basis
 from echelon.training.split.sketch import Sketch
 from echelon.training.state import TrainerState, of_cut, with_cut
+from echelon.wiring.actors import gate_assembler, members
 from tests.audit.synthetic import CONTROLLER, OPERATOR, scenario, terms
 from tests.audit.witnessed import Watching, watched_scenario
 from tests.fuzz import mutate, seeds
@@ -529,7 +529,7 @@ def _openings_read() -> list[Reader]:
             _boundary_records,
             mutate.raw,
             (Refused, ChunkError),
-            ("actors.opening.RecordOpener.open", "bus.chunks.read_chunk"),
+            ("actors.verified_records.RecordOpener.open", "bus.chunks.read_chunk"),
             0.1,
         ),
         Reader(
@@ -565,7 +565,7 @@ def _openings_read() -> list[Reader]:
             _transcripts,
             mutate.raw,
             (CodecError,),
-            ("rounds.transcript.Transcript.decode",),
+            ("laws.transcript.Transcript.decode",),
         ),
         Reader(
             "request for an opening",
@@ -933,13 +933,13 @@ def _configuration() -> list[Reader]:
                 },
                 {"broker": _BROKER, "plane": "exchange", "boundaries": ["a", "b"], "witnesses": []},
             ],
-            "provision.scope.load_scope",
+            "provision.kafka.scope.load_scope",
         ),
         _yaml_file(
             "broker map",
             load_brokers,
             lambda: [{"exchange": {"url": "kafka://x:1"}, "boundaries": {"a": {"url": "kafka://y:1"}}}],
-            "federation.brokers.load_brokers",
+            "provision.broker_map.load_brokers",
         ),
         _yaml_file(
             "service",
@@ -1002,7 +1002,7 @@ def _configuration() -> list[Reader]:
             lambda: (key_pem(b"\x01" * 32),),
             mutate.raw,
             (ConfigError,),
-            ("federation.identities.read_key",),
+            ("provision.identities.read_key",),
             0.2,
         ),
         Reader(
@@ -1103,10 +1103,10 @@ def _paces() -> list[Reader]:
     fixed, drift = FixedPace(pace), DriftPace(pace_terms, pace, 256)
     ada, qsr = AdaComm(pace_terms, pace), QuadraticSync(pace_terms, pace)
     found = {
-        "rounds.pace.FixedPace": fixed,
-        "rounds.drift_control.DriftPace": drift,
-        "rounds.pace_schedules.AdaComm": ada,
-        "rounds.pace_schedules.QuadraticSync": qsr,
+        "pace.base.FixedPace": fixed,
+        "pace.echelon_da.DriftPace": drift,
+        "pace.schedules.AdaComm": ada,
+        "pace.schedules.QuadraticSync": qsr,
     }
     return [
         Reader(
@@ -1170,7 +1170,7 @@ def _states() -> list[Reader]:
             mutate.raw,
             errors,
             (
-                "training.split.wire.decode",
+                "training.split.tensor_format.decode",
                 "training.split.compress.Exact.decode",
                 "training.split.compress.Bfloat16.decode",
                 "training.split.compress.Quantised.decode",
@@ -1187,7 +1187,7 @@ def _states() -> list[Reader]:
             cache(_masked),
             mutate.raw,
             errors,
-            ("training.split.wire.decode_masked", "training.split.wire.decode_mask"),
+            ("training.split.tensor_format.decode_masked", "training.split.tensor_format.decode_mask"),
             0.5,
         ),
         Reader(
@@ -1227,7 +1227,7 @@ def _states() -> list[Reader]:
             lambda: (payload,),
             mutate.raw,
             (CodecError,),
-            ("rounds.delta_codec.decode",),
+            ("laws.delta_codec.decode",),
         ),
         Reader(
             "outer state",
@@ -1235,7 +1235,7 @@ def _states() -> list[Reader]:
             lambda: (state,),
             mutate.raw,
             (CodecError,),
-            ("rounds.outer.OuterState.decode",),
+            ("outer.base.OuterState.decode",),
         ),
         Reader(
             "standing",
@@ -1280,7 +1280,7 @@ def _states() -> list[Reader]:
             _controller,
             mutate.raw,
             (StateError,),
-            ("rounds.commits.ControllerCore.restore",),
+            ("rounds.controller.core.ControllerCore.restore",),
             0.3,
         ),
         Reader(
@@ -1307,7 +1307,7 @@ def _states() -> list[Reader]:
             _signed_commits,
             mutate.text,
             (ProtocolError,),
-            ("rounds.laws.versions.open_signed_commit",),
+            ("laws.versions.open_signed_commit",),
             0.3,
         ),
         *_paces(),

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from echelon.bus.chunks import is_chunk
 from echelon.messages.envelope import Dsse, Envelope
 from echelon.messages.wire import Message, Refused, pack
-from tests.federation.runs import Outcome, federation, run
+from tests.run.runs import Outcome, federation, run
 
 
 @cache

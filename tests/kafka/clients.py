@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from echelon.config.broker import BrokerSettings
-from echelon.provision.admin import Connection, client_settings
+from echelon.provision.kafka.admin import Connection, client_settings
 from echelon.testing.kafka import Broker
 
 DENIED = KafkaError.TOPIC_AUTHORIZATION_FAILED

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from echelon.bus import Record
+from echelon.compute.pool import build_learner, facts_of, spec_of
 from echelon.config.run import parse
-from echelon.federation.brokers import EXCHANGE, load_brokers
-from echelon.federation.compute import build_learner, facts_of, spec_of
-from echelon.federation.deploy import ADMIN, Deployment, deploy
+from echelon.provision.broker_map import EXCHANGE, load_brokers
+from echelon.provision.deployment import ADMIN, Deployment, deploy
 from echelon.testing.fleet import Fleet, Restart, by_fork, when_killed
 from echelon.testing.killing import Kills, Point
 from echelon.testing.outcome import Tally, faults_of_boundary, faults_of_exchange, read_broker

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from echelon.provision import Scope
+from echelon.provision.kafka import Scope
 from echelon.testing.kafka import Stack
 
 PRINCIPALS = {

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from echelon.bus import Record
-from echelon.federation.brokers import EXCHANGE
-from echelon.federation.deploy import AUDITOR, Deployment
 from echelon.messages.boundary import SealedDelta, Window
 from echelon.messages.exchange import Commit, Merged, Refusal
 from echelon.messages.wire import Message
+from echelon.provision.broker_map import EXCHANGE
+from echelon.provision.deployment import AUDITOR, Deployment
 from echelon.testing.fleet import Fleet
 from echelon.testing.follow import Follower, View
 from echelon.testing.kafka import Stack

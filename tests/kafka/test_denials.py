@@ -24,9 +24,9 @@ from confluent_kafka.admin import (
 )
 
 from echelon.errors import BusError
-from echelon.provision import apply
-from echelon.provision.admin import Connection
-from echelon.provision.desired import desired
+from echelon.provision.kafka import apply
+from echelon.provision.kafka.admin import Connection
+from echelon.provision.kafka.desired import desired
 from echelon.testing.kafka import Stack
 from echelon.topics import load_catalogue
 from tests.kafka.clients import DENIED, ask_group, begin_transaction, handshake, read, said_in_log, write

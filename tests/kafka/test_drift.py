@@ -24,7 +24,7 @@ from confluent_kafka.admin import (
 from typer.testing import CliRunner, Result
 
 from echelon.cli.app import app
-from echelon.provision.admin import Connection
+from echelon.provision.kafka.admin import Connection
 from tests.kafka.scopes import scope
 
 

@@ -16,14 +16,14 @@ from echelon.bus import open_bus
 from echelon.bus.base import Committed
 from echelon.bus.chunks import is_chunk
 from echelon.config.broker import BrokerSettings
-from echelon.federation.brokers import EXCHANGE
-from echelon.federation.deploy import ADMIN, AUDITOR, OPERATOR, Deployment
 from echelon.messages.boundary import Cohort, Ready, Released, Void, Window
-from echelon.services.shards import GROUP, TOPIC
+from echelon.provision.broker_map import EXCHANGE
+from echelon.provision.deployment import ADMIN, AUDITOR, OPERATOR, Deployment
 from echelon.testing.fleet import Fleet
 from echelon.testing.follow import Follower
 from echelon.testing.kafka import Stack
 from echelon.testing.outcome import envelopes, messages
+from echelon.wiring.shards import GROUP, TOPIC
 from tests.kafka.federations import Left, deployed, fleet
 from tests.kafka.test_federation import echelon
 

@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 from echelon.audit.replay import replay
 from echelon.bus.chunks import is_chunk
 from echelon.cli.app import app
-from echelon.federation.brokers import EXCHANGE
-from echelon.federation.compute import build_learner, spec_of
-from echelon.federation.deploy import AUDITOR, OPERATOR, Deployment
-from echelon.federation.metrics import Recorder
-from echelon.federation.run import Federation
+from echelon.compute.pool import build_learner, spec_of
+from echelon.provision.broker_map import EXCHANGE
+from echelon.provision.deployment import AUDITOR, OPERATOR, Deployment
+from echelon.run.federation import Federation
+from echelon.run.recorder import Recorder
 from echelon.testing.kafka import Stack
 from tests.kafka.federations import NAMES, Left, deployed, fleet
 

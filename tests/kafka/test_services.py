@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from echelon.federation.brokers import EXCHANGE
+from echelon.provision.broker_map import EXCHANGE
 from echelon.testing.fleet import Fleet, Service, never
 from echelon.testing.kafka import Stack
 from tests.kafka.federations import deployed, fleet

@@ -13,14 +13,14 @@ import pytest
 pytest.importorskip("torch")
 
 from echelon.bus.chunks import is_chunk
+from echelon.compute.pool import build_learner, facts_of, spec_of
 from echelon.config.run import parse
-from echelon.federation.brokers import load_brokers
-from echelon.federation.compute import build_learner, facts_of, spec_of
-from echelon.federation.deploy import Deployment, deploy
 from echelon.messages.boundary import DeadLetter, Window
 from echelon.messages.envelope import Envelope
 from echelon.messages.split import EdgePart, SplitFrame
 from echelon.messages.wire import Reason
+from echelon.provision.broker_map import load_brokers
+from echelon.provision.deployment import Deployment, deploy
 from echelon.testing.fleet import Fleet, by_fork, when_killed
 from echelon.testing.kafka import Stack
 from echelon.testing.killing import Kills, Moment, Point

@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from echelon.errors import BusError, ConfigError
-from echelon.federation.pki import Authority
-from echelon.provision.admin import Connection
-from echelon.provision.server import templates
+from echelon.provision.kafka.admin import Connection
+from echelon.provision.kafka.server import templates
+from echelon.provision.pki import Authority
 from echelon.testing import kafka_artifacts
 from echelon.testing.kafka import Stack, main
 

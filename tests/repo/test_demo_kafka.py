@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from echelon.config.run import RunSettings, load
-from echelon.federation.brokers import load_brokers
+from echelon.provision.broker_map import load_brokers
 from scripts.demo_kafka import Demo, arguments, chosen, in_real_time, unlike
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echelon.report import words
+from echelon.report import formatting as words
 from echelon.report.page import shell_word
 from echelon.report.svg import Span, lanes, ticks
 

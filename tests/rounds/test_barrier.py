@@ -10,9 +10,9 @@ import pytest
 from echelon.errors import ProtocolError
 from echelon.messages.boundary import Adopt, Cohort, Model, Sealing
 from echelon.messages.manifest import RunManifest
-from echelon.rounds.aggregator import Committed, History
+from echelon.rounds.aggregator.core import Committed, History
 from echelon.rounds.effects import Publish, Train
-from tests.rounds.boundary_world import AGGREGATOR, DIM, World, manifest_for, signed_commit
+from tests.worlds.boundary_world import AGGREGATOR, DIM, World, manifest_for, signed_commit
 
 DEADLINE = "window"
 R = 2

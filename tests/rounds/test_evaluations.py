@@ -8,7 +8,7 @@ from echelon.messages.boundary import Masked, Window
 from echelon.messages.handshake import Included, KeyList
 from echelon.rounds.effects import Evaluate
 from echelon.secagg.client import EVALUATIONS
-from tests.rounds.boundary_world import AGGREGATOR, World, manifest_for
+from tests.worlds.boundary_world import AGGREGATOR, World, manifest_for
 
 
 def evaluated_by(world: World, *devices: str) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from echelon.errors import ProtocolError
+from echelon.laws.versions import KnownVersions, SignedCommit
 from echelon.messages.boundary import (
     BOUNDARY,
     DeadLetter,
@@ -27,21 +28,20 @@ from echelon.messages.boundary import (
 from echelon.messages.exchange import Payload
 from echelon.messages.split import SplitFrame, SplitOpen, SplitPing, Trip, Trips
 from echelon.messages.wire import Reason, Refused
-from echelon.rounds.aggregator import AggregatorCore
-from echelon.rounds.boundary_log import BoundaryLog
-from echelon.rounds.commits import ControllerCore
-from echelon.rounds.device import DeviceCore
-from echelon.rounds.edge import EdgeCore
+from echelon.rounds.aggregator.core import AggregatorCore
+from echelon.rounds.controller.core import ControllerCore
+from echelon.rounds.device.core import DeviceCore
+from echelon.rounds.edge.core import EdgeCore
 from echelon.rounds.effects import Incoming, TimerFired
-from echelon.rounds.laws.versions import KnownVersions, SignedCommit
+from echelon.rounds.gate.derivation import BoundaryLog
 from echelon.secagg.keys import AgreementKey
 from echelon.topics import Role
 from tests.audit.synthetic import terms
-from tests.rounds.boundary_world import AGGREGATOR, DIM
-from tests.rounds.hostile import Hostile, behaviours, topics_of
-from tests.rounds.split_world import SplitWorld, split_manifest
-from tests.rounds.test_commits import make
-from tests.rounds.test_standing import TERMS, report
+from tests.rounds.aggregator.test_trust_standings import TERMS, report
+from tests.rounds.controller.test_core import make
+from tests.worlds.boundary_world import AGGREGATOR, DIM
+from tests.worlds.hostile import Hostile, behaviours, topics_of
+from tests.worlds.split_world import SplitWorld, split_manifest
 
 READS = {
     DeviceCore: ("control", "model", "inbox", "versions"),

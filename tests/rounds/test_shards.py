@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from echelon.errors import ProtocolError
+from echelon.laws.cohort import context_of
 from echelon.messages.boundary import (
     MAX_COHORT,
     MAX_SHARDS,
@@ -25,8 +26,7 @@ from echelon.messages.boundary import (
     Void,
 )
 from echelon.messages.wire import MAX_CONTROL_BYTES
-from echelon.rounds.cohort import context_of
-from echelon.rounds.device import HOLD, LEAVE, PATIENCE
+from echelon.rounds.device.core import HOLD, LEAVE, PATIENCE
 from echelon.rounds.effects import (
     Effect,
     Evaluate,
@@ -41,7 +41,7 @@ from echelon.rounds.effects import (
     Train,
 )
 from echelon.rounds.shards import Holding, disjoint
-from tests.rounds.boundary_world import AGGREGATOR, DIM, World, manifest_for, update_of
+from tests.worlds.boundary_world import AGGREGATOR, DIM, World, manifest_for, update_of
 
 SHARDS = st.frozensets(st.integers(0, 7), min_size=1, max_size=4)
 

@@ -19,11 +19,11 @@ import numpy as np
 from echelon.actors.state import FORMAT
 from echelon.messages.boundary import SealedDelta
 from echelon.messages.split import Trip, Trips
-from echelon.rounds.device import DeviceCore
-from echelon.rounds.edge import EdgeCore
-from tests.rounds.boundary_world import DIM, World
-from tests.rounds.split_world import SplitWorld
-from tests.rounds.test_standing import TERMS, report
+from echelon.rounds.device.core import DeviceCore
+from echelon.rounds.edge.core import EdgeCore
+from tests.rounds.aggregator.test_trust_standings import TERMS, report
+from tests.worlds.boundary_world import DIM, World
+from tests.worlds.split_world import SplitWorld
 
 GOLDEN = Path(__file__).with_name("golden_snapshots.json")
 EACH, ANY = "each", re.compile(r"[de]\d+")

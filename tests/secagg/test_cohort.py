@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from echelon.errors import ProtocolError
+from echelon.laws.cohort import Part, close_window, context_of, norm2_bound, threshold_of, vector_length
 from echelon.messages.boundary import Base, Cohort, Member
 from echelon.messages.exchange import DeltaCodec, Pace
 from echelon.messages.manifest import (
@@ -24,7 +25,6 @@ from echelon.messages.manifest import (
     Weighting,
 )
 from echelon.messages.wire import DeviceId
-from echelon.rounds.cohort import Part, close_window, context_of, norm2_bound, threshold_of, vector_length
 from echelon.secagg.client import Client
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.floors import fewest_left, partial_sum_holds, weight_cap, weight_holds

@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 
 from echelon.bus import open_bus, sqlite_url
+from echelon.compute.pool import build_learner, facts_of, spec_of
 from echelon.config.run import parse
-from echelon.federation.brokers import load_brokers
-from echelon.federation.compute import build_learner, facts_of, spec_of
-from echelon.federation.deploy import Deployment, deploy
+from echelon.provision.broker_map import load_brokers
+from echelon.provision.deployment import Deployment, deploy
 from echelon.topics import Boundary, load_catalogue
 
 BROKERS = ("exchange", "a", "b")

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PARENT = """
 import asyncio
 from echelon.config.run import parse
-from echelon.federation.compute import Compute
+from echelon.compute.pool import Compute
 
 async def main():
     compute = Compute(parse({

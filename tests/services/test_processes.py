@@ -20,7 +20,7 @@ from echelon.messages.boundary import Void, Window
 from echelon.services.config import ControllerConfig, load_service
 from echelon.services.roles import role_of
 from echelon.testing.fleet import Fleet, Service, by_fork
-from tests.federation.runs import (
+from tests.run.runs import (
     check_bodies,
     check_offers,
     check_windows,

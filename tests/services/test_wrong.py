@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from echelon.cli.app import app
-from echelon.federation.deploy import Deployment
+from echelon.provision.deployment import Deployment
 from echelon.testing.fleet import Fleet, by_fork
 from tests.services.asking import ask, eventually, lines, port_of, scrape
 from tests.services.deployed import create_topics, deployed, edit

@@ -17,7 +17,7 @@ from echelon.sim.broker import Link, SimBroker, SimBus
 from echelon.sim.draw import draw
 from echelon.sim.explorer import judge
 from echelon.sim.life import Crashed, Disk, Life, SimStore
-from echelon.sim.loop import run_virtual
+from echelon.virtual_loop import run_virtual
 
 AT = TopicPartition("t")
 

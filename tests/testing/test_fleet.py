@@ -13,8 +13,8 @@ import yaml
 
 from echelon.bus import Record
 from echelon.errors import ConfigError
-from echelon.federation.deploy import AUDITOR, Deployment
 from echelon.messages.boundary import Cohort, Leave
+from echelon.provision.deployment import AUDITOR, Deployment
 from echelon.testing.fleet import Fleet, FleetError, by_fork, never, when_failed, when_killed
 from echelon.testing.killing import Moment, Point
 from echelon.testing.outcome import messages, read_broker

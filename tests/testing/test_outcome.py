@@ -22,7 +22,7 @@ from echelon.testing.outcome import (
     manifests,
     messages,
 )
-from tests.federation.runs import Outcome, federation, run
+from tests.run.runs import Outcome, federation, run
 
 Topics = dict[str, list[Record]]
 

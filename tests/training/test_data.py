@@ -12,10 +12,10 @@ from echelon.config.training import DataSettings
 from echelon.errors import ConfigError
 from echelon.training.data.boundary import load_boundary
 from echelon.training.data.encode import Document, encode
+from echelon.training.data.holdout import split, split_digest
 from echelon.training.data.packing import Order, pack_training, pack_validation
 from echelon.training.data.partition import deal, fill_empty_hands, shares_of
 from echelon.training.data.sources import RawDocument, Turn, read_source
-from echelon.training.data.split import split, split_digest
 
 EOS_ID = 0
 

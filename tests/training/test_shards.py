@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from echelon.testing.quadratic import QuadraticLearner
+from echelon.compute.quadratic import QuadraticLearner
 from echelon.training.learner import TrainTask
 from echelon.training.local import TorchLearner
 from echelon.training.state import TrainerState

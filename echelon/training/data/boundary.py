@@ -9,11 +9,11 @@ from typing import Generic, TypeVar
 from echelon.config.training import DataSettings
 from echelon.errors import ConfigError
 from echelon.training.data.encode import Document, Tokenizer, encode, encode_rows
+from echelon.training.data.holdout import split, split_digest
 from echelon.training.data.packing import Blocks, pack_training, pack_validation
 from echelon.training.data.partition import deal, fill_empty_hands, shares_of
 from echelon.training.data.rows import Rows, longest_first, pad_rows, padding_of
 from echelon.training.data.sources import read_source
-from echelon.training.data.split import split, split_digest
 
 Part = TypeVar("Part")
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from echelon.errors import ConfigError
 from echelon.training.data.encode import Document
-from echelon.training.data.split import rank
+from echelon.training.data.holdout import rank
 
 Shares = Mapping[str, npt.NDArray[np.float64]]
 """Per domain, the share of each device: float64[devices]."""

@@ -18,7 +18,7 @@ from echelon.training.split.compress import Array, Bfloat16, Compressor, Exact, 
 from echelon.training.split.parts import Mask
 from echelon.training.split.perturb import Perturbation
 from echelon.training.split.sketch import Sketch
-from echelon.training.split.wire import (
+from echelon.training.split.tensor_format import (
     Limits,
     decode,
     decode_masked,

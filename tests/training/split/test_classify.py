@@ -15,7 +15,7 @@ from echelon.training.learner import LearnerSpec, TrainTask
 from echelon.training.local import TorchLearner
 from echelon.training.split.compress import Exact
 from echelon.training.split.cut import Cut, device_indices, part_ranges
-from echelon.training.split.wire import Limits, decode_masked, encode, encode_mask
+from echelon.training.split.tensor_format import Limits, decode_masked, encode, encode_mask
 from tests.classifiers import BLOCKS, WIDTH, data_of, gradient_of_first_step, model_of, save_model, write_rows
 
 EXACT = EncodingSettings(

@@ -11,7 +11,7 @@ from echelon.training.split.choose import ErrorFeedback, candidates, choose, rel
 from echelon.training.split.compress import Bfloat16, Exact, LowRank, Quantised, TopK
 from echelon.training.split.sketch import CountSketch, Sketch
 from echelon.training.split.stream import derive, gaussians, words
-from echelon.training.split.wire import (
+from echelon.training.split.tensor_format import (
     DEFAULT,
     Limits,
     decode,

@@ -25,7 +25,7 @@ from echelon.training.split.link import (
 )
 from echelon.training.split.perturb import Perturbation
 from echelon.training.split.sketch import Sketch
-from echelon.training.split.wire import encode, tensor_key
+from echelon.training.split.tensor_format import encode, tensor_key
 
 WIDTH, SECRET = 48, bytes(range(32))
 SHAPE = (2, 5, WIDTH)

@@ -1,0 +1,352 @@
+"""Where training runs: worker processes in real time, inline on the virtual clock.
+
+In worker processes each holds one frozen base that all its devices share; what belongs to a device (adapter, moments,
+data position) travels with the job, so any worker can take any device.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, TypeVarTuple
+
+from echelon.actors.edge import MiddleCompute
+from echelon.actors.splitting import Half
+from echelon.clock import is_virtual
+from echelon.config.run import BoundarySettings, CostSettings, LearnerSettings, RunSettings
+from echelon.errors import TrainingError
+from echelon.messages.adapter import AdapterLayout, Vector
+from echelon.rounds.effects import Evaluate, Evaluated, Train, Trained
+from echelon.training.learner import BoundarySpec, EvalResult, Learner, LearnerSpec, TrainResult, TrainTask
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class FullLearner(Learner, Protocol):
+    """What assembling a run needs of a learner, besides training."""
+
+    @property
+    def layout(self) -> AdapterLayout:
+        """How the adapter's tensors lie in the vector."""
+        ...
+
+    def initial_adapter(self) -> Vector:
+        """The adapter of genesis, float32[d]."""
+        ...
+
+    @property
+    def adapter_config_json(self) -> bytes:
+        """The exported adapter_config.json."""
+        ...
+
+    @property
+    def model_digest(self) -> bytes:
+        """Digest of the frozen weights."""
+        ...
+
+    def evaluate_boundary(self, boundary: str, weights: Vector) -> EvalResult:
+        """Loss on a boundary's whole validation split."""
+        ...
+
+
+def spec_of(settings: RunSettings) -> LearnerSpec:
+    """The learner's part of the run file."""
+    return LearnerSpec(
+        model=settings.model,
+        adapter=settings.adapter,
+        train=settings.training,
+        boundaries=tuple(
+            BoundarySpec(
+                name=boundary.name,
+                devices=boundary.data_names(),
+                data=boundary.data,
+            )
+            for boundary in settings.boundaries
+        ),
+        seed=settings.seed,
+        base_seed=settings.seed,
+    )
+
+
+def build_learner(spec: LearnerSpec, learner: LearnerSettings) -> FullLearner:
+    """The learner that the settings ask for.
+
+    Raises:
+        ConfigError: unknown model, no data, or an adapter target that the model does not have.
+    """
+    if learner.kind == "quadratic":
+        from echelon.compute.quadratic import QuadraticLearner
+
+        return QuadraticLearner(spec, learner.dim, learner.seconds, learner.blocks)
+    from echelon.training.local import TorchLearner
+
+    return TorchLearner(spec)
+
+
+class SplitPlace(MiddleCompute, Protocol):
+    """Where the halves of split training are computed: those of one process."""
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the model."""
+        ...
+
+    @property
+    def layout(self) -> str:
+        """Canonical JSON of the whole adapter's layout."""
+        ...
+
+    def fits(self, front: int, back: int) -> bool:
+        """Whether a cut leaves a middle."""
+        ...
+
+    def half(self, boundary: str, device: str) -> Half:
+        """A device's half.
+
+        Raises:
+            ConfigError: the boundary's cut does not fit the model.
+        """
+        ...
+
+    def forget(self, edge: str) -> None:
+        """An edge's process has ended: what it had in memory is gone."""
+        ...
+
+    def close(self) -> None:
+        """End the threads."""
+        ...
+
+
+def build_split(settings: RunSettings) -> SplitPlace:
+    """Where split training is computed with the learner that the settings ask for.
+
+    Raises:
+        ConfigError: unknown model.
+    """
+    if settings.learner.kind == "quadratic":
+        from echelon.compute.quadratic_halves import QuadraticHalves
+
+        return QuadraticHalves(settings)
+    from echelon.compute.split import SplitCompute  # torch, which other runs may do without
+
+    return SplitCompute(settings)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the manifest says about model and adapter, and where training starts."""
+
+    layout: str
+    adapter_config: str
+    model_sha256: bytes
+    initial: Vector
+
+
+# ---- in a worker process ---------------------------------------------------------------------------
+
+_learner: FullLearner | None = None
+_terms: tuple[LearnerSpec, LearnerSettings] | None = None
+
+
+def _start_worker(spec: LearnerSpec, learner: LearnerSettings, threads: int) -> None:
+    global _terms
+    threading.Thread(target=_end_with_parent, name="echelon-parent", daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when a run stops
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _limit(learner, threads)
+    _terms = (spec, learner)
+
+
+def _limit(learner: LearnerSettings, threads: int) -> None:
+    """Without it torch takes every core for each of many small steps, and its threads wait for one another."""
+    if learner.kind == "lora":
+        from echelon.training.model import limit_threads
+
+        limit_threads(threads)
+
+
+def _end_with_parent() -> None:
+    """A process that is killed cannot end its workers, and a worker waits for its next job for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _in_worker() -> FullLearner:
+    """This worker's learner, built at the first call so that its errors reach the caller as they are."""
+    global _learner
+    if _learner is None:
+        if _terms is None:
+            raise TrainingError("a training worker was used before it was started")
+        _learner = build_learner(*_terms)
+    return _learner
+
+
+def facts_of(learner: FullLearner) -> Facts:
+    """Read the facts off a learner."""
+    return Facts(
+        layout=learner.layout.json.decode(),
+        adapter_config=learner.adapter_config_json.decode(),
+        model_sha256=learner.model_digest,
+        initial=learner.initial_adapter(),
+    )
+
+
+def _facts() -> Facts:
+    return facts_of(_in_worker())
+
+
+def _train(task: TrainTask) -> TrainResult:
+    return _in_worker().train(task)
+
+
+def _evaluate(device: str, weights: Vector, max_tokens: int) -> EvalResult:
+    return _in_worker().evaluate(device, weights, max_tokens)
+
+
+def _evaluate_boundary(boundary: str, weights: Vector) -> EvalResult:
+    return _in_worker().evaluate_boundary(boundary, weights)
+
+
+def _generate(weights: Vector, prompt: str, tokens: int) -> str:
+    return _in_worker().generate(weights, prompt, tokens)
+
+
+def evaluated_on(
+    device: str, job: Evaluate, boundary: BoundarySettings | None, tokens: int
+) -> tuple[list[str], int]:
+    """What a device evaluates, by name of a device or data shard, and on about how many tokens of each.
+
+    All shards together are evaluated on as many tokens as all enrolled devices would be, whoever holds them.
+    """
+    if boundary is None or boundary.shards is None:
+        return [device], tokens
+    names = [boundary.shard_name(shard) for shard in job.shards]
+    return names, max(1, tokens * len(boundary.device_list()) // boundary.shards)
+
+
+# ---- in the process of the actors -------------------------------------------------------------------
+
+
+class Compute:
+    """Runs learners' calls off the loop; one instance serves every device of the process.
+
+    Args:
+        settings: the run file.
+        learner: a learner that is there already, made from `spec_of(settings)`; for the virtual clock, where many
+            runs of one process share the model that they adapt. None: one is built.
+    """
+
+    def __init__(self, settings: RunSettings, learner: FullLearner | None = None) -> None:
+        self._spec, self._learner_settings, self._cost = spec_of(settings), settings.learner, settings.cost
+        self._speed: Mapping[str, float] = {
+            device.id: device.speed for boundary in settings.boundaries for device in boundary.device_list()
+        }
+        self._shards: Mapping[str, BoundarySettings] = {
+            device.id: boundary
+            for boundary in settings.boundaries
+            for device in boundary.device_list()
+            if boundary.shards is not None
+        }
+        self._workers = 1
+        self._eval_tokens = settings.sync.eval_tokens
+        self._virtual = settings.clock == "virtual"
+        self._executor: Executor | None = None
+        self._inline: FullLearner | None = None
+        threads = settings.compute.threads
+        if self._virtual or settings.learner.kind == "quadratic":
+            _limit(settings.learner, threads)
+            self._inline = learner or build_learner(self._spec, self._learner_settings)
+            if not self._virtual:
+                self._executor = ThreadPoolExecutor(settings.compute.workers or os.cpu_count() or 1)
+        else:
+            self._workers = settings.compute.workers or len(os.sched_getaffinity(0))
+            self._executor = ProcessPoolExecutor(
+                self._workers,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_start_worker,
+                initargs=(self._spec, settings.learner, threads),
+            )
+
+    @property
+    def cost(self) -> CostSettings:
+        """What calls cost on the virtual clock."""
+        return self._cost
+
+    async def _call(self, fn: Callable[[*Ts], T], *args: *Ts) -> T:
+        if self._executor is None:
+            return fn(*args)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, fn, *args)
+        except BrokenProcessPool as error:
+            raise TrainingError(
+                "a training worker ended unexpectedly (out of memory, or its model or data could not be loaded: "
+                "its own message is above); the run can be resumed"
+            ) from error
+
+    async def facts(self) -> Facts:
+        """What goes into the manifest."""
+        if self._inline is not None:
+            return facts_of(self._inline)
+        # One call per worker, so that all of them load the model and the data at the same time.
+        return (await asyncio.gather(*(self._call(_facts) for _ in range(self._workers))))[0]
+
+    async def train(self, device: str, job: Train) -> Trained:
+        """Run a training job on the device's own data, or on the data shard that the job names."""
+        data, position = device, None
+        if job.shard is not None:
+            data, position = self._shards[device].shard_name(job.shard), job.position
+        task = TrainTask(
+            data, job.base, job.start, job.steps, job.mu, job.progress, job.state, position, job.factor
+        )
+        speed = self._speed[device]
+        if is_virtual() and self._inline is not None:
+            found = self._inline.train(task)
+            await asyncio.sleep(found.tokens * self._cost.seconds_per_token / speed)
+        else:
+            begun = time.monotonic()
+            found = await self._call(self._inline.train if self._inline is not None else _train, task)
+            if speed < 1.0:
+                # Waits for a core are part of what has passed, but not of what a device of its own would need.
+                await asyncio.sleep(max(0.0, found.seconds / speed - (time.monotonic() - begun)))
+        return Trained(
+            found.weights, found.tokens, found.loss_sum, found.loss_tokens, found.state, found.position
+        )
+
+    async def evaluate(self, device: str, job: Evaluate) -> Evaluated:
+        """Evaluate the device's own validation slice, or those of the data shards that the job names."""
+        names, tokens = evaluated_on(device, job, self._shards.get(device), self._eval_tokens)
+        evaluate = _evaluate if self._inline is None else self._inline.evaluate
+        found = EvalResult(0.0, 0)
+        for name in names:
+            found += await self._call(evaluate, name, job.weights, tokens)
+        if is_virtual():
+            await asyncio.sleep(found.tokens_read * self._cost.seconds_per_eval_token / self._speed[device])
+        return Evaluated(job.commit, found.loss_sum, found.tokens)
+
+    async def evaluate_boundary(self, boundary: str, weights: Vector) -> EvalResult:
+        """Loss on a boundary's whole validation split."""
+        if self._inline is not None:
+            return await self._call(self._inline.evaluate_boundary, boundary, weights)
+        return await self._call(_evaluate_boundary, boundary, weights)
+
+    async def generate(self, weights: Vector, prompt: str, tokens: int) -> str:
+        """Greedy continuation of a prompt."""
+        if self._inline is not None:
+            return await self._call(self._inline.generate, weights, prompt, tokens)
+        return await self._call(_generate, weights, prompt, tokens)
+
+    def close(self) -> None:
+        """End the workers; jobs that have not begun are dropped."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)

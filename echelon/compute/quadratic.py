@@ -1,0 +1,149 @@
+"""A learner without torch: each device has a quadratic with a known optimum, and trains by gradient descent on it.
+
+f_i(w) = ½ ‖w − x_i‖² / d with x_i = x + boundary offset + device offset, all drawn from the seed. It has the
+interface of the real learner, costs nothing, and lets everything else be tested at speed. The vector may be cut into
+blocks; what a step does to one does not depend on the others, so edges can train them
+(`echelon.compute.quadratic_halves`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+
+import numpy as np
+
+from echelon.messages.adapter import AdapterLayout, Vector, factor_mask
+from echelon.training.learner import EvalResult, LearnerSpec, TrainResult, TrainTask
+
+TOKENS_PER_STEP = 1024
+RATE = 0.1
+NOISE = 0.01
+KEY = "base_model.model.quadratic.lora_A.weight"
+
+
+F64 = np.ndarray[tuple[int], np.dtype[np.float64]]
+
+
+def gradient(weights: F64, optimum: F64, noise: F64, mu: float, base: Vector | F64) -> F64:
+    """What a step goes against, with noise, of any part of the vector: float64 of that part."""
+    return weights - optimum + mu * (weights - base) + NOISE * noise
+
+
+def _shapes(dim: int, blocks: int, *, alternating: bool) -> dict[str, tuple[int, ...]]:
+    if blocks:
+        # Of equal length, but for the last one, which has what is left over.
+        sizes = [dim // blocks] * (blocks - 1) + [dim - dim // blocks * (blocks - 1)]
+        keys = (KEY.replace("quadratic", f"layers.{number}.quadratic") for number in range(blocks))
+        return {key: (size,) for key, size in zip(keys, sizes, strict=True)}
+    if not alternating:
+        return {KEY: (dim,)}
+    # Where factors alternate there are two of them: the first coordinates are A, the rest B.
+    half = dim // 2
+    if not half:
+        return {KEY: (dim,)}
+    return {KEY: (half,), KEY.replace("lora_A", "lora_B"): (dim - half,)}
+
+
+class QuadraticLearner:
+    """See the module's docstring.
+
+    Args:
+        spec: devices and boundaries, and the seed.
+        dim: d.
+        seconds: how long a training job takes in real time.
+        blocks: equal blocks that the vector is cut into; 0: it is not cut.
+    """
+
+    def __init__(self, spec: LearnerSpec, dim: int, seconds: float = 0.0, blocks: int = 0) -> None:
+        self.spec, self._seconds = spec, seconds
+        self.layout = AdapterLayout.of(
+            _shapes(dim, blocks, alternating=spec.adapter.factors == "alternating")
+        )
+        self._boundary = {device: boundary.name for device, boundary in spec.boundary_of.items()}
+        self._dim = dim
+        common = self._draw("common")
+        self._optimum = {
+            device: common + 0.3 * self._draw("boundary " + boundary) + 0.1 * self._draw("device " + device)
+            for device, boundary in self._boundary.items()
+        }
+
+    def _draw(self, name: str) -> F64:
+        seed = hashlib.sha256(f"{self.spec.seed} {name}".encode()).digest()
+        return np.random.default_rng(np.frombuffer(seed, np.uint32)).standard_normal(self._dim)
+
+    @property
+    def dim(self) -> int:
+        """d."""
+        return self._dim
+
+    def optimum(self, device: str) -> F64:
+        """Where the device's own quadratic is least, float64[d]."""
+        return self._optimum[device]
+
+    def initial_adapter(self) -> Vector:
+        """Zeros: float32[d]."""
+        return np.zeros(self._dim, np.float32)
+
+    @property
+    def adapter_config_json(self) -> bytes:
+        """There is no model to attach it to."""
+        return b'{"peft_type":"LORA"}'
+
+    @property
+    def model_digest(self) -> bytes:
+        """Digest of what the quadratics are drawn from."""
+        return hashlib.sha256(f"quadratic {self.spec.seed} {self._dim}".encode()).digest()
+
+    def train(self, task: TrainTask) -> TrainResult:
+        """H steps of gradient descent on f_i + μ/2 ‖w − base‖², with noise that depends on the step's number."""
+        done = 0 if task.state is None else int.from_bytes(task.state, "big")
+        if task.position is not None:
+            done = task.position
+        weights = task.start.astype(np.float64)
+        optimum = self._optimum[task.device]
+        loss = 0.0
+        moving = True if task.factor is None else factor_mask(self.layout, task.factor)
+        for step in range(done, done + task.steps):
+            loss += self.loss(weights, optimum)
+            slope = gradient(weights, optimum, self.noise(task.device, step), task.mu, task.base)
+            weights = weights - RATE * np.where(moving, slope, 0.0)
+        if self._seconds:
+            time.sleep(self._seconds)
+        tokens = task.steps * TOKENS_PER_STEP
+        return TrainResult(
+            weights=weights.astype(np.float32),
+            steps=task.steps,
+            tokens=tokens,
+            loss_sum=loss * TOKENS_PER_STEP,
+            loss_tokens=tokens,
+            seconds=self._seconds,
+            state=(done + task.steps).to_bytes(8, "big"),
+            position=done + task.steps,
+        )
+
+    def noise(self, device: str, step: int) -> F64:
+        """Of a device's gradient at a step of that number, float64[d]."""
+        return self._draw(f"step {device} {step}")
+
+    @staticmethod
+    def loss(weights: F64, optimum: F64) -> float:
+        """A quadratic's value."""
+        return float(0.5 * np.mean((weights - optimum) ** 2))
+
+    def evaluate(self, device: str, weights: Vector, max_tokens: int | None = None) -> EvalResult:
+        """The device's own quadratic, as if it were the loss of so many tokens."""
+        loss = self.loss(weights.astype(np.float64), self._optimum[device])
+        return EvalResult(loss * TOKENS_PER_STEP, TOKENS_PER_STEP)
+
+    def evaluate_boundary(self, boundary: str, weights: Vector) -> EvalResult:
+        """The sum over the boundary's devices."""
+        total = EvalResult(0.0, 0)
+        for device, name in self._boundary.items():
+            if name == boundary:
+                total += self.evaluate(device, weights)
+        return total
+
+    def generate(self, weights: Vector, prompt: str, max_new_tokens: int) -> str:
+        """Nothing to say: the adapter's first numbers."""
+        return " ".join(f"{value:.2f}" for value in weights[: min(8, max_new_tokens)])

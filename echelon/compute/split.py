@@ -1,0 +1,375 @@
+"""Where split training computes: threads in real time, inline on the virtual clock.
+
+What a micro-batch leaves behind between its passes stays in this process, so a device and its work cannot move between
+worker processes as whole jobs do. torch lets go of the interpreter while it computes, so threads are enough.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any, TypeVar, TypeVarTuple
+
+import numpy as np
+
+from echelon.clock import is_virtual
+from echelon.compute.planning import replanner, shape_of
+from echelon.compute.pool import evaluated_on, spec_of
+from echelon.compute.probing import CLASSES, DIM, POSITIONS, SEED, probe_terms
+from echelon.config.run import BoundarySettings, RunSettings
+from echelon.elsa.fingerprint import fingerprint
+from echelon.elsa.predictions import quantise, vocabulary_classes
+from echelon.elsa.replanning import Measured, Replanner
+from echelon.elsa.shapes import ModelShape
+from echelon.errors import CodecError, LimitExceeded, ProtocolError, StateError, TrainingError
+from echelon.messages.behaviour import Behaviour
+from echelon.messages.frames import Assess, Backward, Begin, Decline, Finish, Forward, Look
+from echelon.rounds.effects import Evaluate, Evaluated, Middle, MiddleDone, SplitJob, Train, Trained
+from echelon.training.halves import MAX_CUTS, DeviceHalf, EdgeMiddles, HalfTask, Halves, MiddleTask
+from echelon.training.model import limit_threads
+from echelon.training.split.cut import Cut
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+FORWARD, BACKWARD = 1 / 3, 2 / 3
+"""Shares of a training step's cost: a backward pass is twice a forward pass (gradients by inputs and by weights)."""
+THREADS = 8
+
+
+class SplitCompute:
+    """Every half of this process.
+
+    Args:
+        settings: the run file.
+    """
+
+    def __init__(self, settings: RunSettings) -> None:
+        self.settings = settings
+        limit_threads(settings.compute.threads)
+        self._shared = Halves(spec_of(settings))
+        self._executor = None if settings.clock == "virtual" else ThreadPoolExecutor(THREADS, "echelon-split")
+        self._cost = settings.cost.seconds_per_token
+        self._speed = {
+            device.id: device.speed for boundary in settings.boundaries for device in boundary.device_list()
+        }
+        self._edge_speed = {
+            boundary.edge_name(edge): edge.speed
+            for boundary in settings.boundaries
+            if boundary.split is not None
+            for edge in boundary.split.edge_list()
+        }
+        self._split = {
+            boundary.edge_name(edge): boundary.split
+            for boundary in settings.boundaries
+            if boundary.split is not None
+            for edge in boundary.split.edge_list()
+        }
+        self._middles: dict[str, EdgeMiddles] = {}
+
+    @cached_property
+    def _shape(self) -> ModelShape:
+        return shape_of(self.settings)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the model."""
+        return self._shared.blocks
+
+    @property
+    def layout(self) -> str:
+        """Canonical JSON of the whole adapter's layout."""
+        return self._shared.layout.json.decode()
+
+    def fits(self, front: int, back: int) -> bool:
+        """Whether a cut leaves a middle."""
+        return self._shared.fits(front, back)
+
+    def half(self, boundary: str, device: str) -> SplitHalf:
+        """The device's half.
+
+        Raises:
+            ConfigError: the boundary's cut does not fit the model.
+        """
+        found = next(one for one in self.settings.boundaries if one.name == boundary)
+        split = found.split
+        if split is None:
+            raise TrainingError(f"boundary {boundary} is not split")
+        cut = Cut(*split.cut_of(device))
+        cut.middle(self.blocks)
+        micro = split.micro_of(device)
+        half = DeviceHalf(self._shared, device, cut, micro, split.encodings, split.perturbation, split.probes)
+        mover = replanner(self.settings, split, device, lambda: self._shape)
+        return SplitHalf(self, half, found, self._speed[device], split.in_flight_of(device), mover)
+
+    async def call(self, seconds: float, fn: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Off the loop in real time; inline after so many seconds on the virtual clock."""
+        if self._executor is None or is_virtual():
+            await asyncio.sleep(seconds)
+            return fn(*args)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, fn, *args)
+
+    def seconds(self, tokens: int, blocks: int, share: float, speed: float) -> float:
+        """What so many tokens through so many blocks cost on the virtual clock."""
+        return tokens * self._cost * share * blocks / self.blocks / speed
+
+    # ---- edges -----------------------------------------------------------------------------------
+
+    async def middle(self, edge: str, task: Middle) -> MiddleDone:
+        """See `MiddleCompute.middle`."""
+        if edge not in self._middles:
+            split = self._split[edge]
+            training = self.settings.training
+            micro = split.micro_max(training.batch_size * training.accumulation)
+            cuts = max(MAX_CUTS, len(split.cuts))
+            self._middles[edge] = EdgeMiddles(self._shared, split.encodings, split.perturbation, micro, cuts)
+        middles = self._middles[edge]
+        try:
+            return await self._middle(middles, task, self._edge_speed[edge])
+        except (CodecError, LimitExceeded) as error:
+            return MiddleDone(task, fault=Decline.BAD_TENSOR, detail=str(error))
+        except ProtocolError as error:
+            return MiddleDone(task, fault=Decline.BAD_FRAME, detail=str(error))
+        except (TrainingError, StateError) as error:
+            return MiddleDone(task, fault=Decline.NOT_TRAINED, detail=str(error))
+
+    async def _middle(self, middles: EdgeMiddles, task: Middle, speed: float) -> MiddleDone:
+        device, head = task.device, task.head
+        if task.step:
+            await self.call(0.0, middles.step, device, task.scale)
+        match head:
+            case Begin() | Assess() if task.start is not None:
+                start = task.start
+                work = MiddleTask(
+                    device, task.job, Cut(start.front, start.back), start.base, start.start, start.mu, start.progress,
+                    start.state, start.secret, task.tensor, isinstance(head, Assess),
+                )  # fmt: skip
+                await self.call(0.0, middles.start, work)
+                return MiddleDone(task)
+            case Forward():
+                cost = self._middle_cost(middles, task, FORWARD, speed)
+                return MiddleDone(
+                    task, await self.call(cost, middles.forward, device, head.step, head.micro, task.tensor)
+                )
+            case Backward():
+                cost = self._middle_cost(middles, task, BACKWARD, speed)
+                below = await self.call(cost, middles.backward, device, head.step, head.micro, task.tensor)
+                norm2 = await self.call(0.0, middles.norm2, device) if task.last else 0.0
+                return MiddleDone(task, below, norm2)
+            case Look():
+                cost = self._middle_cost(middles, task, FORWARD, speed)
+                seen = await self.call(cost, middles.look, device, head.micro, task.tensor)
+                return MiddleDone(task, seen)
+            case Finish():
+                moved, state = await self.call(0.0, middles.finish, device)
+                return MiddleDone(task, moved=moved, state=state)
+            case _:
+                raise ProtocolError(f"{head.kind} is no work for the middle")
+
+    def _middle_cost(self, middles: EdgeMiddles, task: Middle, share: float, speed: float) -> float:
+        return self.seconds(middles.tokens_of(task.tensor), middles.depth(task.device), share, speed)
+
+    async def drop(self, edge: str, device: str) -> None:
+        """See `MiddleCompute.drop`."""
+        if edge in self._middles:
+            await self.call(0.0, self._middles[edge].close, device)
+
+    def forget(self, edge: str) -> None:
+        """An edge's process has ended: what it had in memory is gone."""
+        self._middles.pop(edge, None)
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+class SplitHalf:
+    """One device's half, off the loop; see `echelon.actors.splitting.Half`."""
+
+    def __init__(
+        self,
+        compute: SplitCompute,
+        half: DeviceHalf,
+        boundary: BoundarySettings,
+        speed: float,
+        in_flight: int,
+        mover: Replanner | None = None,
+    ) -> None:
+        self._compute, self._half, self._boundary, self._speed = compute, half, boundary, speed
+        self._in_flight, self._mover = in_flight, mover
+        self._commit = -1
+        self._busy, self._trips = 0.0, list[float]()
+        self._turn = asyncio.Lock()
+        self._job: SplitJob | None = None
+        self._chosen: dict[str, str] = {}
+
+    @property
+    def cut(self) -> tuple[int, int]:
+        """(p, q)."""
+        return self._half.cut.p, self._half.cut.q
+
+    @property
+    def in_flight(self) -> int:
+        """Most micro-batches under way together."""
+        return self._in_flight
+
+    async def start(self, job: Train, secret: bytes) -> bytes:
+        """Put weights, moments and data in place."""
+        shard, position = None, None
+        if job.shard is not None and self._boundary.shards is not None:
+            shard, position = self._boundary.shard_name(job.shard), job.position
+        self._job = job.split
+        self._busy, self._trips = 0.0, []
+        number = 0 if job.split is None else job.split.job
+        task = HalfTask(job.base, job.start, job.mu, job.progress, job.state, number, secret, shard, position)
+        return await self._compute.call(0.0, self._half.start, task)
+
+    async def begin_step(self) -> int:
+        """Read the step's data."""
+        return await self._compute.call(0.0, self._half.begin_step)
+
+    async def _turned(self, tokens: int, blocks: int, share: float, fn: Callable[[*Ts], T], *args: *Ts) -> T:
+        """One pass of so many tokens through so many blocks, when no other one computes."""
+        loop = asyncio.get_running_loop()
+        async with self._turn:
+            seconds = self._compute.seconds(tokens, blocks, share, self._speed)
+            begun = loop.time()
+            found = await self._compute.call(seconds, fn, *args)
+            self._busy += loop.time() - begun
+            return found
+
+    async def front(self, micro: int) -> bytes:
+        """Forward through the first blocks."""
+        return await self._turned(
+            self._half.tokens_of(micro), self._half.cut.p, FORWARD, self._half.front, micro
+        )
+
+    async def back(self, micro: int, hidden: bytes) -> bytes:
+        """Forward and backward through the last blocks."""
+        return await self._turned(
+            self._half.tokens_of(micro), self._half.cut.q, 1.0, self._half.back, micro, hidden
+        )
+
+    async def front_backward(self, micro: int, gradient: bytes) -> None:
+        """Backward through the first blocks."""
+        await self._turned(
+            self._half.tokens_of(micro),
+            self._half.cut.p,
+            BACKWARD,
+            self._half.front_backward,
+            micro,
+            gradient,
+        )
+
+    def waited(self, seconds: float) -> None:
+        """Two trips of a micro-batch took so long."""
+        self._trips.append(seconds)
+
+    @property
+    def probes(self) -> int:
+        """How many probes are looked at after a job."""
+        return self._half.probes
+
+    async def look(self, probe: int) -> bytes:
+        """Forward through the first blocks."""
+        async with self._turn:
+            return await self._compute.call(0.0, self._half.look, probe)
+
+    async def looked(self, probe: int, hidden: bytes) -> None:
+        """Forward through the last blocks."""
+        async with self._turn:
+            await self._compute.call(0.0, self._half.looked, probe, hidden, POSITIONS)
+
+    async def validation(self, job: Evaluate) -> int:
+        """Read what the device evaluates."""
+        sync = self._compute.settings.sync
+        names, tokens = evaluated_on(self._half.device, job, self._boundary, sync.eval_tokens)
+        return await self._compute.call(0.0, self._half.validation, names, tokens)
+
+    async def assess(self, job: Evaluate, secret: bytes) -> bytes:
+        """Put the weights to be evaluated in place."""
+        self._commit = job.commit
+        return await self._compute.call(0.0, self._half.assess, job.weights, job.job, secret)
+
+    async def shown(self, micro: int) -> bytes:
+        """Forward through the first blocks."""
+        tokens = self._half.tokens_shown(micro)
+        return await self._turned(tokens, self._half.cut.p, FORWARD, self._half.shown, micro)
+
+    async def judged(self, micro: int, hidden: bytes) -> None:
+        """Forward through the last blocks."""
+        tokens = self._half.tokens_shown(micro)
+        await self._turned(tokens, self._half.cut.q, FORWARD, self._half.judged, micro, hidden)
+
+    async def assessed(self) -> Evaluated:
+        """What the evaluation came to."""
+        loss, counted = self._half.assessed()
+        return Evaluated(self._commit, loss, counted)
+
+    def _behaviour(self, job: int, version: int) -> Behaviour | None:
+        """What the job's probes showed, as it goes to the aggregator."""
+        seen = self._half.seen
+        if seen is None:
+            return None
+        pooled, rows = seen
+        print_ = fingerprint(_grouped(pooled), DIM, SEED)
+        length = self._compute.settings.training.sequence_length
+        return Behaviour.of(
+            number=job, version=version, terms=probe_terms(self.probes, length),
+            mean=print_.mean, covariance=print_.covariance, counts=quantise(_padded(_grouped(rows))),
+        )  # fmt: skip
+
+    async def step(self, norm2: float) -> float:
+        """The optimiser's step."""
+        return await self._compute.call(0.0, self._half.step, norm2)
+
+    async def finish(self) -> Trained:
+        """What the job came to."""
+        found = await self._compute.call(0.0, self._half.finish)
+        behaviour = None
+        if self._job is not None:
+            behaviour = await self._compute.call(0.0, self._behaviour, self._job.job, self._job.version)
+        chosen, before = self._half.chosen, self._chosen
+        self._chosen = chosen
+        middle = self._half.cut.middle(self._compute.blocks)  # of this job: the next one may be cut elsewhere
+        return Trained(
+            found.weights,
+            found.tokens,
+            found.loss_sum,
+            found.loss_tokens,
+            found.state,
+            found.position,
+            behaviour,
+            await self._moved(),
+            (middle.start, middle.stop),
+            chosen if chosen != before else {},
+        )
+
+    async def _moved(self) -> tuple[int, int] | None:
+        """Where the next job is cut, if what this one measured says elsewhere."""
+        if self._mover is None or not self._trips:
+            return None
+        measured = Measured(self._busy / len(self._trips), min(self._trips))
+        self._mover, split = await self._compute.call(0.0, self._mover.observe, measured)
+        if split is None:
+            return None
+        cut = Cut(split.front, split.back)
+        await self._compute.call(0.0, self._half.move, cut, split.micro_batch)
+        self._in_flight = split.in_flight
+        return split.front, split.back
+
+
+def _grouped(rows: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Rows summed over a public partition of their columns into `CLASSES`; those of fewer columns as they are."""
+    width = rows.shape[1]
+    if width < CLASSES:
+        return rows
+    classes = vocabulary_classes(width, CLASSES, SEED)
+    return np.stack([np.bincount(classes, weights=row, minlength=CLASSES) for row in rows])
+
+
+def _padded(rows: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Distributions over `CLASSES`: what fewer columns leave has no mass. So every record of a run has one shape."""
+    return np.pad(rows, ((0, 0), (0, CLASSES - rows.shape[1])))

@@ -1,1 +1,0 @@
-"""A whole federation in one process: identities, manifest, brokers, actors, supervision and the run folder."""

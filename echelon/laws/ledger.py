@@ -1,0 +1,206 @@
+"""The boundary's ledger: θ = anchor + Σ pending + r (design 6.5).
+
+- anchor (float32[d]): the adapter of the newest commit that the boundary took over;
+- pending (float64[d] each, by seq): deltas that were sent and are not decided yet, exactly as decoded from the wire;
+- r (float64[d]): what windows moved since the last delta, with the rounding residue of every delta before.
+
+What a window contributed stands in exactly one of these, so a delta that is merged, left out of a commit,
+refused, or sent while another is in flight counts once or never. The aggregator and the gate run this same code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echelon.errors import ProtocolError
+from echelon.laws.delta_codec import decode, encode
+from echelon.messages.exchange import MAX_WINDOWS, DeltaCodec, WindowSummary
+from echelon.messages.manifest import SecureTerms
+from echelon.messages.wire import plain
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+
+
+_BLOCK = 1 << 14
+"""Coordinates that are added up at a time: their float64 numbers stay in a core's cache."""
+
+
+def window_mean(total: NDArray[np.int64], weight_sum_n: int, terms: SecureTerms) -> F64:
+    """The damped mean Σ n·s(τ)·Δ / Σ n of a window, decoded from the integer sum.
+
+    Args:
+        total: int64[d], the sum of round(w/W · Δ · 2**scale_bits) over the included devices.
+        weight_sum_n: Σ n of the included devices.
+        terms: W, s(0) and the scale.
+
+    Devices scale by w/W = n·s(τ)/W, so Σ n·s(τ)/s(0)·Δ / Σ n = total · W / (2**scale_bits · s(0) · Σ n).
+    """
+    if weight_sum_n <= 0:
+        raise ProtocolError("a window whose included devices trained nothing has no mean")
+    factor = np.float64(terms.weight_max) / (
+        np.float64(1 << terms.scale_bits) * np.float64(terms.staleness[0]) * np.float64(weight_sum_n)
+    )
+    return total.astype(np.float64) * factor
+
+
+@dataclass(frozen=True, slots=True)
+class RoundedDelta:
+    """A delta as it goes on the wire."""
+
+    seq: int
+    base_commit: int
+    windows: tuple[WindowSummary, ...]
+    codec: DeltaCodec
+    exponent: int
+    payload: bytes
+
+
+@dataclass(slots=True)
+class PendingDelta:
+    """A delta that was sent: its exact value and the windows in it."""
+
+    value: F64
+    windows: tuple[WindowSummary, ...]
+
+
+@dataclass(slots=True)
+class Ledger:
+    """State of one boundary's adapter; see the module's docstring."""
+
+    anchor: F32
+    commit: int = 0
+    next_seq: int = 0
+    remainder: F64 = field(default_factory=lambda: np.zeros(0, np.float64))
+    windows: tuple[WindowSummary, ...] = ()
+    pending: dict[int, PendingDelta] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.remainder.size == 0:
+            self.remainder = np.zeros(self.anchor.size, np.float64)
+
+    def theta(self) -> F32:
+        """The boundary adapter, float32[d]; additions in ascending seq, then r."""
+        terms = [*(self.pending[seq].value for seq in sorted(self.pending)), self.remainder]
+        found = np.empty(self.anchor.size, np.float32)
+        for start in range(0, found.size, _BLOCK):
+            part = slice(start, start + _BLOCK)
+            total = self.anchor[part].astype(np.float64)
+            for term in terms:
+                total += term[part]
+            found[part] = total
+        return found
+
+    @property
+    def outstanding(self) -> int:
+        """Windows that no commit has taken: those in r and those of pending deltas."""
+        return len(self.windows) + sum(len(delta.windows) for delta in self.pending.values())
+
+    def add_window(self, summary: WindowSummary, mean: F64) -> None:
+        """r ← r + mean.
+
+        Raises:
+            ProtocolError: the window is in the ledger already, or a delta could not hold one more.
+        """
+        if any(summary.window == known.window for known in self.windows):
+            raise ProtocolError(f"window {summary.window} is in the remainder already")
+        if len(self.windows) >= MAX_WINDOWS:
+            raise ProtocolError(
+                f"the remainder holds {MAX_WINDOWS} windows, the most that one delta can carry"
+            )
+        self.remainder = self.remainder + mean
+        self.windows = (*self.windows, summary)
+
+    def seal(self, codec: DeltaCodec, moving: NDArray[np.bool_] | None = None) -> RoundedDelta:
+        """Δ = decode(encode(r)) becomes pending under the next seq; the residue stays in r.
+
+        Args:
+            codec: of the delta.
+            moving: bool[d], the coordinates that the delta may carry; what r holds elsewhere stays there, and the
+                delta is exactly zero. None: all.
+
+        Raises:
+            ProtocolError: no window since the last delta.
+        """
+        if not self.windows:
+            raise ProtocolError("nothing to seal: no window closed since the last delta")
+        carried = self.remainder if moving is None else np.where(moving, self.remainder, 0.0)
+        payload, exponent = encode(carried, codec)
+        value = decode(payload, exponent, codec)
+        sealed = RoundedDelta(self.next_seq, self.commit, self.windows, codec, exponent, payload)
+        self.pending[self.next_seq] = PendingDelta(value, self.windows)
+        self.remainder = self.remainder - value
+        self.windows = ()
+        self.next_seq += 1
+        return sealed
+
+    def adopt(
+        self,
+        commit: int,
+        adapter: F32,
+        *,
+        merged: tuple[int, ...],
+        returned: tuple[int, ...],
+        dropped: tuple[int, ...],
+    ) -> None:
+        """Take a commit over: anchor ← its adapter; decided deltas leave pending, stale ones go back to r.
+
+        Raises:
+            ProtocolError: the commit is not newer, or a delta that is not pending is named.
+        """
+        if commit < self.commit:
+            raise ProtocolError(f"commit {commit} is older than commit {self.commit}, which is the anchor")
+        if adapter.shape != self.anchor.shape:
+            raise ProtocolError(
+                f"commit {commit} has {adapter.size} coordinates, the adapter has {self.anchor.size}"
+            )
+        decided = (*merged, *returned, *dropped)
+        unknown = [seq for seq in decided if seq not in self.pending]
+        if unknown or len(set(decided)) != len(decided):
+            raise ProtocolError(
+                f"commit {commit} decides deltas {sorted(decided)}; pending are {sorted(self.pending)}"
+            )
+        for seq in sorted(returned):
+            self.remainder = self.remainder + self.pending[seq].value
+        back = [window for seq in returned for window in self.pending[seq].windows]
+        self.windows = tuple(sorted((*back, *self.windows), key=lambda window: window.window))
+        for seq in decided:
+            del self.pending[seq]
+        self.anchor = adapter
+        self.commit = commit
+
+    def facts(self) -> dict[str, Any]:
+        """The state without its anchor, as plain values."""
+        return {
+            "commit": self.commit,
+            "next_seq": self.next_seq,
+            "remainder": self.remainder.astype("<f8", copy=False).tobytes(),
+            "windows": [plain(window) for window in self.windows],
+            "pending": [
+                [seq, delta.value.astype("<f8", copy=False).tobytes(), [plain(one) for one in delta.windows]]
+                for seq, delta in sorted(self.pending.items())
+            ],
+        }
+
+    @classmethod
+    def of(cls, anchor: F32, facts: dict[str, Any]) -> Ledger:
+        """The ledger of an anchor and those facts."""
+
+        def summaries(windows: list[Any]) -> tuple[WindowSummary, ...]:
+            return tuple(WindowSummary.model_validate(window) for window in windows)
+
+        return cls(
+            anchor=anchor,
+            commit=facts["commit"],
+            next_seq=facts["next_seq"],
+            remainder=np.frombuffer(facts["remainder"], "<f8"),
+            windows=summaries(facts["windows"]),
+            pending={
+                seq: PendingDelta(np.frombuffer(value, "<f8"), summaries(windows))
+                for seq, value, windows in facts["pending"]
+            },
+        )

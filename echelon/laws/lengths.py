@@ -1,0 +1,46 @@
+"""How long payloads can be, by the signed terms of a run: what nobody has to keep more of than one of.
+
+A reader keeps the chunks of a payload until its manifest comes. What one sender may have open with it is one payload of
+the longest kind that the sender may send there; whatever announces more is refused at its first chunk.
+"""
+
+from __future__ import annotations
+
+from echelon.laws.cohort import vector_length
+from echelon.laws.delta_codec import width
+from echelon.messages.manifest import MAX_MANIFEST_BYTES, RunManifest
+
+MAX_SPLIT_BYTES = 64 * 1024 * 1024
+"""Most bytes of one sealed tensor of split training: no signed term says how long they are."""
+
+
+def delta_length(manifest: RunManifest, dim: int) -> int:
+    """Bytes of a boundary delta of `dim` coordinates: each has the width of the run's codec."""
+    return dim * width(manifest.exchange.codec)
+
+
+def adapter_length(dim: int) -> int:
+    """Bytes of an adapter of `dim` float32 numbers: what a commit carries."""
+    return 4 * dim
+
+
+def genesis_length(dim: int) -> int:
+    """Most bytes of genesis: the signed run manifest, and the adapter that the run starts from."""
+    return 2 * MAX_MANIFEST_BYTES + adapter_length(dim)
+
+
+def boundary_lengths(manifest: RunManifest, dim: int) -> dict[str, int]:
+    """The longest payload on each of a boundary's topics that has payloads, in bytes.
+
+    Args:
+        manifest: the run's terms.
+        dim: parameters of the adapter.
+    """
+    return {
+        "masked": 4 * vector_length(dim),
+        "model": 2 * adapter_length(dim),  # the adapter, and the commit's when it is anchored
+        "delta": delta_length(manifest, dim),
+        "parts": 4 * dim,
+        "split.up": MAX_SPLIT_BYTES,
+        "split.down": MAX_SPLIT_BYTES,
+    }

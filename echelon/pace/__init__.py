@@ -1,0 +1,1 @@
+"""Paces: how many local steps, windows per delta, and how strong the proximal term, decided commit by commit."""

@@ -1,0 +1,184 @@
+"""Bring a broker to what it should have, and say where it is not there."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from echelon.provision.kafka.admin import TIMEOUT, Connection
+from echelon.provision.kafka.desired import Desired, desired
+from echelon.provision.kafka.drift import Drift, Kind, Remedy, compare
+from echelon.provision.kafka.live import Binding, read, result
+from echelon.provision.kafka.scope import Scope
+from echelon.topics import Catalogue, load_catalogue
+
+if TYPE_CHECKING:
+    from confluent_kafka.admin import AclBinding
+
+SETTLE = 10.0
+"""Seconds until a broker must show what it said it has done."""
+RULES_AT_ONCE = 500
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What `apply` did.
+
+    Attributes:
+        done: the differences that are gone, or that would be in a dry run.
+        left: those that are still there.
+    """
+
+    done: tuple[Drift, ...]
+    left: tuple[Drift, ...]
+
+
+def check(scope: Scope, catalogue: Catalogue | None = None) -> list[Drift]:
+    """Every difference of a broker from the catalogue; none is an empty list. Nothing is changed.
+
+    Raises:
+        ConfigError: confluent-kafka is missing, or the broker's settings are not usable.
+        BusError: the broker does not answer, or the principal may not look.
+    """
+    return compare(desired(catalogue or load_catalogue(), scope), read(Connection(scope.broker)))
+
+
+def apply(
+    scope: Scope, catalogue: Catalogue | None = None, *, repair: bool = False, dry_run: bool = False
+) -> Applied:
+    """Create what is missing. It may be repeated: what is there already stays as it is.
+
+    Args:
+        scope: which broker, and for whom.
+        catalogue: the topics; by default those of this installation.
+        repair: also change settings back, add partitions, and remove rules that should not be there. No topic is
+            ever deleted.
+        dry_run: change nothing, and say what would be done.
+
+    Raises:
+        ConfigError: confluent-kafka is missing, or the broker's settings are not usable.
+        BusError: the broker does not answer, denies it to this principal, or does not show what it confirmed.
+    """
+    target = desired(catalogue or load_catalogue(), scope)
+    connection = Connection(scope.broker)
+    found = compare(target, read(connection))
+    remedies = {Remedy.APPLY, Remedy.REPAIR} if repair else {Remedy.APPLY}
+    todo = [drift for drift in found if drift.remedy in remedies]
+    left = tuple(drift for drift in found if drift.remedy not in remedies)
+    if dry_run or not todo:
+        return Applied(tuple(todo), left)
+    _carry_out(connection, target, todo)
+    until = time.monotonic() + SETTLE
+    while set(left) != set(now := compare(target, read(connection))) and time.monotonic() < until:
+        time.sleep(0.1)  # brokers take over what their controller decided a moment later
+    still = set(now)
+    return Applied(tuple(drift for drift in todo if drift not in still), tuple(now))
+
+
+def _carry_out(connection: Connection, target: Desired, todo: list[Drift]) -> None:
+    # Rules that should not be there go first, and topics come before the rules about them.
+    by_kind: dict[Kind, list[Drift]] = defaultdict(list)
+    for drift in todo:
+        by_kind[drift.kind].append(drift)
+    _remove_rules(connection, [drift.binding for drift in by_kind[Kind.RULE_EXTRA] if drift.binding])
+    _create_topics(connection, target, [drift.subject for drift in by_kind[Kind.TOPIC_MISSING]])
+    _add_partitions(connection, target, [drift.subject for drift in by_kind[Kind.PARTITIONS]])
+    _change_settings(connection, target, [drift for drift in todo if drift.setting])
+    _add_rules(connection, [drift.binding for drift in by_kind[Kind.RULE_MISSING] if drift.binding])
+
+
+def _create_topics(connection: Connection, target: Desired, names: list[str]) -> None:
+    from confluent_kafka.admin import NewTopic
+
+    if not names:
+        return
+    wanted = [
+        NewTopic(
+            name,
+            num_partitions=target.topics[name].partitions,
+            replication_factor=target.replication,
+            config=dict(target.topics[name].settings),
+        )
+        for name in names
+    ]
+    for name, answer in connection.client.create_topics(
+        wanted, operation_timeout=TIMEOUT, request_timeout=TIMEOUT
+    ).items():
+        result(connection, answer, f"create topic {name}")
+
+
+def _add_partitions(connection: Connection, target: Desired, names: list[str]) -> None:
+    from confluent_kafka.admin import NewPartitions
+
+    if not names:
+        return
+    wanted = [NewPartitions(name, target.topics[name].partitions) for name in names]
+    for name, answer in connection.client.create_partitions(wanted, request_timeout=TIMEOUT).items():
+        result(connection, answer, f"add partitions to topic {name}")
+
+
+def _change_settings(connection: Connection, target: Desired, drifts: list[Drift]) -> None:
+    from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+
+    changes: dict[str, list[ConfigEntry]] = defaultdict(list)
+    for drift in drifts:
+        value = target.topics[drift.subject].settings.get(drift.setting)
+        kind = AlterConfigOpType.DELETE if value is None else AlterConfigOpType.SET
+        changes[drift.subject].append(ConfigEntry(drift.setting, value, incremental_operation=kind))
+    if not changes:
+        return
+    wanted = [
+        ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
+        for name, entries in changes.items()
+    ]
+    for resource, answer in connection.client.incremental_alter_configs(
+        wanted, request_timeout=TIMEOUT
+    ).items():
+        result(connection, answer, f"change the settings of topic {resource.name}")
+
+
+def _add_rules(connection: Connection, bindings: list[Binding]) -> None:
+    for start in range(0, len(bindings), RULES_AT_ONCE):
+        wanted = {_kafka(binding): binding for binding in bindings[start : start + RULES_AT_ONCE]}
+        for acl, answer in connection.client.create_acls(list(wanted), request_timeout=TIMEOUT).items():
+            result(connection, answer, f"add the rule: {wanted[acl]}")
+
+
+def _remove_rules(connection: Connection, bindings: list[Binding]) -> None:
+    from confluent_kafka.admin import AclBindingFilter
+
+    for start in range(0, len(bindings), RULES_AT_ONCE):
+        wanted = {}
+        for binding in bindings[start : start + RULES_AT_ONCE]:
+            acl = _kafka(binding)
+            exactly = AclBindingFilter(
+                acl.restype, acl.name, acl.resource_pattern_type, acl.principal, acl.host, acl.operation,
+                acl.permission_type,
+            )  # fmt: skip
+            wanted[exactly] = binding
+        for exactly, answer in connection.client.delete_acls(list(wanted), request_timeout=TIMEOUT).items():
+            result(connection, answer, f"remove the rule: {wanted[exactly]}")
+
+
+def _kafka(binding: Binding) -> AclBinding:
+    """A rule in Kafka's words."""
+    from confluent_kafka.admin import (
+        AclBinding,
+        AclOperation,
+        AclPermissionType,
+        ResourcePatternType,
+        ResourceType,
+    )
+
+    resource = "BROKER" if binding.rule.resource == "cluster" else binding.rule.resource.upper()
+    return AclBinding(
+        ResourceType[resource],
+        binding.rule.name,
+        ResourcePatternType[binding.pattern.upper()],
+        f"User:{binding.rule.principal}",
+        binding.host,
+        AclOperation[binding.rule.operation.upper()],
+        AclPermissionType[binding.permission.upper()],
+    )

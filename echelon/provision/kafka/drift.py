@@ -1,0 +1,151 @@
+"""Where a broker differs from what it should have: found by comparison alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from echelon.provision.kafka.desired import Desired, WantedTopic
+from echelon.provision.kafka.live import BROKER_SETTINGS, Binding, Live, LiveTopic
+
+
+class Kind(Enum):
+    """What differs."""
+
+    TOPIC_MISSING = "missing topic"
+    TOPIC_EXTRA = "extra topic"
+    PARTITIONS = "partitions"
+    RETENTION = "retention"
+    COMPACTION = "compaction"
+    MESSAGE_SIZE = "message size"
+    SETTING = "setting"
+    RULE_MISSING = "missing rule"
+    RULE_EXTRA = "extra rule"
+    BROKER = "broker setting"
+
+
+class Remedy(Enum):
+    """What mends it."""
+
+    APPLY = "apply"
+    REPAIR = "apply --repair"
+    BY_HAND = "by hand"
+
+
+@dataclass(frozen=True)
+class Drift:
+    """One difference.
+
+    Attributes:
+        kind: what differs.
+        subject: the topic, or the rule in words.
+        wanted: what should be there.
+        found: what is there.
+        remedy: what mends it. Topics are never deleted, and partitions never taken away, by any command of ours.
+        setting: name of the setting; empty where it is none.
+        binding: the rule that is missing or too much.
+    """
+
+    kind: Kind
+    subject: str
+    wanted: str
+    found: str
+    remedy: Remedy
+    setting: str = ""
+    binding: Binding | None = None
+
+    def __str__(self) -> str:
+        return f"{self.kind.value}: {self.subject}: wanted {self.wanted}, found {self.found}"
+
+
+_KINDS = {
+    "cleanup.policy": Kind.COMPACTION,
+    "retention.ms": Kind.RETENTION,
+    "retention.bytes": Kind.RETENTION,
+    "segment.ms": Kind.RETENTION,
+    "max.message.bytes": Kind.MESSAGE_SIZE,
+}
+
+
+def compare(desired: Desired, live: Live) -> list[Drift]:
+    """Every difference: the broker's own settings first, then topics by name, then rules."""
+    found = [
+        Drift(
+            Kind.BROKER,
+            "the broker",
+            f"{name}={BROKER_SETTINGS[name]}",
+            "it does not say" if value is None else value,
+            Remedy.BY_HAND,
+            name,
+        )
+        for name, value in sorted(live.broker.items())
+    ]
+    for name in sorted({*desired.topics, *live.topics}):
+        wanted, there = desired.topics.get(name), live.topics.get(name)
+        if there is None:
+            assert wanted is not None
+            found.append(
+                Drift(Kind.TOPIC_MISSING, name, _partitions(wanted.partitions), "none", Remedy.APPLY)
+            )
+        elif wanted is None:
+            found.append(Drift(Kind.TOPIC_EXTRA, name, "none", _partitions(there.partitions), Remedy.BY_HAND))
+        else:
+            found += _topic(name, wanted, there)
+    granted = {Binding(rule) for rule in desired.rules}
+    found += [
+        Drift(Kind.RULE_MISSING, str(binding), "that rule", "none", Remedy.APPLY, binding=binding)
+        for binding in sorted(granted - live.bindings, key=str)
+    ]
+    found += [
+        Drift(Kind.RULE_EXTRA, str(binding), "none", "that rule", Remedy.REPAIR, binding=binding)
+        for binding in sorted(live.bindings - granted, key=str)
+    ]
+    return found
+
+
+def _topic(name: str, wanted: WantedTopic, there: LiveTopic) -> list[Drift]:
+    found = []
+    if there.partitions != wanted.partitions:
+        more = there.partitions < wanted.partitions
+        found.append(
+            Drift(
+                Kind.PARTITIONS,
+                name,
+                str(wanted.partitions),
+                str(there.partitions),
+                Remedy.REPAIR if more else Remedy.BY_HAND,
+            )
+        )
+    for setting, value in wanted.settings.items():
+        is_there = there.settings.get(setting)
+        # Set on the topic itself: a broker's default that happens to be the same may be another tomorrow.
+        if is_there != value or setting not in there.own:
+            said = "it does not say" if is_there is None else f"{setting}={is_there}"
+            if is_there == value:
+                said += " by the broker's default alone"
+            found.append(
+                Drift(
+                    _KINDS.get(setting, Kind.SETTING),
+                    name,
+                    f"{setting}={value}",
+                    said,
+                    Remedy.REPAIR,
+                    setting,
+                )
+            )
+    found += [
+        Drift(
+            Kind.SETTING,
+            name,
+            f"{setting} as the broker has it",
+            f"{setting}={there.settings[setting]}",
+            Remedy.REPAIR,
+            setting,
+        )
+        for setting in sorted(there.own - set(wanted.settings))
+    ]
+    return found
+
+
+def _partitions(number: int) -> str:
+    return "1 partition" if number == 1 else f"{number} partitions"

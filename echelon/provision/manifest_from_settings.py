@@ -1,0 +1,173 @@
+"""From a run file to the signed run manifest: integers instead of floats, and bounds proved before anything starts."""
+
+from __future__ import annotations
+
+import math
+
+from echelon.compute.pool import Facts
+from echelon.config.run import RunSettings, StalenessSettings
+from echelon.errors import ConfigError, EchelonError
+from echelon.laws.staleness import StalenessRule, table
+from echelon.messages.envelope import Signer
+from echelon.messages.exchange import DeltaCodec, Pace
+from echelon.messages.manifest import (
+    MILLION,
+    BoundaryTerms,
+    Budget,
+    ExchangeTerms,
+    FactorRule,
+    OuterKind,
+    OuterTerms,
+    PaceKind,
+    PaceTerms,
+    RateShape,
+    RateTerms,
+    RunManifest,
+    SecureTerms,
+    Weighting,
+    WitnessTerms,
+    default_merge_within,
+)
+from echelon.provision.identities import Identities
+from echelon.secagg.ring import Codec, best_scale_bits
+from echelon.wiring.plugins import own_table, terms_of
+
+
+def _table(settings: StalenessSettings) -> tuple[int, ...]:
+    own = own_table(settings)
+    return own or table(
+        StalenessRule(settings.rule),
+        settings.horizon,
+        exponent=settings.exponent,
+        slope=settings.slope,
+        knee=settings.knee,
+    )
+
+
+def secure_terms(settings: RunSettings) -> SecureTerms:
+    """Secure aggregation's terms, with the bounds that keep the ring from overflowing.
+
+    Raises:
+        ConfigError: n_max·⌈clip·scale⌉ would reach 2**31, or a masked integer could pass 63 bits.
+    """
+    secure = settings.secure
+    cohort_max = settings.cohort_max()
+    bits = secure.scale_bits if secure.scale_bits is not None else best_scale_bits(secure.clip, cohort_max)
+    Codec(secure.clip, bits, cohort_max)
+    terms = SecureTerms(
+        k_min=secure.k_min,
+        colluding=secure.colluding,
+        cohort_max=cohort_max,
+        clip_micro=round(secure.clip * MILLION),
+        scale_bits=bits,
+        bucket_tokens=secure.bucket_tokens,
+        n_max=secure.n_max,
+        staleness=_table(secure.staleness),
+        neighbours=secure.neighbours or 0,
+    )
+    # Σ w‖Δ‖² travels in units of 2**-32 and must stay below 2**63 over the whole cohort.
+    if math.log2(terms.weight_max * cohort_max * secure.clip**2) + 32 >= 63:
+        raise ConfigError(
+            f"secure: n_max × 256 × devices × clip² = {terms.weight_max * cohort_max * secure.clip**2:.3g} is too "
+            f"large for the 64-bit sum of squared norms (at most 2^31): lower secure.clip or secure.n_max"
+        )
+    return terms
+
+
+def pace_terms(settings: RunSettings) -> PaceTerms:
+    """The pace controller's terms, in integers."""
+    pace, train = settings.sync.pace, settings.training
+    low, high = settings.steps_bounds()
+    return PaceTerms(
+        kind=PaceKind(pace.kind),
+        steps_min=low,
+        steps_max=high,
+        windows_max=settings.pace_windows_max(),
+        period=pace.period,
+        hysteresis_ppm=round(pace.hysteresis * MILLION),
+        hide_sync=pace.hide_sync,
+        decay_ppm=round(pace.decay * MILLION),
+        growth_ppm=round(pace.growth * MILLION),
+        rate=RateTerms(
+            shape=RateShape(train.schedule),
+            warmup_ppm=round(train.warmup * MILLION),
+            final_ppm=round(train.final_lr * MILLION),
+        ),
+    )
+
+
+def build_manifest(
+    settings: RunSettings, facts: Facts, identities: Identities, run: bytes
+) -> tuple[RunManifest, bytes]:
+    """The manifest, and its signed bytes.
+
+    Raises:
+        ConfigError: the settings contradict each other.
+    """
+    sync = settings.sync
+    pace = Pace(steps=sync.steps, windows=sync.windows, mu_ppm=round(sync.mu * MILLION))
+    count = len(settings.boundaries)
+    budget = settings.budget
+    try:
+        manifest = RunManifest(
+            run=run.hex(),
+            model=settings.model.model if settings.learner.kind == "lora" else "quadratic",
+            model_sha256=facts.model_sha256.hex(),
+            layout=facts.layout,
+            adapter_config=facts.adapter_config,
+            secure=secure_terms(settings),
+            exchange=ExchangeTerms(
+                codec=DeltaCodec(sync.codec),
+                staleness=_table(sync.staleness),
+                deltas_per_commit=sync.deltas_per_commit or count,
+                windows_max=settings.windows_max() * (sync.pending_max + 1),
+                pending_max=sync.pending_max if sync.overlap else 1,
+                report_loss=sync.report_loss,
+                merge_within=sync.merge_within or default_merge_within(len(_table(sync.staleness))),
+                overlap=sync.overlap,
+            ),
+            outer=OuterTerms(
+                kind=OuterKind(sync.outer.kind),
+                weighting=Weighting(sync.outer.weighting),
+                lr_ppm=round(sync.outer.lr * MILLION),
+                momentum_ppm=round(sync.outer.momentum * MILLION),
+                beta2_ppm=round(sync.outer.beta2 * MILLION),
+                epsilon_ppb=round(sync.outer.epsilon * 1_000_000_000),
+                delay=sync.outer.delay or 0,
+                correction_ppm=round(sync.outer.correction * MILLION),
+                correct_interval=sync.outer.correct_interval,
+            ),
+            pace=pace,
+            control=pace_terms(settings),
+            budget=Budget(
+                commits=budget.commits or 0,
+                tokens=budget.tokens or 0,
+                seconds=budget.seconds or 0,
+                patience=budget.patience or 0,
+            ),
+            boundaries=tuple(
+                BoundaryTerms(
+                    name=boundary.name,
+                    gate_public=Signer(identities.boundaries[boundary.name].exchange).public.hex(),
+                    enrolment_public=Signer(identities.boundaries[boundary.name].enrolment).public.hex(),
+                    roster_sha256=identities.boundaries[boundary.name].roster.digest.hex(),
+                    slots=len(boundary.device_list()),
+                )
+                for boundary in settings.boundaries
+            ),
+            split=any(boundary.split is not None for boundary in settings.boundaries),
+            controller_public=Signer(identities.controller).public.hex(),
+            witnesses=tuple(
+                WitnessTerms(name=name, public=Signer(identities.witness(name)).public.hex())
+                for name in settings.witness_names()
+            ),
+            operator_public=Signer(identities.operator).public.hex(),
+            factors=FactorRule(settings.adapter.factors),
+            rules=terms_of(settings),
+            labels=settings.model.labels,
+        )
+    except ValueError as error:
+        if isinstance(error, EchelonError):
+            raise
+        raise ConfigError(f"the run's terms contradict each other: {error}") from error
+    return manifest, manifest.seal(Signer(identities.operator))

@@ -1,0 +1,941 @@
+"""The aggregator's side of the rounds: windows, the ledger, deltas, and taking commits over.
+
+Whatever depends on timing (cohort closed, who survived a round, a window given up) becomes a decision record on
+`control`; everything else follows from those and from the devices' records. After a restart the core takes its
+snapshot, adopts the decisions that it had recorded since, reads its inputs again, and goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from echelon.errors import ProtocolError, StateError
+from echelon.laws.cohort import (
+    Part,
+    close_window,
+    context_of,
+    edge_groups,
+    read_part,
+    ring_vector,
+    threshold_of,
+    weight_cap_of,
+)
+from echelon.laws.ledger import Ledger, RoundedDelta
+from echelon.messages.behaviour import Behaviour
+from echelon.messages.boundary import (
+    MAX_COHORT,
+    Adopt,
+    Base,
+    Cohort,
+    Derived,
+    End,
+    Heartbeat,
+    Join,
+    Leave,
+    Masked,
+    Member,
+    Model,
+    Phase,
+    Ready,
+    Rejected,
+    Released,
+    SealedDelta,
+    Sealing,
+    Version,
+    Void,
+    VoidReason,
+    Window,
+    WindowOpen,
+)
+from echelon.messages.exchange import Pace, Payload, WindowSummary
+from echelon.messages.handshake import (
+    Advertise,
+    Consistency,
+    Included,
+    KeyList,
+    Sealed,
+    SharesList,
+    Signatures,
+    Unmask,
+)
+from echelon.messages.manifest import RunManifest
+from echelon.messages.split import Assignment, EdgePart, PartRef, Trips
+from echelon.messages.wire import DeviceId, Message
+from echelon.outer.alternating import Factors
+from echelon.rounds.aggregator.admission import Admission, assigned
+from echelon.rounds.aggregator.attendance import Attendance, CheckIn
+from echelon.rounds.aggregator.edge_assignment import Edges, EdgesTerms, admitted
+from echelon.rounds.aggregator.trust_standings import quorum
+from echelon.rounds.effects import (
+    Effect,
+    Incoming,
+    Publish,
+    Save,
+    StartTimer,
+    Stop,
+    StopTimer,
+    TimerFired,
+    note,
+)
+from echelon.rounds.shards import disjoint
+from echelon.secagg.roster import Roster
+from echelon.secagg.server import Server, SumResult, WindowFailed
+
+F32 = NDArray[np.float32]
+DEADLINE = "window"
+ROUND = "round"
+EDGES = "edges"
+
+
+@dataclass(frozen=True, slots=True)
+class AggregatorTerms:
+    """What an aggregator's own configuration says.
+
+    Attributes:
+        cohort: K, devices that close a window at once; at most the manifest's `cohort_max`.
+        deadline: seconds after which a window closes with whoever is ready, if the floor allows it.
+        round_timeout: seconds that each round of secure aggregation may take.
+        shards: into how many shards the boundary's data is dealt; then devices come and go, and windows wait only
+            for those that check in. None: devices have data of their own, and every enrolled one is waited for.
+        edges: the boundary's edges; None: it has none.
+    """
+
+    cohort: int
+    deadline: float
+    round_timeout: float
+    shards: int | None = None
+    edges: EdgesTerms | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A verified commit from `global` (commit 0 is genesis), as far as this boundary is concerned; `signed` is its
+    record's envelope."""
+
+    commit: int
+    adapter: F32
+    merged: tuple[int, ...]
+    pace: Pace
+    tokens: int
+    signed: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedDelta:
+    """A verified refusal of one of this boundary's deltas."""
+
+    seq: int
+    stale: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The run was closed on the exchange."""
+
+    commit: int
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a boundary's topics say of it, derived again.
+
+    Attributes:
+        ledger: as after the newest decision; its anchor is filled in from `commits`.
+        window: the window that is due.
+        version: of the boundary adapter.
+        versioned: the newest version whose digest stands on `control`.
+        opened: whether `window.open` of that window stands on `control`.
+        commits: from `global`, genesis first.
+        refused: refusals of this boundary's deltas: seq, and whether for being stale.
+        bases: digests of the newest published versions.
+        ready: check-ins that no cohort has used: device, offset, message.
+        served: the newest window whose cohort each device was in.
+        unsent: deltas that were decided and do not stand on `delta`.
+        closed: the run's last commit, if `global` says that the run was closed.
+        assignment: which device has which edge.
+    """
+
+    ledger: Ledger
+    window: int
+    version: int
+    versioned: int
+    opened: bool
+    commits: tuple[Committed, ...]
+    refused: dict[int, bool]
+    bases: tuple[Base, ...]
+    ready: tuple[tuple[DeviceId, int, Ready], ...]
+    served: tuple[tuple[DeviceId, int], ...]
+    unsent: tuple[RoundedDelta, ...]
+    closed: int | None = None
+    assignment: Assignment | None = None
+
+
+@dataclass
+class AggregatorCore:
+    """The state machine; see the module's docstring."""
+
+    manifest: RunManifest
+    terms: AggregatorTerms
+    boundary: str
+    roster: Roster
+    dim: int
+    ledger: Ledger | None = None
+    version: int = -1
+    window: int = 0
+    pace: Pace | None = None
+    tokens: int = 0
+    bases: tuple[Base, ...] = ()
+    ended: bool = False
+
+    def __post_init__(self) -> None:
+        self._factors = Factors(self.manifest)
+        self._held: list[Committed] = []
+        self._refused: dict[int, bool] = {}
+        self._phase = Phase.OPEN
+        self._cohort: Cohort | None = None
+        self._server: Server | None = None
+        self._checked_in = 0
+        self._read = {"handshake": 0, "masked": 0}
+        self._overdue = False
+        self.attendance = Attendance(self.roster, come_and_go=self.terms.shards is not None)
+        self.edges = None
+        if self.terms.edges is not None:
+            secure, probed = self.manifest.secure, len(self.terms.edges.devices)
+            self.edges = Edges(self.terms.edges, quorum=quorum(probed, secure.k_min, secure.colluding))
+        self._admission = (
+            None
+            if self.edges is None or self.edges.standings is None
+            else Admission(self.edges, self.edges.standings)
+        )
+        self._included: frozenset[str] = frozenset()
+        self._parts: dict[str, Part] = {}
+        """What edges added to the window under way."""
+        self._signed = b""
+        """The envelope of the commit that is the anchor, for devices to check."""
+        self._derived: tuple[int, bytes] = (-1, b"")
+        """Newest version that the gate derived, and its digest: devices take part in no cohort on a newer one."""
+
+    # ---- events ----------------------------------------------------------------------------------
+
+    def start(self) -> list[Effect]:
+        """First effects after a fresh start or a restore."""
+        if self.ended:
+            return [Stop()]
+        if self.ledger is None:
+            return []
+        watch: list[Effect] = []
+        if self.terms.edges is not None:
+            watch.append(StartTimer(EDGES, self.terms.edges.look))
+        if self._phase is Phase.OPEN:
+            return [*watch, StartTimer(DEADLINE, self.terms.deadline), *self._try_cohort()]
+        return [*watch, StartTimer(ROUND, self.terms.round_timeout), *self._advance(False)]
+
+    def handle(self, event: Incoming | TimerFired | Committed | RefusedDelta | Closed) -> list[Effect]:
+        """Take one event.
+
+        Raises:
+            ProtocolError: a device's record breaks the protocol; the state is as before, and it is to be refused.
+        """
+        match event:
+            case Committed():
+                return self._committed(event)
+            case RefusedDelta():
+                if self.ledger is None or event.seq not in self.ledger.pending:
+                    return [note("delta-refused-unknown", seq=event.seq)]
+                self._refused[event.seq] = event.stale
+                return [note("delta-refused", seq=event.seq, stale=event.stale), *self._adopt_when_idle()]
+            case Closed():
+                return self._closed(event)
+            case TimerFired():
+                return self._timer(event.name)
+            case Incoming():
+                return [] if self.ended else self._record(event)
+
+    def _record(self, event: Incoming) -> list[Effect]:
+        device = DeviceId(event.sender)
+        message = event.message
+        match message:
+            case Join():
+                return [note("joined", device=device)]
+            case Heartbeat():
+                self._checked_in = max(self._checked_in, event.offset + 1)
+                if self.edges is not None and device in self.edges.terms.edges and self.edges.heard(device):
+                    return self._assigned()
+                return []
+            case Trips():
+                if self.edges is not None and device in self.edges.terms.devices:
+                    self.edges.measured(device, message)
+                return []
+            case Derived():
+                return self._gate_derived(message)
+            case Behaviour():
+                return self._behaviour(device, message)
+            case EdgePart():
+                return self._part(event.sender, message, event.payload or b"")
+            case Leave():
+                self._enrolled(device, message)
+                self.attendance.left(device)
+                self._checked_in = max(self._checked_in, event.offset + 1)
+                # Read again after a restart it is the same record again.
+                released = Publish("control", Released(device=device, number=message.number), 0)
+                # Fewer are waited for now: those that are ready may be enough.
+                return [released, note("left", device=device), *self._try_cohort()]
+            case Ready():
+                return self._check_in(device, message, event.offset)
+            case Advertise() | Sealed() | Consistency() | Unmask() | Masked():
+                topic = "masked" if isinstance(message, Masked) else "handshake"
+                self._read[topic] = max(self._read[topic], event.offset + 1)
+                return self._input(device, message, event.payload)
+            case _:
+                return []
+
+    def _check_in(self, device: DeviceId, message: Ready, offset: int) -> list[Effect]:
+        cohort = self._cohort
+        if (
+            cohort is not None
+            and offset < cohort.inputs
+            and any(member.device == device for member in cohort.members)
+        ):
+            return []  # read again after a restart: this check-in is what the cohort was made of
+        self._enrolled(device, message)
+        known = {base.version: base.sha256 for base in self.bases}
+        if message.base_version > self.version:
+            raise ProtocolError(
+                f"{device} trained from version {message.base_version}, the newest is {self.version}"
+            )
+        if message.base_version in known and known[message.base_version] != message.base_sha256:
+            raise ProtocolError(
+                f"{device} names another digest of version {message.base_version} than was published"
+            )
+        if not 1 <= message.n <= self.manifest.secure.n_max:
+            raise ProtocolError(f"{device} offers n = {message.n}, outside 1..{self.manifest.secure.n_max}")
+        if not self._shards_fit(message.shards):
+            raise ProtocolError(
+                f"{device} offers what was trained on the shards {list(message.shards)[:8]}, and the boundary's data "
+                f"is dealt into {self.terms.shards or 'none'}"
+            )
+        if bool(message.edge) != bool(message.jobs) or (message.edge and not self._is_edge(message.edge)):
+            raise ProtocolError(
+                f"{device} offers {len(message.jobs)} jobs with edge {message.edge or 'none'}; edges of this boundary: "
+                f"{', '.join(self._edge_names()) or 'none'}"
+            )
+        self._checked_in = max(self._checked_in, offset + 1)
+        self.attendance.arrived(device, CheckIn.of(message, offset))
+        return [note("checked-in", ready=len(self.attendance.ready)), *self._try_cohort()]
+
+    def _gate_derived(self, message: Derived) -> list[Effect]:
+        known = {base.version: base.sha256 for base in self.bases}
+        if known.get(message.version, message.sha256) != message.sha256:
+            raise ProtocolError(
+                f"the gate derived another adapter of version {message.version} than this aggregator published"
+            )
+        if message.version > self._derived[0]:
+            self._derived = message.version, message.sha256
+        return self._try_cohort()
+
+    def _enrolled(self, device: DeviceId, message: Message) -> None:
+        """Edges write on `checkin`, too; only devices have updates."""
+        if device not in self.roster:
+            raise ProtocolError(f"{device} is no device of {self.boundary} and sends {message.kind}")
+
+    def _edge_names(self) -> tuple[str, ...]:
+        return () if self.edges is None else self.edges.terms.edges
+
+    def _is_edge(self, name: str) -> bool:
+        return name in self._edge_names()
+
+    def _shards_fit(self, shards: tuple[int, ...]) -> bool:
+        count = self.terms.shards
+        return not shards if count is None else bool(shards) and shards[-1] < count
+
+    def _timer(self, name: str) -> list[Effect]:
+        if name == DEADLINE and self._phase is Phase.OPEN:
+            self._overdue = not self.waiting
+            return [StartTimer(DEADLINE, self.terms.deadline), *self._try_cohort()]
+        if name == ROUND and self._phase is not Phase.OPEN:
+            return self._advance(True)
+        if name == EDGES and self.edges is not None and not self.ended:
+            changed = self.edges.look()
+            return [StartTimer(EDGES, self.edges.terms.look), *(self._assigned() if changed else [])]
+        return []
+
+    # ---- edges -----------------------------------------------------------------------------------
+
+    def _assigned(self) -> list[Effect]:
+        """Say which edge each device has, and go on without those that are lost."""
+        if self.edges is None or self.ledger is None:
+            return []
+        return [*assigned(self.edges, self.window), *self._try_cohort()]
+
+    def _behaviour(self, device: DeviceId, message: Behaviour) -> list[Effect]:
+        if self.edges is None or self.edges.standings is None or device not in self.edges.terms.devices:
+            return [note("late", device=device, type=message.kind)]
+        self.edges.standings.take(device, message)
+        return self._try_cohort()
+
+    def _part(self, edge: str, message: EdgePart, payload: bytes) -> list[Effect]:
+        cohort = self._cohort
+        if cohort is None or message.window != self.window:
+            return [note("late", device=edge, type=message.kind)]
+        part = read_part(edge, message, payload, cohort, self._included, self.manifest, self.dim)
+        if edge in self._parts and self._parts[edge].sha256 != part.sha256:
+            raise ProtocolError(f"window {self.window}: {edge} sent another part before")
+        self._parts[edge] = part
+        return self._advance(False)
+
+    def _parts_there(self) -> bool:
+        """Whether every edge that may add to the window has, or is lost."""
+        if self._phase is not Phase.UNMASK or self._cohort is None or self.edges is None:
+            return True
+        due = edge_groups(self._cohort, self._included, self.manifest.secure)
+        return all(edge in self._parts or edge in self.edges.lost for edge in due)
+
+    # ---- participation window --------------------------------------------------------------------
+
+    @property
+    def paused(self) -> bool:
+        """Whether the ledger can take no further window before a commit arrives."""
+        if self.ledger is None:
+            return True
+        if self.waiting:
+            return True
+        terms = self.manifest.exchange
+        ahead = terms.windows_max // (terms.pending_max + 1)
+        full = len(self.ledger.pending) >= terms.pending_max and len(self.ledger.windows) >= ahead
+        # Whatever may come back as stale must fit into one delta.
+        return full or self.ledger.outstanding >= terms.windows_max
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the boundary stands at a barrier: a delta is undecided, and the run allows no overlap."""
+        return self.ledger is not None and bool(self.ledger.pending) and not self.manifest.exchange.overlap
+
+    def _open(self) -> list[Effect]:
+        if self.ledger is None:
+            raise StateError("a window cannot open before genesis")
+        self._phase, self._cohort, self._server, self._overdue = Phase.OPEN, None, None, False
+        opened = WindowOpen(window=self.window, version=self.version, commit=self.ledger.commit)
+        return [
+            Publish("control", opened, self.window),
+            StopTimer(ROUND),
+            StartTimer(DEADLINE, self.terms.deadline),
+            note("phase", window=self.window, phase=Phase.OPEN),
+        ]
+
+    def _try_cohort(self) -> list[Effect]:
+        """Close the participation window if K devices are ready, or if it is overdue and the floor holds."""
+        if self._phase is not Phase.OPEN or self.ledger is None or self.ended:
+            return []
+        if self.paused:
+            return self._adopt_when_idle()
+        if self._derived[0] < self.version:
+            return []  # no device takes part in a cohort on a version that the gate did not derive
+        secure = self.manifest.secure
+        floor = secure.floor
+        ready = self.attendance.takeable(secure, self.version)
+        if ready < self.attendance.wanted(self.terms.cohort, floor) and not self._overdue:
+            return []
+        out, before = set[DeviceId](), list[Effect]()
+        if self._admission is not None:
+            probed = self.attendance.ready
+            judged = self._admission.judged(probed, self.window, overdue=self._overdue)
+            if judged is None:
+                return []
+            out, letters = self._admission.kept_out(probed)
+            before = [*judged, *letters]
+        fresh: list[tuple[DeviceId, CheckIn, int]] = []
+        rejected: list[Rejected] = []
+        lost = set() if self.edges is None else self.edges.lost
+        for device, check in self.attendance.in_turn():
+            weight = secure.weight(check.n, self.version - check.base_version)
+            if weight > 0 and check.edge not in lost and device not in out:
+                fresh.append((device, check, weight))
+            elif len(rejected) < MAX_COHORT:
+                rejected.append(Rejected(device=device, offer=check.offer))
+        present = {device for device, _, _ in fresh}
+        fresh = self._with_edges(fresh, floor)
+        # Offers on one data shard exclude each other; those that are left out stay ready for the next window.
+        fitting = disjoint([check.shards for _, check, _ in fresh], floor)
+        chosen = [fresh[place] for place in fitting][: secure.cohort_max]
+        chosen = self._with_edges(chosen, floor)
+        if len(chosen) < floor:
+            return before
+        self.attendance.came(present, overdue=self._overdue)
+        cap = weight_cap_of([(weight, check.edge, check.base_version) for _, check, weight in chosen], secure)
+        used = {self.version, *(check.base_version for _, check, _ in chosen)}
+        cohort = Cohort(
+            window=self.window,
+            version=self.version,
+            commit=self.ledger.commit,
+            members=tuple(
+                Member(
+                    device=device,
+                    offer=check.offer,
+                    n=check.n,
+                    base_version=check.base_version,
+                    weight=min(weight, cap),
+                    shards=check.shards,
+                    edge=check.edge,
+                    jobs=check.jobs,
+                )
+                for device, check, weight in sorted(chosen, key=lambda one: one[0])
+            ),
+            rejected=tuple(rejected),
+            bases=tuple(base for base in self.bases if base.version in used),
+            threshold=threshold_of(len(chosen), secure),
+            inputs=self._checked_in,
+        )
+        return [*before, Publish("control", cohort, self.window), *self._begin(cohort)]
+
+    def _with_edges(
+        self, offers: list[tuple[DeviceId, CheckIn, int]], floor: int
+    ) -> list[tuple[DeviceId, CheckIn, int]]:
+        """Those whose edges can release their middles, as far as that can be waited for."""
+        edges = [check.edge for _, check, _ in offers]
+        bases = [check.base_version for _, check, _ in offers]
+        return [offers[place] for place in admitted(edges, floor, bases, overdue=self._overdue)]
+
+    def _begin(self, cohort: Cohort) -> list[Effect]:
+        self._cohort = cohort
+        self._included, self._parts = frozenset(), {}
+        self._server = Server(context_of(cohort, self.manifest, self.dim), self.roster)
+        self._phase = Phase.KEYS
+        self.attendance.taken(cohort)
+        return [
+            StopTimer(DEADLINE),
+            StartTimer(ROUND, self.terms.round_timeout),
+            note("phase", window=cohort.window, phase=Phase.KEYS, cohort=len(cohort.members)),
+        ]
+
+    # ---- rounds of secure aggregation ------------------------------------------------------------
+
+    def _input(self, device: DeviceId, message: Message, payload: bytes | None) -> list[Effect]:
+        server = self._server
+        if server is None or getattr(message, "window", None) != self.window:
+            return [note("late", device=device, type=message.kind)]
+        match message:
+            case Advertise():
+                server.on_advertise(device, message)
+            case Sealed():
+                server.on_sealed(device, message)
+            case Masked():
+                server.on_masked(device, ring_vector(payload or b""), message.payload.sha256)
+            case Consistency():
+                server.on_consistency(device, message)
+            case Unmask():
+                server.on_unmask(device, message)
+            case _:
+                raise ProtocolError(f"{message.kind} is not an input of secure aggregation")
+        return self._advance(False)
+
+    def _advance(self, overdue: bool) -> list[Effect]:
+        """Close the round that is under way if everybody answered, or if its time is over."""
+        effects: list[Effect] = []
+        while self._server is not None and (overdue or (self._server.complete and self._parts_there())):
+            overdue = False
+            try:
+                step = self._close_round(self._server)
+            except WindowFailed as failed:
+                return effects + self._void(failed.reason)
+            effects.extend(step)
+        return effects
+
+    def _close_round(self, server: Server) -> list[Effect]:
+        window = self.window
+        match self._phase:
+            case Phase.KEYS:
+                return self._decided(Phase.SHARES, [Publish("control", server.close_keys(), window)])
+            case Phase.SHARES:
+                shares, deliveries = server.close_shares()
+                slots = {entry.device: entry.slot for entry in self.roster.entries}
+                sent: list[Effect] = [
+                    Publish("inbox", delivery, window, partition=slots[device])
+                    for device, delivery in deliveries.items()
+                ]
+                return self._decided(Phase.MASKED, [*sent, Publish("control", shares, window)])
+            case Phase.MASKED:
+                included = server.close_masked()
+                self._included = frozenset(entry.device for entry in included.entries)
+                return self._decided(Phase.CONSISTENCY, [Publish("control", included, window)])
+            case Phase.CONSISTENCY:
+                return self._decided(Phase.UNMASK, [Publish("control", server.close_consistency(), window)])
+            case Phase.UNMASK:
+                return self._close(server.finish())
+            case _:
+                raise StateError("no round of secure aggregation is under way")
+
+    def _decided(self, phase: Phase, effects: list[Effect]) -> list[Effect]:
+        self._phase = phase
+        return [
+            *effects,
+            StartTimer(ROUND, self.terms.round_timeout),
+            note("phase", window=self.window, phase=phase),
+        ]
+
+    def _void(self, reason: str) -> list[Effect]:
+        cohort = self._cohort
+        members = 0 if cohort is None else len(cohort.members)
+        void = Void(window=self.window, phase=self._phase, reason=VoidReason(reason))
+        effects: list[Effect] = [
+            *self._leave_version(),
+            Publish("control", void, self.window),
+            note(
+                "window",
+                window=self.window,
+                outcome="void",
+                phase=self._phase,
+                reason=reason,
+                cohort=members,
+                included=0,
+            ),
+        ]
+        self.window += 1
+        effects += self._open()
+        effects += self._adopt_when_idle()
+        return [*effects, Save(), *self._try_cohort()]
+
+    def _leave_version(self) -> list[Effect]:
+        """Move on to a version of its own when a window ends without a sum after its devices may have released shares.
+
+        They sign no other set on the version of such a window that differs by a few devices, and the devices of that
+        set may never all come together again: on that version no window might ever close.
+        """
+        if self._phase is not Phase.UNMASK or self.ledger is None:
+            return []
+        commit = self.ledger.commit
+        adopted = self._adopt_held(self.version + 1)
+        anchored = self.ledger.commit != commit
+        if not adopted:
+            bare = Adopt(commit=commit, version=self.version + 1, merged=(), returned=(), dropped=())
+            adopted = [Publish("control", bare, self.window)]
+        self.version += 1
+        return [*adopted, *self._seal_when_due(), *self._model(anchored=anchored)]
+
+    def _close(self, result: SumResult) -> list[Effect]:
+        """The window has a sum: move the adapter, and seal a delta and adopt a commit where they are due."""
+        if self.ledger is None or self._cohort is None:
+            raise StateError("a window closed without a ledger or a cohort")
+        cohort = self._cohort
+        try:
+            parts = [part for _, part in sorted(self._parts.items())]
+            summary, mean = close_window(cohort, result, self.manifest, parts)
+        except ProtocolError:
+            return self._void(VoidReason.MISMATCH.value)
+        self.ledger.add_window(summary, mean)
+        self.version += 1
+        record = Window(
+            window=self.window,
+            version=self.version,
+            included=tuple(result.included),
+            sum_sha256=hashlib.sha256(result.total.astype("<u4", copy=False).tobytes()).digest(),
+            summary=summary,
+            inputs=(self._read["handshake"], self._read["masked"]),
+            parts=tuple(PartRef(edge=part.edge, sha256=part.sha256) for part in parts),
+        )
+        effects: list[Effect] = [Publish("control", record, self.window)]
+        effects += self._seal_when_due()
+        adopted = self._adopt_held(self.version)
+        effects += adopted
+        if adopted:
+            effects += self._seal_when_due()  # what came back may fill a delta, and no other window need come
+        effects += self._model(anchored=bool(adopted))
+        effects.append(self._window_note(cohort, result, summary))
+        self.window += 1
+        effects += self._open()
+        return [*effects, Save(), *self._try_cohort()]
+
+    def _window_note(self, cohort: Cohort, result: SumResult, summary: WindowSummary) -> Effect:
+        included = set(result.included)
+        ages = [
+            cohort.version - member.base_version for member in cohort.members if member.device in included
+        ]
+        loss = summary.loss / (1 << 16) / summary.loss_tokens if summary.loss_tokens else None
+        evaluation = summary.eval_loss / (1 << 16) / summary.eval_tokens if summary.eval_tokens else None
+        norm = (summary.norm2 / (1 << 32) / summary.weight) ** 0.5 if summary.weight else 0.0
+        return note(
+            "window",
+            window=self.window,
+            outcome="closed",
+            cohort=len(cohort.members),
+            included=len(result.included),
+            dropouts=len(cohort.members) - len(result.included),
+            staleness=ages,
+            tokens=summary.tokens,
+            edges=len(self._parts),
+            train_loss=loss,
+            update_norm=norm,
+            eval_commit=summary.eval_commit,
+            eval_loss=evaluation,
+            eval_tokens=summary.eval_tokens,
+        )
+
+    # ---- deltas and commits ----------------------------------------------------------------------
+
+    def _seal_when_due(self) -> list[Effect]:
+        if self.ledger is None or self.pace is None:
+            return []
+        exchange = self.manifest.exchange
+        if len(self.ledger.windows) < self.pace.windows or len(self.ledger.pending) >= exchange.pending_max:
+            return []
+        sealed = self.ledger.seal(exchange.codec, self._factors.moving(self.ledger.commit))
+        digest = hashlib.sha256(sealed.payload).digest()
+        return [
+            Publish("control", Sealing(seq=sealed.seq, payload_sha256=digest), self.window),
+            self._delta(sealed),
+            note("sealed", seq=sealed.seq, windows=len(sealed.windows), bytes=len(sealed.payload)),
+        ]
+
+    def _delta(self, sealed: RoundedDelta) -> Publish:
+        message = SealedDelta(
+            seq=sealed.seq,
+            base_commit=sealed.base_commit,
+            windows=sealed.windows,
+            codec=sealed.codec,
+            exponent=sealed.exponent,
+            payload=Payload.of(sealed.payload, b"delta %d %s" % (sealed.seq, self.boundary.encode())),
+        )
+        return Publish("delta", message, self.window, sealed.payload)
+
+    def _committed(self, event: Committed) -> list[Effect]:
+        if self.ledger is None:
+            if event.commit != 0:
+                raise ProtocolError(f"commit {event.commit} came before genesis")
+            self.ledger = Ledger(event.adapter)
+            self.pace, self.version, self._signed = event.pace, 0, event.signed
+            return [
+                *self._model(anchored=True),
+                *self._open(),
+                *self._first_assignment(),
+                Save(),
+                *self._try_cohort(),
+            ]
+        newest = self._held[-1].commit if self._held else self.ledger.commit
+        if event.commit <= newest:
+            return []
+        # However many commits come before the window closes, one adapter is kept: the newest, with all that was merged.
+        merged = tuple(seq for held in (*self._held, event) for seq in held.merged)
+        self._held = [replace(event, merged=merged)]
+        return self._adopt_when_idle()
+
+    def _first_assignment(self) -> list[Effect]:
+        if self.edges is None or self.terms.edges is None or not self.edges.assign():
+            return []
+        return [
+            Publish("control", self.edges.record(), self.window),
+            StartTimer(EDGES, self.terms.edges.look),
+        ]
+
+    def _adopt_when_idle(self) -> list[Effect]:
+        """Adopt at once while the boundary stands still; otherwise with the close of the window that is under way."""
+        if self._phase is not Phase.OPEN or not self.paused or self.ended:
+            return []
+        waited = self.waiting
+        adopted = self._adopt_held(self.version + 1)
+        if not adopted:
+            return []
+        self.version += 1
+        effects = [*adopted, *self._seal_when_due(), *self._model(anchored=True)]
+        if waited and not self.waiting:
+            # The devices begin only now: the window's deadline does too.
+            effects.append(StartTimer(DEADLINE, self.terms.deadline))
+        return [*effects, Save(), *self._try_cohort()]
+
+    def _adopt_held(self, version: int) -> list[Effect]:
+        """Take over everything that was decided since the last time, as one step that leads to `version`."""
+        ledger = self.ledger
+        if ledger is None or not (self._held or self._refused):
+            return []
+        merged = tuple(sorted(seq for commit in self._held for seq in commit.merged))
+        refused = {seq: stale for seq, stale in self._refused.items() if seq in ledger.pending}
+        returned = tuple(sorted(seq for seq, stale in refused.items() if stale))
+        dropped = tuple(sorted(seq for seq, stale in refused.items() if not stale))
+        adapter, commit = ledger.anchor, ledger.commit
+        if self._held:
+            newest = self._held[-1]
+            adapter, commit = newest.adapter, newest.commit
+            self.pace, self.tokens, self._signed = newest.pace, newest.tokens, newest.signed
+        ledger.adopt(commit, adapter, merged=merged, returned=returned, dropped=dropped)
+        self._held, self._refused = [], {}
+        record = Adopt(commit=commit, version=version, merged=merged, returned=returned, dropped=dropped)
+        return [Publish("control", record, self.window), note("adopted", commit=commit, merged=len(merged))]
+
+    def _model(self, *, anchored: bool) -> list[Effect]:
+        """Publish the boundary adapter as the version that was just reached: its digest on `control`, then itself."""
+        if self.ledger is None or self.pace is None:
+            raise StateError("no adapter to publish before genesis")
+        theta = self.ledger.theta().astype("<f4", copy=False).tobytes()
+        payload = theta + (self.ledger.anchor.astype("<f4", copy=False).tobytes() if anchored else b"")
+        digest = hashlib.sha256(theta).digest()
+        horizon = len(self.manifest.secure.staleness)
+        self.bases = (*self.bases, Base(version=self.version, sha256=digest))[-horizon:]
+        message = Model(
+            version=self.version,
+            commit=self.ledger.commit,
+            sha256=digest,
+            anchored=anchored,
+            pace=self.pace,
+            progress_ppm=self._progress(),
+            payload=Payload.of(payload, b"model %d" % self.version),
+            waiting=self.waiting,
+            signed=self._signed if anchored else b"",
+        )
+        reached = Version(version=self.version, commit=self.ledger.commit, sha256=digest)
+        return [Publish("control", reached, self.window), Publish("model", message, self.window, payload)]
+
+    def _progress(self) -> int:
+        """Committed share of the budget in millionths."""
+        if self.ledger is None:
+            return 0
+        return self.manifest.budget.progress_ppm(self.ledger.commit, self.tokens)
+
+    def _closed(self, event: Closed) -> list[Effect]:
+        if self.ended:
+            return []
+        self.ended = True
+        self._server = None
+        return [
+            Publish("control", End(commit=event.commit), self.window),
+            StopTimer(ROUND),
+            StopTimer(DEADLINE),
+            StopTimer(EDGES),
+            Save(),
+            Stop(),
+        ]
+
+    # ---- snapshots and recovery ------------------------------------------------------------------
+
+    def rebuild(self, history: History) -> list[Effect]:
+        """Take over what was derived from the topics, after the state file was lost; first effects of that.
+
+        What the lost step had decided and not yet published is decided anew; nobody can have seen it.
+        """
+        ledger = history.ledger
+        commits = {commit.commit: commit for commit in history.commits}
+        newest = commits[ledger.commit]
+        ledger.anchor = newest.adapter
+        self.ledger, self.pace, self.tokens, self._signed = ledger, newest.pace, newest.tokens, newest.signed
+        self.version, self.window, self.bases = history.version, history.window, history.bases
+        self._held = [commit for commit in history.commits if commit.commit > ledger.commit]
+        self._refused = {seq: stale for seq, stale in history.refused.items() if seq in ledger.pending}
+        self.attendance.served = dict(history.served)
+        for device, offset, message in history.ready:
+            if message.base_version <= self.version and self._shards_fit(message.shards):
+                self.attendance.hold(device, CheckIn.of(message, offset))
+                self._checked_in = max(self._checked_in, offset + 1)
+        effects: list[Effect] = []
+        if self.edges is not None:
+            if history.assignment is not None:
+                self.edges.adopt(history.assignment)
+            else:
+                effects += self._first_assignment()
+        for sealed in history.unsent:
+            effects.append(self._delta(sealed))
+        published = any(base.version == self.version for base in self.bases)
+        if not published or history.versioned < self.version:
+            self.bases = tuple(base for base in self.bases if base.version != self.version)
+            effects += self._model(anchored=True)
+        if not history.opened:
+            effects += self._open()
+        if history.closed is not None:  # it was read with the rest of `global`, and is not read again
+            return [*effects, *self._closed(Closed(history.closed))]
+        return [*effects, Save()]
+
+    def recover(self, decisions: list[Message]) -> None:
+        """Adopt the decisions that stand on `control` after the snapshot; inputs are then read again from its offsets.
+
+        Raises:
+            StateError: a window was closed after the snapshot, so the snapshot is older than the topics; rebuild it.
+        """
+        if self.ended:
+            return  # the window that was under way when the run was closed is over, wherever it stood
+        for message in decisions:
+            match message:
+                case Cohort() if message.window == self.window:
+                    self._begin(message)
+                case KeyList() | SharesList() | Included() | Signatures() if message.window == self.window:
+                    if self._server is None:
+                        raise StateError(
+                            f"{message.kind} of window {message.window} stands on control without its cohort"
+                        )
+                    self._server.adopt(message)
+                    if isinstance(message, Included):
+                        self._included = frozenset(entry.device for entry in message.entries)
+                    self._phase = {
+                        "roster": Phase.SHARES, "shares": Phase.MASKED,
+                        "included": Phase.CONSISTENCY, "signatures": Phase.UNMASK,
+                    }[message.kind]  # fmt: skip
+                case Assignment() if self.edges is not None:
+                    self.edges.adopt(message)
+                case Window() | Void() if message.window >= self.window:
+                    raise StateError(
+                        f"{message.kind} {message.window} stands on control after the newest snapshot"
+                    )
+                case Adopt() if message.version > self.version:
+                    raise StateError(f"version {message.version} stands on control after the newest snapshot")
+                case Sealing() if self.ledger is None or message.seq >= self.ledger.next_seq:
+                    raise StateError(f"delta {message.seq} stands on control after the newest snapshot")
+                case _:
+                    pass
+
+    def snapshot(self) -> bytes:
+        """State between two windows; what happens inside a window is read from the topics again."""
+        return bytes(
+            msgpack.packb(
+                {
+                    "anchor": None if self.ledger is None else self.ledger.anchor.tobytes(),
+                    "ledger": None if self.ledger is None else self.ledger.facts(),
+                    "version": self.version,
+                    "window": self.window,
+                    "pace": None if self.pace is None else [self.pace.steps, self.pace.windows, self.pace.mu_ppm],
+                    "tokens": self.tokens,
+                    "signed": self._signed,
+                    "derived": self._derived,
+                    "bases": [[base.version, base.sha256] for base in self.bases],
+                    "edges": None if self.edges is None else self.edges.facts(),
+                    "held": [
+                        [
+                            held.commit, held.adapter.tobytes(), held.merged,
+                            [held.pace.steps, held.pace.windows, held.pace.mu_ppm], held.tokens, held.signed,
+                        ]
+                        for held in self._held
+                    ],
+                    "refused": list(self._refused.items()),
+                    "checked_in": self._checked_in,
+                    "ended": self.ended,
+                }
+                | self.attendance.facts()
+            )
+        )  # fmt: skip
+
+    def restore(self, data: bytes) -> None:
+        """Take a snapshot over."""
+        fields = msgpack.unpackb(data, strict_map_key=False)
+
+        def pace(values: list[int] | None) -> Pace | None:
+            return None if values is None else Pace(steps=values[0], windows=values[1], mu_ppm=values[2])
+
+        if fields["ledger"] is not None:
+            self.ledger = Ledger.of(np.frombuffer(fields["anchor"], "<f4"), fields["ledger"])
+        self.version, self.window, self.tokens = fields["version"], fields["window"], fields["tokens"]
+        self.pace = pace(fields["pace"])
+        self.bases = tuple(Base(version=version, sha256=digest) for version, digest in fields["bases"])
+        self.attendance.restore(fields)
+        if self.edges is not None and fields["edges"] is not None:
+            self.edges.restore(fields["edges"])
+        self._held = []
+        for commit, adapter, merged, paced, tokens, signed in fields["held"]:
+            terms = pace(paced)
+            if terms is not None:
+                vector = np.frombuffer(adapter, "<f4")
+                self._held.append(Committed(commit, vector, tuple(merged), terms, tokens, signed))
+        self._signed = fields["signed"]
+        number, digest = fields["derived"]
+        self._derived = number, digest
+        self._refused = dict(fields["refused"])
+        self._checked_in = fields["checked_in"]
+        self.ended = fields["ended"]

@@ -1,0 +1,595 @@
+"""The controller's core: which deltas a commit merges, what the next adapter is, and when the run is over.
+
+The controller runs it to make commits, an auditor runs it to check them: there is one function that derives a
+commit and one, `apply`, that advances the version. Time does not enter: offers between two commits give the
+same result in whatever order the boundaries' records arrive, so a replay that knows how far each delta log
+was read (the heads in a commit) reaches the same state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from echelon.errors import CodecError, ProtocolError, StateError
+from echelon.laws.delta_codec import Integers, integers, width
+from echelon.laws.transcript import Contradiction, Transcript
+from echelon.messages.exchange import (
+    MAX_MERGED,
+    MAX_WINDOW_TOKENS,
+    CloseReason,
+    Commit,
+    Delta,
+    Merged,
+    Pace,
+    RefusalReason,
+    WindowSummary,
+)
+from echelon.messages.manifest import MILLION, RunManifest, SecureTerms, Weighting
+from echelon.messages.stored import stored
+from echelon.messages.wire import pack, plain
+from echelon.outer.alternating import Alternating, Factors
+from echelon.outer.base import WeightedDelta, octaves_between
+from echelon.outer.custom import Allowed, Outer, State, outer_of, pace_of
+from echelon.pace.base import Decision, MergedDelta, PaceController, PaceInputs
+from echelon.pace.registry import pace_controller
+
+F32 = NDArray[np.float32]
+Bytes = bytes | bytearray | memoryview
+
+_MOST = (1 << 63) - 1
+_SNAPSHOT = b"echelon controller v3\x00"
+
+
+class CommitMismatch(ProtocolError):
+    """A commit says something else than its inputs give; `field` names the first such field."""
+
+    def __init__(self, commit: int, field: str, found: object, derived: object) -> None:
+        super().__init__(
+            f"commit {commit}: {field} is {_short(found)}, derived from its inputs it is {_short(derived)}"
+        )
+        self.commit = commit
+        self.field = field
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A delta that will not be merged; `offset` is where its manifest stands."""
+
+    boundary: int
+    seq: int
+    offset: int
+    reason: RefusalReason
+
+
+@dataclass(frozen=True, slots=True)
+class CommitDraft:
+    """The derived part of a commit record, and the adapter (float32[d]) that is its payload."""
+
+    commit: int
+    merged: tuple[Merged, ...]
+    pace: Pace
+    measured: tuple[int, ...]
+    tokens: int
+    adapter_sha256: bytes
+    state_sha256: bytes
+    adapter: F32
+
+    def payload(self) -> bytes:
+        """The adapter as little-endian float32."""
+        return self.adapter.astype("<f4", copy=False).tobytes()
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Validation of one commit over all boundaries: Σ loss in nats × 2**16, Σ tokens."""
+
+    commit: int
+    loss: int
+    tokens: int
+
+    @property
+    def mean(self) -> Fraction:
+        """Nats per token, exact."""
+        return Fraction(self.loss, self.tokens << 16)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    delta: Delta
+    payload: bytes
+    values: Integers
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Next:
+    draft: CommitDraft
+    keys: tuple[tuple[int, int], ...]
+    outer: State
+    pace: PaceController
+
+
+class ControllerCore:
+    """State: newest adapter, optimiser and pace state, deltas that wait, what each boundary has sent."""
+
+    def __init__(
+        self,
+        manifest: RunManifest,
+        adapter: F32,
+        *,
+        pace: PaceController | None = None,
+        rules: Allowed | None = None,
+    ) -> None:
+        """Start at genesis.
+
+        Args:
+            manifest: the run's terms.
+            adapter: float32[d], finite, d as in the manifest's layout.
+            pace: the pace controller; the one that the manifest names if None.
+            rules: users' own classes that may run, by name.
+
+        Raises:
+            RuleRefused: the manifest names a class that is not among them.
+            ProtocolError: the adapter does not fit the layout, or the terms allow no step.
+        """
+        dim = manifest.adapter_layout().dim
+        if adapter.shape != (dim,) or adapter.dtype != np.float32 or not np.isfinite(adapter).all():
+            raise ProtocolError(
+                f"the initial adapter is not {dim} finite float32 numbers, as the layout wants"
+            )
+        self.manifest = manifest
+        self.dim = dim
+        self._table = manifest.exchange.staleness
+        count = len(manifest.boundaries)
+        self._optimiser: Outer = outer_of(manifest, self._table[0], rules or {})
+        self._factors = Factors(manifest)
+        if self._factors.masks:
+            self._optimiser = Alternating(self._optimiser, self._factors)
+        self._limit = _coordinate_limit(manifest)
+        self.adapter: F32 = adapter
+        self.newest = 0
+        self.pace: Pace = manifest.pace
+        self.tokens = 0
+        self._intervals = {0: manifest.pace.steps * manifest.pace.windows}
+        """R·H that each commit announced, as far back as a delta may depart from."""
+        self._outer: State = self._optimiser.initial(dim)
+        if pace is None:
+            pace = pace_of(manifest, rules or {})
+        self._controller: PaceController = pace if pace is not None else pace_controller(manifest)
+        self._pending: dict[tuple[int, int], _Pending] = {}
+        self._known: list[list[bytes]] = [[] for _ in range(count)]
+        self._windows: list[set[int]] = [set() for _ in range(count)]
+        self._evaluations: dict[int, list[tuple[int, int]]] = {}
+        self._seen = [0] * count
+        """Manifests of `global` that each boundary's newest delta had read, of those that do not contradict it."""
+        self.transcript = Transcript()
+        """`global` as far as it is written: whoever writes or reads it appends to this. In no snapshot."""
+        self._next: _Next | None = None
+
+    # ---- offers ----------------------------------------
+
+    @property
+    def pending(self) -> tuple[tuple[int, int], ...]:
+        """(boundary, seq) of deltas that wait for a commit, ascending."""
+        return tuple(sorted(self._pending))
+
+    def next_seq(self, boundary: int) -> int:
+        """The sequence number that the boundary's next delta must have."""
+        return len(self._known[boundary])
+
+    def offer(
+        self,
+        delta: Delta,
+        payload: Bytes,
+        offset: int,
+        *,
+        payload_sha256: bytes | None = None,
+        fault: RefusalReason | None = None,
+    ) -> RefusalReason | None:
+        """Take a delta whose signature, run and place in its log were verified; None: it waits for a commit.
+
+        A repeat of the same delta is None and changes nothing. A number below the next one with other content
+        is a fork, one above it a gap: neither uses a number up; every other refusal does.
+
+        Args:
+            delta: the manifest.
+            payload: its bytes, as they stand in the log.
+            offset: where the manifest stands in its topic.
+            payload_sha256: their SHA-256, if the caller has computed it from these very bytes.
+            fault: why its log says that it must not be merged, if it does; that is then the answer.
+
+        Raises:
+            ProtocolError: of another run, or of a boundary that the run manifest does not have.
+        """
+        if delta.run != self.manifest.run_id or delta.boundary >= len(self._known):
+            raise ProtocolError(f"delta {delta.seq} of boundary {delta.boundary} is not of this run")
+        known = self._known[delta.boundary]
+        digest = hashlib.sha256(delta.encode()).digest()
+        if delta.seq < len(known):
+            return None if known[delta.seq] == digest else RefusalReason.FORK
+        if delta.seq > len(known):
+            return RefusalReason.BAD_SEQUENCE
+        known.append(digest)
+        self._next = None
+        contradiction = self.contradiction(delta)
+        if contradiction is None:
+            self._seen[delta.boundary] = delta.seen_size
+        reason = fault if contradiction is None or fault is not None else RefusalReason.UNKNOWN_BASE
+        if reason is None:
+            try:
+                values = self._values(delta, payload, payload_sha256)
+            except CodecError:
+                reason = RefusalReason.BAD_PAYLOAD
+            else:
+                reason = self._examine(delta, values)
+                if reason is None:
+                    self._pending[delta.boundary, delta.seq] = _Pending(delta, bytes(payload), values, offset)
+        if reason is not RefusalReason.STALE:
+            # A stale delta's windows go back to its boundary and come again; those of any other never may.
+            self._windows[delta.boundary].update(window.window for window in delta.windows)
+        return reason
+
+    def contradiction(self, delta: Delta) -> Contradiction | None:
+        """How a delta that is offered next contradicts `global` as it is written, or what its gate said before."""
+        return self.transcript.contradiction(delta, self._seen[delta.boundary])
+
+    def _values(self, delta: Delta, payload: Bytes, sha256: bytes | None) -> Integers:
+        terms = self.manifest.exchange
+        if delta.codec is not terms.codec or len(payload) != self.dim * width(terms.codec):
+            raise CodecError(
+                f"{len(payload)} bytes of {delta.codec.value} are no {self.dim} of {terms.codec.value}"
+            )
+        if delta.payload.length != len(payload):
+            raise CodecError(
+                f"the payload has {len(payload)} bytes, its manifest says {delta.payload.length}"
+            )
+        if delta.payload.sha256 != (sha256 if sha256 is not None else hashlib.sha256(payload).digest()):
+            raise CodecError("the payload's SHA-256 is not the one in its manifest")
+        return integers(bytes(payload), delta.exponent, delta.codec)
+
+    def _examine(self, delta: Delta, values: Integers) -> RefusalReason | None:
+        terms = self.manifest.exchange
+        waiting = sum(1 for boundary, _ in self._pending if boundary == delta.boundary)
+        if len(delta.windows) > terms.windows_max or waiting >= terms.pending_max:
+            return RefusalReason.LIMIT
+        peak = max(int(values.max()), -int(values.min()))
+        if math.ldexp(peak, delta.exponent) > self._limit:
+            return RefusalReason.LIMIT
+        numbers = {window.window for window in delta.windows}
+        if len(numbers) != len(delta.windows) or numbers & self._windows[delta.boundary]:
+            return RefusalReason.BAD_SEQUENCE
+        for window in delta.windows:
+            reason = examine_window(window, self.manifest.secure, report_loss=terms.report_loss)
+            if reason is not None:
+                return reason
+        if delta.base_commit > self.newest or any(
+            window.eval_tokens and window.eval_commit > self.newest for window in delta.windows
+        ):
+            return RefusalReason.UNKNOWN_BASE
+        if not self._factors.allowed(delta.base_commit, values):
+            return RefusalReason.BAD_PAYLOAD
+        return RefusalReason.STALE if self._staleness(delta) >= len(self._table) else None
+
+    def _staleness(self, delta: Delta) -> int:
+        return self.newest - delta.base_commit
+
+    # ---- commits ----------------------------------------
+
+    def due(self, deadline_passed: bool) -> bool:
+        """Whether a commit should be made: enough deltas wait, or the deadline passed and one waits."""
+        return len(self._pending) >= (1 if deadline_passed else self.manifest.exchange.deltas_per_commit)
+
+    def commit(self, measured: tuple[int, ...] = ()) -> CommitDraft:
+        """Derive the next commit from what waits. Pure: nothing changes until `apply`.
+
+        Args:
+            measured: inputs of the pace controller that no log has, as integers (times in microseconds).
+
+        Raises:
+            ProtocolError: nothing waits.
+        """
+        return self._derive(measured).draft
+
+    def apply(self, commit: Commit) -> tuple[Rejected, ...]:
+        """Check every derived field of a commit and make it the newest version; nothing else does.
+
+        `run`, `index`, `heads`, `payload.transfer` and `prefix` are about the logs and are checked where
+        those are read.
+
+        Returns:
+            deltas that still waited and have now become too stale; each is owed a refusal record.
+
+        Raises:
+            CommitMismatch: a field is not what its inputs give; nothing has changed.
+        """
+        if commit.commit != self.newest + 1:
+            raise CommitMismatch(commit.commit, "commit", commit.commit, self.newest + 1)
+        if not self._pending:
+            raise CommitMismatch(commit.commit, "merged", [(m.boundary, m.seq) for m in commit.merged], [])
+        derived = self._derive(commit.measured)
+        draft = derived.draft
+        for field, found, expected in (
+            ("merged", commit.merged, draft.merged),
+            ("pace", commit.pace, draft.pace),
+            ("tokens", commit.tokens, draft.tokens),
+            ("adapter_sha256", commit.adapter_sha256, draft.adapter_sha256),
+            ("state_sha256", commit.state_sha256, draft.state_sha256),
+            ("payload.length", commit.payload.length, 4 * self.dim),
+            ("payload.sha256", commit.payload.sha256, draft.adapter_sha256),
+        ):
+            if found != expected:
+                raise CommitMismatch(commit.commit, field, found, expected)
+        for key in derived.keys:
+            self._record_evaluations(self._pending.pop(key).delta)
+        self.adapter, self._outer, self._controller = draft.adapter, derived.outer, derived.pace
+        self.newest, self.pace, self.tokens = draft.commit, draft.pace, draft.tokens
+        self._intervals[self.newest] = self.pace.steps * self.pace.windows
+        self._intervals.pop(self.newest - len(self._table), None)
+        self._next = None
+        return self._drop_stale()
+
+    def _derive(self, measured: tuple[int, ...]) -> _Next:
+        if self._next is not None and self._next.draft.measured == measured:
+            return self._next
+        if not self._pending:
+            raise ProtocolError("no delta waits: there is nothing to commit")
+        keys = self._choose()
+        chosen = [self._pending[key] for key in keys]
+        taken = []
+        for item in chosen:
+            tau = self._staleness(item.delta)
+            count = 1
+            if self.manifest.outer.weighting is Weighting.TOKENS:
+                count = sum(window.n for window in item.delta.windows)
+            taken.append((item, tau, count, count * self._table[tau]))
+        adapter, outer = self._optimiser.step(
+            self.adapter,
+            self._outer,
+            [
+                WeightedDelta(item.values, item.delta.exponent, count, weight, item.delta.base_commit)
+                for item, _, count, weight in taken
+            ],
+            self._octaves(item.delta.base_commit for item in chosen),
+        )
+        number = self.newest + 1
+        tokens = self.tokens + sum(window.tokens for item in chosen for window in item.delta.windows)
+        inputs = PaceInputs(
+            number,
+            [
+                MergedDelta(
+                    item.delta, item.values, tau, weight, self.transcript.commits(item.delta.seen_size)
+                )
+                for item, tau, _, weight in taken
+            ],
+            measured,
+            self.manifest.budget.progress_ppm(number, tokens),
+        )
+        controller, pace = self._controller.observe(inputs)
+        draft = CommitDraft(
+            commit=number,
+            merged=tuple(
+                Merged(boundary=boundary, seq=seq, staleness=tau, weight=weight)
+                for (boundary, seq), (_, tau, _, weight) in zip(keys, taken, strict=True)
+            ),
+            pace=pace,
+            measured=measured,
+            tokens=min(tokens, _MOST),
+            adapter_sha256=hashlib.sha256(adapter.astype("<f4", copy=False).data).digest(),
+            state_sha256=hashlib.sha256(
+                b"echelon state v1\x00" + outer.digest() + controller.digest()
+            ).digest(),
+            adapter=adapter,
+        )
+        self._next = _Next(draft, keys, outer, controller)
+        return self._next
+
+    def _octaves(self, bases: Iterable[int]) -> int:
+        """log2 of the interval that the newest of these bases announced, over that of the start; rounded."""
+        if not self.manifest.outer.correct_interval:
+            return 0
+        first = self.manifest.pace.steps * self.manifest.pace.windows
+        return octaves_between(self._intervals[max(bases)], first)
+
+    def _choose(self) -> tuple[tuple[int, int], ...]:
+        """All that wait; of more than `MAX_MERGED`, first the oldest of every boundary, then the next."""
+        ranks: dict[int, int] = {}
+        order = []
+        for boundary, seq in sorted(self._pending):
+            rank = ranks.get(boundary, 0)
+            ranks[boundary] = rank + 1
+            order.append((rank, boundary, seq))
+        return tuple(sorted((boundary, seq) for _, boundary, seq in sorted(order)[:MAX_MERGED]))
+
+    def _drop_stale(self) -> tuple[Rejected, ...]:
+        dropped = []
+        for boundary, seq in self.pending:
+            item = self._pending[boundary, seq]
+            if self._staleness(item.delta) >= len(self._table):
+                del self._pending[boundary, seq]
+                self._windows[boundary].difference_update(window.window for window in item.delta.windows)
+                dropped.append(Rejected(boundary, seq, item.offset, RefusalReason.STALE))
+        return tuple(dropped)
+
+    # ---- evaluation, budget ----------------------------------------
+
+    def _record_evaluations(self, delta: Delta) -> None:
+        for window in delta.windows:
+            if window.eval_tokens:
+                sums = self._evaluations.setdefault(window.eval_commit, [(0, 0)] * len(self._known))
+                loss, tokens = sums[delta.boundary]
+                sums[delta.boundary] = (loss + window.eval_loss, tokens + window.eval_tokens)
+
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        """Commits (genesis is 0) that every boundary has evaluated, ascending; from merged deltas alone."""
+        return tuple(
+            Evaluation(commit, sum(loss for loss, _ in sums), sum(tokens for _, tokens in sums))
+            for commit, sums in sorted(self._evaluations.items())
+            if all(tokens for _, tokens in sums)
+        )
+
+    def best(self) -> Evaluation | None:
+        """The commit with the lowest validation loss so far, the earliest of equals."""
+        return min(self.evaluations(), key=lambda found: (found.mean, found.commit), default=None)
+
+    @property
+    def decision(self) -> Decision:
+        """What the pace controller saw and did at the newest commit."""
+        return self._controller.decision
+
+    def finished(self, elapsed_s: int = 0) -> CloseReason | None:
+        """Which bound of the budget is reached, if one is.
+
+        Args:
+            elapsed_s: seconds since genesis; the one bound that no log can prove.
+        """
+        budget = self.manifest.budget
+        if budget.commits and self.newest >= budget.commits:
+            return CloseReason.COMMITS
+        if budget.tokens and self.tokens >= budget.tokens:
+            return CloseReason.TOKENS
+        if budget.seconds and elapsed_s >= budget.seconds:
+            return CloseReason.SECONDS
+        if budget.patience:
+            evaluations, best = self.evaluations(), self.best()
+            if best is not None and evaluations[-1].commit - best.commit >= budget.patience:
+                return CloseReason.PATIENCE
+        return None
+
+    # ---- storage ----------------------------------------
+
+    def snapshot(self) -> bytes:
+        """The whole state: canonical msgpack with raw little-endian arrays, and its SHA-256 in front."""
+        body = pack(
+            [
+                hashlib.sha256(self.manifest.canonical()).digest(),
+                self.newest,
+                self.tokens,
+                plain(self.pace),
+                sorted(self._intervals.items()),
+                self.adapter.astype("<f4", copy=False).tobytes(),
+                self._outer.encode(),
+                self._controller.encode(),
+                [[p.delta.encode(), p.payload, p.offset] for _, p in sorted(self._pending.items())],
+                [b"".join(known) for known in self._known],
+                [np.array(sorted(windows), "<i8").tobytes() for windows in self._windows],
+                list(self._seen),
+                # Sums of what boundaries claim may pass 64 bits: decimal strings have no such edge.
+                [
+                    [commit, [f"{a}/{b}" for a, b in sums]]
+                    for commit, sums in sorted(self._evaluations.items())
+                ],
+            ]
+        )
+        return _SNAPSHOT + hashlib.sha256(body).digest() + body
+
+    @classmethod
+    def restore(
+        cls,
+        manifest: RunManifest,
+        data: bytes,
+        *,
+        pace: PaceController | None = None,
+        rules: Allowed | None = None,
+        transcript: Transcript | None = None,
+    ) -> ControllerCore:
+        """The core whose `snapshot` this is.
+
+        Args:
+            manifest: the run's terms.
+            data: the snapshot.
+            pace: as of the constructor.
+            rules: likewise.
+            transcript: `global` as it was read again; it is in no snapshot.
+
+        Raises:
+            StateError: damaged, or of a run with other terms.
+        """
+        head = len(_SNAPSHOT) + 32
+        body = data[head:]
+        if data[:head] != _SNAPSHOT + hashlib.sha256(body).digest():
+            raise StateError(
+                "the controller's state is damaged: remove it and let it be rebuilt from the topics"
+            )
+        with stored("the controller's state"):
+            (
+                terms,
+                newest,
+                tokens,
+                paced,
+                intervals,
+                adapter,
+                outer,
+                controller,
+                pending,
+                known,
+                windows,
+                seen,
+                evaluations,
+            ) = msgpack.unpackb(body, raw=False, use_list=False, max_bin_len=len(body), max_str_len=len(body))
+            if terms != hashlib.sha256(manifest.canonical()).digest():
+                raise StateError(
+                    "the controller's state is of a run with other terms: point it to this run's folder"
+                )
+            core = cls(manifest, np.frombuffer(adapter, "<f4").astype(np.float32), pace=pace, rules=rules)
+            if transcript is not None:
+                core.transcript = transcript
+            core.newest, core.tokens, core.pace = newest, tokens, Pace(**paced)
+            core._intervals = dict(intervals)
+            core._outer = core._optimiser.decode(outer, core.dim)
+            core._controller = core._controller.decode(controller)
+            for encoded, payload, offset in pending:
+                delta = Delta.decode(encoded)
+                values = integers(payload, delta.exponent, delta.codec)
+                core._pending[delta.boundary, delta.seq] = _Pending(delta, payload, values, offset)
+            core._known = [[joined[at : at + 32] for at in range(0, len(joined), 32)] for joined in known]
+            core._seen = list(seen)
+            core._windows = [set(np.frombuffer(numbers, "<i8").tolist()) for numbers in windows]
+            for commit, sums in evaluations:
+                pairs = (text.split("/") for text in sums)
+                core._evaluations[commit] = [(int(loss), int(tokens)) for loss, tokens in pairs]
+        return core
+
+
+def examine_window(window: WindowSummary, terms: SecureTerms, *, report_loss: bool) -> RefusalReason | None:
+    """Whether a window's sums are possible for a cohort above the floors.
+
+    Devices let no window pass with Σw < k_min · max w. The exchange does not see max w, but Σw² ≤ max w · Σw,
+    so k_min · Σw² ≤ (Σw)² must hold; and (Σw)² ≤ heads · Σw² always holds (Cauchy-Schwarz).
+    """
+    if window.heads < terms.k_min + terms.colluding or window.weight < 1:
+        return RefusalReason.FLOOR
+    if terms.k_min * window.weight2 > window.weight**2:
+        return RefusalReason.FLOOR
+    if (
+        window.heads > terms.cohort_max
+        or window.weight**2 > window.heads * window.weight2
+        or not 1 <= window.n <= window.heads * terms.n_max
+        or window.weight > window.n * max(terms.staleness)
+        or window.tokens > MAX_WINDOW_TOKENS
+    ):
+        return RefusalReason.LIMIT
+    told = window.loss or window.loss_tokens or window.eval_loss or window.eval_tokens
+    return RefusalReason.LIMIT if told and not report_loss else None
+
+
+def _coordinate_limit(manifest: RunManifest) -> float:
+    """Twice what R_max windows at the clip, their rounding and the residue before them could add up to."""
+    terms = manifest.secure
+    if terms.staleness[0] < 1:
+        raise ProtocolError("s(0) of the devices' staleness table is 0: no update would ever count")
+    clip = Fraction(terms.clip_micro, MILLION) * Fraction(max(terms.staleness), terms.staleness[0])
+    rounding = Fraction(terms.weight_max, terms.staleness[0] << terms.scale_bits)
+    return float(2 * (manifest.exchange.windows_max + 1) * (clip + rounding))
+
+
+def _short(value: object) -> str:
+    text = value.hex() if isinstance(value, bytes) else str(value)
+    return text if len(text) <= 160 else f"{text[:157]}..."

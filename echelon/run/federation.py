@@ -1,0 +1,567 @@
+"""One federation from start to end: set up or resume, supervise the actors, and leave a run folder behind."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from echelon.actors.controller import Controller
+from echelon.actors.device import Device, Interceptor, run_device
+from echelon.actors.gate import Gate
+from echelon.actors.runtime import Backoff, Services, watch_loop
+from echelon.audit.findings import Report
+from echelon.audit.verify import verify
+from echelon.bus import open_bus
+from echelon.bus.base import Record, TopicPartition
+from echelon.clock import Offload, is_virtual
+from echelon.compute.planning import planned
+from echelon.compute.pool import Compute, FullLearner, SplitPlace, build_split
+from echelon.config.reading import read_text
+from echelon.config.run import BoundarySettings, RunSettings, dump
+from echelon.errors import BusError, ConfigError, StateError, TrainingError
+from echelon.messages.adapter import Vector, adapter_files
+from echelon.messages.manifest import RunManifest
+from echelon.messages.names import aggregator_of, gate_of
+from echelon.messages.stored import ANEW, stored
+from echelon.private import close_file, close_tree, private_folder, write_private
+from echelon.provision.identities import Identities
+from echelon.provision.manifest_from_settings import build_manifest
+from echelon.report.best import best_evaluated
+from echelon.report.data import ReportData, Summary
+from echelon.rounds.effects import Evaluate, note
+from echelon.run.assembly import Assembly, Terms
+from echelon.run.recorder import Recorder
+from echelon.run.vanishing import vanishing
+from echelon.secagg.entropy import Entropy
+from echelon.training.learner import EvalResult
+from echelon.wiring.plugins import rules_of
+from echelon.wiring.shards import dealt
+
+MAX_STATE_FILE = 1 << 20
+"""Largest file of progress or losses: one line for each boundary."""
+GRACE = 20.0
+"""Seconds that the boundaries get to end after the run was closed."""
+RESTARTS = 5
+"""Times in a row that an actor is started again after its broker failed it."""
+
+MANIFEST_FILE, INITIAL_FILE, PROGRESS_FILE = "manifest.dsse", "initial.f32", "progress.json"
+SAMPLES_FILE = "samples.json"
+PRIVATE_FOLDERS = ("brokers", "state")
+"""Of a run folder: brokers' logs, and actors' state and keys. Nobody but the owner may read them."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run gives."""
+
+    summary: dict[str, Any]
+    audit: Report
+    adapter: Vector
+    exchange: dict[str, list[Record]] = field(default_factory=dict)
+    """Every record of the exchange, by topic in offset order."""
+    traffic: dict[str, int] = field(default_factory=dict)
+    """Bytes that went over every actor's connections; see `Assembly.traffic`."""
+
+
+@dataclass
+class Federation:
+    """A run.
+
+    Args:
+        settings: the run file.
+        out: the run folder, or None to keep everything in memory.
+        resume: go on from what the folder holds.
+        recorder: takes the metrics.
+        interceptor: for fault injection.
+        status: told what is being done, in words.
+        learner: a learner that several runs on the virtual clock share; None: the run makes its own.
+    """
+
+    settings: RunSettings
+    out: Path | None
+    recorder: Recorder
+    resume: bool = False
+    interceptor: Interceptor | None = None
+    status: Callable[[str], None] = lambda _text: None
+    log: logging.Logger = field(default_factory=lambda: logging.getLogger("echelon"))
+    learner: FullLearner | None = None
+
+    def __post_init__(self) -> None:
+        self.controller: Controller | None = None
+        self._entropies: dict[str, int] = {}
+        self._checkpoints: dict[str, bytes] = {}
+        self._failed: dict[str, int] = {}
+        self._threads = ThreadPoolExecutor(8, thread_name_prefix="echelon")
+
+    # ---- set-up ----------------------------------------------------------------------------------
+
+    def _token(self, name: str) -> Callable[[int], bytes]:
+        return self._entropy(name).token
+
+    def _entropy(self, name: str) -> Entropy:
+        """The operating system's; a seeded stream on the virtual clock only, another one at each start."""
+        if self.settings.clock == "real":
+            return Entropy(os.urandom)
+        life = self._entropies[name] = self._entropies.get(name, 0) + 1
+        return Entropy.seeded(f"{self.settings.seed} {name} {life} {self.recorder.offset}".encode())
+
+    async def _terms(self, compute: Compute) -> tuple[Terms, Identities]:
+        state = None if self.out is None else self.out / "state"
+        if self.resume and state is not None:
+            identities = Identities.load(state / "keys", self.settings)
+            try:
+                sealed = (state / MANIFEST_FILE).read_bytes()
+                with stored(f"{state / INITIAL_FILE}", ConfigError, advice=ANEW):
+                    initial = np.frombuffer((state / INITIAL_FILE).read_bytes(), "<f4").astype(np.float32)
+            except OSError as error:
+                raise ConfigError(
+                    f"{self.out} cannot be resumed: {error.filename} is missing. Start it anew"
+                ) from error
+            return Terms(RunManifest.open(sealed), sealed, initial), identities
+        self.status("loading model and data")
+        facts = await compute.facts()
+        token = self._token("setup")
+        identities = Identities.create(self.settings, token)
+        manifest, sealed = build_manifest(self.settings, facts, identities, token(16))
+        initial = np.ascontiguousarray(facts.initial, "<f4")
+        if state is not None:
+            identities.save(state / "keys")
+            write_private(state / INITIAL_FILE, initial.tobytes())
+            write_private(state / MANIFEST_FILE, sealed)
+        return Terms(manifest, sealed, initial), identities
+
+    # ---- the run ---------------------------------------------------------------------------------
+
+    async def run(self) -> Result:
+        """Run until the budget is spent.
+
+        Raises:
+            ConfigError: the settings cannot work; nothing was started.
+            EchelonError: an actor failed; the folder can be resumed.
+        """
+        self.settings = planned(self.settings)
+        compute = Compute(self.settings, self.learner)
+        split: SplitPlace | None = None
+        assembly: Assembly | None = None
+        try:
+            terms, identities = await self._terms(compute)
+            before = await self._evaluate(compute, terms.initial, "base")
+            services = Services(Offload(self._threads), self.recorder, self.log)
+            if terms.manifest.split:
+                split = build_split(self.settings)
+            assembly = Assembly(
+                self.settings,
+                terms,
+                identities,
+                folder=self.out,
+                compute=compute,
+                split=split,
+                services=services,
+                entropy=self._entropy,
+                interceptor=self.interceptor or vanishing(self.settings.simulation.faults),
+            )
+            keep = [
+                await open_bus(assembly.url(name)) for name in self._brokers()
+            ]  # a log in memory lives while it is open
+            try:
+                await assembly.create_topics()
+                adapter, wall = await self._actors(assembly)
+                topics = await self._exchange(assembly)
+            finally:
+                for bus in keep:
+                    await bus.aclose()
+            after = await self._evaluate(compute, adapter, "final")
+            await self._evaluate_last(compute, adapter)
+            result = await self._finish(compute, terms, adapter, wall, before, after, topics)
+            return replace(result, traffic=assembly.traffic())
+        finally:
+            if assembly is not None:
+                await assembly.aclose()
+            compute.close()
+            if split is not None:
+                split.close()
+            self._threads.shutdown(wait=True)
+
+    def _brokers(self) -> list[str]:
+        return ["exchange", *(boundary.name for boundary in self.settings.boundaries)]
+
+    async def _evaluate(self, compute: Compute, weights: Vector, what: str) -> dict[str, EvalResult]:
+        """What each boundary's validation split gives. A resumed run finds the base's in its folder."""
+        place = None if self.out is None else self.out / "state" / f"{what}-loss.json"
+        if what == "base" and place is not None and place.exists():
+            text = read_text(place, "state file", MAX_STATE_FILE)
+            with stored(f"state file {place}", ConfigError, advice=ANEW):
+                return {name: EvalResult(*sums) for name, sums in json.loads(text).items()}
+        self.status(f"evaluating the {what} adapter" if what == "final" else "evaluating the base model")
+        names = [boundary.name for boundary in self.settings.boundaries]
+        found = (
+            [await one for one in [compute.evaluate_boundary(name, weights) for name in names]]
+            if is_virtual()
+            else (await asyncio.gather(*(compute.evaluate_boundary(name, weights) for name in names)))
+        )
+        if place is not None:
+            sums = {
+                name: (one.loss_sum, one.tokens)
+                if one.correct is None
+                else (one.loss_sum, one.tokens, one.correct)
+                for name, one in zip(names, found, strict=True)
+            }
+            write_private(place, json.dumps(sums).encode())
+        return dict(zip(names, found, strict=True))
+
+    async def _evaluate_last(self, compute: Compute, adapter: Vector) -> None:
+        """The last commit on what devices evaluated every other commit on: no window was left to carry those sums."""
+        if self.controller is None or not self.settings.sync.report_loss:
+            return
+        for boundary in self.settings.boundaries:
+            names = [device.id for device in boundary.device_list()]
+            calls = []
+            for place, name in enumerate(names):
+                shards = dealt(boundary.shards or 0, place, len(names))
+                calls.append(compute.evaluate(name, Evaluate(self.controller.core.newest, adapter, shards)))
+            found = [await call for call in calls] if is_virtual() else await asyncio.gather(*calls)
+            tokens = sum(part.tokens for part in found)
+            if tokens:
+                self.recorder.write(
+                    "eval",
+                    self.recorder.now,
+                    boundary=boundary.name,
+                    commit=self.controller.core.newest,
+                    tokens=self.recorder.committed_tokens,
+                    loss=sum(part.loss_sum for part in found) / tokens,
+                    eval_tokens=tokens,
+                )
+
+    async def _actors(self, assembly: Assembly) -> tuple[Vector, float]:
+        """Run every actor until the run is closed; the final adapter, and seconds since the very first start."""
+        self.status("training")
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        boundaries = self.settings.boundaries
+        rest: dict[str, asyncio.Task[None]] = {}
+        controller = await assembly.controller()
+        self.controller = controller
+        watch = None if is_virtual() else asyncio.create_task(watch_loop(self._stalled), name="loop watch")
+
+        def start(
+            name: str, make: Callable[[], Awaitable[Any]], run: Callable[[Any], Awaitable[None]]
+        ) -> None:
+            rest[name] = asyncio.create_task(self._supervise(name, make, run), name=name)
+
+        async def run_actor(actor: Any) -> None:
+            await actor.run()
+
+        for name in self.settings.witnesses.names:
+            start(f"{name}.witness", partial(assembly.witness, name), run_actor)
+        for boundary in boundaries:
+            start(gate_of(boundary.name), partial(assembly.gate, boundary), run_actor)
+            start(aggregator_of(boundary.name), partial(assembly.aggregator, boundary), run_actor)
+            for edge in boundary.edge_names():
+                start(edge, partial(assembly.edge, boundary, edge), run_device)
+            for device in boundary.device_list():
+                make = partial(assembly.device, boundary, device.id)
+                start(device.id, make, partial(self._device, boundary))
+        closing = asyncio.create_task(
+            self._supervise("controller", assembly.controller, self._control, first=controller),
+            name="controller",
+        )
+        tasks = {closing, *rest.values()}
+        try:
+            while not closing.done():
+                done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+            wall = loop.time() - begun + self.recorder.offset
+            if tasks:
+                _, late = await asyncio.wait(tasks, timeout=GRACE)
+                for task in late:
+                    self.log.warning(
+                        "%s did not end within %.0f s after the close and is stopped", task.get_name(), GRACE
+                    )
+                for task in tasks - late:
+                    task.result()
+            return self.controller.core.adapter, wall
+        finally:
+            self._remember(loop.time() - begun + self.recorder.offset)
+            everything = [closing, *rest.values(), *([watch] if watch is not None else [])]
+            for task in everything:
+                task.cancel()
+            await asyncio.gather(*everything, return_exceptions=True)
+
+    async def _device(self, boundary: BoundarySettings, device: Device) -> None:
+        """Run a device. One whose training fails drops out, unless its boundary would then be below the floor."""
+        try:
+            await run_device(device)
+        except TrainingError as error:
+            failed = self._failed[boundary.name] = self._failed.get(boundary.name, 0) + 1
+            left = len(boundary.device_list()) - failed
+            floor = self.settings.secure.k_min + self.settings.secure.colluding
+            self.log.error("%s drops out: %s", device.name, error)
+            self.recorder(device.name, asyncio.get_running_loop().time(), note("device-failed"))
+            if left < floor:
+                raise TrainingError(
+                    f"boundary {boundary.name} has {left} devices left and the floor is {floor}; "
+                    f"{device.name} failed: {error}"
+                ) from error
+
+    async def _control(self, controller: Controller) -> None:
+        self.controller = controller
+        await controller.run()
+
+    async def _supervise(
+        self,
+        name: str,
+        make: Callable[[], Awaitable[Any]],
+        run: Callable[[Any], Awaitable[None]],
+        first: Any = None,
+    ) -> None:
+        """Run an actor, and start it again from its state when its broker failed it; any other error ends the run."""
+        backoff = Backoff(name)
+        for attempt in range(RESTARTS + 1):
+            actor = first if first is not None and attempt == 0 else await make()
+            try:
+                await run(actor)
+            except StateError:
+                raise
+            except BusError as error:
+                if attempt == RESTARTS:
+                    raise
+                self.log.warning("%s failed (%s) and is started again", name, error)
+                await backoff.wait()
+            else:
+                if isinstance(actor, Gate | Controller):
+                    topic, note_bytes = actor.checkpoint()
+                    self._checkpoints[topic] = note_bytes
+                return
+            finally:
+                await actor.bus.aclose()
+
+    def _remember(self, seconds: float) -> None:
+        if self.out is not None:
+            write_private(self.out / "state" / PROGRESS_FILE, json.dumps({"seconds": seconds}).encode())
+
+    def _stalled(self, late: list[float]) -> None:
+        """Tell the metrics how late the event loop was."""
+        self.recorder(
+            "loop",
+            asyncio.get_running_loop().time(),
+            note(
+                "stall",
+                p50_ms=round(late[len(late) // 2] * 1000.0, 3),
+                p99_ms=round(late[min(len(late) - 1, len(late) * 99 // 100)] * 1000.0, 3),
+                max_ms=round(late[-1] * 1000.0, 3),
+            ),
+        )
+
+    # ---- the end ---------------------------------------------------------------------------------
+
+    async def _exchange(self, assembly: Assembly) -> dict[str, list[Record]]:
+        """Every record of the exchange, for the audit and the byte counts."""
+        topics: dict[str, list[Record]] = {}
+        async with await open_bus(assembly.url("exchange")) as bus:
+            for topic, partitions in (await bus.topics()).items():
+                records: list[Record] = []
+                for partition in range(partitions):
+                    at = TopicPartition(topic, partition)
+                    end = await bus.end_offset(at)
+                    async with bus.reader({at: await bus.first_offset(at)}) as reader:
+                        while reader.position(at) < end:
+                            records += await reader.next(timeout=5.0)
+                topics[topic] = records
+        return topics
+
+    async def _finish(
+        self,
+        compute: Compute,
+        terms: Terms,
+        adapter: Vector,
+        wall: float,
+        before: dict[str, EvalResult],
+        after: dict[str, EvalResult],
+        topics: dict[str, list[Record]],
+    ) -> Result:
+        self.status("auditing")
+        files = adapter_files(
+            terms.manifest.adapter_layout(), terms.manifest.adapter_config.encode(), adapter
+        )
+        pinned = self.controller.genesis_sha256 if self.controller is not None else None
+        report = verify(
+            topics,
+            genesis=pinned,
+            adapter=files,
+            checkpoints=self._checkpoints.values(),
+            rules=rules_of(self.settings),
+        )
+        outward = sum(
+            record.size
+            for topic, records in topics.items()
+            if topic.startswith("delta.")
+            for record in records
+        )
+        inward = len(self.settings.boundaries) * sum(record.size for record in topics["global"])
+        windows = sum(view.closed for view in self.recorder.views.values())
+        dropouts = sum(view.dropouts for view in self.recorder.views.values())
+        summary: dict[str, Any] = {
+            "name": self.settings.name,
+            "run_id": terms.manifest.run,
+            "genesis_sha256": report.genesis_sha256.hex(),
+            "base_loss": _losses(before),
+            "final_loss": _losses(after),
+            **_accuracies(base=before, final=after),
+            "tokens": self.recorder.tokens,
+            "wall_s": round(wall, 3),
+            "tokens_per_s": round(self.recorder.tokens / wall, 1) if wall > 0 else None,
+            "commits": len(report.commits),
+            "windows": windows,
+            "windows_void": sum(view.void for view in self.recorder.views.values()),
+            "dropouts": dropouts,
+            "exchange_bytes_out": outward,
+            "exchange_bytes_in": inward,
+            "witness_bytes": sum(
+                record.size
+                for topic, records in topics.items()
+                if topic.startswith(("head.", "witness."))
+                for record in records
+            ),
+            "split_bytes": dict(sorted(self.recorder.split.items())),
+            "standings": dict(sorted(self.recorder.standings.items())),
+            "adapter_sha256": hashlib.sha256(np.ascontiguousarray(adapter, "<f4").tobytes()).hexdigest(),
+            "closed": None if report.close is None else report.close.value,
+            "best_commit": self._best_commit(len(report.commits), before, after),
+            "events": dict(sorted(self.recorder.counts.items())),
+            "audit": {"ok": report.ok, "findings": [str(finding) for finding in report.findings]},
+        }
+        if self.out is not None:
+            await self._write(compute, terms, adapter, summary, files)
+        return Result(summary, report, adapter, topics)
+
+    def _best_commit(
+        self, commits: int, before: dict[str, EvalResult], after: dict[str, EvalResult]
+    ) -> int | None:
+        """As whoever reads the run folder finds it; see `best_evaluated`."""
+        summary = Summary(commits=commits, base_loss=_losses(before), final_loss=_losses(after))
+        evaluations = tuple(self.recorder.evaluations.values())
+        best = best_evaluated(ReportData(folder="", summary=summary, evaluations=evaluations))
+        return None if best is None else best[0]
+
+    async def _write(
+        self,
+        compute: Compute,
+        terms: Terms,
+        adapter: Vector,
+        summary: dict[str, Any],
+        files: dict[str, bytes],
+    ) -> None:
+        assert self.out is not None
+        folder = self.out / "adapter"
+        folder.mkdir(exist_ok=True)
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        notes = self.out / "checkpoints"
+        notes.mkdir(exist_ok=True)
+        for topic, data in self._checkpoints.items():
+            (notes / f"{topic}.note").write_bytes(data)
+        prompts = self.settings.logging.samples
+        if prompts:
+            self.status("writing samples")
+            tokens = self.settings.logging.sample_tokens
+            samples = [
+                {
+                    "prompt": prompt,
+                    "before": await compute.generate(terms.initial, prompt, tokens),
+                    "after": await compute.generate(adapter, prompt, tokens),
+                }
+                for prompt in prompts
+            ]
+            write_private(self.out / SAMPLES_FILE, json.dumps(samples, indent=2).encode())
+        temporary = self.out / "summary.json.part"
+        temporary.write_text(json.dumps(summary, indent=2) + "\n")
+        temporary.replace(self.out / "summary.json")
+
+
+def _losses(results: dict[str, EvalResult]) -> dict[str, float | None]:
+    found: dict[str, float | None] = {name: one.loss for name, one in results.items()}
+    return found | {"overall": _together(results).loss}
+
+
+def _accuracies(**results: dict[str, EvalResult]) -> dict[str, dict[str, float | None]]:
+    """`base_accuracy` and `final_accuracy` of a classifier; nothing for a language model."""
+    return {
+        f"{what}_accuracy": {name: one.accuracy for name, one in found.items()}
+        | {"overall": _together(found).accuracy}
+        for what, found in results.items()
+        if _together(found).correct is not None
+    }
+
+
+def _together(results: dict[str, EvalResult]) -> EvalResult:
+    total = EvalResult(0.0, 0)
+    for one in results.values():
+        total += one
+    return total
+
+
+def prepare_folder(settings: RunSettings, out: Path, *, resume: bool) -> float:
+    """Create the run folder, or look into the one that is to be resumed; seconds that earlier lives took.
+
+    What only the owner may read is closed to everybody else, also where an earlier version left it open.
+
+    Raises:
+        ConfigError: it cannot be written, is in use for another run, or was finished already.
+    """
+    if resume:
+        if not (out / "state" / MANIFEST_FILE).exists():
+            raise ConfigError(f"{out} holds no run that could be resumed: leave --resume out to start one")
+        if (out / "summary.json").exists():
+            raise ConfigError(
+                f"the run in {out} is finished: see its summary.json, or start a new one with --out"
+            )
+        _close(out)
+        progress = out / "state" / PROGRESS_FILE
+        if not progress.exists():
+            return 0.0
+        text = read_text(progress, "state file", MAX_STATE_FILE)
+        with stored(f"state file {progress}", ConfigError, advice=ANEW):
+            return float(json.loads(text)["seconds"])
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise ConfigError(
+                f"{out} is not empty: name another folder with --out, or go on with it by --resume {out}"
+            )
+        for name in PRIVATE_FOLDERS:
+            private_folder(out / name)
+        (out / "config.yaml").write_text(dump(settings))
+    except OSError as error:
+        raise ConfigError(
+            f"the run folder {out} cannot be written ({error.strerror}): choose another with --out"
+        ) from error
+    return 0.0
+
+
+def _close(out: Path) -> None:
+    """Close what a run folder holds for its owner alone.
+
+    Raises:
+        ConfigError: that cannot be done.
+    """
+    try:
+        for name in PRIVATE_FOLDERS:
+            if (out / name).exists():
+                close_tree(out / name)
+        close_file(out / SAMPLES_FILE)
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename} cannot be closed to other users ({error.strerror}): resume as the run's owner"
+        ) from error

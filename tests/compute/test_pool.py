@@ -1,0 +1,68 @@
+"""How long a slow device takes, in real time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from echelon.compute.pool import Compute, spec_of
+from echelon.compute.quadratic import QuadraticLearner
+from echelon.config.run import RunSettings
+from echelon.rounds.effects import Train
+from echelon.training.learner import TrainResult, TrainTask
+from tests.run.runs import boundaries, federation
+
+
+class WaitingLearner(QuadraticLearner):
+    """Waits for a core, as it were, and says of any job that it took so long to compute."""
+
+    waited = 0.0
+    computed = 0.0
+
+    def train(self, task: TrainTask) -> TrainResult:
+        time.sleep(self.waited)
+        return replace(super().train(task), seconds=self.computed)
+
+
+@pytest.mark.parametrize(("waited", "computed"), [(0.0, 100.0), (0.5, 100.0), (0.5, 0.1)])
+def test_a_slow_device_takes_longer_to_compute_but_not_to_wait_for_a_core(
+    waited: float, computed: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        asked.append(seconds)
+
+    settings = federation(clock="real", boundaries=boundaries(4, 4, slow="a-0"))
+    learner = WaitingLearner(spec_of(settings), settings.learner.dim)
+    learner.waited, learner.computed = waited, computed
+    compute = Compute(settings, learner)
+    weights = learner.initial_adapter()
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    begun = time.monotonic()
+    asyncio.run(compute.train("a-0", Train(weights, weights, 1, 0.0, 0.0, None)))
+    took = time.monotonic() - begun
+    compute.close()
+    [more] = asked
+    # At a third of the speed it takes three times as long; what has passed, with the wait, is a part of that.
+    assert max(0.0, 3 * computed - took) <= more <= max(0.0, 3 * computed - waited)
+
+
+def test_training_inline_takes_as_many_threads_as_the_run_file_says() -> None:
+    torch = pytest.importorskip("torch")
+    from echelon.compute.split import SplitCompute
+    from tests.run.splits import split_federation
+
+    makers: list[tuple[Callable[[RunSettings], object], int]] = [(Compute, 0), (SplitCompute, 1)]
+    before = torch.get_num_threads()
+    try:
+        for make, edges in makers:
+            torch.set_num_threads(2)
+            make(split_federation(edges=edges))
+            assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

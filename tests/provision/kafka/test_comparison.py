@@ -1,0 +1,122 @@
+"""Comparison alone: what differs is found, and told apart by who may mend it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from echelon.config.broker import BrokerSettings
+from echelon.provision.kafka.desired import Rule, desired
+from echelon.provision.kafka.drift import Kind, Remedy, compare
+from echelon.provision.kafka.live import Binding, Live, LiveTopic
+from echelon.provision.kafka.scope import Scope
+from echelon.topics import load_catalogue
+
+WANTED = desired(
+    load_catalogue(),
+    Scope(
+        broker=BrokerSettings(url="kafka://127.0.0.1:1"),
+        plane="boundary",
+        boundary="a",
+        devices=("a-0", "a-1"),
+    ),
+)
+EXACT = Live(
+    topics={
+        name: LiveTopic(
+            topic.partitions, {**topic.settings, "segment.bytes": "1073741824"}, frozenset(topic.settings)
+        )
+        for name, topic in WANTED.topics.items()
+    },
+    bindings=frozenset(Binding(rule) for rule in WANTED.rules),
+)
+
+
+def changed(name: str, **change: object) -> Live:
+    return replace(EXACT, topics={**EXACT.topics, name: replace(EXACT.topics[name], **change)})
+
+
+def test_what_is_as_it_should_be_has_no_drift():
+    assert compare(WANTED, EXACT) == []
+
+
+@given(st.sampled_from(sorted(WANTED.rules)))
+def test_every_missing_rule_is_found(rule):
+    (drift,) = compare(WANTED, replace(EXACT, bindings=EXACT.bindings - {Binding(rule)}))
+    assert (drift.kind, drift.remedy, drift.binding) == (Kind.RULE_MISSING, Remedy.APPLY, Binding(rule))
+
+
+@given(
+    st.builds(
+        Binding,
+        st.builds(
+            Rule,
+            st.sampled_from(["a-0", "a.gate", "*", "mallory"]),
+            st.sampled_from(["topic", "group", "cluster", "transactional_id"]),
+            st.sampled_from(["control", "*", "m", "kafka-cluster"]),
+            st.sampled_from(["read", "write", "all", "describe", "alter"]),
+        ),
+        st.sampled_from(["literal", "prefixed"]),
+        st.sampled_from(["allow", "deny"]),
+        st.sampled_from(["*", "10.0.0.1"]),
+    )
+)
+def test_every_rule_that_is_too_much_is_found(binding):
+    drift = compare(WANTED, replace(EXACT, bindings=EXACT.bindings | {binding}))
+    if binding in EXACT.bindings:
+        assert drift == []
+    else:
+        assert [(each.kind, each.remedy, each.binding) for each in drift] == [
+            (Kind.RULE_EXTRA, Remedy.REPAIR, binding)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("setting", "kind"),
+    [
+        ("cleanup.policy", Kind.COMPACTION),
+        ("retention.ms", Kind.RETENTION),
+        ("retention.bytes", Kind.RETENTION),
+        ("max.message.bytes", Kind.MESSAGE_SIZE),
+        ("min.insync.replicas", Kind.SETTING),
+    ],
+)
+def test_every_setting_that_differs_is_found(setting, kind):
+    topic = EXACT.topics["model"]
+    (other,) = compare(WANTED, changed("model", settings={**topic.settings, setting: "7"}))
+    assert (other.kind, other.subject, other.found) == (kind, "model", f"{setting}=7")
+    (default,) = compare(WANTED, changed("model", own=topic.own - {setting}))
+    assert "default alone" in default.found
+    gone = {name: value for name, value in topic.settings.items() if name != setting}
+    (silent,) = compare(WANTED, changed("model", settings=gone))
+    assert silent.found == "it does not say"
+
+
+def test_a_setting_that_nobody_declared_is_found():
+    topic = EXACT.topics["model"]
+    (drift,) = compare(WANTED, changed("model", own=topic.own | {"segment.bytes"}))
+    assert (drift.kind, drift.setting, drift.remedy) == (Kind.SETTING, "segment.bytes", Remedy.REPAIR)
+
+
+def test_partitions_can_be_added_and_not_taken_away():
+    (fewer,) = compare(WANTED, changed("inbox", partitions=1))
+    (more,) = compare(WANTED, changed("inbox", partitions=3))
+    assert (fewer.kind, fewer.remedy, fewer.wanted, fewer.found) == (Kind.PARTITIONS, Remedy.REPAIR, "2", "1")
+    assert (more.kind, more.remedy) == (Kind.PARTITIONS, Remedy.BY_HAND)
+
+
+def test_topics_too_few_and_too_many_are_found():
+    less = {name: topic for name, topic in EXACT.topics.items() if name != "delta"}
+    (missing,) = compare(WANTED, replace(EXACT, topics=less))
+    assert (missing.kind, missing.subject, missing.remedy) == (Kind.TOPIC_MISSING, "delta", Remedy.APPLY)
+    more = {**EXACT.topics, "smuggled": EXACT.topics["delta"]}
+    (extra,) = compare(WANTED, replace(EXACT, topics=more))
+    assert (extra.kind, extra.subject, extra.remedy) == (Kind.TOPIC_EXTRA, "smuggled", Remedy.BY_HAND)
+
+
+def test_a_broker_without_an_authorizer_is_found():
+    (drift,) = compare(WANTED, replace(EXACT, broker={"authorizer.class.name": None}))
+    assert (drift.kind, drift.remedy) == (Kind.BROKER, Remedy.BY_HAND)
