@@ -752,6 +752,14 @@ MUTATIONS: tuple[Mutation, ...] = (
         why="A view in place of a table could keep an auditor busy for ever.",
     ),
     Mutation(
+        name="a topic that is behind the others",
+        file="echelon/actors/controller.py",
+        find="if not self._catching_up.allows(self.core.newest + 1):",
+        replace="if False:",
+        tests=("tests/sim/test_explorer.py::test_what_was_found_once_stays_mended",),
+        why="An honest controller would look as if it had withheld the deltas of a topic that is slow.",
+    ),
+    Mutation(
         name="what lies beside the adapter",
         file="echelon/cli/source.py",
         find="if name not in (CONFIG_FILE, WEIGHTS_FILE) or kind:",

@@ -40,6 +40,11 @@ class Announcer:
         self._early: list[bytes] = []
         """Leaf hashes of records that the broker took before the writer had read its own log."""
 
+    @property
+    def standing(self) -> int:
+        """Manifests of the log that the broker is known to have; 0 until the writer has read its own log."""
+        return self._standing
+
     async def look(self, bus: Bus) -> bytes | None:
         """The last announcement on the head topic; may be asked for while the log itself is read.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import msgpack
 import numpy as np
@@ -19,13 +20,14 @@ from echelon.actors.runtime import (
     Room,
     Services,
     Timers,
+    end_of,
     feed,
     read_to_end,
 )
 from echelon.actors.state import Row, StateStore
 from echelon.audit.log import Entry, TopicLog
-from echelon.bus.base import Bus, Outgoing, Record, TopicPartition
-from echelon.errors import StateError
+from echelon.bus.base import Bus, Outgoing, Reader, Record, TopicPartition
+from echelon.errors import EchelonError, StateError
 from echelon.laws.delta_codec import decode
 from echelon.laws.lengths import delta_length
 from echelon.messages.envelope import Signer
@@ -43,6 +45,7 @@ from echelon.messages.exchange import (
 from echelon.messages.manifest import MILLION, RunManifest
 from echelon.messages.stored import stored
 from echelon.outer.custom import Allowed
+from echelon.rounds.controller.catching_up import CatchingUp
 from echelon.rounds.controller.core import ControllerCore
 from echelon.rounds.effects import F32, Note, TimerFired, note
 
@@ -50,6 +53,24 @@ GLOBAL = TopicPartition("global")
 DEADLINE = "commit"
 CLOSE = "close"
 MICROSECONDS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """The ends of all delta logs were asked for.
+
+    Attributes:
+        standing: commits that stood on the exchange before that.
+        ends: offset after the last record, by topic; empty if `error` is there.
+        error: what went wrong, other than a lost connection.
+    """
+
+    standing: int
+    ends: Mapping[str, int]
+    error: EchelonError | None = None
+
+
+Event = list[Record] | TimerFired | Looked
 
 
 class Controller:
@@ -99,8 +120,11 @@ class Controller:
         }
         self._positions = {TopicPartition(topic): 0 for topic in self._logs}
         self._announcer = Announcer(self._writer)
-        self.publisher = Publisher(self.name, bus, store, services, took=self._announcer.took)
-        self._events: asyncio.Queue[list[Record] | TimerFired] = asyncio.Queue()
+        self.publisher = Publisher(self.name, bus, store, services, took=self._took)
+        self._catching_up = CatchingUp(self._logs, within=self.manifest.exchange.deadline_commits)
+        self._looking: asyncio.Task[None] | None = None
+        self._reader: Reader | None = None
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._room = Room(BATCHES, self.publisher)
         self.timers = Timers(self._events.put_nowait)
         self._values: dict[tuple[int, int], NDArray[np.float64]] = {}
@@ -128,10 +152,10 @@ class Controller:
         await self.publisher.reconcile()
         pump = asyncio.create_task(self.publisher.run(), name="controller publisher")
         reading: asyncio.Task[None] | None = None
-        reader = None
         try:
             await self._recover()
-            reader = self.bus.reader(self._positions)
+            self._look_when_wanted()
+            reader = self._reader = self.bus.reader(self._positions)
             reading = asyncio.create_task(
                 feed(reader, self._events.put_nowait, self._room, self.name),
                 name="controller reader",
@@ -152,12 +176,12 @@ class Controller:
         finally:
             self.running = False
             self.timers.stop_all()
-            tasks = [task for task in (pump, reading) if task is not None]
+            tasks = [task for task in (pump, reading, self._looking) if task is not None]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            if reader is not None:
-                await reader.aclose()
+            if self._reader is not None:
+                await self._reader.aclose()
 
     async def stop(self) -> None:
         """Close the run now, whatever the budget says."""
@@ -168,7 +192,7 @@ class Controller:
         self.halted = True
         self._events.put_nowait(TimerFired("halt"))
 
-    async def _next_event(self, *guards: asyncio.Task[None]) -> list[Record] | TimerFired:
+    async def _next_event(self, *guards: asyncio.Task[None]) -> Event:
         waiting = asyncio.create_task(self._events.get())
         await asyncio.wait({waiting, *guards}, return_when=asyncio.FIRST_COMPLETED)
         if not waiting.done():
@@ -178,7 +202,7 @@ class Controller:
                     guard.result()
         return await waiting
 
-    async def _step(self, event: list[Record] | TimerFired) -> None:
+    async def _step(self, event: Event) -> None:
         publish: list[Outgoing] = []
         if isinstance(event, TimerFired):
             if event.name == "stop":
@@ -188,12 +212,18 @@ class Controller:
             else:
                 self._overdue = True
                 self.timers.start(DEADLINE, self.deadline)
+        elif isinstance(event, Looked):
+            if event.error is not None:
+                raise event.error
+            self._catching_up.looked(event.standing, event.ends, self._read_to())
         else:
             for record in event:
                 publish += await self._read(record)
             self._room.release()
         if self.closed is None:
+            self._catching_up.reached(self._read_to())
             publish += await self._commit_when_due()
+            self._look_when_wanted()
         if publish:
             await self._store(publish)
         else:
@@ -272,11 +302,48 @@ class Controller:
         self.core.transcript.append(message, sha256, self._writer.log.tree.root())
         return record
 
+    # ---- nothing is left unread -------------------------------------------------------------------
+
+    def _took(self, records: Sequence[Outgoing]) -> None:
+        """The broker has these records."""
+        self._announcer.took(records)
+        self._look_when_wanted()
+
+    def _look_when_wanted(self) -> None:
+        """Ask for the ends of all delta logs, if the next commits depend on it."""
+        self._catching_up.stood(self.core.transcript.commits(self._announcer.standing))
+        under_way = self._looking is not None and not self._looking.done()
+        if not under_way and self.closed is None and self._catching_up.wants_look(self.core.newest + 1):
+            self._looking = asyncio.create_task(
+                self._look(), name="controller looking at the ends of delta logs"
+            )
+
+    async def _look(self) -> None:
+        standing = self._catching_up.standing
+        ends = {}
+        try:
+            for topic in self._logs:
+                ends[topic] = await end_of(self.bus, TopicPartition(topic), self.name)
+        except EchelonError as error:
+            self._events.put_nowait(Looked(standing, {}, error))
+        else:
+            self._events.put_nowait(Looked(standing, ends))
+
+    def _read_to(self) -> dict[str, int]:
+        """How far each delta log was read; where nothing waits, past what is no record and past gaps, too."""
+        read = {at.topic: offset for at, offset in self._positions.items()}
+        if self._reader is not None and self._events.empty():
+            for topic in read:
+                read[topic] = max(read[topic], self._reader.position(TopicPartition(topic)))
+        return read
+
     # ---- commits ---------------------------------------------------------------------------------
 
     async def _commit_when_due(self) -> list[Outgoing]:
         if not self.core.due(self._overdue):
             return self._close_when_finished()
+        if not self._catching_up.allows(self.core.newest + 1):
+            return self._close_when_finished()  # deltas stand unread that the terms promise to read first
         self._overdue = False
         now = self._now()
         measured = (round((now - self._last_commit) * MICROSECONDS),)
