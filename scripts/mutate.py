@@ -760,6 +760,14 @@ MUTATIONS: tuple[Mutation, ...] = (
         why="An honest controller would look as if it had withheld the deltas of a topic that is slow.",
     ),
     Mutation(
+        name="a witness restarted behind the last announcement",
+        file="echelon/actors/witness.py",
+        find="self._last_seen = self._last_seen or record.key == LAST",
+        replace="pass",
+        tests=("tests/sim/test_explorer.py::test_what_was_found_once_stays_mended",),
+        why="A witness that restarts after the run was closed would wait for ever.",
+    ),
+    Mutation(
         name="what lies beside the adapter",
         file="echelon/cli/source.py",
         find="if name not in (CONFIG_FILE, WEIGHTS_FILE) or kind:",

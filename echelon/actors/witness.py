@@ -252,6 +252,15 @@ class Witness:
         for record in (*own, *(_standing(record) for record in unsent)):
             if kind_of(record) == COSIGNATURE:
                 self.core.recall(record.key.decode("utf-8", "replace"), record.value)
+        await self._recall_last()
+
+    async def _recall_last(self) -> None:
+        """Whether the last announcement of `global` was read already: nothing follows it, so nobody would say it again."""
+        end = await end_of(self.bus, self._of_global, self.name)
+        if end == 0 or self._positions[self._of_global] < end:
+            return  # the newest announcement is still to be read
+        async for record in read_to_end(self.bus, self._of_global, end - 1, self.name):
+            self._last_seen = self._last_seen or record.key == LAST
 
     def _snapshot(self) -> bytes:
         positions = {at.topic: position for at, position in self._positions.items()}
