@@ -255,7 +255,7 @@ class Witness:
         await self._recall_last()
 
     async def _recall_last(self) -> None:
-        """Whether the last announcement of `global` was read already: nothing follows it, so nobody would say it again."""
+        """Whether the last announcement of `global` was read already: nothing follows it, so nobody says it again."""
         end = await end_of(self.bus, self._of_global, self.name)
         if end == 0 or self._positions[self._of_global] < end:
             return  # the newest announcement is still to be read
