@@ -123,12 +123,21 @@ def parts_add_up(left: Left) -> Iterator[str]:
                     yield f"{where} counts a job that was never trained"
                     continue
                 worst = float(np.abs(total - expected).max())
-                slack = (2 * len(counted) + 1) * 2.0**-left.outcome.manifest.secure.scale_bits
+                slack = (2 * len(counted) + 1) * 2.0**-left.outcome.manifest.secure.scale_bits + _rounded(
+                    left, counted
+                )
                 if worst > slack:
                     yield f"{where} is off by {worst:.3g}, at most {slack:.3g} of rounding may be"
         for (device, _, job), times in jobs.items():
             if times > 1:
                 yield f"{boundary}: job {job} of {device} is in {times} parts"
+
+
+def _rounded(left: Left, uploads: list[Upload]) -> float:
+    """What clipping in float32 may differ by from clipping in float64: a few units in the last place of what is added."""
+    clip = left.outcome.manifest.secure.clip_micro / MILLION
+    norms = [float(np.linalg.norm(one.middle)) for one in uploads if one.middle is not None]
+    return sum(one.share * clip * 2.0**-22 for one, norm in zip(uploads, norms, strict=True) if norm > clip)
 
 
 def _middles(left: Left, uploads: list[Upload]) -> F64 | None:
