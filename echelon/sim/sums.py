@@ -134,10 +134,10 @@ def parts_add_up(left: Left) -> Iterator[str]:
 
 
 def _rounded(left: Left, uploads: list[Upload]) -> float:
-    """What clipping in float32 may differ by from clipping in float64: a few units in the last place of what is added."""
+    """What vectors that were clipped in float32 may differ by from those clipped in float64."""
     clip = left.outcome.manifest.secure.clip_micro / MILLION
     norms = [float(np.linalg.norm(one.middle)) for one in uploads if one.middle is not None]
-    return sum(one.share * clip * 2.0**-22 for one, norm in zip(uploads, norms, strict=True) if norm > clip)
+    return sum(one.share * clip * 2.0**-23 for one, norm in zip(uploads, norms, strict=True) if norm > clip)
 
 
 def _middles(left: Left, uploads: list[Upload]) -> F64 | None:
