@@ -555,7 +555,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         name="edge: base of the job",
-        file="echelon/rounds/edge/jobs.py",
+        file="echelon/rounds/edge/kept.py",
         find="job in self.moved and self.bases.get(job) == (version, sha256) for job in jobs",
         replace="job in self.moved for job in jobs",
         tests=("tests/rounds/edge/test_attacks.py",),
@@ -589,8 +589,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         name="edge: floor of each block",
-        file="echelon/rounds/edge/core.py",
-        find="if movers and not releasable([member.weight for member, _ in movers], self.manifest.secure):",
+        file="echelon/rounds/edge/window_sum.py",
+        find="if movers and not releasable([member.weight for member, _ in movers], self._secure):",
         replace="if False:",
         tests=("tests/rounds/edge/test_attacks.py",),
         why="The only device that leaves a block to its edge would stand in the part in the clear.",
@@ -605,9 +605,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         name="edge: an old opening",
-        file="echelon/rounds/edge/core.py",
-        find="        asked[message.session] = _Session(channel, accept)",
-        replace="        asked[message.session] = self._sessions[device] = _Session(channel, accept)",
+        file="echelon/rounds/edge/sessions.py",
+        find="        asked[message.session] = EdgeSession(channel, accept)",
+        replace="        asked[message.session] = self.live[device] = EdgeSession(channel, accept)",
         tests=("tests/rounds/edge/test_sessions.py",),
         why="A record shown again would drop a device's session.",
     ),

@@ -88,7 +88,7 @@ class Edge(BoundaryActor):
         return (
             TopicPartition(UP, entry.slot)
             for entry in self.core.roster.entries
-            if self.core.serves(entry.device)
+            if self.core.sessions.serves(entry.device)
         )
 
     async def recover(self) -> list[Effect]:
@@ -117,7 +117,7 @@ class Edge(BoundaryActor):
         """As every actor, but for devices that are another edge's: their chunks and frames are passed over unread."""
         if record.topic == UP:
             if is_chunk(record):
-                if not self.core.serves(record.key.decode(errors="replace")):
+                if not self.core.sessions.serves(record.key.decode(errors="replace")):
                     return None
             elif self._foreign(record):
                 return None
@@ -125,14 +125,16 @@ class Edge(BoundaryActor):
 
     def expects(self, topic: str, sender: str, scope: bytes) -> bool:
         """Frames belong to a device's session with this edge; what else has payloads belongs to none."""
-        return self.core.knows(sender, scope) if topic == UP else super().expects(topic, sender, scope)
+        return (
+            self.core.sessions.knows(sender, scope) if topic == UP else super().expects(topic, sender, scope)
+        )
 
     def _foreign(self, record: Record) -> bool:
         try:
             envelope = Envelope.open(record.value)
             if envelope.type != SplitFrame.kind:
                 return False
-            return not self.core.knows(envelope.sender, SplitFrame.decode(envelope.body).session)
+            return not self.core.sessions.knows(envelope.sender, SplitFrame.decode(envelope.body).session)
         except Refused:
             return False  # what it is, and that it is refused, is said where every record is opened
 

@@ -105,9 +105,9 @@ def _phase_of_edge(edge: Edge) -> str:
     core = edge.core
     if core._open is not None:
         return "window under way"
-    if any(session.job is not None for session in core._sessions.values()):
+    if any(session.job is not None for session in core.sessions.live.values()):
         return "job under way"
-    return "session open" if core._sessions else "quiet"
+    return "session open" if core.sessions.live else "quiet"
 
 
 class Coverage:

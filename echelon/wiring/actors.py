@@ -33,7 +33,8 @@ from echelon.outer.custom import Allowed
 from echelon.rounds.aggregator.core import AggregatorCore, AggregatorTerms
 from echelon.rounds.aggregator.edge_assignment import EdgesTerms
 from echelon.rounds.device.core import DeviceCore, DeviceTerms
-from echelon.rounds.edge.core import Cuts, EdgeCore, EdgeTerms
+from echelon.rounds.edge.core import EdgeCore, EdgeTerms
+from echelon.rounds.edge.jobs import Cuts
 from echelon.rounds.gate.derivation import BoundaryLog
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.roster import Roster

@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 from echelon.errors import BusError
 from echelon.messages.boundary import Window
 from echelon.messages.split import EdgePart, SplitAccept, SplitFrame
-from echelon.rounds.edge.core import EdgeCore
+from echelon.rounds.edge.sessions import EdgeSessions
 from echelon.rounds.effects import Effect, Middle, Publish
 from echelon.training.halves import DeviceHalf
 from tests.run.runs import Outcome, run
@@ -171,9 +171,9 @@ def test_links_that_repeat_records_and_lose_connections() -> None:
 
 def test_an_edge_answers_only_who_signed_the_session(monkeypatch: Any) -> None:
     """An answer to another key than the device sent is not taken: the device waits, gives up, and asks again."""
-    opened, forged = EdgeCore._opened, []
+    opened, forged = EdgeSessions.accept, []
 
-    def forging(self: EdgeCore, device: str, message: Any) -> list[Effect]:
+    def forging(self: EdgeSessions, device: str, message: Any) -> list[Effect]:
         effects = opened(self, device, message)
         if device == "a-0" and not forged:
             forged.append(device)
@@ -192,7 +192,7 @@ def test_an_edge_answers_only_who_signed_the_session(monkeypatch: Any) -> None:
             ]
         return effects
 
-    monkeypatch.setattr(EdgeCore, "_opened", forging)
+    monkeypatch.setattr(EdgeSessions, "accept", forging)
     outcome = run(split_federation(devices=4, commits=1))
     assert forged
     check(outcome)

@@ -12,7 +12,8 @@ from echelon.rounds.aggregator.core import AggregatorCore, AggregatorTerms
 from echelon.rounds.aggregator.edge_assignment import EdgesTerms
 from echelon.rounds.aggregator.trust_standings import Shape
 from echelon.rounds.device.core import DeviceCore, DeviceTerms
-from echelon.rounds.edge.core import EdgeCore, EdgeTerms, Kept
+from echelon.rounds.edge.core import EdgeCore, EdgeTerms
+from echelon.rounds.edge.kept import KeptJobs
 from echelon.rounds.effects import Effect, Evaluate, Evaluated, Save, Train, Trained
 from echelon.rounds.gate.derivation import BoundaryLog
 from echelon.secagg.entropy import Entropy
@@ -149,7 +150,7 @@ class SplitWorld(World):
     def store(self, job: Train, device: str, middle: np.ndarray) -> None:
         """What the edge keeps of a job when it has ended."""
         assert job.split is not None
-        kept = self.edge(job.split.edge).kept.setdefault(device, Kept())
+        kept = self.edge(job.split.edge).kept.setdefault(device, KeptJobs())
         kept.moved[job.split.job] = middle
         kept.bases[job.split.job] = (job.split.version, hashlib.sha256(job.base.tobytes()).digest())
 

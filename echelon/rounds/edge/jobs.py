@@ -1,162 +1,211 @@
-"""An edge's jobs: what is checked before one begins, in which order its frames come, and what is kept of it after."""
+"""What an edge does for the jobs of its devices: it checks each, hands its work on, and keeps its update."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
 
-import numpy as np
-from numpy.typing import NDArray
-
-from echelon.messages.exchange import Pace
-from echelon.messages.frames import Assess, Backward, Begin, Finish, Forward, Look, from_double
-from echelon.messages.manifest import MILLION
-from echelon.messages.split import MAX_JOBS
+from echelon.errors import ProtocolError
+from echelon.messages.boundary import Model
+from echelon.messages.frames import (
+    Assess,
+    Backward,
+    Begin,
+    Begun,
+    Decline,
+    Finish,
+    Finished,
+    Forward,
+    Gradient,
+    Look,
+    Looked,
+    Output,
+    from_double,
+    to_double,
+)
 from echelon.messages.wire import Message, Reason, Refused
+from echelon.rounds.edge.adapters import EdgeAdapters
+from echelon.rounds.edge.frame_order import MiddleJob
+from echelon.rounds.edge.kept import MAX_KEPT, KeptJobs
+from echelon.rounds.edge.sessions import EdgeSession, EdgeSessions, Heard
+from echelon.rounds.effects import Effect, Middle, MiddleDone, MiddleDrop, Refuse, Save
 
-F32 = NDArray[np.float32]
-MAX_KEPT = 2 * MAX_JOBS
-"""Most middle updates that are kept of one device: those behind one offer, and those of a window under way."""
+Cuts = Callable[[int, int], bool]
+"""Whether an edge can take a device's cut: (p, q)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Version:
-    """A version of the boundary adapter, as `model` had it.
+class EdgeJobs:
+    """The jobs and evaluations that are under way with an edge's devices.
 
-    Attributes:
-        theta: float32[d].
-        sha256: of its bytes.
-        pace: what jobs that begin from it train: steps, and μ.
-        progress: committed share of the budget.
+    Args:
+        sessions: the edge's sessions.
+        adapters: what jobs start from.
+        kept: what the edge keeps of each device.
+        cuts: whether the edge can take a cut.
+        awaited: jobs of a device that the window under way may still ask for.
     """
 
-    theta: F32
-    sha256: bytes
-    pace: Pace
-    progress: float
+    def __init__(
+        self,
+        *,
+        sessions: EdgeSessions,
+        adapters: EdgeAdapters,
+        kept: dict[str, KeptJobs],
+        cuts: Cuts,
+        awaited: Callable[[str], tuple[int, ...]],
+    ) -> None:
+        self._sessions, self._adapters, self._kept = sessions, adapters, kept
+        self._cuts, self._awaited = cuts, awaited
 
-    def facts(self) -> list[object]:
-        """All but the adapter, as plain values."""
-        return [self.sha256, [self.pace.steps, self.pace.windows, self.pace.mu_ppm], self.progress]
+    def said(self, device: str, heard: Heard) -> list[Effect]:
+        """Take what a device said in its session."""
+        head, session = heard.head, heard.session
+        job = getattr(head, "job", -1)
+        if isinstance(head, Begin | Assess):
+            return self._begin(device, session, head, heard.tensor)
+        if session.job is None or session.job.begin.job != job:
+            return []  # of a job that was given up: the device was told, or hears nothing and gives up too
+        try:
+            return self._work(device, session, session.job, heard)
+        except Refused as refused:
+            return [
+                *self._sessions.decline(device, job, Decline.BAD_FRAME),
+                Refuse(refused.reason, f"{device}: {refused.detail}"),
+            ]
 
-    @classmethod
-    def of(cls, theta: F32, facts: Sequence[Any]) -> Version:
-        """The version of an adapter and what `facts` gave."""
-        sha256, (steps, windows, mu_ppm), progress = facts
-        return cls(theta, sha256, Pace(steps=steps, windows=windows, mu_ppm=mu_ppm), progress)
+    def _begin(
+        self, device: str, session: EdgeSession, begin: Begin | Assess, opening: bytes
+    ) -> list[Effect]:
+        """A job or an evaluation is asked for: it is checked whole before anything of it is kept."""
+        effects = self._sessions.drop_job(device)
+        try:
+            reason = self._fault(device, session, begin)
+        except Refused as refused:
+            return [
+                *effects,
+                *self._sessions.decline(device, begin.job, Decline.BAD_FRAME),
+                Refuse(refused.reason, f"{device}: {refused.detail}"),
+            ]
+        if reason is not None:
+            return [*effects, *self._sessions.decline(device, begin.job, reason)]
+        session.newest, session.job = begin.job, MiddleJob(begin, opening)
+        if isinstance(begin, Begin):
+            kept = self._kept.setdefault(device, KeptJobs())
+            named = {*begin.on_top, *self._awaited(device)}
+            # Merged, lost or given up: the device says what it still counts on.
+            kept.forget([job for job in kept.moved if job not in named])
+            session.job.on_top = kept.sum_of(begin.on_top)
+            # From another edge, or after a loss, there are none: the middle's moments begin anew.
+            session.job.state = kept.states.get(begin.after)
+        return [*effects, *self._put_in_place(device, session, session.job)]
 
-    def trains(self, begin: Begin) -> bool:
-        """Whether a job's steps and μ are what the boundary trains from this version."""
-        return begin.steps <= self.pace.steps and from_double(begin.mu) == self.pace.mu_ppm / MILLION
-
-
-@dataclass(slots=True)
-class Kept:
-    """What an edge keeps of one device, across sessions and restarts."""
-
-    states: dict[int, bytes] = field(default_factory=dict)
-    """AdamW moments of its middle after its newest jobs, by job: it may go on from the one before the newest."""
-    moved: dict[int, F32] = field(default_factory=dict)
-    """By job: where its middle moved, float32[d], 0 outside."""
-    bases: dict[int, tuple[int, bytes]] = field(default_factory=dict)
-    """By job: version and SHA-256 of the adapter that it trained from."""
-
-    def facts(self) -> list[object]:
-        """Where each job began, as plain values."""
-        return [[job, version, sha256] for job, (version, sha256) in sorted(self.bases.items())]
-
-    @classmethod
-    def of(cls, facts: Sequence[Any]) -> Kept:
-        """What `facts` gave; moments and updates are filled in."""
-        return cls(bases={job: (version, sha256) for job, version, sha256 in facts})
-
-    def forget(self, jobs: Collection[int]) -> None:
-        """Let go of these jobs' updates: they were in a window, or their device counts on them no more."""
-        for job in jobs:
-            self.moved.pop(job, None)
-            self.bases.pop(job, None)
-
-    def sum_of(self, jobs: Collection[int]) -> F32 | None:
-        """The jobs' updates added up, float32[d]; None for no job."""
-        total: F32 | None = None
-        for job in jobs:
-            total = self.moved[job] if total is None else total + self.moved[job]
-        return total
-
-    def trained_from(self, jobs: Collection[int], version: int, sha256: bytes) -> bool:
-        """Whether all of these jobs are kept, and every one of them trained from that very adapter."""
-        return bool(jobs) and all(
-            job in self.moved and self.bases.get(job) == (version, sha256) for job in jobs
-        )
-
-
-@dataclass(slots=True)
-class Job:
-    """A job or an evaluation that is under way; never stored."""
-
-    begin: Begin | Assess
-    opening: bytes = b""
-    """What came with it, for whoever computes."""
-    on_top: F32 | None = None
-    """Earlier updates that its start contains, as they were kept when it began; float32[d]."""
-    state: bytes | None = None
-    """The moments that it goes on from."""
-    base: tuple[int, bytes] = (-1, b"")
-    """Version and digest of the adapter that it was started from."""
-    waiting: bool = False
-    """Whether it waits for the adapter that it starts from."""
-    begun: bool = False
-    step: int = -1
-    count: int = 0
-    forwarded: set[int] = field(default_factory=set)
-    backwarded: set[int] = field(default_factory=set)
-    looked: set[int] = field(default_factory=set)
-    finishing: bool = False
-
-    @property
-    def stepped(self) -> bool:
-        """Whether every micro-batch of the step is through."""
-        return len(self.backwarded) == self.count
-
-    def take(self, head: Message) -> tuple[bool, float, bool]:
-        """Take the next frame of a training job.
-
-        Returns:
-            Whether the optimiser's step before it is due; the factor of that; whether it is the last backward pass of
-            its step.
+    def _fault(self, device: str, session: EdgeSession, begin: Begin | Assess) -> Decline | None:
+        """Why a job cannot begin; None if nothing speaks against it.
 
         Raises:
-            Refused: it is out of turn; nothing was changed.
+            Refused: its number was used in this session, or its μ is no number.
         """
-        steps = self.begin.steps if isinstance(self.begin, Begin) else 0
-        match head:
-            case Forward() if self.begun and head.micro < head.count:
-                scale = from_double(head.scale)
-                if head.step == self.step + 1 < steps and self.stepped:
-                    due = self.step >= 0
-                    self.step, self.count = head.step, head.count
-                    self.forwarded, self.backwarded = {head.micro}, set()
-                    return due, scale, False
-                again = (head.step, head.count) == (self.step, self.count)
-                if again and head.micro not in self.forwarded:
-                    self.forwarded.add(head.micro)
-                    return False, 1.0, False
-            case Backward() if head.step == self.step and head.micro in self.forwarded - self.backwarded:
-                self.backwarded.add(head.micro)
-                return False, 1.0, self.stepped
-            case Look() if self._through(steps) and head.micro not in self.looked:
-                scale, due = from_double(head.scale), not self.looked
-                self.looked.add(head.micro)
-                return due, scale, False
-            case Finish() if self._through(steps):
-                scale = from_double(head.scale)
-                self.finishing = True
-                return not self.looked, scale, False
-        raise Refused(
-            Reason.BAD_FRAME,
-            f"{head.kind} at step {self.step} of {steps}, with {len(self.forwarded)} micro-batches",
-        )
+        if begin.job <= session.newest:
+            raise Refused(Reason.BAD_FRAME, f"job {begin.job} after job {session.newest} of one session")
+        if not self._cuts(begin.front, begin.back):
+            return Decline.BAD_CUT
+        if isinstance(begin, Begin):
+            from_double(begin.mu)
+            kept, awaited = self._kept.get(device) or KeptJobs(), self._awaited(device)
+            if any(job not in kept.moved for job in begin.on_top) or begin.job in {*begin.on_top, *awaited}:
+                return Decline.UNKNOWN_JOB
+            if len({*begin.on_top, *awaited}) >= MAX_KEPT:
+                return Decline.TOO_MANY_JOBS
+        return Decline.UNKNOWN_VERSION if self._adapters.refuses(begin) else None
 
-    def _through(self, steps: int) -> bool:
-        return self.begun and self.step == steps - 1 and self.stepped and not self.finishing
+    def _put_in_place(self, device: str, session: EdgeSession, job: MiddleJob) -> list[Effect]:
+        channel = session.channel
+        place = self._adapters.place(job, channel.secret)
+        job.waiting = place is None
+        if place is None:
+            return []
+        return [Middle(device, channel.session, job.begin.job, job.begin, job.opening, start=place)]
+
+    def _work(self, device: str, session: EdgeSession, job: MiddleJob, heard: Heard) -> list[Effect]:
+        """A frame of a job or an evaluation that is under way."""
+        head, tensor = heard.head, heard.tensor
+        if isinstance(job.begin, Assess):
+            return self._assessed(device, session, job, heard)
+        due, scale, last = job.take(head)
+        if isinstance(head, Finish):
+            tensor = b""
+        return [Middle(device, session.channel.session, job.begin.job, head, tensor, due, scale, last)]
+
+    def _assessed(self, device: str, session: EdgeSession, job: MiddleJob, heard: Heard) -> list[Effect]:
+        """A frame of an evaluation."""
+        match heard.head:
+            case Look() as head if job.begun and head.micro not in job.looked:
+                job.looked.add(head.micro)
+                return [Middle(device, session.channel.session, head.job, head, heard.tensor)]
+            case Finish() as head if job.begun:
+                session.job = None
+                finished = self._sessions.send(device, Finished(job=head.job))
+                return [MiddleDrop(device), finished, session.traffic()]
+            case head:
+                raise Refused(Reason.BAD_FRAME, f"{head.kind} in an evaluation after {len(job.looked)} looks")
+
+    def done(self, done: MiddleDone) -> list[Effect]:
+        """Take what came of work on a middle.
+
+        Raises:
+            ProtocolError: a job ended without an update.
+        """
+        task = done.task
+        session = self._sessions.live.get(task.device)
+        if session is None or session.channel.session != task.session:
+            return []
+        job = session.job
+        if job is None or job.begin.job != task.job:
+            return []
+        if done.fault is not None:
+            return self._sessions.decline(task.device, task.job, done.fault)
+        match task.head:
+            case Begin() | Assess():
+                job.begun = True
+                answer: Message = Begun(job=task.job)
+            case Forward():
+                answer = Output(job=task.job, step=task.head.step, micro=task.head.micro)
+            case Look():
+                answer = Looked(job=task.job, micro=task.head.micro)
+            case Backward():
+                answer = Gradient(
+                    job=task.job, step=task.head.step, micro=task.head.micro,
+                    last=task.last, norm2=to_double(done.norm2),
+                )  # fmt: skip
+            case _:
+                return self._finished(session, job, done)
+        return [self._sessions.send(task.device, answer, done.tensor)]
+
+    def _finished(self, session: EdgeSession, job: MiddleJob, done: MiddleDone) -> list[Effect]:
+        """A job's middle is trained: it is stored before its device hears of it."""
+        task, begin = done.task, job.begin
+        if done.moved is None or done.state is None or not isinstance(begin, Begin):
+            raise ProtocolError(f"job {task.job} of {task.device} ended without an update")
+        self._kept[task.device].keep(
+            task.job, moved=done.moved, state=done.state, base=job.base, after=begin.after
+        )
+        session.job = None
+        finished = self._sessions.send(task.device, Finished(job=task.job))
+        return [Save(), finished, session.traffic()]
+
+    def model(self, message: Model, payload: bytes) -> list[Effect]:
+        """Take adapters; jobs that waited for them begin, or are declined.
+
+        Raises:
+            ProtocolError: the payload is not what the record says of it.
+        """
+        effects: list[Effect] = []
+        if not self._adapters.take(message, payload):
+            return effects
+        for device, session in self._sessions.live.items():
+            if session.job is not None and session.job.waiting:
+                begin = session.job.begin
+                if self._adapters.refuses(begin):
+                    effects += self._sessions.decline(device, begin.job, Decline.UNKNOWN_VERSION)
+                else:
+                    effects += self._put_in_place(device, session, session.job)
+        return effects

@@ -7,16 +7,27 @@ that are in the sum is signed by as many of them as devices themselves ask for b
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from echelon.errors import ProtocolError
-from echelon.laws.cohort import context_of
+from echelon.laws.blocks import block_ranges
+from echelon.laws.cohort import NORM_UNIT, context_of, releasable
 from echelon.messages.boundary import Cohort, Member
 from echelon.messages.envelope import verify_signature
+from echelon.messages.exchange import Payload
 from echelon.messages.handshake import Included, KeyList, SharesList, Signatures
-from echelon.messages.manifest import RunManifest
+from echelon.messages.manifest import MILLION, RunManifest
+from echelon.messages.split import EdgePart
 from echelon.messages.wire import DeviceId
+from echelon.rounds.edge.kept import F32, KeptJobs
+from echelon.rounds.effects import Publish
 from echelon.secagg.context import consistency_statement
+from echelon.secagg.entropy import Entropy
+from echelon.secagg.ring import Codec, signed
 from echelon.secagg.roster import Roster
 
 Decision = KeyList | SharesList | Included | Signatures
@@ -72,6 +83,17 @@ class EdgeWindow:
         devices = {entry.device for entry in included.entries}
         return tuple(
             member for member in self.cohort.members if member.edge == self.edge and member.device in devices
+        )
+
+    def jobs_of(self, device: str) -> tuple[int, ...]:
+        """Jobs of a device that this window may ask the edge for."""
+        return next(
+            (
+                member.jobs
+                for member in self.cohort.members
+                if member.device == device and member.edge == self.edge
+            ),
+            (),
         )
 
     @property
@@ -155,6 +177,80 @@ class EdgeWindow:
                 self.roster.key(entry.device), entry.signature, context.advert_statement(entry)
             )
         )
+
+
+class MiddleSums:
+    """Adds up what the middles of this edge's devices moved by.
+
+    Args:
+        manifest: the signed terms.
+        entropy: of the codec's rounding.
+        dim: parameters of the adapter.
+    """
+
+    def __init__(self, manifest: RunManifest, entropy: Entropy, dim: int) -> None:
+        self._secure, self._entropy, self._dim = manifest.secure, entropy, dim
+        secure = manifest.secure
+        self._codec = Codec(secure.clip_micro / MILLION, secure.scale_bits, secure.cohort_max)
+        self._blocks = block_ranges(manifest.adapter_layout()) if manifest.split else {}
+        """Where each block lies in the vector."""
+
+    def part(
+        self, window: EdgeWindow, members: Sequence[Member], kept: Mapping[str, KeptJobs]
+    ) -> Publish | None:
+        """Make the edge's part of a window.
+
+        Args:
+            window: the window, whose included set is signed.
+            members: whose middles count.
+            kept: what the edge keeps of each device.
+
+        Returns:
+            The part with its payload; None if no middle counts.
+        """
+        if not members:
+            return None
+        number, (total, norm2) = window.cohort.window, self._sum(members, kept)
+        payload = total.astype("<i4").tobytes()
+        part = EdgePart(
+            window=number,
+            devices=tuple(member.device for member in members),
+            norm2=norm2,
+            payload=Payload.of(payload, b"part %d %s" % (number, window.edge.encode())),
+        )
+        return Publish("parts", part, number, payload)
+
+    def _hidden(self, members: Sequence[Member], kept: Mapping[str, KeptJobs]) -> list[tuple[Member, F32]]:
+        """What each member's middle moved by, float32[d], 0 in blocks that too few of them move.
+
+        Devices that are cut elsewhere leave other blocks to the edge: each block is a sum of its own, with a floor of
+        its own.
+        """
+        found: list[tuple[Member, F32]] = []
+        for member in members:
+            moved = kept[member.device].sum_of(member.jobs)
+            if moved is not None:
+                found.append((member, moved.copy()))
+        for places in self._blocks.values():
+            movers = [one for one in found if any(one[1][place].any() for place in places)]
+            if movers and not releasable([member.weight for member, _ in movers], self._secure):
+                for _, moved in movers:
+                    for place in places:
+                        moved[place] = 0.0
+        return found
+
+    def _sum(self, members: Sequence[Member], kept: Mapping[str, KeptJobs]) -> tuple[NDArray[np.int64], int]:
+        """Σ round(w/W · clip(Δ) · 2**scale_bits) of these members, int64[d], and Σ w‖Δ‖² in units of 2**-32."""
+        secure = self._secure
+        total, norm2 = np.zeros(self._dim, np.int64), 0
+        for member, moved in self._hidden(members, kept):
+            clipped = self._codec.clip(moved)
+            total += signed(
+                self._codec.encode(clipped, member.weight, secure.weight_max, self._entropy.token(32))
+            )
+            square = float(np.dot(clipped.astype(np.float64), clipped.astype(np.float64)))
+            norm2 += round(member.weight * square * NORM_UNIT)
+        return total, norm2
 
 
 def _names(decision: Decision) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ from echelon.messages.frames import (
 from echelon.messages.split import MAX_JOBS, SplitAccept, SplitFrame, SplitOpen, SplitPing, SplitPong
 from echelon.messages.wire import Message, Reason, Refused
 from echelon.rounds.edge.core import IDLE, EdgeCore, changes
-from echelon.rounds.edge.jobs import MAX_KEPT, Kept
+from echelon.rounds.edge.kept import MAX_KEPT, KeptJobs
 from echelon.rounds.effects import (
     Effect,
     Incoming,
@@ -112,7 +112,7 @@ class Talk:
     @property
     def newest(self) -> int:
         """The number of the job that is under way, or of the newest."""
-        session = self.edge._sessions.get(self.device)
+        session = self.edge.sessions.live.get(self.device)
         return 0 if session is None else max(0, session.newest)
 
     def step(self, step: int, count: int = 2) -> None:
@@ -159,7 +159,7 @@ def test_a_frame_that_is_missing_ends_the_session_and_the_job() -> None:
     assert [type(effect) for effect in effects] == [MiddleDrop, Refuse]
     assert isinstance(effects[1], Refuse)
     assert effects[1].reason is Reason.OUT_OF_ORDER
-    assert not talk.edge.serves("d0")
+    assert not talk.edge.sessions.serves("d0")
 
 
 def test_a_frame_of_another_key_is_refused() -> None:
@@ -372,13 +372,13 @@ def test_an_old_opening_with_another_edge_drops_no_live_session_and_a_true_one_e
     away = SplitOpen(edge="e1", session=bytes(16), public=AgreementKey(b"\x05" * 32).public)
     assert talk.edge.handle(Incoming("split.up", 7, "d0", 0, away)) == []
     talk.step(0)
-    assert talk.edge.serves("d0")
+    assert talk.edge.sessions.serves("d0")
     talk.edge.handle(TimerFired(IDLE))
-    assert talk.edge.serves("d0")
+    assert talk.edge.sessions.serves("d0")
     talk.edge.handle(Incoming("split.up", 8, "d0", 0, away))
     for _ in range(3):
         talk.edge.handle(TimerFired(IDLE))
-    assert not talk.edge.serves("d0")
+    assert not talk.edge.sessions.serves("d0")
 
 
 def test_a_model_without_the_commit_that_it_promises_is_refused() -> None:
@@ -437,7 +437,7 @@ def test_no_frame_of_a_device_raises_and_an_edge_keeps_no_more_than_its_bound(se
             talk.edge.handle(model_with_commit(talk, number + 1, 0))
         kept = talk.edge.kept.get("d0")
         assert kept is None or len(kept.moved) <= MAX_KEPT
-        if not talk.edge.knows("d0", talk.channel.session):
+        if not talk.edge.sessions.knows("d0", talk.channel.session):
             talk.channel = talk.open(number.to_bytes(32, "big"))
     again = talk.world.new_edge("e0")
     again.restore(talk.edge.facts(), talk.edge.vectors())
@@ -540,7 +540,7 @@ def test_what_did_not_change_is_not_stored_again() -> None:
 
 def test_an_edge_keeps_no_more_updates_of_a_device_than_its_bound() -> None:
     talk = Talk()
-    kept = talk.edge.kept.setdefault("d0", Kept())
+    kept = talk.edge.kept.setdefault("d0", KeptJobs())
     jobs = tuple(range(1, MAX_JOBS + 1))
     for job in (*jobs, 99):
         kept.moved[job], kept.bases[job] = np.zeros(DIM, np.float32), (0, bytes(32))
