@@ -30,6 +30,7 @@ from echelon.bus.base import Bus, Outgoing, Reader, Record, TopicPartition
 from echelon.errors import EchelonError, StateError
 from echelon.laws.delta_codec import decode
 from echelon.laws.lengths import delta_length
+from echelon.messages.adapter import Vector
 from echelon.messages.envelope import Signer
 from echelon.messages.exchange import (
     Close,
@@ -47,7 +48,7 @@ from echelon.messages.stored import stored
 from echelon.outer.custom import Allowed
 from echelon.rounds.controller.catching_up import CatchingUp
 from echelon.rounds.controller.core import ControllerCore
-from echelon.rounds.effects import F32, Note, TimerFired, note
+from echelon.rounds.effects import Note, TimerFired, note
 
 GLOBAL = TopicPartition("global")
 DEADLINE = "commit"
@@ -96,7 +97,7 @@ class Controller:
         services: Services,
         signer: Signer,
         sealed_manifest: bytes,
-        initial: F32,
+        initial: Vector,
         deadline: float,
         rules: Allowed | None = None,
     ) -> None:

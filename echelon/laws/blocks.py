@@ -7,11 +7,9 @@ coordinates at zero (see `echelon.secagg.client`), and an edge those of its part
 
 from __future__ import annotations
 
-from echelon.messages.adapter import AdapterLayout, block_of
+from echelon.messages.adapter import WHOLE, AdapterLayout, Held, block_of
 
-Held = tuple[int, int]
-"""(front, back): the blocks below `front` and those from `back` on; (0, 0): all."""
-WHOLE: Held = (0, 0)
+__all__ = ["WHOLE", "Held", "block_ranges", "holds", "joined"]
 
 
 def holds(held: Held, block: int) -> bool:

@@ -27,6 +27,9 @@ from echelon.errors import CodecError, LimitExceeded
 
 Vector = npt.NDArray[np.float32]
 """An adapter or a difference of adapters: float32[d], contiguous."""
+Held = tuple[int, int]
+"""(front, back): the blocks below `front` and those from `back` on; (0, 0): all."""
+WHOLE: Held = (0, 0)
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"

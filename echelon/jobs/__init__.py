@@ -1,0 +1,1 @@
+"""Jobs: what is asked of whoever computes, and what comes of it, as plain values."""
