@@ -1,0 +1,127 @@
+"""Snapshots as typed structs: the same bytes as plain msgpack, and nothing read that does not fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from echelon.errors import CodecError, StateError
+from echelon.laws.snapshot import F32, SnapshotList, SnapshotMap, StoredPace, decode, encode
+from echelon.messages.exchange import Pace
+from echelon.messages.stored import stored
+
+
+class Part(SnapshotList, frozen=True, kw_only=True):
+    number: int
+    share: float
+    names: tuple[str, ...]
+
+
+class Whole(SnapshotMap, frozen=True, kw_only=True):
+    parts: tuple[Part, ...]
+    digests: tuple[tuple[int, bytes], ...]
+    vector: F32 | None
+    done: bool
+
+
+INTEGERS = st.integers(-(2**63), 2**64 - 1)
+PARTS = st.builds(
+    Part,
+    number=INTEGERS,
+    share=st.floats(allow_nan=False),
+    names=st.lists(st.text(max_size=40), max_size=20).map(tuple),
+)
+
+
+@given(
+    parts=st.lists(PARTS, max_size=20),
+    digests=st.lists(st.tuples(INTEGERS, st.binary(max_size=300)), max_size=20),
+    vector=st.none() | st.lists(st.floats(width=32, allow_nan=False), max_size=80),
+    done=st.booleans(),
+)
+def test_a_snapshot_is_plain_msgpack_and_reads_back(
+    parts: list[Part], digests: list[tuple[int, bytes]], vector: list[float] | None, done: bool
+) -> None:
+    held = None if vector is None else np.array(vector, np.float32)
+    whole = Whole(parts=tuple(parts), digests=tuple(digests), vector=held, done=done)
+    data = encode(whole)
+    assert data == msgpack.packb(
+        {
+            "parts": [[part.number, part.share, part.names] for part in parts],
+            "digests": digests,
+            "vector": None if held is None else held.tobytes(),
+            "done": done,
+        }
+    )
+    found = decode(data, Whole)
+    assert (found.parts, found.digests, found.done) == (whole.parts, whole.digests, whole.done)
+    if held is None:
+        assert found.vector is None
+    else:
+        assert found.vector is not None
+        assert found.vector.dtype == np.float32
+        np.testing.assert_array_equal(found.vector, held)
+
+
+GOOD: dict[str, Any] = {
+    "parts": [[1, 0.5, ["a"]]],
+    "digests": [[1, b"x"]],
+    "vector": b"\0\0\0\0",
+    "done": False,
+}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"parts": [[1, 0.5]]},
+        {"parts": [[1, 0.5, ["a"], 0]]},
+        {"parts": [{"number": 1, "share": 0.5, "names": []}]},
+        {"parts": [["1", 0.5, []]]},
+        {"parts": [[True, 0.5, []]]},
+        {"digests": [[1, "x"]]},
+        {"digests": [[1, b"x", 2]]},
+        {"vector": b"\0\0\0"},
+        {"vector": [0.0]},
+        {"done": 0},
+        {"done": None},
+        {"more": 1},
+    ],
+)
+def test_what_does_not_fit_is_refused(changed: dict[str, Any]) -> None:
+    decode(msgpack.packb(GOOD), Whole)
+    with pytest.raises(CodecError):
+        decode(msgpack.packb(GOOD | changed), Whole)
+
+
+@pytest.mark.parametrize("missing", list(GOOD))
+def test_a_missing_field_is_refused(missing: str) -> None:
+    with pytest.raises(CodecError, match=missing):
+        decode(msgpack.packb({name: value for name, value in GOOD.items() if name != missing}), Whole)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xc1", msgpack.packb(GOOD) + b"\0", msgpack.packb(GOOD)[:-1]])
+def test_bytes_that_are_no_msgpack_are_refused(data: bytes) -> None:
+    with pytest.raises(CodecError), stored("the state", CodecError):
+        decode(data, Whole)
+    with pytest.raises(StateError, match="the state cannot be read"), stored("the state"):
+        decode(data, Whole)
+
+
+def test_numbers_of_numpy_are_plain_floats() -> None:
+    assert encode(Part(number=1, share=np.float64(2.5), names=())) == msgpack.packb([1, 2.5, []])
+
+
+def test_other_types_have_no_place_in_a_snapshot() -> None:
+    with pytest.raises(TypeError, match="object"):
+        encode(Part(number=1, share=object(), names=()))  # type: ignore[arg-type]
+
+
+def test_a_pace_comes_back() -> None:
+    pace = Pace(steps=20, windows=3, mu_ppm=100)
+    assert decode(encode(StoredPace.of(pace)), StoredPace).pace() == pace
