@@ -197,26 +197,26 @@ class EdgeSide:
         self._perform(self._core.handle(Incoming("split.up", 0, self._device, 0, message, payload)))
 
     def _perform(self, effects: list[Any]) -> None:
-        from echelon.rounds.effects import Middle, MiddleDrop, Publish, Refuse
+        from echelon.rounds.effects import EdgeDrop, EdgeTask, Publish, Refuse
 
         for effect in effects:
             if isinstance(effect, Refuse):
                 raise RuntimeError(f"the edge refused a record: {effect.detail}")
             if isinstance(effect, Publish):
                 self._down.send(to_record(effect.message, effect.payload))
-            elif isinstance(effect, Middle | MiddleDrop):
+            elif isinstance(effect, EdgeTask | EdgeDrop):
                 started = asyncio.create_task(self._carry_out(effect))
                 self._work.add(started)
                 started.add_done_callback(self._finished)
 
     async def _carry_out(self, effect: Any) -> None:
-        from echelon.rounds.effects import Middle
+        from echelon.rounds.effects import EdgeTask
 
         async with self._turn:  # a device's work in the order in which it came, as `Edge` does it
-            if not isinstance(effect, Middle):
+            if not isinstance(effect, EdgeTask):
                 await self._compute.drop(self._core.name, effect.device)
                 return
-            done = await self._compute.middle(self._core.name, effect)
+            done = await self._compute.part(self._core.name, effect)
         self._perform(self._core.handle(done))
 
     def _finished(self, task: asyncio.Task[None]) -> None:

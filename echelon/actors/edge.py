@@ -21,11 +21,11 @@ from echelon.messages.stored import stored
 from echelon.messages.wire import Reason, Refused
 from echelon.rounds.edge.core import EdgeCore, changes
 from echelon.rounds.effects import (
+    EdgeDone,
+    EdgeDrop,
+    EdgeTask,
     Effect,
     Incoming,
-    Middle,
-    MiddleDone,
-    MiddleDrop,
     Publish,
     Refuse,
     TimerFired,
@@ -34,10 +34,10 @@ from echelon.rounds.effects import (
 UP = "split.up"
 
 
-class MiddleCompute(Protocol):
+class EdgeSide(Protocol):
     """Where the middle blocks are computed. Calls take as long as they take, off the event loop."""
 
-    async def middle(self, edge: str, task: Middle) -> MiddleDone:
+    async def part(self, edge: str, task: EdgeTask) -> EdgeDone:
         """Do the work; a tensor that is none, or a step that cannot be taken, is a `fault` of what comes back."""
         ...
 
@@ -60,7 +60,7 @@ class Edge(BoundaryActor):
         self,
         *,
         core: EdgeCore,
-        compute: MiddleCompute,
+        compute: EdgeSide,
         slots: int,
         interceptor: Interceptor | None = None,
         **shared: Any,
@@ -144,7 +144,7 @@ class Edge(BoundaryActor):
             if isinstance(effect, Refuse):
                 effects.append(self.refuse(record, effect.reason, effect.detail))
                 continue
-            if isinstance(effect, Middle):
+            if isinstance(effect, EdgeTask):
                 self._digests[_key(effect)] = (record, hashlib.sha256(record.value).digest())
             effects.append(effect)
         return effects
@@ -154,7 +154,7 @@ class Edge(BoundaryActor):
         raise_if_failed(event)
         if event is None:
             return []
-        if isinstance(event, MiddleDone):
+        if isinstance(event, EdgeDone):
             record, digest = self._digests.pop(_key(event.task), (None, b""))
             effects = self.core.handle(event)
             if event.fault is Decline.BAD_TENSOR and record is not None:
@@ -183,9 +183,9 @@ class Edge(BoundaryActor):
     async def perform(self, effect: Effect) -> None:
         """Start work on the middle beside the loop: one device's in order, devices' beside each other."""
         match effect:
-            case Middle():
+            case EdgeTask():
                 self.start_job(partial(self._middle, effect), "middle")
-            case MiddleDrop():
+            case EdgeDrop():
                 self.start_job(partial(self._drop, effect.device), "drop")
             case _:
                 await super().perform(effect)
@@ -194,14 +194,14 @@ class Edge(BoundaryActor):
         """Whoever waits for a device's turn gets it in the order of asking."""
         return self._turns.setdefault(device, asyncio.Lock())
 
-    async def _middle(self, task: Middle) -> MiddleDone:
+    async def _middle(self, task: EdgeTask) -> EdgeDone:
         async with self._turn(task.device):
-            return await self.compute.middle(self.name, task)
+            return await self.compute.part(self.name, task)
 
     async def _drop(self, device: str) -> None:
         async with self._turn(device):
             await self.compute.drop(self.name, device)
 
 
-def _key(task: Middle) -> tuple[str, int, int]:
+def _key(task: EdgeTask) -> tuple[str, int, int]:
     return task.device, getattr(task.head, "step", -1), getattr(task.head, "micro", -1)

@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, TypeVarTuple
 
-from echelon.actors.edge import MiddleCompute
+from echelon.actors.edge import EdgeSide
 from echelon.actors.splitting import Half
 from echelon.clock import is_virtual
 from echelon.config.run import BoundarySettings, CostSettings, LearnerSettings, RunSettings
@@ -92,7 +92,7 @@ def build_learner(spec: LearnerSpec, learner: LearnerSettings) -> FullLearner:
     return TorchLearner(spec)
 
 
-class SplitPlace(MiddleCompute, Protocol):
+class SplitPlace(EdgeSide, Protocol):
     """Where the halves of split training are computed: those of one process."""
 
     @property

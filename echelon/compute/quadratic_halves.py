@@ -20,7 +20,7 @@ from echelon.errors import CodecError, TrainingError
 from echelon.laws.blocks import block_ranges
 from echelon.messages.adapter import Vector
 from echelon.messages.frames import Assess, Backward, Begin, Decline, Finish, Forward, Look
-from echelon.rounds.effects import Evaluate, Evaluated, Middle, MiddleDone, Train, Trained
+from echelon.rounds.effects import EdgeDone, EdgeTask, Evaluate, Evaluated, Train, Trained
 
 MICROS = 2
 """Micro-batches of a step: each has this share of its gradient, and the shares add up exactly."""
@@ -94,17 +94,17 @@ class QuadraticHalves:
 
     # ---- edges -----------------------------------------------------------------------------------
 
-    async def middle(self, edge: str, task: Middle) -> MiddleDone:
-        """See `MiddleCompute.middle`."""
+    async def part(self, edge: str, task: EdgeTask) -> EdgeDone:
+        """See `EdgeSide.part`."""
         copies = self._copies.setdefault(edge, {})
         try:
             return await self._middle(copies, task, self._edge_speed[edge])
         except CodecError as error:
-            return MiddleDone(task, fault=Decline.BAD_TENSOR, detail=str(error))
+            return EdgeDone(task=task, fault=Decline.BAD_TENSOR, detail=str(error))
         except TrainingError as error:
-            return MiddleDone(task, fault=Decline.NOT_TRAINED, detail=str(error))
+            return EdgeDone(task=task, fault=Decline.NOT_TRAINED, detail=str(error))
 
-    async def _middle(self, copies: dict[str, _Copy], task: Middle, speed: float) -> MiddleDone:
+    async def _middle(self, copies: dict[str, _Copy], task: EdgeTask, speed: float) -> EdgeDone:
         head, start = task.head, task.start
         if isinstance(head, Begin | Assess) and start is not None:
             places = self.middle_of(start.front, start.back)
@@ -115,7 +115,7 @@ class QuadraticHalves:
                 places,
                 start.mu,
             )
-            return MiddleDone(task)
+            return EdgeDone(task=task)
         copy = copies.get(task.device)
         if copy is None:
             raise TrainingError(f"{task.device} has no job here")
@@ -127,7 +127,7 @@ class QuadraticHalves:
                 pull = _unpacked(task.tensor, 2, copy.places.size)
                 await self.spend(depth, speed, 1.0 / MICROS / 3)
                 copy.seen[head.micro] = pull[0], pull[1]
-                return MiddleDone(task, _packed(copy.weights))
+                return EdgeDone(task=task, tensor=_packed(copy.weights))
             case Backward():
                 share = _unpacked(task.tensor, 1, 1)[0, 0]
                 await self.spend(depth, speed, 2.0 / MICROS / 3)
@@ -135,22 +135,22 @@ class QuadraticHalves:
                 slope = share * gradient(copy.weights, optimum, noise, copy.mu, copy.base)
                 copy.slope = slope if copy.slope is None else copy.slope + slope
                 norm2 = float(np.dot(copy.slope, copy.slope)) if task.last else 0.0
-                return MiddleDone(task, _packed(slope), norm2)
+                return EdgeDone(task=task, tensor=_packed(slope), norm2=norm2)
             case Look():
                 _unpacked(task.tensor, 1, copy.places.size)
-                return MiddleDone(task, _packed(copy.weights))
+                return EdgeDone(task=task, tensor=_packed(copy.weights))
             case Finish():
                 del copies[task.device]
                 moved = np.zeros(self.learner.dim, np.float32)
                 moved[copy.places] = copy.weights.astype(np.float32) - copy.start[copy.places]
-                return MiddleDone(task, moved=moved, state=task.job.to_bytes(8, "big"))
+                return EdgeDone(task=task, moved=moved, state=task.job.to_bytes(8, "big"))
             case _:
-                return MiddleDone(
-                    task, fault=Decline.BAD_FRAME, detail=f"{head.kind} is no work for the middle"
+                return EdgeDone(
+                    task=task, fault=Decline.BAD_FRAME, detail=f"{head.kind} is no work for the middle"
                 )
 
     async def drop(self, edge: str, device: str) -> None:
-        """See `MiddleCompute.drop`."""
+        """See `EdgeSide.drop`."""
         self._copies.get(edge, {}).pop(device, None)
 
     def forget(self, edge: str) -> None:

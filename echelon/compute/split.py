@@ -26,7 +26,7 @@ from echelon.elsa.shapes import ModelShape
 from echelon.errors import CodecError, LimitExceeded, ProtocolError, StateError, TrainingError
 from echelon.messages.behaviour import Behaviour
 from echelon.messages.frames import Assess, Backward, Begin, Decline, Finish, Forward, Look
-from echelon.rounds.effects import Evaluate, Evaluated, Middle, MiddleDone, SplitJob, Train, Trained
+from echelon.rounds.effects import EdgeDone, EdgeTask, Evaluate, Evaluated, SplitJob, Train, Trained
 from echelon.training.halves import MAX_CUTS, DeviceHalf, EdgeMiddles, HalfTask, Halves, MiddleTask
 from echelon.training.model import limit_threads
 from echelon.training.split.cut import Cut
@@ -116,8 +116,8 @@ class SplitCompute:
 
     # ---- edges -----------------------------------------------------------------------------------
 
-    async def middle(self, edge: str, task: Middle) -> MiddleDone:
-        """See `MiddleCompute.middle`."""
+    async def part(self, edge: str, task: EdgeTask) -> EdgeDone:
+        """See `EdgeSide.part`."""
         if edge not in self._middles:
             split = self._split[edge]
             training = self.settings.training
@@ -128,13 +128,13 @@ class SplitCompute:
         try:
             return await self._middle(middles, task, self._edge_speed[edge])
         except (CodecError, LimitExceeded) as error:
-            return MiddleDone(task, fault=Decline.BAD_TENSOR, detail=str(error))
+            return EdgeDone(task=task, fault=Decline.BAD_TENSOR, detail=str(error))
         except ProtocolError as error:
-            return MiddleDone(task, fault=Decline.BAD_FRAME, detail=str(error))
+            return EdgeDone(task=task, fault=Decline.BAD_FRAME, detail=str(error))
         except (TrainingError, StateError) as error:
-            return MiddleDone(task, fault=Decline.NOT_TRAINED, detail=str(error))
+            return EdgeDone(task=task, fault=Decline.NOT_TRAINED, detail=str(error))
 
-    async def _middle(self, middles: EdgeMiddles, task: Middle, speed: float) -> MiddleDone:
+    async def _middle(self, middles: EdgeMiddles, task: EdgeTask, speed: float) -> EdgeDone:
         device, head = task.device, task.head
         if task.step:
             await self.call(0.0, middles.step, device, task.scale)
@@ -146,32 +146,33 @@ class SplitCompute:
                     start.state, start.secret, task.tensor, isinstance(head, Assess),
                 )  # fmt: skip
                 await self.call(0.0, middles.start, work)
-                return MiddleDone(task)
+                return EdgeDone(task=task)
             case Forward():
                 cost = self._middle_cost(middles, task, FORWARD, speed)
-                return MiddleDone(
-                    task, await self.call(cost, middles.forward, device, head.step, head.micro, task.tensor)
+                return EdgeDone(
+                    task=task,
+                    tensor=await self.call(cost, middles.forward, device, head.step, head.micro, task.tensor),
                 )
             case Backward():
                 cost = self._middle_cost(middles, task, BACKWARD, speed)
                 below = await self.call(cost, middles.backward, device, head.step, head.micro, task.tensor)
                 norm2 = await self.call(0.0, middles.norm2, device) if task.last else 0.0
-                return MiddleDone(task, below, norm2)
+                return EdgeDone(task=task, tensor=below, norm2=norm2)
             case Look():
                 cost = self._middle_cost(middles, task, FORWARD, speed)
                 seen = await self.call(cost, middles.look, device, head.micro, task.tensor)
-                return MiddleDone(task, seen)
+                return EdgeDone(task=task, tensor=seen)
             case Finish():
                 moved, state = await self.call(0.0, middles.finish, device)
-                return MiddleDone(task, moved=moved, state=state)
+                return EdgeDone(task=task, moved=moved, state=state)
             case _:
                 raise ProtocolError(f"{head.kind} is no work for the middle")
 
-    def _middle_cost(self, middles: EdgeMiddles, task: Middle, share: float, speed: float) -> float:
+    def _middle_cost(self, middles: EdgeMiddles, task: EdgeTask, share: float, speed: float) -> float:
         return self.seconds(middles.tokens_of(task.tensor), middles.depth(task.device), share, speed)
 
     async def drop(self, edge: str, device: str) -> None:
-        """See `MiddleCompute.drop`."""
+        """See `EdgeSide.drop`."""
         if edge in self._middles:
             await self.call(0.0, self._middles[edge].close, device)
 

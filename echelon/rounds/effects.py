@@ -5,14 +5,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from echelon.jobs.split import Middle, MiddleDone, MiddleDrop, MiddleStart
+from echelon.jobs.edge_part import EdgeDone, EdgeDrop, EdgeStart, EdgeTask
 from echelon.jobs.training import Abandoned, Evaluate, Evaluated, SplitJob, Train, Trained
 from echelon.messages.wire import Message, Reason
 
 __all__ = [
-    "Abandoned", "Effect", "Evaluate", "Evaluated", "Event", "Incoming", "MeasureTrips", "Middle", "MiddleDone",
-    "MiddleDrop", "MiddleStart", "Note", "Publish", "Refuse", "Save", "ShardRead", "ShardReleased", "ShardsGained",
-    "ShardsLost", "SplitJob", "StartTimer", "Stop", "StopTimer", "TimerFired", "Train", "Trained", "TripsMeasured",
+    "Abandoned",
+    "EdgeDone",
+    "EdgeDrop",
+    "EdgeStart",
+    "EdgeTask",
+    "Effect",
+    "Evaluate",
+    "Evaluated",
+    "Event",
+    "Incoming",
+    "MeasureTrips",
+    "Note",
+    "Publish",
+    "Refuse",
+    "Save",
+    "ShardRead",
+    "ShardReleased",
+    "ShardsGained",
+    "ShardsLost",
+    "SplitJob",
+    "StartTimer",
+    "Stop",
+    "StopTimer",
+    "TimerFired",
+    "Train",
+    "Trained",
+    "TripsMeasured",
     "note",
 ]  # fmt: skip
 
@@ -143,8 +167,8 @@ Effect = (
     | MeasureTrips
     | ShardRead
     | ShardReleased
-    | Middle
-    | MiddleDrop
+    | EdgeTask
+    | EdgeDrop
     | Refuse
     | Save
     | Note

@@ -35,11 +35,11 @@ from echelon.messages.manifest import MILLION, RunManifest
 from echelon.provision.identities import Identities
 from echelon.provision.manifest_from_settings import build_manifest
 from echelon.rounds.effects import (
+    EdgeDone,
+    EdgeTask,
     Effect,
     Evaluate,
     Evaluated,
-    Middle,
-    MiddleDone,
     Note,
     Publish,
     Train,
@@ -251,9 +251,9 @@ class _WatchedMiddles:
         self._inner, self._outcome = inner, outcome
         self.moved: dict[tuple[str, int], NDArray[np.float32]] = {}
 
-    async def middle(self, edge: str, task: Middle) -> MiddleDone:
-        """See `MiddleCompute.middle`."""
-        done = await self._inner.middle(edge, task)
+    async def part(self, edge: str, task: EdgeTask) -> EdgeDone:
+        """See `EdgeSide.part`."""
+        done = await self._inner.part(edge, task)
         if done.tensor:
             self._outcome.secrets.append(done.tensor)
         if isinstance(task.head, Finish) and done.moved is not None:
@@ -264,7 +264,7 @@ class _WatchedMiddles:
         return done
 
     async def drop(self, edge: str, device: str) -> None:
-        """See `MiddleCompute.drop`."""
+        """See `EdgeSide.drop`."""
         await self._inner.drop(edge, device)
 
 

@@ -9,7 +9,7 @@ from echelon.actors.aggregator import Aggregator
 from echelon.actors.boundary import Membership
 from echelon.actors.controller import Controller
 from echelon.actors.device import Compute, Device, Interceptor, ShardSource
-from echelon.actors.edge import Edge, MiddleCompute
+from echelon.actors.edge import Edge, EdgeSide
 from echelon.actors.gate import Gate
 from echelon.actors.runtime import Services
 from echelon.actors.splitting import Half
@@ -154,7 +154,7 @@ def make_edge(
     name: str,
     key: bytes,
     split: SplitSettings,
-    compute: MiddleCompute,
+    compute: EdgeSide,
     cuts: Cuts,
     entropy: Entropy,
     interceptor: Interceptor | None = None,

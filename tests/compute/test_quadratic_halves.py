@@ -12,9 +12,10 @@ from echelon.compute.quadratic import QuadraticLearner
 from echelon.compute.quadratic_halves import MICROS, QuadraticHalves
 from echelon.config.run import RunSettings, parse
 from echelon.errors import CodecError, ConfigError
+from echelon.messages.adapter import Vector
 from echelon.messages.frames import Backward, Begin, Decline, Finish, Forward, Look, to_double
 from echelon.messages.wire import Message
-from echelon.rounds.effects import Evaluate, Middle, MiddleDone, MiddleStart, SplitJob, Train, Trained
+from echelon.rounds.effects import EdgeDone, EdgeStart, EdgeTask, Evaluate, SplitJob, Train, Trained
 from echelon.training.learner import TrainTask
 from tests.run.runs import run
 from tests.run.splits import check, parts_of, split_federation
@@ -33,15 +34,21 @@ def halves(**split: object) -> QuadraticHalves:
     return found
 
 
-def work(head: Message, tensor: bytes = b"", **fields: object) -> Middle:
-    return Middle("a-0", bytes(16), 1, head, tensor, **fields)  # type: ignore[arg-type]
+def work(head: Message, tensor: bytes = b"", **fields: object) -> EdgeTask:
+    return EdgeTask(device="a-0", session=bytes(16), job=1, head=head, tensor=tensor, **fields)  # type: ignore[arg-type]
 
 
-async def job(subject: QuadraticHalves, train: Train) -> tuple[Trained, MiddleDone]:
+def place_of(base: Vector, start: Vector, cut: tuple[int, int], mu: float = 0.0) -> EdgeStart:
+    return EdgeStart(
+        base=base, start=start, front=cut[0], back=cut[1], mu=mu, progress=0.0, state=None, secret=bytes(32)
+    )
+
+
+async def job(subject: QuadraticHalves, train: Train) -> tuple[Trained, EdgeDone]:
     """One job as a device and its edge do it together."""
     half = subject.half("a", "a-0")
     front, back = half.cut
-    place = MiddleStart(train.base, train.start, front, back, train.mu, 0.0, None, bytes(32))
+    place = place_of(train.base, train.start, (front, back), train.mu)
     begin = Begin(
         job=1,
         version=0,
@@ -53,24 +60,24 @@ async def job(subject: QuadraticHalves, train: Train) -> tuple[Trained, MiddleDo
         steps=train.steps,
     )
     opening = await half.start(train, bytes(32))
-    await subject.middle(EDGE, work(begin, opening, start=place))
+    await subject.part(EDGE, work(begin, opening, start=place))
     one = to_double(1.0)
     for step in range(train.steps):
         count = await half.begin_step()
         for micro in range(count):
             forward = Forward(job=1, step=step, micro=micro, count=count, scale=one)
             tensor = await half.front(micro)
-            done = await subject.middle(EDGE, work(forward, tensor, step=step > 0 and micro == 0))
+            done = await subject.part(EDGE, work(forward, tensor, step=step > 0 and micro == 0))
             gradient = await half.back(micro, done.tensor)
             last = micro == count - 1
-            done = await subject.middle(
+            done = await subject.part(
                 EDGE, work(Backward(job=1, step=step, micro=micro), gradient, last=last)
             )
             assert done.fault is None
             assert (done.norm2 > 0) == last
             await half.front_backward(micro, done.tensor)
         assert await half.step(done.norm2) == 1.0
-    finished = await subject.middle(EDGE, work(Finish(job=1, scale=one), step=True))
+    finished = await subject.part(EDGE, work(Finish(job=1, scale=one), step=True))
     return await half.finish(), finished
 
 
@@ -100,16 +107,16 @@ def test_an_evaluation_with_an_edge_is_the_whole_one() -> None:
     subject = halves()
     half = subject.half("a", "a-0")
     weights = np.linspace(-1, 1, 18).astype(np.float32)
-    place = MiddleStart(weights, weights, *half.cut, 0.0, 0.0, None, bytes(32))
+    place = place_of(weights, weights, half.cut)
 
     async def evaluate() -> float:
         task = Evaluate(7, weights, edge=EDGE, job=1)
         [micro] = range(await half.validation(task))
         await half.assess(task, bytes(32))
         begin = Begin(job=1, version=0, on_top=(), after=0, front=1, back=1, mu=to_double(0.0), steps=1)
-        await subject.middle(EDGE, work(begin, start=place))
+        await subject.part(EDGE, work(begin, start=place))
         look = Look(job=1, micro=micro, scale=to_double(1.0))
-        done = await subject.middle(EDGE, work(look, await half.shown(micro)))
+        done = await subject.part(EDGE, work(look, await half.shown(micro)))
         await half.judged(micro, done.tensor)
         found = await half.assessed()
         assert found.commit == 7
@@ -122,14 +129,14 @@ def test_an_evaluation_with_an_edge_is_the_whole_one() -> None:
 def test_what_is_no_tensor_is_refused_and_a_job_that_is_not_there_is_declined() -> None:
     subject = halves()
     forward = Forward(job=1, step=0, micro=0, count=MICROS, scale=to_double(1.0))
-    strange = asyncio.run(subject.middle(EDGE, work(forward, b"")))
+    strange = asyncio.run(subject.part(EDGE, work(forward, b"")))
     assert strange.fault is Decline.NOT_TRAINED
     weights = np.zeros(18, np.float32)
-    place = MiddleStart(weights, weights, 1, 1, 0.0, 0.0, None, bytes(32))
+    place = place_of(weights, weights, (1, 1))
     begin = Begin(job=1, version=0, on_top=(), after=0, front=1, back=1, mu=to_double(0.0), steps=1)
-    asyncio.run(subject.middle(EDGE, work(begin, start=place)))
+    asyncio.run(subject.part(EDGE, work(begin, start=place)))
     for tensor in (b"", bytes(15), np.full(2 * subject.middle_of(1, 1).size, np.nan).tobytes()):
-        assert asyncio.run(subject.middle(EDGE, work(forward, tensor))).fault is Decline.BAD_TENSOR
+        assert asyncio.run(subject.part(EDGE, work(forward, tensor))).fault is Decline.BAD_TENSOR
     with pytest.raises(CodecError, match="rows"):
         asyncio.run(subject.half("a", "a-0").back(0, b"short"))
 

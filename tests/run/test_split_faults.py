@@ -13,7 +13,7 @@ from echelon.errors import BusError
 from echelon.messages.boundary import Window
 from echelon.messages.split import EdgePart, SplitAccept, SplitFrame
 from echelon.rounds.edge.sessions import EdgeSessions
-from echelon.rounds.effects import Effect, Middle, Publish
+from echelon.rounds.effects import EdgeTask, Effect, Publish
 from echelon.training.halves import DeviceHalf
 from tests.run.runs import Outcome, run
 from tests.run.splits import assignments, check, parts_of, refused, split_federation
@@ -34,7 +34,7 @@ class EndsAt:
         self.ended = False
 
     def __call__(self, actor: str, effect: Effect) -> bool:
-        if actor != self.edge or not isinstance(effect, Middle) or effect.head.kind != self.head:
+        if actor != self.edge or not isinstance(effect, EdgeTask) or effect.head.kind != self.head:
             return True
         self.left -= 1
         if self.left != 0:

@@ -12,7 +12,7 @@ from echelon.messages.frames import Assess, Begin, from_double
 from echelon.messages.manifest import MILLION
 from echelon.rounds.edge.frame_order import MiddleJob
 from echelon.rounds.edge.kept import F32, BoundaryVersion
-from echelon.rounds.effects import MiddleStart
+from echelon.rounds.effects import EdgeStart
 
 VERSIONS = 4
 """Newest versions of the boundary adapter that a job may start from."""
@@ -80,7 +80,7 @@ class EdgeAdapters:
         found = self.versions.get(begin.version) if isinstance(begin, Begin) else None
         return isinstance(begin, Begin) and found is not None and not found.trains(begin)
 
-    def place(self, job: MiddleJob, secret: bytes) -> MiddleStart | None:
+    def place(self, job: MiddleJob, secret: bytes) -> EdgeStart | None:
         """Say where a job's middle starts.
 
         Args:
@@ -95,11 +95,16 @@ class EdgeAdapters:
             anchor = self.commits.get(begin.commit)
             if anchor is None:
                 return None
-            return MiddleStart(anchor, anchor, begin.front, begin.back, 0.0, 0.0, None, secret)
+            return EdgeStart(
+                base=anchor, start=anchor, front=begin.front, back=begin.back, mu=0.0, progress=0.0, state=None,
+                secret=secret,
+            )  # fmt: skip
         found = self.versions.get(begin.version)
         if found is None:
             return None
         job.base = begin.version, found.sha256
         start = found.theta if job.on_top is None else found.theta + job.on_top
-        mu = from_double(begin.mu)
-        return MiddleStart(found.theta, start, begin.front, begin.back, mu, found.progress, job.state, secret)
+        return EdgeStart(
+            base=found.theta, start=start, front=begin.front, back=begin.back, mu=from_double(begin.mu),
+            progress=found.progress, state=job.state, secret=secret,
+        )  # fmt: skip

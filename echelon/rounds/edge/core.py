@@ -25,9 +25,9 @@ from echelon.rounds.edge.kept import F32, BoundaryVersion, KeptJobs
 from echelon.rounds.edge.sessions import EdgeSessions
 from echelon.rounds.edge.window_sum import ORDER, Decision, EdgeWindow, MiddleSums
 from echelon.rounds.effects import (
+    EdgeDone,
     Effect,
     Incoming,
-    MiddleDone,
     Publish,
     Save,
     StartTimer,
@@ -106,14 +106,14 @@ class EdgeCore:
     def _beat() -> Publish:
         return Publish("checkin", Heartbeat(), 0)
 
-    def handle(self, event: Incoming | TimerFired | MiddleDone) -> list[Effect]:
+    def handle(self, event: Incoming | TimerFired | EdgeDone) -> list[Effect]:
         """Take one event.
 
         Raises:
             ProtocolError, Refused: a record breaks the protocol; it is to be refused.
         """
         match event:
-            case MiddleDone():
+            case EdgeDone():
                 return self._jobs.done(event)
             case TimerFired():
                 return self._timer(event.name)

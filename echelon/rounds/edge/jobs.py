@@ -27,7 +27,7 @@ from echelon.rounds.edge.adapters import EdgeAdapters
 from echelon.rounds.edge.frame_order import MiddleJob
 from echelon.rounds.edge.kept import MAX_KEPT, KeptJobs
 from echelon.rounds.edge.sessions import EdgeSession, EdgeSessions, Heard
-from echelon.rounds.effects import Effect, Middle, MiddleDone, MiddleDrop, Refuse, Save
+from echelon.rounds.effects import EdgeDone, EdgeDrop, EdgeTask, Effect, Refuse, Save
 
 Cuts = Callable[[int, int], bool]
 """Whether an edge can take a device's cut: (p, q)."""
@@ -123,7 +123,12 @@ class EdgeJobs:
         job.waiting = place is None
         if place is None:
             return []
-        return [Middle(device, channel.session, job.begin.job, job.begin, job.opening, start=place)]
+        return [
+            EdgeTask(
+                device=device, session=channel.session, job=job.begin.job, head=job.begin, tensor=job.opening,
+                start=place,
+            )
+        ]  # fmt: skip
 
     def _work(self, device: str, session: EdgeSession, job: MiddleJob, heard: Heard) -> list[Effect]:
         """A frame of a job or an evaluation that is under way."""
@@ -133,22 +138,35 @@ class EdgeJobs:
         due, scale, last = job.take(head)
         if isinstance(head, Finish):
             tensor = b""
-        return [Middle(device, session.channel.session, job.begin.job, head, tensor, due, scale, last)]
+        return [
+            EdgeTask(
+                device=device, session=session.channel.session, job=job.begin.job, head=head, tensor=tensor,
+                step=due, scale=scale, last=last,
+            )
+        ]  # fmt: skip
 
     def _assessed(self, device: str, session: EdgeSession, job: MiddleJob, heard: Heard) -> list[Effect]:
         """A frame of an evaluation."""
         match heard.head:
             case Look() as head if job.begun and head.micro not in job.looked:
                 job.looked.add(head.micro)
-                return [Middle(device, session.channel.session, head.job, head, heard.tensor)]
+                return [
+                    EdgeTask(
+                        device=device,
+                        session=session.channel.session,
+                        job=head.job,
+                        head=head,
+                        tensor=heard.tensor,
+                    )
+                ]
             case Finish() as head if job.begun:
                 session.job = None
                 finished = self._sessions.send(device, Finished(job=head.job))
-                return [MiddleDrop(device), finished, session.traffic()]
+                return [EdgeDrop(device), finished, session.traffic()]
             case head:
                 raise Refused(Reason.BAD_FRAME, f"{head.kind} in an evaluation after {len(job.looked)} looks")
 
-    def done(self, done: MiddleDone) -> list[Effect]:
+    def done(self, done: EdgeDone) -> list[Effect]:
         """Take what came of work on a middle.
 
         Raises:
@@ -180,7 +198,7 @@ class EdgeJobs:
                 return self._finished(session, job, done)
         return [self._sessions.send(task.device, answer, done.tensor)]
 
-    def _finished(self, session: EdgeSession, job: MiddleJob, done: MiddleDone) -> list[Effect]:
+    def _finished(self, session: EdgeSession, job: MiddleJob, done: EdgeDone) -> list[Effect]:
         """A job's middle is trained: it is stored before its device hears of it."""
         task, begin = done.task, job.begin
         if done.moved is None or done.state is None or not isinstance(begin, Begin):

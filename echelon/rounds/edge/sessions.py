@@ -14,7 +14,7 @@ from echelon.messages.frames import Decline, Declined
 from echelon.messages.split import SplitAccept, SplitFrame, SplitOpen, SplitPong
 from echelon.messages.wire import Message, Reason, Refused
 from echelon.rounds.edge.frame_order import MiddleJob
-from echelon.rounds.effects import Effect, MiddleDrop, Publish, Refuse, note
+from echelon.rounds.effects import EdgeDrop, Effect, Publish, Refuse, note
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.keys import AgreementKey
 from echelon.secagg.roster import Roster
@@ -149,7 +149,7 @@ class EdgeSessions:
         if session is None or session.job is None:
             return []
         session.job = None
-        return [MiddleDrop(device)]
+        return [EdgeDrop(device)]
 
     def decline(self, device: str, job: int, reason: Decline) -> list[Effect]:
         """Give up what is under way with a device and say that its job is declined.
@@ -221,7 +221,7 @@ class EdgeSessions:
         for device, session in self.live.items():
             if not session.heard and session.job is not None and not session.job.finishing:
                 session.job = None
-                effects += [MiddleDrop(device), note("split-idle", device=device)]
+                effects += [EdgeDrop(device), note("split-idle", device=device)]
             if session.leaving and not session.heard and session.job is None:
                 gone.append(device)
             session.heard = False

@@ -36,11 +36,11 @@ from echelon.messages.wire import Message, Reason, Refused
 from echelon.rounds.edge.core import IDLE, EdgeCore, changes
 from echelon.rounds.edge.kept import MAX_KEPT, KeptJobs
 from echelon.rounds.effects import (
+    EdgeDone,
+    EdgeDrop,
+    EdgeTask,
     Effect,
     Incoming,
-    Middle,
-    MiddleDone,
-    MiddleDrop,
     Publish,
     Refuse,
     TimerFired,
@@ -84,9 +84,9 @@ class Talk:
         self.frames.append(Incoming("split.up", len(self.frames), self.device, 0, frame, payload))
         return self.edge.handle(self.frames[-1])
 
-    def work(self, head: Message, tensor: bytes = b"") -> Middle:
+    def work(self, head: Message, tensor: bytes = b"") -> EdgeTask:
         (task,) = self.say(head, tensor)
-        assert isinstance(task, Middle)
+        assert isinstance(task, EdgeTask)
         return task
 
     def hear(self, effects: list[Effect]) -> list[Message]:
@@ -98,8 +98,8 @@ class Talk:
                 found.append(opened[0])
         return found
 
-    def done(self, task: Middle, **facts: Any) -> list[Message]:
-        return self.hear(self.edge.handle(MiddleDone(task, **facts)))
+    def done(self, task: EdgeTask, **facts: Any) -> list[Message]:
+        return self.hear(self.edge.handle(EdgeDone(task=task, **facts)))
 
     def begin(self, job: int = 1, steps: int = 1, **changes: Any) -> None:
         fields: dict[str, Any] = {
@@ -136,7 +136,7 @@ def test_a_job_from_begin_to_end_is_stored_before_the_device_hears_of_it() -> No
     talk.step(1)
     task = talk.work(Finish(job=1, scale=ONE))
     moved = np.ones(DIM, np.float32)
-    effects = talk.edge.handle(MiddleDone(task, moved=moved, state=b"moments"))
+    effects = talk.edge.handle(EdgeDone(task=task, moved=moved, state=b"moments"))
     kinds = [type(effect).__name__ for effect in effects]
     assert kinds.index("Save") < kinds.index("Publish")
     assert talk.hear(effects) == [Finished(job=1)]
@@ -156,7 +156,7 @@ def test_a_frame_that_is_missing_ends_the_session_and_the_job() -> None:
     talk.begin()
     talk.channel.seal(Finish(job=1, scale=ONE))  # lost on the way
     effects = talk.say(Forward(job=1, step=0, micro=0, count=1, scale=ONE))
-    assert [type(effect) for effect in effects] == [MiddleDrop, Refuse]
+    assert [type(effect) for effect in effects] == [EdgeDrop, Refuse]
     assert isinstance(effects[1], Refuse)
     assert effects[1].reason is Reason.OUT_OF_ORDER
     assert not talk.edge.sessions.serves("d0")
@@ -225,8 +225,8 @@ def test_a_device_that_falls_silent_in_a_job_leaves_nothing() -> None:
     talk = Talk()
     talk.begin()
     talk.done(talk.work(Forward(job=1, step=0, micro=0, count=1, scale=ONE)))
-    assert [e for e in talk.edge.handle(TimerFired(IDLE)) if isinstance(e, MiddleDrop)] == []
-    assert [e for e in talk.edge.handle(TimerFired(IDLE)) if isinstance(e, MiddleDrop)] == [MiddleDrop("d0")]
+    assert [e for e in talk.edge.handle(TimerFired(IDLE)) if isinstance(e, EdgeDrop)] == []
+    assert [e for e in talk.edge.handle(TimerFired(IDLE)) if isinstance(e, EdgeDrop)] == [EdgeDrop("d0")]
     assert talk.edge.kept["d0"].moved == {}
 
 
@@ -235,8 +235,8 @@ def test_a_new_session_drops_the_job_of_the_old_one_and_late_work_of_it_is_nobod
     talk.begin()
     task = talk.work(Forward(job=1, step=0, micro=0, count=1, scale=ONE))
     talk.channel = talk.open(b"\x02" * 32)
-    assert talk.say(Look(job=1, micro=0, scale=ONE)) == [MiddleDrop("d0")]
-    assert talk.edge.handle(MiddleDone(task)) == []
+    assert talk.say(Look(job=1, micro=0, scale=ONE)) == [EdgeDrop("d0")]
+    assert talk.edge.handle(EdgeDone(task=task)) == []
 
 
 def test_a_job_waits_for_the_version_that_it_starts_from() -> None:
@@ -251,7 +251,7 @@ def test_a_job_waits_for_the_version_that_it_starts_from() -> None:
         pace=talk.world.manifest.pace, progress_ppm=0, payload=Payload.of(theta, b"model"),
     )  # fmt: skip
     (task,) = talk.edge.handle(Incoming("model", 1, "ward.aggregator", 0, model, theta))
-    assert isinstance(task, Middle)
+    assert isinstance(task, EdgeTask)
     assert task.start is not None
     assert np.array_equal(task.start.base, np.ones(DIM, np.float32))
 
@@ -281,7 +281,7 @@ def test_an_evaluation_from_begin_to_end_trains_and_keeps_nothing() -> None:
         assert not look.step
         assert talk.done(look, tensor=b"hidden") == [Looked(job=3, micro=micro)]
     effects = talk.say(Finish(job=3, scale=ONE))
-    assert effects[0] == MiddleDrop("d0")
+    assert effects[0] == EdgeDrop("d0")
     assert talk.hear(effects) == [Finished(job=3)]
     assert talk.edge.vectors() == before
     talk.begin(job=4)  # and a job may follow
@@ -302,14 +302,14 @@ def test_what_is_out_of_turn_ends_an_evaluation(head: Message) -> None:
     talk.work(Look(job=3, micro=0, scale=ONE), b"activation")
     effects = talk.say(head, b"activation")
     assert talk.hear(effects) == [Declined(job=3, reason=Decline.BAD_FRAME)]
-    assert MiddleDrop("d0") in effects
+    assert EdgeDrop("d0") in effects
 
 
 def test_an_evaluation_waits_for_its_commit_and_one_that_is_gone_is_declined() -> None:
     talk = Talk()
     assert talk.say(Assess(job=1, commit=1, front=1, back=1)) == []
     (task,) = talk.edge.handle(model_with_commit(talk, 1, 1))
-    assert isinstance(task, Middle)
+    assert isinstance(task, EdgeTask)
     for commit in (2, 3):
         talk.edge.handle(model_with_commit(talk, commit, commit))
     effects = talk.say(Assess(job=2, commit=1, front=1, back=1))
@@ -319,7 +319,7 @@ def test_an_evaluation_waits_for_its_commit_and_one_that_is_gone_is_declined() -
     talk.edge = again
     talk.channel = talk.open(b"\x02" * 32)
     (found,) = talk.say(Assess(job=3, commit=3, front=1, back=1))
-    assert isinstance(found, Middle)
+    assert isinstance(found, EdgeTask)
     effects = talk.say(Assess(job=4, commit=3, front=3, back=1))
     assert talk.hear(effects) == [Declined(job=4, reason=Decline.BAD_CUT)]
 
@@ -360,10 +360,10 @@ def test_an_old_opening_that_is_shown_again_drops_no_live_session() -> None:
     talk.step(0)  # under the keys of the live session
     stale, payload = first.seal(Finish(job=1, scale=ONE))
     assert not any(
-        isinstance(effect, MiddleDrop)
+        isinstance(effect, EdgeDrop)
         for effect in talk.edge.handle(Incoming("split.up", 77, "d0", 0, stale, payload))
     )
-    assert isinstance(talk.work(Finish(job=1, scale=ONE)), Middle)
+    assert isinstance(talk.work(Finish(job=1, scale=ONE)), EdgeTask)
 
 
 def test_an_old_opening_with_another_edge_drops_no_live_session_and_a_true_one_ends_it() -> None:
@@ -415,7 +415,7 @@ HEADS: tuple[Message, ...] = (
 def test_no_frame_of_a_device_raises_and_an_edge_keeps_no_more_than_its_bound(seed: int) -> None:
     talk = Talk()
     hostile = Hostile(seed, ["d0"])
-    tasks: list[Middle] = []
+    tasks: list[EdgeTask] = []
     for number in range(400):
         head = hostile.changed(hostile.dice.choice(HEADS)) or hostile.dice.choice(HEADS)
         if hostile.dice.random() < 0.5:
@@ -426,11 +426,11 @@ def test_no_frame_of_a_device_raises_and_an_edge_keeps_no_more_than_its_bound(se
             head = head.model_copy(update={"job": talk.newest})
         if isinstance(head, Begin) and hostile.dice.random() < 0.1:
             head = head.model_copy(update={"mu": to_double(hostile.dice.choice((np.nan, np.inf, -1.0)))})
-        tasks += [effect for effect in talk.say(head, b"tensor") if isinstance(effect, Middle)]
+        tasks += [effect for effect in talk.say(head, b"tensor") if isinstance(effect, EdgeTask)]
         while tasks and hostile.dice.random() < 0.6:
             task = tasks.pop(0)
             moved = np.full(DIM, hostile.dice.choice((1.0, np.nan)), np.float32)
-            talk.edge.handle(MiddleDone(task, b"tensor", 1.0, moved, b"state"))
+            talk.edge.handle(EdgeDone(task=task, tensor=b"tensor", norm2=1.0, moved=moved, state=b"state"))
         if hostile.dice.random() < 0.05:
             talk.edge.handle(TimerFired(IDLE))
         if hostile.dice.random() < 0.02:
@@ -450,14 +450,14 @@ def test_a_job_goes_on_from_an_update_that_was_spent_while_it_waited() -> None:
     talk.begin()
     talk.step(0)
     moved = np.ones(DIM, np.float32)
-    talk.edge.handle(MiddleDone(talk.work(Finish(job=1, scale=ONE)), moved=moved, state=b"moments"))
+    talk.edge.handle(EdgeDone(task=talk.work(Finish(job=1, scale=ONE)), moved=moved, state=b"moments"))
     fields: dict[str, Any] = {
         "job": 2, "version": 1, "on_top": (1,), "after": 1, "front": 1, "back": 1, "mu": to_double(0.0), "steps": 1,
     }  # fmt: skip
     assert talk.say(Begin(**fields)) == []  # that version is still to come
     talk.edge.kept["d0"].forget([1])
     (task,) = talk.edge.handle(model_with_commit(talk, 1, 0))
-    assert isinstance(task, Middle)
+    assert isinstance(task, EdgeTask)
     assert task.start is not None
     assert np.array_equal(task.start.start, 2 * moved)
     assert task.start.state == b"moments"
@@ -513,7 +513,7 @@ def test_a_number_is_used_once_in_a_session() -> None:
     }  # fmt: skip
     effects = talk.say(Begin(**fields), b"no basis")
     assert talk.hear(effects) == [Declined(job=4, reason=Decline.BAD_FRAME)]
-    assert not any(isinstance(effect, Middle) for effect in effects)
+    assert not any(isinstance(effect, EdgeTask) for effect in effects)
 
 
 def test_what_did_not_change_is_not_stored_again() -> None:

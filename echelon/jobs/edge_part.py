@@ -9,8 +9,8 @@ from echelon.messages.frames import Decline
 from echelon.messages.wire import Message
 
 
-@dataclass(frozen=True, slots=True)
-class MiddleStart:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeStart:
     """Where the middle of a job starts, float32[d] both; coordinates of the device's own blocks do not matter.
 
     `secret` is the session's, of 32 bytes; the task's tensor holds what the device says of its perturbation.
@@ -26,8 +26,8 @@ class MiddleStart:
     secret: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Middle:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeTask:
     """Work on the middle blocks of one device's job. Tasks of one device are done one after the other, in order.
 
     `head` says what: `Begin` or `Assess` (with `start`), `Forward`, `Backward`, `Look` (with the tensor's bytes), or
@@ -43,12 +43,12 @@ class Middle:
     step: bool = False
     scale: float = 1.0
     last: bool = False
-    start: MiddleStart | None = None
+    start: EdgeStart | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class MiddleDone:
-    """What came of a `Middle`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeDone:
+    """What came of an `EdgeTask`.
 
     Attributes:
         tensor: bytes of the output or gradient.
@@ -57,7 +57,7 @@ class MiddleDone:
         fault: why it could not be done.
     """
 
-    task: Middle
+    task: EdgeTask
     tensor: bytes = b""
     norm2: float = 0.0
     moved: Vector | None = None
@@ -67,7 +67,7 @@ class MiddleDone:
 
 
 @dataclass(frozen=True, slots=True)
-class MiddleDrop:
+class EdgeDrop:
     """A device's job was given up: let go of what is kept of it."""
 
     device: str
