@@ -14,7 +14,7 @@ from echelon.training.model import initial_adapter, load_base, model_config
 from echelon.training.split.choose import ErrorFeedback
 from echelon.training.split.compress import Array, Compressor, Exact
 from echelon.training.split.cut import Cut, device_indices, part_ranges
-from echelon.training.split.parts import IGNORED, Batch, DevicePart, EdgePart, Segment, SplitSpec
+from echelon.training.split.parts import IGNORED, Batch, DeviceModel, EdgeModel, Segment, SplitSpec
 from echelon.training.split.segment import count_blocks, whole_layout
 from echelon.training.split.tensor_format import Limits, decode, encode, tensor_key
 
@@ -79,11 +79,11 @@ class Setting:
         self.segments = Segment(self.spec, self.cut, "device"), Segment(self.spec, self.cut, "edge")
         self.genesis = initial_adapter(self.layout, 0)
 
-    def pair(self, vector: Array | None = None) -> tuple[DevicePart, EdgePart]:
+    def pair(self, vector: Array | None = None) -> tuple[DeviceModel, EdgeModel]:
         """Both sides, started at a vector (genesis by default)."""
         vector = self.genesis if vector is None else vector
-        device = DevicePart(self.spec, self.cut, self.segments[0])
-        edge = EdgePart(self.spec, self.cut, self.segments[1])
+        device = DeviceModel(self.spec, self.cut, self.segments[0])
+        edge = EdgeModel(self.spec, self.cut, self.segments[1])
         lr = self.spec.train.lr
         device.start(vector[self.mine], vector[self.mine], None, lr, 0.0)
         edge.start("d", vector[self.theirs], vector[self.theirs], None, lr, 0.0)
@@ -106,7 +106,7 @@ def to_batch(blocks: Blocks, which: np.ndarray) -> Batch:
     return Batch(tokens[:, :-1].copy(), np.where(blocks.counted[which], tokens[:, 1:], IGNORED))
 
 
-def one_pass(device: DevicePart, edge: EdgePart, batch: Batch, link: Link) -> float:
+def one_pass(device: DeviceModel, edge: EdgeModel, batch: Batch, link: Link) -> float:
     """Forward and backward of one micro-batch through the link; its mean loss."""
     hidden = edge.forward("d", 0, link.carry(device.front(0, batch), "up.hidden"))
     back = device.back(0, link.carry(hidden, "down.hidden"))
@@ -115,7 +115,7 @@ def one_pass(device: DevicePart, edge: EdgePart, batch: Batch, link: Link) -> fl
     return back.loss_sum / back.counted
 
 
-def evaluate(device: DevicePart, edge: EdgePart, batch: Batch) -> float:
+def evaluate(device: DeviceModel, edge: EdgeModel, batch: Batch) -> float:
     """Mean loss without compression."""
     loss, counted = device.evaluate(batch, edge.look("d", device.look(batch)))
     return loss / counted

@@ -34,7 +34,7 @@ from echelon.config.broker import BrokerSettings
 from echelon.config.run import RunSettings, dump, load
 from echelon.messages.adapter import Vector
 from echelon.testing.outcome import read_broker
-from echelon.training.split.link import Wire
+from echelon.training.split.link import TensorCodec
 from echelon.training.split.parts import Hidden
 
 CANARY, PREFIX = 16, 8
@@ -91,20 +91,20 @@ class Taken:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Look at every tensor while the block runs."""
-        pack = Wire.pack
+        pack = TensorCodec.pack
 
-        def packed(wire: Wire, stream: str, step: int, micro: int, hidden: Hidden) -> bytes:
+        def packed(wire: TensorCodec, stream: str, step: int, micro: int, hidden: Hidden) -> bytes:
             data = pack(wire, stream, step, micro, hidden)
             self.tensors += 1
             self.needles.update(canaries(np.ascontiguousarray(hidden, "<f4").tobytes()))
             self.needles.update(canaries(data[HEAD:]))
             return data
 
-        Wire.pack = packed  # type: ignore[method-assign,assignment]
+        TensorCodec.pack = packed  # type: ignore[method-assign,assignment]
         try:
             yield
         finally:
-            Wire.pack = pack  # type: ignore[method-assign,assignment]
+            TensorCodec.pack = pack  # type: ignore[method-assign,assignment]
 
 
 def transcript(exchange: dict[str, list[Record]]) -> bytes:

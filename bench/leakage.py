@@ -34,7 +34,7 @@ from torch import nn
 from bench._split import SECRET, Setting, to_batch
 from echelon.training.model import limit_threads
 from echelon.training.split.compress import Array, Bfloat16, Compressor
-from echelon.training.split.parts import Batch, DevicePart
+from echelon.training.split.parts import Batch, DeviceModel
 from echelon.training.split.perturb import Perturbation, leading_subspace
 from echelon.training.split.sketch import Sketch
 from echelon.training.split.tensor_format import Limits, decode, encode, tensor_key
@@ -62,7 +62,7 @@ class Protection:
 
 
 def rows_of(
-    device: DevicePart, batches: list[Batch], protection: Protection, key: bool, first: int
+    device: DeviceModel, batches: list[Batch], protection: Protection, key: bool, first: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows as an attacker has them, and their tokens."""
     rows, tokens = [], []

@@ -36,13 +36,13 @@ from echelon.training.split.link import (
     UP_HIDDEN,
     UP_LOOK,
     Codecs,
-    Wire,
+    TensorCodec,
     name_of,
 )
 from echelon.training.split.parts import (
     Batch,
-    DevicePart,
-    EdgePart,
+    DeviceModel,
+    EdgeModel,
     Hidden,
     Ids,
     Mask,
@@ -269,7 +269,7 @@ class DeviceHalf:
         self._probe_batches: list[Batch] = []
         self._pooled: list[np.ndarray[tuple[int], np.dtype[np.float32]]] = []
         self._rows: list[np.ndarray[tuple[int, int], np.dtype[np.float64]]] = []
-        self._wire: Wire | None = None
+        self._wire: TensorCodec | None = None
         self._step = -1
         self._sources: dict[str, _Data] = {}
         self._task: HalfTask | None = None
@@ -294,7 +294,7 @@ class DeviceHalf:
     def _place(self, cut: Cut, micro: int) -> None:
         shared = self._shared
         self.cut, self._micro = cut, micro
-        self._part = DevicePart(shared.split, cut, shared.device_segment(cut))
+        self._part = DeviceModel(shared.split, cut, shared.device_segment(cut))
         length = shared.spec.train.sequence_length
         self._codecs = Codecs.of(self._encodings, self._part.width, micro, length)
         self._indices = device_indices(shared.layout, cut, shared.blocks)
@@ -318,7 +318,7 @@ class DeviceHalf:
             self._cursor = own if task.position is None else task.position
             self._tokens = self._loss_tokens = self._steps = 0
             self._loss, self._step = 0.0, -1
-            self._wire = Wire(
+            self._wire = TensorCodec(
                 self._codecs, task.secret, self.device, task.job, self._perturbation(task.secret, task.job)
             )
             return self._basis
@@ -336,7 +336,7 @@ class DeviceHalf:
         return Perturbation.agreed(basis, secret, self.device, job, "front")
 
     @property
-    def wire(self) -> Wire:
+    def wire(self) -> TensorCodec:
         """The running job's."""
         if self._wire is None:
             raise TrainingError(f"{self.device}: a tensor without a job")
@@ -450,7 +450,7 @@ class DeviceHalf:
             self._task, self._judged = None, {}
             mine = weights[self._indices]
             self._part.start(mine, mine, None, learning_rate(self._shared.spec.train, 0.0), 0.0)
-            self._wire = Wire(self._codecs, secret, self.device, job, self._perturbation(secret, job))
+            self._wire = TensorCodec(self._codecs, secret, self.device, job, self._perturbation(secret, job))
             return self._basis
 
     def tokens_shown(self, micro: int) -> int:
@@ -562,8 +562,8 @@ class EdgeMiddles:
         self._shared = shared
         self._encodings, self._rank, self._batch = encodings, rank, batch
         self._most_cuts = cuts
-        self._wires: dict[str, Wire] = {}
-        self._parts: dict[Cut, EdgePart] = {}
+        self._wires: dict[str, TensorCodec] = {}
+        self._parts: dict[Cut, EdgeModel] = {}
         self._cuts: dict[str, Cut] = {}
         self._starts: dict[str, Vector] = {}
         self._assessed: set[str] = set()
@@ -592,11 +592,11 @@ class EdgeMiddles:
             rate = learning_rate(self._shared.spec.train, task.progress)
             part.start(device, task.start[indices], task.base[indices], moments, rate, task.mu)
             self._cuts[device], self._starts[device] = cut, task.start[indices]
-            self._wires[device] = Wire(codecs, task.secret, device, task.job, perturbation)
+            self._wires[device] = TensorCodec(codecs, task.secret, device, task.job, perturbation)
             if task.assess:
                 self._assessed.add(device)
 
-    def _held(self, cut: Cut) -> EdgePart:
+    def _held(self, cut: Cut) -> EdgeModel:
         """The blocks of a cut; they are loaded if they are not there."""
         part = self._parts.pop(cut, None)
         if part is None:
@@ -609,7 +609,7 @@ class EdgeMiddles:
                     )
                 del self._parts[idle]
                 self._shared.forget_edge_segment(idle)
-            part = EdgePart(self._shared.split, cut, self._shared.edge_segment(cut))
+            part = EdgeModel(self._shared.split, cut, self._shared.edge_segment(cut))
         self._parts[cut] = part  # the newest in use stands last
         return part
 
@@ -698,7 +698,7 @@ class EdgeMiddles:
         if cut is not None:
             self._parts[cut].close(device)
 
-    def _part(self, device: str) -> EdgePart:
+    def _part(self, device: str) -> EdgeModel:
         if device not in self._cuts:
             raise TrainingError(f"{device} has no job here")
         return self._parts[self._cuts[device]]

@@ -68,8 +68,8 @@ EXEMPT: dict[str, str] = {
     "secagg.keys.open_shares": "AES-GCM, which gives None for anything else",
     "secagg.ring.Codec.decode_sum": "arithmetic of a sum",
     "secagg.ring.unpack_sum": "takes a sum apart",
-    "training.split.link.Wire.unpack": "wire.decode",
-    "training.split.link.Wire.unpack_masked": "wire.decode_masked",
+    "training.split.link.TensorCodec.unpack": "wire.decode",
+    "training.split.link.TensorCodec.unpack_masked": "wire.decode_masked",
     "training.split.tensor_format.restore": "the compressor that a header names; wire.decode goes through it",
     # An actor's own state, which its actor reads inside of `messages.stored`.
     **dict.fromkeys(

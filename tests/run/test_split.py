@@ -14,8 +14,8 @@ from echelon.config.run import RunSettings
 from echelon.messages.boundary import Window
 from echelon.messages.split import EdgePart, Trips
 from echelon.training.halves import EdgeMiddles
-from echelon.training.split.link import Wire
-from echelon.training.split.parts import DevicePart
+from echelon.training.split.link import TensorCodec
+from echelon.training.split.parts import DeviceModel
 from tests.run.runs import Outcome, float_bytes, run
 from tests.run.splits import assignments, check, parts_of, refused, split_federation
 
@@ -134,9 +134,9 @@ def test_two_edges_add_their_parts_to_one_window() -> None:
 def test_activations_and_middle_updates_stand_on_no_broker_in_the_clear(monkeypatch: Any) -> None:
     """The bytes of every tensor and of every middle update are looked for in everything that stands on any broker."""
     needles: list[bytes] = []
-    pack, finish = Wire.pack, EdgeMiddles.finish
+    pack, finish = TensorCodec.pack, EdgeMiddles.finish
 
-    def packed(self: Wire, stream: str, step: int, micro: int, hidden: Any) -> bytes:
+    def packed(self: TensorCodec, stream: str, step: int, micro: int, hidden: Any) -> bytes:
         data = pack(self, stream, step, micro, hidden)
         needles.extend((float_bytes(hidden), data[64:]))
         return data
@@ -146,7 +146,7 @@ def test_activations_and_middle_updates_stand_on_no_broker_in_the_clear(monkeypa
         needles.append(float_bytes(moved[np.flatnonzero(moved)]))
         return moved, state
 
-    monkeypatch.setattr(Wire, "pack", packed)
+    monkeypatch.setattr(TensorCodec, "pack", packed)
     monkeypatch.setattr(EdgeMiddles, "finish", finished)
     monkeypatch.setattr(
         "echelon.actors.boundary.TRIM_EVERY", 1 << 30
@@ -202,14 +202,14 @@ def test_only_so_many_micro_batches_are_under_way_and_a_step_may_have_more_than_
 ) -> None:
     """Twenty of them in a step: more than the 16 whose activations an edge keeps of one device."""
     most: list[int] = []
-    front = DevicePart.front
+    front = DeviceModel.front
 
-    def counted(self: DevicePart, *arguments: Any) -> Any:
+    def counted(self: DeviceModel, *arguments: Any) -> Any:
         hidden = front(self, *arguments)
         most.append(len(self.in_flight))
         return hidden
 
-    monkeypatch.setattr(DevicePart, "front", counted)
+    monkeypatch.setattr(DeviceModel, "front", counted)
     training = {"batch_size": 20, "sequence_length": 16, "lr": 1e-2}
     classes = [{"name": "all", "devices": [f"a-{number}" for number in range(4)], "in_flight": 3}]
     for changes, limit in (({}, 8), ({"classes": classes}, 3)):

@@ -25,12 +25,12 @@ with lean_imports():
         raise SystemExit("sklearn was found")
     from echelon.config.training import AdapterSettings, ModelSettings
     from echelon.training.split.cut import Cut
-    from echelon.training.split.parts import Batch, DevicePart, SplitSpec
+    from echelon.training.split.parts import Batch, DeviceModel, SplitSpec
     import echelon.training.halves
 
 import numpy as np
 
-device = DevicePart(SplitSpec(model=ModelSettings(), adapter=AdapterSettings(rank=2)), Cut(1, 0))
+device = DeviceModel(SplitSpec(model=ModelSettings(), adapter=AdapterSettings(rank=2)), Cut(1, 0))
 vector = np.zeros(device.layout.dim, np.float32)
 device.start(vector, vector, None, 1e-3, 0.0)
 tokens = np.ones((1, 8), np.int64)

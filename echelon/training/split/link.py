@@ -117,7 +117,7 @@ class Codecs:
         return cls(found, Limits(width, batch, length), settings.feedback)
 
 
-class Wire:
+class TensorCodec:
     """One job's tensors as bytes and back: rotated by the perturbation if there is one, then encoded.
 
     With error feedback, what a gradient lost is added to that of the same micro-batch of the next step, so that it does

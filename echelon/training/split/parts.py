@@ -186,7 +186,7 @@ class _Flight:
     done: bool = False
 
 
-class DevicePart:
+class DeviceModel:
     """The device's side: embedding and first blocks, last blocks, head and loss.
 
     `segment` may be shared by devices of one process; without it the modules are read from disk. Not thread-safe.
@@ -358,7 +358,7 @@ class _Copy:
     steps: int = 0
 
 
-class EdgePart:
+class EdgeModel:
     """The edge's side: one frozen middle and an adapter copy per device. Not thread-safe.
 
     Devices are keyed by any string; micro-batches by an integer of the device's choice. `max_in_flight` bounds what a

@@ -20,7 +20,7 @@ from echelon.training.split.link import (
     UP_LOOK,
     Codecs,
     Encoding,
-    Wire,
+    TensorCodec,
     name_of,
 )
 from echelon.training.split.perturb import Perturbation
@@ -42,9 +42,11 @@ def spiky(number: int = 0) -> np.ndarray:
     return values
 
 
-def wires(perturbation: Perturbation | None = None, **settings: object) -> tuple[Wire, Wire]:
+def wires(perturbation: Perturbation | None = None, **settings: object) -> tuple[TensorCodec, TensorCodec]:
     codecs = Codecs.of(EncodingSettings(**settings), WIDTH, 4, 16)
-    return Wire(codecs, SECRET, "d", 3, perturbation), Wire(codecs, SECRET, "d", 3, perturbation)
+    return TensorCodec(codecs, SECRET, "d", 3, perturbation), TensorCodec(
+        codecs, SECRET, "d", 3, perturbation
+    )
 
 
 @pytest.mark.parametrize("name", ["exact", "bf16", "int8", "int4", "topk:0.25", "lowrank:3", "sketch:0.5"])

@@ -24,12 +24,12 @@ import numpy as np
 from echelon.config.training import AdapterSettings, ModelSettings
 from echelon.training.model import limit_threads
 from echelon.training.split.cut import Cut
-from echelon.training.split.parts import Batch, DevicePart, SplitSpec
+from echelon.training.split.parts import Batch, DeviceModel, SplitSpec
 
 limit_threads()
 spec = SplitSpec(model=ModelSettings(model=sys.argv[1]), adapter=AdapterSettings(rank=4))
 ready = peak()
-device = DevicePart(spec, Cut(*map(int, sys.argv[2:4])))
+device = DeviceModel(spec, Cut(*map(int, sys.argv[2:4])))
 vector = np.zeros(device.layout.dim, np.float32)
 device.start(vector, vector, None, 1e-3, 0.0)
 tokens = np.ones((2, 16), np.int64)

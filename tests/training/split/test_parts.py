@@ -12,7 +12,7 @@ from echelon.errors import CodecError, ConfigError, ProtocolError
 from echelon.training.layout import FlatAdapter
 from echelon.training.model import attach_lora, load_pretrained, model_config
 from echelon.training.split.cut import Cut, device_indices, part_layout, part_ranges
-from echelon.training.split.parts import IGNORED, Batch, DevicePart, EdgePart, SplitSpec
+from echelon.training.split.parts import IGNORED, Batch, DeviceModel, EdgeModel, SplitSpec
 from echelon.training.split.segment import model_class, whole_layout
 from echelon.training.state import TrainerState
 from echelon.training.step import FlatOptimizer, clip_factor
@@ -99,7 +99,7 @@ class Pair:
         self.mine = device_indices(layout, cut, BLOCKS)
         self.theirs = part_ranges(layout, cut, BLOCKS)["middle"]
         self.dim = layout.dim
-        self.device, self.edge = DevicePart(spec, cut), EdgePart(spec, cut)
+        self.device, self.edge = DeviceModel(spec, cut), EdgeModel(spec, cut)
         base = vector if base is None else base
         self.device.start(vector[self.mine], base[self.mine], None, lr, mu)
         self.edge.start("d", vector[self.theirs], base[self.theirs], None, lr, mu)
@@ -192,7 +192,7 @@ def test_devices_of_an_edge_do_not_see_each_other(split_folder):
     rng = np.random.default_rng(0)
     inputs = {k: rng.standard_normal((2, 5, WIDTH), dtype=np.float32) for k in "ab"}
     starts = {k: random_vector(layout.dim, n)[ranges] for n, k in enumerate("ab")}
-    edge = EdgePart(spec, cut)
+    edge = EdgeModel(spec, cut)
 
     def begin(key):
         edge.start(key, starts[key], starts[key], None, 0.01, 0.0)
@@ -226,7 +226,7 @@ def test_the_parts_own_every_coordinate_once(family, task, split_folder):
     for cut in CUTS:
         ranges = part_ranges(layout, cut, BLOCKS)
         np.testing.assert_array_equal(np.sort(np.concatenate(list(ranges.values()))), np.arange(layout.dim))
-        device, edge = DevicePart(spec, cut), EdgePart(spec, cut)
+        device, edge = DeviceModel(spec, cut), EdgeModel(spec, cut)
         assert device.layout == part_layout(layout, cut, BLOCKS, "front", "back")
         assert edge.layout == part_layout(layout, cut, BLOCKS, "middle")
         vector = random_vector(layout.dim)
@@ -241,7 +241,7 @@ def test_the_parts_own_every_coordinate_once(family, task, split_folder):
 
 def test_neither_side_holds_the_other_sides_weights(split_folder):
     spec = spec_of(split_folder("gpt2"), "causal")
-    device, edge = DevicePart(spec, Cut(1, 1)), EdgePart(spec, Cut(1, 1))
+    device, edge = DeviceModel(spec, Cut(1, 1)), EdgeModel(spec, Cut(1, 1))
     names = {
         side: {n for n, p in part.segment._wrapped.named_parameters() if not p.requires_grad}
         for side, part in (("device", device), ("edge", edge))
@@ -256,8 +256,8 @@ def test_neither_side_holds_the_other_sides_weights(split_folder):
 
 def test_devices_of_one_process_share_the_frozen_weights(split_folder):
     spec = spec_of(split_folder("llama"), "causal")
-    first = DevicePart(spec, Cut(1, 1))
-    second = DevicePart(spec, Cut(1, 1), first.segment)
+    first = DeviceModel(spec, Cut(1, 1))
+    second = DeviceModel(spec, Cut(1, 1), first.segment)
     frozen, adapters = (
         [
             {p.data_ptr() for p in part._trainer.runner.model.parameters() if p.requires_grad is wanted}
@@ -341,7 +341,7 @@ def test_a_malformed_tensor_is_refused_and_the_micro_batch_can_go_on(spoil, spli
 
 def test_a_device_can_make_the_edge_hold_so_much_and_no_more(split_folder):
     spec = spec_of(split_folder("llama"), "causal")
-    edge = EdgePart(spec, Cut(1, 1), max_in_flight=2)
+    edge = EdgeModel(spec, Cut(1, 1), max_in_flight=2)
     zero = np.zeros(edge.layout.dim, np.float32)
     edge.start("d", zero, zero, None, 0.01, 0.0)
     hidden = np.ones((1, 3, WIDTH), np.float32)

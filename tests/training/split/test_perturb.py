@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from echelon.config.training import AdapterSettings, ModelSettings
 from echelon.errors import CodecError, ConfigError
 from echelon.training.split.cut import Cut
-from echelon.training.split.parts import DevicePart, EdgePart, SplitSpec
+from echelon.training.split.parts import DeviceModel, EdgeModel, SplitSpec
 from echelon.training.split.perturb import (
     Perturbation,
     decode_basis,
@@ -126,8 +126,8 @@ def test_training_through_rotated_tensors_gives_the_same_gradients(split_folder)
     plain.passes([batch])
     pair = Pair(spec, cut, vector)
     device, edge = pair.device, pair.edge
-    assert isinstance(device, DevicePart)
-    assert isinstance(edge, EdgePart)
+    assert isinstance(device, DeviceModel)
+    assert isinstance(edge, EdgeModel)
     probes = device.look(make_batch("causal", 9, rows=6))
     bases = {"front": leading_subspace([probes], 6), "back": leading_subspace([edge.look("d", probes)], 6)}
     here, there = ({c: Perturbation.agreed(b, SECRET, "d", 0, c) for c, b in bases.items()} for _ in range(2))
