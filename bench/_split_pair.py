@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from echelon.config.run import RunSettings
     from echelon.messages.wire import Message
-    from echelon.training.halves import Halves
+    from echelon.training.split.shared_modules import Halves
 
 RUN, JOB, VERSION = bytes(16), 1, 0
 AGGREGATOR = "aggregator"

@@ -27,9 +27,11 @@ from echelon.errors import CodecError, LimitExceeded, ProtocolError, StateError,
 from echelon.messages.behaviour import Behaviour
 from echelon.messages.frames import Assess, Backward, Begin, Decline, Finish, Forward, Look
 from echelon.rounds.effects import EdgeDone, EdgeTask, Evaluate, Evaluated, SplitJob, Train, Trained
-from echelon.training.halves import MAX_CUTS, DeviceHalf, EdgeMiddles, HalfTask, Halves, MiddleTask
 from echelon.training.model import limit_threads
 from echelon.training.split.cut import Cut
+from echelon.training.split.device_worker import DeviceHalf, HalfTask
+from echelon.training.split.edge_worker import MAX_CUTS, EdgeMiddles, MiddleTask
+from echelon.training.split.shared_modules import Halves
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

@@ -21,7 +21,7 @@ def install() -> None:
 
 
 def _spoil(mark: Path) -> None:
-    from echelon.training.halves import DeviceHalf  # torch, which no other fault needs
+    from echelon.training.split.device_worker import DeviceHalf  # torch, which no other fault needs
 
     front = DeviceHalf.front
 

@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 from echelon.config.run import RunSettings
 from echelon.messages.boundary import Window
 from echelon.messages.split import EdgePart, Trips
-from echelon.training.halves import EdgeMiddles
+from echelon.training.split.edge_worker import EdgeMiddles
 from echelon.training.split.link import TensorCodec
 from echelon.training.split.parts import DeviceModel
 from tests.run.runs import Outcome, float_bytes, run

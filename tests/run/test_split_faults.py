@@ -14,7 +14,7 @@ from echelon.messages.boundary import Window
 from echelon.messages.split import EdgePart, SplitAccept, SplitFrame
 from echelon.rounds.edge.sessions import EdgeSessions
 from echelon.rounds.effects import EdgeTask, Effect, Publish
-from echelon.training.halves import DeviceHalf
+from echelon.training.split.device_worker import DeviceHalf
 from tests.run.runs import Outcome, run
 from tests.run.splits import assignments, check, parts_of, refused, split_federation
 

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("torch")
 
 from echelon.messages.boundary import Cohort
-from echelon.training.halves import DeviceHalf, HalfTask
+from echelon.training.split.device_worker import DeviceHalf, HalfTask
 from tests.run.runs import Outcome, run
 from tests.run.splits import check, refused, split_federation
 

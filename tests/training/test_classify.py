@@ -19,10 +19,10 @@ from echelon.messages.adapter import adapter_files
 from echelon.training.data.boundary import load_rows
 from echelon.training.data.packing import Order
 from echelon.training.data.rows import Rows, pad_rows, padding_of
-from echelon.training.halves import Halves
 from echelon.training.learner import EvalResult, LearnerSpec, TrainTask
 from echelon.training.local import TorchLearner
 from echelon.training.model import load_tokenizer
+from echelon.training.split.shared_modules import Halves
 from tests.classifiers import LABELS, data_of, gradient_of_first_step, model_of, save_model, write_rows
 
 

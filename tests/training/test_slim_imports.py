@@ -26,7 +26,7 @@ with lean_imports():
     from echelon.config.training import AdapterSettings, ModelSettings
     from echelon.training.split.cut import Cut
     from echelon.training.split.parts import Batch, DeviceModel, SplitSpec
-    import echelon.training.halves
+    import echelon.training.split.device_worker
 
 import numpy as np
 

@@ -10,11 +10,13 @@ import pytest
 
 from echelon.config.split import EncodingSettings
 from echelon.errors import CodecError, LimitExceeded, TrainingError
-from echelon.training.halves import DeviceHalf, EdgeMiddles, HalfTask, Halves, MiddleTask
 from echelon.training.learner import LearnerSpec, TrainTask
 from echelon.training.local import TorchLearner
 from echelon.training.split.compress import Exact
 from echelon.training.split.cut import Cut, device_indices, part_ranges
+from echelon.training.split.device_worker import DeviceHalf, HalfTask
+from echelon.training.split.edge_worker import EdgeMiddles, MiddleTask
+from echelon.training.split.shared_modules import Halves
 from echelon.training.split.tensor_format import Limits, decode_masked, encode, encode_mask
 from tests.classifiers import BLOCKS, WIDTH, data_of, gradient_of_first_step, model_of, save_model, write_rows
 
