@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from echelon.config.run import RunSettings
     from echelon.messages.wire import Message
-    from echelon.training.split.shared_modules import Halves
+    from echelon.training.split.shared_modules import SharedModules
 
 RUN, JOB, VERSION = bytes(16), 1, 0
 AGGREGATOR = "aggregator"
@@ -126,7 +126,7 @@ def timed_compute(settings: RunSettings, spans: list[Span]) -> Any:
     return Timed(settings)
 
 
-def genesis(shared: Halves) -> Any:
+def genesis(shared: SharedModules) -> Any:
     """The adapter that both sides begin with, float32[d]."""
     from echelon.training.model import initial_adapter
 

@@ -29,9 +29,9 @@ from echelon.messages.frames import Assess, Backward, Begin, Decline, Finish, Fo
 from echelon.rounds.effects import EdgeDone, EdgeTask, Evaluate, Evaluated, SplitJob, Train, Trained
 from echelon.training.model import limit_threads
 from echelon.training.split.cut import Cut
-from echelon.training.split.device_worker import DeviceHalf, HalfTask
-from echelon.training.split.edge_worker import MAX_CUTS, EdgeMiddles, MiddleTask
-from echelon.training.split.shared_modules import Halves
+from echelon.training.split.device_worker import DeviceStart, DeviceWorker
+from echelon.training.split.edge_worker import MAX_CUTS, EdgeWorker, MiddleTask
+from echelon.training.split.shared_modules import SharedModules
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -50,7 +50,7 @@ class SplitCompute:
     def __init__(self, settings: RunSettings) -> None:
         self.settings = settings
         limit_threads(settings.compute.threads)
-        self._shared = Halves(spec_of(settings))
+        self._shared = SharedModules(spec_of(settings))
         self._executor = None if settings.clock == "virtual" else ThreadPoolExecutor(THREADS, "echelon-split")
         self._cost = settings.cost.seconds_per_token
         self._speed = {
@@ -68,7 +68,7 @@ class SplitCompute:
             if boundary.split is not None
             for edge in boundary.split.edge_list()
         }
-        self._middles: dict[str, EdgeMiddles] = {}
+        self._middles: dict[str, EdgeWorker] = {}
 
     @cached_property
     def _shape(self) -> ModelShape:
@@ -101,7 +101,9 @@ class SplitCompute:
         cut = Cut(*split.cut_of(device))
         cut.middle(self.blocks)
         micro = split.micro_of(device)
-        half = DeviceHalf(self._shared, device, cut, micro, split.encodings, split.perturbation, split.probes)
+        half = DeviceWorker(
+            self._shared, device, cut, micro, split.encodings, split.perturbation, split.probes
+        )
         mover = replanner(self.settings, split, device, lambda: self._shape)
         return SplitHalf(self, half, found, self._speed[device], split.in_flight_of(device), mover)
 
@@ -125,7 +127,7 @@ class SplitCompute:
             training = self.settings.training
             micro = split.micro_max(training.batch_size * training.accumulation)
             cuts = max(MAX_CUTS, len(split.cuts))
-            self._middles[edge] = EdgeMiddles(self._shared, split.encodings, split.perturbation, micro, cuts)
+            self._middles[edge] = EdgeWorker(self._shared, split.encodings, split.perturbation, micro, cuts)
         middles = self._middles[edge]
         try:
             return await self._middle(middles, task, self._edge_speed[edge])
@@ -136,7 +138,7 @@ class SplitCompute:
         except (TrainingError, StateError) as error:
             return EdgeDone(task=task, fault=Decline.NOT_TRAINED, detail=str(error))
 
-    async def _middle(self, middles: EdgeMiddles, task: EdgeTask, speed: float) -> EdgeDone:
+    async def _middle(self, middles: EdgeWorker, task: EdgeTask, speed: float) -> EdgeDone:
         device, head = task.device, task.head
         if task.step:
             await self.call(0.0, middles.step, device, task.scale)
@@ -170,7 +172,7 @@ class SplitCompute:
             case _:
                 raise ProtocolError(f"{head.kind} is no work for the middle")
 
-    def _middle_cost(self, middles: EdgeMiddles, task: EdgeTask, share: float, speed: float) -> float:
+    def _middle_cost(self, middles: EdgeWorker, task: EdgeTask, share: float, speed: float) -> float:
         return self.seconds(middles.tokens_of(task.tensor), middles.depth(task.device), share, speed)
 
     async def drop(self, edge: str, device: str) -> None:
@@ -194,7 +196,7 @@ class SplitHalf:
     def __init__(
         self,
         compute: SplitCompute,
-        half: DeviceHalf,
+        half: DeviceWorker,
         boundary: BoundarySettings,
         speed: float,
         in_flight: int,
@@ -226,7 +228,9 @@ class SplitHalf:
         self._job = job.split
         self._busy, self._trips = 0.0, []
         number = 0 if job.split is None else job.split.job
-        task = HalfTask(job.base, job.start, job.mu, job.progress, job.state, number, secret, shard, position)
+        task = DeviceStart(
+            job.base, job.start, job.mu, job.progress, job.state, number, secret, shard, position
+        )
         return await self._compute.call(0.0, self._half.start, task)
 
     async def begin_step(self) -> int:

@@ -21,15 +21,15 @@ def install() -> None:
 
 
 def _spoil(mark: Path) -> None:
-    from echelon.training.split.device_worker import DeviceHalf  # torch, which no other fault needs
+    from echelon.training.split.device_worker import DeviceWorker  # torch, which no other fault needs
 
-    front = DeviceHalf.front
+    front = DeviceWorker.front
 
-    def spoiling(self: DeviceHalf, micro: int) -> bytes:
+    def spoiling(self: DeviceWorker, micro: int) -> bytes:
         data = front(self, micro)
         return data[:-MISSING] if _first(mark) else data
 
-    DeviceHalf.front = spoiling  # type: ignore[method-assign]
+    DeviceWorker.front = spoiling  # type: ignore[method-assign]
 
 
 def _first(mark: Path) -> bool:

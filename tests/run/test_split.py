@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 from echelon.config.run import RunSettings
 from echelon.messages.boundary import Window
 from echelon.messages.split import EdgePart, Trips
-from echelon.training.split.edge_worker import EdgeMiddles
+from echelon.training.split.edge_worker import EdgeWorker
 from echelon.training.split.link import TensorCodec
 from echelon.training.split.parts import DeviceModel
 from tests.run.runs import Outcome, float_bytes, run
@@ -134,20 +134,20 @@ def test_two_edges_add_their_parts_to_one_window() -> None:
 def test_activations_and_middle_updates_stand_on_no_broker_in_the_clear(monkeypatch: Any) -> None:
     """The bytes of every tensor and of every middle update are looked for in everything that stands on any broker."""
     needles: list[bytes] = []
-    pack, finish = TensorCodec.pack, EdgeMiddles.finish
+    pack, finish = TensorCodec.pack, EdgeWorker.finish
 
     def packed(self: TensorCodec, stream: str, step: int, micro: int, hidden: Any) -> bytes:
         data = pack(self, stream, step, micro, hidden)
         needles.extend((float_bytes(hidden), data[64:]))
         return data
 
-    def finished(self: EdgeMiddles, device: str) -> Any:
+    def finished(self: EdgeWorker, device: str) -> Any:
         moved, state = finish(self, device)
         needles.append(float_bytes(moved[np.flatnonzero(moved)]))
         return moved, state
 
     monkeypatch.setattr(TensorCodec, "pack", packed)
-    monkeypatch.setattr(EdgeMiddles, "finish", finished)
+    monkeypatch.setattr(EdgeWorker, "finish", finished)
     monkeypatch.setattr(
         "echelon.actors.boundary.TRIM_EVERY", 1 << 30
     )  # what was sent stays to be looked through

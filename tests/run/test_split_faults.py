@@ -14,7 +14,7 @@ from echelon.messages.boundary import Window
 from echelon.messages.split import EdgePart, SplitAccept, SplitFrame
 from echelon.rounds.edge.sessions import EdgeSessions
 from echelon.rounds.effects import EdgeTask, Effect, Publish
-from echelon.training.split.device_worker import DeviceHalf
+from echelon.training.split.device_worker import DeviceWorker
 from tests.run.runs import Outcome, run
 from tests.run.splits import assignments, check, parts_of, refused, split_federation
 
@@ -118,16 +118,16 @@ def test_a_device_lost_between_forward_and_backward_leaves_nothing_behind() -> N
 
 
 def test_a_malformed_activation_is_refused_and_its_job_begins_anew(monkeypatch: Any) -> None:
-    front, spoilt = DeviceHalf.front, []
+    front, spoilt = DeviceWorker.front, []
 
-    def spoiling(self: DeviceHalf, micro: int) -> bytes:
+    def spoiling(self: DeviceWorker, micro: int) -> bytes:
         data = front(self, micro)
         if self.device == "a-2" and len(spoilt) < 1:
             spoilt.append(data)
             return data[:-4]
         return data
 
-    monkeypatch.setattr(DeviceHalf, "front", spoiling)
+    monkeypatch.setattr(DeviceWorker, "front", spoiling)
     outcome = run(split_federation(devices=4, commits=2))
     assert spoilt
     check(outcome)

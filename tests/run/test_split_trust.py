@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("torch")
 
 from echelon.messages.boundary import Cohort
-from echelon.training.split.device_worker import DeviceHalf, HalfTask
+from echelon.training.split.device_worker import DeviceStart, DeviceWorker
 from tests.run.runs import Outcome, run
 from tests.run.splits import check, refused, split_federation
 
@@ -25,15 +25,15 @@ def cohorts(outcome: Outcome) -> list[set[str]]:
 
 
 def test_a_device_whose_weights_are_noise_is_kept_out_and_the_honest_are_not(monkeypatch: Any) -> None:
-    start = DeviceHalf.start
+    start = DeviceWorker.start
 
-    def noisy(self: DeviceHalf, task: HalfTask) -> bytes:
+    def noisy(self: DeviceWorker, task: DeviceStart) -> bytes:
         if self.device == "a-7":
             noise = np.random.default_rng(task.job).normal(0, 0.2, task.start.size).astype(np.float32)
             task = replace(task, start=task.start + noise)
         return start(self, task)
 
-    monkeypatch.setattr(DeviceHalf, "start", noisy)
+    monkeypatch.setattr(DeviceWorker, "start", noisy)
     outcome = run(split_federation(devices=8, edges=2, commits=2, split={"probes": 16, "encodings": {}}))
     check(outcome)
     honest = {f"a-{number}" for number in range(7)}

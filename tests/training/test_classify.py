@@ -22,7 +22,7 @@ from echelon.training.data.rows import Rows, pad_rows, padding_of
 from echelon.training.learner import EvalResult, LearnerSpec, TrainTask
 from echelon.training.local import TorchLearner
 from echelon.training.model import load_tokenizer
-from echelon.training.split.shared_modules import Halves
+from echelon.training.split.shared_modules import SharedModules
 from tests.classifiers import LABELS, data_of, gradient_of_first_step, model_of, save_model, write_rows
 
 
@@ -172,7 +172,7 @@ def test_a_family_without_a_classifier_is_refused(tmp_path, folders, rows):
     with pytest.raises(ConfigError, match=r"cannot be loaded: .*AutoModelForSequenceClassification"):
         TorchLearner(spec_of(tmp_path, rows))
     with pytest.raises(ConfigError, match="'vits' cannot be used for the task 'classify'"):
-        Halves(spec_of(tmp_path, rows))
+        SharedModules(spec_of(tmp_path, rows))
 
 
 def test_without_a_padding_token_the_end_mark_pads(folders):

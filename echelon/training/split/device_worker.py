@@ -39,13 +39,13 @@ from echelon.training.split.parts import (
     Hidden,
 )
 from echelon.training.split.perturb import Perturbation, decode_basis, encode_basis, leading_subspace
-from echelon.training.split.shared_modules import Halves, _Data
+from echelon.training.split.shared_modules import SharedModules, _Data
 from echelon.training.state import of_cut, with_cut
 
 
 @dataclass(frozen=True, slots=True)
-class HalfTask:
-    """A job as a device's half takes it; vectors are float32[d] of the whole adapter."""
+class DeviceStart:
+    """Where a job starts on a device; vectors are float32[d] of the whole adapter."""
 
     base: Vector
     start: Vector
@@ -58,7 +58,7 @@ class HalfTask:
     position: int | None = None
 
 
-class DeviceHalf:
+class DeviceWorker:
     """One device's part of the model in one place with its data.
 
     Args:
@@ -73,7 +73,7 @@ class DeviceHalf:
 
     def __init__(
         self,
-        shared: Halves,
+        shared: SharedModules,
         device: str,
         cut: Cut,
         micro: int,
@@ -88,10 +88,10 @@ class DeviceHalf:
         self._probe_batches: list[Batch] = []
         self._pooled: list[np.ndarray[tuple[int], np.dtype[np.float32]]] = []
         self._rows: list[np.ndarray[tuple[int, int], np.dtype[np.float64]]] = []
-        self._wire: TensorCodec | None = None
+        self._codec: TensorCodec | None = None
         self._step = -1
         self._sources: dict[str, _Data] = {}
-        self._task: HalfTask | None = None
+        self._task: DeviceStart | None = None
         self._shown: list[Batch] = []
         self._judged: dict[int, tuple[float, int]] = {}
         self._micros: list[Batch] = []
@@ -115,7 +115,7 @@ class DeviceHalf:
         self.cut, self._micro = cut, micro
         self._part = DeviceModel(shared.split, cut, shared.device_segment(cut))
         length = shared.spec.train.sequence_length
-        self._codecs = Codecs.of(self._encodings, self._part.width, micro, length)
+        self._agreed_codecs = Codecs.of(self._encodings, self._part.width, micro, length)
         self._indices = device_indices(shared.layout, cut, shared.blocks)
         self._basis = b""
 
@@ -123,7 +123,7 @@ class DeviceHalf:
         """Coordinates of the device's part with that cut."""
         return int(device_indices(self._shared.layout, Cut(front, back), self._shared.blocks).size)
 
-    def start(self, task: HalfTask) -> bytes:
+    def start(self, task: DeviceStart) -> bytes:
         """Put weights, moments and data in place; what the edge needs to know of the perturbation."""
         with self._lock:
             state = None
@@ -137,8 +137,12 @@ class DeviceHalf:
             self._cursor = own if task.position is None else task.position
             self._tokens = self._loss_tokens = self._steps = 0
             self._loss, self._step = 0.0, -1
-            self._wire = TensorCodec(
-                self._codecs, task.secret, self.device, task.job, self._perturbation(task.secret, task.job)
+            self._codec = TensorCodec(
+                self._agreed_codecs,
+                task.secret,
+                self.device,
+                task.job,
+                self._perturbation(task.secret, task.job),
             )
             return self._basis
 
@@ -155,11 +159,11 @@ class DeviceHalf:
         return Perturbation.agreed(basis, secret, self.device, job, "front")
 
     @property
-    def wire(self) -> TensorCodec:
+    def codec(self) -> TensorCodec:
         """The running job's."""
-        if self._wire is None:
+        if self._codec is None:
             raise TrainingError(f"{self.device}: a tensor without a job")
-        return self._wire
+        return self._codec
 
     def begin_step(self) -> int:
         """Read the step's sequences; the number of its micro-batches."""
@@ -191,20 +195,20 @@ class DeviceHalf:
             batch = self._micros[micro]
             hidden = self._part.front(micro, batch, self._counted)
             if batch.mask is not None:
-                return self.wire.pack_masked(UP_HIDDEN, self._step, micro, hidden, batch.mask)
-            return self.wire.pack(UP_HIDDEN, self._step, micro, hidden)
+                return self.codec.pack_masked(UP_HIDDEN, self._step, micro, hidden, batch.mask)
+            return self.codec.pack(UP_HIDDEN, self._step, micro, hidden)
 
     def back(self, micro: int, hidden: bytes) -> bytes:
         """Loss, and its gradient by the activation that the edge gave. Raises `CodecError`."""
         with self._lock:
-            found = self._part.back(micro, self.wire.unpack(DOWN_HIDDEN, self._step, micro, hidden))
+            found = self._part.back(micro, self.codec.unpack(DOWN_HIDDEN, self._step, micro, hidden))
             self._loss += found.loss_sum
-            return self.wire.pack(UP_GRADIENT, self._step, micro, found.gradient)
+            return self.codec.pack(UP_GRADIENT, self._step, micro, found.gradient)
 
     def front_backward(self, micro: int, gradient: bytes) -> None:
         """Carry a gradient back through the first blocks. Raises `CodecError`."""
         with self._lock:
-            below = self.wire.unpack(DOWN_GRADIENT, self._step, micro, gradient)
+            below = self.codec.unpack(DOWN_GRADIENT, self._step, micro, gradient)
             self._part.front_backward(micro, below)
 
     def step(self, norm2: float) -> float:
@@ -222,7 +226,7 @@ class DeviceHalf:
             if probe == 0:
                 self._pooled, self._rows = [], []
             hidden = self._part.look(self._probe_batches[probe])
-            return self.wire.pack(UP_LOOK, 0, probe, hidden)
+            return self.codec.pack(UP_LOOK, 0, probe, hidden)
 
     def looked(self, probe: int, data: bytes, positions: int) -> None:
         """Keep what the model says of a probe: the last hidden state, pooled and read off by the head, and predictions.
@@ -235,7 +239,7 @@ class DeviceHalf:
         """
         with self._lock:
             batch = self._probe_batches[probe]
-            hidden = self.wire.unpack(DOWN_LOOK, 0, probe, data)
+            hidden = self.codec.unpack(DOWN_LOOK, 0, probe, data)
             if self._shared.classifies:
                 self._looked_by_classifier(batch, hidden)
                 return
@@ -269,7 +273,9 @@ class DeviceHalf:
             self._task, self._judged = None, {}
             mine = weights[self._indices]
             self._part.start(mine, mine, None, learning_rate(self._shared.spec.train, 0.0), 0.0)
-            self._wire = TensorCodec(self._codecs, secret, self.device, job, self._perturbation(secret, job))
+            self._codec = TensorCodec(
+                self._agreed_codecs, secret, self.device, job, self._perturbation(secret, job)
+            )
             return self._basis
 
     def tokens_shown(self, micro: int) -> int:
@@ -282,13 +288,13 @@ class DeviceHalf:
             batch = self._shown[micro]
             hidden = self._part.look(batch)
             if batch.mask is not None:
-                return self.wire.pack_masked(UP_LOOK, 0, micro, hidden, batch.mask)
-            return self.wire.pack(UP_LOOK, 0, micro, hidden)
+                return self.codec.pack_masked(UP_LOOK, 0, micro, hidden, batch.mask)
+            return self.codec.pack(UP_LOOK, 0, micro, hidden)
 
     def judged(self, micro: int, data: bytes) -> None:
         """Loss of a batch, from what the edge made of it. Raises `CodecError`."""
         with self._lock:
-            hidden = self.wire.unpack(DOWN_LOOK, 0, micro, data)
+            hidden = self.codec.unpack(DOWN_LOOK, 0, micro, data)
             self._judged[micro] = self._part.evaluate(self._shown[micro], hidden)
 
     def assessed(self) -> tuple[float, int]:
@@ -312,11 +318,11 @@ class DeviceHalf:
     @property
     def chosen(self) -> dict[str, str]:
         """What each stream of the job was encoded by, where that was chosen by what it loses."""
-        codecs, wire = self._codecs, self.wire
+        codecs, codec = self._agreed_codecs, self.codec
         return {
-            stream: name_of(wire.chosen[stream])
+            stream: name_of(codec.chosen[stream])
             for stream in TRAINED
-            if codecs.encodings[stream].limit is not None and stream in wire.chosen
+            if codecs.encodings[stream].limit is not None and stream in codec.chosen
         }
 
     def finish(self) -> TrainResult:

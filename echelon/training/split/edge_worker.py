@@ -30,7 +30,7 @@ from echelon.training.split.parts import (
     Mask,
 )
 from echelon.training.split.perturb import Perturbation, decode_basis
-from echelon.training.split.shared_modules import Halves
+from echelon.training.split.shared_modules import SharedModules
 from echelon.training.state import of_cut, with_cut
 
 
@@ -59,7 +59,7 @@ MAX_CUTS = 8
 under way, goes first."""
 
 
-class EdgeMiddles:
+class EdgeWorker:
     """The middles of one edge: for each cut its blocks, for each device that trains a copy of their adapter.
 
     Args:
@@ -71,12 +71,12 @@ class EdgeMiddles:
     """
 
     def __init__(
-        self, shared: Halves, encodings: EncodingSettings, rank: int, batch: int, cuts: int = MAX_CUTS
+        self, shared: SharedModules, encodings: EncodingSettings, rank: int, batch: int, cuts: int = MAX_CUTS
     ) -> None:
         self._shared = shared
         self._encodings, self._rank, self._batch = encodings, rank, batch
         self._most_cuts = cuts
-        self._wires: dict[str, TensorCodec] = {}
+        self._codecs: dict[str, TensorCodec] = {}
         self._parts: dict[Cut, EdgeModel] = {}
         self._cuts: dict[str, Cut] = {}
         self._starts: dict[str, Vector] = {}
@@ -106,7 +106,7 @@ class EdgeMiddles:
             rate = learning_rate(self._shared.spec.train, task.progress)
             part.start(device, task.start[indices], task.base[indices], moments, rate, task.mu)
             self._cuts[device], self._starts[device] = cut, task.start[indices]
-            self._wires[device] = TensorCodec(codecs, task.secret, device, task.job, perturbation)
+            self._codecs[device] = TensorCodec(codecs, task.secret, device, task.job, perturbation)
             if task.assess:
                 self._assessed.add(device)
 
@@ -144,14 +144,14 @@ class EdgeMiddles:
     def forward(self, device: str, step: int, micro: int, data: bytes) -> bytes:
         """The activation behind the middle blocks. Raises `CodecError` for what is no such tensor."""
         with self._lock:
-            part, wire = self._part(device), self._wires[device]
+            part, codec = self._part(device), self._codecs[device]
             mask: Mask | None = None
             if self._shared.classifies:
-                hidden, mask = wire.unpack_masked(UP_HIDDEN, step, micro, data)
+                hidden, mask = codec.unpack_masked(UP_HIDDEN, step, micro, data)
             else:
-                hidden = wire.unpack(UP_HIDDEN, step, micro, data)
+                hidden = codec.unpack(UP_HIDDEN, step, micro, data)
             output = part.forward(device, micro, hidden, mask)
-            return wire.pack(DOWN_HIDDEN, step, micro, output)
+            return codec.pack(DOWN_HIDDEN, step, micro, output)
 
     def look(self, device: str, probe: int, data: bytes) -> bytes:
         """The activation of a probe, or of an evaluation's batch, behind the middle blocks; nothing is kept of it.
@@ -159,20 +159,20 @@ class EdgeMiddles:
         Raises `CodecError`.
         """
         with self._lock:
-            part, wire = self._part(device), self._wires[device]
+            part, codec = self._part(device), self._codecs[device]
             mask: Mask | None = None
             if self._shared.classifies and device in self._assessed:
-                hidden, mask = wire.unpack_masked(UP_LOOK, 0, probe, data)
+                hidden, mask = codec.unpack_masked(UP_LOOK, 0, probe, data)
             else:
-                hidden = wire.unpack(UP_LOOK, 0, probe, data)
-            return wire.pack(DOWN_LOOK, 0, probe, part.look(device, hidden, mask))
+                hidden = codec.unpack(UP_LOOK, 0, probe, data)
+            return codec.pack(DOWN_LOOK, 0, probe, part.look(device, hidden, mask))
 
     def backward(self, device: str, step: int, micro: int, data: bytes) -> bytes:
         """The gradient by the micro-batch's activation. Raises `CodecError`."""
         with self._lock:
-            part, wire = self._part(device), self._wires[device]
-            below = part.backward(device, micro, wire.unpack(UP_GRADIENT, step, micro, data))
-            return wire.pack(DOWN_GRADIENT, step, micro, below)
+            part, codec = self._part(device), self._codecs[device]
+            below = part.backward(device, micro, codec.unpack(UP_GRADIENT, step, micro, data))
+            return codec.pack(DOWN_GRADIENT, step, micro, below)
 
     def depth(self, device: str) -> int:
         """Number of middle blocks of a device's cut; 0 if it has no job here."""
@@ -207,7 +207,7 @@ class EdgeMiddles:
     def _close(self, device: str) -> None:
         cut = self._cuts.pop(device, None)
         self._starts.pop(device, None)
-        self._wires.pop(device, None)
+        self._codecs.pop(device, None)
         self._assessed.discard(device)
         if cut is not None:
             self._parts[cut].close(device)

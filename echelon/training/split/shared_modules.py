@@ -77,7 +77,7 @@ class _RowData:
         return Batch(*self.rows.batch(chosen))
 
 
-class Halves:
+class SharedModules:
     """What the halves of one process share: the spec, data, and the modules of each cut."""
 
     def __init__(self, spec: LearnerSpec) -> None:

@@ -14,9 +14,9 @@ from echelon.training.learner import LearnerSpec, TrainTask
 from echelon.training.local import TorchLearner
 from echelon.training.split.compress import Exact
 from echelon.training.split.cut import Cut, device_indices, part_ranges
-from echelon.training.split.device_worker import DeviceHalf, HalfTask
-from echelon.training.split.edge_worker import EdgeMiddles, MiddleTask
-from echelon.training.split.shared_modules import Halves
+from echelon.training.split.device_worker import DeviceStart, DeviceWorker
+from echelon.training.split.edge_worker import EdgeWorker, MiddleTask
+from echelon.training.split.shared_modules import SharedModules
 from echelon.training.split.tensor_format import Limits, decode_masked, encode, encode_mask
 from tests.classifiers import BLOCKS, WIDTH, data_of, gradient_of_first_step, model_of, save_model, write_rows
 
@@ -51,10 +51,10 @@ class Pair:
     """A device's half and an edge's middle, and the bytes between them."""
 
     def __init__(self, spec: LearnerSpec, start: np.ndarray, base: np.ndarray, rank: int = 0) -> None:
-        self.shared = Halves(spec)
-        self.half = DeviceHalf(self.shared, "a0", CUT, MICRO, EXACT, rank, probes=2)
-        self.edge = EdgeMiddles(self.shared, EXACT, rank, MICRO)
-        basis = self.half.start(HalfTask(base, start, 0.1, 0.0, None, 1, SECRET))
+        self.shared = SharedModules(spec)
+        self.half = DeviceWorker(self.shared, "a0", CUT, MICRO, EXACT, rank, probes=2)
+        self.edge = EdgeWorker(self.shared, EXACT, rank, MICRO)
+        basis = self.half.start(DeviceStart(base, start, 0.1, 0.0, None, 1, SECRET))
         self.edge.start(MiddleTask("a0", 1, CUT, base, start, 0.1, 0.0, None, SECRET, basis))
         self.step = -1
 
@@ -123,7 +123,7 @@ def test_without_the_mask_the_edge_would_compute_something_else(family, make_spe
     pair.half.begin_step()
     batch = pair.half._micros[0]
     assert not batch.mask.all()
-    wire = pair.half.wire
+    wire = pair.half.codec
     tensor = pair.half._part.look(batch)
     part = pair.edge._part("a0")
     masked, open_ = part.look("a0", tensor, batch.mask), part.look("a0", tensor)
@@ -217,8 +217,8 @@ def test_an_edge_refuses_a_tensor_without_its_mask(make_spec):
 
 def test_an_edge_holds_the_middles_of_so_many_cuts_and_lets_the_one_go_that_nobody_uses(make_spec):
     spec = make_spec("bert")
-    shared = Halves(spec)
-    edge = EdgeMiddles(shared, EXACT, 0, MICRO, cuts=2)
+    shared = SharedModules(spec)
+    edge = EdgeWorker(shared, EXACT, 0, MICRO, cuts=2)
     start = np.zeros(shared.layout.dim, np.float32)
     first, second, third = Cut(1, 1), Cut(0, 1), Cut(1, 0)
 
@@ -240,8 +240,8 @@ def test_an_edge_holds_the_middles_of_so_many_cuts_and_lets_the_one_go_that_nobo
 
 def test_a_job_whose_start_was_refused_is_no_job(make_spec):
     """Whatever follows is refused, too: the end of a job that has no copy of the middle ends no process."""
-    shared = Halves(make_spec("bert"))
-    edge = EdgeMiddles(shared, EXACT, 4, MICRO)
+    shared = SharedModules(make_spec("bert"))
+    edge = EdgeWorker(shared, EXACT, 4, MICRO)
     start = np.zeros(shared.layout.dim, np.float32)
     with pytest.raises(CodecError):
         edge.start(MiddleTask("a0", 1, CUT, start, start, 0.0, 0.0, None, SECRET, b"no basis"))
