@@ -85,8 +85,9 @@ class Setting:
         device = DeviceModel(self.spec, self.cut, self.segments[0])
         edge = EdgeModel(self.spec, self.cut, self.segments[1])
         lr = self.spec.train.lr
-        device.start(vector[self.mine], vector[self.mine], None, lr, 0.0)
-        edge.start("d", vector[self.theirs], vector[self.theirs], None, lr, 0.0)
+        mine, theirs = vector[self.mine], vector[self.theirs]
+        device.start(weights=mine, base=mine, state=None, lr=lr, mu=0.0)
+        edge.start("d", weights=theirs, base=theirs, state=None, lr=lr, mu=0.0)
         return device, edge
 
     def batches(self, size: int, seed: int) -> Callable[[int], Batch]:

@@ -30,7 +30,7 @@ from echelon.rounds.effects import EdgeDone, EdgeTask, Evaluate, Evaluated, Spli
 from echelon.training.model import limit_threads
 from echelon.training.split.cut import Cut
 from echelon.training.split.device_worker import DeviceStart, DeviceWorker
-from echelon.training.split.edge_worker import MAX_CUTS, EdgeWorker, MiddleTask
+from echelon.training.split.edge_worker import MAX_CUTS, EdgeWorker
 from echelon.training.split.shared_modules import SharedModules
 
 T = TypeVar("T")
@@ -102,7 +102,7 @@ class SplitCompute:
         cut.middle(self.blocks)
         micro = split.micro_of(device)
         half = DeviceWorker(
-            self._shared, device, cut, micro, split.encodings, split.perturbation, split.probes
+            self._shared, device, cut, micro, split.encodings, rank=split.perturbation, probes=split.probes
         )
         mover = replanner(self.settings, split, device, lambda: self._shape)
         return SplitHalf(self, half, found, self._speed[device], split.in_flight_of(device), mover)
@@ -144,12 +144,7 @@ class SplitCompute:
             await self.call(0.0, middles.step, device, task.scale)
         match head:
             case Begin() | Assess() if task.start is not None:
-                start = task.start
-                work = MiddleTask(
-                    device, task.job, Cut(start.front, start.back), start.base, start.start, start.mu, start.progress,
-                    start.state, start.secret, task.tensor, isinstance(head, Assess),
-                )  # fmt: skip
-                await self.call(0.0, middles.start, work)
+                await self.call(0.0, middles.start, task)
                 return EdgeDone(task=task)
             case Forward():
                 cost = self._middle_cost(middles, task, FORWARD, speed)
@@ -229,8 +224,9 @@ class SplitHalf:
         self._busy, self._trips = 0.0, []
         number = 0 if job.split is None else job.split.job
         task = DeviceStart(
-            job.base, job.start, job.mu, job.progress, job.state, number, secret, shard, position
-        )
+            base=job.base, start=job.start, mu=job.mu, progress=job.progress, state=job.state,
+            job=number, secret=secret, shard=shard, position=position,
+        )  # fmt: skip
         return await self._compute.call(0.0, self._half.start, task)
 
     async def begin_step(self) -> int:

@@ -309,7 +309,7 @@ class TorchLearner:
                 f"device {task.device}: {task.steps} steps with mu = {task.mu} cannot be trained"
             )
         rate = learning_rate(self.spec.train, task.progress)
-        self._optimizer.start(task.start, task.base, state, rate, task.mu)
+        self._optimizer.start(weights=task.start, base=task.base, state=state, lr=rate, mu=task.mu)
         if self.spec.adapter.dropout > 0:
             # The generator belongs to the process; a device's masks must depend on the device alone.
             name = f"{self.spec.seed}\0dropout\0{task.device}\0{state.steps}"

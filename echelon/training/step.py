@@ -52,10 +52,19 @@ class FlatOptimizer:
         self._mu = 0.0
         self.steps = 0
 
-    def start(self, weights: Vector, base: Vector, state: TrainerState, lr: float, mu: float) -> None:
-        """Put weights, proximal centre, moments and learning rate in place; vectors are float32[d].
+    def start(self, *, weights: Vector, base: Vector, state: TrainerState, lr: float, mu: float) -> None:
+        """Put weights, proximal centre, moments and learning rate in place.
 
-        Raises `TrainingError` for a mu or rate that is not a finite number from 0, `CodecError` for another length.
+        Args:
+            weights: where the job begins, float32[d].
+            base: the proximal centre, float32[d].
+            state: moments and step count.
+            lr: the learning rate.
+            mu: the proximal term's weight.
+
+        Raises:
+            TrainingError: mu or the rate is not a finite number from 0.
+            CodecError: a vector has another length.
         """
         if not (math.isfinite(mu) and mu >= 0 and math.isfinite(lr) and lr >= 0):
             raise TrainingError(

@@ -32,7 +32,7 @@ import numpy as np
 
 device = DeviceModel(SplitSpec(model=ModelSettings(), adapter=AdapterSettings(rank=2)), Cut(1, 0))
 vector = np.zeros(device.layout.dim, np.float32)
-device.start(vector, vector, None, 1e-3, 0.0)
+device.start(weights=vector, base=vector, state=None, lr=1e-3, mu=0.0)
 tokens = np.ones((1, 8), np.int64)
 hidden = device.front(0, Batch(tokens, tokens))
 device.front_backward(0, device.back(0, hidden).gradient)

@@ -43,7 +43,7 @@ from echelon.training.split.shared_modules import SharedModules, _Data
 from echelon.training.state import of_cut, with_cut
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceStart:
     """Where a job starts on a device; vectors are float32[d] of the whole adapter."""
 
@@ -78,6 +78,7 @@ class DeviceWorker:
         cut: Cut,
         micro: int,
         encodings: EncodingSettings,
+        *,
         rank: int,
         probes: int = 0,
     ) -> None:
@@ -131,7 +132,8 @@ class DeviceWorker:
                 here = (self.cut.p, self.cut.q)
                 state = of_cut(task.state, here, self._indices.size, self._size)
             rate = learning_rate(self._shared.spec.train, task.progress)
-            self._part.start(task.start[self._indices], task.base[self._indices], state, rate, task.mu)
+            weights, base = task.start[self._indices], task.base[self._indices]
+            self._part.start(weights=weights, base=base, state=state, lr=rate, mu=task.mu)
             self._task = task
             own = 0 if state is None else state.cursor
             self._cursor = own if task.position is None else task.position
@@ -272,7 +274,8 @@ class DeviceWorker:
         with self._lock:
             self._task, self._judged = None, {}
             mine = weights[self._indices]
-            self._part.start(mine, mine, None, learning_rate(self._shared.spec.train, 0.0), 0.0)
+            rate = learning_rate(self._shared.spec.train, 0.0)
+            self._part.start(weights=mine, base=mine, state=None, lr=rate, mu=0.0)
             self._codec = TensorCodec(
                 self._agreed_codecs, secret, self.device, job, self._perturbation(secret, job)
             )

@@ -6,13 +6,14 @@ Calls from several threads wait for each other.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 
 import numpy as np
 
 from echelon.config.split import EncodingSettings
-from echelon.errors import TrainingError
+from echelon.errors import ProtocolError, TrainingError
+from echelon.jobs.edge_part import EdgeTask
 from echelon.messages.adapter import Vector
+from echelon.messages.frames import Assess
 from echelon.training.local import learning_rate
 from echelon.training.split.cut import Cut, part_ranges
 from echelon.training.split.link import (
@@ -32,27 +33,6 @@ from echelon.training.split.parts import (
 from echelon.training.split.perturb import Perturbation, decode_basis
 from echelon.training.split.shared_modules import SharedModules
 from echelon.training.state import of_cut, with_cut
-
-
-@dataclass(frozen=True, slots=True)
-class MiddleTask:
-    """A job as an edge's half takes it; vectors are float32[d] of the whole adapter, `basis` what the device sent.
-
-    `assess`: nothing is trained, and what is looked at are batches of the task.
-    """
-
-    device: str
-    job: int
-    cut: Cut
-    base: Vector
-    start: Vector
-    mu: float
-    progress: float
-    state: bytes | None
-    secret: bytes
-    basis: bytes
-    assess: bool = False
-
 
 MAX_CUTS = 8
 """Cuts whose middle blocks one edge holds, unless more are configured; the one that was used longest ago, and by no job
@@ -83,31 +63,40 @@ class EdgeWorker:
         self._assessed: set[str] = set()
         self._lock = threading.Lock()
 
-    def start(self, task: MiddleTask) -> None:
+    def start(self, task: EdgeTask) -> None:
         """Open a device's copy; what it had open is closed.
+
+        Args:
+            task: one that starts a job, or an evaluation: of that nothing is trained, and what is looked at are batches
+                of the task. Its tensor is the basis of the device's perturbation.
 
         Raises:
             CodecError: for a basis that is none.
+            ProtocolError: the task says not where the job starts.
             TrainingError: the edge holds as many cuts as it may, and jobs are under way with all of them.
         """
+        device, given = task.device, task.start
+        if given is None:
+            raise ProtocolError(f"{device}: a job that does not say where it starts")
+        cut = Cut(given.front, given.back)
         with self._lock:
-            device, cut = task.device, task.cut
             self._close(device)
             part, indices = self._held(cut), self._indices(cut)
             perturbation = None
             if self._rank:
-                basis = decode_basis(task.basis, part.width)
-                perturbation = Perturbation.agreed(basis, task.secret, device, task.job, "front")
+                basis = decode_basis(task.tensor, part.width)
+                perturbation = Perturbation.agreed(basis, given.secret, device, task.job, "front")
             length = self._shared.spec.train.sequence_length
             codecs = Codecs.of(self._encodings, part.width, self._batch, length)
             moments = None
-            if task.state:
-                moments = of_cut(task.state, (cut.p, cut.q), indices.size, self._size)
-            rate = learning_rate(self._shared.spec.train, task.progress)
-            part.start(device, task.start[indices], task.base[indices], moments, rate, task.mu)
-            self._cuts[device], self._starts[device] = cut, task.start[indices]
-            self._codecs[device] = TensorCodec(codecs, task.secret, device, task.job, perturbation)
-            if task.assess:
+            if given.state:
+                moments = of_cut(given.state, (cut.p, cut.q), indices.size, self._size)
+            rate = learning_rate(self._shared.spec.train, given.progress)
+            weights, base = given.start[indices], given.base[indices]
+            part.start(device, weights=weights, base=base, state=moments, lr=rate, mu=given.mu)
+            self._cuts[device], self._starts[device] = cut, weights
+            self._codecs[device] = TensorCodec(codecs, given.secret, device, task.job, perturbation)
+            if isinstance(task.head, Assess):
                 self._assessed.add(device)
 
     def _held(self, cut: Cut) -> EdgeModel:

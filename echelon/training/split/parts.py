@@ -215,12 +215,23 @@ class DeviceModel:
         """Micro-batches whose front's backward pass has not been."""
         return tuple(self._flights)
 
-    def start(self, weights: Vector, base: Vector, state: TrainerState | None, lr: float, mu: float) -> None:
-        """Begin from `weights` with the proximal centre `base`, float32[d_device]; drops what is in flight."""
+    def start(
+        self, *, weights: Vector, base: Vector, state: TrainerState | None, lr: float, mu: float
+    ) -> None:
+        """Begin a job; drops what is in flight.
+
+        Args:
+            weights: where it begins, float32[d_device].
+            base: the proximal centre, float32[d_device].
+            state: moments and step count to go on from; None: a first job.
+            lr: the learning rate.
+            mu: the proximal term's weight.
+        """
         self._flights.clear()
         self._trainer.norm = None
         fresh = TrainerState.fresh(self.layout.dim)
-        self._trainer.optimizer.start(weights, base, fresh if state is None else state, lr, mu)
+        begin = fresh if state is None else state
+        self._trainer.optimizer.start(weights=weights, base=base, state=begin, lr=lr, mu=mu)
 
     def front(self, micro: int, batch: Batch, divisor: int | None = None) -> Hidden:
         """The hidden state after the first p blocks, float32[b, L, h].
@@ -389,14 +400,24 @@ class EdgeModel:
         return {key: mine.steps for key, mine in self._copies.items()}
 
     def start(
-        self, key: str, weights: Vector, base: Vector, state: TrainerState | None, lr: float, mu: float
+        self, key: str, *, weights: Vector, base: Vector, state: TrainerState | None, lr: float, mu: float
     ) -> None:
-        """Open a device's copy at `weights` with the proximal centre `base`, float32[d_middle], or open it anew."""
+        """Open a device's copy, or open it anew.
+
+        Args:
+            key: the device.
+            weights: where the copy begins, float32[d_middle].
+            base: the proximal centre, float32[d_middle].
+            state: moments and step count to go on from; None: a first job.
+            lr: the learning rate.
+            mu: the proximal term's weight.
+        """
         mine = self._copies.get(key)
         trainer = self.segment.trainer() if mine is None else mine.trainer
         trainer.norm = None
         fresh = TrainerState.fresh(self.layout.dim)
-        trainer.optimizer.start(weights, base, fresh if state is None else state, lr, mu)
+        begin = fresh if state is None else state
+        trainer.optimizer.start(weights=weights, base=base, state=begin, lr=lr, mu=mu)
         self._copies[key] = _Copy(trainer, {})
 
     def forward(self, key: str, micro: int, hidden: Hidden, mask: Mask | None = None) -> Hidden:

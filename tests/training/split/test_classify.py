@@ -10,12 +10,14 @@ import pytest
 
 from echelon.config.split import EncodingSettings
 from echelon.errors import CodecError, LimitExceeded, TrainingError
+from echelon.jobs.edge_part import EdgeStart, EdgeTask
+from echelon.messages.frames import Assess, Begin
 from echelon.training.learner import LearnerSpec, TrainTask
 from echelon.training.local import TorchLearner
 from echelon.training.split.compress import Exact
 from echelon.training.split.cut import Cut, device_indices, part_ranges
 from echelon.training.split.device_worker import DeviceStart, DeviceWorker
-from echelon.training.split.edge_worker import EdgeWorker, MiddleTask
+from echelon.training.split.edge_worker import EdgeWorker
 from echelon.training.split.shared_modules import SharedModules
 from echelon.training.split.tensor_format import Limits, decode_masked, encode, encode_mask
 from tests.classifiers import BLOCKS, WIDTH, data_of, gradient_of_first_step, model_of, save_model, write_rows
@@ -26,6 +28,8 @@ EXACT = EncodingSettings(
 SECRET = bytes(range(32))
 MICRO = 3
 CUT = Cut(1, 1)
+BEGIN = Begin(job=1, version=0, on_top=(), after=0, front=1, back=1, mu=bytes(8), steps=1)
+ASSESS = Assess(job=1, commit=1, front=1, back=1)
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +51,36 @@ def make_spec(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Learner
     return make
 
 
+def beginning(
+    device: str,
+    start: np.ndarray,
+    base: np.ndarray,
+    mu: float = 0.0,
+    *,
+    job: int = 1,
+    cut: Cut = CUT,
+    tensor: bytes = b"",
+    assess: bool = False,
+) -> EdgeTask:
+    """The task that opens a device's copy on an edge."""
+    place = EdgeStart(
+        base=base, start=start, front=cut.p, back=cut.q, mu=mu, progress=0.0, state=None, secret=SECRET
+    )
+    head = ASSESS if assess else BEGIN
+    return EdgeTask(device=device, session=bytes(16), job=job, head=head, tensor=tensor, start=place)
+
+
 class Pair:
     """A device's half and an edge's middle, and the bytes between them."""
 
     def __init__(self, spec: LearnerSpec, start: np.ndarray, base: np.ndarray, rank: int = 0) -> None:
         self.shared = SharedModules(spec)
-        self.half = DeviceWorker(self.shared, "a0", CUT, MICRO, EXACT, rank, probes=2)
+        self.half = DeviceWorker(self.shared, "a0", CUT, MICRO, EXACT, rank=rank, probes=2)
         self.edge = EdgeWorker(self.shared, EXACT, rank, MICRO)
-        basis = self.half.start(DeviceStart(base, start, 0.1, 0.0, None, 1, SECRET))
-        self.edge.start(MiddleTask("a0", 1, CUT, base, start, 0.1, 0.0, None, SECRET, basis))
+        basis = self.half.start(
+            DeviceStart(base=base, start=start, mu=0.1, progress=0.0, state=None, job=1, secret=SECRET)
+        )
+        self.edge.start(beginning("a0", start, base, 0.1, tensor=basis))
         self.step = -1
 
     def passes(self) -> int:
@@ -151,7 +176,7 @@ def assess(pair: Pair, weights: np.ndarray, names: list[str], tokens: int, job: 
     """Sum of losses and count of an evaluation, in batches of at most `MICRO` rows that come back in another order."""
     count = pair.half.validation(names, tokens)
     basis = pair.half.assess(weights, job, SECRET)
-    pair.edge.start(MiddleTask("a0", job, CUT, weights, weights, 0.0, 0.0, None, SECRET, basis, assess=True))
+    pair.edge.start(beginning("a0", weights, weights, job=job, tensor=basis, assess=True))
     for micro in reversed(range(count)):
         pair.half.judged(micro, pair.edge.look("a0", micro, pair.half.shown(micro)))
     return pair.half.assessed()
@@ -223,7 +248,7 @@ def test_an_edge_holds_the_middles_of_so_many_cuts_and_lets_the_one_go_that_nobo
     first, second, third = Cut(1, 1), Cut(0, 1), Cut(1, 0)
 
     def begin(device: str, cut: Cut) -> None:
-        edge.start(MiddleTask(device, 1, cut, start, start, 0.0, 0.0, None, SECRET, b""))
+        edge.start(beginning(device, start, start, cut=cut))
 
     begin("a0", first)
     begin("a1", second)
@@ -244,7 +269,7 @@ def test_a_job_whose_start_was_refused_is_no_job(make_spec):
     edge = EdgeWorker(shared, EXACT, 4, MICRO)
     start = np.zeros(shared.layout.dim, np.float32)
     with pytest.raises(CodecError):
-        edge.start(MiddleTask("a0", 1, CUT, start, start, 0.0, 0.0, None, SECRET, b"no basis"))
+        edge.start(beginning("a0", start, start, tensor=b"no basis"))
     for work in (
         lambda: edge.finish("a0"),
         lambda: edge.forward("a0", 0, 0, b""),

@@ -31,7 +31,7 @@ spec = SplitSpec(model=ModelSettings(model=sys.argv[1]), adapter=AdapterSettings
 ready = peak()
 device = DeviceModel(spec, Cut(*map(int, sys.argv[2:4])))
 vector = np.zeros(device.layout.dim, np.float32)
-device.start(vector, vector, None, 1e-3, 0.0)
+device.start(weights=vector, base=vector, state=None, lr=1e-3, mu=0.0)
 tokens = np.ones((2, 16), np.int64)
 hidden = device.front(0, Batch(tokens, tokens))
 device.front_backward(0, device.back(0, hidden).gradient)

@@ -101,8 +101,8 @@ class Pair:
         self.dim = layout.dim
         self.device, self.edge = DeviceModel(spec, cut), EdgeModel(spec, cut)
         base = vector if base is None else base
-        self.device.start(vector[self.mine], base[self.mine], None, lr, mu)
-        self.edge.start("d", vector[self.theirs], base[self.theirs], None, lr, mu)
+        self.device.start(weights=vector[self.mine], base=base[self.mine], state=None, lr=lr, mu=mu)
+        self.edge.start("d", weights=vector[self.theirs], base=base[self.theirs], state=None, lr=lr, mu=mu)
 
     def joined(self, mine, theirs):
         whole = np.full(self.dim, np.nan, dtype=np.float32)
@@ -153,7 +153,7 @@ def test_a_window_of_steps_ends_where_the_whole_model_does(family, task, split_f
     spec = spec_of(split_folder(family), task, clip_norm=0.5)
     whole = Whole(spec)
     vector, base = (random_vector(whole.flat.layout.dim, seed) for seed in (1, 2))
-    whole.optimizer.start(vector, base, TrainerState.fresh(vector.size), 0.01, 0.3)
+    whole.optimizer.start(weights=vector, base=base, state=TrainerState.fresh(vector.size), lr=0.01, mu=0.3)
     pair = Pair(spec, Cut(1, 1), vector, base, 0.01, 0.3)
     for step in range(4):
         batches = [make_batch(task, 10 * step + m, rows=2 + m) for m in range(3)]
@@ -195,7 +195,7 @@ def test_devices_of_an_edge_do_not_see_each_other(split_folder):
     edge = EdgeModel(spec, cut)
 
     def begin(key):
-        edge.start(key, starts[key], starts[key], None, 0.01, 0.0)
+        edge.start(key, weights=starts[key], base=starts[key], state=None, lr=0.01, mu=0.0)
 
     def alone(key):
         begin(key)
@@ -343,7 +343,7 @@ def test_a_device_can_make_the_edge_hold_so_much_and_no_more(split_folder):
     spec = spec_of(split_folder("llama"), "causal")
     edge = EdgeModel(spec, Cut(1, 1), max_in_flight=2)
     zero = np.zeros(edge.layout.dim, np.float32)
-    edge.start("d", zero, zero, None, 0.01, 0.0)
+    edge.start("d", weights=zero, base=zero, state=None, lr=0.01, mu=0.0)
     hidden = np.ones((1, 3, WIDTH), np.float32)
     for micro in range(2):
         edge.forward("d", micro, hidden)
