@@ -25,11 +25,11 @@ demo *ARGS:
 
 # start three Kafka brokers on loopback: the exchange, and one for each boundary named (default: the quickstart's)
 kafka-up *BOUNDARIES="web system":
-    python -m echelon.testing.kafka up --folder .kafka exchange {{ BOUNDARIES }}
+    python -m tools.kafka up --folder .kafka exchange {{ BOUNDARIES }}
 
 # stop them; their topics stay in .kafka
 kafka-down:
-    python -m echelon.testing.kafka down --folder .kafka
+    python -m tools.kafka down --folder .kafka
 
 # run a federation on Kafka, every actor a process (default: the quickstart's 13), into runs/kafka-NAME
 demo-kafka *ARGS:
@@ -85,11 +85,11 @@ bench *ARGS:
 # the contest in its smallest form, into runs/contest-ci: every table, no claim; under five minutes on two cores
 contest-ci *ARGS:
     rm -rf runs/contest-ci
-    echelon bench contest --tier ci --out runs/contest-ci "$@"
+    python -m bench contest --tier ci --out runs/contest-ci "$@"
 
-# a tier of the contest, into bench/results/contest and docs/contest.md; ARGS go to `echelon bench contest`
+# a tier of the contest, into bench/results/contest and docs/contest.md; ARGS go to `python -m bench contest`
 contest TIER="small" *ARGS:
-    echelon bench contest --tier "$@"
+    python -m bench contest --tier "$@"
 
 # write docs/settings.md, the table of all settings, from the code
 docs-settings:

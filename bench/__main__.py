@@ -4,6 +4,8 @@
     python -m bench secagg audit         run these; figures go to bench/results/NAME.json
     python -m bench secagg -- --dim 1000 pass the rest to each
 
+    python -m bench contest --tier ci    the contest, which keeps its own files; its options follow directly
+
 A benchmark is a module of this package that prints its figures as JSON on stdout, or writes them to the file of its
 option `--json`. Beside them stand the command, the machine, and the versions of what was measured.
 """
@@ -22,15 +24,16 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+CONTEST = "contest"
 PACKAGES = ("aiokafka", "cryptography", "msgpack", "numpy", "peft", "torch", "transformers")
 
 
 def benchmarks() -> dict[str, str]:
     """Every benchmark by name, with the first line of what it says about itself."""
     found = {}
-    for path in sorted(HERE.glob("[!_]*.py")):
+    for path in sorted([*HERE.glob("[!_]*.py"), *HERE.glob("*/__main__.py")]):
         about = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
-        found[path.stem] = about.partition("\n")[0]
+        found[path.parent.name if path.stem == "__main__" else path.stem] = about.partition("\n")[0]
     return found
 
 
@@ -104,6 +107,10 @@ def run(name: str, arguments: list[str]) -> int:
 def main() -> int:
     """List, or run what is named."""
     names, arguments = sys.argv[1:], []
+    if names[:1] == [CONTEST]:
+        from bench.contest.__main__ import main as contest
+
+        contest(names[1:])
     if "--" in names:
         at = names.index("--")
         names, arguments = names[:at], names[at + 1 :]

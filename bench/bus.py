@@ -37,7 +37,7 @@ from echelon.bus.kafka_writer import BATCH_BYTES
 from echelon.bus.tls import Identity
 from echelon.config.broker import BrokerSettings
 from echelon.provision.pki import BREAK_GLASS
-from echelon.testing.kafka import Stack
+from tools.kafka.stack import Stack
 
 JVM = ("-Xms512m", "-Xmx512m", "-XX:+UseSerialGC")
 """A broker that is compiled in full: those of tests are not, and their TLS is several times slower than our side."""

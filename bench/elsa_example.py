@@ -33,9 +33,9 @@ from echelon.cli.running import Order, execute
 from echelon.config.broker import BrokerSettings
 from echelon.config.run import RunSettings, dump, load
 from echelon.messages.adapter import Vector
-from echelon.testing.outcome import read_broker
 from echelon.training.split.link import TensorCodec
 from echelon.training.split.parts import Hidden
+from tools.fleet.outcome import read_broker
 
 CANARY, PREFIX = 16, 8
 """Bytes of a canary, and those that are compared first: a uint64."""

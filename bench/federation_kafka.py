@@ -33,9 +33,9 @@ from echelon.provision.broker_map import EXCHANGE, load_brokers
 from echelon.provision.deployment import AUDITOR, deploy
 from echelon.run.federation import Federation, prepare_folder
 from echelon.run.recorder import Recorder
-from echelon.testing.fleet import Fleet
-from echelon.testing.kafka import Stack
-from echelon.testing.outcome import faults_of_exchange, read_broker
+from tools.fleet.fleet import Fleet
+from tools.fleet.outcome import faults_of_exchange, read_broker
+from tools.kafka.stack import Stack
 
 CONTROL = ("control",)
 MOST_SECONDS = 1800.0

@@ -20,7 +20,7 @@ from pathlib import Path
 import cryptography
 import numpy as np
 
-from echelon.contest import secagg as cost
+from bench.contest import secagg as cost
 
 TARGET = 1.5
 

@@ -28,8 +28,8 @@ from cryptography.x509.oid import NameOID
 
 from echelon.config.run import RunSettings, load
 from echelon.errors import ConfigError
-from echelon.provision.kafka.server import Listening, render
 from echelon.provision.pki import BROKER, Authority
+from tools.kafka.properties import Listening, render
 
 OWNER_ID = 1000
 """Uid and gid of every container, the brokers' among them."""

@@ -31,6 +31,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `tools` is no part of what is installed
+
 from echelon.audit.records import read_manifest
 from echelon.audit.replay import replay
 from echelon.bus import Record
@@ -44,10 +46,10 @@ from echelon.messages.adapter import Vector
 from echelon.messages.exchange import Genesis
 from echelon.provision.broker_map import EXCHANGE, BrokerMap, load_brokers
 from echelon.provision.deployment import AUDITOR, OPERATOR, Deployment, deploy
-from echelon.testing.fleet import Fleet, FleetError, when_failed
-from echelon.testing.follow import Follower, View
-from echelon.testing.kafka import FIRST_PORT, Stack
-from echelon.testing.outcome import Tally, faults_of_boundary, faults_of_exchange, read_broker
+from tools.fleet.fleet import Fleet, FleetError, when_failed
+from tools.fleet.follow import Follower, View
+from tools.fleet.outcome import Tally, faults_of_boundary, faults_of_exchange, read_broker
+from tools.kafka.stack import FIRST_PORT, Stack
 
 MOST_SECONDS = 3600.0
 """Longest that the federation may run."""

@@ -5,7 +5,7 @@ that the pooler, which a classifier reads, is trained too. The texts are those o
 files; nothing of a package that the benchmark's tasks are made of (``RESERVED`` there) is among them. The tokenizer is
 the shipped one, with [CLS], [SEP] and [MASK] added.
 
-    python scripts/make_bert.py --out bench/_elsa/bert --steps 2000
+    python scripts/make_bert.py --out bench/elsa/bert --steps 2000
 
 Weights are written as float16. Byte-equal results need the same Python, torch and processor kind.
 """
@@ -157,7 +157,7 @@ def validation_losses(
 def main() -> None:
     """Train and write the folder."""
     parser = argparse.ArgumentParser(description="make the small BERT of the benchmark elsa")
-    parser.add_argument("--out", type=Path, default=Path("bench/_elsa/bert"))
+    parser.add_argument("--out", type=Path, default=Path("bench/elsa/bert"))
     parser.add_argument("--tokenizer", type=Path, default=Path("echelon/assets/base"))
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=32, help="sequences per step")

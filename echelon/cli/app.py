@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from echelon import __version__
-from echelon.cli import bench, keys, services, shards, sim, split, topics
+from echelon.cli import keys, services, shards, sim, split, topics
 from echelon.cli.deploy import deploy_command
 from echelon.cli.export import export_command
 from echelon.cli.report import report_command
@@ -84,4 +84,3 @@ app.add_typer(shards.app)
 app.add_typer(split.app)
 app.add_typer(keys.app)
 app.add_typer(sim.app)
-app.add_typer(bench.app)

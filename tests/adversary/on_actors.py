@@ -48,9 +48,9 @@ from echelon.rounds.device.core import DeviceCore
 from echelon.rounds.edge.core import EdgeCore
 from echelon.rounds.effects import Publish
 from echelon.run.assembly import Assembly
-from echelon.testing.outcome import manifests
 from tests.adversary.case import Cases, Noticed, Played
 from tests.run.runs import M, Meddler, Outcome, federation, messages, run
+from tools.fleet.outcome import manifests
 
 CASES = Cases("actors")
 Change = Callable[[Publish], Publish]

@@ -22,8 +22,8 @@ from echelon.bus.tls import Identity
 from echelon.config.broker import BrokerSettings
 from echelon.errors import ConfigError
 from echelon.provision.pki import BREAK_GLASS
-from echelon.testing.kafka import Stack
-from echelon.testing.kafka_artifacts import jars, java
+from tools.kafka.artifacts import jars, java
+from tools.kafka.stack import Stack
 
 ROOT = Path(__file__).resolve().parents[2]
 CHILD = Path(__file__).with_name("child.py")

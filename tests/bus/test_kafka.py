@@ -19,8 +19,8 @@ from echelon.config.broker import BrokerSettings, SecuritySettings
 from echelon.errors import BusDenied, BusError, ConnectionLost, OffsetOutOfRange
 from echelon.provision.kafka.admin import Connection
 from echelon.provision.pki import BREAK_GLASS, Authority, write_private, write_public
-from echelon.testing.kafka import Stack
 from tests.bus.rules import allow
+from tools.kafka.stack import Stack
 
 pytestmark = [
     pytest.mark.kafka,

@@ -12,8 +12,8 @@ from echelon.bus import Bus, Committed, GroupMember, Outgoing, TopicPartition, o
 from echelon.config.broker import BrokerSettings
 from echelon.errors import BusClosed, BusDenied, BusError
 from echelon.provision.pki import BREAK_GLASS
-from echelon.testing.kafka import Stack
 from tests.bus.rules import allow
+from tools.kafka.stack import Stack
 
 pytestmark = [
     pytest.mark.kafka,

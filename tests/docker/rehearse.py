@@ -270,7 +270,7 @@ def main(arguments: list[str]) -> int:
     if given.inside is not None:
         return Rehearsal(given.folder, given.inside, run, given.commits, files).play()
 
-    from echelon.testing.kafka_artifacts import jars
+    from tools.kafka.artifacts import jars
 
     folder = given.folder or Path(tempfile.mkdtemp(prefix="echelon-rehearsal-"))
     folder.mkdir(parents=True, exist_ok=True)

@@ -118,7 +118,7 @@ def test_what_is_copied_is_there_and_not_ignored() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["tests", "runs", ".venv", ".git", ".kafka", "docker/run.yaml", "docs", "bench"]
+    "path", ["tests", "runs", ".venv", ".git", ".kafka", "docker/run.yaml", "docs", "bench", "tools"]
 )
 def test_nothing_else_reaches_the_builder(path: str) -> None:
     assert ignored(path)

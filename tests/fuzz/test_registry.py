@@ -19,8 +19,8 @@ PACKAGE = Path(__file__).parents[2] / "echelon"
 NAMES = re.compile(
     r"(decode|read|parse|load|loads|open|opened|restore|unpack|from_bytes|from_json|from_files)(_\w+)?"
 )
-LEFT_OUT = {"contest", "testing", "sim"}
-"""Benchmarks, test helpers and the explorer read what this project has just written."""
+LEFT_OUT = {"sim"}
+"""The explorer reads what this project has just written."""
 
 EXEMPT: dict[str, str] = {
     # Names that read nothing from elsewhere.

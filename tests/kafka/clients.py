@@ -12,7 +12,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 
 from echelon.config.broker import BrokerSettings
 from echelon.provision.kafka.admin import Connection, client_settings
-from echelon.testing.kafka import Broker
+from tools.kafka.stack import Broker
 
 DENIED = KafkaError.TOPIC_AUTHORIZATION_FAILED
 NO_COORDINATOR = (

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from echelon.errors import ConfigError
-from echelon.testing.kafka import Stack
-from echelon.testing.kafka_artifacts import jars, java
+from tools.kafka.artifacts import jars, java
+from tools.kafka.stack import Stack
 
 HERE = Path(__file__).parent
 

@@ -13,9 +13,9 @@ from echelon.compute.pool import build_learner, facts_of, spec_of
 from echelon.config.run import parse
 from echelon.provision.broker_map import EXCHANGE, load_brokers
 from echelon.provision.deployment import ADMIN, Deployment, deploy
-from echelon.testing.fleet import Fleet, Restart, by_fork, when_killed
-from echelon.testing.killing import Kills, Point
-from echelon.testing.outcome import Tally, faults_of_boundary, faults_of_exchange, read_broker
+from tools.fleet.fleet import Fleet, Restart, by_fork, when_killed
+from tools.fleet.killing import Kills, Point
+from tools.fleet.outcome import Tally, faults_of_boundary, faults_of_exchange, read_broker
 
 NAMES = ("a", "b")
 COMMITS = 3
@@ -87,7 +87,7 @@ def fleet(
             **({} if kills is None else kills.environment),
         },
         environments=environments,
-        entry="echelon.testing.killing" if faulty else "echelon.cli",
+        entry="tools.fleet.killing" if faulty else "echelon.cli",
     )
     made.clear()
     made.provision()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from echelon.provision.kafka import Scope
-from echelon.testing.kafka import Stack
+from tools.kafka.stack import Stack
 
 PRINCIPALS = {
     "a": ("a-0", "a-1", "a.edge-0", "a.aggregator", "a.gate", "operator", "auditor"),

@@ -18,12 +18,12 @@ from echelon.messages.exchange import Commit, Merged, Refusal
 from echelon.messages.wire import Message
 from echelon.provision.broker_map import EXCHANGE
 from echelon.provision.deployment import AUDITOR, Deployment
-from echelon.testing.fleet import Fleet
-from echelon.testing.follow import Follower, View
-from echelon.testing.kafka import Stack
-from echelon.testing.links import CUT, CUT_PORT, DUPLICATES
-from echelon.testing.outcome import SOURCE_OFFSET, manifests, messages, read_broker
 from tests.kafka.federations import NAMES, Left, deployed, fleet
+from tools.fleet.fleet import Fleet
+from tools.fleet.follow import Follower, View
+from tools.fleet.links import CUT, CUT_PORT, DUPLICATES
+from tools.fleet.outcome import SOURCE_OFFSET, manifests, messages, read_broker
+from tools.kafka.stack import Stack
 
 SECONDS = 400.0
 """Longest that a run here may take."""

@@ -27,10 +27,10 @@ from echelon.errors import BusError
 from echelon.provision.kafka import apply
 from echelon.provision.kafka.admin import Connection
 from echelon.provision.kafka.desired import desired
-from echelon.testing.kafka import Stack
 from echelon.topics import load_catalogue
 from tests.kafka.clients import DENIED, ask_group, begin_transaction, handshake, read, said_in_log, write
 from tests.kafka.scopes import PRINCIPALS, scope
+from tools.kafka.stack import Stack
 
 EVERYBODY = [(broker, principal) for broker, some in PRINCIPALS.items() for principal in some]
 REFUSED = re.compile(r"ALERT")

@@ -19,13 +19,13 @@ from echelon.config.broker import BrokerSettings
 from echelon.messages.boundary import Cohort, Ready, Released, Void, Window
 from echelon.provision.broker_map import EXCHANGE
 from echelon.provision.deployment import ADMIN, AUDITOR, OPERATOR, Deployment
-from echelon.testing.fleet import Fleet
-from echelon.testing.follow import Follower
-from echelon.testing.kafka import Stack
-from echelon.testing.outcome import envelopes, messages
 from echelon.wiring.shards import GROUP, TOPIC
 from tests.kafka.federations import Left, deployed, fleet
 from tests.kafka.test_federation import echelon
+from tools.fleet.fleet import Fleet
+from tools.fleet.follow import Follower
+from tools.fleet.outcome import envelopes, messages
+from tools.kafka.stack import Stack
 
 SHARDS = 8
 COMMITS = 16

@@ -18,8 +18,8 @@ from echelon.provision.broker_map import EXCHANGE
 from echelon.provision.deployment import AUDITOR, OPERATOR, Deployment
 from echelon.run.federation import Federation
 from echelon.run.recorder import Recorder
-from echelon.testing.kafka import Stack
 from tests.kafka.federations import NAMES, Left, deployed, fleet
+from tools.kafka.stack import Stack
 
 COMMITS = 8
 
@@ -102,7 +102,7 @@ def test_a_federation_that_is_stopped_goes_on_where_it_was(stack: Stack, tmp_pat
         tmp_path / "run", stack.brokers_yaml, budget={"commits": 16},
         learner={"kind": "quadratic", "dim": 2000, "seconds": 0.2},
     )  # fmt: skip
-    from echelon.testing.follow import Follower
+    from tools.fleet.follow import Follower
 
     stopped = 0
 

@@ -11,10 +11,10 @@ import pytest
 
 from echelon.audit.replay import replay
 from echelon.messages.exchange import Close
-from echelon.testing.kafka import Stack
-from echelon.testing.killing import Moment, Point
-from echelon.testing.outcome import manifests
 from tests.kafka.federations import COMMITS, NAMES, Left, run_with_kills
+from tools.fleet.killing import Moment, Point
+from tools.fleet.outcome import manifests
+from tools.kafka.stack import Stack
 
 
 def points(service: str, *wanted: str, topic: str = "") -> list[Point]:

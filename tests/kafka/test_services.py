@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from echelon.provision.broker_map import EXCHANGE
-from echelon.testing.fleet import Fleet, Service, never
-from echelon.testing.kafka import Stack
 from tests.kafka.federations import deployed, fleet
 from tests.services.asking import ask, eventually, port_of, scrape
+from tools.fleet.fleet import Fleet, Service, never
+from tools.kafka.stack import Stack
 
 
 def said(service: Service) -> dict[str, Any]:

@@ -21,13 +21,13 @@ from echelon.messages.split import EdgePart, SplitFrame
 from echelon.messages.wire import Reason
 from echelon.provision.broker_map import load_brokers
 from echelon.provision.deployment import Deployment, deploy
-from echelon.testing.fleet import Fleet, by_fork, when_killed
-from echelon.testing.kafka import Stack
-from echelon.testing.killing import Kills, Moment, Point
-from echelon.testing.links import FAR_BANDWIDTH, FAR_LATENCY, FAR_PORT
-from echelon.testing.outcome import messages
-from echelon.testing.spoiling import SPOIL
 from tests.kafka.federations import Left
+from tools.fleet.fleet import Fleet, by_fork, when_killed
+from tools.fleet.killing import Kills, Moment, Point
+from tools.fleet.links import FAR_BANDWIDTH, FAR_LATENCY, FAR_PORT
+from tools.fleet.outcome import messages
+from tools.fleet.spoiling import SPOIL
+from tools.kafka.stack import Stack
 
 MOST_SECONDS = 400.0
 ENVIRONMENT = {"ECHELON_LOG__FORMAT": "text", "OMP_NUM_THREADS": "1"}
@@ -87,7 +87,7 @@ def split_fleet(deployment: Deployment, faults: Mapping[str, Mapping[str, str]])
         spawn=by_fork,
         environment=ENVIRONMENT,
         environments=faults,
-        entry="echelon.testing.killing",
+        entry="tools.fleet.killing",
     )
     made.clear()
     made.provision()

@@ -15,10 +15,10 @@ import yaml
 
 from echelon.errors import BusError, ConfigError
 from echelon.provision.kafka.admin import Connection
-from echelon.provision.kafka.server import templates
 from echelon.provision.pki import Authority
-from echelon.testing import kafka_artifacts
-from echelon.testing.kafka import Stack, main
+from tools.kafka import artifacts as kafka_artifacts
+from tools.kafka.properties import templates
+from tools.kafka.stack import Stack, main
 
 
 def test_every_broker_answers_those_of_its_own_authority(stack):
@@ -122,12 +122,12 @@ def test_the_command_line_starts_says_and_stops(stack, tmp_path, capsys):
     assert main(["status", "--folder", folder]) == 0
     assert "there is no stack" in capsys.readouterr().out
     try:
-        command = [sys.executable, "-m", "echelon.testing.kafka", "up", "--folder", folder, "c"]
+        command = [sys.executable, "-m", "tools.kafka", "up", "--folder", folder, "c"]
         said = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout
         pid = Stack(Path(folder))["c"].pid
         assert pid is not None  # it outlives the command that started it
         assert f"pid {pid}" in said
-        assert "python -m echelon.testing.kafka down" in said
+        assert "python -m tools.kafka down" in said
     finally:
         assert main(["down", "--folder", folder]) == 0
     assert "stopped" in capsys.readouterr().out

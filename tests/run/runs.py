@@ -20,8 +20,8 @@ from echelon.messages.wire import Message
 from echelon.run.assembly import Assembly
 from echelon.run.federation import Federation, Result
 from echelon.run.recorder import Recorder
-from echelon.testing.outcome import manifests
 from echelon.virtual_loop import run_virtual
+from tools.fleet.outcome import manifests
 
 M = TypeVar("M", bound=Message)
 Meddler = Callable[[Assembly], Awaitable[None]]

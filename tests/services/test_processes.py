@@ -19,7 +19,6 @@ from echelon.bus import open_bus
 from echelon.messages.boundary import Void, Window
 from echelon.services.config import ControllerConfig, load_service
 from echelon.services.roles import role_of
-from echelon.testing.fleet import Fleet, Service, by_fork
 from tests.run.runs import (
     check_bodies,
     check_offers,
@@ -30,6 +29,7 @@ from tests.run.runs import (
 )
 from tests.services.asking import ask, eventually, lines, port_of, scrape
 from tests.services.deployed import BROKERS, deployed
+from tools.fleet.fleet import Fleet, Service, by_fork
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from echelon.cli.app import app
 from echelon.provision.deployment import Deployment
-from echelon.testing.fleet import Fleet, by_fork
 from tests.services.asking import ask, eventually, lines, port_of, scrape
 from tests.services.deployed import create_topics, deployed, edit
+from tools.fleet.fleet import Fleet, by_fork
 
 ROOT = Path(__file__).resolve().parents[2]
 

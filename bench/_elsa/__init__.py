@@ -1,1 +1,0 @@
-"""The benchmark `elsa`: text classification by devices that cannot hold their model; see `bench/elsa.py`."""

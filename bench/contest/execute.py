@@ -1,0 +1,111 @@
+"""Many runs, in processes of one thread each: longest training first shared, every result written as it comes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.contest.data import Corpus
+from bench.contest.learner import SharedLearner
+from bench.contest.plan import Job, groups
+from bench.contest.results import Results
+from bench.contest.runs import run_job
+from echelon.errors import EchelonError
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that gave no figures, and why."""
+
+    job: Job
+    why: str
+
+
+_corpus: Corpus | None = None
+_folder: Path | None = None
+_learner: SharedLearner | None = None
+
+
+def _start(corpus: Corpus, folder: Path) -> None:
+    global _corpus, _folder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when the contest stops
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # A row's id, by which it is dealt and ordered, has the path of its file in it as the run file names it: relative to
+    # the folder, so that the same run has the same data wherever its rows lie.
+    os.chdir(folder)
+    _corpus, _folder = corpus, Path()
+
+
+def _run_group(jobs: Sequence[Job]) -> tuple[list[Line], list[Failure]]:
+    """The runs of one group after another, with what was trained before looked up."""
+    global _learner
+    assert _corpus is not None
+    assert _folder is not None
+    lines: list[Line] = []
+    failures: list[Failure] = []
+    for place, job in enumerate(jobs):
+        try:
+            line, _learner = run_job(
+                job, _corpus, _folder, _learner, remember=len(jobs) > 1, first=place == 0
+            )
+            lines.append(line)
+        except EchelonError as error:
+            failures.append(Failure(job, str(error)))
+        except Exception:
+            # One broken run must not take the figures of all others with it; it is reported, and the exit code says so.
+            failures.append(Failure(job, traceback.format_exc(limit=-4)))
+    return lines, failures
+
+
+def execute(
+    jobs: Sequence[Job],
+    results: Results,
+    corpus: Corpus,
+    folder: Path,
+    workers: int,
+    tell: Callable[[str], None] = lambda _text: None,
+) -> list[Failure]:
+    """Run every job that has no line yet; lines are appended as groups end. What failed, in order of ending."""
+    waiting = [group for group in groups(job for job in jobs if job.key not in results) if group]
+    if not waiting:
+        return []
+    total, done = sum(map(len, waiting)), 0
+    begun = time.monotonic()
+    failures: list[Failure] = []
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        min(workers, len(waiting)), mp_context=context, initializer=_start, initargs=(corpus, folder)
+    ) as pool:
+        futures = [pool.submit(_run_group, group) for group in waiting]
+        try:
+            for future in as_completed(futures):
+                lines, broken = future.result()
+                for line in lines:
+                    results.append(line)
+                    done += 1
+                    final = line["final"]
+                    tell(
+                        f"{done}/{total} {line['arm']} in {line['cell_name']}, seed {line['seed']}: loss "
+                        f"{final['loss']:.4f} after {final['seconds']:.1f} simulated s, {line['cpu_s']:.1f} CPU-s, "
+                        f"{time.monotonic() - begun:.0f} s so far"
+                    )
+                for failure in broken:
+                    done += 1
+                    reason = failure.why.strip().splitlines()[-1]
+                    tell(f"{done}/{total} {failure.job.arm} in {failure.job.cell.name} FAILED: {reason}")
+                failures += broken
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+    return failures

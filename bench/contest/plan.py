@@ -1,0 +1,278 @@
+"""Which runs a tier has: conditions, arms, seeds and tokens, fixed before anything is run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from bench.contest.arms import (
+    ABLATIONS,
+    ARMS,
+    BY_NAME,
+    CONTESTANT,
+    FIXED,
+    Arm,
+    Kind,
+    Knobs,
+    ablated,
+)
+from bench.contest.cells import CHURN, HOME, NETWORK, PARTITIONS, PRIMARY, STRAGGLERS, Cell
+from echelon.errors import ConfigError
+
+Part = Literal["dev", "test"]
+DEV_SEED = 101
+FIRST_SEED = 1
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Model and local training: the same for every run of a tier, whatever the arm."""
+
+    model: str
+    rank: int
+    lr: float
+    batch: int
+    length: int
+    characters: int | None
+    """Characters of each domain that are used; None: all."""
+    eval_tokens: int
+    """Tokens of each domain that a point of a curve is evaluated on."""
+    points: int
+    """At most so many points of a curve are evaluated, the last one among them."""
+    speed: float
+    """How fast a device is against the core that the cost model was measured on: devices of a federation are weak, and
+    links must be neither free nor everything against a step."""
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of one local step."""
+        return self.batch * self.length
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run. Everything that its figures depend on is in here, or in the data's digest and the cost model."""
+
+    arm: str
+    knobs: Knobs
+    cell: Cell
+    seed: int
+    tokens: int
+    part: Part
+    shape: Shape
+    data: str
+    cost: tuple[float, float]
+    """Seconds per trained and per evaluated token."""
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of all of it, in hex: what a stored figure is found again by."""
+        fields = {name: value for name, value in asdict(self).items() if name != "arm"}
+        if BY_NAME[self.arm].kind is not Kind.FEDERATED:
+            fields["arm"] = self.arm
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def group(self) -> str:
+        """Jobs of one group train alike as long as nothing depends on the links: they run in one process."""
+        bare = replace(self, cell=replace(self.cell, latency_ms=0, mbit=0))
+        return bare.key
+
+
+@dataclass(frozen=True)
+class Table:
+    """Runs of one table: arms × cells × seeds at so many tokens, and the contestant with each of the ablations."""
+
+    name: str
+    arms: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    seeds: int
+    tokens: int
+    ablations: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A size of the contest.
+
+    Attributes:
+        tuned: tuning is part of the tier; otherwise what is committed is taken.
+        dev_tokens, dev_seeds: of every trial.
+        stretch: what every H of the grids is multiplied with, as longer runs have room for longer intervals.
+    """
+
+    name: str
+    about: str
+    shape: Shape
+    dev_tokens: int
+    dev_seeds: int
+    tables: tuple[Table, ...]
+    tuned: bool = True
+    stretch: int = 1
+
+
+FEDERATED = tuple(arm.name for arm in ARMS if arm.kind is Kind.FEDERATED)
+ALL = tuple(arm.name for arm in ARMS)
+OVERLAPPED = ("diloco-overlap", "fedbuff", "echelon-fixed", "echelon-da")
+BARRIER = ("fedavg", "diloco")
+FOUR = ("fedavg", "diloco", "echelon-fixed", "echelon-da")
+BEST_FIXED = "@best-fixed"
+"""Stands for the arm that the dev split found to be the best with a fixed interval."""
+TARGET_SHARE = 0.5
+"""The target is this share of the improvement that the best trial made on the dev split, relative to the base."""
+
+
+def _tables(
+    t1: int, others: int, seeds: int, fewer: int, network: tuple[str, ...], four: tuple[str, ...]
+) -> tuple[Table, ...]:
+    """In the order in which they are run, so that what matters most is there first."""
+    rest = tuple(cell for cell in NETWORK if cell != PRIMARY)
+    return (
+        Table("T1", ALL, (HOME,), seeds, t1),
+        Table("primary", (BEST_FIXED, FIXED, CONTESTANT), (PRIMARY,), seeds, others, ("pace",)),
+        Table("T2", network, (PRIMARY, *rest), fewer, others),
+        Table("T3", four, PARTITIONS, fewer, others),
+        Table("T4", four, (*CHURN, *STRAGGLERS), fewer, others),
+        Table("T6", (CONTESTANT,), (HOME,), fewer, others, tuple(name for name, _, _ in ABLATIONS)),
+    )
+
+
+MICRO = Shape("echelon:micro", 8, 4e-3, 2, 64, 150_000, 1024, 6, 0.1)
+TINY = Shape("echelon:tiny", 8, 4e-3, 4, 64, None, 1536, 8, 0.25)
+
+TIERS: Mapping[str, Tier] = {
+    tier.name: tier
+    for tier in (
+        Tier(
+            "ci",
+            "the mechanics: every table, few seeds, a 0.2M model, tuning as committed",
+            MICRO,
+            dev_tokens=16_384,
+            dev_seeds=1,
+            tables=_tables(32_768, 16_384, 2, 1, BARRIER[1:] + OVERLAPPED[2:], FOUR[2:]),
+            tuned=False,
+        ),
+        Tier(
+            "small",
+            "the shipped 1M model, five paired seeds, within about 70 CPU-minutes",
+            TINY,
+            dev_tokens=65_536,
+            dev_seeds=1,
+            tables=_tables(98_304, 65_536, 5, 3, FOUR[1:], FOUR[2:]),
+            stretch=2,
+        ),
+        Tier(
+            "full",
+            "the shipped 1M model at the sizes that the contest was planned with: about 270 runs, 5 CPU-hours or more",
+            replace(TINY, eval_tokens=4096, points=16),
+            dev_tokens=196_608,
+            dev_seeds=1,
+            tables=_tables(786_432, 393_216, 5, 5, BARRIER + OVERLAPPED, FOUR),
+            stretch=4,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What the dev split decided: the settings of every federated arm, and the target as a share of the base's loss."""
+
+    chosen: Mapping[str, Knobs]
+    target_share: float
+    """The target is the base's loss on the test slice times (1 − this)."""
+    best_fixed: str | None = None
+    """The arm with a fixed interval that was fastest to the target on the dev split: whom the contestant meets."""
+
+
+def knobs_from(fields: Mapping[str, Any]) -> Knobs:
+    """Knobs as they stand in JSON."""
+    extra = tuple((str(path), value) for path, value in fields.get("extra", ()))
+    return Knobs(**{**fields, "extra": extra})
+
+
+def check_tier(name: str) -> Tier:
+    """The tier of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in TIERS:
+        raise ConfigError(f"there is no tier {name!r}; there are {', '.join(TIERS)}")
+    return TIERS[name]
+
+
+def trials(tier: Tier, data: str, cost: tuple[float, float]) -> list[Job]:
+    """Every tuning run: the same number for each federated arm, on the dev split, in the primary cell."""
+    return [
+        Job(
+            arm.name,
+            replace(knobs, steps=knobs.steps * tier.stretch),
+            PRIMARY,
+            DEV_SEED + seed,
+            tier.dev_tokens,
+            "dev",
+            tier.shape,
+            data,
+            cost,
+        )
+        for arm in ARMS
+        if arm.kind is Kind.FEDERATED
+        for knobs in arm.grid
+        for seed in range(tier.dev_seeds)
+    ]
+
+
+def jobs_of(table: Table, tier: Tier, tuning: Tuning, data: str, cost: tuple[float, float]) -> list[Job]:
+    """The runs of one table."""
+    found = []
+    for cell in table.cells:
+        for seed in range(FIRST_SEED, FIRST_SEED + table.seeds):
+            for arm, knobs in rows_of(table, tuning):
+                found.append(Job(arm.name, knobs, cell, seed, table.tokens, "test", tier.shape, data, cost))
+    return found
+
+
+def rows_of(table: Table, tuning: Tuning) -> list[tuple[Arm, Knobs]]:
+    """The arms of a table with the settings that they run with, then the contestant's ablations."""
+    names = [tuning.best_fixed if name == BEST_FIXED else name for name in table.arms]
+    rows = [
+        (BY_NAME[name], tuning.chosen.get(name, Knobs())) for name in dict.fromkeys(names) if name is not None
+    ]
+    rows += [
+        (BY_NAME[CONTESTANT], ablated(tuning.chosen[CONTESTANT], ablation)) for ablation in table.ablations
+    ]
+    return rows
+
+
+def planned(tier: Tier, tuning: Tuning, data: str, cost: tuple[float, float]) -> dict[str, list[Job]]:
+    """The runs of every table, each run under the first table that has it."""
+    seen: set[str] = set()
+    found: dict[str, list[Job]] = {}
+    for table in tier.tables:
+        found[table.name] = []
+        for job in jobs_of(table, tier, tuning, data, cost):
+            if job.key not in seen:
+                seen.add(job.key)
+                found[table.name].append(job)
+    return found
+
+
+def groups(jobs: Iterable[Job]) -> list[list[Job]]:
+    """Jobs that share their training, together, in the order in which the first of each came."""
+    found: dict[str, list[Job]] = {}
+    for job in jobs:
+        found.setdefault(job.group, []).append(job)
+    return list(found.values())
+
+
+def trained_tokens(jobs: Sequence[Job]) -> int:
+    """Tokens that will really be trained: a barrier's runs of a group train once."""
+    total = 0
+    for group in groups(jobs):
+        barrier = not group[0].knobs.overlap and BY_NAME[group[0].arm].kind is Kind.FEDERATED
+        total += group[0].tokens if barrier else sum(job.tokens for job in group)
+    return total

@@ -1,0 +1,86 @@
+"""What the dev split decides, before any reported run: each arm's settings, the target, whom the contestant meets."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from bench.contest.arms import BY_NAME, Knobs
+from bench.contest.curves import at_budget, evaluated, time_to
+from bench.contest.plan import TARGET_SHARE, Job, Tier, Tuning, knobs_from
+from echelon.errors import ConfigError
+
+Line = dict[str, Any]
+CENSORED = math.inf
+
+
+def decide(tier: Tier, jobs: Sequence[Job], lines: Mapping[str, Line]) -> dict[str, Any]:
+    """The choices as JSON, with every trial: the losers are published too.
+
+    The target is the loss that lies `TARGET_SHARE` of the way from the base to the best trial's loss at the budget. Of
+    an arm's trials the one with the least mean time to it wins, among those that are still there at the budget: large
+    momentum gets there fast and diverges. Where none is, the one with the least loss at the budget wins. A run ends
+    with the commit that passes its budget; what it trained beyond counts for nobody.
+
+    Raises:
+        ConfigError: a trial has no figures yet.
+    """
+    missing = [job for job in jobs if job.key not in lines]
+    if missing:
+        raise ConfigError(
+            f"{len(missing)} trials have no figures yet, the first is {missing[0].arm}: run them first"
+        )
+    lines_of = [lines[job.key] for job in jobs]
+    base = evaluated(lines_of[0]["curve"])[0]["loss"]
+    best = min(loss for line in lines_of if (loss := at_budget(line)) is not None)
+    share = TARGET_SHARE * (base - best) / base
+    target = base * (1 - share)
+    trials: dict[tuple[str, Knobs], list[Line]] = {}
+    for job in jobs:
+        trials.setdefault((job.arm, job.knobs), []).append(lines[job.key])
+    rows: list[Line] = []
+    for (arm, knobs), found in trials.items():
+        times = [time_to(line["curve"], target) for line in found]
+        reached = [when for when in times if when is not None]
+        whole = len(reached) == len(times)
+        losses = [loss for line in found if (loss := at_budget(line)) is not None]
+        rows.append(
+            {
+                "arm": arm,
+                "knobs": asdict(knobs),
+                "words": knobs.words(),
+                "loss": round(statistics.fmean(losses), 6),
+                "seconds": round(statistics.fmean(line["final"]["seconds"] for line in found), 3),
+                "time_to_target": round(statistics.fmean(reached), 4) if whole else None,
+                "held": max(losses) <= target,
+                "seeds": len(found),
+                "chosen": False,
+            }
+        )
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        min((row for row in rows if row["arm"] == arm), key=_order)["chosen"] = True
+    fixed = [row for row in rows if row["chosen"] and BY_NAME[row["arm"]].fixed_interval]
+    return {
+        "tier": tier.name,
+        "tokens": tier.dev_tokens,
+        "base_loss": base,
+        "best_loss": best,
+        "target": round(target, 6),
+        "target_share": round(share, 8),
+        "best_fixed": min(fixed, key=_order)["arm"] if fixed else None,
+        "trials": rows,
+    }
+
+
+def _order(row: Mapping[str, Any]) -> tuple[float, float]:
+    when = row["time_to_target"]
+    return (CENSORED if when is None or not row["held"] else when, row["loss"])
+
+
+def tuning_of(decided: Mapping[str, Any]) -> Tuning:
+    """The choices as the plan takes them."""
+    chosen = {row["arm"]: knobs_from(row["knobs"]) for row in decided["trials"] if row["chosen"]}
+    return Tuning(chosen, float(decided["target_share"]), decided["best_fixed"])

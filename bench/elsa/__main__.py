@@ -1,0 +1,212 @@
+"""Split training in boundaries against its alternatives, on text classification: accuracy, bytes, simulated seconds.
+
+    python -m bench elsa -- --tier tiny --workers 1   the mechanics, under a minute
+    python -m bench elsa -- --tier full --workers 2   every run that has no figures yet
+    python -m bench elsa -- --page                    write docs/elsa-tasks.md again from the raw figures
+
+Every run is appended to bench/results/elsa/TIER.jsonl as it ends, and what stands there is not run again. The cost
+model (`calibration.json`) and the data's manifest (`data.json`) stand beside it; `--calibrate` measures the former.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from bench.contest.contest import cores
+from bench.contest.results import Results, read_json, write_json
+from bench.elsa.calibrate import calibrate
+from bench.elsa.data import Task, make_task
+from bench.elsa.plan import TIERS, Job, Tier, jobs_of
+from bench.elsa.runs import base_of, run_job
+from bench.elsa.tables import page, summary_of
+from echelon.errors import ConfigError, EchelonError
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "bench" / "results" / "elsa"
+PAGE = ROOT / "docs" / "elsa-tasks.md"
+CALIBRATION, DATA = "calibration.json", "data.json"
+
+_tasks: dict[str, Task] = {}
+_folder = Path()
+
+
+def tell(text: str) -> None:
+    """Progress; figures go to stdout."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def counter() -> Any:
+    """Counts the tokens of texts, by the shipped tokenizer."""
+    from transformers import AutoTokenizer
+
+    from echelon.config.training import ModelSettings
+    from echelon.training.model import model_path
+
+    tokenizer = AutoTokenizer.from_pretrained(model_path(ModelSettings()))
+
+    def measure(texts: Sequence[str]) -> list[int]:
+        if not texts:
+            return []
+        found = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return [len(ids) for ids in found]
+
+    return measure
+
+
+def check_data(tasks: dict[str, Task], path: Path) -> None:
+    """Write the manifest if there is none; say so if this Python's library gives other snippets than the manifest's."""
+    found = {name: task.manifest for name, task in tasks.items()}
+    if not path.exists():
+        write_json(path, found)
+        tell(f"the data's manifest is written to {path}")
+        return
+    known = read_json(path, "the data's manifest")
+    for name, manifest in found.items():
+        if name not in known or known[name]["digest"] != manifest["digest"]:
+            tell(
+                f"the snippets of the task {name} are not those of {path.name}: figures made here can be compared with "
+                "one another, not with the committed ones"
+            )
+
+
+def _enter(tasks: dict[str, Task], folder: Path) -> None:
+    global _tasks, _folder
+    _tasks, _folder = tasks, folder
+
+
+def _start(tasks: dict[str, Task], folder: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when the benchmark stops
+    _enter(tasks, folder)
+
+
+def _run(job: Job) -> tuple[dict[str, Any] | None, str]:
+    """The line of a run, or why there is none."""
+    try:
+        return run_job(job, _tasks[job.task], _folder), ""
+    except EchelonError as error:
+        return None, str(error)
+    except Exception:
+        # One broken run must not take the figures of all others with it; it is reported, and the exit code says so.
+        return None, traceback.format_exc(limit=-4)
+
+
+Outcome = tuple[Job, dict[str, Any] | None, str]
+
+
+def outcomes(waiting: Sequence[Job], tasks: dict[str, Task], folder: Path, workers: int) -> Iterator[Outcome]:
+    """What comes of each run, as they end; one worker is this process."""
+    if workers == 1:
+        _enter(tasks, folder)
+        for job in waiting:
+            yield job, *_run(job)
+        return
+    with ProcessPoolExecutor(
+        min(workers, max(1, len(waiting))),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start,
+        initargs=(tasks, folder),
+    ) as pool:
+        futures = {pool.submit(_run, job): job for job in waiting}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], *future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+def execute(jobs: Sequence[Job], results: Results, tasks: dict[str, Task], workers: int) -> list[str]:
+    """Run every job that has no line yet, in order; lines are appended as runs end. What failed, and why."""
+    waiting = [job for job in jobs if job.key not in results]
+    failures: list[str] = []
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="echelon-elsa-") as folder:
+        ended = outcomes(waiting, tasks, Path(folder), workers)
+        for number, (job, line, why) in enumerate(ended, 1):
+            if line is None:
+                failures.append(f"{job.name}: {why}")
+                tell(f"{number}/{len(waiting)} {job.name} FAILED: {why.strip().splitlines()[-1]}")
+                continue
+            results.append(line)
+            tell(
+                f"{number}/{len(waiting)} {job.name}: accuracy {line['accuracy']:.4f}, "
+                f"{line['traffic']['device'] / 1e6:.2f} MB, {line['seconds']:.0f} simulated s, "
+                f"{line['cpu_s']:.0f} CPU-s, {time.monotonic() - begun:.0f} s so far"
+            )
+    return failures
+
+
+def plan_of(tier: Tier, folder: Path) -> tuple[list[Job], dict[str, Task]]:
+    """Every run of a tier, and its tasks.
+
+    Raises:
+        ConfigError: there is no cost model.
+    """
+    rates = read_json(RESULTS / CALIBRATION, "the cost model (make it with --calibrate)")["tokens_per_s"]
+    measure = counter()
+    tasks = {name: make_task(name, measure, most=tier.most) for name in tier.tasks}
+    check_data(tasks, folder / DATA)
+    digests = {name: task.digest for name, task in tasks.items()}
+    return jobs_of(tier, digests, {name: base_of(name) for name in tier.models}, rates), tasks
+
+
+def main() -> int:
+    """Run what is missing, write the page, print a summary as JSON; 1 if runs failed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tier", choices=sorted(TIERS), default="tiny")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="where raw figures and the page go; default: the committed places, or runs/elsa-tiny",
+    )
+    parser.add_argument("--workers", type=int, default=cores())
+    parser.add_argument("--only", default="", help="runs whose name has this in it")
+    parser.add_argument("--limit", type=int, help="at most so many runs")
+    parser.add_argument("--calibrate", action="store_true", help="measure the cost model anew, and end")
+    parser.add_argument("--page", action="store_true", help="only write the page from what is there")
+    args = parser.parse_args()
+    tier = TIERS[args.tier]
+    args.out = args.out or (ROOT / "runs" / "elsa-tiny" if tier.name == "tiny" else None)
+    folder = args.out or RESULTS
+    results = Results(folder / f"{tier.name}.jsonl")
+    failures: list[str] = []
+    try:
+        if args.calibrate:
+            found = calibrate(make_task("kind", counter()))
+            write_json(RESULTS / CALIBRATION, found)
+            print(json.dumps(found))
+            return 0
+        if not args.page:
+            jobs, tasks = plan_of(tier, folder)
+            wanted = [job for job in jobs if args.only in job.name][: args.limit]
+            missing = sum(job.key not in results for job in wanted)
+            tell(f"tier {tier.name}: {missing} runs to do, {len(wanted) - missing} are there")
+            failures = execute(wanted, results, tasks, args.workers)
+    except ConfigError as error:
+        tell(str(error))
+        return 2
+    for failure in failures:
+        tell(failure)
+    if results.lines:
+        target = PAGE if args.out is None else args.out / PAGE.name
+        target.write_text(page(tier, results.lines, folder), "utf-8")
+        tell(f"written: {target}")
+    print(json.dumps(summary_of(tier, results.lines)))
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

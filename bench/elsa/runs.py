@@ -1,0 +1,461 @@
+"""One run of the benchmark: a whole federation on the virtual clock, or a bare loop, and the figures that it leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from bench.elsa.data import TASKS, Snippet, Task, deal, mislabelled, rank, unreliable, write_rows
+from bench.elsa.plan import (
+    BOUNDARIES,
+    BY_NAME,
+    CLASSES,
+    CORE_GFLOPS,
+    DEVICES,
+    DOWNLINK,
+    EDGE_GFLOPS,
+    EDGES,
+    HERE,
+    KERNEL_US,
+    MODELS,
+    ROUND_TRIP_MS,
+    UPLINK,
+    Job,
+    Kind,
+)
+from echelon.compute.planning import planned
+from echelon.compute.pool import spec_of
+from echelon.config.run import RunSettings, parse
+from echelon.config.training import AdapterSettings, DataSettings, ModelSettings, TrainSettings
+from echelon.errors import ConfigError, EchelonError
+from echelon.messages.adapter import Vector
+from echelon.run.federation import Federation
+from echelon.run.recorder import Recorder
+from echelon.training.data.encode import encode_rows
+from echelon.training.data.rows import longest_first, pad_rows, padding_of
+from echelon.training.data.sources import RawDocument
+from echelon.training.learner import BoundarySpec, LearnerSpec, TrainTask
+from echelon.training.local import TorchLearner
+from echelon.training.model import limit_threads, model_path
+from echelon.virtual_loop import run_virtual
+
+Line = dict[str, Any]
+HELD_OUT = 1e-3
+"""Share of a boundary's rows that the run itself holds out, at least one; the benchmark has its own test rows."""
+LEAST = 2
+"""Batches of rows that every device has at least."""
+WAIT = 20
+"""A window waits at most so many times as long as the slowest device would train alone for it."""
+EVAL_BATCH = 64
+EVAL_COST = 0.4
+"""An evaluated token costs so much of a trained one on the virtual clock."""
+
+
+class BenchmarkError(EchelonError):
+    """A run gave no figures that could be reported."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device of a run: its name, the rows that it trains on, its class, and whether its labels say anything."""
+
+    name: str
+    rows: tuple[Snippet, ...]
+    kind: str
+    speed: float
+    reliable: bool
+
+
+def place_of(model: str) -> str:
+    """What a run file calls the model."""
+    place = MODELS[model].place
+    return place if ":" in place else str(HERE / place)
+
+
+def model_settings(model: str, task: str) -> ModelSettings:
+    """The model as a classifier of the task."""
+    return ModelSettings(model=place_of(model), task="classify", labels=TASKS[task])
+
+
+def train_settings(job: Job) -> TrainSettings:
+    """Local training, the same for every federated arm."""
+    return TrainSettings(
+        lr=MODELS[job.model].rate(job.task, BY_NAME[job.arm].kind),
+        schedule="cosine",
+        batch_size=job.shape.batch,
+        sequence_length=job.shape.length,
+    )
+
+
+def fleet(job: Job, task: Task) -> list[Device]:
+    """Every device of the run: paired seeds give each arm the same devices with the same rows.
+
+    The device classes take turns, so that each boundary has the same number of each; the unreliable devices are a draw.
+    """
+    count = len(BOUNDARIES) * DEVICES
+    hands = deal(
+        task.snippets["train"], task.labels, count, job.shape.alpha, LEAST * job.shape.batch, job.seed
+    )
+    bad = unreliable(count, round(count * job.unreliable / 100), job.seed)
+    kinds = [one for one in CLASSES for _ in range(one.count)]
+    devices = []
+    for number, hand in enumerate(hands):
+        boundary, place = divmod(number, DEVICES)
+        kind = kinds[place]
+        rows = mislabelled(hand, task.labels, job.seed, number) if number in bad else hand
+        devices.append(
+            Device(
+                f"{BOUNDARIES[boundary]}-{place}",
+                tuple(rows),
+                kind.name,
+                kind.gflops / CORE_GFLOPS,
+                number not in bad,
+            )
+        )
+    return devices
+
+
+def clusters(devices: Sequence[Device], seed: int) -> list[list[Device]]:
+    """The devices dealt at random to as many clusters as there are edges."""
+    order = sorted(devices, key=lambda one: rank("elsa clusters", seed, one.name))
+    count = len(BOUNDARIES) * EDGES
+    return [order[number::count] for number in range(count)]
+
+
+# ---- data ----------------------------------------------------------------------------------------------------
+
+
+def write_boundary(devices: Sequence[Device], learner_tokens: Mapping[str, int], path: Path) -> list[Device]:
+    """The rows of a boundary's devices; the devices in the order in which `by-domain` deals the rows to them.
+
+    That is by tokens, the most first; each device's rows are a domain of their own.
+    """
+    ordered = sorted(devices, key=lambda one: (-learner_tokens[one.name], one.name))
+    write_rows([(row, one.name) for one in ordered for row in one.rows], path)
+    return ordered
+
+
+def tokens_of(devices: Sequence[Device], task: str, length: int, tokenizer: Any) -> dict[str, int]:
+    """Tokens of each device's rows, as the learner counts them."""
+    found = {}
+    for one in devices:
+        raw = [RawDocument(str(k), one.name, row.text, row.label) for k, row in enumerate(one.rows)]
+        found[one.name] = sum(document.size for document in encode_rows(raw, tokenizer, TASKS[task], length))
+    return found
+
+
+# ---- run files -----------------------------------------------------------------------------------------------
+
+
+def settings_of(job: Job, groups: Mapping[str, Sequence[Device]]) -> RunSettings:
+    """The run file of a job, given the devices of each boundary in order; their rows are beside it."""
+    shape, arm = job.shape, BY_NAME[job.arm]
+    cost = 1 / job.tokens_per_s
+    slowest = (
+        shape.steps * shape.batch * shape.length * cost / min(one.gflops / CORE_GFLOPS for one in CLASSES)
+    )
+    windows = 2 if arm.kind is Kind.CLUSTERS else 1
+    boundaries = []
+    for name, devices in groups.items():
+        fields: dict[str, Any] = {
+            "name": name,
+            "devices": [{"id": one.name, "speed": one.speed} for one in devices],
+            "data": {
+                "source": f"jsonl:{name}.jsonl",
+                "label_field": "label",
+                "domain_field": "device",
+                "partition": "by-domain",
+                "validation_fraction": HELD_OUT,
+                "max_validation_tokens": 512,
+            },
+        }
+        if arm.kind is Kind.SPLIT:
+            fields["split"] = split_fields(job, devices)
+        boundaries.append(fields)
+    link = {"latency": ROUND_TRIP_MS / 4000, "bandwidth": UPLINK * 1e6 / 8}
+    return parse(
+        {
+            "name": "elsa-benchmark",
+            "clock": "virtual",
+            "seed": job.seed,
+            "model": model_settings(job.model, job.task).model_dump(),
+            "adapter": {"rank": shape.rank, "alpha": shape.scale * shape.rank},
+            "training": train_settings(job).model_dump(),
+            "boundaries": boundaries,
+            "secure": {"k_min": 2, "bucket_tokens": shape.batch * shape.length, "n_max": 64},
+            # Nobody trains while others are waited for: every arm has the same number of windows.
+            "window": {"deadline": WAIT * slowest, "patience": WAIT * slowest, "round_timeout": 10.0},
+            "sync": {
+                "steps": shape.steps, "windows": windows, "overlap": False, "report_loss": False,
+                "deadline": WAIT * windows * slowest + 60,
+            },
+            "budget": {"commits": max(1, shape.commits // windows)},
+            "cost": {"seconds_per_token": cost, "seconds_per_eval_token": EVAL_COST * cost},
+            "simulation": {"boundary_link": link, "exchange_link": {"latency": 0.05, "bandwidth": 1.25e7}},
+        },
+        job.name,
+    )  # fmt: skip
+
+
+def split_fields(job: Job, devices: Sequence[Device]) -> dict[str, Any]:
+    """The `split` block of a boundary."""
+    arm = BY_NAME[job.arm].split
+    assert arm is not None
+    edges: list[dict[str, Any]] = [
+        {"id": f"edge-{number}", "speed": EDGE_GFLOPS / CORE_GFLOPS}
+        for number in range(EDGES + (arm.far > 0))
+    ]
+    if arm.far:
+        edges = [{**edge, "most": DEVICES // EDGES} for edge in edges]
+        edges[0]["latency"] = arm.far
+    fields: dict[str, Any] = {
+        "edges": edges,
+        "trips": 1.0 if arm.distances else None,
+        "front": 1,
+        "back": 1,
+        "micro_batch": job.shape.batch,
+        "perturbation": arm.perturbation,
+        "probes": arm.probes,
+        "clusters": arm.clusters,
+        "admission": arm.admission,
+        "encodings": {
+            **dict.fromkeys(
+                ("up_activations", "down_activations", "up_gradients", "down_gradients"), arm.encoding
+            ),
+            "feedback": arm.feedback,
+        },
+        "timeout": 3600,
+        "beat": 60,
+        "replan": None,
+    }
+    if arm.planned:
+        fields["edge_profile"] = {"flops": f"{EDGE_GFLOPS} GFLOP/s", "devices": DEVICES // EDGES}
+        fields["classes"] = [
+            {
+                "name": kind.name,
+                "devices": [one.name for one in devices if one.kind == kind.name],
+                "profile": {
+                    "memory": f"{kind.memory} MiB",
+                    "flops": f"{kind.gflops} GFLOP/s",
+                    "uplink": f"{UPLINK} Mbit/s",
+                    "downlink": f"{DOWNLINK} Mbit/s",
+                    "rtt": f"{ROUND_TRIP_MS} ms",
+                    "overhead": f"{KERNEL_US} us",
+                },
+            }
+            for kind in CLASSES
+        ]
+    return fields
+
+
+# ---- running -------------------------------------------------------------------------------------------------
+
+
+def run_job(job: Job, task: Task, folder: Path) -> Line:
+    """Run it; its line of raw figures.
+
+    Args:
+        job: the run.
+        task: its snippets.
+        folder: where rows for the run are written.
+
+    Raises:
+        BenchmarkError: the data or the base is not the one that the job names, or the audit has findings.
+        EchelonError: the run failed.
+    """
+    limit_threads()
+    if task.digest != job.data:
+        raise BenchmarkError(f"{job.name}: the snippets are not those of the plan ({task.digest[:12]})")
+    if base_of(job.model) != job.base:
+        raise BenchmarkError(f"{job.name}: the base's weights are not those of the plan")
+    begun, at = time.process_time(), time.monotonic()
+    devices = fleet(job, task)
+    place = folder / job.key
+    place.mkdir(parents=True, exist_ok=True)
+    # A row's id, by which it is dealt and ordered, has the path of its file in it as the run file names it: relative,
+    # so that the same run has the same data wherever its rows lie.
+    with contextlib.chdir(place):
+        learner, found, weights = (_bare if BY_NAME[job.arm].kind is Kind.CENTRALISED else _federated)(
+            job, devices
+        )
+    tested = task.snippets["test"][: job.shape.rows]
+    raw = [RawDocument(f"{one.path}:{one.line}", "test", one.text, one.label) for one in tested]
+    encoded = longest_first(encode_rows(raw, learner.tokenizer, task.labels, job.shape.length))
+    rows = pad_rows(encoded, job.shape.length, padding_of(learner.tokenizer))
+    after = learner.score(rows, weights, EVAL_BATCH)
+    shutil.rmtree(place)
+    return {
+        "key": job.key,
+        **job.fields,
+        **found,
+        "unreliable_devices": [one.name for one in devices if not one.reliable],
+        "rows": after.tokens,
+        "accuracy": after.accuracy,
+        "loss": round(after.loss, 5),
+        "majority": _majority(task, job.shape.rows),
+        "adapter_sha256": hashlib.sha256(weights.astype("<f4").tobytes()).hexdigest(),
+        "cpu_s": round(time.process_time() - begun, 2),
+        "wall_s": round(time.monotonic() - at, 1),
+    }
+
+
+def _majority(task: Task, rows: int | None) -> float:
+    """Accuracy of always giving the class that training rows have most of."""
+    commonest = Counter(one.label for one in task.snippets["train"]).most_common(1)[0][0]
+    tested = task.snippets["test"][:rows]
+    return round(sum(one.label == commonest for one in tested) / len(tested), 4)
+
+
+def base_of(model: str) -> str:
+    """SHA-256 of the base's file of weights, in hex.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    path = Path(model_path(ModelSettings(model=place_of(model)))) / "model.safetensors"
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(f"the base {path} cannot be read ({error.strerror}): make it anew") from error
+
+
+def _federated(job: Job, devices: Sequence[Device]) -> tuple[TorchLearner, Line, Vector]:
+    groups: dict[str, Sequence[Device]]
+    if BY_NAME[job.arm].kind is Kind.CLUSTERS:
+        groups = {f"cluster-{k}": found for k, found in enumerate(clusters(devices, job.seed))}
+    else:
+        groups = {name: [one for one in devices if one.name.startswith(name)] for name in BOUNDARIES}
+    tokenizer = AutoTokenizer.from_pretrained(model_path(ModelSettings(model=place_of(job.model))))
+    sizes = tokens_of(devices, job.task, job.shape.length, tokenizer)
+    ordered = {
+        name: write_boundary(members, sizes, Path(f"{name}.jsonl")) for name, members in groups.items()
+    }
+    settings = settings_of(job, ordered)
+    learner = TorchLearner(spec_of(settings))
+    recorder = Recorder({one.name: len(one.device_list()) for one in settings.boundaries})
+    at: list[float] = []
+    kept_out: list[dict[str, Any]] = []
+
+    def listen(line: dict[str, Any]) -> None:
+        if line["kind"] == "commit":
+            at.append(line["t"])
+        elif line["kind"] == "standings":
+            kept_out.append(
+                {key: line[key] for key in ("boundary", "clusters", "trust", "out") if key in line}
+            )
+
+    recorder.listeners.append(listen)
+    result = run_virtual(Federation(settings, None, recorder, learner=learner).run)
+    if not result.audit.ok:
+        raise BenchmarkError(f"{job.name}: the audit has findings: {result.audit.findings[0]}")
+    summary = result.summary
+    return (
+        learner,
+        {
+            "seconds": round(at[-1], 3),
+            "tokens": summary["tokens"],
+            "commits": summary["commits"],
+            "windows": summary["windows"],
+            "windows_void": summary["windows_void"],
+            "dropouts": summary["dropouts"],
+            "jobs": len(recorder.trained),
+            "trained": sum(tokens for _, tokens in recorder.trained),
+            "split_bytes": summary["split_bytes"],
+            "traffic": traffic(result.traffic, [one.name for one in devices]),
+            "standings": kept_out,
+            "cuts": cuts(settings),
+            "settings_sha256": _settings_digest(settings),
+            "audit": "ok",
+        },
+        result.adapter,
+    )
+
+
+def cuts(settings: RunSettings) -> dict[str, list[int]]:
+    """(p, q, micro-batch) of every class, or of all devices."""
+    found = {}
+    for boundary in planned(settings).boundaries:
+        if boundary.split is None:
+            continue
+        for device in boundary.device_list():
+            kind = boundary.split.class_of(device.id)
+            cut = [*boundary.split.cut_of(device.id), boundary.split.micro_of(device.id)]
+            found["all" if kind is None else kind.name] = cut if boundary.split.splits(device.id) else []
+    return dict(sorted(found.items()))
+
+
+def _settings_digest(settings: RunSettings) -> str:
+    """SHA-256 of the run file, whatever folder the base lies in."""
+    plain = settings.model_dump(mode="json")
+    plain["model"]["model"] = Path(plain["model"]["model"]).name
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def traffic(found: Mapping[str, int], devices: Sequence[str]) -> dict[str, int]:
+    """Bytes by who and what: `device TOPIC out`, `edge …`, `aggregator …`, `gate …`, `exchange …`, both directions.
+
+    `total` is what all actors wrote and read together; `device` what devices did.
+    """
+    sums: Counter[str] = Counter()
+    for key, count in found.items():
+        broker, who, topic, direction = key.split(" ")
+        role = "exchange" if broker == "exchange" else "device" if who in devices else who.rpartition(".")[2]
+        role = "edge" if role.startswith("edge-") else role
+        kind = topic.partition(".")[0] if role == "exchange" else topic
+        sums[f"{role} {kind} {direction}"] += count
+        sums["total"] += count
+        if role == "device":
+            sums["device"] += count
+    return dict(sorted(sums.items()))
+
+
+def _bare(job: Job, devices: Sequence[Device]) -> tuple[TorchLearner, Line, Vector]:
+    """One loop over all devices' rows, unreliable ones among them, for as many steps as all devices take together.
+
+    It is charged what the devices need together for the tokens, as if the work were split between them at no cost.
+    """
+    write_rows([(row, "pool") for one in devices for row in one.rows], Path("pool.jsonl"))
+    data = DataSettings(
+        source="jsonl:pool.jsonl",
+        label_field="label",
+        domain_field="device",
+        validation_fraction=HELD_OUT,
+        max_validation_tokens=512,
+    )
+    learner = TorchLearner(
+        LearnerSpec(
+            model=model_settings(job.model, job.task),
+            adapter=AdapterSettings(rank=job.shape.rank, alpha=job.shape.scale * job.shape.rank),
+            train=train_settings(job),
+            boundaries=(BoundarySpec(name="pool", devices=("pool",), data=data),),
+            seed=job.seed,
+            base_seed=job.seed,
+        )
+    )
+    steps = job.shape.trained // job.shape.batch
+    weights, state, tokens, done = learner.initial_adapter(), None, 0, 0
+    while done < steps:
+        take = min(steps - done, max(1, steps // 50))
+        result = learner.train(TrainTask("pool", weights, weights, take, 0.0, done / steps, state))
+        weights, state, tokens, done = result.weights, result.state, tokens + result.tokens, done + take
+    return (
+        learner,
+        {
+            "seconds": round(tokens / job.tokens_per_s / sum(one.speed for one in devices), 3),
+            "tokens": tokens, "trained": tokens,
+            "commits": 0, "windows": 0, "windows_void": 0, "dropouts": 0, "jobs": 0,
+            "split_bytes": {}, "traffic": {"device": 0, "total": 0}, "standings": [], "cuts": {},
+            "settings_sha256": "", "audit": "none",
+        },
+        weights,
+    )  # fmt: skip

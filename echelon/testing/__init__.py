@@ -1,1 +1,0 @@
-"""What tests may use, ours and those of users: a learner without torch, and faults by schedule."""

@@ -1,0 +1,175 @@
+"""The plan: arms are one row of knobs each, tuning is equal for all, and a run is known by all that it depends on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.contest.arms import (
+    ABLATIONS,
+    ARMS,
+    BY_NAME,
+    CONTESTANT,
+    TRIALS,
+    Kind,
+    Knobs,
+    ablated,
+)
+from bench.contest.cells import CHURN, HOME, NETWORK, PARTITIONS, PRIMARY, STRAGGLERS, Cell
+from bench.contest.plan import TIERS, Job, Tuning, groups, knobs_from, planned, trained_tokens, trials
+from bench.contest.runs import settings_of
+from echelon.config.run import RunSettings
+
+COST = (1e-4, 1e-5)
+TUNING = Tuning({arm.name: arm.knobs for arm in ARMS if arm.kind is Kind.FEDERATED}, 0.02, "echelon-fixed")
+
+
+def job(arm: str = "echelon-fixed", knobs: Knobs | None = None, cell: Cell = HOME, **more: Any) -> Job:
+    found = Job(arm, knobs or BY_NAME[arm].knobs, cell, 1, 32_768, "test", TIERS["ci"].shape, "data", COST)
+    return replace(found, **more)
+
+
+def settings(one: Job) -> RunSettings:
+    return settings_of(one, [Path(f"/data/{number}.jsonl") for number in range(one.cell.boundaries)])
+
+
+@pytest.mark.parametrize("arm", [arm.name for arm in ARMS if arm.kind is Kind.FEDERATED])
+def test_arms_differ_in_their_sync_block_and_time_outs_alone(arm: str) -> None:
+    """Start, data order, clipping, codec, links and budget are one and the same."""
+    mine, plain = settings(job(arm)), settings(job("echelon-fixed", Knobs(deltas=None)))
+    same = {name for name in RunSettings.model_fields if getattr(mine, name) == getattr(plain, name)}
+    assert set(RunSettings.model_fields) - same <= {"sync", "window", "budget"}
+    assert mine.sync.codec == plain.sync.codec
+    assert mine.window.cohort == plain.window.cohort
+
+
+def test_a_row_is_what_the_run_file_says() -> None:
+    knobs = Knobs(
+        steps=7, windows=3, deltas=1, overlap=False, outer="nesterov", outer_lr=0.7, momentum=0.5, mu=0.01,
+        staleness="hinge", extra=(("pace.hysteresis", 0.2), ("codec", "int32")),
+    )  # fmt: skip
+    sync = settings(job(knobs=knobs)).sync
+    assert (sync.steps, sync.windows, sync.deltas_per_commit, sync.overlap, sync.mu) == (7, 3, 1, False, 0.01)
+    assert (sync.outer.kind, sync.outer.lr, sync.outer.momentum) == ("nesterov", 0.7, 0.5)
+    assert (sync.staleness.rule, sync.pace.hysteresis, sync.codec) == ("hinge", 0.2, "int32")
+    assert not sync.report_loss
+
+
+def test_known_algorithms_are_the_rows_that_their_papers_say() -> None:
+    fedavg, diloco, fedbuff = (BY_NAME[name].knobs for name in ("fedavg", "diloco", "fedbuff"))
+    assert (fedavg.windows, fedavg.overlap, fedavg.outer, fedavg.deltas) == (1, False, "average", None)
+    assert (diloco.windows, diloco.overlap, diloco.outer) == (1, False, "nesterov")
+    assert (fedbuff.deltas, fedbuff.overlap) == (1, True)
+    assert all(knobs.mu > 0 for knobs in BY_NAME["fedprox"].grid)
+    assert BY_NAME[CONTESTANT].knobs.pace == "echelon-da"
+    overlapped = [*BY_NAME["echelon-fixed"].grid, *BY_NAME["diloco-overlap"].grid]
+    for knobs in BY_NAME[CONTESTANT].grid:
+        # It starts from intervals that are tried as fixed ones, and steps outward as some overlapped arm with one does.
+        fixed = [replace(other, steps=knobs.steps, windows=knobs.windows) for other in overlapped]
+        assert knobs.interval in {other.interval for other in overlapped}
+        assert replace(knobs, pace="fixed") in fixed
+
+
+@pytest.mark.parametrize("tier", TIERS.values(), ids=lambda tier: tier.name)
+def test_every_federated_arm_has_as_many_trials_on_dev_seeds_only(tier: Any) -> None:
+    found = trials(tier, "data", COST)
+    counts = Counter(one.arm for one in found)
+    assert set(counts.values()) == {TRIALS * tier.dev_seeds}
+    assert set(counts) == {arm.name for arm in ARMS if arm.kind is Kind.FEDERATED}
+    assert {one.part for one in found} == {"dev"}
+    reported = [one for jobs in planned(tier, TUNING, "data", COST).values() for one in jobs]
+    assert {one.part for one in reported} == {"test"}
+    assert not {one.seed for one in found} & {one.seed for one in reported}
+    assert not {one.key for one in found} & {one.key for one in reported}
+
+
+@pytest.mark.parametrize("tier", TIERS.values(), ids=lambda tier: tier.name)
+def test_every_run_of_a_tier_has_a_valid_run_file(tier: Any) -> None:
+    seen: set[tuple[Any, ...]] = set()
+    for one in [
+        *trials(tier, "d", COST),
+        *(j for js in planned(tier, TUNING, "d", COST).values() for j in js),
+    ]:
+        what = (one.arm, one.knobs, one.cell)
+        if what not in seen and BY_NAME[one.arm].kind is Kind.FEDERATED:
+            seen.add(what)
+            assert settings(one).clock == "virtual"
+
+
+def test_the_small_tier_has_five_paired_seeds_where_it_matters() -> None:
+    small = TIERS["small"]
+    for name in ("T1", "primary"):
+        assert next(table for table in small.tables if table.name == name).seeds >= 5
+    plan = planned(small, TUNING, "data", COST)
+    for name in ("T1", "primary"):
+        seeds = {one.arm: set() for one in plan[name]}  # type: ignore[var-annotated]
+        for one in plan[name]:
+            seeds[one.arm].add(one.seed)
+        assert len({frozenset(found) for found in seeds.values()}) == 1
+
+
+def test_tables_have_the_conditions_that_they_are_about() -> None:
+    assert {(cell.latency_ms, cell.mbit) for cell in NETWORK} == {
+        (a, b) for a in (0, 50, 200) for b in (10, 100)
+    }
+    assert (PRIMARY.latency_ms, PRIMARY.mbit) == (200, 10)
+    assert [cell.partition for cell in PARTITIONS] == ["iid", "dirichlet(0.1)", "by-domain"]
+    assert {cell.boundaries for cell in PARTITIONS} == {4}
+    assert [cell.churn for cell in CHURN] == [0, 20, 30]
+    assert [len(cell.leavers()) for cell in CHURN] == [0, 2, 3]
+    assert {cell.stragglers for cell in STRAGGLERS} == {"device", "boundary"}
+    assert STRAGGLERS[1].speeds()[-1] == (1 / 3,) * 5
+
+
+def test_devices_that_leave_do_so_over_the_run_and_never_below_the_floor() -> None:
+    made = settings(job(cell=CHURN[-1], tokens=327_680))
+    faults = made.simulation.faults
+    assert len(faults) == 3
+    assert [fault.window for fault in faults] == sorted({fault.window for fault in faults})
+    for boundary in made.boundaries:
+        left = len(boundary.device_list()) - sum(fault.device.startswith(boundary.name) for fault in faults)
+        assert left >= made.secure.k_min
+
+
+@pytest.mark.parametrize("field", [one.name for one in fields(Job) if one.name != "arm"])
+def test_a_run_is_known_by_everything_that_it_depends_on(field: str) -> None:
+    base = job()
+    other = {
+        "knobs": Knobs(steps=9), "cell": PRIMARY, "seed": 2, "tokens": 1, "part": "dev",
+        "shape": TIERS["small"].shape, "data": "other", "cost": (1e-3, 1e-5),
+    }[field]  # fmt: skip
+    assert replace(base, **{field: other}).key != base.key  # type: ignore[arg-type]
+
+
+def test_equal_rows_of_two_arms_are_one_run_and_the_controls_are_their_own() -> None:
+    assert job("fedavg", Knobs()).key == job("echelon-fixed", Knobs()).key
+    assert job("centralised", Knobs()).key != job("local", Knobs()).key
+
+
+def test_runs_that_differ_by_links_alone_are_one_group() -> None:
+    jobs = [job(cell=cell) for cell in NETWORK] + [job(cell=PARTITIONS[0])]
+    assert [len(group) for group in groups(jobs)] == [len(NETWORK), 1]
+    barrier = [job("diloco", cell=cell) for cell in NETWORK]
+    assert trained_tokens(barrier) == barrier[0].tokens
+    assert trained_tokens(jobs[:-1]) == len(NETWORK) * jobs[0].tokens
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in ABLATIONS])
+def test_an_ablation_changes_the_contestant_and_leaves_its_interval(name: str) -> None:
+    for knobs in BY_NAME[CONTESTANT].grid:
+        changed = ablated(knobs, name)
+        assert changed != knobs
+        assert changed.interval == knobs.interval
+        assert changed.pace == ("fixed" if name == "pace" else knobs.pace)
+
+
+def test_knobs_come_back_from_json() -> None:
+    import json
+    from dataclasses import asdict
+
+    knobs = Knobs(steps=3, mu=0.5, extra=(("pace.hysteresis", 0.2),))
+    assert knobs_from(json.loads(json.dumps(asdict(knobs)))) == knobs

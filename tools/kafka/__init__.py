@@ -1,0 +1,1 @@
+"""Kafka brokers on loopback without docker."""
