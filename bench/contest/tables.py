@@ -241,6 +241,29 @@ def changed_before(line: Line, seconds: float | None) -> bool:
     return at < (math.inf if seconds is None else seconds)
 
 
+def _losses_at(row: Row, limits: Mapping[Axis, float]) -> list[str]:
+    """The cells of one arm: its name, its settings, its loss at the budget, and its loss at every limit."""
+    exchanges = row.arm.kind is Kind.FEDERATED
+
+    def at(axis: Axis) -> str:
+        if not exchanges and axis != "t":
+            return DASH
+        return spread(values(row, lambda line: loss_at(line["curve"], axis, limits[axis])), loss)
+
+    settings = row.knobs.words() if exchanges else DASH
+    return [row.label, settings, spread(values(row, at_budget), loss), *map(at, limits)]
+
+
+def _against(rows: Sequence[Row | None], mine: Row | None) -> list[list[str]]:
+    """Three cells a row: difference from `mine` at the budget, corrected p, verdict; dashes for a row that is None."""
+    found = [None if mine is None or row is None else compare(row, mine, at_budget) for row in rows]
+    ps = holm([math.nan if one is None else one.p for one in found])
+    return [
+        [interval(one), p_value(p), DASH if one is None else one.verdict.value]
+        for one, p in zip(found, ps, strict=True)
+    ]
+
+
 def t1(source: Source) -> str:
     """Loss at fixed tokens, bytes, seconds and syncs."""
     rows = source.rows("T1", HOME)
@@ -253,24 +276,8 @@ def t1(source: Source) -> str:
         "commits": min(_mean_end(row, "commits") for row in with_bytes),
     }
     mine = next((row for row in rows if row.arm.name == CONTESTANT), None)
-    compared = [row for row in rows if mine is not None and row is not mine]
-    found = {id(row): compare(row, mine, at_budget) for row in compared if mine is not None}
-    corrected = holm([one.p if one is not None else math.nan for one in found.values()])
-    ps = dict(zip(found, corrected, strict=True))
-    body = []
-    for row in rows:
-        cells = [row.label, row.knobs.words() if row.arm.kind is Kind.FEDERATED else DASH]
-        cells.append(spread(values(row, at_budget), loss))
-        for axis, where in limits.items():
-            exchanges = row.arm.kind is Kind.FEDERATED or axis == "t"
-            cells.append(
-                spread(values(row, lambda line, a=axis, x=where: loss_at(line["curve"], a, x)), loss)  # type: ignore[misc]
-                if exchanges
-                else DASH
-            )
-        one = found.get(id(row))
-        cells += [interval(one), p_value(ps.get(id(row), math.nan)), one.verdict.value if one else DASH]
-        body.append(cells)
+    verdicts = _against([None if row is mine else row for row in rows], mine)
+    body = [[*_losses_at(row, limits), *verdict] for row, verdict in zip(rows, verdicts, strict=True)]
     table = source.table("T1")
     title = mine.label if mine else DASH
     return (

@@ -33,33 +33,14 @@ def decide(tier: Tier, jobs: Sequence[Job], lines: Mapping[str, Line]) -> dict[s
         raise ConfigError(
             f"{len(missing)} trials have no figures yet, the first is {missing[0].arm}: run them first"
         )
-    lines_of = [lines[job.key] for job in jobs]
-    base = evaluated(lines_of[0]["curve"])[0]["loss"]
-    best = min(loss for line in lines_of if (loss := at_budget(line)) is not None)
+    base = evaluated(lines[jobs[0].key]["curve"])[0]["loss"]
+    best = min(_losses([lines[job.key] for job in jobs]))
     share = TARGET_SHARE * (base - best) / base
     target = base * (1 - share)
     trials: dict[tuple[str, Knobs], list[Line]] = {}
     for job in jobs:
         trials.setdefault((job.arm, job.knobs), []).append(lines[job.key])
-    rows: list[Line] = []
-    for (arm, knobs), found in trials.items():
-        times = [time_to(line["curve"], target) for line in found]
-        reached = [when for when in times if when is not None]
-        whole = len(reached) == len(times)
-        losses = [loss for line in found if (loss := at_budget(line)) is not None]
-        rows.append(
-            {
-                "arm": arm,
-                "knobs": asdict(knobs),
-                "words": knobs.words(),
-                "loss": round(statistics.fmean(losses), 6),
-                "seconds": round(statistics.fmean(line["final"]["seconds"] for line in found), 3),
-                "time_to_target": round(statistics.fmean(reached), 4) if whole else None,
-                "held": max(losses) <= target,
-                "seeds": len(found),
-                "chosen": False,
-            }
-        )
+    rows = [_trial(arm, knobs, tried, target) for (arm, knobs), tried in trials.items()]
     for arm in dict.fromkeys(row["arm"] for row in rows):
         min((row for row in rows if row["arm"] == arm), key=_order)["chosen"] = True
     fixed = [row for row in rows if row["chosen"] and BY_NAME[row["arm"]].fixed_interval]
@@ -72,6 +53,29 @@ def decide(tier: Tier, jobs: Sequence[Job], lines: Mapping[str, Line]) -> dict[s
         "target_share": round(share, 8),
         "best_fixed": min(fixed, key=_order)["arm"] if fixed else None,
         "trials": rows,
+    }
+
+
+def _losses(lines: Sequence[Line]) -> list[float]:
+    """Losses at the budget, of the runs that have one."""
+    return [loss for line in lines if (loss := at_budget(line)) is not None]
+
+
+def _trial(arm: str, knobs: Knobs, lines: Sequence[Line], target: float) -> Line:
+    """What the seeds of one arm with one choice of settings say together; `chosen` is decided later."""
+    times = [time_to(line["curve"], target) for line in lines]
+    reached = [when for when in times if when is not None]
+    losses = _losses(lines)
+    return {
+        "arm": arm,
+        "knobs": asdict(knobs),
+        "words": knobs.words(),
+        "loss": round(statistics.fmean(losses), 6),
+        "seconds": round(statistics.fmean(line["final"]["seconds"] for line in lines), 3),
+        "time_to_target": round(statistics.fmean(reached), 4) if len(reached) == len(times) else None,
+        "held": max(losses) <= target,
+        "seeds": len(lines),
+        "chosen": False,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isfinite
 
 from echelon.report.data import Evaluation, ReportData
@@ -24,20 +25,34 @@ def best_evaluated(data: ReportData) -> tuple[int, float] | None:
         name: max((one.eval_tokens for one in last.values() if one.boundary == name), default=0)
         for name in names
     }
-    means: dict[int, float] = {}
-    for commit in {commit for commit, _ in last}:
-        of_commit = [last[commit, name] for name in names if (commit, name) in last]
-        if len(of_commit) == len(names) and all(
-            2 * one.eval_tokens >= most[one.boundary] for one in of_commit
-        ):
-            total = sum((one.loss or 0.0) * one.eval_tokens for one in of_commit)
-            means[commit] = total / sum(one.eval_tokens for one in of_commit)
-    if data.summary is not None and data.summary.commits is not None:
-        for commit, loss in ((0, data.summary.base_loss), (data.summary.commits, data.summary.final_loss)):
-            overall = loss.get("overall")
-            if overall is not None and isfinite(overall):
-                means.setdefault(commit, overall)
+    by_commit: dict[int, list[Evaluation]] = {}
+    for (commit, name), one in last.items():
+        if name in most:
+            by_commit.setdefault(commit, []).append(one)
+    means = _ends(data)
+    for commit, of_commit in by_commit.items():
+        enough = all(2 * one.eval_tokens >= most[one.boundary] for one in of_commit)
+        if enough and len(of_commit) == len(names):
+            means[commit] = _mean_loss(sorted(of_commit, key=lambda one: one.boundary))
     return min(means.items(), key=lambda found: (found[1], found[0])) if means else None
+
+
+def _ends(data: ReportData) -> dict[int, float]:
+    """Losses of genesis and of the last commit over all boundaries, as far as the summary has them."""
+    if data.summary is None or data.summary.commits is None:
+        return {}
+    ends: dict[int, float] = {}
+    for commit, losses in ((0, data.summary.base_loss), (data.summary.commits, data.summary.final_loss)):
+        overall = losses.get("overall")
+        if overall is not None and isfinite(overall):
+            ends.setdefault(commit, overall)
+    return ends
+
+
+def _mean_loss(evaluations: Sequence[Evaluation]) -> float:
+    """The mean loss per token of one commit; every boundary counts by its evaluated tokens."""
+    total = sum((one.loss or 0.0) * one.eval_tokens for one in evaluations)
+    return total / sum(one.eval_tokens for one in evaluations)
 
 
 def _counts(one: Evaluation) -> bool:

@@ -8,8 +8,9 @@ report; what is missing or cannot be read is said in the page.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -264,7 +265,9 @@ class ReportData(_Record):
 _Line = Window | Commit | Evaluation | Crossing | Stall | Traffic | Encodings | Standings
 _Metric = Annotated[_Line, Field(discriminator="kind")]
 _METRIC: TypeAdapter[_Line] = TypeAdapter(_Metric)
+_SUMMARY: TypeAdapter[Summary] = TypeAdapter(Summary)
 _SAMPLES: TypeAdapter[tuple[Sample, ...]] = TypeAdapter(tuple[Sample, ...])
+_Read = TypeVar("_Read")
 _KINDS = frozenset(str(line.model_fields["kind"].default) for line in get_args(_Line))
 
 
@@ -332,6 +335,22 @@ def _metrics(text: str, notes: list[str]) -> list[_Line]:
     return records
 
 
+def _checked(name: str, adapter: TypeAdapter[_Read], text: str | None, notes: list[str]) -> _Read | None:
+    """The value of a JSON file; None where there is no file, or where it cannot be read, which a note then says."""
+    if text is None:
+        return None
+    try:
+        return adapter.validate_json(text)
+    except ValidationError as error:
+        notes.append(f"{name} cannot be read ({_reason(error)}).")
+        return None
+
+
+def _of(kind: type[_Read], records: Sequence[object]) -> tuple[_Read, ...]:
+    """The records of one kind, in their order."""
+    return tuple(record for record in records if isinstance(record, kind))
+
+
 def load(run_dir: Path) -> ReportData:
     """Read the files of a run folder.
 
@@ -350,38 +369,25 @@ def load(run_dir: Path) -> ReportData:
             "give the folder that `echelon run --out` wrote"
         )
 
-    summary = None
     if summary_text is None:
         notes.append("There is no summary.json: the run did not end, or is still going on.")
-    else:
-        try:
-            summary = Summary.model_validate_json(summary_text)
-        except ValidationError as error:
-            notes.append(f"summary.json cannot be read ({_reason(error)}).")
     if metrics_text is None:
         notes.append("There is no metrics.jsonl: what happened during the run cannot be shown.")
+    summary = _checked("summary.json", _SUMMARY, summary_text, notes)
     records = _metrics(metrics_text or "", notes)
-
-    samples: tuple[Sample, ...] = ()
     samples_text = _text(run_dir / "samples.json", SMALL_FILE_MAX_BYTES)
-    if samples_text is not None:
-        try:
-            samples = _SAMPLES.validate_json(samples_text)
-        except ValidationError as error:
-            notes.append(f"samples.json cannot be read ({_reason(error)}).")
-
     return ReportData(
         folder=_short(run_dir),
         summary=summary,
-        windows=tuple(r for r in records if isinstance(r, Window)),
-        commits=tuple(sorted((r for r in records if isinstance(r, Commit)), key=lambda c: c.commit)),
-        evaluations=tuple(r for r in records if isinstance(r, Evaluation)),
-        crossings=tuple(r for r in records if isinstance(r, Crossing)),
-        traffic=tuple(record for record in records if isinstance(record, Traffic)),
-        encodings=tuple(record for record in records if isinstance(record, Encodings)),
-        standings=tuple(record for record in records if isinstance(record, Standings)),
-        stalls=tuple(r for r in records if isinstance(r, Stall)),
-        samples=samples,
+        windows=_of(Window, records),
+        commits=tuple(sorted(_of(Commit, records), key=lambda commit: commit.commit)),
+        evaluations=_of(Evaluation, records),
+        crossings=_of(Crossing, records),
+        traffic=_of(Traffic, records),
+        encodings=_of(Encodings, records),
+        standings=_of(Standings, records),
+        stalls=_of(Stall, records),
+        samples=_checked("samples.json", _SAMPLES, samples_text, notes) or (),
         config_text=_text(run_dir / "config.yaml", SMALL_FILE_MAX_BYTES) or "",
         notes=tuple(notes),
     )
