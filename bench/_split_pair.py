@@ -297,14 +297,16 @@ class DeviceSide:
         import logging
 
         from echelon.actors.splitting import train_with_edge
-        from echelon.rounds.effects import SplitJob, Train, Trained
+        from echelon.rounds.effects import SplitJob, TrainJob, TrainOutcome
 
         half = self._compute.half(self._boundary, self._me)
         vector = genesis(self._compute._shared)
-        split = SplitJob(JOB, self._peer, VERSION, 0, ())
-        job = Train(vector, vector, steps, 0.0, 0.0, None, split=split)
+        split = SplitJob(job=JOB, edge=self._peer, version=VERSION, after=0, on_top=())
+        job = TrainJob(
+            data=self._me, base=vector, start=vector, steps=steps, mu=0.0, progress=0.0, split=split
+        )
         done = await train_with_edge(job, half, self._link, logging.getLogger("bench"))
-        if not isinstance(done, Trained):
+        if not isinstance(done, TrainOutcome):
             raise SystemExit(f"the job was given up: {done.why}")
         return done.loss_sum / done.loss_tokens
 
@@ -433,7 +435,7 @@ def steps_of(
 
 def whole(settings: RunSettings, options: dict[str, Any]) -> None:
     """Train the whole model, all else being the device's, and print what it took: one sequence at a time, then all."""
-    from echelon.training.learner import TrainTask
+    from echelon.jobs.training import TrainJob
     from echelon.training.slim_imports import lean_imports
 
     with lean_imports():
@@ -447,7 +449,15 @@ def whole(settings: RunSettings, options: dict[str, Any]) -> None:
         train = spec.train.model_copy(update={"batch_size": size, "accumulation": batch // size})
         learner = TorchLearner(spec.model_copy(update={"train": train}))
         start = learner.initial_adapter()
-        task = TrainTask(options["device"], start, start, options["steps"], 0.0, 0.0, None)
+        task = TrainJob(
+            data=options["device"],
+            base=start,
+            start=start,
+            steps=options["steps"],
+            mu=0.0,
+            progress=0.0,
+            state=None,
+        )
         done = learner.train(task)
         found[name] = {"peak": memory(), "loss": done.loss_sum / done.loss_tokens}
         del learner

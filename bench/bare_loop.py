@@ -26,7 +26,8 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from echelon.training.learner import BoundarySpec, LearnerSpec, TrainTask
+from echelon.jobs.training import TrainJob
+from echelon.training.learner import BoundarySpec, LearnerSpec
 from echelon.training.local import TorchLearner
 from echelon.training.model import limit_threads, model_path
 
@@ -109,7 +110,11 @@ def worker(
             if which == 0:
                 bare.run(chosen.view(steps, batch))
             else:
-                result = learner.train(TrainTask("d", weights, weights, steps, 0.0, 0.0, state))
+                result = learner.train(
+                    TrainJob(
+                        data="d", base=weights, start=weights, steps=steps, mu=0.0, progress=0.0, state=state
+                    )
+                )
                 weights, state = result.weights, result.state
             seconds[which] = time.perf_counter() - started
         times.append((seconds[0], seconds[1]))

@@ -22,9 +22,10 @@ from echelon.elsa.clustering import cluster
 from echelon.elsa.fingerprint import divergences, fingerprint
 from echelon.elsa.predictions import quantise, vocabulary_classes
 from echelon.elsa.trust import Standing, Verdict, admit, judge
+from echelon.jobs.training import TrainJob
 from echelon.messages.behaviour import Counts, Float64s
 from echelon.training.fingerprint import load_probes, probe
-from echelon.training.learner import LearnerSpec, TrainTask
+from echelon.training.learner import LearnerSpec
 from echelon.training.local import TorchLearner
 from echelon.training.model import limit_threads
 
@@ -82,7 +83,15 @@ def trajectory(seed: int, rounds: int, steps: int) -> list[dict[str, Record]]:
         after = {}
         for device in devices:
             done = learner.train(
-                TrainTask(device, start, start, steps, 0.0, number / rounds, state.get(device))
+                TrainJob(
+                    data=device,
+                    base=start,
+                    start=start,
+                    steps=steps,
+                    mu=0.0,
+                    progress=number / rounds,
+                    state=state.get(device),
+                )
             )
             state[device], after[device] = done.state, done.weights
         records = {device: record(weights) for device, weights in after.items()}

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from echelon.training.learner import TrainResult
+from echelon.jobs.training import TrainOutcome
 from echelon.training.local import TorchLearner
 from echelon.training.state import TrainerState
 
@@ -90,7 +90,7 @@ def data_of(rows: Path, **changes: Any) -> dict[str, Any]:
     return {"source": f"jsonl:{rows}", "label_field": "label", "validation_fraction": 0.2} | changes
 
 
-def gradient_of_first_step(learner: TorchLearner, result: TrainResult) -> np.ndarray:
+def gradient_of_first_step(learner: TorchLearner, result: TrainOutcome) -> np.ndarray:
     """The gradient of a job's only step, float32[d]: Adam's first moment is (1 - beta1) of it."""
     first = TrainerState.from_bytes(result.state, learner.dim).first
     return first / np.float32(1 - learner.spec.train.beta1)

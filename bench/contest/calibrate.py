@@ -17,7 +17,7 @@ from bench.contest.learner import SharedLearner
 from bench.contest.plan import TIERS, Job, Shape
 from bench.contest.runs import settings_of, write_data
 from echelon.compute.pool import spec_of
-from echelon.training.learner import TrainTask
+from echelon.jobs.training import TrainJob
 
 ROUNDS = 5
 PACKAGES = ("numpy", "peft", "torch", "transformers")
@@ -39,7 +39,9 @@ def measure(
     rates: dict[str, list[float]] = {"train": [], "eval": []}
     for number in range(ROUNDS + 1):
         begun = clock()
-        result = learner.train(TrainTask(device, weights, weights, 10, 0.0, 0.0))
+        result = learner.train(
+            TrainJob(data=device, base=weights, start=weights, steps=10, mu=0.0, progress=0.0)
+        )
         rates["train"].append(result.tokens / (clock() - begun))
         learner.remember(False)
         begun = clock()

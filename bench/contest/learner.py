@@ -1,7 +1,7 @@
 """One learner for many runs of a process: the model and the data are loaded once, results can be looked up again.
 
 Runs of one worker differ in seed, settings and partition, not in the model. Whatever a run's training is computed
-from is in its `TrainTask` and its spec; so a task that was computed before, with the same spec, has the same result,
+from is in its `TrainJob` and its spec; so a task that was computed before, with the same spec, has the same result,
 and a barrier's run under another link is timed again without being trained again.
 """
 
@@ -17,12 +17,13 @@ from transformers import PreTrainedModel
 
 from bench.contest.data import DOMAINS, File
 from echelon.errors import ConfigError
+from echelon.jobs.training import TrainJob, TrainOutcome
 from echelon.messages.adapter import Vector
 from echelon.training.data.boundary import BoundaryData
 from echelon.training.data.encode import encode
 from echelon.training.data.packing import Blocks, Order, pack_validation
 from echelon.training.data.sources import RawDocument
-from echelon.training.learner import BoundarySpec, LearnerSpec, TrainResult, TrainTask
+from echelon.training.learner import BoundarySpec, LearnerSpec
 from echelon.training.local import DeviceData, TorchLearner
 from echelon.training.model import limit_threads
 
@@ -38,7 +39,7 @@ class SharedLearner(TorchLearner):
         limit_threads()
         super().__init__(spec)
         self._loaded: dict[BoundarySpec, BoundaryData[Blocks]] = {}
-        self._trained: dict[bytes, TrainResult] | None = None
+        self._trained: dict[bytes, TrainOutcome] | None = None
         self._losses: dict[tuple[str, bytes], dict[str, tuple[float, int]]] = {}
         self._slices: dict[str, Slices] = {}
         self.trained_tokens = self.looked_up_tokens = 0
@@ -94,35 +95,33 @@ class SharedLearner(TorchLearner):
         self._trained = {} if wanted else None
         self._losses.clear()
 
-    def train(self, task: TrainTask) -> TrainResult:
+    def train(self, job: TrainJob) -> TrainOutcome:
         """As `TorchLearner.train`; a task that was carried out before with the same spec is looked up."""
         if self._trained is None:
-            found = super().train(task)
+            found = super().train(job)
             self.trained_tokens += found.tokens
             return found
-        key = self._key(task)
+        key = self._key(job)
         known = self._trained.get(key)
         if known is None:
-            known = self._trained[key] = super().train(task)
+            known = self._trained[key] = super().train(job)
             self.trained_tokens += known.tokens
         else:
             self.looked_up_tokens += known.tokens
         return known
 
-    def _key(self, task: TrainTask) -> bytes:
+    def _key(self, job: TrainJob) -> bytes:
         digest = hashlib.sha256()
         # Every field that is no vector, whatever fields tasks have: what is left out here would be mixed up.
         plain = [
-            getattr(task, field.name)
-            for field in fields(task)
-            if field.name not in ("base", "start", "state")
+            getattr(job, field.name) for field in fields(job) if field.name not in ("base", "start", "state")
         ]
         digest.update(
-            repr((plain, self._boundary_of.get(task.device), self.spec.seed, self.spec.train)).encode()
+            repr((plain, self._boundary_of.get(job.data), self.spec.seed, self.spec.train)).encode()
         )
-        for vector in (task.base, task.start):
+        for vector in (job.base, job.start):
             digest.update(np.ascontiguousarray(vector, "<f4").data)
-        digest.update(task.state or b"")
+        digest.update(job.state or b"")
         return digest.digest()
 
     # ---- evaluation ----------------------------------------------------------------------------------

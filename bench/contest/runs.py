@@ -24,11 +24,11 @@ from echelon.bus.base import Record
 from echelon.compute.pool import spec_of
 from echelon.config.run import RunSettings, parse
 from echelon.errors import EchelonError
+from echelon.jobs.training import TrainJob
 from echelon.messages.adapter import Vector
 from echelon.messages.exchange import Close, Commit, Delta, Genesis, Refusal
 from echelon.run.federation import Federation
 from echelon.run.recorder import Recorder
-from echelon.training.learner import TrainTask
 from echelon.virtual_loop import run_virtual
 
 Line = dict[str, Any]
@@ -362,8 +362,14 @@ def _bare(job: Job, settings: RunSettings, learner: SharedLearner, pools: Sequen
             at = done
             while at < mark:
                 take = min(mark - at, max(1, steps // 50))
-                task = TrainTask(
-                    f"pool-{number}", weights[number], weights[number], take, 0.0, at / steps, states[number]
+                task = TrainJob(
+                    data=f"pool-{number}",
+                    base=weights[number],
+                    start=weights[number],
+                    steps=take,
+                    mu=0.0,
+                    progress=at / steps,
+                    state=states[number],
                 )
                 result = learner.train(task)
                 weights[number], states[number] = result.weights, result.state

@@ -16,7 +16,8 @@ from bench.elsa.data import Task, write_rows
 from bench.elsa.plan import MODELS, Job, Shape
 from bench.elsa.runs import HELD_OUT, model_settings, train_settings
 from echelon.config.training import AdapterSettings, DataSettings
-from echelon.training.learner import BoundarySpec, LearnerSpec, TrainTask
+from echelon.jobs.training import TrainJob
+from echelon.training.learner import BoundarySpec, LearnerSpec
 from echelon.training.local import TorchLearner
 from echelon.training.model import limit_threads
 
@@ -44,7 +45,9 @@ def measure(model: str, task: Task, clock: Callable[[], float] = time.process_ti
         rates = []
         for _ in range(ROUNDS + 1):
             begun = clock()
-            result = learner.train(TrainTask("pool", weights, weights, STEPS, 0.0, 0.0))
+            result = learner.train(
+                TrainJob(data="pool", base=weights, start=weights, steps=STEPS, mu=0.0, progress=0.0)
+            )
             rates.append(result.tokens / (clock() - begun))
     return statistics.median(rates[1:])  # the first round warms up
 

@@ -38,13 +38,14 @@ from echelon.compute.pool import spec_of
 from echelon.config.run import RunSettings, parse
 from echelon.config.training import AdapterSettings, DataSettings, ModelSettings, TrainSettings
 from echelon.errors import ConfigError, EchelonError
+from echelon.jobs.training import TrainJob
 from echelon.messages.adapter import Vector
 from echelon.run.federation import Federation
 from echelon.run.recorder import Recorder
 from echelon.training.data.encode import encode_rows
 from echelon.training.data.rows import longest_first, pad_rows, padding_of
 from echelon.training.data.sources import RawDocument
-from echelon.training.learner import BoundarySpec, LearnerSpec, TrainTask
+from echelon.training.learner import BoundarySpec, LearnerSpec
 from echelon.training.local import TorchLearner
 from echelon.training.model import limit_threads, model_path
 from echelon.virtual_loop import run_virtual
@@ -446,7 +447,17 @@ def _bare(job: Job, devices: Sequence[Device]) -> tuple[TorchLearner, Line, Vect
     weights, state, tokens, done = learner.initial_adapter(), None, 0, 0
     while done < steps:
         take = min(steps - done, max(1, steps // 50))
-        result = learner.train(TrainTask("pool", weights, weights, take, 0.0, done / steps, state))
+        result = learner.train(
+            TrainJob(
+                data="pool",
+                base=weights,
+                start=weights,
+                steps=take,
+                mu=0.0,
+                progress=done / steps,
+                state=state,
+            )
+        )
         weights, state, tokens, done = result.weights, result.state, tokens + result.tokens, done + take
     return (
         learner,

@@ -34,8 +34,8 @@ from echelon.rounds.effects import (
     ShardsGained,
     ShardsLost,
     TimerFired,
-    Train,
-    Trained,
+    TrainJob,
+    TrainOutcome,
     TripsMeasured,
 )
 
@@ -43,7 +43,7 @@ from echelon.rounds.effects import (
 class Compute(Protocol):
     """Where training runs. Both calls take as long as they take, off the event loop."""
 
-    async def train(self, device: str, job: Train) -> Trained:
+    async def train(self, device: str, job: TrainJob) -> TrainOutcome:
         """Run the job on the device's own data, or on the shard that it names."""
         ...
 
@@ -84,7 +84,7 @@ class Departure:
 
 DOWN = "split.down"
 MODEL = TopicPartition("model")
-EVENTS = Incoming | TimerFired | Trained | Abandoned | Evaluated | TripsMeasured | ShardChange
+EVENTS = Incoming | TimerFired | TrainOutcome | Abandoned | Evaluated | TripsMeasured | ShardChange
 
 Interceptor = Callable[[str, Effect], bool]
 """Asked with (actor, effect) before a device or an edge carries an effect out; False makes it vanish at this point."""
@@ -269,10 +269,10 @@ class Device(BoundaryActor):
     async def perform(self, effect: Effect) -> None:
         """Start training or evaluation beside the loop."""
         match effect:
-            case Train() if effect.split is not None and self.half is not None:
+            case TrainJob() if effect.split is not None and self.half is not None:
                 job = partial(train_with_edge, effect, self.half, self.link, self.services.log)
                 self.start_job(job, "training")
-            case Train() if self.compute is not None:
+            case TrainJob() if self.compute is not None:
                 self.start_job(partial(self.compute.train, self.name, effect), "training")
             case Evaluate() if effect.edge and self.half is not None:
                 assessment = partial(evaluate_with_edge, effect, self.half, self.link, self.services.log)

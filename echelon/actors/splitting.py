@@ -39,8 +39,8 @@ from echelon.rounds.effects import (
     Evaluated,
     Incoming,
     Publish,
-    Train,
-    Trained,
+    TrainJob,
+    TrainOutcome,
     TripsMeasured,
 )
 from echelon.secagg.entropy import Entropy
@@ -80,7 +80,7 @@ class Half(Protocol):
         """Most micro-batches that are under way together: it keeps activations of each."""
         ...
 
-    async def start(self, job: Train, secret: bytes) -> bytes:
+    async def start(self, job: TrainJob, secret: bytes) -> bytes:
         """Put weights, moments and data in place; what the edge's half is to be told at the start."""
         ...
 
@@ -121,7 +121,7 @@ class Half(Protocol):
         """A micro-batch's two trips to the edge and back took so long together."""
         ...
 
-    async def finish(self) -> Trained:
+    async def finish(self) -> TrainOutcome:
         """What the job came to, 0 moved in the middle, and what the probes showed; the next may be cut elsewhere."""
         ...
 
@@ -342,7 +342,9 @@ class TripMeter:
             self._best[edge] = min(took, self._best.get(edge, took))
 
 
-async def train_with_edge(job: Train, half: Half, link: EdgeLink, log: logging.Logger) -> Trained | Abandoned:
+async def train_with_edge(
+    job: TrainJob, half: Half, link: EdgeLink, log: logging.Logger
+) -> TrainOutcome | Abandoned:
     """Carry a job out with its edge.
 
     Returns:

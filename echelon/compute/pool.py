@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar, TypeVarTuple
 
 from echelon.actors.edge import EdgeSide
@@ -23,9 +23,9 @@ from echelon.actors.splitting import Half
 from echelon.clock import is_virtual
 from echelon.config.run import BoundarySettings, CostSettings, LearnerSettings, RunSettings
 from echelon.errors import TrainingError
+from echelon.jobs.training import Evaluate, Evaluated, TrainJob, TrainOutcome
 from echelon.messages.adapter import AdapterLayout, Vector
-from echelon.rounds.effects import Evaluate, Evaluated, Train, Trained
-from echelon.training.learner import BoundarySpec, EvalResult, Learner, LearnerSpec, TrainResult, TrainTask
+from echelon.training.learner import BoundarySpec, EvalResult, Learner, LearnerSpec
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -206,8 +206,8 @@ def _facts() -> Facts:
     return facts_of(_in_worker())
 
 
-def _train(task: TrainTask) -> TrainResult:
-    return _in_worker().train(task)
+def _train(job: TrainJob) -> TrainOutcome:
+    return _in_worker().train(job)
 
 
 def _evaluate(device: str, weights: Vector, max_tokens: int) -> EvalResult:
@@ -301,27 +301,21 @@ class Compute:
         # One call per worker, so that all of them load the model and the data at the same time.
         return (await asyncio.gather(*(self._call(_facts) for _ in range(self._workers))))[0]
 
-    async def train(self, device: str, job: Train) -> Trained:
+    async def train(self, device: str, job: TrainJob) -> TrainOutcome:
         """Run a training job on the device's own data, or on the data shard that the job names."""
-        data, position = device, None
         if job.shard is not None:
-            data, position = self._shards[device].shard_name(job.shard), job.position
-        task = TrainTask(
-            data, job.base, job.start, job.steps, job.mu, job.progress, job.state, position, job.factor
-        )
+            job = replace(job, data=self._shards[device].shard_name(job.shard))
         speed = self._speed[device]
         if is_virtual() and self._inline is not None:
-            found = self._inline.train(task)
-            await asyncio.sleep(found.tokens * self._cost.seconds_per_token / speed)
+            done = self._inline.train(job)
+            await asyncio.sleep(done.tokens * self._cost.seconds_per_token / speed)
         else:
             begun = time.monotonic()
-            found = await self._call(self._inline.train if self._inline is not None else _train, task)
+            done = await self._call(self._inline.train if self._inline is not None else _train, job)
             if speed < 1.0:
                 # Waits for a core are part of what has passed, but not of what a device of its own would need.
-                await asyncio.sleep(max(0.0, found.seconds / speed - (time.monotonic() - begun)))
-        return Trained(
-            found.weights, found.tokens, found.loss_sum, found.loss_tokens, found.state, found.position
-        )
+                await asyncio.sleep(max(0.0, done.seconds / speed - (time.monotonic() - begun)))
+        return done
 
     async def evaluate(self, device: str, job: Evaluate) -> Evaluated:
         """Evaluate the device's own validation slice, or those of the data shards that the job names."""

@@ -13,8 +13,9 @@ import time
 
 import numpy as np
 
+from echelon.jobs.training import TrainJob, TrainOutcome
 from echelon.messages.adapter import AdapterLayout, Vector, factor_mask
-from echelon.training.learner import EvalResult, LearnerSpec, TrainResult, TrainTask
+from echelon.training.learner import EvalResult, LearnerSpec
 
 TOKENS_PER_STEP = 1024
 RATE = 0.1
@@ -95,31 +96,30 @@ class QuadraticLearner:
         """Digest of what the quadratics are drawn from."""
         return hashlib.sha256(f"quadratic {self.spec.seed} {self._dim}".encode()).digest()
 
-    def train(self, task: TrainTask) -> TrainResult:
+    def train(self, job: TrainJob) -> TrainOutcome:
         """H steps of gradient descent on f_i + μ/2 ‖w − base‖², with noise that depends on the step's number."""
-        done = 0 if task.state is None else int.from_bytes(task.state, "big")
-        if task.position is not None:
-            done = task.position
-        weights = task.start.astype(np.float64)
-        optimum = self._optimum[task.device]
+        done = 0 if job.state is None else int.from_bytes(job.state, "big")
+        if job.position is not None:
+            done = job.position
+        weights = job.start.astype(np.float64)
+        optimum = self._optimum[job.data]
         loss = 0.0
-        moving = True if task.factor is None else factor_mask(self.layout, task.factor)
-        for step in range(done, done + task.steps):
+        moving = True if job.factor is None else factor_mask(self.layout, job.factor)
+        for step in range(done, done + job.steps):
             loss += self.loss(weights, optimum)
-            slope = gradient(weights, optimum, self.noise(task.device, step), task.mu, task.base)
+            slope = gradient(weights, optimum, self.noise(job.data, step), job.mu, job.base)
             weights = weights - RATE * np.where(moving, slope, 0.0)
         if self._seconds:
             time.sleep(self._seconds)
-        tokens = task.steps * TOKENS_PER_STEP
-        return TrainResult(
+        tokens = job.steps * TOKENS_PER_STEP
+        return TrainOutcome(
             weights=weights.astype(np.float32),
-            steps=task.steps,
             tokens=tokens,
             loss_sum=loss * TOKENS_PER_STEP,
             loss_tokens=tokens,
             seconds=self._seconds,
-            state=(done + task.steps).to_bytes(8, "big"),
-            position=done + task.steps,
+            state=(done + job.steps).to_bytes(8, "big"),
+            position=done + job.steps,
         )
 
     def noise(self, device: str, step: int) -> F64:

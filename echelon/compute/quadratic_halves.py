@@ -20,7 +20,7 @@ from echelon.errors import CodecError, TrainingError
 from echelon.laws.blocks import block_ranges
 from echelon.messages.adapter import Vector
 from echelon.messages.frames import Assess, Backward, Begin, Decline, Finish, Forward, Look
-from echelon.rounds.effects import EdgeDone, EdgeTask, Evaluate, Evaluated, Train, Trained
+from echelon.rounds.effects import EdgeDone, EdgeTask, Evaluate, Evaluated, TrainJob, TrainOutcome
 
 MICROS = 2
 """Micro-batches of a step: each has this share of its gradient, and the shares add up exactly."""
@@ -176,7 +176,7 @@ class QuadraticHalf:
         self._shared, self._boundary, self._device, self._speed = shared, boundary, device, speed
         self._cut, self._in_flight = cut, in_flight
         self._places = shared.middle_of(*cut)
-        self._job: Train | None = None
+        self._job: TrainJob | None = None
         self._data = device
         self._at = self._done = 0
         self._weights = self._middle = self._base = np.zeros(0)
@@ -199,12 +199,12 @@ class QuadraticHalf:
         """A quadratic does nothing that could be probed."""
         return 0
 
-    async def start(self, job: Train, _secret: bytes) -> bytes:
+    async def start(self, job: TrainJob, _secret: bytes) -> bytes:
         """Put weights and data in place; there is nothing that the edge has to be told."""
         self._job, self._data, self._loss, self._done = job, self._device, 0.0, 0
         self._at = 0 if job.state is None else int.from_bytes(job.state, "big")
         if job.shard is not None:
-            self._data, self._at = self._boundary.shard_name(job.shard), job.position
+            self._data, self._at = self._boundary.shard_name(job.shard), job.position or 0
         self._weights, self._base = job.start.astype(np.float64), job.base.astype(np.float64)
         return b""
 
@@ -259,15 +259,16 @@ class QuadraticHalf:
     def waited(self, _seconds: float) -> None:
         """Cuts stay where they are."""
 
-    async def finish(self) -> Trained:
+    async def finish(self) -> TrainOutcome:
         """Where the job arrived, 0 moved in the middle."""
         if self._job is None:
             raise TrainingError(f"{self._device}: the end of a job that was not begun")
         weights = self._weights.astype(np.float32)
         weights[self._places] = self._job.start[self._places]
         tokens = self._done * TOKENS_PER_STEP
-        return Trained(
-            weights, tokens, self._loss * TOKENS_PER_STEP, tokens, self._at.to_bytes(8, "big"), self._at,
+        return TrainOutcome(
+            weights=weights, tokens=tokens, loss_sum=self._loss * TOKENS_PER_STEP, loss_tokens=tokens,
+            state=self._at.to_bytes(8, "big"), position=self._at,
             held=(self._cut[0], self._shared.blocks - self._cut[1]),
         )  # fmt: skip
 

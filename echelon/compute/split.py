@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar, TypeVarTuple
 
@@ -26,7 +27,7 @@ from echelon.elsa.shapes import ModelShape
 from echelon.errors import CodecError, LimitExceeded, ProtocolError, StateError, TrainingError
 from echelon.messages.behaviour import Behaviour
 from echelon.messages.frames import Assess, Backward, Begin, Decline, Finish, Forward, Look
-from echelon.rounds.effects import EdgeDone, EdgeTask, Evaluate, Evaluated, SplitJob, Train, Trained
+from echelon.rounds.effects import EdgeDone, EdgeTask, Evaluate, Evaluated, SplitJob, TrainJob, TrainOutcome
 from echelon.training.model import limit_threads
 from echelon.training.split.cut import Cut
 from echelon.training.split.device_worker import DeviceStart, DeviceWorker
@@ -215,7 +216,7 @@ class SplitHalf:
         """Most micro-batches under way together."""
         return self._in_flight
 
-    async def start(self, job: Train, secret: bytes) -> bytes:
+    async def start(self, job: TrainJob, secret: bytes) -> bytes:
         """Put weights, moments and data in place."""
         shard, position = None, None
         if job.shard is not None and self._boundary.shards is not None:
@@ -328,26 +329,21 @@ class SplitHalf:
         """The optimiser's step."""
         return await self._compute.call(0.0, self._half.step, norm2)
 
-    async def finish(self) -> Trained:
+    async def finish(self) -> TrainOutcome:
         """What the job came to."""
-        found = await self._compute.call(0.0, self._half.finish)
+        done = await self._compute.call(0.0, self._half.finish)
         behaviour = None
         if self._job is not None:
             behaviour = await self._compute.call(0.0, self._behaviour, self._job.job, self._job.version)
         chosen, before = self._half.chosen, self._chosen
         self._chosen = chosen
         middle = self._half.cut.middle(self._compute.blocks)  # of this job: the next one may be cut elsewhere
-        return Trained(
-            found.weights,
-            found.tokens,
-            found.loss_sum,
-            found.loss_tokens,
-            found.state,
-            found.position,
-            behaviour,
-            await self._moved(),
-            (middle.start, middle.stop),
-            chosen if chosen != before else {},
+        return replace(
+            done,
+            behaviour=behaviour,
+            cut=await self._moved(),
+            held=(middle.start, middle.stop),
+            encodings=chosen if chosen != before else {},
         )
 
     async def _moved(self) -> tuple[int, int] | None:

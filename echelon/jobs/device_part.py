@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from echelon.jobs.training import Evaluate, Evaluated, Train, Trained
+from echelon.jobs.training import Evaluate, Evaluated, TrainJob, TrainOutcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class StartTraining(PartTask):
     Gives the `tensor` that the edge is told at the start, and `placed`.
     """
 
-    train: Train
+    train: TrainJob
     secret: bytes
 
 
@@ -157,5 +157,5 @@ class DeviceDone:
     count: int = 0
     scale: float = 1.0
     placed: Placed | None = None
-    outcome: Trained | Evaluated | None = None
+    outcome: TrainOutcome | Evaluated | None = None
     fault: str = ""

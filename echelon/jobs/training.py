@@ -9,7 +9,7 @@ from echelon.messages.adapter import WHOLE, Factor, Held, Vector
 from echelon.messages.behaviour import Behaviour
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SplitJob:
     """How a job is trained together with an edge.
 
@@ -28,30 +28,57 @@ class SplitJob:
     on_top: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Train:
-    """Train `steps` local steps from `start` with the proximal term anchored at `base` (float32[d] both).
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainJob:
+    """H local steps of one device on f(w) + μ/2 ‖w - base‖², where f is the mean loss per token.
 
-    `state` holds the device's moments. The data is the device's own, read on from where `state` says, or if `shard`
-    is given that shard's, read on from `position`. If `factor` is given, the other factor stays as it is. With `split`,
-    an edge trains the middle blocks.
+    Attributes:
+        data: whose training data is read: the device's name, or that of a data shard. A device's core names the
+            device; who computes it knows what the shard `shard` is called.
+        base: w_base of the proximal term, float32[d].
+        start: the point to begin from, float32[d].
+        steps: H.
+        mu: μ.
+        progress: committed share of the budget, in [0, 1]; the learning rate is a function of it.
+        state: the device's AdamW moments, as its last job returned them; None at the very first one. They also say
+            where a device's own data goes on.
+        shard: number of the data shard that is trained on; None for data of the device's own.
+        position: where the shard's data goes on; None: `state` says it.
+        factor: the factor of the adapter that is trained, if only one is: weights and moments of the other come back
+            with the very bits that they had.
+        split: how an edge trains the middle blocks; None: the device trains the whole model.
     """
 
+    data: str
     base: Vector
     start: Vector
     steps: int
     mu: float
     progress: float
-    state: bytes | None
+    state: bytes | None = None
     shard: int | None = None
-    position: int = 0
+    position: int | None = None
     factor: Factor | None = None
     split: SplitJob | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """A training job ended: weights are where it arrived, float32[d]; losses are Σ nats."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOutcome:
+    """What came of a `TrainJob`.
+
+    Attributes:
+        weights: the adapter after the steps, float32[d].
+        tokens: tokens that were read, without padding.
+        loss_sum: Σ loss in nats before each step, without the proximal term.
+        loss_tokens: tokens that the loss counts: fewer for conversations; rows for a classifier.
+        state: the moments for the next job.
+        position: where the data that was read goes on.
+        seconds: how long it was computed, without waits for a core; 0 where that is not measured.
+        behaviour: what the model did on public probes afterwards, if it was asked.
+        cut: (p, q) of the next job with an edge, if what this one measured moved it.
+        held: blocks that the job moved on the device itself: those below the first number and from the second on.
+        encodings: what was chosen for each stream to and from the edge, if that changed since the last job.
+    """
 
     weights: Vector
     tokens: int
@@ -59,15 +86,11 @@ class Trained:
     loss_tokens: int
     state: bytes
     position: int = 0
-    """Where the job's data shard goes on, if it was trained on one."""
+    seconds: float = 0.0
     behaviour: Behaviour | None = None
-    """What the model did on public probes afterwards, if it was asked."""
     cut: tuple[int, int] | None = None
-    """(p, q) of the next job with an edge, if what this one measured moved it."""
     held: Held = WHOLE
-    """Blocks that the job moved on the device itself: those below the first number and from the second on."""
     encodings: Mapping[str, str] = field(default_factory=dict)
-    """What was chosen for each stream to and from the edge, if that changed since the last job."""
 
 
 @dataclass(frozen=True, slots=True)

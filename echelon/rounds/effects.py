@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from echelon.jobs.edge_part import EdgeDone, EdgeDrop, EdgeStart, EdgeTask
-from echelon.jobs.training import Abandoned, Evaluate, Evaluated, SplitJob, Train, Trained
+from echelon.jobs.training import Abandoned, Evaluate, Evaluated, SplitJob, TrainJob, TrainOutcome
 from echelon.messages.wire import Message, Reason
 
 __all__ = [
@@ -34,8 +34,8 @@ __all__ = [
     "Stop",
     "StopTimer",
     "TimerFired",
-    "Train",
-    "Trained",
+    "TrainJob",
+    "TrainOutcome",
     "TripsMeasured",
     "note",
 ]  # fmt: skip
@@ -157,12 +157,14 @@ class Stop:
     """The actor's work is done."""
 
 
-Event = Incoming | TimerFired | Trained | Abandoned | Evaluated | TripsMeasured | ShardsGained | ShardsLost
+Event = (
+    Incoming | TimerFired | TrainOutcome | Abandoned | Evaluated | TripsMeasured | ShardsGained | ShardsLost
+)
 Effect = (
     Publish
     | StartTimer
     | StopTimer
-    | Train
+    | TrainJob
     | Evaluate
     | MeasureTrips
     | ShardRead

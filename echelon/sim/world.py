@@ -42,8 +42,8 @@ from echelon.rounds.effects import (
     Evaluated,
     Note,
     Publish,
-    Train,
-    Trained,
+    TrainJob,
+    TrainOutcome,
 )
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.ring import Codec
@@ -187,7 +187,7 @@ class _Watched:
     def __init__(self, inner: Compute, outcome: Outcome, begun: Callable[[str], None]) -> None:
         self._inner, self._outcome, self._begun = inner, outcome, begun
 
-    async def train(self, device: str, job: Train) -> Trained:
+    async def train(self, device: str, job: TrainJob) -> TrainOutcome:
         """See `Compute.train`."""
         self._begun(device)
         done = await self._inner.train(device, _unmarked(job))
@@ -202,11 +202,11 @@ def _mark(seed: int, owner: str) -> bytes:
     return hashlib.sha256(f"canary {seed} {owner}".encode()).digest()[:CANARY]
 
 
-def _unmarked(job: Train) -> Train:
+def _unmarked(job: TrainJob) -> TrainJob:
     return job if job.state is None else dataclasses.replace(job, state=job.state[CANARY:])
 
 
-def _marked(done: Trained, job: Train, device: str, outcome: Outcome) -> Trained:
+def _marked(done: TrainOutcome, job: TrainJob, device: str, outcome: Outcome) -> TrainOutcome:
     moved = done.weights - job.start
     # Where nothing moved, an edge's middle, the weights are those of the boundary's adapter, which are on a topic.
     outcome.secrets += [np.where(moved != 0, done.weights, 0).astype("<f4").tobytes(), moved.tobytes()]
@@ -220,12 +220,12 @@ class _WatchedHalf:
         self, inner: QuadraticHalf, device: str, outcome: Outcome, begun: Callable[[str], None]
     ) -> None:
         self._inner, self._device, self._outcome, self._begun = inner, device, outcome, begun
-        self._job: Train | None = None
+        self._job: TrainJob | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    async def start(self, job: Train, secret: bytes) -> bytes:
+    async def start(self, job: TrainJob, secret: bytes) -> bytes:
         """See `Half.start`."""
         self._begun(self._device)
         self._job = job
@@ -237,7 +237,7 @@ class _WatchedHalf:
         self._outcome.secrets.append(found)
         return found
 
-    async def finish(self) -> Trained:
+    async def finish(self) -> TrainOutcome:
         """See `Half.finish`."""
         done = await self._inner.finish()
         assert self._job is not None

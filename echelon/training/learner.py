@@ -20,53 +20,11 @@ from echelon.config.training import (
     TrainSettings,
     check_task,
 )
-from echelon.messages.adapter import Factor, Vector
+from echelon.jobs.training import TrainJob, TrainOutcome
+from echelon.messages.adapter import Vector
 
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
-
-
-@dataclass(frozen=True, slots=True)
-class TrainTask:
-    """H local steps of one device on f(w) + mu/2 ||w - base||^2, where f is the mean loss per token.
-
-    `base` is w_base of the proximal term and `start` the point to begin from, both float32[d]. `progress` in
-    [0, 1] is how far the run has come: the learning rate is a function of it. `state` is what the device's
-    previous result returned, or none at the very first task. `device` names whose data is read: a device's own, or
-    that of a shard, which moves between devices; then `position` is where its data goes on, and `state` is the moments
-    of whichever device trains it. If `factor` is given, only that factor of the adapter is trained: the other's weights
-    and moments come back with the very bits that they had.
-    """
-
-    device: str
-    base: Vector
-    start: Vector
-    steps: int
-    mu: float
-    progress: float
-    state: bytes | None = None
-    position: int | None = None
-    factor: Factor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """The adapter after the steps, float32[d], what it cost, and the state for the next task.
-
-    `tokens` counts the tokens that were read (without padding), `loss_tokens` those that the loss counts
-    (fewer for conversations; for a classifier rows); `loss_sum` is their loss before each step, without the proximal
-    term. `seconds` are those that were computed, without waits for a core. `position` is where the data that was read
-    goes on.
-    """
-
-    weights: Vector
-    steps: int
-    tokens: int
-    loss_sum: float
-    loss_tokens: int
-    seconds: float
-    state: bytes
-    position: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +77,12 @@ class Learner(Protocol):
         """d, the length of every vector."""
         ...
 
-    def train(self, task: TrainTask) -> TrainResult:
-        """Carry out the task. Raises `TrainingError` when the loss or the weights are not finite."""
+    def train(self, job: TrainJob) -> TrainOutcome:
+        """Carry the job out, on the whole model.
+
+        Raises:
+            TrainingError: the loss or the weights are not finite.
+        """
         ...
 
     def evaluate(self, device: str, weights: Vector, max_tokens: int | None = None) -> EvalResult:

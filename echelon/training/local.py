@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from echelon.config.training import DataSettings, TrainSettings, check_task
 from echelon.errors import ConfigError, TrainingError
+from echelon.jobs.training import TrainJob, TrainOutcome
 from echelon.messages.adapter import AdapterLayout, Factor, Vector, factor_mask
 from echelon.training.data.boundary import BoundaryData, load_boundary, load_rows
 from echelon.training.data.encode import encode_rows
@@ -23,7 +24,7 @@ from echelon.training.data.packing import Blocks, Order
 from echelon.training.data.rows import Rows, longest_first, pad_rows, padding_of
 from echelon.training.data.sources import read_source
 from echelon.training.layout import FlatAdapter
-from echelon.training.learner import BoundarySpec, EvalResult, LearnerSpec, TrainResult, TrainTask
+from echelon.training.learner import BoundarySpec, EvalResult, LearnerSpec
 from echelon.training.model import (
     adapter_config_json,
     attach_adapter,
@@ -262,27 +263,27 @@ class TorchLearner:
 
     # ------------------------------------------------------------------------------------------- training
 
-    def train(self, task: TrainTask) -> TrainResult:
-        """Take `task.steps` steps of AdamW on f(w) + mu/2 ||w - base||^2, from `task.start`.
+    def train(self, job: TrainJob) -> TrainOutcome:
+        """Take `job.steps` steps of AdamW on f(w) + mu/2 ||w - base||^2, from `job.start`.
 
         The term's gradient, mu (w - base), is added before clipping, so the clip bounds the gradient of
         the whole
-        objective; mu = 0 adds nothing at all. The moments in `task.state` are kept when `start` differs from
+        objective; mu = 0 adds nothing at all. The moments in `job.state` are kept when `start` differs from
         where the last task ended. Raises `TrainingError` for a loss or weights that are not finite,
         `StateError` for a state of another adapter, `CodecError` for vectors of another length.
         """
         started, spent = time.perf_counter(), time.process_time()
         settings = self.spec.train
-        data = self._device_data(task.device)
-        state = TrainerState.from_bytes(task.state, self.dim) if task.state else TrainerState.fresh(self.dim)
-        self._prepare(task, state)
-        frozen = None if task.factor is None else Frozen.of(self._held, self._mask(task.factor))
+        data = self._device_data(job.data)
+        state = TrainerState.from_bytes(job.state, self.dim) if job.state else TrainerState.fresh(self.dim)
+        self._prepare(job, state)
+        frozen = None if job.factor is None else Frozen.of(self._held, self._mask(job.factor))
         self.model.train()
         per_step = settings.batch_size * settings.accumulation
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         tokens = loss_tokens = 0
-        cursor = state.cursor if task.position is None else task.position
-        for _ in range(task.steps):
+        cursor = state.cursor if job.position is None else job.position
+        for _ in range(job.steps):
             chosen = data.order.take(cursor, per_step)
             cursor += per_step
             counted = data.counted(chosen)
@@ -293,26 +294,32 @@ class TorchLearner:
         total = loss_sum.item()
         if not math.isfinite(total) or not np.isfinite(weights).all():
             raise TrainingError(
-                f"device {task.device}: loss or weights are not finite after {task.steps} steps at learning "
+                f"device {job.data}: loss or weights are not finite after {job.steps} steps at learning "
                 f"rate "
-                f"{learning_rate(settings, task.progress):g}; lower lr, set clip_norm, or use fp32"
+                f"{learning_rate(settings, job.progress):g}; lower lr, set clip_norm, or use fp32"
             )
         after = self._optimizer.state(cursor)
         # Several threads' CPU seconds count as many times, hence the bound by the wall clock.
         seconds = min(time.perf_counter() - started, time.process_time() - spent)
-        return TrainResult(weights, task.steps, tokens, total, loss_tokens, seconds, after.to_bytes(), cursor)
+        return TrainOutcome(
+            weights=weights,
+            tokens=tokens,
+            loss_sum=total,
+            loss_tokens=loss_tokens,
+            seconds=seconds,
+            state=after.to_bytes(),
+            position=cursor,
+        )
 
-    def _prepare(self, task: TrainTask, state: TrainerState) -> None:
+    def _prepare(self, job: TrainJob, state: TrainerState) -> None:
         """Put the task's device in place: weights, moments, proximal centre, learning rate."""
-        if task.steps < 1 or not (math.isfinite(task.mu) and task.mu >= 0):
-            raise TrainingError(
-                f"device {task.device}: {task.steps} steps with mu = {task.mu} cannot be trained"
-            )
-        rate = learning_rate(self.spec.train, task.progress)
-        self._optimizer.start(weights=task.start, base=task.base, state=state, lr=rate, mu=task.mu)
+        if job.steps < 1 or not (math.isfinite(job.mu) and job.mu >= 0):
+            raise TrainingError(f"device {job.data}: {job.steps} steps with mu = {job.mu} cannot be trained")
+        rate = learning_rate(self.spec.train, job.progress)
+        self._optimizer.start(weights=job.start, base=job.base, state=state, lr=rate, mu=job.mu)
         if self.spec.adapter.dropout > 0:
             # The generator belongs to the process; a device's masks must depend on the device alone.
-            name = f"{self.spec.seed}\0dropout\0{task.device}\0{state.steps}"
+            name = f"{self.spec.seed}\0dropout\0{job.data}\0{state.steps}"
             torch.manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "little"))
 
     def _step(

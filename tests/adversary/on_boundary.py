@@ -26,7 +26,7 @@ from echelon.messages.exchange import Pace, Payload
 from echelon.messages.handshake import Advertise, Unmask
 from echelon.messages.wire import DeviceId, Message
 from echelon.rounds.device.core import DeviceCore
-from echelon.rounds.effects import Incoming, Train
+from echelon.rounds.effects import Incoming, TrainJob
 from tests.adversary.case import Cases, Noticed, Played
 from tests.audit.synthetic import OPERATOR
 from tests.worlds.boundary_world import (
@@ -358,7 +358,7 @@ def shown_model(
             )
             world.give("d0", Incoming("versions", 50, GATE, 0, word))
         world.give("d0", Incoming("control", 50, AGGREGATOR, 0, control))
-        trains = any(isinstance(job, Train) for job in person.jobs) or world.device("d0").version == 1
+        trains = any(isinstance(job, TrainJob) for job in person.jobs) or world.device("d0").version == 1
         found = refusals(world)
         return Played(found or (() if trains else (Noticed("device", "no answer", "model 1"),)), trains)
 

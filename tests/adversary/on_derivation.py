@@ -26,7 +26,7 @@ from echelon.messages.boundary import (
 from echelon.messages.exchange import Payload
 from echelon.messages.handshake import Included, RevealedShare, Signatures, Unmask, Upload
 from echelon.messages.wire import Message
-from echelon.rounds.effects import Evaluate, Evaluated, Publish, Trained
+from echelon.rounds.effects import Evaluate, Evaluated, Publish, TrainOutcome
 from echelon.rounds.gate.derivation import BoundaryLog
 from echelon.secagg.faults import InputRefused
 from echelon.secagg.ring import LIMBS
@@ -451,8 +451,18 @@ def within_the_clip(*liars: str) -> Callable[[], Played]:
                 if isinstance(job, Evaluate):
                     world.give(name, Evaluated(job.commit, 1.5, 100))
                     continue
-                end = job.position + job.steps
-                world.give(name, Trained(job.start + poison, TOKENS, 3.0, TOKENS, b"state", end))
+                end = (job.position or 0) + job.steps
+                world.give(
+                    name,
+                    TrainOutcome(
+                        weights=job.start + poison,
+                        tokens=TOKENS,
+                        loss_sum=3.0,
+                        loss_tokens=TOKENS,
+                        state=b"state",
+                        position=end,
+                    ),
+                )
         world.pump()
         [window] = world.windows()
         return Played(refusals(world), set(liars) <= set(window.included))

@@ -12,8 +12,7 @@ import pytest
 from echelon.compute.pool import Compute, spec_of
 from echelon.compute.quadratic import QuadraticLearner
 from echelon.config.run import RunSettings
-from echelon.rounds.effects import Train
-from echelon.training.learner import TrainResult, TrainTask
+from echelon.jobs.training import TrainJob, TrainOutcome
 from tests.run.runs import boundaries, federation
 
 
@@ -23,9 +22,9 @@ class WaitingLearner(QuadraticLearner):
     waited = 0.0
     computed = 0.0
 
-    def train(self, task: TrainTask) -> TrainResult:
+    def train(self, job: TrainJob) -> TrainOutcome:
         time.sleep(self.waited)
-        return replace(super().train(task), seconds=self.computed)
+        return replace(super().train(job), seconds=self.computed)
 
 
 @pytest.mark.parametrize(("waited", "computed"), [(0.0, 100.0), (0.5, 100.0), (0.5, 0.1)])
@@ -44,7 +43,9 @@ def test_a_slow_device_takes_longer_to_compute_but_not_to_wait_for_a_core(
     weights = learner.initial_adapter()
     monkeypatch.setattr(asyncio, "sleep", sleep)
     begun = time.monotonic()
-    asyncio.run(compute.train("a-0", Train(weights, weights, 1, 0.0, 0.0, None)))
+    asyncio.run(
+        compute.train("a-0", TrainJob(data="a-0", base=weights, start=weights, steps=1, mu=0.0, progress=0.0))
+    )
     took = time.monotonic() - begun
     compute.close()
     [more] = asked

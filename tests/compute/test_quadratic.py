@@ -8,11 +8,11 @@ import pytest
 from echelon.compute.pool import spec_of
 from echelon.compute.quadratic import TOKENS_PER_STEP, QuadraticLearner
 from echelon.config.run import DeviceFault, RunSettings
+from echelon.jobs.training import TrainJob
 from echelon.messages.boundary import Join
 from echelon.messages.handshake import Consistency
 from echelon.rounds.effects import Publish, Save
 from echelon.run.vanishing import vanishing
-from echelon.training.learner import TrainTask
 from tests.run.runs import federation
 
 
@@ -21,8 +21,16 @@ def learner(seed: int = 1, dim: int = 16) -> QuadraticLearner:
     return QuadraticLearner(spec_of(settings), dim)
 
 
-def task(start: np.ndarray, steps: int, *, mu: float = 0.0, state: bytes | None = None) -> TrainTask:
-    return TrainTask("a-0", np.zeros(16, np.float32), start.astype(np.float32), steps, mu, 0.0, state)
+def task(start: np.ndarray, steps: int, *, mu: float = 0.0, state: bytes | None = None) -> TrainJob:
+    return TrainJob(
+        data="a-0",
+        base=np.zeros(16, np.float32),
+        start=start.astype(np.float32),
+        steps=steps,
+        mu=mu,
+        progress=0.0,
+        state=state,
+    )
 
 
 def test_it_is_the_same_from_the_same_seed_and_another_from_another() -> None:

@@ -12,11 +12,11 @@ from echelon.compute.quadratic import QuadraticLearner
 from echelon.compute.quadratic_halves import MICROS, QuadraticHalves
 from echelon.config.run import RunSettings, parse
 from echelon.errors import CodecError, ConfigError
+from echelon.jobs.training import TrainJob
 from echelon.messages.adapter import Vector
 from echelon.messages.frames import Backward, Begin, Decline, Finish, Forward, Look, to_double
 from echelon.messages.wire import Message
-from echelon.rounds.effects import EdgeDone, EdgeStart, EdgeTask, Evaluate, SplitJob, Train, Trained
-from echelon.training.learner import TrainTask
+from echelon.rounds.effects import EdgeDone, EdgeStart, EdgeTask, Evaluate, SplitJob, TrainOutcome
 from tests.run.runs import run
 from tests.run.splits import check, parts_of, split_federation
 
@@ -44,7 +44,7 @@ def place_of(base: Vector, start: Vector, cut: tuple[int, int], mu: float = 0.0)
     )
 
 
-async def job(subject: QuadraticHalves, train: Train) -> tuple[Trained, EdgeDone]:
+async def job(subject: QuadraticHalves, train: TrainJob) -> tuple[TrainOutcome, EdgeDone]:
     """One job as a device and its edge do it together."""
     half = subject.half("a", "a-0")
     front, back = half.cut
@@ -86,10 +86,21 @@ def test_a_split_job_is_the_whole_one_bit_for_bit(cut: tuple[int, int]) -> None:
     subject = halves(front=cut[0], back=cut[1])
     start = np.linspace(-1, 1, 18).astype(np.float32)
     base = start * np.float32(0.5)
-    train = Train(base, start, 3, 0.1, 0.0, None, split=SplitJob(1, EDGE, 0, 0, ()))
+    train = TrainJob(
+        data="a-0",
+        base=base,
+        start=start,
+        steps=3,
+        mu=0.1,
+        progress=0.0,
+        state=None,
+        split=SplitJob(job=1, edge=EDGE, version=0, after=0, on_top=()),
+    )
     done, finished = asyncio.run(job(subject, train))
     learner = QuadraticLearner(spec_of(settings()), 18, blocks=4)
-    whole = learner.train(TrainTask("a-0", base, start, 3, 0.1, 0.0, None))
+    whole = learner.train(
+        TrainJob(data="a-0", base=base, start=start, steps=3, mu=0.1, progress=0.0, state=None)
+    )
     middle = subject.middle_of(*cut)
     assert 0 < middle.size < 18
     assert finished.moved is not None

@@ -7,7 +7,7 @@ import pytest
 
 from echelon.laws.blocks import WHOLE, Held, block_ranges, holds, joined
 from echelon.messages.adapter import AdapterLayout
-from echelon.rounds.effects import Evaluate, Trained
+from echelon.rounds.effects import Evaluate, TrainOutcome
 from tests.worlds.boundary_world import DIM, TOKENS, World, manifest_for, update_of
 
 BLOCKS = 4
@@ -31,7 +31,17 @@ def world_of(*helds: Held) -> World:
                 for block, places in block_ranges(layout).items():
                     for place in places:
                         moved[place] *= holds(held, block)
-                world.give(device, Trained(job.start + moved, TOKENS, 3.0, TOKENS, b"state", held=held))
+                world.give(
+                    device,
+                    TrainOutcome(
+                        weights=job.start + moved,
+                        tokens=TOKENS,
+                        loss_sum=3.0,
+                        loss_tokens=TOKENS,
+                        state=b"state",
+                        held=held,
+                    ),
+                )
     world.pump()
     return world
 

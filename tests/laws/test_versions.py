@@ -17,7 +17,7 @@ from echelon.messages.exchange import Pace, Payload
 from echelon.messages.handshake import Advertise
 from echelon.messages.manifest import RunManifest
 from echelon.rounds.device.core import DeviceCore
-from echelon.rounds.effects import Effect, Incoming, Publish, Train
+from echelon.rounds.effects import Effect, Incoming, Publish, TrainJob
 from tests.worlds.boundary_world import AGGREGATOR, DIM, GATE, World, manifest_for, signed_commit
 
 PACE = Pace(steps=10, windows=2, mu_ppm=0)
@@ -70,7 +70,7 @@ def shown(core: DeviceCore, version: int, theta: np.ndarray, *, derived: bool, o
 def test_nobody_trains_from_an_adapter_that_the_gate_did_not_derive() -> None:
     core = World(3).device("d0")
     first = shown(core, 0, LIVE, derived=True, offset=0)
-    assert [effect.start.tolist() for effect in first if isinstance(effect, Train)] == [LIVE.tolist()]
+    assert [effect.start.tolist() for effect in first if isinstance(effect, TrainJob)] == [LIVE.tolist()]
     near = LIVE + 1.0
     assert shown(core, 1, near, derived=False, offset=10) == []
     assert core.version == 0

@@ -11,7 +11,7 @@ from echelon.errors import ProtocolError
 from echelon.messages.boundary import Adopt, Cohort, Model, Sealing
 from echelon.messages.manifest import RunManifest
 from echelon.rounds.aggregator.core import Committed, History
-from echelon.rounds.effects import Publish, Train
+from echelon.rounds.effects import Publish, TrainJob
 from tests.worlds.boundary_world import AGGREGATOR, DIM, World, manifest_for, signed_commit
 
 DEADLINE = "window"
@@ -33,7 +33,7 @@ def at_the_barrier(devices: int = 5) -> World:
 
 
 def jobs(world: World) -> list[str]:
-    return [name for name in world.names if any(isinstance(job, Train) for job in world.people[name].jobs)]
+    return [name for name in world.names if any(isinstance(job, TrainJob) for job in world.people[name].jobs)]
 
 
 def cohorts(world: World) -> list[Cohort]:
@@ -62,7 +62,7 @@ def test_after_r_windows_nobody_trains_until_the_commit_is_there() -> None:
     assert jobs(world) == list(world.names)
     for name in world.names:
         job = world.people[name].jobs[-1]
-        assert isinstance(job, Train)
+        assert isinstance(job, TrainJob)
         assert world.aggregator.ledger is not None
         # The commit's adapter, and what rounding the delta left behind.
         np.testing.assert_array_equal(job.start, world.aggregator.ledger.theta())
@@ -95,7 +95,7 @@ def test_within_a_delta_a_device_waits_for_the_adapter_that_holds_its_update() -
     assert len(world.windows()) == 1
     for name in world.names:
         job = world.people[name].jobs[-1]
-        assert isinstance(job, Train)
+        assert isinstance(job, TrainJob)
         np.testing.assert_array_equal(job.start, job.base)
 
 

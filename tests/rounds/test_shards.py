@@ -38,7 +38,7 @@ from echelon.rounds.effects import (
     ShardsLost,
     Stop,
     TimerFired,
-    Train,
+    TrainJob,
 )
 from echelon.rounds.shards import Holding, disjoint
 from tests.worlds.boundary_world import AGGREGATOR, DIM, World, manifest_for, update_of
@@ -79,8 +79,8 @@ def check_disjoint(world: World) -> None:
         assert len(named) == len(set(named)), cohort
 
 
-def job_of(world: World, device: str) -> Train:
-    [job] = [job for job in world.people[device].jobs if isinstance(job, Train)]
+def job_of(world: World, device: str) -> TrainJob:
+    [job] = [job for job in world.people[device].jobs if isinstance(job, TrainJob)]
     return job
 
 
@@ -606,7 +606,7 @@ def test_whatever_moves_nothing_is_trained_twice_in_a_window_and_windows_go_on(d
     }
     assert summed == set(range(shards))
     for name in world.names:
-        running = [job.shard for job in world.people[name].jobs if isinstance(job, Train)]
+        running = [job.shard for job in world.people[name].jobs if isinstance(job, TrainJob)]
         assert all(owner[shard] == name for shard in running if shard is not None)
     world.derive()
 
@@ -695,7 +695,7 @@ def test_a_device_that_leaves_in_a_window_sees_it_through(delivered: int) -> Non
     else:
         assert closed == []  # it went before a cohort was made
     assert len(offers(world, "d1")) == 1
-    assert world.people["d1"].jobs == [] or not isinstance(world.people["d1"].jobs[-1], Train)
+    assert world.people["d1"].jobs == [] or not isinstance(world.people["d1"].jobs[-1], TrainJob)
 
 
 def test_a_device_does_not_wait_longer_than_it_was_given() -> None:
@@ -714,7 +714,7 @@ def test_a_device_on_its_way_out_begins_nothing_whatever_arrives() -> None:
     world = sharded(4, 4, drop=lambda sender, message: isinstance(message, Released))
     world.window()
     person = world.people["d1"]
-    assert isinstance(person.jobs[-1], Train)
+    assert isinstance(person.jobs[-1], TrainJob)
     go(world, "d1")
     world.train("d1")  # what ran is kept for a later life
     core = world.device("d1")

@@ -20,8 +20,8 @@ import pytest
 from echelon.compute.pool import spec_of
 from echelon.compute.quadratic import RATE, QuadraticLearner
 from echelon.config.run import RunSettings
+from echelon.jobs.training import TrainJob, TrainOutcome
 from echelon.messages.boundary import Cohort, SealedDelta, Window
-from echelon.training.learner import TrainTask
 from tests.run.runs import Outcome, boundaries, federation, run
 
 F64 = np.ndarray[tuple[int], np.dtype[np.float64]]
@@ -94,14 +94,14 @@ class Loop:
         base = theta.astype(np.float32)
         moved = []
         for device in devices:
-            task = TrainTask(
-                device,
-                base,
-                base,
-                self.settings.sync.steps,
-                self.settings.sync.mu,
-                0.0,
-                self.states.get(device),
+            task = TrainJob(
+                data=device,
+                base=base,
+                start=base,
+                steps=self.settings.sync.steps,
+                mu=self.settings.sync.mu,
+                progress=0.0,
+                state=self.states.get(device),
             )
             result = self.learner.train(task)
             self.states[device] = result.state
@@ -239,25 +239,32 @@ def test_mu_of_zero_is_no_proximal_term(monkeypatch: pytest.MonkeyPatch) -> None
     some = run(settings_for(sync={"mu": 0.05}))
     original = QuadraticLearner.train
 
-    def plain(self: QuadraticLearner, task: TrainTask) -> Any:
+    def plain(self: QuadraticLearner, task: TrainJob) -> Any:
         """Gradient descent on f alone, written out."""
         found = original(
-            self, TrainTask(task.device, task.start, task.start, 1, 0.0, task.progress, task.state)
+            self,
+            TrainJob(
+                data=task.data,
+                base=task.start,
+                start=task.start,
+                steps=1,
+                mu=0.0,
+                progress=task.progress,
+                state=task.state,
+            ),
         )
         done = 0 if task.state is None else int.from_bytes(task.state, "big")
         weights = task.start.astype(np.float64)
         for number in range(done, done + task.steps):
-            gradient = weights - self._optimum[task.device]
-            weights = weights - RATE * (gradient + 0.01 * self._draw(f"step {task.device} {number}"))
-        return type(found)(
-            weights.astype(np.float32),
-            task.steps,
-            found.tokens * task.steps,
-            found.loss_sum,
-            found.loss_tokens,
-            0.0,
-            (done + task.steps).to_bytes(8, "big"),
-            done + task.steps,
+            gradient = weights - self._optimum[task.data]
+            weights = weights - RATE * (gradient + 0.01 * self._draw(f"step {task.data} {number}"))
+        return TrainOutcome(
+            weights=weights.astype(np.float32),
+            tokens=found.tokens * task.steps,
+            loss_sum=found.loss_sum,
+            loss_tokens=found.loss_tokens,
+            state=(done + task.steps).to_bytes(8, "big"),
+            position=done + task.steps,
         )
 
     monkeypatch.setattr(QuadraticLearner, "train", plain)

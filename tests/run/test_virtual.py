@@ -12,10 +12,10 @@ from echelon.audit.replay import replay
 from echelon.compute.pool import spec_of
 from echelon.compute.quadratic import QuadraticLearner
 from echelon.config.run import RunSettings
+from echelon.jobs.training import TrainJob
 from echelon.messages.boundary import Cohort, SealedDelta, Window
 from echelon.messages.envelope import Signer
 from echelon.messages.exchange import Commit, Delta
-from echelon.training.learner import TrainTask
 from tests.run.runs import (
     Outcome,
     boundaries,
@@ -88,10 +88,10 @@ class Canaries:
     def watch(self, learner: type[QuadraticLearner]) -> Any:
         original, canaries = learner.train, self
 
-        def train(self: QuadraticLearner, task: TrainTask) -> Any:
+        def train(self: QuadraticLearner, task: TrainJob) -> Any:
             found = original(self, task)
-            vectors = [found.weights, found.weights - task.start, self._optimum[task.device]]
-            kept = canaries.seen.setdefault(task.device, [])
+            vectors = [found.weights, found.weights - task.start, self._optimum[task.data]]
+            kept = canaries.seen.setdefault(task.data, [])
             kept += [float_bytes(vector) for vector in vectors]
             return found
 
@@ -168,8 +168,14 @@ def bare_fedavg(settings: RunSettings, rounds: int) -> np.ndarray:
         base = theta.astype(np.float32)
         moved = []
         for device in devices:
-            task = TrainTask(
-                device, base, base, settings.sync.steps, settings.sync.mu, number / rounds, states[device]
+            task = TrainJob(
+                data=device,
+                base=base,
+                start=base,
+                steps=settings.sync.steps,
+                mu=settings.sync.mu,
+                progress=number / rounds,
+                state=states[device],
             )
             result = learner.train(task)
             states[device] = result.state

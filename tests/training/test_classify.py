@@ -15,11 +15,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from echelon.config.training import DataSettings, ModelSettings
 from echelon.errors import ConfigError
+from echelon.jobs.training import TrainJob
 from echelon.messages.adapter import adapter_files
 from echelon.training.data.boundary import load_rows
 from echelon.training.data.packing import Order
 from echelon.training.data.rows import Rows, pad_rows, padding_of
-from echelon.training.learner import EvalResult, LearnerSpec, TrainTask
+from echelon.training.learner import EvalResult, LearnerSpec
 from echelon.training.local import TorchLearner
 from echelon.training.model import load_tokenizer
 from echelon.training.split.shared_modules import SharedModules
@@ -50,9 +51,9 @@ def spec_of(folder: Path, rows: Path, *, model: Any = None, data: Any = None, **
     )
 
 
-def task(learner: TorchLearner, steps: int, device: str = "a0", **changes: Any) -> TrainTask:
+def task(learner: TorchLearner, steps: int, device: str = "a0", **changes: Any) -> TrainJob:
     start = learner.initial_adapter()
-    return TrainTask(device, start, start, steps, 0.0, 0.0, **changes)
+    return TrainJob(data=device, base=start, start=start, steps=steps, mu=0.0, progress=0.0, **changes)
 
 
 # ---------------------------------------------------------------------------------------------------- data

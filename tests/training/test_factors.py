@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from echelon.jobs.training import TrainJob
 from echelon.messages.adapter import Factor, factor_mask
-from echelon.training.learner import TrainTask
 from echelon.training.local import TorchLearner
 from echelon.training.state import TrainerState
 
@@ -12,7 +12,19 @@ from echelon.training.state import TrainerState
 def trained(learner, factor, *, start=None, state=None, steps=3, mu=0.0):
     start = learner.initial_adapter() if start is None else start
     base = learner.initial_adapter() * np.float32(0.5) if mu else start
-    return learner.train(TrainTask("a0", base, start, steps, mu, 0.0, state, None, factor))
+    return learner.train(
+        TrainJob(
+            data="a0",
+            base=base,
+            start=start,
+            steps=steps,
+            mu=mu,
+            progress=0.0,
+            state=state,
+            position=None,
+            factor=factor,
+        )
+    )
 
 
 @pytest.mark.parametrize("train", [{}, {"weight_decay": 0.1}, {"clip_norm": None}])

@@ -12,14 +12,23 @@ from hypothesis import strategies as st
 
 from echelon.config.training import TrainSettings
 from echelon.errors import CodecError, ConfigError, StateError, TrainingError
-from echelon.training.learner import EvalResult, LearnerSpec, TrainTask
+from echelon.jobs.training import TrainJob
+from echelon.training.learner import EvalResult, LearnerSpec
 from echelon.training.local import REPETITION_PENALTY, TorchLearner, learning_rate
 from echelon.training.state import TrainerState, of_cut, with_cut
 
 
 def task(learner, device="a0", *, start=None, base=None, steps=3, mu=0.0, progress=0.0, state=None):
     start = learner.initial_adapter() if start is None else start
-    return TrainTask(device, start if base is None else base, start, steps, mu, progress, state)
+    return TrainJob(
+        data=device,
+        base=start if base is None else base,
+        start=start,
+        steps=steps,
+        mu=mu,
+        progress=progress,
+        state=state,
+    )
 
 
 def same(left, right):
@@ -97,7 +106,7 @@ def test_moments_survive_a_rebase(learner):
 def test_what_is_counted(make_spec):
     learner = TorchLearner(make_spec(train={"accumulation": 3}))
     result = learner.train(task(learner, steps=2))
-    assert result.steps == 2
+    assert TrainerState.from_bytes(result.state, learner.dim).steps == 2
     assert result.tokens <= 2 * 3 * 2 * 16  # steps, passes, sequences, tokens; less padding
     assert result.tokens > 0.8 * 2 * 3 * 2 * 16
     assert result.loss_tokens == result.tokens  # texts are counted whole
@@ -146,7 +155,7 @@ def reference(learner, work, mu):
         foreach=False,
         fused=False,
     )
-    data = learner._device_data(work.device)
+    data = learner._device_data(work.data)
     learner.model.train()
     for step in range(work.steps):
         chosen = data.order.take(step * settings.batch_size, settings.batch_size)

@@ -150,12 +150,12 @@ def test_model_digest_is_of_the_base_alone(make_spec):
 
 
 def test_bf16_and_checkpointing_train(make_spec):
-    from echelon.training.learner import TrainTask
+    from echelon.jobs.training import TrainJob
 
     spec = make_spec(model={"dtype": "bf16", "gradient_checkpointing": True})
     learner = TorchLearner(spec)
     start = learner.initial_adapter()
-    result = learner.train(TrainTask("a0", start, start, 2, 0.0, 0.0))
+    result = learner.train(TrainJob(data="a0", base=start, start=start, steps=2, mu=0.0, progress=0.0))
     assert result.weights.dtype == np.float32
     assert not np.array_equal(result.weights, start)
     frozen = {p.dtype for p in learner.model.parameters() if not p.requires_grad}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from echelon.compute.quadratic import QuadraticLearner
-from echelon.training.learner import TrainTask
+from echelon.jobs.training import TrainJob
 from echelon.training.local import TorchLearner
 from echelon.training.state import TrainerState
 
@@ -18,9 +18,11 @@ def either(request: pytest.FixtureRequest, learner: TorchLearner) -> Any:
     return learner if request.param == "torch" else QuadraticLearner(learner.spec, 8)
 
 
-def task(learner: Any, name: str, **fields: Any) -> TrainTask:
+def task(learner: Any, name: str, **fields: Any) -> TrainJob:
     start = learner.initial_adapter()
-    return dataclasses.replace(TrainTask(name, start, start, 3, 0.0, 0.0), **fields)
+    return dataclasses.replace(
+        TrainJob(data=name, base=start, start=start, steps=3, mu=0.0, progress=0.0), **fields
+    )
 
 
 def test_a_result_says_where_the_data_goes_on(either: Any) -> None:

@@ -36,8 +36,8 @@ from echelon.rounds.effects import (
     Stop,
     StopTimer,
     TimerFired,
-    Train,
-    Trained,
+    TrainJob,
+    TrainOutcome,
 )
 from echelon.rounds.gate.derivation import BoundaryLog, CommitFacts
 from echelon.secagg.entropy import Entropy
@@ -139,7 +139,7 @@ class Person:
     core: DeviceCore | AggregatorCore
     name: str
     position: int = 0
-    jobs: list[Train | Evaluate] = field(default_factory=list)
+    jobs: list[TrainJob | Evaluate] = field(default_factory=list)
     timers: dict[str, float] = field(default_factory=dict)
     saved: bytes | None = None
     saved_at: int = 0
@@ -253,7 +253,7 @@ class World:
                     person.timers[effect.name] = effect.seconds
                 case StopTimer():
                     person.timers.pop(effect.name, None)
-                case Train() | Evaluate():
+                case TrainJob() | Evaluate():
                     person.jobs.append(effect)
                 case ShardReleased():
                     self.released.append(effect)
@@ -345,9 +345,10 @@ class World:
                 person.trained += 1
                 self.give(
                     device,
-                    Trained(
-                        job.start + moved, TOKENS, 3.0, TOKENS, b"%s %d" % (device.encode(), person.trained),
-                        job.position + job.steps,
+                    TrainOutcome(
+                        weights=job.start + moved, tokens=TOKENS, loss_sum=3.0, loss_tokens=TOKENS,
+                        state=b"%s %d" % (device.encode(), person.trained),
+                        position=(job.position or 0) + job.steps,
                     ),
                 )  # fmt: skip
 

@@ -14,7 +14,7 @@ from echelon.rounds.aggregator.trust_standings import Shape
 from echelon.rounds.device.core import DeviceCore, DeviceTerms
 from echelon.rounds.edge.core import EdgeCore, EdgeTerms
 from echelon.rounds.edge.kept import KeptJobs
-from echelon.rounds.effects import Effect, Evaluate, Evaluated, Save, Train, Trained
+from echelon.rounds.effects import Effect, Evaluate, Evaluated, Save, TrainJob, TrainOutcome
 from echelon.rounds.gate.derivation import BoundaryLog
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.roster import EdgeEntry, Roster, RosterEntry
@@ -140,14 +140,23 @@ class SplitWorld(World):
             self.evaluate(device)
             jobs, person.jobs = person.jobs, []
             for job in jobs:
-                assert isinstance(job, Train)
+                assert isinstance(job, TrainJob)
                 assert job.split is not None
                 own, middle = parted(update_of(device, person.trained))
                 person.trained += 1
                 self.store(job, device, middle)
-                self.give(device, Trained(job.start + own, TOKENS, 3.0, TOKENS, b"state"))
+                self.give(
+                    device,
+                    TrainOutcome(
+                        weights=job.start + own,
+                        tokens=TOKENS,
+                        loss_sum=3.0,
+                        loss_tokens=TOKENS,
+                        state=b"state",
+                    ),
+                )
 
-    def store(self, job: Train, device: str, middle: np.ndarray) -> None:
+    def store(self, job: TrainJob, device: str, middle: np.ndarray) -> None:
         """What the edge keeps of a job when it has ended."""
         assert job.split is not None
         kept = self.edge(job.split.edge).kept.setdefault(device, KeptJobs())

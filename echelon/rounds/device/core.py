@@ -62,8 +62,8 @@ from echelon.rounds.effects import (
     Stop,
     StopTimer,
     TimerFired,
-    Train,
-    Trained,
+    TrainJob,
+    TrainOutcome,
     TripsMeasured,
     note,
 )
@@ -290,7 +290,7 @@ class DeviceCore:
 
     def _take(self, event: Event) -> list[Effect]:
         match event:
-            case Trained():
+            case TrainOutcome():
                 return self._trained(event)
             case Abandoned():
                 return self._abandoned(event)
@@ -425,16 +425,23 @@ class DeviceCore:
                 start, on_top = start + part.vector, (*on_top, *part.jobs)
         if self.terms.split:
             self.state.jobs += 1
-            job = SplitJob(self.state.jobs, self.edge, self.version, self.state.after, on_top)
+            job = SplitJob(
+                job=self.state.jobs,
+                edge=self.edge,
+                version=self.version,
+                after=self.state.after,
+                on_top=on_top,
+            )
             self._training_split = job
             effects.append(Save())  # a number is used once
         self._training_from = start
         self._training_base = (self.version, self.base_sha256)
         self._waiting = False
-        train = Train(
-            self.base, start, self.pace.steps, self.pace.mu_ppm / MILLION, self.progress, self.optimiser,
-            shard, 0 if shard is None else self.shards.position(shard), self._factors.trained(self.commit),
-            self._training_split,
+        train = TrainJob(
+            data=self.me, base=self.base, start=start, steps=self.pace.steps, mu=self.pace.mu_ppm / MILLION,
+            progress=self.progress, state=self.optimiser, shard=shard,
+            position=None if shard is None else self.shards.position(shard),
+            factor=self._factors.trained(self.commit), split=self._training_split,
         )  # fmt: skip
         return [StopTimer(PATIENCE), *effects, train]
 
@@ -496,7 +503,7 @@ class DeviceCore:
         """Training jobs while an offer is undecided; none where each delta is a barrier."""
         return self.terms.ahead if self.manifest.exchange.overlap else 0
 
-    def _trained(self, done: Trained) -> list[Effect]:
+    def _trained(self, done: TrainOutcome) -> list[Effect]:
         if self._training_from is None or self._training_base is None:
             raise ProtocolError("a training job ended that was not started")
         moved = done.weights - self._training_from

@@ -16,9 +16,9 @@ import numpy as np
 
 from echelon.config.split import EncodingSettings
 from echelon.errors import TrainingError
+from echelon.jobs.training import TrainOutcome
 from echelon.messages.adapter import Vector
 from echelon.messages.frames import MAX_MICRO
-from echelon.training.learner import TrainResult
 from echelon.training.local import IGNORED, learning_rate
 from echelon.training.split.cut import Cut, device_indices
 from echelon.training.split.link import (
@@ -328,7 +328,7 @@ class DeviceWorker:
             if codecs.encodings[stream].limit is not None and stream in codec.chosen
         }
 
-    def finish(self) -> TrainResult:
+    def finish(self) -> TrainOutcome:
         """The whole adapter vector, where it started in the middle, and what the job came to."""
         with self._lock:
             if self._task is None:
@@ -336,13 +336,11 @@ class DeviceWorker:
             mine, state = self._part.finish(self._cursor)
             weights = np.array(self._task.start, np.float32)
             weights[self._indices] = mine
-            return TrainResult(
-                weights,
-                self._steps,
-                self._tokens,
-                self._loss,
-                self._loss_tokens,
-                0.0,
-                with_cut(state, (self.cut.p, self.cut.q)),
-                self._cursor,
+            return TrainOutcome(
+                weights=weights,
+                tokens=self._tokens,
+                loss_sum=self._loss,
+                loss_tokens=self._loss_tokens,
+                state=with_cut(state, (self.cut.p, self.cut.q)),
+                position=self._cursor,
             )

@@ -25,7 +25,7 @@ from bench.contest.tuning import decide
 from echelon.compute.pool import spec_of
 from echelon.config.training import AdapterSettings
 from echelon.errors import ConfigError
-from echelon.training.learner import TrainTask
+from echelon.jobs.training import TrainJob
 from echelon.training.local import TorchLearner
 
 pytest.importorskip("torch")
@@ -138,7 +138,7 @@ def test_a_shared_learner_trains_as_its_own_would(tmp_path: Path) -> None:
         shared.adopt(spec)
         own = TorchLearner(spec)
         start = own.initial_adapter()
-        task = TrainTask("b1-0", start, start, 2, 0.01, 0.3)
+        task = TrainJob(data="b1-0", base=start, start=start, steps=2, mu=0.01, progress=0.3)
         assert np.array_equal(shared.train(task).weights, own.train(task).weights)
     other = specs[0].model_copy(update={"adapter": AdapterSettings(rank=4)})
     with pytest.raises(ConfigError, match="keeps its model"):
@@ -150,12 +150,12 @@ def test_what_was_trained_is_looked_up_by_all_that_it_depends_on(tmp_path: Path)
     learner = SharedLearner(spec_of(settings_of(one, write_data(one, corpus(), tmp_path))))
     learner.remember(True)
     start = learner.initial_adapter()
-    task = TrainTask("b0-0", start, start, 1, 0.0, 0.0)
+    task = TrainJob(data="b0-0", base=start, start=start, steps=1, mu=0.0, progress=0.0)
     first = learner.train(task)
     assert learner.train(task) is first
     assert learner.looked_up_tokens == first.tokens
     for other in (
-        replace(task, device="b0-1"), replace(task, mu=0.1), replace(task, progress=0.5),
+        replace(task, data="b0-1"), replace(task, mu=0.1), replace(task, progress=0.5),
         replace(task, state=first.state), replace(task, start=first.weights), replace(task, base=first.weights),
     ):  # fmt: skip
         assert learner.train(other) is not first

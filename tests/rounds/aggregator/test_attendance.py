@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from echelon.messages.boundary import Cohort, Leave
-from echelon.rounds.effects import Train
+from echelon.rounds.effects import TrainJob
 from tests.worlds.boundary_world import AGGREGATOR, World, manifest_for
 
 FRESH = (256,) * 40
@@ -100,7 +100,7 @@ def test_who_waits_for_a_turn_trains_no_more_than_it_may_run_ahead() -> None:
     for device in world.names[3:]:
         person = world.people[device]
         assert person.trained == 2, device  # the offer, and one job ahead of it
-        assert not any(isinstance(job, Train) for job in person.jobs), device
+        assert not any(isinstance(job, TrainJob) for job in person.jobs), device
 
 
 def test_waiting_ends_though_the_crowd_is_longer_than_the_staleness_table() -> None:

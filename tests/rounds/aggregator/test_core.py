@@ -34,7 +34,7 @@ from echelon.messages.handshake import (
 )
 from echelon.messages.wire import Message
 from echelon.rounds.aggregator.core import Closed, Committed
-from echelon.rounds.effects import Incoming, Publish, Save, StartTimer, Stop, TimerFired, Trained
+from echelon.rounds.effects import Incoming, Publish, Save, StartTimer, Stop, TimerFired, TrainOutcome
 from echelon.secagg.ring import Codec
 from tests.worlds.boundary_world import AGGREGATOR, DIM, World, manifest_for, update_of
 
@@ -690,7 +690,12 @@ def test_the_sum_does_not_overflow_with_the_largest_updates() -> None:
     for name in world.names:
         [job] = [job for job in world.people[name].jobs if hasattr(job, "start")]
         world.people[name].jobs.clear()
-        world.give(name, Trained(job.start + 100 * big, 16 * 1024, 1.0, 1, b""))
+        world.give(
+            name,
+            TrainOutcome(
+                weights=job.start + 100 * big, tokens=16 * 1024, loss_sum=1.0, loss_tokens=1, state=b""
+            ),
+        )
     world.pump()
     assert world.aggregator.ledger is not None
     np.testing.assert_allclose(world.aggregator.ledger.theta(), big, rtol=1e-5, atol=1e-5)

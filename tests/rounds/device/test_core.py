@@ -34,8 +34,8 @@ from echelon.rounds.effects import (
     StartTimer,
     Stop,
     TimerFired,
-    Train,
-    Trained,
+    TrainJob,
+    TrainOutcome,
 )
 from echelon.secagg.faults import Aborted
 from tests.worlds.boundary_world import (
@@ -112,16 +112,24 @@ def alone() -> tuple[World, DeviceCore]:
     world = World(3)
     core = world.device("d0")
     effects = give_model(core, 0, np.zeros(DIM))
-    assert [type(effect) for effect in effects if isinstance(effect, Train)] == [Train]
+    assert [type(effect) for effect in effects if isinstance(effect, TrainJob)] == [TrainJob]
     return world, core
 
 
 def trained(core: DeviceCore, start: np.ndarray, moved: np.ndarray) -> list[Effect]:
-    return core.handle(Trained((start + moved).astype(np.float32), TOKENS, 2.0, TOKENS, b"moments"))
+    return core.handle(
+        TrainOutcome(
+            weights=(start + moved).astype(np.float32),
+            tokens=TOKENS,
+            loss_sum=2.0,
+            loss_tokens=TOKENS,
+            state=b"moments",
+        )
+    )
 
 
-def training(effects: list[Effect]) -> Train:
-    [job] = [effect for effect in effects if isinstance(effect, Train)]
+def training(effects: list[Effect]) -> TrainJob:
+    [job] = [effect for effect in effects if isinstance(effect, TrainJob)]
     return job
 
 
@@ -158,7 +166,7 @@ def test_what_is_trained_while_an_offer_is_undecided_is_carried_over_and_starts_
     job = training(trained(core, job.start, second))
     np.testing.assert_allclose(job.start, first + second, rtol=0, atol=1e-7)  # base + offered + carried
     effects = trained(core, job.start, third)
-    assert not any(isinstance(effect, Train) for effect in effects)  # two jobs ahead is all
+    assert not any(isinstance(effect, TrainJob) for effect in effects)  # two jobs ahead is all
     assert core.carried is not None
     np.testing.assert_allclose(core.carried.vector, second + third, rtol=0, atol=1e-6)
     assert core.carried.tokens == 2 * TOKENS

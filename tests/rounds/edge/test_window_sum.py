@@ -37,8 +37,8 @@ from echelon.rounds.effects import (
     Publish,
     StartTimer,
     TimerFired,
-    Train,
-    Trained,
+    TrainJob,
+    TrainOutcome,
     TripsMeasured,
 )
 from echelon.rounds.gate.derivation import BoundaryLog
@@ -328,7 +328,7 @@ def test_a_split_device_offers_what_it_carries_before_it_trains_from_a_newer_ver
     (ready,) = [effect.message for effect in effects if isinstance(effect, Publish)]
     assert isinstance(ready, Ready)
     assert (ready.base_version, ready.jobs) == (0, carried.jobs)
-    (job,) = [effect for effect in effects if isinstance(effect, Train)] or [None]
+    (job,) = [effect for effect in effects if isinstance(effect, TrainJob)] or [None]
     assert job is None or (job.split is not None and job.split.version == 1)
 
 
@@ -435,11 +435,16 @@ def test_unequal_weights_still_let_every_edge_add_its_part() -> None:
     world.train("d1", "d2", "d3", "d4", "d5")
     world.evaluate("d0")
     (job,) = [job for job in person.jobs if hasattr(job, "split")]
-    assert isinstance(job, Train)
+    assert isinstance(job, TrainJob)
     assert job.split is not None
     own, middle = parted(update_of("d0", 0))
     world.store(job, "d0", middle)
-    world.give("d0", Trained(job.start + own, 2048 * 40, 3.0, 2048, b"state"))
+    world.give(
+        "d0",
+        TrainOutcome(
+            weights=job.start + own, tokens=2048 * 40, loss_sum=3.0, loss_tokens=2048, state=b"state"
+        ),
+    )
     world.pump()
     (window,) = world.windows()
     assert [part.edge for part in window.parts] == ["e0", "e1"]
@@ -456,7 +461,7 @@ def test_a_device_evaluates_a_commit_with_its_edge_before_the_next_job_and_never
     world.train()
     world.fire("d0", PATIENCE)
     (job,) = d0.jobs
-    assert isinstance(job, Train)
+    assert isinstance(job, TrainJob)
     world.pump()  # the window closes, and its model has the commit
     assert len(world.windows()) == 1
     assert d0.jobs == [job]  # it goes on; the commit is evaluated when it has ended
@@ -486,7 +491,7 @@ def test_an_evaluation_that_an_edge_lost_counts_nothing_and_is_not_asked_for_aga
     assert d0.jobs == []
     assert RETRY in d0.timers
     world.fire("d0", RETRY)
-    assert [type(job) for job in d0.jobs] == [Train]
+    assert [type(job) for job in d0.jobs] == [TrainJob]
     world.train()
     world.pump()
     (record,) = world.windows()

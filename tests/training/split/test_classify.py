@@ -11,8 +11,9 @@ import pytest
 from echelon.config.split import EncodingSettings
 from echelon.errors import CodecError, LimitExceeded, TrainingError
 from echelon.jobs.edge_part import EdgeStart, EdgeTask
+from echelon.jobs.training import TrainJob
 from echelon.messages.frames import Assess, Begin
-from echelon.training.learner import LearnerSpec, TrainTask
+from echelon.training.learner import LearnerSpec
 from echelon.training.local import TorchLearner
 from echelon.training.split.compress import Exact
 from echelon.training.split.cut import Cut, device_indices, part_ranges
@@ -113,7 +114,7 @@ def test_gradients_through_the_halves_are_those_of_the_whole_classifier(family, 
     pair = Pair(learner.spec, start, start)
     assert pair.shared.layout == learner.layout
     assert pair.passes() == 3
-    found = learner.train(TrainTask("a0", start, start, 1, 0.1, 0.0))
+    found = learner.train(TrainJob(data="a0", base=start, start=start, steps=1, mu=0.1, progress=0.0))
     expected = gradient_of_first_step(learner, found)
     assert np.abs(expected).max() > 1e-2
     np.testing.assert_allclose(pair.gradient(), expected, rtol=0, atol=1e-5)
@@ -132,7 +133,7 @@ def test_a_job_ends_where_the_whole_classifier_does(family, rank, make_spec):
     for _ in range(4):
         pair.passes()
         pair.edge.step("a0", pair.half.step(pair.edge.norm2("a0")))
-    found = learner.train(TrainTask("a0", base, start, 4, 0.1, 0.0))
+    found = learner.train(TrainJob(data="a0", base=base, start=start, steps=4, mu=0.1, progress=0.0))
     theirs, _ = pair.edge.finish("a0")
     ended = pair.half.finish()
     assert ended.loss_sum == pytest.approx(found.loss_sum, rel=1e-4)
