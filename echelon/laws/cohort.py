@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from echelon.errors import ProtocolError
 from echelon.laws.exact import norm2
 from echelon.laws.ledger import window_mean
+from echelon.laws.update_encoding import NORM_UNIT
 from echelon.laws.versions import largest_step
 from echelon.messages.boundary import Cohort
 from echelon.messages.boundary import Member as CohortMember
@@ -34,8 +35,6 @@ from echelon.secagg.server import SumResult
 
 AUX = ("n", "weight", "norm2", "tokens", "loss", "loss_tokens", "eval_loss", "eval_tokens")
 """The integers that travel with each update, in their order; units as in `WindowSummary`."""
-NORM_UNIT = 1 << 32
-"""Squared norms are integers of 2**-32."""
 MOST = (1 << 63) - 1
 """Largest integer of a summary."""
 CHECKED = ("n", "weight")

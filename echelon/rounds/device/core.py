@@ -22,6 +22,7 @@ from echelon.errors import ProtocolError
 from echelon.laws.blocks import WHOLE, Held, block_ranges, holds, joined
 from echelon.laws.cohort import context_of
 from echelon.laws.staleness import buckets
+from echelon.laws.update_encoding import UpdateEncoder, loss_units
 from echelon.laws.versions import Adapter, KnownVersions, SignedCommit
 from echelon.messages.boundary import (
     Adopt,
@@ -70,7 +71,7 @@ from echelon.rounds.effects import (
 from echelon.rounds.shards import Holding
 from echelon.secagg.client import Client
 from echelon.secagg.entropy import Entropy
-from echelon.secagg.ring import Codec, pack_vector
+from echelon.secagg.ring import pack_vector
 from echelon.secagg.roster import Roster
 
 F32 = NDArray[np.float32]
@@ -79,8 +80,6 @@ MAX_WAITING_ADAPTERS = 3
 PATIENCE, HOLD, LEAVE, RETRY, TRIPS = "patience", "hold", "leave", "retry", "trips"
 FIRST_TRIPS = 1.0
 """Seconds after the start at which round trips are measured for the first time, and again while no edge answers."""
-LOSS_UNIT = 1 << 16
-NORM_UNIT = 1 << 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,8 +199,7 @@ class DeviceCore:
     """Offset of `control` from which on cohorts are joined; those before belong to an earlier life."""
 
     def __post_init__(self) -> None:
-        secure = self.manifest.secure
-        self._codec = Codec(secure.clip_micro / MILLION, secure.scale_bits, secure.cohort_max)
+        self._encoder = UpdateEncoder(self.manifest.secure)
         self._factors = Factors(self.manifest)
         self._blocks = block_ranges(self.manifest.adapter_layout()) if self.manifest.split else {}
         """Where each block lies in the vector; in a run that splits no model everybody moves everything."""
@@ -614,7 +612,7 @@ class DeviceCore:
                 note("evaluation-lost", edge=self.edge, why=done.lost),
                 StartTimer(RETRY, self.terms.retry),
             ]
-        self.state.evaluation = (done.commit, round(done.loss_sum * LOSS_UNIT), done.tokens)
+        self.state.evaluation = (done.commit, loss_units(done.loss_sum), done.tokens)
         return self._train() if assessed and not self._waiting else []
 
     # ---- adapters --------------------------------------------------------------------------------
@@ -840,7 +838,6 @@ class DeviceCore:
         offer = self.offer
         if offer is None:
             raise ProtocolError(f"window {cohort.window}: no offer to upload")
-        secure = self.manifest.secure
         weight = next(member.w for member in cohort.client.context.members if member.device == self.me)
         adds = cohort.client.adds_blocks(shares)
         vector, held = offer.progress.vector, offer.progress.held
@@ -851,24 +848,22 @@ class DeviceCore:
             for block in left:
                 for place in self._blocks[block]:
                     vector[place] = 0.0
-        clipped = self._codec.clip(vector)
-        norm2 = float(np.dot(clipped.astype(np.float64), clipped.astype(np.float64)))
+        encoded = self._encoder.encode(vector, weight, self.entropy.token(32))
         loss, loss_tokens, evaluation = 0, 0, (0, 0)
         if self.manifest.exchange.report_loss:
-            loss, loss_tokens = round(offer.progress.loss_sum * LOSS_UNIT), offer.progress.loss_tokens
+            loss, loss_tokens = loss_units(offer.progress.loss_sum), offer.progress.loss_tokens
             if cohort.client.adds_evaluation(shares):
                 evaluation = cohort.evaluation
         aux = (
             offer.n,
             weight,
-            round(weight * norm2 * NORM_UNIT),
+            encoded.norm2,
             offer.progress.tokens,
             loss,
             loss_tokens,
             *evaluation,
         )
-        encoded = self._codec.encode(clipped, weight, secure.weight_max, self.entropy.token(32))
-        masked = cohort.client.masked_input(shares, delivered, pack_vector(encoded, aux))
+        masked = cohort.client.masked_input(shares, delivered, pack_vector(encoded.ring, aux))
         payload = masked.astype("<u4", copy=False).tobytes()
         if self.state.evaluation == (cohort.commit, *evaluation):
             self.state.evaluation = None  # it is in this sum

@@ -15,19 +15,20 @@ from numpy.typing import NDArray
 
 from echelon.errors import ProtocolError
 from echelon.laws.blocks import block_ranges
-from echelon.laws.cohort import NORM_UNIT, context_of, releasable
+from echelon.laws.cohort import context_of, releasable
+from echelon.laws.update_encoding import UpdateEncoder
 from echelon.messages.boundary import Cohort, Member
 from echelon.messages.envelope import verify_signature
 from echelon.messages.exchange import Payload
 from echelon.messages.handshake import Included, KeyList, SharesList, Signatures
-from echelon.messages.manifest import MILLION, RunManifest
+from echelon.messages.manifest import RunManifest
 from echelon.messages.split import EdgePart
 from echelon.messages.wire import DeviceId
 from echelon.rounds.edge.kept import F32, KeptJobs
 from echelon.rounds.effects import Publish
 from echelon.secagg.context import consistency_statement
 from echelon.secagg.entropy import Entropy
-from echelon.secagg.ring import Codec, signed
+from echelon.secagg.ring import signed
 from echelon.secagg.roster import Roster
 
 Decision = KeyList | SharesList | Included | Signatures
@@ -190,8 +191,7 @@ class MiddleSums:
 
     def __init__(self, manifest: RunManifest, entropy: Entropy, dim: int) -> None:
         self._secure, self._entropy, self._dim = manifest.secure, entropy, dim
-        secure = manifest.secure
-        self._codec = Codec(secure.clip_micro / MILLION, secure.scale_bits, secure.cohort_max)
+        self._encoder = UpdateEncoder(manifest.secure)
         self._blocks = block_ranges(manifest.adapter_layout()) if manifest.split else {}
         """Where each block lies in the vector."""
 
@@ -241,15 +241,11 @@ class MiddleSums:
 
     def _sum(self, members: Sequence[Member], kept: Mapping[str, KeptJobs]) -> tuple[NDArray[np.int64], int]:
         """Σ round(w/W · clip(Δ) · 2**scale_bits) of these members, int64[d], and Σ w‖Δ‖² in units of 2**-32."""
-        secure = self._secure
         total, norm2 = np.zeros(self._dim, np.int64), 0
         for member, moved in self._hidden(members, kept):
-            clipped = self._codec.clip(moved)
-            total += signed(
-                self._codec.encode(clipped, member.weight, secure.weight_max, self._entropy.token(32))
-            )
-            square = float(np.dot(clipped.astype(np.float64), clipped.astype(np.float64)))
-            norm2 += round(member.weight * square * NORM_UNIT)
+            encoded = self._encoder.encode(moved, member.weight, self._entropy.token(32))
+            total += signed(encoded.ring)
+            norm2 += encoded.norm2
         return total, norm2
 
 

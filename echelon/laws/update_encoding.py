@@ -1,0 +1,68 @@
+"""How an update becomes integers of the ring: clipped, weighted and rounded, with what is said about its length.
+
+A device encodes what it moved itself, and an edge what it moved for a device; both go through here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echelon.messages.manifest import MILLION, SecureTerms
+from echelon.secagg.ring import Codec
+
+F32 = NDArray[np.float32]
+U32 = NDArray[np.uint32]
+LOSS_UNIT = 1 << 16
+"""Losses are summed in units of 2**-16 nats."""
+NORM_UNIT = 1 << 32
+"""Squared norms are summed in units of 2**-32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedUpdate:
+    """An update as it enters a sum.
+
+    Attributes:
+        ring: round(w/W · clip(Δ) · 2**scale_bits), uint32[d].
+        norm2: w · ‖clip(Δ)‖² in units of 2**-32.
+    """
+
+    ring: U32
+    norm2: int
+
+
+class UpdateEncoder:
+    """Clips and encodes updates by a run's terms.
+
+    Args:
+        secure: the terms of secure aggregation.
+    """
+
+    def __init__(self, secure: SecureTerms) -> None:
+        self._weight_max = secure.weight_max
+        self._codec = Codec(secure.clip_micro / MILLION, secure.scale_bits, secure.cohort_max)
+
+    def encode(self, update: F32, weight: int, seed: bytes) -> EncodedUpdate:
+        """Clip an update and encode it.
+
+        Args:
+            update: float32[d].
+            weight: w, in 0..W.
+            seed: 32 fresh bytes: the stream that decides the rounding.
+
+        Raises:
+            TrainingError: a value that is not finite.
+            ProtocolError: weight or seed out of range.
+        """
+        clipped = self._codec.clip(update)
+        square = float(np.dot(clipped.astype(np.float64), clipped.astype(np.float64)))
+        ring = self._codec.encode(clipped, weight, self._weight_max, seed)
+        return EncodedUpdate(ring=ring, norm2=round(weight * square * NORM_UNIT))
+
+
+def loss_units(loss_sum: float) -> int:
+    """Σ loss in nats, in units of 2**-16."""
+    return round(loss_sum * LOSS_UNIT)
