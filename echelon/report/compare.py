@@ -7,17 +7,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from markupsafe import Markup
+
 from echelon.config.reading import load_yaml
 from echelon.errors import ConfigError
 from echelon.report import formatting as words
-from echelon.report.components import both, document, legend, panel, section
+from echelon.report.components import (
+    about,
+    both,
+    document,
+    header,
+    header_notes,
+    legend,
+    pair,
+    panel,
+    section,
+)
 from echelon.report.data import Commit, ReportData, Summary
 from echelon.report.pacing import COUNT, Point, binned, drift, of_pace, signed
-from echelon.report.svg import Axis, Series, escape, line_chart
+from echelon.report.svg import Axis, Series, line_chart
+from echelon.report.templates import fill, joined
 
 MAX_RUNS = 24
 """Three times the palette: beyond that no eye tells lines apart."""
 OVERALL = "overall"
+FILE = "comparison.html"
 WIDE, HALF = ((1064, 320), (340, 260)), ((506, 240), (340, 220))
 ABSENT_SETTING = "not set"
 
@@ -174,10 +188,9 @@ def rows(runs: Sequence[Run]) -> list[Row]:
     ]
 
 
-def table(runs: Sequence[Run]) -> str:
+def table(runs: Sequence[Run]) -> Markup:
     """Figures side by side; the best of a row, where there is one, stands out."""
-    head = "".join(f'<th class="r">{escape(run.name)}</th>' for run in runs)
-    body = []
+    body: list[dict[str, object]] = []
     for row in rows(runs):
         values = [row.read(run) for run in runs]
         known = [v for v in values if v is not None and math.isfinite(v)]
@@ -185,30 +198,21 @@ def table(runs: Sequence[Run]) -> str:
             continue
         best = min(known) if row.better < 0 else max(known)
         marked = row.better != 0 and len(known) > 1 and min(known) != max(known)
-        cells = "".join(
-            f'<td class="r{" best" if marked and v == best else ""}">'
-            f"{words.ABSENT if v is None else escape(row.write(v))}</td>"
+        cells = [
+            {"text": words.ABSENT if v is None else row.write(v), "best": marked and v == best}
             for v in values
-        )
-        body.append(f"<tr><td>{escape(row.name)}</td>{cells}</tr>")
-    verdicts = "".join(f'<td class="r">{verdict(run)}</td>' for run in runs)
-    body.append(f"<tr><td>audit</td>{verdicts}</tr>")
-    return (
-        f'<div class="scroll"><table class="figures"><thead><tr><th></th>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-    )
+        ]
+        body.append({"name": row.name, "cells": cells})
+    names = [run.name for run in runs]
+    return fill(FILE, "figures", names=names, rows=body, verdicts=[verdict(run) for run in runs])
 
 
-def verdict(run: Run) -> str:
-    """The audit of a run in a word."""
+def verdict(run: Run) -> tuple[str, str]:
+    """The audit of a run: how it is coloured, and a word."""
     audit = run.summary.audit
     if audit is None or audit.ok is None:
-        return '<span class="chip unknown">not audited</span>'
-    return (
-        '<span class="chip good">verified</span>'
-        if audit.ok
-        else f'<span class="chip bad">{len(audit.findings)} findings</span>'
-    )
+        return "unknown", "not audited"
+    return ("good", "verified") if audit.ok else ("bad", f"{len(audit.findings)} findings")
 
 
 # ---- charts ------------------------------------------------------------------------------------------------
@@ -250,38 +254,37 @@ def drawn(
     *,
     wide: bool = False,
     step: bool = False,
-) -> str:
+) -> Markup:
     """A panel with one line per run; runs that have nothing to show there are named."""
     series = [Series(run.name, binned(points(run)), run.colour, step=step) for run in runs]
     missing = [s.name for s in series if not s.points]
     chart = both(lambda w, h: line_chart(series, x, y, title, w, h), *(WIDE if wide else HALF))
     if not chart:
-        return panel("", empty, title)
-    said = f'<p class="about">Nothing recorded: {escape(", ".join(missing))}.</p>' if missing else ""
+        return panel(Markup(""), empty, title)
+    said = about(f"Nothing recorded: {', '.join(missing)}.") if missing else Markup("")
     return panel(key(runs) + chart + said, "", title)
 
 
-def key(runs: Sequence[Run]) -> str:
+def key(runs: Sequence[Run]) -> Markup:
     """The legend."""
     return legend([(run.name, run.colour) for run in runs])
 
 
-def charts(runs: Sequence[Run]) -> str:
+def charts(runs: Sequence[Run]) -> Markup:
     """Loss, throughput, pace, coherence, staleness."""
     none = "No run has an evaluation."
     unknown = "No run recorded its controller's figures."
     drift_axis = Axis("drift = 1 − coherence", signed, low=0)
-    losses = (
-        drawn(runs, loss_against(lambda _, c: c.tokens), TOKENS, LOSS, "Loss by tokens", none, wide=True)
-        + '<div class="pair">'
-        + drawn(runs, loss_against(lambda _, c: c.t), TIME, LOSS, "Loss by time", none)
-        + drawn(
-            runs, loss_against(lambda r, c: r.crossed.get(c.commit, 0)), BYTES, LOSS, "Loss by bytes", none
-        )
-        + "</div>"
+    by_tokens, by_time = loss_against(lambda _, c: c.tokens), loss_against(lambda _, c: c.t)
+    by_bytes = loss_against(lambda r, c: r.crossed.get(c.commit, 0))
+    losses = drawn(runs, by_tokens, TOKENS, LOSS, "Loss by tokens", none, wide=True) + pair(
+        [
+            drawn(runs, by_time, TIME, LOSS, "Loss by time", none),
+            drawn(runs, by_bytes, BYTES, LOSS, "Loss by bytes", none),
+        ]
     )
 
-    def half(title: str, caption: str, read: Callable[[Commit], float | None], whole: bool) -> str:
+    def half(title: str, caption: str, read: Callable[[Commit], float | None], whole: bool) -> Markup:
         axis = Axis(caption, COUNT if whole else words.plain, low=0, whole=whole)
         return drawn(runs, by_commit(read), COMMIT, axis, title, "No commit was made.", step=True)
 
@@ -314,19 +317,19 @@ def charts(runs: Sequence[Run]) -> str:
         drawn(runs, stale_deltas, TIME, Axis("commits", words.plain, low=0), "Staleness between boundaries",
               "No delta was merged."),
     ]  # fmt: skip
-    return "".join(
-        section(title, about, body if title == "Loss" else f'<div class="pair">{body}</div>')
-        for title, about, body in (
+    return joined(
+        section(title, words_on_it, body)
+        for title, words_on_it, body in (
             (
                 "Loss",
                 "Validation loss after every commit that all boundaries evaluated, weighted by tokens. At zero "
                 "stands the base model.",
                 losses,
             ),
-            ("Throughput", "What was merged and what crossed by when.", "".join(progress)),
-            ("Pace", "What held from each commit on.", "".join(pace)),
-            ("Agreement", "Drift has sampling noise taken off; raw cosines have not.", "".join(apart)),
-            ("Staleness", "How late updates and deltas were when they were merged.", "".join(late)),
+            ("Throughput", "What was merged and what crossed by when.", pair(progress)),
+            ("Pace", "What held from each commit on.", pair(pace)),
+            ("Agreement", "Drift has sampling noise taken off; raw cosines have not.", pair(apart)),
+            ("Staleness", "How late updates and deltas were when they were merged.", pair(late)),
         )
     )
 
@@ -345,26 +348,16 @@ def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     return out
 
 
-def settings_section(runs: Sequence[Run]) -> str:
+def settings_section(runs: Sequence[Run]) -> Markup:
     """What differed; and whose run file could not be read."""
     found = differences(runs)
     missing = [run.name for run in runs if not run.settings]
-    about = "Settings in which the runs differ; all others are the same."
+    remark = "Settings in which the runs differ; all others are the same."
     if missing:
-        about += f" No readable config.yaml: {', '.join(missing)}."
-    head = "".join(f'<th class="r">{escape(run.name)}</th>' for run in runs)
-    body = "".join(
-        f'<tr><td class="mono">{escape(path)}</td>'
-        + "".join(f'<td class="r mono">{escape(value)}</td>' for value in values)
-        + "</tr>"
-        for path, values in found
-    )
-    shown = (
-        f'<div class="tall"><table><thead><tr><th>setting</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-        if body
-        else ""
-    )
-    return section("Settings", about, panel(shown, "No setting differs."))
+        remark += f" No readable config.yaml: {', '.join(missing)}."
+    names = [run.name for run in runs]
+    shown = fill(FILE, "settings", names=names, rows=found) if found else Markup("")
+    return section("Settings", remark, panel(shown, "No setting differs."))
 
 
 def render_comparison(data: Sequence[ReportData]) -> str:
@@ -375,18 +368,12 @@ def render_comparison(data: Sequence[ReportData]) -> str:
     """
     runs = named(data)
     notes = [f"{run.name}: {note}" for run in runs for note in run.data.notes]
-    listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    warned = (
-        f'<div class="notes"><b>Not everything could be read.</b><ul>{listed}</ul></div>' if notes else ""
-    )
+    warned = header_notes("Not everything could be read.", notes)
     title = f"{len(runs)} runs compared"
-    header = (
-        f'<header><div class="kicker">Echelon</div><h1>{title}</h1>'
-        f'<p class="lede">{escape(" · ".join(run.name for run in runs))}</p>{warned}</header>'
-    )
-    about = (
+    head = header("Echelon", title, " · ".join(run.name for run in runs), warned)
+    remark = (
         "Figures that the runs recorded about themselves. The best of a row stands out where one way is better; a "
         "difference between two single runs is no proof of anything."
     )
-    body = section("Side by side", about, panel(table(runs))) + settings_section(runs) + charts(runs)
-    return document(title, header, body)
+    body = section("Side by side", remark, panel(table(runs))) + settings_section(runs) + charts(runs)
+    return document(title, head, body)

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 
-from echelon.report.svg import colour_class, escape
+from markupsafe import Markup
 
+from echelon.report.svg import colour_class
+from echelon.report.templates import fill
+
+FILE = "components.html"
 # A page that may load nothing and run nothing: the reader's browser holds it to that.
-CONTENT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+CONTENT_POLICY = Markup("default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'")
 
 
 def shell_word(text: str) -> str:
@@ -17,57 +21,102 @@ def shell_word(text: str) -> str:
     return text if safe else "'" + text.replace("'", "'\\''") + "'"
 
 
-def both(draw: Callable[[int, int], str], wide: tuple[int, int], narrow: tuple[int, int]) -> str:
-    """A chart for wide and one for narrow screens, of which the style sheet shows one; "" when there is none.
+def both(draw: Callable[[int, int], str], wide: tuple[int, int], narrow: tuple[int, int]) -> Markup:
+    """Two charts, for wide and for narrow screens. The style sheet shows one of them.
 
     Scaling a single one would shrink its letters beyond reading on a telephone.
+
+    Args:
+        draw: draws the chart as SVG for a width and a height in pixels; "" where there is nothing to draw. It
+            escapes its texts itself, as everything in `echelon.report.svg` does.
+        wide: width and height for wide screens.
+        narrow: width and height for narrow screens.
+
+    Returns:
+        HTML; empty where there is nothing to draw.
     """
     large, small = draw(*wide), draw(*narrow)
-    return f'<div class="wide-only">{large}</div><div class="narrow scroll">{small}</div>' if large else ""
+    return fill(FILE, "both", wide=Markup(large), narrow=Markup(small)) if large else Markup("")
 
 
-def panel(body: str, empty: str = "", title: str = "") -> str:
-    """A framed box; with no body, the sentence that says why."""
-    head = f"<h3>{escape(title)}</h3>" if title else ""
-    inside = body or f'<p class="empty">{escape(empty)}</p>'
-    return f'<div class="panel">{head}{inside}</div>'
+def panel(body: Markup, empty: str = "", title: str = "") -> Markup:
+    """A framed box.
+
+    Args:
+        body: what stands in it.
+        empty: the sentence that stands there instead if there is no body: it says why.
+        title: a heading; "" for none.
+
+    Returns:
+        HTML.
+    """
+    return fill(FILE, "panel", body=body, empty=empty, title=title)
 
 
-def section(title: str, about: str, body: str) -> str:
-    """A heading, a sentence on what is seen, and the body."""
-    return f'<section><h2>{escape(title)}</h2><p class="about">{escape(about)}</p>{body}</section>'
+def section(title: str, about: str, body: Markup) -> Markup:
+    """A part of the page.
+
+    Args:
+        title: its heading.
+        about: a sentence that says what is seen.
+        body: what stands in it.
+
+    Returns:
+        HTML.
+    """
+    return fill(FILE, "section", title=title, about=about, body=body)
 
 
-def legend(items: Sequence[tuple[str, int]]) -> str:
+def about(text: str) -> Markup:
+    """A sentence that explains what stands beside it."""
+    return fill(FILE, "about", text=text)
+
+
+def pair(parts: Sequence[Markup]) -> Markup:
+    """Boxes in two columns, where the screen has room for two."""
+    return fill(FILE, "pair", parts=parts)
+
+
+def legend(items: Sequence[tuple[str, int]]) -> Markup:
     """Names with the colour of each, an index into the palette."""
-    listed = "".join(
-        f'<li><i class="{colour_class("f", colour)}"></i>{escape(name)}</li>' for name, colour in items
-    )
-    return f'<ul class="legend">{listed}</ul>'
+    return fill(FILE, "legend", items=[(name, colour_class("f", colour)) for name, colour in items])
 
 
-def figures(cards: Sequence[tuple[str, str, str]]) -> str:
+def figures(cards: Sequence[tuple[str, str, str]]) -> Markup:
     """Small cards in a row: what it is, the figure, a remark."""
-    cells = "".join(
-        f'<div class="card num"><div class="name">{escape(name)}</div><div class="figure">'
-        f"{escape(figure)}</div>"
-        f'<div class="under">{escape(under)}</div></div>'
-        for name, figure, under in cards
-    )
-    return f'<div class="cards small">{cells}</div>'
+    return fill(FILE, "figures", cards=cards)
 
 
-def document(title: str, header: str, body: str) -> str:
-    """The page around its parts: one HTML document in UTF-8 without scripts, that loads nothing from anywhere."""
-    style = files("echelon.report").joinpath("report.css").read_text(encoding="utf-8")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><title>{escape(title)} · Echelon</title><style>'
-        f"{style}</style></head>"
-        f"<body>{header}<main>{body}</main>"
-        "<footer>Made by <code>echelon report</code>. One file, no scripts, nothing loaded from "
-        "anywhere.</footer>"
-        "</body></html>\n"
-    )
+def header_notes(title: str, notes: Sequence[str]) -> Markup:
+    """Sentences about what could not be read; nothing where there are none."""
+    return fill(FILE, "notes", title=title, items=notes) if notes else Markup("")
+
+
+def header(kicker: str, title: str, lede: str, more: Markup) -> Markup:
+    """The head of a page.
+
+    Args:
+        kicker: a word above the title.
+        title: what the page is about.
+        lede: facts in one line below it.
+        more: what stands below that.
+
+    Returns:
+        HTML.
+    """
+    return fill(FILE, "header", kicker=kicker, title=title, lede=lede, more=more)
+
+
+def document(title: str, header: Markup, body: Markup) -> Markup:
+    """The page around its parts: one HTML document in UTF-8 without scripts, that loads nothing from anywhere.
+
+    Args:
+        title: of the browser's window.
+        header: the head of the page.
+        body: its sections.
+
+    Returns:
+        The document.
+    """
+    style = Markup(files("echelon.report").joinpath("report.css").read_text(encoding="utf-8"))
+    return fill(FILE, "document", title=title, policy=CONTENT_POLICY, style=style, header=header, body=body)

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from markupsafe import Markup
+
 from echelon.report import formatting as words
-from echelon.report.components import both, legend, panel, section
+from echelon.report.components import about, both, legend, pair, panel, section
 from echelon.report.data import Commit, Pace, Window
-from echelon.report.svg import Axis, Series, escape, line_chart
+from echelon.report.svg import Axis, Series, line_chart
+from echelon.report.templates import fill
 
 HALF = ((506, 230), (340, 220))
 MAX_POINTS = 240
@@ -54,14 +57,14 @@ def binned(points: Sequence[Point], most: int = MAX_POINTS) -> tuple[Point, ...]
     return tuple((sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups)
 
 
-def chart(series: Sequence[Series], x: Axis, y: Axis, title: str, empty: str, about: str = "") -> str:
+def chart(series: Sequence[Series], x: Axis, y: Axis, title: str, empty: str, remark: str = "") -> Markup:
     """A panel of half the page's width with a legend (where there are several lines) and a chart."""
     drawn = both(lambda w, h: line_chart(series, x, y, title, w, h), *HALF)
     if not drawn:
-        return panel("", empty, title)
+        return panel(Markup(""), empty, title)
     several = len(series) > 1
-    names = legend([(s.name, s.colour) for s in series if s.points]) if several else ""
-    said = f'<p class="about">{escape(about)}</p>' if about else ""
+    names = legend([(s.name, s.colour) for s in series if s.points]) if several else Markup("")
+    said = about(remark) if remark else Markup("")
     return panel(said + names + drawn, "", title)
 
 
@@ -73,7 +76,7 @@ def constant(points: Sequence[Point]) -> str:
     )
 
 
-def pace(commits: Sequence[Commit]) -> str:
+def pace(commits: Sequence[Commit]) -> Markup:
     """Drift, noise, interval, H, R and μ over the commits, and the controller's decisions."""
     recorded = any(c.pace is not None for c in commits)
     unknown = "The commits of this run carry no record of the controller, so its coherence is not known."
@@ -117,7 +120,7 @@ def pace(commits: Sequence[Commit]) -> str:
         "How far updates pulled apart, and how often the boundaries met because of it. Drift is 0 where all updates "
         "point the same way and 1 where they have nothing in common. H, R and μ are those that held from each "
         "commit on.",
-        f'<div class="pair">{"".join(body)}</div>{decisions(commits)}',
+        pair(body) + decisions(commits),
     )
 
 
@@ -128,7 +131,7 @@ def settled(
     read: Callable[[Commit], float | None],
     colour: int,
     whole: bool,
-) -> str:
+) -> Markup:
     """One setting over the commits."""
     points = tuple((float(c.commit), float(v)) for c in commits if (v := read(c)) is not None)
     name = title.partition(":")[0]
@@ -143,12 +146,12 @@ def settled(
     )
 
 
-def decisions(commits: Sequence[Commit]) -> str:
+def decisions(commits: Sequence[Commit]) -> Markup:
     """What the controller decided, commit by commit; a run of commits with the same decision is one row."""
     made = [(c, c.pace) for c in commits if c.pace is not None]
     if not made:
         return panel(
-            "",
+            Markup(""),
             "This run recorded no decisions of a pace controller: it is older than they are. H, R and μ above are "
             "what its commits announced.",
             "Decisions",
@@ -164,46 +167,43 @@ def decisions(commits: Sequence[Commit]) -> str:
         else:
             groups.append([(commit, p)])
     shown = groups[-MAX_DECISIONS:]
-    rows = "".join(decision_row(group) for group in shown)
-    cut = len(groups) - len(shown)
-    more = (
-        f'<p class="about">The last {len(shown)} are listed; {cut} earlier ones are not.</p>' if cut else ""
-    )
     kinds = sorted({p.kind for _, p in made if p.kind})
-    rule = f'<p class="about">Rule: {escape(", ".join(kinds))}.</p>' if kinds else ""
-    return panel(
-        f'{rule}{more}<div class="tall"><table><thead><tr><th class="r">commits</th><th class="r">time</th>'
-        '<th>decision</th><th class="r" title="local steps per window">H</th>'
-        '<th class="r" title="windows per delta">R</th><th class="r" title="proximal coefficient">μ</th>'
-        '<th class="r" title="1 − coherence among devices">drift, devices</th>'
-        '<th class="r" title="1 − coherence among boundaries">boundaries</th>'
-        '<th class="r" title="share of sampling noise">noise</th><th class="r" title="measured">sync</th>'
-        f"<th>why</th></tr></thead><tbody>{rows}</tbody></table></div>",
-        "",
-        "Decisions",
+    table = fill(
+        "run.html",
+        "decisions",
+        rule=", ".join(kinds),
+        cut=len(groups) - len(shown),
+        rows=[decision_row(group) for group in shown],
     )
+    return panel(table, "", "Decisions")
 
 
-def decision_row(group: Sequence[tuple[Commit, Pace]]) -> str:
+def decision_row(group: Sequence[tuple[Commit, Pace]]) -> dict[str, object]:
     """One decision, and the commits that it held for; its figures are those of the last of them."""
     (first, _), (commit, p) = group[0], group[-1]
-    span = f"{first.commit}" if len(group) == 1 else f"{first.commit}-{commit.commit}".replace("-", "–")
 
     def cell(value: float | None, write: Callable[[float], str]) -> str:
-        return f'<td class="r">{words.ABSENT if value is None else escape(write(value))}</td>'
+        return words.ABSENT if value is None else write(value)
 
-    css = PHASES.get(p.phase, "")
-    return (
-        f'<tr><td class="r">{span}</td><td class="r">{words.clock(first.t)}</td>'
-        f'<td><span class="chip {css}">{escape(p.phase or words.ABSENT)}</span></td>'
-        f"{cell(commit.H, COUNT)}{cell(commit.R, COUNT)}{cell(commit.mu, words.plain)}"
-        f"{cell(drift(p.coherence_devices), signed)}{cell(drift(p.coherence_boundaries), signed)}"
-        f"{cell(p.noise, signed)}{cell(p.sync_seconds, words.duration)}"
-        f'<td class="why">{escape(p.reason)}</td></tr>'
-    )
+    return {
+        "span": f"{first.commit}" if len(group) == 1 else f"{first.commit}–{commit.commit}",
+        "time": words.clock(first.t),
+        "css": PHASES.get(p.phase, ""),
+        "phase": p.phase or words.ABSENT,
+        "figures": [
+            cell(commit.H, COUNT),
+            cell(commit.R, COUNT),
+            cell(commit.mu, words.plain),
+            cell(drift(p.coherence_devices), signed),
+            cell(drift(p.coherence_boundaries), signed),
+            cell(p.noise, signed),
+            cell(p.sync_seconds, words.duration),
+        ],
+        "reason": p.reason,
+    }
 
 
-def over_time(windows: Sequence[Window], commits: Sequence[Commit], colours: Mapping[str, int]) -> str:
+def over_time(windows: Sequence[Window], commits: Sequence[Commit], colours: Mapping[str, int]) -> Markup:
     """Staleness of updates and deltas, norms of updates and training loss, per boundary over time."""
     ages: dict[str, list[Point]] = {}
     norms: dict[str, list[Point]] = {}
@@ -232,10 +232,20 @@ def over_time(windows: Sequence[Window], commits: Sequence[Commit], colours: Map
         "Over time",
         "How late the updates of devices and the deltas of boundaries were when they were merged, and how far a "
         "device moved from its base in one window.",
-        '<div class="pair">'
-        + chart(lines(ages), TIME, versions, "Staleness inside boundaries", "No window closed with updates.")
-        + chart(lines(late), TIME, behind, "Staleness between boundaries", "No delta was merged.")
-        + chart(lines(norms), TIME, moved, "Norm of updates", "No window closed with updates.")
-        + chart(lines(losses), TIME, trained, "Training loss", "No boundary lets its summed losses cross.")
-        + "</div>",
+        pair(
+            [
+                chart(
+                    lines(ages),
+                    TIME,
+                    versions,
+                    "Staleness inside boundaries",
+                    "No window closed with updates.",
+                ),
+                chart(lines(late), TIME, behind, "Staleness between boundaries", "No delta was merged."),
+                chart(lines(norms), TIME, moved, "Norm of updates", "No window closed with updates."),
+                chart(
+                    lines(losses), TIME, trained, "Training loss", "No boundary lets its summed losses cross."
+                ),
+            ]
+        ),
     )

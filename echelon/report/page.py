@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+from markupsafe import Markup
 
 from echelon.report import formatting as words
 from echelon.report import pacing, splitting
-from echelon.report.components import both, document, figures, legend, panel, section, shell_word
+from echelon.report.components import FILE as COMPONENTS
+from echelon.report.components import (
+    both,
+    document,
+    figures,
+    header,
+    header_notes,
+    legend,
+    pair,
+    panel,
+    section,
+    shell_word,
+)
 from echelon.report.data import Commit, Crossing, ReportData, Summary, Window
 from echelon.report.svg import (
     Axis,
@@ -17,11 +31,12 @@ from echelon.report.svg import (
     Stack,
     bar_chart,
     colour_class,
-    escape,
     line_chart,
     timeline,
 )
+from echelon.report.templates import fill, joined
 
+FILE = "run.html"
 OVERALL = "overall"
 PHASES = ("open", "keys", "shares", "masked", "consistency", "unmask")
 MAX_SPANS = 3000
@@ -40,11 +55,12 @@ class _Page:
     def __init__(self, data: ReportData) -> None:
         self.data = data
         self.summary = data.summary or Summary()
+        self.title = self.summary.name or self.summary.run_id or data.folder
         self.colours = {name: k for k, name in enumerate(data.boundaries)} | {OVERALL: -1}
 
     # -- pieces --------------------------------------------------------------------------------------------
 
-    def legend(self, names: Iterable[str]) -> str:
+    def legend(self, names: Iterable[str]) -> Markup:
         return legend([(name, self.colours.get(name, -1)) for name in names])
 
     def names(self, used: Iterable[str]) -> list[str]:
@@ -54,7 +70,7 @@ class _Page:
 
     # -- sections ------------------------------------------------------------------------------------------
 
-    def header(self) -> str:
+    def header(self) -> Markup:
         s = self.summary
         count = len(self.data.boundaries)
         facts = [f"{count} {'boundary' if count == 1 else 'boundaries'}"]
@@ -64,49 +80,33 @@ class _Page:
             facts.append(f"{words.amount(s.tokens)} tokens")
         if s.wall_s is not None:
             facts.append(words.duration(s.wall_s))
-        notes = ""
-        if self.data.notes:
-            items = "".join(f"<li>{escape(note)}</li>" for note in self.data.notes)
-            notes = f'<div class="notes"><b>This report is not complete.</b><ul>{items}</ul></div>'
-        return (
-            f'<header><div class="kicker">Echelon run</div><h1>{escape(s.name or s.run_id or self.data.folder)}</h1>'
-            f'<p class="lede">{escape(" · ".join(facts))}</p>{self.verdict()}{notes}</header>'
-        )
+        notes = header_notes("This report is not complete.", self.data.notes)
+        return header("Echelon run", self.title, " · ".join(facts), self.verdict() + notes)
 
-    def verdict(self) -> str:
+    def verdict(self) -> Markup:
         audit = self.summary.audit
         if audit is None or audit.ok is None:
-            return '<div class="verdict unknown">Not audited</div>'
-        listed = "".join(
-            f"<li>{escape(f if isinstance(f, str) else json.dumps(f, default=str))}</li>"
-            for f in audit.findings
-        )
-        if audit.ok:
-            remarks = f'<div class="findings remarks">Remarks<ul>{listed}</ul></div>' if listed else ""
-            return f'<div class="verdict good">✓ Audit: every exchanged record verified</div>{remarks}'
+            return fill(FILE, "verdict", css="unknown", title="Not audited", remarks=False, findings=[])
         count = len(audit.findings)
-        title = f"✗ Audit failed: {count} {'finding' if count == 1 else 'findings'}"
-        listing = f'<div class="findings"><b>Findings</b><ul>{listed}</ul></div>' if listed else ""
-        return f'<div class="verdict bad">{title}</div>{listing}'
+        good = "✓ Audit: every exchanged record verified"
+        bad = f"✗ Audit failed: {count} {'finding' if count == 1 else 'findings'}"
+        return fill(
+            FILE,
+            "verdict",
+            css="good" if audit.ok else "bad",
+            title=good if audit.ok else bad,
+            remarks=audit.ok,
+            findings=[f if isinstance(f, str) else json.dumps(f, default=str) for f in audit.findings],
+        )
 
-    def cards(self) -> str:
+    def cards(self) -> Markup:
         s = self.summary
-        out = []
-        for name in (OVERALL, *self.data.boundaries):
-            base, final = s.base_loss.get(name), s.final_loss.get(name)
-            if base is None and final is None:
-                continue
-            change = words.percent(base, final)
-            css = "good" if base is not None and final is not None and final < base else "bad"
-            pill = f'<span class="pill {css}">{change}</span>' if change else ""
-            title = "All boundaries" if name == OVERALL else f"Boundary {name}"
-            out.append(
-                f'<div class="card num {colour_class("f", self.colours.get(name, -1))}"><div '
-                f'class="name">{escape(title)}'
-                f'</div><div class="figure">{words.loss(final)}{pill}</div>'
-                f'<div class="under">validation loss; base {words.loss(base)}</div>{self.accuracy(name)}</div>'
-            )
-        losses = f'<div class="cards">{"".join(out)}</div>' if out else ""
+        names = [
+            name
+            for name in (OVERALL, *self.data.boundaries)
+            if s.base_loss.get(name) is not None or s.final_loss.get(name) is not None
+        ]
+        losses = fill(FILE, "losses", cards=[self.card(name) for name in names])
         void = sum(w.outcome != "closed" for w in self.data.windows)
         windows = words.amount(len(self.data.windows) if s.windows is None else s.windows)
         stall = self.data.stalls[-1] if self.data.stalls else None
@@ -124,16 +124,29 @@ class _Page:
             small.append(
                 ("Event loop stall", f"{stall.p99_ms:.3g} ms", f"p99; longest {stall.max_ms:.3g} ms")
             )
-        return f"{losses}{figures(small)}"
+        return losses + figures(small)
+
+    def card(self, name: str) -> dict[str, object]:
+        """The losses of one boundary, or of all, as the large card shows them."""
+        base, final = self.summary.base_loss.get(name), self.summary.final_loss.get(name)
+        return {
+            "css": colour_class("f", self.colours.get(name, -1)),
+            "title": "All boundaries" if name == OVERALL else f"Boundary {name}",
+            "base": words.loss(base),
+            "final": words.loss(final),
+            "change": words.percent(base, final),
+            "fell": base is not None and final is not None and final < base,
+            "accuracy": self.accuracy(name),
+        }
 
     def accuracy(self, name: str) -> str:
         """Of a classifier, the share of rows that it told right; "" for a language model."""
         base, final = self.summary.base_accuracy.get(name), self.summary.final_accuracy.get(name)
         if base is None or final is None:
             return ""
-        return f'<div class="under">accuracy {final:.1%}; base {base:.1%}</div>'
+        return f"accuracy {final:.1%}; base {base:.1%}"
 
-    def loss(self) -> str:
+    def loss(self) -> Markup:
         points: dict[str, dict[int, float]] = {}
         for e in self.data.evaluations:
             if e.loss is not None:
@@ -160,28 +173,25 @@ class _Page:
             "Validation loss on each boundary's own held-out files after every global commit. "
             "At zero tokens stands the base model.",
             panel(
-                self.legend(s.name for s in series) + chart if chart else "", "No evaluation was recorded."
+                self.legend(s.name for s in series) + chart if chart else chart, "No evaluation was recorded."
             ),
         )
 
-    def drift(self) -> str:
+    def drift(self) -> Markup:
         norms: dict[str, list[tuple[float, float]]] = {}
         cosines: dict[str, list[tuple[float, float]]] = {}
         for c in self.data.commits:
             for name, value in c.delta_norm.items():
                 if value is not None:
                     norms.setdefault(name, []).append((c.commit, value))
-            for pair, value in c.cosine.items():
+            for names, value in c.cosine.items():
                 if value is not None:
-                    cosines.setdefault(pair.replace("|", " and "), []).append((c.commit, value))
+                    cosines.setdefault(names.replace("|", " and "), []).append((c.commit, value))
         x = Axis("commit", lambda v: f"{v:.0f}", whole=True)
         left = [Series(name, tuple(norms[name]), self.colours.get(name, -1)) for name in sorted(norms)]
         right = agreement(cosines, first_colour=len(self.data.boundaries))
         norm_axis = Axis("‖delta‖", words.plain, low=0)
         cosine_axis = Axis("cosine", lambda v: f"{v:.2f}".replace("-", "−"), low=-1, high=1)
-        pairs = "".join(
-            f'<li><i class="{colour_class("f", s.colour)}"></i>{escape(s.name)}</li>' for s in right
-        )
         norm_chart = both(
             lambda w, h: line_chart(left, x, norm_axis, "Norm of deltas", w, h), (506, 250), (340, 230)
         )
@@ -196,21 +206,25 @@ class _Page:
             "agree: 1 is the "
             "same direction, 0 none in common, below 0 they pull apart. These are raw cosines: sampling noise "
             "lowers them.",
-            '<div class="pair">'
-            + panel(
-                self.legend(s.name for s in left) + norm_chart if norm_chart else "",
-                "No delta was merged.",
-                "Norm of deltas",
-            )
-            + panel(
-                f'<ul class="legend">{pairs}</ul>{cosine_chart}' if cosine_chart else "",
-                "No commit merged deltas of two boundaries.",
-                "Agreement of boundaries",
-            )
-            + "</div>",
+            pair(
+                [
+                    panel(
+                        self.legend(s.name for s in left) + norm_chart if norm_chart else norm_chart,
+                        "No delta was merged.",
+                        "Norm of deltas",
+                    ),
+                    panel(
+                        legend([(s.name, s.colour) for s in right]) + cosine_chart
+                        if cosine_chart
+                        else cosine_chart,
+                        "No commit merged deltas of two boundaries.",
+                        "Agreement of boundaries",
+                    ),
+                ]
+            ),
         )
 
-    def staleness(self) -> str:
+    def staleness(self) -> Markup:
         device = {(w.boundary, tau) for w in self.data.windows for tau in w.staleness}
         of_devices = Counter((w.boundary, tau) for w in self.data.windows for tau in w.staleness)
         of_deltas = Counter((m.boundary, m.staleness) for c in self.data.commits for m in c.merged)
@@ -226,18 +240,18 @@ class _Page:
             (of_deltas, "Boundaries, in global commits", "deltas", "No delta was merged."),
         ):
             chart = self.histogram(counts, unit, title)
-            halves.append(panel(self.legend(names) + chart if chart else "", empty, title))
+            halves.append(panel(self.legend(names) + chart if chart else chart, empty, title))
         return section(
             "Staleness",
             "How many versions old the base of an update was when it was merged. Late updates are merged "
             "in the next "
             "window with a smaller weight, not thrown away.",
-            f'<div class="pair">{"".join(halves)}</div>',
+            pair(halves),
         )
 
-    def histogram(self, counts: Counter[tuple[str, int]], unit: str, title: str) -> str:
+    def histogram(self, counts: Counter[tuple[str, int]], unit: str, title: str) -> Markup:
         if not counts:
-            return ""
+            return Markup("")
         last = min(max(tau for _, tau in counts), MAX_STALENESS)
         folded: Counter[tuple[str, int]] = Counter()
         for (name, tau), count in counts.items():
@@ -251,54 +265,53 @@ class _Page:
         x, y = Axis("staleness τ", str), Axis(unit, words.amount, whole=True)
         return both(lambda w, h: bar_chart(categories, stacks, x, y, title, w, h), (506, 240), (340, 220))
 
-    def crossed(self) -> str:
+    def crossed(self) -> Markup:
         last: dict[tuple[str, str, str], Crossing] = {}
         for c in self.data.crossings:  # cumulative: the last line of each counts
             last[c.direction, c.type, c.boundary] = c
-        out = []
+        halves = []
         for direction, title in (("out", "Out of the boundaries"), ("in", "Into the boundaries")):
-            rows = [c for (way, _, _), c in last.items() if way == direction]
-            if not rows:
-                out.append(panel("", f"Nothing was recorded {title.lower()}.", title))
-                continue
-            total = sum(c.bytes for c in rows)
-            kinds = sorted({c.type for c in rows}, key=lambda k: -sum(c.bytes for c in rows if c.type == k))
-            top = max(sum(c.bytes for c in rows if c.type == kind) for kind in kinds) or 1
-            lines = []
-            for kind in kinds:
-                of_kind = sorted((c for c in rows if c.type == kind), key=lambda c: c.boundary)
-                meter = "".join(
-                    f'<i class="{colour_class("f", self.colours[c.boundary])}" '
-                    f'style="width:{c.bytes / top * 100:.2f}%" '
-                    f'title="{escape(c.boundary)}: {words.size(c.bytes)}"></i>'
-                    for c in of_kind
-                    if c.bytes > 0
-                )
-                lines.append(
-                    f'<tr><td class="mono">{escape(kind)}</td><td class="r">'
-                    f"{sum(c.records for c in of_kind):,}</td>"
-                    f'<td class="r">{words.size(sum(c.bytes for c in of_kind))}</td>'
-                    f'<td class="wide"><div class="meter">{meter}</div></td></tr>'
-                )
-            out.append(
-                panel(
-                    self.legend(self.names(c.boundary for c in rows))
-                    + '<div class="scroll"><table><thead><tr><th>type</th>'
-                    '<th class="r">records</th><th class="r">bytes</th>'
-                    f"<th></th></tr></thead><tbody>{''.join(lines)}</tbody></table></div>",
-                    "",
-                    f"{title}: {words.size(total)}",
-                )
-            )
+            lines = [c for (way, _, _), c in last.items() if way == direction]
+            if lines:
+                body = self.legend(self.names(c.boundary for c in lines)) + self.crossed_table(lines)
+                halves.append(panel(body, "", f"{title}: {words.size(sum(c.bytes for c in lines))}"))
+            else:
+                halves.append(panel(Markup(""), f"Nothing was recorded {title.lower()}.", title))
         return section(
             "What crossed",
             "Every byte between a boundary and the exchange, by type of record. These types are all "
             "there are: no update, "
             "activation or optimiser state of a device is among them.",
-            f'<div class="pair">{"".join(out)}</div>',
+            pair(halves),
         )
 
-    def windows(self) -> str:
+    def crossed_table(self, lines: Sequence[Crossing]) -> Markup:
+        """Records and bytes of one direction by type, the largest first, with a bar of boundaries for each."""
+        by_kind: dict[str, list[Crossing]] = {}
+        for line in sorted(lines, key=lambda c: (c.type, c.boundary)):
+            by_kind.setdefault(line.type, []).append(line)
+        total = {kind: sum(c.bytes for c in of_kind) for kind, of_kind in by_kind.items()}
+        top = max(total.values()) or 1
+        rows = [
+            {
+                "kind": kind,
+                "records": f"{sum(c.records for c in by_kind[kind]):,}",
+                "size": words.size(total[kind]),
+                "bars": [self.bar(c, top) for c in by_kind[kind] if c.bytes > 0],
+            }
+            for kind in sorted(by_kind, key=lambda kind: -total[kind])
+        ]
+        return fill(FILE, "crossed", rows=rows)
+
+    def bar(self, line: Crossing, top: int) -> dict[str, str]:
+        """The share of one boundary in the bar of a type; the longest bar has `top` bytes."""
+        return {
+            "css": colour_class("f", self.colours[line.boundary]),
+            "width": f"{line.bytes / top * 100:.2f}",
+            "title": f"{line.boundary}: {words.size(line.bytes)}",
+        }
+
+    def windows(self) -> Markup:
         drawn = sorted(self.data.windows, key=lambda w: w.t)[-MAX_SPANS:]
         groups = [
             (
@@ -311,16 +324,14 @@ class _Page:
         marks = [(c.t, f"commit {c.commit} at {words.clock(c.t)}") for c in self.data.commits[-MAX_SPANS:]]
         x = Axis("time since the start, min:s", words.clock)
         label = "Timeline of participation windows"
-        chart = timeline(groups, marks, x, label, 1064)
-        legend = "".join(
-            f'<li><i class="square p-{css}"></i>{name}</li>'
-            for css, name in (
-                ("open", "open for devices"),
-                *((phase, phase) for phase in PHASES[1:]),
-                ("void", "void"),
-                ("commit", "global commit"),
-            )
-        )
+        chart = Markup(timeline(groups, marks, x, label, 1064))
+        names = [
+            ("open", "open for devices"),
+            *((phase, phase) for phase in PHASES[1:]),
+            ("void", "void"),
+            ("commit", "global commit"),
+        ]
+        squares = fill(COMPONENTS, "legend", items=[(name, f"square p-{css}") for css, name in names])
         cut = len(self.data.windows) - len(drawn)
         more = f" The last {len(drawn)} are drawn; {cut} earlier ones are not." if cut else ""
         return section(
@@ -329,73 +340,42 @@ class _Page:
             "that closed them. "
             f"A void window moved nothing: too few devices were left.{more}",
             panel(
-                f'<ul class="legend">{legend}</ul><div class="scroll">{chart}</div>' if chart else "",
+                squares + fill(COMPONENTS, "scroll", body=chart) if chart else chart,
                 "No window was recorded.",
             ),
         )
 
-    def samples(self) -> str:
-        shown = "".join(
-            '<div class="panel sample"><div class="prompt"><div class="label">Prompt</div><pre>'
-            f"{escape(s.prompt)}</pre></div>"
-            '<div><div class="label">Before: base model</div><pre class="before">'
-            f"{escape(s.before)}</pre></div>"
-            '<div><div class="label">After: with the final adapter</div><pre class="after">'
-            f"{escape(s.after)}</pre></div></div>"
-            for s in self.data.samples
+    def samples(self) -> Markup:
+        shown = joined(
+            fill(FILE, "sample", prompt=s.prompt, before=s.before, after=s.after) for s in self.data.samples
         )
         return section(
             "In its own words",
             "What the model writes after the same prompt, before and after.",
-            shown or panel("", "No generation was recorded."),
+            shown or panel(Markup(""), "No generation was recorded."),
         )
 
-    def commits(self) -> str:
+    def commits(self) -> Markup:
         shown = self.data.commits[-MAX_ROWS:]
-        rows = "".join(
-            f'<tr><td class="r">{c.commit}</td><td class="r">{words.clock(c.t)}</td><td class="r">'
-            f"{words.amount(c.tokens)}</td>"
-            f"<td>{merged(c)}</td><td class='r'>{'' if c.H is None else c.H}</td><td class='r'>"
-            f"{'' if c.R is None else c.R}</td>"
-            f"<td class='r'>{'' if c.mu is None else words.plain(c.mu)}</td>"
-            f'<td class="mono" title="{escape(c.adapter_sha256)}">'
-            f"{escape(words.digest(c.adapter_sha256))}</td></tr>"
-            for c in shown
-        )
         cut = len(self.data.commits) - len(shown)
         more = f" The last {len(shown)} are listed; {cut} earlier ones are not." if cut else ""
-        table = (
-            '<div class="tall"><table><thead><tr><th class="r">commit</th><th class="r">time</th><th '
-            'class="r">tokens</th>'
-            '<th>deltas merged</th><th class="r" title="local steps per window">H</th>'
-            '<th class="r" title="windows per delta">R</th><th class="r" title="proximal coefficient">μ</th>'
-            f"<th>adapter SHA-256</th></tr></thead><tbody>{rows}</tbody></table></div>"
-        )
+        table = fill(FILE, "commits", rows=[commit_row(c) for c in shown]) if shown else Markup("")
         return section(
             "Commits",
             "Each global adapter, and the boundary deltas it was made from, with their staleness τ and "
             f"weight w.{more}",
-            panel(table if rows else "", "No commit was made."),
+            panel(table, "No commit was made."),
         )
 
-    def config(self) -> str:
+    def config(self) -> Markup:
         text = self.data.config_text
-        body = (
-            f'<details><summary>config.yaml</summary><pre class="config">\n{escape(text)}</pre></details>'
-            if text.strip()
-            else ""
-        )
+        body = fill(FILE, "config", text=text) if text.strip() else Markup("")
         return section(
             "Configuration", "The run file as it was used.", panel(body, "There is no config.yaml.")
         )
 
-    def verify(self) -> str:
-        s, folder = self.summary, shell_word(self.data.folder)
-        commands = (
-            f"# signatures, logs, allowed types and sizes, digests\nechelon audit verify {folder}\n\n"
-            "# derive every global adapter again, from the exchange's records alone\nechelon audit "
-            f"replay {folder}"
-        )
+    def verify(self) -> Markup:
+        s = self.summary
         return section(
             "Check it yourself",
             "This page proves nothing: it shows what the run recorded about itself. The records of the "
@@ -403,10 +383,13 @@ class _Page:
             "The replay must end with the adapter digest below; take the genesis digest from somebody "
             "you trust, not from here.",
             panel(
-                '<dl class="digests"><dt>final adapter</dt><dd class="mono">'
-                f"{escape(s.adapter_sha256 or words.ABSENT)}</dd>"
-                f'<dt>genesis</dt><dd class="mono">{escape(s.genesis_sha256 or words.ABSENT)}</dd></dl>'
-                f"<pre>\n{escape(commands)}</pre>"
+                fill(
+                    FILE,
+                    "verify",
+                    adapter=s.adapter_sha256 or words.ABSENT,
+                    genesis=s.genesis_sha256 or words.ABSENT,
+                    folder=shell_word(self.data.folder),
+                )
             ),
         )
 
@@ -457,20 +440,33 @@ def agreement(cosines: dict[str, list[tuple[float, float]]], first_colour: int) 
     ]
 
 
-def merged(commit: Commit) -> str:
-    """The deltas of a commit as chips: boundary, number, staleness, weight."""
-    return "".join(
-        f'<span class="chip">{escape(m.boundary)} <b>#{m.seq}</b> τ {m.staleness} · w '
-        f"{words.plain(m.weight) if m.weight < 1 else words.amount(m.weight)}"
-        "</span>"
-        for m in commit.merged
-    )
+def commit_row(commit: Commit) -> dict[str, object]:
+    """A commit as the table shows it; its deltas with boundary, number, staleness and weight."""
+    return {
+        "commit": commit.commit,
+        "time": words.clock(commit.t),
+        "tokens": words.amount(commit.tokens),
+        "merged": [
+            {
+                "boundary": m.boundary,
+                "seq": m.seq,
+                "staleness": m.staleness,
+                "weight": words.plain(m.weight) if m.weight < 1 else words.amount(m.weight),
+            }
+            for m in commit.merged
+        ],
+        "H": "" if commit.H is None else commit.H,
+        "R": "" if commit.R is None else commit.R,
+        "mu": "" if commit.mu is None else words.plain(commit.mu),
+        "sha256": commit.adapter_sha256,
+        "digest": words.digest(commit.adapter_sha256),
+    }
 
 
 def render(data: ReportData) -> str:
     """The page: one HTML document in UTF-8 without scripts, that loads nothing from anywhere."""
     page = _Page(data)
-    body = "".join(
+    body = joined(
         [
             page.cards(),
             page.loss(),
@@ -487,5 +483,4 @@ def render(data: ReportData) -> str:
             page.config(),
         ]
     )
-    title = page.summary.name or page.summary.run_id or data.folder
-    return document(title, page.header(), body)
+    return document(page.title, page.header(), body)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from markupsafe import Markup
+
 from echelon.report import formatting as words
-from echelon.report.components import panel, section
+from echelon.report.components import pair, panel, section
 from echelon.report.data import Encodings, Standings, Traffic
 from echelon.report.pacing import TIME, binned, chart
-from echelon.report.svg import Axis, Series, escape
+from echelon.report.svg import Axis, Series
+from echelon.report.templates import fill, joined
 
 FULL = 1_000_000
 """Trust is in millionths."""
@@ -27,10 +30,10 @@ def split_training(
     encodings: Sequence[Encodings],
     standings: Sequence[Standings],
     colours: Mapping[str, int],
-) -> str:
+) -> Markup:
     """Traffic by direction, chosen encodings, trust over time and the newest clusters; nothing if it was not split."""
     if not traffic and not standings and not encodings:
-        return ""
+        return Markup("")
     directions: list[Series] = []
     for direction, dashed in (("up", False), ("down", True)):
         for name in sorted({line.boundary for line in traffic}):
@@ -49,42 +52,38 @@ def split_training(
         "Split training",
         "Devices hold the first and last blocks of the model, edges of their boundary those between. None of this left "
         "a boundary. Devices of one cluster behave alike on public probes.",
-        '<div class="pair">'
-        + chart(directions, TIME, size, "Traffic between devices and edges", "Nothing was sent.")
-        + chart(least, TIME, trust, "Trust", "Devices were not probed.")
-        + "</div>"
+        pair(
+            [
+                chart(directions, TIME, size, "Traffic between devices and edges", "Nothing was sent."),
+                chart(least, TIME, trust, "Trust", "Devices were not probed."),
+            ]
+        )
         + _encodings(encodings)
-        + "".join(_clusters(newest[name]) for name in sorted(newest)),
+        + joined(_clusters(newest[name]) for name in sorted(newest)),
     )
 
 
-def _encodings(lines: Sequence[Encodings]) -> str:
+def _encodings(lines: Sequence[Encodings]) -> Markup:
     """What devices and edges chose in the end, devices that chose alike in one row."""
     newest = {line.device: line.streams for line in lines}
     alike: dict[tuple[str, ...], list[str]] = {}
     for device, streams in sorted(newest.items()):
         alike.setdefault(tuple(streams.get(stream, "as set") for stream in STREAMS), []).append(device)
     if not alike:
-        return ""
-    head = "".join(f"<th>{name}</th>" for name in ("devices", *STREAMS.values()))
-    body = "".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in (', '.join(devices), *chosen))}</tr>"
-        for chosen, devices in alike.items()
-    )
-    table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        return Markup("")
+    rows = [(", ".join(devices), *chosen) for chosen, devices in alike.items()]
+    table = fill("run.html", "encodings", head=("devices", *STREAMS.values()), rows=rows)
     return panel(table, title="Encodings, chosen by what they lose")
 
 
-def _clusters(line: Standings) -> str:
+def _clusters(line: Standings) -> Markup:
     """A boundary's clusters as boxes of devices; who is kept out is marked."""
     boxes = []
     for label in sorted(set(line.clusters.values())):
         members = [
-            f'<span class="pill {"bad" if device in line.out else "good"}">{escape(device)} '
-            f"{line.trust.get(device, FULL) / FULL:.2f}</span>"
+            {"text": f"{device} {line.trust.get(device, FULL) / FULL:.2f}", "out": device in line.out}
             for device in sorted(line.clusters)
             if line.clusters[device] == label
         ]
-        name = f"{escape(line.boundary)}, cluster {label}"
-        boxes.append(f'<div class="card"><div class="name">{name}</div>{" ".join(members)}</div>')
-    return f'<div class="cards">{"".join(boxes)}</div>'
+        boxes.append({"name": f"{line.boundary}, cluster {label}", "members": members})
+    return fill("run.html", "clusters", boxes=boxes)

@@ -39,7 +39,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.mark.slow
 def test_a_wheel_has_the_package_and_nothing_beside_it(installed: list[str]) -> None:
     assert {name.partition("/")[0] for name in installed} == {"echelon"}
-    assert {"echelon/cli/app.py", "echelon/report/report.css", "echelon/bus/kafka.py"} <= set(installed)
+    assert {
+        "echelon/cli/app.py",
+        "echelon/report/report.css",
+        "echelon/report/templates/run.html",
+        "echelon/bus/kafka.py",
+    } <= set(installed)
     assert any(name.startswith("echelon/_topics/") for name in installed)
 
 
