@@ -272,18 +272,26 @@ class DeviceSide:
     """A device's half and its sessions; `up` carries its records."""
 
     def __init__(self, compute: Any, boundary: str, me: str, up: Line) -> None:
-        from echelon.actors.splitting import EdgeLink
+        import logging
+
+        from echelon.actors.splitting import SplitDriver
         from echelon.laws.channel import Parties
+        from echelon.rounds.device.split_core import DeviceSplitCore
         from echelon.secagg.entropy import Entropy
 
         found = next(one for one in compute.settings.boundaries if one.name == boundary)
         self._compute, self._boundary, self._me = compute, boundary, me
         self._peer = found.edge_names()[0]
         parties = Parties(RUN, boundary, me, self._peer)
-        self._link = EdgeLink(
-            me, 0, lambda _: parties, Entropy(os.urandom),
-            lambda frame: up.send(to_record(frame.message, frame.payload)), TIMEOUT,
-        )  # fmt: skip
+        core = DeviceSplitCore(
+            device=me, slot=0, parties=lambda _: parties, entropy=Entropy(os.urandom), timeout=TIMEOUT
+        )
+        self._link = SplitDriver(
+            core=core,
+            side=compute.half(boundary, me),
+            send=lambda frame: up.send(to_record(frame.message, frame.payload)),
+            log=logging.getLogger("bench"),
+        )
 
     def take(self, data: bytes) -> None:
         """A record of the edge."""
@@ -294,20 +302,17 @@ class DeviceSide:
 
     async def train(self, steps: int) -> float:
         """Train one job; its mean loss."""
-        import logging
+        from echelon.rounds.effects import Abandoned, SplitJob, TrainJob, TrainOutcome
 
-        from echelon.actors.splitting import train_with_edge
-        from echelon.rounds.effects import SplitJob, TrainJob, TrainOutcome
-
-        half = self._compute.half(self._boundary, self._me)
         vector = genesis(self._compute._shared)
         split = SplitJob(job=JOB, edge=self._peer, version=VERSION, after=0, on_top=())
         job = TrainJob(
             data=self._me, base=vector, start=vector, steps=steps, mu=0.0, progress=0.0, split=split
         )
-        done = await train_with_edge(job, half, self._link, logging.getLogger("bench"))
-        if not isinstance(done, TrainOutcome):
+        done = await self._link.run(job)
+        if isinstance(done, Abandoned):
             raise SystemExit(f"the job was given up: {done.why}")
+        assert isinstance(done, TrainOutcome)
         return done.loss_sum / done.loss_tokens
 
 

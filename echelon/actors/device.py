@@ -12,7 +12,7 @@ import msgpack
 
 from echelon.actors.boundary import BoundaryActor, raise_if_failed
 from echelon.actors.runtime import DRAIN_SECONDS, end_of, read_to_end
-from echelon.actors.splitting import EdgeLink, Half, TripMeter, evaluate_with_edge, train_with_edge
+from echelon.actors.splitting import DeviceSide, SplitDriver, TripMeter
 from echelon.bus.base import TopicPartition
 from echelon.bus.chunks import is_chunk
 from echelon.laws.channel import Parties
@@ -21,6 +21,7 @@ from echelon.messages.split import SplitPong
 from echelon.messages.stored import stored
 from echelon.messages.wire import Refused
 from echelon.rounds.device.core import DeviceCore
+from echelon.rounds.device.split_core import DeviceSplitCore
 from echelon.rounds.effects import (
     Abandoned,
     Effect,
@@ -112,7 +113,7 @@ class Device(BoundaryActor):
         compute: Compute | None,
         slot: int,
         shards: ShardSource | None = None,
-        half: Half | None = None,
+        half: DeviceSide | None = None,
         timeout: float = 60.0,
         interceptor: Interceptor | None = None,
         **shared: Any,
@@ -121,10 +122,11 @@ class Device(BoundaryActor):
         self.core, self.compute, self.slot, self.interceptor = core, compute, slot, interceptor
         self.shards, self.half = shards, half
         boundary = self.membership.boundary
-        self.link = EdgeLink(
-            core.me, slot, lambda edge: Parties(self.membership.run, boundary, core.me, edge), core.entropy,
-            self._send, timeout,
+        split = DeviceSplitCore(
+            device=core.me, slot=slot, parties=lambda edge: Parties(self.membership.run, boundary, core.me, edge),
+            entropy=core.entropy, timeout=timeout,
         )  # fmt: skip
+        self.link = SplitDriver(core=split, side=half, send=self._send, log=self.services.log)
         self.trips = TripMeter(slot, core.entropy, self._send)
         self._ended = asyncio.Event()
         self._adapters: list[bytes] = []
@@ -147,7 +149,7 @@ class Device(BoundaryActor):
 
     def expects(self, topic: str, sender: str, scope: bytes) -> bool:
         """An edge's frames belong to the session that is open with it; what else has payloads belongs to none."""
-        return self.link.knows(sender, scope) if topic == DOWN else super().expects(topic, sender, scope)
+        return self.link.core.knows(sender, scope) if topic == DOWN else super().expects(topic, sender, scope)
 
     def _send(self, frame: Publish) -> None:
         """Publish a record of a session: worthless after a restart, so it is not stored."""
@@ -270,13 +272,11 @@ class Device(BoundaryActor):
         """Start training or evaluation beside the loop."""
         match effect:
             case TrainJob() if effect.split is not None and self.half is not None:
-                job = partial(train_with_edge, effect, self.half, self.link, self.services.log)
-                self.start_job(job, "training")
+                self.start_job(partial(self.link.run, effect), "training")
             case TrainJob() if self.compute is not None:
                 self.start_job(partial(self.compute.train, self.name, effect), "training")
             case Evaluate() if effect.edge and self.half is not None:
-                assessment = partial(evaluate_with_edge, effect, self.half, self.link, self.services.log)
-                self.start_job(assessment, "evaluation")
+                self.start_job(partial(self.link.run, effect), "evaluation")
             case MeasureTrips():
                 self.start_job(self.trips.measure, "round trips")
             case Evaluate() if self.compute is not None:

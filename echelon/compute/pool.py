@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar, TypeVarTuple
 
 from echelon.actors.edge import EdgeSide
-from echelon.actors.splitting import Half
+from echelon.actors.splitting import DeviceSide
 from echelon.clock import is_virtual
 from echelon.config.run import BoundarySettings, CostSettings, LearnerSettings, RunSettings
 from echelon.errors import TrainingError
@@ -109,7 +109,7 @@ class SplitPlace(EdgeSide, Protocol):
         """Whether a cut leaves a middle."""
         ...
 
-    def half(self, boundary: str, device: str) -> Half:
+    def half(self, boundary: str, device: str) -> DeviceSide:
         """A device's half.
 
         Raises:

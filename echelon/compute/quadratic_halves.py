@@ -17,6 +17,22 @@ from echelon.compute.pool import spec_of
 from echelon.compute.quadratic import F64, RATE, TOKENS_PER_STEP, QuadraticLearner, gradient
 from echelon.config.run import BoundarySettings, RunSettings
 from echelon.errors import CodecError, TrainingError
+from echelon.jobs.device_part import (
+    Back,
+    DeviceDone,
+    DeviceTask,
+    FinishPart,
+    Front,
+    FrontBackward,
+    JudgeBatch,
+    Placed,
+    ReadEvaluation,
+    ReadStep,
+    ShowBatch,
+    StartEvaluation,
+    StartTraining,
+    TakeStep,
+)
 from echelon.laws.blocks import block_ranges
 from echelon.messages.adapter import Vector
 from echelon.messages.frames import Assess, Backward, Begin, Decline, Finish, Forward, Look
@@ -28,7 +44,7 @@ Places = np.ndarray[tuple[int], np.dtype[np.intp]]
 
 
 @dataclass
-class _Copy:
+class _QuadraticMiddle:
     """A device's middle at its edge; `places` are its coordinates, the vectors float64 of those."""
 
     start: Vector
@@ -60,7 +76,7 @@ class QuadraticHalves:
             if boundary.split is not None
             for edge in boundary.split.edge_list()
         }
-        self._copies: dict[str, dict[str, _Copy]] = {}
+        self._copies: dict[str, dict[str, _QuadraticMiddle]] = {}
 
     def fits(self, front: int, back: int) -> bool:
         """Whether a cut leaves a middle."""
@@ -104,11 +120,11 @@ class QuadraticHalves:
         except TrainingError as error:
             return EdgeDone(task=task, fault=Decline.NOT_TRAINED, detail=str(error))
 
-    async def _middle(self, copies: dict[str, _Copy], task: EdgeTask, speed: float) -> EdgeDone:
+    async def _middle(self, copies: dict[str, _QuadraticMiddle], task: EdgeTask, speed: float) -> EdgeDone:
         head, start = task.head, task.start
         if isinstance(head, Begin | Assess) and start is not None:
             places = self.middle_of(start.front, start.back)
-            copies[task.device] = _Copy(
+            copies[task.device] = _QuadraticMiddle(
                 start.start,
                 start.start[places].astype(np.float64),
                 start.base[places].astype(np.float64),
@@ -162,7 +178,7 @@ class QuadraticHalves:
 
 
 class QuadraticHalf:
-    """One device's half; see `echelon.actors.splitting.Half`."""
+    """One device's half; see `echelon.actors.splitting.DeviceSide`."""
 
     def __init__(
         self,
@@ -182,44 +198,70 @@ class QuadraticHalf:
         self._weights = self._middle = self._base = np.zeros(0)
         self._loss = 0.0
         self._names: tuple[str, ...] = ()
-        self._commit = -1
+        self._commit, self._assessing = -1, False
+
+    async def part(self, task: DeviceTask) -> DeviceDone:
+        """See `DeviceSide.part`."""
+        match task:
+            case StartTraining():
+                opening = await self._start(task.train, task.secret)
+                return DeviceDone(task=task, tensor=opening, placed=self._placed)
+            case StartEvaluation():
+                opening = await self._assess(task.evaluate, task.secret)
+                return DeviceDone(task=task, tensor=opening, placed=self._placed)
+            case ReadStep():
+                return DeviceDone(task=task, count=await self._begin_step())
+            case ReadEvaluation():
+                return DeviceDone(task=task, count=await self._validation(task.evaluate))
+            case TakeStep():
+                return DeviceDone(task=task, scale=await self._step(task.norm2))
+            case FinishPart():
+                return DeviceDone(task=task, outcome=await self._finish())
+            case _:
+                return DeviceDone(task=task, tensor=await self._pass(task))
 
     @property
-    def cut(self) -> tuple[int, int]:
-        """(p, q)."""
-        return self._cut
+    def _placed(self) -> Placed:
+        """How the part is cut and paced; a quadratic does nothing that could be probed."""
+        return Placed(front=self._cut[0], back=self._cut[1], in_flight=self._in_flight)
 
-    @property
-    def in_flight(self) -> int:
-        """Most micro-batches under way together."""
-        return self._in_flight
+    async def _pass(self, task: Front | Back | FrontBackward | ShowBatch | JudgeBatch) -> bytes:
+        """A pass through the first blocks or the last ones; what goes to the edge, nothing where nothing does."""
+        match task:
+            case Front():
+                return await self._front()
+            case Back():
+                return await self._back(task.hidden)
+            case FrontBackward():
+                await self._front_backward(task.gradient)
+            case ShowBatch():
+                return _packed(np.zeros(self._places.size))  # a batch asks for the middle
+            case JudgeBatch():
+                self._judge(task.micro, task.hidden)
+        return b""
 
-    @property
-    def probes(self) -> int:
-        """A quadratic does nothing that could be probed."""
-        return 0
-
-    async def start(self, job: TrainJob, _secret: bytes) -> bytes:
+    async def _start(self, job: TrainJob, _secret: bytes) -> bytes:
         """Put weights and data in place; there is nothing that the edge has to be told."""
         self._job, self._data, self._loss, self._done = job, self._device, 0.0, 0
+        self._assessing = False
         self._at = 0 if job.state is None else int.from_bytes(job.state, "big")
         if job.shard is not None:
             self._data, self._at = self._boundary.shard_name(job.shard), job.position or 0
         self._weights, self._base = job.start.astype(np.float64), job.base.astype(np.float64)
         return b""
 
-    async def begin_step(self) -> int:
+    async def _begin_step(self) -> int:
         """The number of a step's micro-batches."""
         return MICROS
 
-    async def front(self, _micro: int) -> bytes:
+    async def _front(self) -> bytes:
         """What the edge has to know: optimum and noise of the middle."""
         await self._shared.spend(self._cut[0], self._speed)
         learner = self._shared.learner
         noise = learner.noise(self._data, self._at)
         return _packed(learner.optimum(self._data)[self._places], noise[self._places])
 
-    async def back(self, _micro: int, hidden: bytes) -> bytes:
+    async def _back(self, hidden: bytes) -> bytes:
         """The loss, with the middle as the edge has it; the micro-batch's share of the gradient."""
         self._middle = _unpacked(hidden, 1, self._places.size)[0]
         await self._shared.spend(self._cut[1], self._speed)
@@ -231,12 +273,12 @@ class QuadraticHalf:
         whole[self._places] = middle
         return self._shared.learner.loss(whole, self._shared.learner.optimum(data))
 
-    async def front_backward(self, _micro: int, gradient_: bytes) -> None:
+    async def _front_backward(self, gradient_: bytes) -> None:
         """The blocks before the middle do not depend on it."""
         _unpacked(gradient_, 1, self._places.size)
         await self._shared.spend(self._cut[0], self._speed)
 
-    async def step(self, _norm2: float) -> float:
+    async def _step(self, _norm2: float) -> float:
         """Take the step; the edge takes its own as it is."""
         if self._job is None:
             raise TrainingError(f"{self._device}: a step without a job")
@@ -248,19 +290,10 @@ class QuadraticHalf:
         self._at, self._done = self._at + 1, self._done + 1
         return 1.0
 
-    async def look(self, _probe: int) -> bytes:
-        """There are no probes."""
-        raise TrainingError(f"{self._device}: a quadratic has no probes")
-
-    async def looked(self, _probe: int, _hidden: bytes) -> None:
-        """There are no probes."""
-        raise TrainingError(f"{self._device}: a quadratic has no probes")
-
-    def waited(self, _seconds: float) -> None:
-        """Cuts stay where they are."""
-
-    async def finish(self) -> TrainOutcome:
-        """Where the job arrived, 0 moved in the middle."""
+    async def _finish(self) -> TrainOutcome | Evaluated:
+        """Where the job arrived, 0 moved in the middle; or what the evaluation came to."""
+        if self._assessing:
+            return Evaluated(self._commit, self._loss * TOKENS_PER_STEP, len(self._names) * TOKENS_PER_STEP)
         if self._job is None:
             raise TrainingError(f"{self._device}: the end of a job that was not begun")
         weights = self._weights.astype(np.float32)
@@ -272,7 +305,7 @@ class QuadraticHalf:
             held=(self._cut[0], self._shared.blocks - self._cut[1]),
         )  # fmt: skip
 
-    async def validation(self, job: Evaluate) -> int:
+    async def _validation(self, job: Evaluate) -> int:
         """The number of batches: one for each device or data shard that is evaluated."""
         self._names = (self._device,)
         if self._boundary.shards is not None:
@@ -280,23 +313,15 @@ class QuadraticHalf:
         self._commit, self._loss = job.commit, 0.0
         return len(self._names)
 
-    async def assess(self, job: Evaluate, _secret: bytes) -> bytes:
+    async def _assess(self, job: Evaluate, _secret: bytes) -> bytes:
         """Put the weights to be evaluated in place."""
-        self._weights = job.weights.astype(np.float64)
+        self._weights, self._assessing = job.weights.astype(np.float64), True
         return b""
 
-    async def shown(self, _micro: int) -> bytes:
-        """A batch asks for the middle."""
-        return _packed(np.zeros(self._places.size))
-
-    async def judged(self, micro: int, hidden: bytes) -> None:
+    def _judge(self, micro: int, hidden: bytes) -> None:
         """The loss of a batch."""
         middle = _unpacked(hidden, 1, self._places.size)[0]
         self._loss += self._loss_with(self._weights, middle, self._names[micro])
-
-    async def assessed(self) -> Evaluated:
-        """What the evaluation came to."""
-        return Evaluated(self._commit, self._loss * TOKENS_PER_STEP, len(self._names) * TOKENS_PER_STEP)
 
 
 def _packed(*rows: F64) -> bytes:

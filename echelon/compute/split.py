@@ -25,6 +25,22 @@ from echelon.elsa.predictions import quantise, vocabulary_classes
 from echelon.elsa.replanning import Measured, Replanner
 from echelon.elsa.shapes import ModelShape
 from echelon.errors import CodecError, LimitExceeded, ProtocolError, StateError, TrainingError
+from echelon.jobs.device_part import (
+    Back,
+    DeviceDone,
+    DeviceTask,
+    FinishPart,
+    Front,
+    FrontBackward,
+    JudgeBatch,
+    Placed,
+    ReadEvaluation,
+    ReadStep,
+    ShowBatch,
+    StartEvaluation,
+    StartTraining,
+    TakeStep,
+)
 from echelon.messages.behaviour import Behaviour
 from echelon.messages.frames import Assess, Backward, Begin, Decline, Finish, Forward, Look
 from echelon.rounds.effects import EdgeDone, EdgeTask, Evaluate, Evaluated, SplitJob, TrainJob, TrainOutcome
@@ -187,7 +203,7 @@ class SplitCompute:
 
 
 class SplitHalf:
-    """One device's half, off the loop; see `echelon.actors.splitting.Half`."""
+    """One device's half, off the loop; see `echelon.actors.splitting.DeviceSide`."""
 
     def __init__(
         self,
@@ -200,29 +216,45 @@ class SplitHalf:
     ) -> None:
         self._compute, self._half, self._boundary, self._speed = compute, half, boundary, speed
         self._in_flight, self._mover = in_flight, mover
-        self._commit = -1
+        self._commit, self._assessing = -1, False
         self._busy, self._trips = 0.0, list[float]()
         self._turn = asyncio.Lock()
         self._job: SplitJob | None = None
         self._chosen: dict[str, str] = {}
 
-    @property
-    def cut(self) -> tuple[int, int]:
-        """(p, q)."""
-        return self._half.cut.p, self._half.cut.q
+    async def part(self, task: DeviceTask) -> DeviceDone:
+        """See `DeviceSide.part`."""
+        match task:
+            case StartTraining():
+                opening = await self._start(task.train, task.secret)
+                return DeviceDone(task=task, tensor=opening, placed=self._placed)
+            case StartEvaluation():
+                opening = await self._assess(task.evaluate, task.secret)
+                return DeviceDone(task=task, tensor=opening, placed=self._placed)
+            case ReadStep():
+                return DeviceDone(task=task, count=await self._begin_step())
+            case ReadEvaluation():
+                return DeviceDone(task=task, count=await self._validation(task.evaluate))
+            case TakeStep():
+                return DeviceDone(task=task, scale=await self._step(task.norm2))
+            case FinishPart():
+                return DeviceDone(task=task, outcome=await self._finish())
+            case _:
+                return DeviceDone(task=task, tensor=await self._pass(task))
 
     @property
-    def in_flight(self) -> int:
-        """Most micro-batches under way together."""
-        return self._in_flight
+    def _placed(self) -> Placed:
+        """How this job is cut and paced; the next one may be cut elsewhere."""
+        half = self._half
+        return Placed(front=half.cut.p, back=half.cut.q, in_flight=self._in_flight, probes=half.probes)
 
-    async def start(self, job: TrainJob, secret: bytes) -> bytes:
+    async def _start(self, job: TrainJob, secret: bytes) -> bytes:
         """Put weights, moments and data in place."""
         shard, position = None, None
         if job.shard is not None and self._boundary.shards is not None:
             shard, position = self._boundary.shard_name(job.shard), job.position
         self._job = job.split
-        self._busy, self._trips = 0.0, []
+        self._busy, self._trips, self._assessing = 0.0, [], False
         number = 0 if job.split is None else job.split.job
         task = DeviceStart(
             base=job.base, start=job.start, mu=job.mu, progress=job.progress, state=job.state,
@@ -230,7 +262,7 @@ class SplitHalf:
         )  # fmt: skip
         return await self._compute.call(0.0, self._half.start, task)
 
-    async def begin_step(self) -> int:
+    async def _begin_step(self) -> int:
         """Read the step's data."""
         return await self._compute.call(0.0, self._half.begin_step)
 
@@ -244,73 +276,45 @@ class SplitHalf:
             self._busy += loop.time() - begun
             return found
 
-    async def front(self, micro: int) -> bytes:
-        """Forward through the first blocks."""
-        return await self._turned(
-            self._half.tokens_of(micro), self._half.cut.p, FORWARD, self._half.front, micro
-        )
+    async def _pass(self, task: Front | Back | FrontBackward | ShowBatch | JudgeBatch) -> bytes:
+        """A pass through the first blocks or the last ones; what goes to the edge, nothing where nothing does."""
+        half, micro = self._half, task.micro
+        match task:
+            case Front():
+                return await self._turned(half.tokens_of(micro), half.cut.p, FORWARD, half.front, micro)
+            case Back():
+                return await self._turned(
+                    half.tokens_of(micro), half.cut.q, 1.0, half.back, micro, task.hidden
+                )
+            case FrontBackward():
+                self._trips.append(task.waited)
+                await self._turned(
+                    half.tokens_of(micro), half.cut.p, BACKWARD, half.front_backward, micro, task.gradient
+                )
+            case ShowBatch() if self._assessing:
+                return await self._turned(half.tokens_shown(micro), half.cut.p, FORWARD, half.shown, micro)
+            case ShowBatch():
+                async with self._turn:
+                    return await self._compute.call(0.0, half.look, micro)
+            case JudgeBatch() if self._assessing:
+                await self._turned(
+                    half.tokens_shown(micro), half.cut.q, FORWARD, half.judged, micro, task.hidden
+                )
+            case JudgeBatch():
+                async with self._turn:
+                    await self._compute.call(0.0, half.looked, micro, task.hidden, POSITIONS)
+        return b""
 
-    async def back(self, micro: int, hidden: bytes) -> bytes:
-        """Forward and backward through the last blocks."""
-        return await self._turned(
-            self._half.tokens_of(micro), self._half.cut.q, 1.0, self._half.back, micro, hidden
-        )
-
-    async def front_backward(self, micro: int, gradient: bytes) -> None:
-        """Backward through the first blocks."""
-        await self._turned(
-            self._half.tokens_of(micro),
-            self._half.cut.p,
-            BACKWARD,
-            self._half.front_backward,
-            micro,
-            gradient,
-        )
-
-    def waited(self, seconds: float) -> None:
-        """Two trips of a micro-batch took so long."""
-        self._trips.append(seconds)
-
-    @property
-    def probes(self) -> int:
-        """How many probes are looked at after a job."""
-        return self._half.probes
-
-    async def look(self, probe: int) -> bytes:
-        """Forward through the first blocks."""
-        async with self._turn:
-            return await self._compute.call(0.0, self._half.look, probe)
-
-    async def looked(self, probe: int, hidden: bytes) -> None:
-        """Forward through the last blocks."""
-        async with self._turn:
-            await self._compute.call(0.0, self._half.looked, probe, hidden, POSITIONS)
-
-    async def validation(self, job: Evaluate) -> int:
+    async def _validation(self, job: Evaluate) -> int:
         """Read what the device evaluates."""
         sync = self._compute.settings.sync
         names, tokens = evaluated_on(self._half.device, job, self._boundary, sync.eval_tokens)
         return await self._compute.call(0.0, self._half.validation, names, tokens)
 
-    async def assess(self, job: Evaluate, secret: bytes) -> bytes:
+    async def _assess(self, job: Evaluate, secret: bytes) -> bytes:
         """Put the weights to be evaluated in place."""
-        self._commit = job.commit
+        self._commit, self._assessing = job.commit, True
         return await self._compute.call(0.0, self._half.assess, job.weights, job.job, secret)
-
-    async def shown(self, micro: int) -> bytes:
-        """Forward through the first blocks."""
-        tokens = self._half.tokens_shown(micro)
-        return await self._turned(tokens, self._half.cut.p, FORWARD, self._half.shown, micro)
-
-    async def judged(self, micro: int, hidden: bytes) -> None:
-        """Forward through the last blocks."""
-        tokens = self._half.tokens_shown(micro)
-        await self._turned(tokens, self._half.cut.q, FORWARD, self._half.judged, micro, hidden)
-
-    async def assessed(self) -> Evaluated:
-        """What the evaluation came to."""
-        loss, counted = self._half.assessed()
-        return Evaluated(self._commit, loss, counted)
 
     def _behaviour(self, job: int, version: int) -> Behaviour | None:
         """What the job's probes showed, as it goes to the aggregator."""
@@ -321,16 +325,19 @@ class SplitHalf:
         print_ = fingerprint(_grouped(pooled), DIM, SEED)
         length = self._compute.settings.training.sequence_length
         return Behaviour.of(
-            number=job, version=version, terms=probe_terms(self.probes, length),
+            number=job, version=version, terms=probe_terms(self._half.probes, length),
             mean=print_.mean, covariance=print_.covariance, counts=quantise(_padded(_grouped(rows))),
         )  # fmt: skip
 
-    async def step(self, norm2: float) -> float:
+    async def _step(self, norm2: float) -> float:
         """The optimiser's step."""
         return await self._compute.call(0.0, self._half.step, norm2)
 
-    async def finish(self) -> TrainOutcome:
-        """What the job came to."""
+    async def _finish(self) -> TrainOutcome | Evaluated:
+        """What the job or the evaluation came to."""
+        if self._assessing:
+            loss, counted = self._half.assessed()
+            return Evaluated(self._commit, loss, counted)
         done = await self._compute.call(0.0, self._half.finish)
         behaviour = None
         if self._job is not None:

@@ -16,7 +16,7 @@ from echelon.actors.device import Device, Interceptor
 from echelon.actors.edge import Edge
 from echelon.actors.gate import Gate
 from echelon.actors.runtime import Services
-from echelon.actors.splitting import Half
+from echelon.actors.splitting import DeviceSide
 from echelon.actors.state import StateStore
 from echelon.actors.witness import Witness
 from echelon.bus import Bus, open_bus, sqlite_url
@@ -186,7 +186,7 @@ class Assembly:
             terms=self._derived[boundary.name],
         )
 
-    def _half(self, boundary: BoundarySettings, name: str) -> Half | None:
+    def _half(self, boundary: BoundarySettings, name: str) -> DeviceSide | None:
         """The device's part of the model, if it does not hold the whole."""
         if self.split is None or boundary.split is None or not boundary.split.splits(name):
             return None

@@ -30,6 +30,7 @@ from echelon.compute.quadratic import QuadraticLearner
 from echelon.compute.quadratic_halves import QuadraticHalf, QuadraticHalves
 from echelon.config.run import BoundarySettings, RunSettings
 from echelon.errors import BusError
+from echelon.jobs.device_part import DeviceDone, DeviceTask, Front, StartTraining
 from echelon.messages.frames import Finish
 from echelon.messages.manifest import MILLION, RunManifest
 from echelon.provision.identities import Identities
@@ -222,26 +223,21 @@ class _WatchedHalf:
         self._inner, self._device, self._outcome, self._begun = inner, device, outcome, begun
         self._job: TrainJob | None = None
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    async def start(self, job: TrainJob, secret: bytes) -> bytes:
-        """See `Half.start`."""
-        self._begun(self._device)
-        self._job = job
-        return await self._inner.start(_unmarked(job), secret)
-
-    async def front(self, micro: int) -> bytes:
-        """See `Half.front`."""
-        found = await self._inner.front(micro)
-        self._outcome.secrets.append(found)
-        return found
-
-    async def finish(self) -> TrainOutcome:
-        """See `Half.finish`."""
-        done = await self._inner.finish()
-        assert self._job is not None
-        return _marked(done, self._job, self._device, self._outcome)
+    async def part(self, task: DeviceTask) -> DeviceDone:
+        """See `DeviceSide.part`."""
+        if isinstance(task, StartTraining):
+            self._begun(self._device)
+            self._job = task.train
+            task = dataclasses.replace(task, train=_unmarked(task.train))
+        done = await self._inner.part(task)
+        if isinstance(task, Front):
+            self._outcome.secrets.append(done.tensor)
+        if isinstance(done.outcome, TrainOutcome):
+            assert self._job is not None
+            done = dataclasses.replace(
+                done, outcome=_marked(done.outcome, self._job, self._device, self._outcome)
+            )
+        return done
 
 
 class _WatchedMiddles:

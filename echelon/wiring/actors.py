@@ -12,7 +12,7 @@ from echelon.actors.device import Compute, Device, Interceptor, ShardSource
 from echelon.actors.edge import Edge, EdgeSide
 from echelon.actors.gate import Gate
 from echelon.actors.runtime import Services
-from echelon.actors.splitting import Half
+from echelon.actors.splitting import DeviceSide
 from echelon.actors.state import StateStore
 from echelon.actors.witness import Witness
 from echelon.audit.heads import key_name, watched_by
@@ -92,7 +92,7 @@ def make_device(
     entropy: Entropy,
     shards: int | None = None,
     source: ShardSource | None = None,
-    half: Half | None = None,
+    half: DeviceSide | None = None,
     split: SplitSettings | None = None,
     interceptor: Interceptor | None = None,
     terms: Derived | None = None,

@@ -12,11 +12,33 @@ from echelon.compute.quadratic import QuadraticLearner
 from echelon.compute.quadratic_halves import MICROS, QuadraticHalves
 from echelon.config.run import RunSettings, parse
 from echelon.errors import CodecError, ConfigError
-from echelon.jobs.training import TrainJob
+from echelon.jobs.device_part import (
+    Back,
+    FinishPart,
+    Front,
+    FrontBackward,
+    JudgeBatch,
+    Placed,
+    ReadEvaluation,
+    ReadStep,
+    ShowBatch,
+    StartEvaluation,
+    StartTraining,
+    TakeStep,
+)
 from echelon.messages.adapter import Vector
 from echelon.messages.frames import Backward, Begin, Decline, Finish, Forward, Look, to_double
 from echelon.messages.wire import Message
-from echelon.rounds.effects import EdgeDone, EdgeStart, EdgeTask, Evaluate, SplitJob, TrainOutcome
+from echelon.rounds.effects import (
+    EdgeDone,
+    EdgeStart,
+    EdgeTask,
+    Evaluate,
+    Evaluated,
+    SplitJob,
+    TrainJob,
+    TrainOutcome,
+)
 from tests.run.runs import run
 from tests.run.splits import check, parts_of, split_federation
 
@@ -47,7 +69,9 @@ def place_of(base: Vector, start: Vector, cut: tuple[int, int], mu: float = 0.0)
 async def job(subject: QuadraticHalves, train: TrainJob) -> tuple[TrainOutcome, EdgeDone]:
     """One job as a device and its edge do it together."""
     half = subject.half("a", "a-0")
-    front, back = half.cut
+    started = await half.part(StartTraining(job=1, train=train, secret=bytes(32)))
+    assert started.placed is not None
+    front, back = started.placed.front, started.placed.back
     place = place_of(train.base, train.start, (front, back), train.mu)
     begin = Begin(
         job=1,
@@ -59,26 +83,27 @@ async def job(subject: QuadraticHalves, train: TrainJob) -> tuple[TrainOutcome, 
         mu=to_double(train.mu),
         steps=train.steps,
     )
-    opening = await half.start(train, bytes(32))
-    await subject.part(EDGE, work(begin, opening, start=place))
+    await subject.part(EDGE, work(begin, started.tensor, start=place))
     one = to_double(1.0)
     for step in range(train.steps):
-        count = await half.begin_step()
+        count = (await half.part(ReadStep(job=1))).count
         for micro in range(count):
             forward = Forward(job=1, step=step, micro=micro, count=count, scale=one)
-            tensor = await half.front(micro)
+            tensor = (await half.part(Front(job=1, micro=micro))).tensor
             done = await subject.part(EDGE, work(forward, tensor, step=step > 0 and micro == 0))
-            gradient = await half.back(micro, done.tensor)
+            gradient = (await half.part(Back(job=1, micro=micro, hidden=done.tensor))).tensor
             last = micro == count - 1
             done = await subject.part(
                 EDGE, work(Backward(job=1, step=step, micro=micro), gradient, last=last)
             )
             assert done.fault is None
             assert (done.norm2 > 0) == last
-            await half.front_backward(micro, done.tensor)
-        assert await half.step(done.norm2) == 1.0
+            await half.part(FrontBackward(job=1, micro=micro, gradient=done.tensor, waited=0.0))
+        assert (await half.part(TakeStep(job=1, norm2=done.norm2))).scale == 1.0
     finished = await subject.part(EDGE, work(Finish(job=1, scale=one), step=True))
-    return await half.finish(), finished
+    outcome = (await half.part(FinishPart(job=1))).outcome
+    assert isinstance(outcome, TrainOutcome)
+    return outcome, finished
 
 
 @pytest.mark.parametrize("cut", [(1, 1), (2, 1), (0, 1), (1, 0)])
@@ -118,18 +143,21 @@ def test_an_evaluation_with_an_edge_is_the_whole_one() -> None:
     subject = halves()
     half = subject.half("a", "a-0")
     weights = np.linspace(-1, 1, 18).astype(np.float32)
-    place = place_of(weights, weights, half.cut)
+    place = place_of(weights, weights, (1, 1))
 
     async def evaluate() -> float:
         task = Evaluate(7, weights, edge=EDGE, job=1)
-        [micro] = range(await half.validation(task))
-        await half.assess(task, bytes(32))
+        [micro] = range((await half.part(ReadEvaluation(job=1, evaluate=task))).count)
+        started = await half.part(StartEvaluation(job=1, evaluate=task, secret=bytes(32)))
+        assert started.placed == Placed(front=1, back=1, in_flight=8)
         begin = Begin(job=1, version=0, on_top=(), after=0, front=1, back=1, mu=to_double(0.0), steps=1)
         await subject.part(EDGE, work(begin, start=place))
         look = Look(job=1, micro=micro, scale=to_double(1.0))
-        done = await subject.part(EDGE, work(look, await half.shown(micro)))
-        await half.judged(micro, done.tensor)
-        found = await half.assessed()
+        shown = await half.part(ShowBatch(job=1, micro=micro))
+        done = await subject.part(EDGE, work(look, shown.tensor))
+        await half.part(JudgeBatch(job=1, micro=micro, hidden=done.tensor))
+        found = (await half.part(FinishPart(job=1))).outcome
+        assert isinstance(found, Evaluated)
         assert found.commit == 7
         return found.loss_sum
 
@@ -149,7 +177,7 @@ def test_what_is_no_tensor_is_refused_and_a_job_that_is_not_there_is_declined() 
     for tensor in (b"", bytes(15), np.full(2 * subject.middle_of(1, 1).size, np.nan).tobytes()):
         assert asyncio.run(subject.part(EDGE, work(forward, tensor))).fault is Decline.BAD_TENSOR
     with pytest.raises(CodecError, match="rows"):
-        asyncio.run(subject.half("a", "a-0").back(0, b"short"))
+        asyncio.run(subject.half("a", "a-0").part(Back(job=1, micro=0, hidden=b"short")))
 
 
 def test_a_federation_of_split_quadratics_closes_with_parts() -> None:

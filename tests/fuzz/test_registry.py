@@ -56,7 +56,7 @@ EXEMPT: dict[str, str] = {
     "actors.boundary.BoundaryActor.open": "Envelope.open and Message.decode; see tests/actors/test_garbage.py",
     "actors.edge.Edge.open": "Envelope.open and Message.decode",
     "actors.runtime.read_to_end": "gives records as the bus does",
-    "actors.splitting.EdgeLink.open": "opens a session",
+    "rounds.device.split_session.DeviceSession.open": "asks for a session",
     "laws.channel.Channel.open": "AES-GCM, then decode_frame",
     "provision.kafka.live.read": "asks a broker's administration",
     "bus.open_bus": "a URL; tests/bus/test_sqlite.py and test_kafka_url.py have what it refuses",
