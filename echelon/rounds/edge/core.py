@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import msgpack
 import numpy as np
 
-from echelon.errors import ProtocolError
+from echelon.errors import CodecError, ProtocolError
+from echelon.laws import snapshot
 from echelon.laws.cohort import one_base
 from echelon.messages.boundary import Cohort, Derived, End, Heartbeat, Member, Model, Void, Window
 from echelon.messages.handshake import Included, KeyList, SharesList, Signatures
@@ -21,8 +21,9 @@ from echelon.messages.manifest import RunManifest
 from echelon.messages.split import SplitFrame, SplitOpen, SplitPing, SplitPong
 from echelon.rounds.edge.adapters import EdgeAdapters
 from echelon.rounds.edge.jobs import Cuts, EdgeJobs
-from echelon.rounds.edge.kept import F32, BoundaryVersion, KeptJobs
+from echelon.rounds.edge.kept import F32, KeptJobs
 from echelon.rounds.edge.sessions import EdgeSessions
+from echelon.rounds.edge.state import EdgeSnapshot, StoredEdgeWindow, StoredJobs, StoredVersion
 from echelon.rounds.edge.window_sum import ORDER, Decision, EdgeWindow, MiddleSums
 from echelon.rounds.effects import (
     EdgeDone,
@@ -230,19 +231,16 @@ class EdgeCore:
 
     def facts(self) -> bytes:
         """The small part of a snapshot."""
-        window, newest = self._open, max(self._adapters.versions, default=None)
-        return bytes(
-            msgpack.packb(
-                [
-                    self.ended,
-                    self._window,
-                    None
-                    if window is None
-                    else [window.cohort.encode(), [decision.encode() for decision in window.decisions]],
-                    sorted(self._derived.items()),
-                    None if newest is None else [newest, *self._adapters.versions[newest].facts()],
-                    [[device, kept.facts()] for device, kept in sorted(self.kept.items())],
-                ]
+        window, versions = self._open, self._adapters.versions
+        newest = max(versions, default=None)
+        return snapshot.encode(
+            EdgeSnapshot(
+                ended=self.ended,
+                window=self._window,
+                under_way=None if window is None else StoredEdgeWindow.of(window),
+                derived=sorted(self._derived.items()),
+                newest=None if newest is None else StoredVersion.of(newest, versions[newest]),
+                kept=[StoredJobs.of(device, kept) for device, kept in sorted(self.kept.items())],
             )
         )
 
@@ -266,31 +264,47 @@ class EdgeCore:
         return {name: packed(part) for name, part in sorted(self.held().items())}
 
     def restore(self, facts: bytes, vectors: Mapping[str, bytes]) -> None:
-        """Take a snapshot over. Sessions are not in it."""
-        self.ended, self._window, window, derived, newest, kept = msgpack.unpackb(facts)
-        self._derived = dict(derived)
-        self._open = None
-        if window is not None:
-            cohort, decisions = window
-            self._open = EdgeWindow(Cohort.decode(cohort), self.manifest, self.roster, self.name, self.dim)
-            for kind, decision in zip(ORDER, decisions, strict=False):
-                self._open.take(kind.decode(decision))
-        if newest is not None:
-            version, *said = newest
-            self._adapters.versions = {
-                version: BoundaryVersion.of(np.frombuffer(vectors["theta"], "<f4"), said)
-            }
+        """Take a snapshot over. Sessions are not in it.
+
+        Args:
+            facts: the small part, as `facts` gave it.
+            vectors: the large parts by name, as `vectors` gave them.
+
+        Raises:
+            CodecError: a field is missing, or too many, or has another type; or a part has a strange name.
+            LookupError: a part is missing, or is of a device that is not among those that are kept.
+            ProtocolError, ValueError: a value that does not fit the run.
+        """
+        state = snapshot.decode(facts, EdgeSnapshot)
+        self.ended, self._window, self._derived = state.ended, state.window, dict(state.derived)
+        self._open = None if state.under_way is None else self._window_of(state.under_way)
+        if state.newest is not None:
+            theta = np.frombuffer(vectors["theta"], "<f4")
+            self._adapters.versions = {state.newest.version: state.newest.with_adapter(theta)}
         self.kept.clear()
-        self.kept.update({device: KeptJobs.of(said) for device, said in kept})
+        self.kept.update({stored.device: stored.jobs() for stored in state.kept})
         self._adapters.commits = {}
         for name, data in vectors.items():
             match name.split(" "):
+                case ["theta"]:
+                    pass
                 case ["commit", commit]:
                     self._adapters.commits[int(commit)] = np.frombuffer(data, "<f4")
                 case ["moved", device, job]:
                     self.kept[device].moved[int(job)] = np.frombuffer(data, "<f4")
                 case ["state", device, job]:
                     self.kept[device].states[int(job)] = data
+                case _:
+                    raise CodecError(f"no part of an edge's state is called {name!r}")
+
+    def _window_of(self, stored: StoredEdgeWindow) -> EdgeWindow:
+        """The window under way again: its decisions are taken as they were."""
+        if len(stored.decisions) > len(ORDER):
+            raise CodecError(f"a window with {len(stored.decisions)} decisions")
+        window = EdgeWindow(Cohort.decode(stored.cohort), self.manifest, self.roster, self.name, self.dim)
+        for kind, decision in zip(ORDER, stored.decisions, strict=False):
+            window.take(kind.decode(decision))
+        return window
 
 
 def changes(before: Mapping[str, object], now: Mapping[str, F32 | bytes]) -> dict[str, bytes | None]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,16 +34,6 @@ class BoundaryVersion:
     pace: Pace
     progress: float
 
-    def facts(self) -> list[object]:
-        """All but the adapter, as plain values."""
-        return [self.sha256, [self.pace.steps, self.pace.windows, self.pace.mu_ppm], self.progress]
-
-    @classmethod
-    def of(cls, theta: F32, facts: Sequence[Any]) -> BoundaryVersion:
-        """The version of an adapter and what `facts` gave."""
-        sha256, (steps, windows, mu_ppm), progress = facts
-        return cls(theta, sha256, Pace(steps=steps, windows=windows, mu_ppm=mu_ppm), progress)
-
     def trains(self, begin: Begin) -> bool:
         """Whether a job's steps and μ are what the boundary trains from this version."""
         return begin.steps <= self.pace.steps and from_double(begin.mu) == self.pace.mu_ppm / MILLION
@@ -60,15 +49,6 @@ class KeptJobs:
     """By job: where its middle moved, float32[d], 0 outside."""
     bases: dict[int, tuple[int, bytes]] = field(default_factory=dict)
     """By job: version and SHA-256 of the adapter that it trained from."""
-
-    def facts(self) -> list[object]:
-        """Where each job began, as plain values."""
-        return [[job, version, sha256] for job, (version, sha256) in sorted(self.bases.items())]
-
-    @classmethod
-    def of(cls, facts: Sequence[Any]) -> KeptJobs:
-        """What `facts` gave; moments and updates are filled in."""
-        return cls(bases={job: (version, sha256) for job, version, sha256 in facts})
 
     def keep(self, job: int, *, moved: F32, state: bytes, base: tuple[int, bytes], after: int) -> None:
         """Keep a job's update and moments; moments of other jobs go, but for those that it went on from.
