@@ -45,11 +45,12 @@ test *ARGS:
 test-fast *ARGS:
     pytest -n {{ workers }} --dist loadgroup -m "not slow and not nightly" "$@"
 
-# ruff, mypy --strict, and the import contracts
+# ruff, the rules of the house, mypy --strict, and the import contracts
 [no-exit-message]
 lint:
     ruff check .
     ruff format --check .
+    python scripts/house.py
     mypy
     lint-imports --no-logo
 
