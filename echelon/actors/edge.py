@@ -124,7 +124,16 @@ class Edge(BoundaryActor):
         return super().open(record)
 
     def expects(self, topic: str, sender: str, scope: bytes) -> bool:
-        """Frames belong to a device's session with this edge; what else has payloads belongs to none."""
+        """Frames belong to a device's session with this edge; what else has payloads belongs to none.
+
+        Args:
+            topic: where the transfer stands.
+            sender: whose it is.
+            scope: the session that it says it belongs to.
+
+        Returns:
+            Whether it is taken.
+        """
         return (
             self.core.sessions.knows(sender, scope) if topic == UP else super().expects(topic, sender, scope)
         )

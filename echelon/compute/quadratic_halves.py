@@ -99,11 +99,22 @@ class QuadraticHalves:
             raise TrainingError(f"boundary {boundary} is not split")
         speed = next(one.speed for one in found.device_list() if one.id == device)
         return QuadraticHalf(
-            self, found, device, found.split.cut_of(device), speed, found.split.in_flight_of(device)
+            self,
+            boundary=found,
+            device=device,
+            cut=found.split.cut_of(device),
+            speed=speed,
+            in_flight=found.split.in_flight_of(device),
         )
 
     async def spend(self, blocks: int, speed: float, share: float = 1.0 / MICROS) -> None:
-        """Let the time pass that so many blocks cost for a share of a step, on the virtual clock."""
+        """Let the time of a pass go by, on the virtual clock.
+
+        Args:
+            blocks: through how many blocks it goes.
+            speed: of whoever computes.
+            share: which share of a training step's cost it is.
+        """
         if is_virtual():
             tokens = TOKENS_PER_STEP * share * blocks / self.blocks
             await asyncio.sleep(tokens * self.settings.cost.seconds_per_token / speed)
@@ -183,6 +194,7 @@ class QuadraticHalf:
     def __init__(
         self,
         shared: QuadraticHalves,
+        *,
         boundary: BoundarySettings,
         device: str,
         cut: tuple[int, int],

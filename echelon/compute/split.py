@@ -42,7 +42,7 @@ from echelon.jobs.device_part import (
     TakeStep,
 )
 from echelon.messages.behaviour import Behaviour
-from echelon.messages.frames import Assess, Backward, Begin, Decline, Finish, Forward, Look
+from echelon.messages.frames import Backward, Decline, Forward, Look
 from echelon.rounds.effects import EdgeDone, EdgeTask, Evaluate, Evaluated, SplitJob, TrainJob, TrainOutcome
 from echelon.training.model import limit_threads
 from echelon.training.split.cut import Cut
@@ -122,7 +122,14 @@ class SplitCompute:
             self._shared, device, cut, micro, split.encodings, rank=split.perturbation, probes=split.probes
         )
         mover = replanner(self.settings, split, device, lambda: self._shape)
-        return SplitHalf(self, half, found, self._speed[device], split.in_flight_of(device), mover)
+        return SplitHalf(
+            self,
+            half,
+            boundary=found,
+            speed=self._speed[device],
+            in_flight=split.in_flight_of(device),
+            mover=mover,
+        )
 
     async def call(self, seconds: float, fn: Callable[[*Ts], T], *args: *Ts) -> T:
         """Off the loop in real time; inline after so many seconds on the virtual clock."""
@@ -132,7 +139,17 @@ class SplitCompute:
         return await asyncio.get_running_loop().run_in_executor(self._executor, fn, *args)
 
     def seconds(self, tokens: int, blocks: int, share: float, speed: float) -> float:
-        """What so many tokens through so many blocks cost on the virtual clock."""
+        """What a pass costs on the virtual clock.
+
+        Args:
+            tokens: how many go through.
+            blocks: through how many blocks.
+            share: which share of a training step's cost the pass is.
+            speed: of whoever computes.
+
+        Returns:
+            Seconds.
+        """
         return tokens * self._cost * share * blocks / self.blocks / speed
 
     # ---- edges -----------------------------------------------------------------------------------
@@ -145,9 +162,8 @@ class SplitCompute:
             micro = split.micro_max(training.batch_size * training.accumulation)
             cuts = max(MAX_CUTS, len(split.cuts))
             self._middles[edge] = EdgeWorker(self._shared, split.encodings, split.perturbation, micro, cuts)
-        middles = self._middles[edge]
         try:
-            return await self._middle(middles, task, self._edge_speed[edge])
+            return await self.call(self._middle_cost(edge, task), self._middles[edge].part, task)
         except (CodecError, LimitExceeded) as error:
             return EdgeDone(task=task, fault=Decline.BAD_TENSOR, detail=str(error))
         except ProtocolError as error:
@@ -155,37 +171,14 @@ class SplitCompute:
         except (TrainingError, StateError) as error:
             return EdgeDone(task=task, fault=Decline.NOT_TRAINED, detail=str(error))
 
-    async def _middle(self, middles: EdgeWorker, task: EdgeTask, speed: float) -> EdgeDone:
-        device, head = task.device, task.head
-        if task.step:
-            await self.call(0.0, middles.step, device, task.scale)
-        match head:
-            case Begin() | Assess() if task.start is not None:
-                await self.call(0.0, middles.start, task)
-                return EdgeDone(task=task)
-            case Forward():
-                cost = self._middle_cost(middles, task, FORWARD, speed)
-                return EdgeDone(
-                    task=task,
-                    tensor=await self.call(cost, middles.forward, device, head.step, head.micro, task.tensor),
-                )
-            case Backward():
-                cost = self._middle_cost(middles, task, BACKWARD, speed)
-                below = await self.call(cost, middles.backward, device, head.step, head.micro, task.tensor)
-                norm2 = await self.call(0.0, middles.norm2, device) if task.last else 0.0
-                return EdgeDone(task=task, tensor=below, norm2=norm2)
-            case Look():
-                cost = self._middle_cost(middles, task, FORWARD, speed)
-                seen = await self.call(cost, middles.look, device, head.micro, task.tensor)
-                return EdgeDone(task=task, tensor=seen)
-            case Finish():
-                moved, state = await self.call(0.0, middles.finish, device)
-                return EdgeDone(task=task, moved=moved, state=state)
-            case _:
-                raise ProtocolError(f"{head.kind} is no work for the middle")
-
-    def _middle_cost(self, middles: EdgeWorker, task: EdgeTask, share: float, speed: float) -> float:
-        return self.seconds(middles.tokens_of(task.tensor), middles.depth(task.device), share, speed)
+    def _middle_cost(self, edge: str, task: EdgeTask) -> float:
+        """Seconds that a pass through the middle takes on the virtual clock; everything else takes none."""
+        share = {Forward: FORWARD, Look: FORWARD, Backward: BACKWARD}.get(type(task.head))
+        if share is None:
+            return 0.0
+        middles = self._middles[edge]
+        tokens, blocks = middles.tokens_of(task.tensor), middles.depth(task.device)
+        return self.seconds(tokens, blocks, share, self._edge_speed[edge])
 
     async def drop(self, edge: str, device: str) -> None:
         """See `EdgeSide.drop`."""
@@ -209,6 +202,7 @@ class SplitHalf:
         self,
         compute: SplitCompute,
         half: DeviceWorker,
+        *,
         boundary: BoundarySettings,
         speed: float,
         in_flight: int,
@@ -266,11 +260,10 @@ class SplitHalf:
         """Read the step's data."""
         return await self._compute.call(0.0, self._half.begin_step)
 
-    async def _turned(self, tokens: int, blocks: int, share: float, fn: Callable[[*Ts], T], *args: *Ts) -> T:
-        """One pass of so many tokens through so many blocks, when no other one computes."""
+    async def _turned(self, seconds: float, fn: Callable[[*Ts], T], *args: *Ts) -> T:
+        """One pass that costs so many seconds on the virtual clock, when no other one computes."""
         loop = asyncio.get_running_loop()
         async with self._turn:
-            seconds = self._compute.seconds(tokens, blocks, share, self._speed)
             begun = loop.time()
             found = await self._compute.call(seconds, fn, *args)
             self._busy += loop.time() - begun
@@ -278,32 +271,36 @@ class SplitHalf:
 
     async def _pass(self, task: Front | Back | FrontBackward | ShowBatch | JudgeBatch) -> bytes:
         """A pass through the first blocks or the last ones; what goes to the edge, nothing where nothing does."""
-        half, micro = self._half, task.micro
+        half, micro, cost = self._half, task.micro, self._cost(task)
         match task:
             case Front():
-                return await self._turned(half.tokens_of(micro), half.cut.p, FORWARD, half.front, micro)
+                return await self._turned(cost, half.front, micro)
             case Back():
-                return await self._turned(
-                    half.tokens_of(micro), half.cut.q, 1.0, half.back, micro, task.hidden
-                )
+                return await self._turned(cost, half.back, micro, task.hidden)
             case FrontBackward():
                 self._trips.append(task.waited)
-                await self._turned(
-                    half.tokens_of(micro), half.cut.p, BACKWARD, half.front_backward, micro, task.gradient
-                )
+                await self._turned(cost, half.front_backward, micro, task.gradient)
             case ShowBatch() if self._assessing:
-                return await self._turned(half.tokens_shown(micro), half.cut.p, FORWARD, half.shown, micro)
+                return await self._turned(cost, half.shown, micro)
             case ShowBatch():
                 async with self._turn:
-                    return await self._compute.call(0.0, half.look, micro)
+                    return await self._compute.call(cost, half.look, micro)
             case JudgeBatch() if self._assessing:
-                await self._turned(
-                    half.tokens_shown(micro), half.cut.q, FORWARD, half.judged, micro, task.hidden
-                )
+                await self._turned(cost, half.judged, micro, task.hidden)
             case JudgeBatch():
                 async with self._turn:
-                    await self._compute.call(0.0, half.looked, micro, task.hidden, POSITIONS)
+                    await self._compute.call(cost, half.looked, micro, task.hidden, POSITIONS)
         return b""
+
+    def _cost(self, task: Front | Back | FrontBackward | ShowBatch | JudgeBatch) -> float:
+        """Seconds that a pass takes on the virtual clock; those of probes take none."""
+        half = self._half
+        if isinstance(task, ShowBatch | JudgeBatch) and not self._assessing:
+            return 0.0
+        tokens = half.tokens_shown(task.micro) if self._assessing else half.tokens_of(task.micro)
+        blocks = half.cut.q if isinstance(task, Back | JudgeBatch) else half.cut.p
+        share = {Back: 1.0, FrontBackward: BACKWARD}.get(type(task), FORWARD)
+        return self._compute.seconds(tokens, blocks, share, self._speed)
 
     async def _validation(self, job: Evaluate) -> int:
         """Read what the device evaluates."""

@@ -102,6 +102,7 @@ def _keys(
     parties: Parties,
     session: bytes,
     key: AgreementKey,
+    *,
     theirs: bytes,
     device_public: bytes,
     edge_public: bytes,
@@ -123,18 +124,40 @@ def _keys(
 def device_channel(parties: Parties, session: bytes, key: AgreementKey, edge_public: bytes) -> Channel:
     """The device's side.
 
+    Args:
+        parties: whose channel it is.
+        session: its 16 bytes.
+        key: the device's fresh key.
+        edge_public: the edge's fresh public key, 32 bytes.
+
+    Returns:
+        The channel, at its first frame.
+
     Raises:
         Refused: the edge's key is of low order.
     """
-    up, down, secret = _keys(parties, session, key, edge_public, key.public, edge_public)
+    up, down, secret = _keys(
+        parties, session, key, theirs=edge_public, device_public=key.public, edge_public=edge_public
+    )
     return Channel(session, up, down, UP, secret)
 
 
 def edge_channel(parties: Parties, session: bytes, key: AgreementKey, device_public: bytes) -> Channel:
     """The edge's side.
 
+    Args:
+        parties: whose channel it is.
+        session: its 16 bytes.
+        key: the edge's fresh key.
+        device_public: the device's fresh public key, 32 bytes.
+
+    Returns:
+        The channel, at its first frame.
+
     Raises:
         Refused: the device's key is of low order.
     """
-    up, down, secret = _keys(parties, session, key, device_public, device_public, key.public)
+    up, down, secret = _keys(
+        parties, session, key, theirs=device_public, device_public=device_public, edge_public=key.public
+    )
     return Channel(session, down, up, DOWN, secret)

@@ -78,7 +78,16 @@ class KeptJobs:
         return total
 
     def trained_from(self, jobs: Collection[int], version: int, sha256: bytes) -> bool:
-        """Whether all of these jobs are kept, and every one of them trained from that very adapter."""
+        """Tell whether these jobs trained from one adapter.
+
+        Args:
+            jobs: numbers of jobs of the device.
+            version: the adapter's version.
+            sha256: its digest.
+
+        Returns:
+            Whether there is a job, all of them are kept, and every one of them trained from that very adapter.
+        """
         return bool(jobs) and all(
             job in self.moved and self.bases.get(job) == (version, sha256) for job in jobs
         )

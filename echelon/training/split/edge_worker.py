@@ -11,9 +11,9 @@ import numpy as np
 
 from echelon.config.split import EncodingSettings
 from echelon.errors import ProtocolError, TrainingError
-from echelon.jobs.edge_part import EdgeTask
+from echelon.jobs.edge_part import EdgeDone, EdgeTask
 from echelon.messages.adapter import Vector
-from echelon.messages.frames import Assess
+from echelon.messages.frames import Assess, Backward, Begin, Finish, Forward, Look
 from echelon.training.local import learning_rate
 from echelon.training.split.cut import Cut, part_ranges
 from echelon.training.split.link import (
@@ -62,6 +62,41 @@ class EdgeWorker:
         self._starts: dict[str, Vector] = {}
         self._assessed: set[str] = set()
         self._lock = threading.Lock()
+
+    def part(self, task: EdgeTask) -> EdgeDone:
+        """Do a piece of work on a device's middle.
+
+        Args:
+            task: the work; where it says so, the optimiser's step of the step before comes first.
+
+        Returns:
+            What came of it; never with a fault.
+
+        Raises:
+            CodecError: a tensor is none, or has another shape.
+            ProtocolError: the task is no work for the middle.
+            TrainingError: the device has no job here, or it cannot be trained.
+        """
+        device, head = task.device, task.head
+        if task.step:
+            self.step(device, task.scale)
+        match head:
+            case Begin() | Assess():
+                self.start(task)
+                return EdgeDone(task=task)
+            case Forward():
+                return EdgeDone(task=task, tensor=self.forward(device, head.step, head.micro, task.tensor))
+            case Backward():
+                below = self.backward(device, head.step, head.micro, task.tensor)
+                norm2 = self.norm2(device) if task.last else 0.0
+                return EdgeDone(task=task, tensor=below, norm2=norm2)
+            case Look():
+                return EdgeDone(task=task, tensor=self.look(device, head.micro, task.tensor))
+            case Finish():
+                moved, state = self.finish(device)
+                return EdgeDone(task=task, moved=moved, state=state)
+            case _:
+                raise ProtocolError(f"{head.kind} is no work for the middle")
 
     def start(self, task: EdgeTask) -> None:
         """Open a device's copy; what it had open is closed.
