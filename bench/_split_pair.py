@@ -180,7 +180,9 @@ class EdgeSide:
             version=VERSION, commit=0, sha256=hashlib.sha256(theta).digest(), anchored=False, pace=manifest.pace,
             progress_ppm=0, payload=Payload.of(theta, b"model 0"),
         )  # fmt: skip
-        self._core.handle(Incoming("model", 0, AGGREGATOR, 0, model, theta))
+        self._core.handle(
+            Incoming(topic="model", offset=0, sender=AGGREGATOR, window=0, message=model, payload=theta)
+        )
         self._turn = asyncio.Lock()
         self._work: set[asyncio.Task[None]] = set()
         self._device, self._down = "", Line(None, 0.0, lambda _: None)
@@ -194,7 +196,18 @@ class EdgeSide:
         from echelon.rounds.effects import Incoming
 
         message, payload = from_record(data)
-        self._perform(self._core.handle(Incoming("split.up", 0, self._device, 0, message, payload)))
+        self._perform(
+            self._core.handle(
+                Incoming(
+                    topic="split.up",
+                    offset=0,
+                    sender=self._device,
+                    window=0,
+                    message=message,
+                    payload=payload,
+                )
+            )
+        )
 
     def _perform(self, effects: list[Any]) -> None:
         from echelon.rounds.effects import EdgeDrop, EdgeTask, Publish, Refuse
@@ -298,7 +311,11 @@ class DeviceSide:
         from echelon.rounds.effects import Incoming
 
         message, payload = from_record(data)
-        self._link.take(Incoming("split.down", 0, self._peer, 0, message, payload))
+        self._link.take(
+            Incoming(
+                topic="split.down", offset=0, sender=self._peer, window=0, message=message, payload=payload
+            )
+        )
 
     async def train(self, steps: int) -> float:
         """Train one job; its mean loss."""

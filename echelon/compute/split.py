@@ -132,7 +132,16 @@ class SplitCompute:
         )
 
     async def call(self, seconds: float, fn: Callable[[*Ts], T], *args: *Ts) -> T:
-        """Off the loop in real time; inline after so many seconds on the virtual clock."""
+        """Call a function that computes: off the loop in real time, inline on the virtual clock.
+
+        Args:
+            seconds: that pass before on the virtual clock.
+            fn: what computes.
+            args: what it is called with.
+
+        Returns:
+            What it gives.
+        """
         if self._executor is None or is_virtual():
             await asyncio.sleep(seconds)
             return fn(*args)

@@ -43,7 +43,7 @@ from echelon.messages.frames import (
     to_double,
 )
 from echelon.messages.wire import Message
-from echelon.rounds.device.split_session import BAD_ANSWER, Answer, DeviceSession, EdgeLost
+from echelon.rounds.device.split_session import BAD_ANSWER, DeviceSession, EdgeAnswer, EdgeLost
 from echelon.rounds.effects import Effect
 
 Outcome = TrainOutcome | Abandoned | Evaluated
@@ -88,7 +88,7 @@ class SharedJob(Protocol):
         """Take what came of a piece of work."""
         ...
 
-    def answered(self, answer: Answer, now: float) -> list[Step]:
+    def answered(self, answer: EdgeAnswer, now: float) -> list[Step]:
         """Take an answer of the edge."""
         ...
 
@@ -213,7 +213,7 @@ class SharedTraining:
     def _forward_frame(self, micro: int) -> Forward:
         return Forward(job=self.number, step=self._step, micro=micro, count=self._count, scale=self._scale)
 
-    def answered(self, answer: Answer, now: float) -> list[Step]:
+    def answered(self, answer: EdgeAnswer, now: float) -> list[Step]:
         """Go on with what the edge gave.
 
         Args:
@@ -324,7 +324,7 @@ class SharedEvaluation:
             case _:
                 raise TypeError(f"{done!r} is not what comes of a piece of an evaluation")
 
-    def answered(self, answer: Answer, _now: float) -> list[Step]:
+    def answered(self, answer: EdgeAnswer, _now: float) -> list[Step]:
         """Go on with what the edge gave.
 
         Args:

@@ -36,7 +36,7 @@ class EdgeLost(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class EdgeAnswer:
     """An edge's answer to a question.
 
     Attributes:
@@ -207,7 +207,7 @@ class DeviceSession:
         session.channel = device_channel(self._parties(session.edge), session.id, session.key, message.public)
         return True
 
-    def take(self, event: Incoming, message: SplitFrame) -> Answer | None:
+    def take(self, event: Incoming, message: SplitFrame) -> EdgeAnswer | None:
         """Open a frame of the edge.
 
         Returns:
@@ -238,7 +238,7 @@ class DeviceSession:
                 Reason.BAD_FRAME, f"{head.kind} of step {step}, micro-batch {micro}, answers nothing"
             )
         del session.waiting[question]
-        return Answer(question, head, tensor)
+        return EdgeAnswer(question, head, tensor)
 
 
 def _stopped(session: _AskedSession) -> list[Effect]:
