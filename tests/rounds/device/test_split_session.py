@@ -314,13 +314,13 @@ def test_an_acceptance_of_anything_else_opens_nothing(wrong: str) -> None:
         e.message for e in scene.core.begin(training(), 0.0) if isinstance(e, Publish)
     ]
     right = scene.acceptance(AgreementKey(b"\x07" * 32))
-    changed = {
+    changes: dict[str, dict[str, object]] = {
         "device": {"device": "d1"},
         "session": {"session": bytes(16)},
         "key": {"device_public": b"\x09" * 32},
         "edge": {},
-    }[wrong]
-    message = right.model_copy(update=changed)
+    }
+    message = right.model_copy(update=changes[wrong])
     assert scene.down(message, sender="e1" if wrong == "edge" else EDGE) == []
     effects = scene.down(right)
     assert [type(effect) for effect in effects] == [StopTimer, StartTraining]
