@@ -282,6 +282,13 @@ def test_the_floor_is_undercut_after_round_2() -> None:
         aborts(client, Abort.FLOOR, lambda c=client: c.consistency(fewer))
 
 
+def test_a_refusal_below_the_floor_of_heads_says_how_many_there_are() -> None:
+    """The floor of weight would refuse them, too; but in words that lead nobody to the cause."""
+    context = context_for(names(6), k_min=5, t=4)
+    with pytest.raises(Aborted, match="has 4 devices, the floor is 5"):
+        context.check_floor(names(6)[:4], "U3")
+
+
 def test_the_weight_floor_is_undercut_after_round_2() -> None:
     window = Window(context_for(names(6), k_min=3, weights={"d000": 2}, t=4))
     shares = window.share(window.advertise())

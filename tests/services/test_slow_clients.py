@@ -15,7 +15,7 @@ from echelon.services.config import HttpSettings
 from echelon.services.health import Health
 from echelon.services.http import MAX_CONNECTIONS, REQUEST_SECONDS, HttpServer
 from echelon.services.metrics import Metrics
-from tests.services.asking import ask
+from tests.services.asking import ask, eventually
 
 HANGS_SECONDS = 30.0
 """How long a test waits before it says that something hangs; nothing here takes so long."""
@@ -83,10 +83,12 @@ def test_clients_that_never_finish_do_not_keep_others_from_the_health(
 ) -> None:
     port = server.start()
     slow = [connect(port, sent) for _ in range(MAX_CONNECTIONS + more)]
-    for path in ("/livez", "/metrics"):
-        assert ask(port, path)[0] == 200
-    for connection in slow[: more + 1]:
+    for connection in slow[:more]:
         assert ended(connection)  # the oldest made room
+    for path in ("/livez", "/metrics"):
+        # On a busy machine the threads of those that made room may not have ended yet: then the next probe is served.
+        assert eventually(lambda path=path: ask(port, path)[0] == 200, HANGS_SECONDS)
+    assert ended(slow[more])
 
 
 def test_who_came_last_before_the_limit_is_still_served(

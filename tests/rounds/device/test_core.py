@@ -378,6 +378,10 @@ def test_a_cohort_that_lies_is_refused_without_a_key_leaving_and_the_device_goes
     world.pump()
     assert world.messages(Advertise) == []
     assert {name for name, _, _ in world.refused} >= {"d0"}
+    if lie is lie_base:  # at once, and not only when the version turns out to be unknown
+        assert any(
+            "bases do not hold the one that d0 trained from" in str(refusal) for refusal in world.refused
+        )
     # The window is given up; the same offer is made again and the next one works.
     world.round_over()
     assert [void.reason for void in world.messages(Void)] == [VoidReason.THRESHOLD]  # type: ignore[attr-defined]
