@@ -282,41 +282,31 @@ class BoundaryLog:
             if not self.versions:  # what was derived before it is for the caller to collect first
                 raise
 
+    def _repeats(self, message: Message) -> bool:
+        """Whether a decision repeats one that was applied."""
+        match message:
+            case WindowOpen() | Cohort() | Window() | Void():
+                return message.window < self.window
+            case KeyList() | SharesList() | Included() | Signatures():
+                return message.window < self.window
+            case Sealing():
+                return message.seq < self.ledger.next_seq
+            case Adopt() | Version():
+                return message.version <= self.version
+            case _:
+                return False
+
     def _apply(self, message: Message) -> bool:
         """Apply a decision; False when it has to wait for inputs."""
+        if self._repeats(message):
+            return True
         match message:
-            case WindowOpen() | Cohort() | Window() | Void() if message.window < self.window:
-                pass  # a repeat of what was applied
-            case KeyList() | SharesList() | Included() | Signatures() if message.window < self.window:
-                pass
-            case Sealing() if message.seq < self.ledger.next_seq:
-                pass
-            case Adopt() | Version() if message.version <= self.version:
-                pass
             case WindowOpen():
                 if message.window != self.window:
                     raise ProtocolError(f"window {message.window} opened, expected is {self.window}")
                 self._settled(f"window {message.window} opened")
             case Cohort():
-                if self._open is not None and self._open.cohort == message:
-                    return True
-                if message.window != self.window or self._open is not None:
-                    raise ProtocolError(
-                        f"a cohort of window {message.window} while window {self.window} is due"
-                    )
-                if self.ledger.pending and not self.manifest.exchange.overlap:
-                    raise ProtocolError(
-                        f"a cohort of window {message.window} while delta {min(self.ledger.pending)} is undecided: "
-                        f"the run allows no overlap"
-                    )
-                self._settled(f"a cohort of window {message.window}")
-                if message.version != self.version or message.commit != self.ledger.commit:
-                    raise ProtocolError(
-                        f"the cohort of window {message.window} is on version {message.version} and commit "
-                        f"{message.commit}; the boundary is at version {self.version} and commit {self.ledger.commit}"
-                    )
-                context = context_of(message, self.manifest, self.dim)
-                self._open = _Window(message, Server(context, self.roster))
+                self._begin(message)
             case KeyList() | SharesList():
                 self._current(message.window).server.adopt(message)
             case Included():
@@ -332,20 +322,7 @@ class BoundaryLog:
             case Void():
                 self._end(message.window)
             case Sealing():
-                most = self.manifest.exchange.pending_max
-                if len(self.ledger.pending) >= most:
-                    raise ProtocolError(
-                        f"delta {message.seq} was sealed while {most} are undecided, the most of the run"
-                    )
-                sealed = self.ledger.seal(
-                    self.manifest.exchange.codec, self._factors.moving(self.ledger.commit)
-                )
-                if (
-                    sealed.seq != message.seq
-                    or hashlib.sha256(sealed.payload).digest() != message.payload_sha256
-                ):
-                    raise ProtocolError(f"delta {message.seq} is not what the windows before it add up to")
-                self.sealed[sealed.seq] = sealed
+                self._seal(message)
             case Adopt():
                 return self._adopt(message)
             case Version():
@@ -353,6 +330,38 @@ class BoundaryLog:
             case _:
                 pass
         return True
+
+    def _begin(self, message: Cohort) -> None:
+        """Start the window that is due with its cohort; a repeat of the cohort changes nothing."""
+        if self._open is not None and self._open.cohort == message:
+            return
+        if message.window != self.window or self._open is not None:
+            raise ProtocolError(f"a cohort of window {message.window} while window {self.window} is due")
+        if self.ledger.pending and not self.manifest.exchange.overlap:
+            raise ProtocolError(
+                f"a cohort of window {message.window} while delta {min(self.ledger.pending)} is undecided: "
+                f"the run allows no overlap"
+            )
+        self._settled(f"a cohort of window {message.window}")
+        if message.version != self.version or message.commit != self.ledger.commit:
+            raise ProtocolError(
+                f"the cohort of window {message.window} is on version {message.version} and commit "
+                f"{message.commit}; the boundary is at version {self.version} and commit {self.ledger.commit}"
+            )
+        context = context_of(message, self.manifest, self.dim)
+        self._open = _Window(message, Server(context, self.roster))
+
+    def _seal(self, message: Sealing) -> None:
+        """Derive the delta that was sealed, and compare."""
+        most = self.manifest.exchange.pending_max
+        if len(self.ledger.pending) >= most:
+            raise ProtocolError(
+                f"delta {message.seq} was sealed while {most} are undecided, the most of the run"
+            )
+        sealed = self.ledger.seal(self.manifest.exchange.codec, self._factors.moving(self.ledger.commit))
+        if sealed.seq != message.seq or hashlib.sha256(sealed.payload).digest() != message.payload_sha256:
+            raise ProtocolError(f"delta {message.seq} is not what the windows before it add up to")
+        self.sealed[sealed.seq] = sealed
 
     def _current(self, window: int) -> _Window:
         if self._open is None or window != self.window:
@@ -464,31 +473,11 @@ class BoundaryLog:
             raise ProtocolError(f"{where}: the anchor is commit {ledger.commit} already")
         if message.commit not in self.commits:
             return False  # not read here yet; one that does not exist stops the derivation for good
-        # They are read in order: one that is missing before this one was believed by nobody here.
-        merged = {
-            seq
-            for number, facts in self.commits.items()
-            if ledger.commit < number <= message.commit
-            for seq in facts.merged
-        }
-        if set(message.merged) != merged:
-            raise ProtocolError(
-                f"{where} takes deltas {sorted(message.merged)} as merged; by `global` they are {sorted(merged)}"
-            )
-        for seqs, stale in ((message.returned, True), (message.dropped, False)):
-            for seq in seqs:
-                if seq not in self.refusals:
-                    return False
-                if self.refusals[seq].stale is not stale:
-                    raise ProtocolError(f"the boundary says of delta {seq} what the exchange did not say")
+        self._check_merged(message, where)
+        if not self._refusals_read(message):
+            return False
         told = {*message.returned, *message.dropped}
-        due = {
-            seq
-            for seq, refusal in self.refusals.items()
-            if refusal.after < message.commit and seq in ledger.pending
-        }
-        if due - told:
-            raise ProtocolError(f"{where} passes over the refusal of delta {min(due - told)}")
+        self._check_told(message, told, where)
         bare = message.commit == ledger.commit and not told
         if bare and (self._open is None or self._open.signatures is None):
             raise ProtocolError(
@@ -503,6 +492,40 @@ class BoundaryLog:
         self._forget(message.commit)
         self._adopted = message
         return True
+
+    def _check_merged(self, message: Adopt, where: str) -> None:
+        """Refuse an adoption that takes other deltas as merged than the commits up to its own merged."""
+        # They are read in order: one that is missing before this one was believed by nobody here.
+        merged = {
+            seq
+            for number, facts in self.commits.items()
+            if self.ledger.commit < number <= message.commit
+            for seq in facts.merged
+        }
+        if set(message.merged) != merged:
+            raise ProtocolError(
+                f"{where} takes deltas {sorted(message.merged)} as merged; by `global` they are {sorted(merged)}"
+            )
+
+    def _refusals_read(self, message: Adopt) -> bool:
+        """Whether every refusal that an adoption names was read; each must be of the kind that it is told as."""
+        for seqs, stale in ((message.returned, True), (message.dropped, False)):
+            for seq in seqs:
+                if seq not in self.refusals:
+                    return False
+                if self.refusals[seq].stale is not stale:
+                    raise ProtocolError(f"the boundary says of delta {seq} what the exchange did not say")
+        return True
+
+    def _check_told(self, message: Adopt, told: set[int], where: str) -> None:
+        """Refuse an adoption that is silent about a refusal which stands before its commit."""
+        due = {
+            seq
+            for seq, refusal in self.refusals.items()
+            if refusal.after < message.commit and seq in self.ledger.pending
+        }
+        if due - told:
+            raise ProtocolError(f"{where} passes over the refusal of delta {min(due - told)}")
 
     def _forget(self, commit: int) -> None:
         """Let go of what no adoption after this commit's can need."""
