@@ -12,7 +12,7 @@ FieldName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 MAX_LABELS = 4096
 """Most classes of a classifier."""
-SOURCE_KINDS = ("stdlib", "text", "jsonl", "parquet", "hf")
+SOURCE_KINDS = ("stdlib", "text", "jsonl", "csv", "parquet", "hf")
 
 
 class Settings(BaseModel):
@@ -177,17 +177,17 @@ class DataSettings(Settings):
 
     source: Text = Field(
         description="`stdlib:PKG+PKG+...` (sources of the running Python), `text:GLOB`, `jsonl:GLOB`, "
-        "`parquet:GLOB`, or "
-        "`hf:NAME[:CONFIG][:SPLIT]` (split `train` unless named).",
+        "`csv:GLOB`, `parquet:GLOB`, or `hf:NAME[:CONFIG][:SPLIT]` (split `train` unless named). In place of a "
+        "pattern: one file exactly, or a folder; `.gz` files are unpacked.",
     )
     text_field: FieldName = Field(
         default="text", description="Field that holds a row's text (jsonl, parquet, hf)."
     )
     messages_field: FieldName | None = Field(
         default=None,
-        description="Field that holds a conversation, a list of {role, content}. Rendered with the "
-        "tokenizer's chat "
-        "template; the loss counts assistant answers only.",
+        description="Field that holds a conversation, a list of {role, content} or {from, value}. Rendered with the "
+        "tokenizer's chat template; the loss counts assistant answers only. Rows without the field `text` whose fields "
+        "are `messages`, `conversations`, or `instruction` and `output` are read by these names.",
     )
     prompt_field: FieldName | None = Field(
         default=None,
@@ -232,6 +232,13 @@ class DataSettings(Settings):
         le=100_000_000,
         description="Most documents read from the source, the first ones in order.",
     )
+    max_left_out: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Largest share of documents that may be left out, as empty ones are, without being an error.",
+    )
     seed: int = Field(
         default=0, ge=0, lt=1 << 63, description="Seed of the validation split and of the partition."
     )
@@ -270,14 +277,14 @@ class DataSettings(Settings):
             raise ValueError("messages_field and prompt_field exclude each other: set one of them")
         if self.is_chat and self.kind in ("stdlib", "text"):
             raise ValueError(
-                f"conversations need rows with fields: use jsonl, parquet or hf, not {self.kind}"
+                f"conversations need rows with fields: use jsonl, csv, parquet or hf, not {self.kind}"
             )
         if self.label_field is not None and self.is_chat:
             raise ValueError(
                 "label_field is for texts: leave messages_field, prompt_field and answer_field out"
             )
         if self.label_field is not None and self.kind in ("stdlib", "text"):
-            raise ValueError(f"labels need rows with fields: use jsonl, parquet or hf, not {self.kind}")
+            raise ValueError(f"labels need rows with fields: use jsonl, csv, parquet or hf, not {self.kind}")
         return self
 
 

@@ -23,7 +23,7 @@ EOS_ID = 0
 def document(name, size=5, domain="x", *, counted=None):
     tokens = np.frombuffer(hashlib.shake_256(name.encode()).digest(size), np.uint8).astype(np.int32) + 1
     mask = np.ones(size, np.bool_) if counted is None else np.asarray(counted, np.bool_)
-    return Document(name, domain, tokens, mask)
+    return Document(name, domain, tokens, mask, open_ended=bool(mask.all()))
 
 
 @st.composite
@@ -44,7 +44,11 @@ def test_split_is_disjoint_complete_and_never_empty(docs, fraction, seed):
     training, validation = split(docs, fraction, 10**9, seed)
     assert training
     assert validation
-    assert sorted(ids(training) + ids(validation)) == sorted(ids(docs))
+    held = {name.removesuffix("#end") for name in ids(validation)}
+    shared = {name for name in ids(validation) if name.endswith("#end")}
+    assert sorted({*ids(training), *held}) == sorted(ids(docs))
+    assert len(training) + len(validation) == len(docs) + len(shared)
+    assert sum(d.size for d in training) + sum(d.size for d in validation) == sum(d.size for d in docs)
     total = sum(d.size for d in docs)
     assert sum(d.size for d in validation) <= max(fraction * total, min(d.size for d in docs))
 
@@ -263,9 +267,11 @@ def as_hf(folder):
 @pytest.mark.parametrize("write", [as_jsonl, as_parquet, as_hf])
 def test_rows_become_documents(write, tmp_path):
     source = write(tmp_path)
-    docs = read_source(DataSettings(source=source, domain_field="kind"))
+    docs = read_source(DataSettings(source=source, domain_field="kind", max_left_out=0.5))
     assert [(d.content, d.domain) for d in docs] == [("one", "p"), ("three", "q")]
-    chat = read_source(DataSettings(source=source, prompt_field="ask", answer_field="reply"))
+    chat = read_source(
+        DataSettings(source=source, prompt_field="ask", answer_field="reply", max_left_out=0.5)
+    )
     assert [d.content[1] for d in chat] == [Turn("assistant", "a1"), Turn("assistant", "a2")]
     assert len(read_source(DataSettings(source=source, text_field="ask", max_documents=2))) == 2
 
@@ -302,7 +308,7 @@ def test_a_bad_row_is_refused_with_its_place(line, says, tmp_path):
 
 def test_empty_or_unreadable_text_is_refused(tmp_path):
     (tmp_path / "empty.txt").write_text(" \n")
-    with pytest.raises(ConfigError, match="no non-empty document"):
+    with pytest.raises(ConfigError, match=r"no document to train on \(left out: empty text: 1\)"):
         read_source(DataSettings(source=f"text:{tmp_path}/*.txt"))
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match=r"binary\.txt is not UTF-8"):
@@ -376,12 +382,23 @@ def test_what_follows_the_last_answer_is_not_read(chat_tokenizer):
     assert "bye" not in chat_tokenizer.decode(encoded.tokens.tolist())
 
 
-def test_a_template_that_rewrites_the_past_is_refused(chat_tokenizer):
+def test_answers_are_found_although_the_template_rewrites_the_past(chat_tokenizer):
     chat_tokenizer.chat_template = "{{ messages | length }}" + TEMPLATE
-    with pytest.raises(ConfigError, match="rewrites earlier messages"):
+    raw = conversation(("user", "yo"), ("assistant", "yo"), ("user", "so"), ("assistant", "ok"))
+    [encoded] = encode([raw], chat_tokenizer)
+    assert chat_tokenizer.decode(encoded.tokens.tolist()).startswith("4<user>yo<end><assistant>yo<end>")
+    assert counted_text(encoded, chat_tokenizer).startswith("yo")
+    assert "so" not in counted_text(encoded, chat_tokenizer)
+
+
+def test_a_template_that_changes_answers_is_refused(chat_tokenizer):
+    chat_tokenizer.chat_template = "{{ messages | length }}" + TEMPLATE.replace(
+        "m.content", "m.content | upper"
+    )
+    with pytest.raises(ConfigError, match="changes what turn 2 says"):
         encode([conversation(("user", "hi"), ("assistant", "yo"))], chat_tokenizer)
     chat_tokenizer.chat_template = "{{ raise_exception('no') }}"
-    with pytest.raises(ConfigError, match="refused a conversation"):
+    with pytest.raises(ConfigError, match="refused the conversation"):
         encode([conversation(("user", "hi"), ("assistant", "yo"))], chat_tokenizer)
 
 

@@ -10,12 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from echelon.errors import ConfigError
-from echelon.training.data.sources import RawDocument, Turn
+from echelon.training.data.conversations import Conversation
+from echelon.training.data.rendering import Rendering, has_marks, render
+from echelon.training.data.sources import LeftOut, RawDocument
 
 Tokens = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 
 _BATCH = 64
+NO_TOKEN = "no token that counts"
 
 
 class Tokenizer(Protocol):
@@ -25,13 +28,17 @@ class Tokenizer(Protocol):
     eos_token: Any
     eos_token_id: Any
     chat_template: Any
+    all_special_tokens: Any
+    is_fast: Any
 
     def __call__(self, text: list[str], *, add_special_tokens: bool, verbose: bool, **options: Any) -> Any:
         """Token ids of each text under the key `input_ids`."""
         ...
 
-    def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> Any:
-        """The conversation as text."""
+    def apply_chat_template(
+        self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool, **options: Any
+    ) -> Any:
+        """The conversation as text, or as tokens."""
         ...
 
 
@@ -39,7 +46,8 @@ class Tokenizer(Protocol):
 class Document:
     """Token ids int32[n] of one document; `counted` bool[n] marks the targets that the loss counts.
 
-    `label` is the number of its class, for a classifier, whose loss counts documents and not tokens.
+    `label` is the number of its class, for a classifier, whose loss counts documents and not tokens. `open_ended` says
+    whether the end-of-sequence token behind the document counts: it is what ends a text, and an answer without a mark.
     """
 
     id: str
@@ -47,6 +55,7 @@ class Document:
     tokens: Tokens
     counted: Mask
     label: int | None = None
+    open_ended: bool = False
 
     @property
     def size(self) -> int:
@@ -54,25 +63,84 @@ class Document:
         return self.tokens.size
 
 
-def encode(documents: Sequence[RawDocument], tokenizer: Tokenizer) -> list[Document]:
-    """The documents as token ids, in the same order; those that become no token at all are left out.
+def encode(
+    documents: Sequence[RawDocument], tokenizer: Tokenizer, left_out: LeftOut | None = None
+) -> list[Document]:
+    """The documents as token ids, in the same order; those without a token that counts are left out.
 
-    Every token of a text is counted; of a conversation only what the assistant answers, end mark included.
-    Raises `ConfigError` for a chat template that cannot be taken apart.
+    Every token of a text is counted; of a conversation only what the assistant answers, end mark included. A
+    conversation is rendered and tokenized as one text (`echelon.training.data.rendering`).
+
+    Args:
+        documents: texts and conversations.
+        tokenizer: of the model.
+        left_out: takes how many were left out.
+
+    Raises:
+        ConfigError: the chat template cannot render a conversation, or answers cannot be told from the rest.
     """
     encoded = []
     for start in range(0, len(documents), _BATCH):
         batch = documents[start : start + _BATCH]
-        segments = [list(_segments(document, tokenizer)) for document in batch]
-        texts = [text for parts in segments for text, _ in parts]
-        ids = iter(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
-        for document, parts in zip(batch, segments, strict=True):
-            pieces = [(np.asarray(next(ids), dtype=np.int32), counted) for _, counted in parts]
-            tokens = np.concatenate([piece for piece, _ in pieces])
-            mask = np.concatenate([np.full(piece.size, counted) for piece, counted in pieces])
-            if mask.any():
-                encoded.append(Document(document.id, document.domain, tokens, mask))
+        for document, pieces in zip(batch, _encoded(batch, tokenizer), strict=True):
+            tokens, counted, open_ended = pieces
+            if counted.any():
+                encoded.append(Document(document.id, document.domain, tokens, counted, open_ended=open_ended))
+            elif left_out is not None:
+                left_out.rows[NO_TOKEN] += 1
     return encoded
+
+
+def _encoded(documents: Sequence[RawDocument], tokenizer: Tokenizer) -> Iterator[tuple[Tokens, Mask, bool]]:
+    """Of each document its tokens, which of them count, and whether the end mark behind it counts, too."""
+    plain = [document.content for document in documents if isinstance(document.content, str)]
+    ids = iter(tokenizer(plain, add_special_tokens=False, verbose=False)["input_ids"] if plain else ())
+    for document in documents:
+        if isinstance(document.content, str):
+            tokens = np.asarray(next(ids), dtype=np.int32)
+            yield tokens, np.ones(tokens.size, np.bool_), True
+            continue
+        content = document.content
+        conversation = content if isinstance(content, Conversation) else Conversation(content)
+        if has_marks(tokenizer.chat_template):
+            yield *_marked(conversation, tokenizer, document.id), False
+        else:
+            yield _spanned(render(conversation, tokenizer, document.id), tokenizer)
+
+
+def _marked(conversation: Conversation, tokenizer: Tokenizer, where: str) -> tuple[Tokens, Mask]:
+    """By a template that marks answers itself."""
+    try:
+        encoded = tokenizer.apply_chat_template(
+            [turn.message() for turn in conversation.answered().turns],
+            tools=conversation.tools,
+            tokenize=True,
+            add_generation_prompt=False,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+        )
+    except Exception as error:  # a template is a program and may raise anything, for example on a role
+        raise ConfigError(
+            f"{where}: the tokenizer's chat template refused the conversation: {error}"
+        ) from error
+    return np.asarray(encoded["input_ids"], np.int32), np.asarray(encoded["assistant_masks"], np.bool_)
+
+
+def _spanned(rendering: Rendering, tokenizer: Tokenizer) -> tuple[Tokens, Mask, bool]:
+    """The whole text as tokens; those count that have a character of an answer."""
+    if not tokenizer.is_fast:
+        raise ConfigError(
+            "the model's tokenizer does not say where in the text its tokens are, so answers cannot be told from the "
+            "rest: use the model's fast tokenizer (tokenizer.json)"
+        )
+    encoded = tokenizer(
+        [rendering.text], add_special_tokens=False, verbose=False, return_offsets_mapping=True
+    )
+    offsets = np.asarray(encoded["offset_mapping"][0], dtype=np.int64).reshape(-1, 2)
+    counted = np.zeros(len(offsets), np.bool_)
+    for start, end in rendering.spans:
+        counted |= (offsets[:, 1] > start) & (offsets[:, 0] < end) & (offsets[:, 0] < offsets[:, 1])
+    return np.asarray(encoded["input_ids"][0], dtype=np.int32), counted, rendering.open_ended
 
 
 def encode_rows(
@@ -106,37 +174,3 @@ def _classified(document: RawDocument, numbers: Mapping[str, int]) -> str:
     if not isinstance(document.content, str):
         raise ConfigError(f"{document.id}: a conversation has no class; use rows of text and label")
     return document.content
-
-
-def _segments(document: RawDocument, tokenizer: Tokenizer) -> Iterator[tuple[str, bool]]:
-    """The document's text in pieces, each with whether the loss counts it."""
-    if isinstance(document.content, str):
-        yield document.content, True
-        return
-    done = ""
-    for index, turn in enumerate(document.content):
-        if turn.role == "assistant":
-            before = _render(document.content[:index], tokenizer, prompt=True)
-            after = _render(document.content[: index + 1], tokenizer, prompt=False)
-            if not before.startswith(done) or not after.startswith(before):
-                raise ConfigError(
-                    f"{document.id}: the tokenizer's chat template rewrites earlier messages when one is "
-                    "added, so answers cannot be told from the rest; keep one answer per conversation"
-                )
-            yield before[len(done) :], False
-            yield after[len(before) :], True
-            done = after
-
-
-def _render(turns: Sequence[Turn], tokenizer: Tokenizer, *, prompt: bool) -> str:
-    """The conversation as text; `prompt` adds the header of the answer that comes next."""
-    if tokenizer.chat_template is None:
-        end = tokenizer.eos_token
-        parts = [f"### {t.role}\n{t.content}{end if t.role == 'assistant' else ''}\n\n" for t in turns]
-        return "".join(parts) + ("### assistant\n" if prompt else "")
-    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-    except Exception as error:  # a template is a program and may raise anything, for example on a role
-        raise ConfigError(f"the tokenizer's chat template refused a conversation: {error}") from error
-    return str(text)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
 
 from echelon.errors import ConfigError
 from echelon.training.data.encode import Document
@@ -15,35 +18,97 @@ def rank(seed: int, purpose: str, name: str) -> bytes:
     return hashlib.sha256(f"{seed}\0{purpose}\0{name}".encode()).digest()
 
 
+SKEWED = 4
+"""Held-out documents whose typical size differs by this factor from that of all are not a sample of them."""
+
+
 def split(
     documents: Sequence[Document], fraction: float, cap: int, seed: int, *, whole: bool = False
 ) -> tuple[list[Document], list[Document]]:
     """(training, validation): disjoint, both non-empty, each in order of id.
 
-    Validation takes documents in hash order while they fit into `fraction` of all tokens. If that is more
-    than `cap` tokens, each is shortened in proportion; what is cut off is not trained on either. `whole`: rather than
-    that, documents are left out, the last ones in hash order.
-    Raises `ConfigError` for fewer than two documents.
+    Validation takes documents in hash order while they fit into `fraction` of all tokens. Where that would hold out
+    small documents alone, every class of size gives its own share; a class whose documents are all too large for it
+    gives the end of one of them. If that is more than `cap` tokens, each is shortened in proportion; what is cut off
+    is not trained on either.
+
+    Args:
+        documents: of one boundary.
+        fraction: of all tokens that is held out.
+        cap: most tokens that validation reads.
+        seed: of the hash order.
+        whole: rather than shortening documents, leave some out, the last ones in hash order; none is cut in two.
+
+    Raises:
+        ConfigError: fewer than two documents, or nothing that counts is left of the held-out ones.
     """
     if len(documents) < 2:
         raise ConfigError(
             f"{len(documents)} document(s) cannot be split into training and validation; give at least two "
             "files, or rows of jsonl or parquet, since a document is never cut in two"
         )
-    room = fraction * sum(document.size for document in documents)
     order = sorted(documents, key=lambda document: rank(seed, "split", document.id))
-    held: list[Document] = []
-    for document in order:
-        if document.size <= room and len(held) < len(documents) - 1:
-            held.append(document)
-            room -= document.size
-    if not held:
+    held = _fitting(order, fraction * sum(document.size for document in documents), len(documents) - 1)
+    ends: list[tuple[Document, Document]] = []
+    if not whole and (not held or _typical_size(documents) > SKEWED * _typical_size(held)):
+        held, ends = _stratified(order, fraction)
+    if not held and not ends:
         held = [min(order, key=lambda document: document.size)]
-    ids = {document.id for document in held}
-    training = sorted((d for d in documents if d.id not in ids), key=lambda d: d.id)
+    ids = {document.id for document in held} | {rest.id for rest, _ in ends}
+    training = [document for document in documents if document.id not in ids] + [rest for rest, _ in ends]
+    held = held + [end for _, end in ends]
     if whole:
         held = _fewer(held, cap)
-    return training, _shorten(sorted(held, key=lambda d: d.id), cap)
+    return sorted(training, key=lambda d: d.id), _shorten(sorted(held, key=lambda d: d.id), cap)
+
+
+def _fitting(order: Sequence[Document], room: float, most: int) -> list[Document]:
+    """Documents in the order given while they fit into so many tokens, at most so many of them."""
+    held: list[Document] = []
+    for document in order:
+        if document.size <= room and len(held) < most:
+            held.append(document)
+            room -= document.size
+    return held
+
+
+def _typical_size(documents: Sequence[Document]) -> float:
+    """The size of the document that a token drawn at random stands in, on average."""
+    return sum(document.size**2 for document in documents) / max(
+        1, sum(document.size for document in documents)
+    )
+
+
+def _stratified(
+    order: Sequence[Document], fraction: float
+) -> tuple[list[Document], list[tuple[Document, Document]]]:
+    """A share of every class of size (a factor of four each): whole documents, or the end of one where none fits.
+
+    Returns:
+        Documents that are held out whole; and of those that give their end what is trained, and what is held out.
+    """
+    classes: dict[int, list[Document]] = {}
+    for document in order:
+        classes.setdefault(document.size.bit_length() // 2, []).append(document)
+    held: list[Document] = []
+    ends: list[tuple[Document, Document]] = []
+    for members in classes.values():
+        share = fraction * sum(document.size for document in members)
+        fitting = _fitting(members, share, len(members) - 1)
+        held += fitting
+        if not fitting and (cut := _end_of(members[0], min(int(share), members[0].size // 2))):
+            ends.append(cut)
+    return held, ends
+
+
+def _end_of(document: Document, size: int) -> tuple[Document, Document] | None:
+    """A document without its last tokens, and those; None if one of the two would have nothing that counts."""
+    at = document.size - size
+    rest = replace(document, tokens=document.tokens[:at], counted=document.counted[:at])
+    end = replace(
+        document, id=f"{document.id}#end", tokens=document.tokens[at:], counted=document.counted[at:]
+    )
+    return (rest, end) if size > 0 and rest.counted.any() and end.counted.any() else None
 
 
 def _fewer(documents: list[Document], cap: int) -> list[Document]:
@@ -67,7 +132,10 @@ def _shorten(documents: list[Document], cap: int) -> list[Document]:
     kept = []
     for document in documents:
         size = document.size * cap // total
-        short = Document(document.id, document.domain, document.tokens[:size], document.counted[:size])
+        # A text keeps its begin. Of a conversation the answers count: a prompt is cut before they are.
+        last = document.size if document.counted.all() else int(np.flatnonzero(document.counted)[-1]) + 1
+        part = slice(0, size) if document.counted.all() else slice(max(0, last - size), last)
+        short = replace(document, tokens=document.tokens[part], counted=document.counted[part])
         if short.counted.any():
             kept.append(short)
     if not kept:

@@ -57,12 +57,12 @@ def _select(blocks: Blocks, which: npt.NDArray[np.intp]) -> Blocks:
 
 
 def _stream(documents: Sequence[Document], eos: int) -> tuple[Tokens, Mask]:
-    """EOS, then each document followed by EOS. The end of a text counts; a conversation has its own end."""
+    """EOS, then each document followed by EOS. The end of a text counts; most conversations have their own."""
     mark = np.array([eos], dtype=np.int32)
     tokens, counted = [mark], [np.array([False])]
     for document in documents:
         tokens += [document.tokens, mark]
-        counted += [document.counted, np.array([bool(document.counted.all())])]
+        counted += [document.counted, np.array([document.open_ended])]
     return np.concatenate(tokens), np.concatenate(counted)
 
 

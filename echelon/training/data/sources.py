@@ -1,67 +1,126 @@
-"""Read documents: whole files or rows, each with an id that is the same on every machine, and a domain."""
+"""Read documents: whole files or rows, each with an id that is the same on every machine, and a domain.
+
+What cannot be trained on is left out and counted by reason, so that nothing vanishes without a word.
+"""
 
 from __future__ import annotations
 
+import csv
 import glob
+import gzip
+import io
 import json
+import os
 import sysconfig
+import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from echelon.config.training import DataSettings
 from echelon.errors import ConfigError
+from echelon.training.data.conversations import (
+    Conversation,
+    NoConversation,
+    Turn,
+    conversation_of,
+    named_fields,
+)
 
 MAX_ROW_BYTES = 64 << 20
-MAX_TURNS = 1024
 _TEST_FOLDERS = frozenset({"test", "tests", "idle_test", "__pycache__"})
+_SUFFIXES = {
+    "text": (".txt", ".md", ".text", ".rst"),
+    "jsonl": (".jsonl", ".json", ".ndjson"),
+    "csv": (".csv", ".tsv"),
+    "parquet": (".parquet",),
+}
+"""Files of a folder that are read when the folder alone is named; each also with .gz behind it, but for Parquet."""
+
+EMPTY = "empty text"
+NO_TEXT = "characters that are no text (lone surrogates), replaced by U+FFFD"
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One message of a conversation."""
+@dataclass
+class LeftOut:
+    """What a source had that is not among its documents.
 
-    role: str
-    content: str
+    Attributes:
+        rows: how many documents were left out, by reason.
+        mended: how many documents are among those read, but not as they stood, by reason.
+    """
+
+    rows: Counter[str] = field(default_factory=Counter)
+    mended: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def total(self) -> int:
+        """Documents that were left out."""
+        return sum(self.rows.values())
+
+    def words(self) -> str:
+        """The reasons with their counts, the most frequent first; empty if nothing was left out."""
+        return ", ".join(f"{reason}: {count}" for reason, count in self.rows.most_common())
 
 
 @dataclass(frozen=True, slots=True)
 class RawDocument:
-    """A text or a conversation. `id` is unique in its source; `domain` is what partitions group by.
+    """A text or a conversation.
 
-    `label` is the class of a text, where there are such.
+    Attributes:
+        id: unique in its source.
+        domain: what partitions group by.
+        content: the text, or the conversation (its turns alone, if there are no tools).
+        label: the class of a text, where there are such.
     """
 
     id: str
     domain: str
-    content: str | tuple[Turn, ...]
+    content: str | Conversation | tuple[Turn, ...]
     label: str | None = None
 
 
-def read_source(settings: DataSettings) -> list[RawDocument]:
-    """The first `max_documents` non-empty documents of the source, in a fixed order.
+def read_source(settings: DataSettings, left_out: LeftOut | None = None) -> list[RawDocument]:
+    """The first `max_documents` documents of the source, in a fixed order.
 
-    Raises `ConfigError` for a source that cannot be read, a row that lacks a field, or no document at all.
+    Args:
+        settings: names the source and its fields.
+        left_out: takes what is left out, and why.
+
+    Raises:
+        ConfigError: the source cannot be read, a row lacks a field, there is no document at all, or a larger share of
+            the documents was left out than `max_left_out` allows.
     """
+    left_out = LeftOut() if left_out is None else left_out
     readers = {
         "stdlib": _read_stdlib,
         "text": _read_text,
         "jsonl": _read_jsonl,
+        "csv": _read_csv,
         "parquet": _read_parquet,
         "hf": _read_hf,
     }
-    documents = list(islice(readers[settings.kind](settings), settings.max_documents))
+    documents = list(islice(readers[settings.kind](settings, left_out), settings.max_documents))
     if not documents:
+        reasons = f" (left out: {left_out.words()})" if left_out.total else ""
         raise ConfigError(
-            f"data source {settings.source!r} has no non-empty document; name files or packages that have "
-            f"text"
+            f"data source {settings.source!r} has no document to train on{reasons}; name files or packages that have "
+            "text"
+        )
+    share = left_out.total / (left_out.total + len(documents))
+    if share > settings.max_left_out:
+        raise ConfigError(
+            f"data source {settings.source!r}: {left_out.total} of {left_out.total + len(documents)} documents would "
+            f"be left out ({left_out.words()}): correct them, or raise data.max_left_out ({settings.max_left_out:g})"
         )
     return documents
 
 
-def _read_stdlib(settings: DataSettings) -> Iterator[RawDocument]:
+def _read_stdlib(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocument]:
     root = Path(sysconfig.get_paths()["stdlib"])
     for name in settings.location.split("+"):
         if not all(part.isidentifier() for part in name.split(".")):
@@ -71,8 +130,7 @@ def _read_stdlib(settings: DataSettings) -> Iterator[RawDocument]:
         files = [file for file in files if file.is_file()]
         if not files:
             raise ConfigError(
-                f"data source {settings.source!r}: this Python has no sources of {name!r} below {root}; "
-                f"leave "
+                f"data source {settings.source!r}: this Python has no sources of {name!r} below {root}; leave "
                 "it out, or install the full standard library"
             )
         for file in files:
@@ -80,13 +138,31 @@ def _read_stdlib(settings: DataSettings) -> Iterator[RawDocument]:
             if _TEST_FOLDERS.isdisjoint(relative.parts[:-1]):
                 # A few encoding tables are not UTF-8; replacement characters do no harm to a corpus of code.
                 text = file.read_text("utf-8", errors="replace")
-                if text.strip():
+                if text.strip():  # an empty __init__.py is no document, and nothing is missing without it
                     yield RawDocument(relative.as_posix(), name, text)
 
 
+def _named(file: Path) -> str:
+    """A file's name as text: bytes that are no UTF-8 are written as escapes."""
+    return os.fsencode(file.as_posix()).decode("utf-8", "backslashreplace")
+
+
 def _matching_files(settings: DataSettings) -> list[Path]:
-    pattern = str(Path(settings.location).expanduser())
-    files = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
+    """The files that a source names: one file exactly, all suitable files of a folder, or those of a pattern."""
+    path = Path(settings.location).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        suffixes = _SUFFIXES[settings.kind]
+        wanted = (*suffixes, *(suffix + ".gz" for suffix in suffixes))
+        files = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(wanted))
+        if not files:
+            raise ConfigError(
+                f"data source {settings.source!r}: the folder has no file that ends with {', '.join(wanted)}; name the "
+                "files by a pattern"
+            )
+        return files
+    files = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
     files = [file for file in files if file.is_file()]
     if not files:
         raise ConfigError(
@@ -95,63 +171,123 @@ def _matching_files(settings: DataSettings) -> list[Path]:
     return files
 
 
-def _read_text(settings: DataSettings) -> Iterator[RawDocument]:
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """What reading a file may raise becomes one sentence that names it."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{_named(file)} is not UTF-8 text ({error.reason} at byte {error.start}); convert it or leave it out"
+        ) from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ConfigError(
+            f"{_named(file)} is no whole gzip file ({error}); fetch or pack it again"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"{_named(file)} cannot be read: {error.strerror or error}") from error
+
+
+def _open(file: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(file, "rb")) if file.name.endswith(".gz") else file.open("rb")
+
+
+def _text_of(file: Path) -> str:
+    """A whole file as text; the byte order mark at its begin is no text."""
+    with _reading(file), _open(file) as stream:
+        return stream.read().decode("utf-8-sig")
+
+
+def _read_text(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocument]:
     files = _matching_files(settings)
     # Files of several folders: the folder is the domain. Files of one folder: each file is its own.
     by_folder = len({file.parent for file in files}) > 1
     for file in files:
-        text = _utf8(file)
+        text = _text_of(file)
         if text.strip():
-            yield RawDocument(file.as_posix(), (file.parent if by_folder else file).as_posix(), text)
+            yield RawDocument(_named(file), _named(file.parent if by_folder else file), text)
+        else:
+            left_out.rows[EMPTY] += 1
 
 
-def _utf8(file: Path) -> str:
-    try:
-        return file.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{file} is not UTF-8 text ({error}); convert it or leave it out") from error
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from error
-
-
-def _read_jsonl(settings: DataSettings) -> Iterator[RawDocument]:
+def _read_jsonl(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocument]:
     for file in _matching_files(settings):
-        with file.open("rb") as lines:
+        with _reading(file), _open(file) as lines:
             for number in range(1, 1 << 62):
                 line = lines.readline(MAX_ROW_BYTES + 1)
                 if not line:
                     break
-                where = f"{file.as_posix()}:{number}"
+                where = f"{_named(file)}:{number}"
                 if len(line) > MAX_ROW_BYTES:
                     raise ConfigError(f"{where}: the line is longer than {MAX_ROW_BYTES} bytes")
+                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                 if line.strip():
                     try:
                         row = json.loads(line)
+                    except UnicodeDecodeError as error:
+                        raise ConfigError(
+                            f"{where} is not UTF-8 text ({error.reason}); convert the file"
+                        ) from error
                     except (ValueError, RecursionError) as error:
                         raise ConfigError(f"{where} is not JSON: {error}") from error
-                    yield from _row(settings, row, where, file.as_posix())
+                    yield from _row(settings, row, where, _named(file), left_out)
 
 
-def _read_parquet(settings: DataSettings) -> Iterator[RawDocument]:
+def _read_csv(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocument]:
+    """Rows under a line of field names; `.tsv` files are separated by tabs, all others by commas."""
+    csv.field_size_limit(MAX_ROW_BYTES)
+    for file in _matching_files(settings):
+        delimiter = "\t" if file.name.removesuffix(".gz").endswith(".tsv") else ","
+        with _reading(file), _open(file) as stream:
+            rows = csv.DictReader(
+                io.TextIOWrapper(stream, "utf-8-sig", newline=""), delimiter=delimiter, strict=True
+            )
+            try:
+                for row in rows:
+                    where = f"{_named(file)}:{rows.line_num}"
+                    if None in row or None in row.values():
+                        raise ConfigError(
+                            f"{where} has another number of fields than the first line, which names them"
+                        )
+                    yield from _row(settings, row, where, _named(file), left_out)
+            except csv.Error as error:
+                raise ConfigError(f"{_named(file)}:{rows.line_num} is not CSV: {error}") from error
+
+
+def _read_parquet(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocument]:
     try:
-        from pyarrow import ArrowInvalid
+        from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise ConfigError("parquet: sources need pyarrow; install the extra `echelon[data]`") from error
     for file in _matching_files(settings):
         number = 0
         try:
-            for batch in ParquetFile(file).iter_batches(batch_size=256):
+            table = ParquetFile(file)
+            # Only these: another column may hold what Python has no value for, such as a date in the year 20000.
+            columns = [
+                name
+                for name in table.schema_arrow.names
+                if name in named_fields(settings, table.schema_arrow.names)
+            ]
+            for batch in table.iter_batches(batch_size=256, columns=columns):
                 for row in batch.to_pylist():
                     number += 1
-                    yield from _row(settings, row, f"{file.as_posix()}:{number}", file.as_posix())
-        except (ArrowInvalid, OSError) as error:
-            raise ConfigError(f"{file} cannot be read as Parquet: {error}") from error
+                    yield from _row(settings, row, f"{_named(file)}:{number}", _named(file), left_out)
+        except (ArrowException, OSError, ValueError, OverflowError) as error:
+            raise ConfigError(
+                f"{_named(file)} cannot be read as Parquet (after row {number}): {error}"
+            ) from error
 
 
-def _read_hf(settings: DataSettings) -> Iterator[RawDocument]:
+def _read_hf(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocument]:
     name, _, rest = settings.location.partition(":")
     config, _, split = rest.partition(":")
+    looks_local = name.startswith((".", "/", "~")) or name.endswith(
+        (".jsonl", ".json", ".csv", ".parquet", ".txt")
+    )
+    if looks_local and not Path(name).expanduser().exists():
+        raise ConfigError(f"data source {settings.source!r}: there is no {name} here; check the path")
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -161,34 +297,51 @@ def _read_hf(settings: DataSettings) -> Iterator[RawDocument]:
     except Exception as error:  # the library raises many unrelated types for one cause: it is not there
         raise ConfigError(
             f"data source {settings.source!r} cannot be loaded: {type(error).__name__}: {error}. Check name, "
-            "configuration and split; without a network, fill the datasets cache first or use jsonl: or "
-            "parquet:"
+            "configuration and split; without a network, fill the datasets cache first or use jsonl: or parquet:"
         ) from error
     for number, row in enumerate(rows, 1):
-        yield from _row(settings, row, f"{name}:{number}", name)
+        yield from _row(settings, row, f"{name}:{number}", name, left_out)
 
 
-def _row(settings: DataSettings, row: Any, where: str, domain: str) -> Iterator[RawDocument]:
-    """The document of one row, or none if it is empty."""
+def _row(
+    settings: DataSettings, row: Any, where: str, domain: str, left_out: LeftOut
+) -> Iterator[RawDocument]:
+    """The document of one row, or none if there is nothing to train on in it."""
     if not isinstance(row, Mapping):
         raise ConfigError(f"{where} is not an object with fields")
+    mended: list[bool] = []
     label = None
     if settings.label_field is not None:
-        label = domain = _label(row, settings.label_field, where)
+        label = domain = _whole(_label(row, settings.label_field, where), mended)
     if settings.domain_field is not None:
-        domain = str(_field(row, settings.domain_field, where))
-    if settings.messages_field is not None:
-        turns = _turns(_field(row, settings.messages_field, where), where)
-    elif settings.prompt_field is not None and settings.answer_field is not None:
-        prompt = _text(row, settings.prompt_field, where)
-        turns = (Turn("user", prompt), Turn("assistant", _text(row, settings.answer_field, where)))
-    else:
-        text = _text(row, settings.text_field, where)
-        if text.strip():
-            yield RawDocument(where, domain, text, label)
+        domain = _whole(str(_field(row, settings.domain_field, where)), mended)
+    content: str | Conversation | tuple[Turn, ...]
+    try:
+        found = conversation_of(settings, row, where)
+    except NoConversation as error:
+        left_out.rows[error.reason] += 1
         return
-    if any(turn.role == "assistant" and turn.content.strip() for turn in turns):
-        yield RawDocument(where, domain, turns)
+    if found is None:
+        content = _whole(_text(row, settings.text_field, where), mended)
+        if not content.strip():
+            left_out.rows[EMPTY] += 1
+            return
+    else:
+        conversation = found.mended(lambda text: _whole(text, mended))
+        content = conversation.turns if conversation.tools is None else conversation
+    if mended:
+        left_out.mended[NO_TEXT] += 1
+    yield RawDocument(where, domain, content, label)
+
+
+def _whole(text: str, mended: list[bool]) -> str:
+    """The text without lone surrogates, which no tokenizer and no digest takes; says in `mended` if there were any."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        mended.append(True)
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _field(row: Mapping[str, Any], name: str, where: str) -> Any:
@@ -214,14 +367,3 @@ def _label(row: Mapping[str, Any], name: str, where: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     raise ConfigError(f"{where}: label {name!r} is {type(value).__name__}, expected text or an integer")
-
-
-def _turns(value: Any, where: str) -> tuple[Turn, ...]:
-    if not isinstance(value, (list, tuple)) or len(value) > MAX_TURNS:
-        raise ConfigError(f"{where}: a conversation is a list of at most {MAX_TURNS} messages")
-    turns = []
-    for message in value:
-        if not isinstance(message, Mapping):
-            raise ConfigError(f"{where}: a message is an object with `role` and `content`")
-        turns.append(Turn(_text(message, "role", where), _text(message, "content", where)))
-    return tuple(turns)

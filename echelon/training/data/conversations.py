@@ -1,0 +1,219 @@
+"""Conversations of rows: whose turns they have, in the forms in which such data is found.
+
+Taken are lists of messages as transformers' chat templates take them (`role`, `content`, and further fields such as
+`tool_calls` or `reasoning_content`, which are handed to the template as they are), ShareGPT's `from` and `value`, and
+Alpaca's `instruction`, `input` and `output`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from echelon.config.training import DataSettings
+from echelon.errors import ConfigError
+
+MAX_TURNS = 1024
+ASSISTANT = "assistant"
+ROLES = frozenset({"system", "developer", "user", ASSISTANT, "tool", "function", "ipython"})
+SHAREGPT_ROLES = {
+    "human": "user",
+    "gpt": ASSISTANT,
+    "chatgpt": ASSISTANT,
+    "bing": ASSISTANT,
+    "bard": ASSISTANT,
+    "function_call": ASSISTANT,
+    "observation": "tool",
+    "function_response": "tool",
+}
+"""ShareGPT's names of roles; all others are as in `ROLES`."""
+CONVERSATION_FIELDS = ("messages", "conversations")
+ALPACA_FIELDS = ("instruction", "input", "output")
+TOOLS_FIELD = "tools"
+MAX_NAME = 40
+
+
+class NoConversation(Exception):
+    """A row has nothing to train on.
+
+    Attributes:
+        reason: why, the same words for all rows of one kind.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation.
+
+    Attributes:
+        role: who speaks.
+        content: what is said; None where the message is a tool call alone.
+        fields: all other fields of the message, for the chat template.
+    """
+
+    role: str
+    content: str | None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    def message(self) -> dict[str, Any]:
+        """The message as a chat template takes it."""
+        return {**self.fields, "role": self.role, "content": self.content}
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns in their order, and the tools that are offered to the assistant, if any."""
+
+    turns: tuple[Turn, ...]
+    tools: Any = None
+
+    def answered(self) -> Conversation:
+        """The conversation up to its last answer: what follows it is nothing to learn."""
+        last = max((index for index, turn in enumerate(self.turns) if turn.role == ASSISTANT), default=-1)
+        return Conversation(self.turns[: last + 1], self.tools)
+
+    def mended(self, mend: Callable[[str], str]) -> Conversation:
+        """The conversation with every text replaced by what `mend` makes of it."""
+
+        def walk(value: Any) -> Any:
+            if isinstance(value, str):
+                return mend(value)
+            if isinstance(value, Mapping):
+                return {walk(key): walk(one) for key, one in value.items()}
+            return [walk(one) for one in value] if isinstance(value, list | tuple) else value
+
+        turns = tuple(Turn(turn.role, walk(turn.content), walk(turn.fields)) for turn in self.turns)
+        return Conversation(turns, walk(self.tools))
+
+
+def named_fields(settings: DataSettings, there: Collection[str]) -> set[str]:
+    """The fields of a row that are read.
+
+    Args:
+        settings: which fields the run file names.
+        there: names that rows have.
+    """
+    names = (
+        settings.text_field,
+        settings.messages_field,
+        settings.prompt_field,
+        settings.answer_field,
+        settings.label_field,
+        settings.domain_field,
+    )
+    wanted = {name for name in names if name is not None}
+    return wanted | {TOOLS_FIELD, *_found_by_name(settings, there)}
+
+
+def _found_by_name(settings: DataSettings, there: Collection[str]) -> tuple[str, ...]:
+    """Fields of a conversation that the run file does not name and whose names say what they are."""
+    named = settings.is_chat or settings.label_field is not None or settings.text_field in there
+    if named or settings.text_field != DataSettings.model_fields["text_field"].default:
+        return ()
+    for name in CONVERSATION_FIELDS:
+        if name in there:
+            return (name,)
+    return ALPACA_FIELDS if {"instruction", "output"} <= set(there) else ()
+
+
+def conversation_of(settings: DataSettings, row: Mapping[str, Any], where: str) -> Conversation | None:
+    """The conversation of a row; None if it is a text.
+
+    Args:
+        settings: which fields are read.
+        row: its fields.
+        where: the row's place, for messages.
+
+    Raises:
+        NoConversation: nobody answers in it, or somebody unknown speaks.
+        ConfigError: it has not the form of a conversation.
+    """
+    if settings.prompt_field is not None and settings.answer_field is not None:
+        return _asked_and_answered(row, settings.prompt_field, settings.answer_field, where)
+    name = settings.messages_field
+    if name is None:
+        by_name = _found_by_name(settings, row)
+        if by_name == ALPACA_FIELDS:
+            return _asked_and_answered(row, "instruction", "output", where, more="input")
+        if not by_name:
+            return None
+        (name,) = by_name
+    if name not in row:
+        raise _missing(row, name, where)
+    value = row[name]
+    if not isinstance(value, list | tuple) or len(value) > MAX_TURNS:
+        raise ConfigError(f"{where}: a conversation is a list of at most {MAX_TURNS} messages")
+    return _answered(tuple(_turn(message, where) for message in value), row.get(TOOLS_FIELD) or None)
+
+
+def _missing(row: Mapping[str, Any], name: str, where: str) -> ConfigError:
+    there = ", ".join(sorted(map(str, row))[:10])
+    return ConfigError(f"{where} has no field {name!r}; it has: {there}. Set the data settings' field names")
+
+
+def _asked_and_answered(
+    row: Mapping[str, Any], prompt: str, answer: str, where: str, *, more: str = ""
+) -> Conversation:
+    texts = {}
+    for name in (prompt, answer):
+        if name not in row:
+            raise _missing(row, name, where)
+        if not isinstance(row[name], str):
+            raise ConfigError(f"{where}: field {name!r} is {type(row[name]).__name__}, expected text")
+        texts[name] = row[name]
+    also = row.get(more) if more else None
+    asked = f"{texts[prompt]}\n\n{also}" if isinstance(also, str) and also.strip() else texts[prompt]
+    return _answered((Turn("user", asked), Turn(ASSISTANT, texts[answer])))
+
+
+def _answered(turns: tuple[Turn, ...], tools: Any = None) -> Conversation:
+    answers = [turn for turn in turns if turn.role == ASSISTANT]
+    if not answers:
+        raise NoConversation("no turn of an assistant")
+    if not any((turn.content or "").strip() or turn.fields for turn in answers):
+        raise NoConversation("no turn of an assistant that has text")
+    return Conversation(turns, tools)
+
+
+def _turn(message: Any, where: str) -> Turn:
+    if not isinstance(message, Mapping):
+        raise ConfigError(f"{where}: a message is an object with `role` and `content`")
+    sharegpt = "from" in message and "role" not in message
+    role = message.get("from" if sharegpt else "role")
+    content = message.get("value" if sharegpt else "content")
+    if not isinstance(role, str):
+        raise ConfigError(
+            f"{where}: a message has no `role`; it has: {', '.join(sorted(map(str, message))[:10])}"
+        )
+    role = SHAREGPT_ROLES.get(role, role) if sharegpt else role
+    if role not in ROLES:
+        raise NoConversation(f"unknown role {role[:MAX_NAME]!r} (known: {', '.join(sorted(ROLES))})")
+    known = ("from", "value") if sharegpt else ("role", "content")
+    # Readers of columns give every row every field; one that is None is not there.
+    fields = {name: value for name, value in message.items() if name not in known and value is not None}
+    if content is None and not fields:
+        raise NoConversation("a message without content")
+    return Turn(role, _joined(content, where), fields)
+
+
+def _joined(content: Any, where: str) -> str | None:
+    """Content as text; parts of a list are joined, as templates that know of parts do."""
+    if content is None or isinstance(content, str):
+        return content
+    if not isinstance(content, list | tuple):
+        raise ConfigError(
+            f"{where}: a message's content is {type(content).__name__}, expected text or a list of parts"
+        )
+    texts = []
+    for part in content:
+        text = part if isinstance(part, str) else part.get("text") if isinstance(part, Mapping) else None
+        if not isinstance(text, str):
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise NoConversation(f"a part of a message that is no text ({str(kind)[:MAX_NAME]})")
+        texts.append(text)
+    return "".join(texts)
