@@ -15,7 +15,7 @@ from bench.contest.plots import plots
 from bench.contest.results import Results, read_json
 from bench.contest.tables import (
     DASH,
-    Source,
+    TableSource,
     loss,
     markdown,
     percent,
@@ -57,7 +57,7 @@ def raw_file(tier: str) -> str:
     return f"{tier}.jsonl"
 
 
-def load_source(folder: Path, name: str) -> tuple[Source, dict[str, Any]]:
+def load_source(folder: Path, name: str) -> tuple[TableSource, dict[str, Any]]:
     """What the tables of a tier are made of, and its choices as they stand.
 
     Raises:
@@ -71,7 +71,7 @@ def load_source(folder: Path, name: str) -> tuple[Source, dict[str, Any]]:
     digests = {line["data"] for line in raw.lines.values()}
     # A run on another Python's library is told apart from the committed manifest by its own digest.
     digest = digests.pop() if len(digests) == 1 else manifest["digest"]
-    source = Source(tier, tuning_of(decided), raw.lines, digest, cost_of(tier.shape, calibration))
+    source = TableSource(tier, tuning_of(decided), raw.lines, digest, cost_of(tier.shape, calibration))
     return source, decided
 
 
@@ -104,7 +104,7 @@ def render(folder: Path, name: str) -> Files:
     return files
 
 
-def _page(folder: Path, source: Source, decided: Mapping[str, Any], pictures: Sequence[str]) -> str:
+def _page(folder: Path, source: TableSource, decided: Mapping[str, Any], pictures: Sequence[str]) -> str:
     tier, calibration = source.tier, read_json(folder / CALIBRATION, "the cost model")
     manifest = read_json(folder / DATA, "the data's manifest")
     parts = [
@@ -128,7 +128,7 @@ def _page(folder: Path, source: Source, decided: Mapping[str, Any], pictures: Se
     return "\n".join(parts)
 
 
-def _longer(folder: Path, shorter: Source) -> list[str]:
+def _longer(folder: Path, shorter: TableSource) -> list[str]:
     """The primary endpoint in every larger tier that has figures of it."""
     names = list(TIERS)
     parts = []
@@ -147,7 +147,7 @@ def _longer(folder: Path, shorter: Source) -> list[str]:
     return parts
 
 
-def _head(source: Source, calibration: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
+def _head(source: TableSource, calibration: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
     tier, shape = source.tier, source.tier.shape
     plan = planned(tier, source.tuning, source.data, source.cost)
     jobs = [job for found in plan.values() for job in found]
@@ -258,7 +258,7 @@ def _span(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"{span}{late}, a loss of {loss(min(losses))} to {loss(max(losses))}"
 
 
-def _method(source: Source) -> str:
+def _method(source: TableSource) -> str:
     shape = source.tier.shape
     return (
         "- Every federated run is a whole federation on the virtual clock: the real actors, secure "

@@ -10,7 +10,7 @@ from bench.contest.arms import CONTESTANT, Kind
 from bench.contest.cells import HOME, PRIMARY
 from bench.contest.curves import Axis as CurveAxis
 from bench.contest.curves import evaluated, loss_at, place
-from bench.contest.tables import Row, Source
+from bench.contest.tables import ArmRow, TableSource
 from echelon.report.svg import PALETTE, Axis, Series, escape, line_chart
 
 WIDTH, HEIGHT, COLUMNS, LINE = 760, 400, 3, 20
@@ -24,7 +24,7 @@ STYLE = (
 )
 
 
-def plots(source: Source) -> dict[str, str]:
+def plots(source: TableSource) -> dict[str, str]:
     """Every plot that there are runs for, by file name."""
     home, far = source.rows("T1", HOME), source.rows("primary", PRIMARY)
     drawn = {
@@ -40,7 +40,7 @@ def plots(source: Source) -> dict[str, str]:
     return {name: text for name, text in drawn.items() if text}
 
 
-def mean_curve(row: Row, axis: CurveAxis) -> tuple[tuple[float, float], ...]:
+def mean_curve(row: ArmRow, axis: CurveAxis) -> tuple[tuple[float, float], ...]:
     """The mean loss over seeds at even places up to the mean end; only where every seed has one."""
     curves = [line["curve"] for line in row.lines.values()]
     if not curves:
@@ -55,7 +55,7 @@ def mean_curve(row: Row, axis: CurveAxis) -> tuple[tuple[float, float], ...]:
     return tuple(points)
 
 
-def _losses(rows: Sequence[Row], axis: CurveAxis, caption: str, write: Callable[[float], str]) -> str:
+def _losses(rows: Sequence[ArmRow], axis: CurveAxis, caption: str, write: Callable[[float], str]) -> str:
     series = [
         Series(row.label, mean_curve(row, axis), number % PALETTE, dashed=number >= PALETTE)
         for number, row in enumerate(rows)
@@ -65,7 +65,7 @@ def _losses(rows: Sequence[Row], axis: CurveAxis, caption: str, write: Callable[
     )
 
 
-def _intervals(rows: Sequence[Row]) -> str:
+def _intervals(rows: Sequence[ArmRow]) -> str:
     series = []
     for number, row in enumerate(rows):
         if row.lines:

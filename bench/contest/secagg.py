@@ -58,7 +58,7 @@ def signer_of(device: str) -> Signer:
     return Signer(hashlib.sha256(device.encode()).digest())
 
 
-class Cohort:
+class MeasuredCohort:
     """A window of `n` devices on the complete graph, up to its shares list."""
 
     def __init__(self, n: int, length: int) -> None:
@@ -124,7 +124,7 @@ def measure(dim: int, devices: int, repeat: int, dropped: int | None = None) -> 
     turns: dict[str, list[float]] = {
         name: [] for name in ("device_prg_s", "device_s", "server_prg_s", "server_s", "plain_s")
     }
-    cohort = Cohort(devices, dim)
+    cohort = MeasuredCohort(devices, dim)
     for turn in range(repeat):
         me = cohort.devices[turn % devices]
         client = copy.copy(cohort.clients[me])  # its state moves on with the call, the cohort's does not

@@ -14,7 +14,7 @@ TIED = 0.003
 """An interval within ± this share of the baseline's mean means "tied"."""
 
 
-class Verdict(StrEnum):
+class PairedVerdict(StrEnum):
     """What an interval of a difference says; smaller is better for every figure that is compared."""
 
     BETTER = "better"
@@ -24,7 +24,7 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
-class Summary:
+class MeanAndSd:
     """Mean and sample standard deviation (None for one value) of so many values."""
 
     mean: float
@@ -47,21 +47,21 @@ class Paired:
     count: int
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> PairedVerdict:
         """Tied: the interval lies within ±0.3 %; else better or worse if it leaves 0 out; else unresolved."""
         if self.low is None or self.high is None:
-            return Verdict.UNRESOLVED
+            return PairedVerdict.UNRESOLVED
         if self.low >= -TIED and self.high <= TIED:
-            return Verdict.TIED
+            return PairedVerdict.TIED
         if self.high < 0:
-            return Verdict.BETTER
-        return Verdict.WORSE if self.low > 0 else Verdict.UNRESOLVED
+            return PairedVerdict.BETTER
+        return PairedVerdict.WORSE if self.low > 0 else PairedVerdict.UNRESOLVED
 
 
-def summary(values: Sequence[float]) -> Summary:
+def summary(values: Sequence[float]) -> MeanAndSd:
     """Mean and sd of at least one value."""
     sd = statistics.stdev(values) if len(values) > 1 else None
-    return Summary(statistics.fmean(values), sd, len(values))
+    return MeanAndSd(statistics.fmean(values), sd, len(values))
 
 
 def paired(values: Sequence[float], baseline: Sequence[float]) -> Paired:

@@ -19,7 +19,7 @@ DASH = "–"
 
 
 @dataclass(frozen=True)
-class Row:
+class ArmRow:
     """One arm with its settings in one cell: the lines of its seeds, by seed."""
 
     arm: Arm
@@ -34,7 +34,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Source:
+class TableSource:
     """Everything that tables are made of."""
 
     tier: Tier
@@ -47,7 +47,7 @@ class Source:
         """A table's plan."""
         return next(table for table in self.tier.tables if table.name == name)
 
-    def row(self, table: Table, arm: Arm, knobs: Knobs, cell: Cell) -> Row:
+    def row(self, table: Table, arm: Arm, knobs: Knobs, cell: Cell) -> ArmRow:
         """The lines of one arm in one cell."""
         found = {}
         for seed in range(FIRST_SEED, FIRST_SEED + table.seeds):
@@ -57,9 +57,9 @@ class Source:
             line = self.lines.get(job.key)
             if line is not None:
                 found[seed] = line
-        return Row(arm, knobs, cell, found)
+        return ArmRow(arm, knobs, cell, found)
 
-    def rows(self, name: str, cell: Cell) -> list[Row]:
+    def rows(self, name: str, cell: Cell) -> list[ArmRow]:
         """Every arm of a table in one of its cells, as planned; ablations are not among them."""
         table = self.table(name)
         count = len(rows_of(table, self.tuning)) - len(table.ablations)
@@ -125,7 +125,7 @@ def p_value(p: float) -> str:
 
 
 def pairs(
-    mine: Row, other: Row, figure: Callable[[Line], float | None]
+    mine: ArmRow, other: ArmRow, figure: Callable[[Line], float | None]
 ) -> tuple[list[float], list[float], int]:
     """Figures of both for the seeds that both have, and how many pairs lack one because a run was censored."""
     mines, others, censored = [], [], 0
@@ -139,13 +139,13 @@ def pairs(
     return mines, others, censored
 
 
-def compare(mine: Row, other: Row, figure: Callable[[Line], float | None]) -> Paired | None:
+def compare(mine: ArmRow, other: ArmRow, figure: Callable[[Line], float | None]) -> Paired | None:
     """The paired comparison, None without a pair."""
     mines, others, _ = pairs(mine, other, figure)
     return paired(mines, others) if mines else None
 
 
-def values(row: Row, figure: Callable[[Line], float | None]) -> list[float]:
+def values(row: ArmRow, figure: Callable[[Line], float | None]) -> list[float]:
     """The figure for each seed that has it."""
     return [found for line in row.lines.values() if (found := figure(line)) is not None]
 
@@ -155,7 +155,7 @@ def of_final(name: str) -> Callable[[Line], float | None]:
     return lambda line: float(line["final"][name])
 
 
-def federated(rows: Sequence[Row]) -> list[Row]:
+def federated(rows: Sequence[ArmRow]) -> list[ArmRow]:
     """Those that exchange anything."""
     return [row for row in rows if row.arm.kind is Kind.FEDERATED]
 
@@ -163,7 +163,7 @@ def federated(rows: Sequence[Row]) -> list[Row]:
 # ---- the tables --------------------------------------------------------------------------------------------
 
 
-def primary(source: Source) -> str:
+def primary(source: TableSource) -> str:
     """The endpoint that was fixed in advance."""
     rows = source.rows("primary", PRIMARY)
     mine = next((row for row in rows if row.arm.name == CONTESTANT), None)
@@ -215,7 +215,7 @@ def primary(source: Source) -> str:
     )
 
 
-def _against_kept(mine: Row, held: Row | None, figure: Callable[[Line], float | None]) -> str:
+def _against_kept(mine: ArmRow, held: ArmRow | None, figure: Callable[[Line], float | None]) -> str:
     """What the controller itself adds: no endpoint, but the first question to ask of one."""
     mines, others, censored = pairs(mine, held, figure) if held is not None else ([], [], 0)
     if not mines:
@@ -241,7 +241,7 @@ def changed_before(line: Line, seconds: float | None) -> bool:
     return at < (math.inf if seconds is None else seconds)
 
 
-def _losses_at(row: Row, limits: Mapping[Axis, float]) -> list[str]:
+def _losses_at(row: ArmRow, limits: Mapping[Axis, float]) -> list[str]:
     """The cells of one arm: its name, its settings, its loss at the budget, and its loss at every limit."""
     exchanges = row.arm.kind is Kind.FEDERATED
 
@@ -254,7 +254,7 @@ def _losses_at(row: Row, limits: Mapping[Axis, float]) -> list[str]:
     return [row.label, settings, spread(values(row, at_budget), loss), *map(at, limits)]
 
 
-def _against(rows: Sequence[Row | None], mine: Row | None) -> list[list[str]]:
+def _against(rows: Sequence[ArmRow | None], mine: ArmRow | None) -> list[list[str]]:
     """Three cells a row: difference from `mine` at the budget, corrected p, verdict; dashes for a row that is None."""
     found = [None if mine is None or row is None else compare(row, mine, at_budget) for row in rows]
     ps = holm([math.nan if one is None else one.p for one in found])
@@ -264,7 +264,7 @@ def _against(rows: Sequence[Row | None], mine: Row | None) -> list[list[str]]:
     ]
 
 
-def t1(source: Source) -> str:
+def t1(source: TableSource) -> str:
     """Loss at fixed tokens, bytes, seconds and syncs."""
     rows = source.rows("T1", HOME)
     with_bytes = [row for row in federated(rows) if row.lines]
@@ -297,11 +297,11 @@ def t1(source: Source) -> str:
     )  # fmt: skip
 
 
-def _mean_end(row: Row, axis: Axis) -> float:
+def _mean_end(row: ArmRow, axis: Axis) -> float:
     return statistics.fmean(place(evaluated(line["curve"])[-1], axis) for line in row.lines.values())
 
 
-def t2(source: Source) -> str:
+def t2(source: TableSource) -> str:
     """Latency × bandwidth."""
 
     def figure(line: Line) -> float | None:
@@ -351,7 +351,7 @@ def t2(source: Source) -> str:
 
 
 def _conditions(
-    source: Source, name: str, cells: Sequence[Cell], base: Cell, write: Callable[[Cell], str]
+    source: TableSource, name: str, cells: Sequence[Cell], base: Cell, write: Callable[[Cell], str]
 ) -> str:
     """Loss and time of every arm in some cells, each against the same arm in the base cell."""
     body = []
@@ -379,7 +379,7 @@ def _conditions(
     )
 
 
-def t3(source: Source) -> str:
+def t3(source: TableSource) -> str:
     """Partitions."""
     base = PARTITIONS[0]
     text = _conditions(source, "T3", PARTITIONS, base, lambda cell: cell.partition)
@@ -397,7 +397,7 @@ def t3(source: Source) -> str:
     )
 
 
-def t4(source: Source) -> str:
+def t4(source: TableSource) -> str:
     """Churn and stragglers."""
 
     def write(cell: Cell) -> str:
@@ -412,7 +412,7 @@ def t4(source: Source) -> str:
     )
 
 
-def t5(source: Source) -> str:
+def t5(source: TableSource) -> str:
     """Bytes by type."""
     rows = [row for row in federated(source.rows("T1", HOME)) if row.lines]
     kinds = sorted({(way, kind) for row in rows for line in row.lines.values() for way in ("out", "in")
@@ -437,7 +437,7 @@ def t5(source: Source) -> str:
     )
 
 
-def t6(source: Source) -> str:
+def t6(source: TableSource) -> str:
     """Ablations."""
     table = source.table("T6")
     base = source.row(table, BY_NAME[CONTESTANT], source.tuning.chosen.get(CONTESTANT, Knobs()), HOME)

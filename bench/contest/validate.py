@@ -47,7 +47,7 @@ CASES: tuple[tuple[str, str, Cell], ...] = (
 
 
 @dataclass(frozen=True)
-class Pace:
+class CommitSpan:
     """Seconds and tokens between a run's first and last commit."""
 
     seconds: float
@@ -101,14 +101,14 @@ def validate_tier(contest: Contest) -> dict[str, Any]:
     return found
 
 
-def simulated(job: Job, corpus: Corpus, folder: Path) -> Pace:
+def simulated(job: Job, corpus: Corpus, folder: Path) -> CommitSpan:
     """The run on the virtual clock."""
     line, _ = run_job(job, corpus, folder / "data", None)
     commits = [point for point in line["curve"] if point["commits"] > 0]
     return _pace(job, [(point["t"], point["tokens"]) for point in commits])
 
 
-def real(job: Job, corpus: Corpus, folder: Path, stack: Stack) -> Pace:
+def real(job: Job, corpus: Corpus, folder: Path, stack: Stack) -> CommitSpan:
     """The run as processes on Kafka."""
     folder.mkdir()
     sources = [path.absolute() for path in write_data(job, corpus, folder / "data")]
@@ -140,7 +140,7 @@ def real(job: Job, corpus: Corpus, folder: Path, stack: Stack) -> Pace:
     )
 
 
-def _pace(job: Job, commits: Sequence[tuple[float, int]]) -> Pace:
+def _pace(job: Job, commits: Sequence[tuple[float, int]]) -> CommitSpan:
     if len(commits) < 2 or commits[-1][1] == commits[0][1]:
         raise EchelonError(f"{job.arm} made {len(commits)} commits in {job.tokens} tokens: too few to time")
-    return Pace(commits[-1][0] - commits[0][0], commits[-1][1] - commits[0][1])
+    return CommitSpan(commits[-1][0] - commits[0][0], commits[-1][1] - commits[0][1])

@@ -27,7 +27,7 @@ from bench.contest.contest import cores
 from bench.contest.results import Results, read_json, write_json
 from bench.elsa.calibrate import calibrate
 from bench.elsa.data import Task, make_task
-from bench.elsa.plan import TIERS, Job, Tier, jobs_of
+from bench.elsa.plan import TIERS, TaskJob, TaskTier, jobs_of
 from bench.elsa.runs import base_of, run_job
 from bench.elsa.tables import page, summary_of
 from echelon.errors import ConfigError, EchelonError
@@ -90,7 +90,7 @@ def _start(tasks: dict[str, Task], folder: Path) -> None:
     _enter(tasks, folder)
 
 
-def _run(job: Job) -> tuple[dict[str, Any] | None, str]:
+def _run(job: TaskJob) -> tuple[dict[str, Any] | None, str]:
     """The line of a run, or why there is none."""
     try:
         return run_job(job, _tasks[job.task], _folder), ""
@@ -101,10 +101,12 @@ def _run(job: Job) -> tuple[dict[str, Any] | None, str]:
         return None, traceback.format_exc(limit=-4)
 
 
-Outcome = tuple[Job, dict[str, Any] | None, str]
+Outcome = tuple[TaskJob, dict[str, Any] | None, str]
 
 
-def outcomes(waiting: Sequence[Job], tasks: dict[str, Task], folder: Path, workers: int) -> Iterator[Outcome]:
+def outcomes(
+    waiting: Sequence[TaskJob], tasks: dict[str, Task], folder: Path, workers: int
+) -> Iterator[Outcome]:
     """What comes of each run, as they end; one worker is this process."""
     if workers == 1:
         _enter(tasks, folder)
@@ -126,7 +128,7 @@ def outcomes(waiting: Sequence[Job], tasks: dict[str, Task], folder: Path, worke
                 future.cancel()
 
 
-def execute(jobs: Sequence[Job], results: Results, tasks: dict[str, Task], workers: int) -> list[str]:
+def execute(jobs: Sequence[TaskJob], results: Results, tasks: dict[str, Task], workers: int) -> list[str]:
     """Run every job that has no line yet, in order; lines are appended as runs end. What failed, and why."""
     waiting = [job for job in jobs if job.key not in results]
     failures: list[str] = []
@@ -147,7 +149,7 @@ def execute(jobs: Sequence[Job], results: Results, tasks: dict[str, Task], worke
     return failures
 
 
-def plan_of(tier: Tier, folder: Path) -> tuple[list[Job], dict[str, Task]]:
+def plan_of(tier: TaskTier, folder: Path) -> tuple[list[TaskJob], dict[str, Task]]:
     """Every run of a tier, and its tasks.
 
     Raises:

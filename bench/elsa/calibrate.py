@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.contest.calibrate import PACKAGES, machine
 from bench.elsa.data import Task, write_rows
-from bench.elsa.plan import MODELS, Job, Shape
+from bench.elsa.plan import MODELS, TaskJob, TaskShape
 from bench.elsa.runs import HELD_OUT, model_settings, train_settings
 from echelon.config.training import AdapterSettings, DataSettings
 from echelon.jobs.training import TrainJob
@@ -27,8 +27,8 @@ ROUNDS, STEPS = 5, 6
 def measure(model: str, task: Task, clock: Callable[[], float] = time.process_time) -> float:
     """Tokens per second of one core, the median of `ROUNDS` rounds, in CPU seconds of the process (one thread)."""
     limit_threads()
-    shape = Shape()
-    job = Job(task.name, model, "centralised", 0, 1, shape, "", "", 1.0)
+    shape = TaskShape()
+    job = TaskJob(task.name, model, "centralised", 0, 1, shape, "", "", 1.0)
     with tempfile.TemporaryDirectory(prefix="echelon-elsa-") as folder:
         path = Path(folder) / "rows.jsonl"
         write_rows([(row, "pool") for row in task.snippets["train"][:600]], path)

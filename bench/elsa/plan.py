@@ -20,7 +20,7 @@ PERTURBATION = 64
 """Rank of SS-OP: docs/split.md says why no less."""
 
 
-class Kind(StrEnum):
+class TaskArmKind(StrEnum):
     """How an arm is run."""
 
     CENTRALISED = "centralised"
@@ -30,7 +30,7 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True)
-class Split:
+class TaskSplit:
     """How devices and edges train together.
 
     Attributes:
@@ -62,48 +62,52 @@ class Split:
         return {key: value for key, value in asdict(self).items() if later.get(key, True)}
 
 
-ELSA = Split("int8", PERTURBATION, PROBES, planned=True)
+ELSA = TaskSplit("int8", PERTURBATION, PROBES, planned=True)
 
 
 @dataclass(frozen=True)
-class Arm:
+class TaskArm:
     """One arm: its name, its title in the tables, and how it is run."""
 
     name: str
     title: str
-    kind: Kind
-    split: Split | None = None
+    kind: TaskArmKind
+    split: TaskSplit | None = None
 
 
-ARMS: tuple[Arm, ...] = (
-    Arm("centralised", "Centralised LoRA", Kind.CENTRALISED),
-    Arm("fedavg", "FedAvg", Kind.FEDERATED),
-    Arm("fedavg-random", "FedAvg, random clusters", Kind.CLUSTERS),
-    Arm("split", "Split, uncompressed (bf16)", Kind.SPLIT, Split()),
-    Arm("elsa", "ELSA", Kind.SPLIT, ELSA),
+ARMS: tuple[TaskArm, ...] = (
+    TaskArm("centralised", "Centralised LoRA", TaskArmKind.CENTRALISED),
+    TaskArm("fedavg", "FedAvg", TaskArmKind.FEDERATED),
+    TaskArm("fedavg-random", "FedAvg, random clusters", TaskArmKind.CLUSTERS),
+    TaskArm("split", "Split, uncompressed (bf16)", TaskArmKind.SPLIT, TaskSplit()),
+    TaskArm("elsa", "ELSA", TaskArmKind.SPLIT, ELSA),
 )
-ABLATIONS: tuple[Arm, ...] = (
-    Arm("elsa-clusters", "without clusters", Kind.SPLIT, replace(ELSA, clusters=False)),
-    Arm("elsa-trust", "without trust", Kind.SPLIT, replace(ELSA, admission=False)),
-    Arm("elsa-compression", "without compression (bf16)", Kind.SPLIT, replace(ELSA, encoding="bf16")),
-    Arm("elsa-perturbation", "without SS-OP", Kind.SPLIT, replace(ELSA, perturbation=0)),
-    Arm("elsa-plan", "without planned cuts", Kind.SPLIT, replace(ELSA, planned=False)),
+ABLATIONS: tuple[TaskArm, ...] = (
+    TaskArm("elsa-clusters", "without clusters", TaskArmKind.SPLIT, replace(ELSA, clusters=False)),
+    TaskArm("elsa-trust", "without trust", TaskArmKind.SPLIT, replace(ELSA, admission=False)),
+    TaskArm(
+        "elsa-compression", "without compression (bf16)", TaskArmKind.SPLIT, replace(ELSA, encoding="bf16")
+    ),
+    TaskArm("elsa-perturbation", "without SS-OP", TaskArmKind.SPLIT, replace(ELSA, perturbation=0)),
+    TaskArm("elsa-plan", "without planned cuts", TaskArmKind.SPLIT, replace(ELSA, planned=False)),
 )
-FAR: tuple[Arm, ...] = (
-    Arm("far-measured", "ELSA, distances measured", Kind.SPLIT, replace(ELSA, far=0.1, distances=True)),
-    Arm("far-unknown", "without distances", Kind.SPLIT, replace(ELSA, far=0.1)),
+FAR: tuple[TaskArm, ...] = (
+    TaskArm(
+        "far-measured", "ELSA, distances measured", TaskArmKind.SPLIT, replace(ELSA, far=0.1, distances=True)
+    ),
+    TaskArm("far-unknown", "without distances", TaskArmKind.SPLIT, replace(ELSA, far=0.1)),
 )
 """One of three edges is far away, and each takes as many devices as it would if there were two."""
-ENCODINGS: tuple[Arm, ...] = (
-    Arm("elsa-error", "error:0.05", Kind.SPLIT, replace(ELSA, encoding="error:0.05")),
-    Arm("elsa-int4", "int4", Kind.SPLIT, replace(ELSA, encoding="int4")),
-    Arm("elsa-int4-feedback", "int4, feedback", Kind.SPLIT, replace(ELSA, encoding="int4", feedback=True)),
-    Arm("elsa-sketch", "sketch:0.5", Kind.SPLIT, replace(ELSA, encoding="sketch:0.5")),
-    Arm("elsa-sketch-feedback", "sketch:0.5, feedback", Kind.SPLIT,
+ENCODINGS: tuple[TaskArm, ...] = (
+    TaskArm("elsa-error", "error:0.05", TaskArmKind.SPLIT, replace(ELSA, encoding="error:0.05")),
+    TaskArm("elsa-int4", "int4", TaskArmKind.SPLIT, replace(ELSA, encoding="int4")),
+    TaskArm("elsa-int4-feedback", "int4, feedback", TaskArmKind.SPLIT, replace(ELSA, encoding="int4", feedback=True)),
+    TaskArm("elsa-sketch", "sketch:0.5", TaskArmKind.SPLIT, replace(ELSA, encoding="sketch:0.5")),
+    TaskArm("elsa-sketch-feedback", "sketch:0.5, feedback", TaskArmKind.SPLIT,
         replace(ELSA, encoding="sketch:0.5", feedback=True)),
 )  # fmt: skip
 """ELSA with tensors that are encoded otherwise."""
-BY_NAME: Mapping[str, Arm] = {arm.name: arm for arm in (*ARMS, *ABLATIONS, *FAR, *ENCODINGS)}
+BY_NAME: Mapping[str, TaskArm] = {arm.name: arm for arm in (*ARMS, *ABLATIONS, *FAR, *ENCODINGS)}
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ UPLINK, DOWNLINK, ROUND_TRIP_MS = 20, 20, 20
 
 
 @dataclass(frozen=True)
-class Shape:
+class TaskShape:
     """Training: the same for every arm.
 
     Attributes:
@@ -163,7 +167,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Model:
+class TaskModel:
     """A base: what a run file calls it, and its learning rate for each task, that of centralised training apart."""
 
     name: str
@@ -172,20 +176,20 @@ class Model:
     lr: Mapping[str, float]
     centralised: Mapping[str, float]
 
-    def rate(self, task: str, kind: Kind) -> float:
+    def rate(self, task: str, kind: TaskArmKind) -> float:
         """The learning rate of an arm of that kind."""
-        return (self.centralised if kind is Kind.CENTRALISED else self.lr)[task]
+        return (self.centralised if kind is TaskArmKind.CENTRALISED else self.lr)[task]
 
 
-MODELS: Mapping[str, Model] = {
-    "llama": Model(
+MODELS: Mapping[str, TaskModel] = {
+    "llama": TaskModel(
         "llama",
         "Llama-like, 1.07M parameters",
         "echelon:tiny",
         {"kind": 1e-3, "package": 4e-3},
         {"kind": 1e-3, "package": 1e-3},
     ),
-    "bert": Model(
+    "bert": TaskModel(
         "bert",
         "BERT-like, 0.58M parameters",
         "bert",
@@ -196,7 +200,7 @@ MODELS: Mapping[str, Model] = {
 
 
 @dataclass(frozen=True)
-class Job:
+class TaskJob:
     """One run. Everything that its figures depend on is in here, or behind one of the digests."""
 
     task: str
@@ -205,7 +209,7 @@ class Job:
     unreliable: int
     """Percent of devices whose labels say nothing."""
     seed: int
-    shape: Shape
+    shape: TaskShape
     data: str
     """Digest of the task's snippets."""
     base: str
@@ -239,12 +243,12 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Tier:
+class TaskTier:
     """A size of the benchmark."""
 
     name: str
     about: str
-    shape: Shape
+    shape: TaskShape
     tasks: tuple[str, ...]
     models: tuple[str, ...]
     arms: tuple[str, ...]
@@ -252,21 +256,21 @@ class Tier:
     seeds: int
     ablated: tuple[str, str, int] | None
     """Task, model and percent of unreliable devices of the ablations and encodings."""
-    far: Shape | None = None
+    far: TaskShape | None = None
     """Training of the runs with a far edge, in the ablations' cell; None: there are none."""
-    shapes: Mapping[str, Shape] = field(default_factory=dict)
+    shapes: Mapping[str, TaskShape] = field(default_factory=dict)
     """Tasks whose training is another than `shape`."""
     most: int | None = None
     """Snippets of one class, in place of what the tasks have."""
 
 
-TIERS: Mapping[str, Tier] = {
+TIERS: Mapping[str, TaskTier] = {
     tier.name: tier
     for tier in (
-        Tier(
+        TaskTier(
             "tiny",
             "the mechanics: two arms of one task, a few steps, 128 test rows; no claim",
-            Shape(steps=2, batch=4, commits=1, rows=128),
+            TaskShape(steps=2, batch=4, commits=1, rows=128),
             ("kind",),
             ("bert",),
             ("split", "elsa"),
@@ -275,10 +279,10 @@ TIERS: Mapping[str, Tier] = {
             None,
             most=250,
         ),
-        Tier(
+        TaskTier(
             "full",
             "two tasks, two models, five arms, three paired seeds, five ablations, and five encodings",
-            Shape(),
+            TaskShape(),
             ("kind", "package"),
             ("bert", "llama"),
             tuple(arm.name for arm in ARMS),
@@ -286,29 +290,31 @@ TIERS: Mapping[str, Tier] = {
             3,
             ("kind", "bert", 20),
             # Devices have to measure for a while before they go by it.
-            far=Shape(commits=8),
+            far=TaskShape(commits=8),
             # Twenty classes take more steps to be told apart at all.
-            shapes={"package": Shape(commits=8)},
+            shapes={"package": TaskShape(commits=8)},
         ),
     )
 }
 
 
 def jobs_of(
-    tier: Tier, data: Mapping[str, str], bases: Mapping[str, str], rates: Mapping[str, float]
-) -> list[Job]:
+    tier: TaskTier, data: Mapping[str, str], bases: Mapping[str, str], rates: Mapping[str, float]
+) -> list[TaskJob]:
     """Every run in the order in which they are run, so that what matters most is there first.
 
     Task by task and seed by seed; within a seed reliable devices before unreliable ones. The ablations follow the runs
     of their task.
     """
 
-    def job(task: str, model: str, arm: str, percent: int, seed: int, shape: Shape | None = None) -> Job:
+    def job(
+        task: str, model: str, arm: str, percent: int, seed: int, shape: TaskShape | None = None
+    ) -> TaskJob:
         shape = shape or tier.shapes.get(task, tier.shape)
-        return Job(task, model, arm, percent, seed, shape, data[task], bases[model], rates[model])
+        return TaskJob(task, model, arm, percent, seed, shape, data[task], bases[model], rates[model])
 
     seeds = range(1, tier.seeds + 1)
-    found: list[Job] = []
+    found: list[TaskJob] = []
     for task in tier.tasks:
         found += [
             job(task, model, arm, percent, seed)

@@ -30,8 +30,8 @@ from bench.elsa.plan import (
     MODELS,
     ROUND_TRIP_MS,
     UPLINK,
-    Job,
-    Kind,
+    TaskArmKind,
+    TaskJob,
 )
 from echelon.compute.planning import planned
 from echelon.compute.pool import spec_of
@@ -67,7 +67,7 @@ class BenchmarkError(EchelonError):
 
 
 @dataclass(frozen=True)
-class Device:
+class TaskDevice:
     """One device of a run: its name, the rows that it trains on, its class, and whether its labels say anything."""
 
     name: str
@@ -88,7 +88,7 @@ def model_settings(model: str, task: str) -> ModelSettings:
     return ModelSettings(model=place_of(model), task="classify", labels=TASKS[task])
 
 
-def train_settings(job: Job) -> TrainSettings:
+def train_settings(job: TaskJob) -> TrainSettings:
     """Local training, the same for every federated arm."""
     return TrainSettings(
         lr=MODELS[job.model].rate(job.task, BY_NAME[job.arm].kind),
@@ -98,7 +98,7 @@ def train_settings(job: Job) -> TrainSettings:
     )
 
 
-def fleet(job: Job, task: Task) -> list[Device]:
+def fleet(job: TaskJob, task: Task) -> list[TaskDevice]:
     """Every device of the run: paired seeds give each arm the same devices with the same rows.
 
     The device classes take turns, so that each boundary has the same number of each; the unreliable devices are a draw.
@@ -115,7 +115,7 @@ def fleet(job: Job, task: Task) -> list[Device]:
         kind = kinds[place]
         rows = mislabelled(hand, task.labels, job.seed, number) if number in bad else hand
         devices.append(
-            Device(
+            TaskDevice(
                 f"{BOUNDARIES[boundary]}-{place}",
                 tuple(rows),
                 kind.name,
@@ -126,7 +126,7 @@ def fleet(job: Job, task: Task) -> list[Device]:
     return devices
 
 
-def clusters(devices: Sequence[Device], seed: int) -> list[list[Device]]:
+def clusters(devices: Sequence[TaskDevice], seed: int) -> list[list[TaskDevice]]:
     """The devices dealt at random to as many clusters as there are edges."""
     order = sorted(devices, key=lambda one: rank("elsa clusters", seed, one.name))
     count = len(BOUNDARIES) * EDGES
@@ -136,7 +136,9 @@ def clusters(devices: Sequence[Device], seed: int) -> list[list[Device]]:
 # ---- data ----------------------------------------------------------------------------------------------------
 
 
-def write_boundary(devices: Sequence[Device], learner_tokens: Mapping[str, int], path: Path) -> list[Device]:
+def write_boundary(
+    devices: Sequence[TaskDevice], learner_tokens: Mapping[str, int], path: Path
+) -> list[TaskDevice]:
     """The rows of a boundary's devices; the devices in the order in which `by-domain` deals the rows to them.
 
     That is by tokens, the most first; each device's rows are a domain of their own.
@@ -146,7 +148,7 @@ def write_boundary(devices: Sequence[Device], learner_tokens: Mapping[str, int],
     return ordered
 
 
-def tokens_of(devices: Sequence[Device], task: str, length: int, tokenizer: Any) -> dict[str, int]:
+def tokens_of(devices: Sequence[TaskDevice], task: str, length: int, tokenizer: Any) -> dict[str, int]:
     """Tokens of each device's rows, as the learner counts them."""
     found = {}
     for one in devices:
@@ -158,14 +160,14 @@ def tokens_of(devices: Sequence[Device], task: str, length: int, tokenizer: Any)
 # ---- run files -----------------------------------------------------------------------------------------------
 
 
-def settings_of(job: Job, groups: Mapping[str, Sequence[Device]]) -> RunSettings:
+def settings_of(job: TaskJob, groups: Mapping[str, Sequence[TaskDevice]]) -> RunSettings:
     """The run file of a job, given the devices of each boundary in order; their rows are beside it."""
     shape, arm = job.shape, BY_NAME[job.arm]
     cost = 1 / job.tokens_per_s
     slowest = (
         shape.steps * shape.batch * shape.length * cost / min(one.gflops / CORE_GFLOPS for one in CLASSES)
     )
-    windows = 2 if arm.kind is Kind.CLUSTERS else 1
+    windows = 2 if arm.kind is TaskArmKind.CLUSTERS else 1
     boundaries = []
     for name, devices in groups.items():
         fields: dict[str, Any] = {
@@ -180,7 +182,7 @@ def settings_of(job: Job, groups: Mapping[str, Sequence[Device]]) -> RunSettings
                 "max_validation_tokens": 512,
             },
         }
-        if arm.kind is Kind.SPLIT:
+        if arm.kind is TaskArmKind.SPLIT:
             fields["split"] = split_fields(job, devices)
         boundaries.append(fields)
     link = {"latency": ROUND_TRIP_MS / 4000, "bandwidth": UPLINK * 1e6 / 8}
@@ -208,7 +210,7 @@ def settings_of(job: Job, groups: Mapping[str, Sequence[Device]]) -> RunSettings
     )  # fmt: skip
 
 
-def split_fields(job: Job, devices: Sequence[Device]) -> dict[str, Any]:
+def split_fields(job: TaskJob, devices: Sequence[TaskDevice]) -> dict[str, Any]:
     """The `split` block of a boundary."""
     arm = BY_NAME[job.arm].split
     assert arm is not None
@@ -262,7 +264,7 @@ def split_fields(job: Job, devices: Sequence[Device]) -> dict[str, Any]:
 # ---- running -------------------------------------------------------------------------------------------------
 
 
-def run_job(job: Job, task: Task, folder: Path) -> Line:
+def run_job(job: TaskJob, task: Task, folder: Path) -> Line:
     """Run it; its line of raw figures.
 
     Args:
@@ -286,7 +288,7 @@ def run_job(job: Job, task: Task, folder: Path) -> Line:
     # A row's id, by which it is dealt and ordered, has the path of its file in it as the run file names it: relative,
     # so that the same run has the same data wherever its rows lie.
     with contextlib.chdir(place):
-        learner, found, weights = (_bare if BY_NAME[job.arm].kind is Kind.CENTRALISED else _federated)(
+        learner, found, weights = (_bare if BY_NAME[job.arm].kind is TaskArmKind.CENTRALISED else _federated)(
             job, devices
         )
     tested = task.snippets["test"][: job.shape.rows]
@@ -330,9 +332,9 @@ def base_of(model: str) -> str:
         raise ConfigError(f"the base {path} cannot be read ({error.strerror}): make it anew") from error
 
 
-def _federated(job: Job, devices: Sequence[Device]) -> tuple[TorchLearner, Line, Vector]:
-    groups: dict[str, Sequence[Device]]
-    if BY_NAME[job.arm].kind is Kind.CLUSTERS:
+def _federated(job: TaskJob, devices: Sequence[TaskDevice]) -> tuple[TorchLearner, Line, Vector]:
+    groups: dict[str, Sequence[TaskDevice]]
+    if BY_NAME[job.arm].kind is TaskArmKind.CLUSTERS:
         groups = {f"cluster-{k}": found for k, found in enumerate(clusters(devices, job.seed))}
     else:
         groups = {name: [one for one in devices if one.name.startswith(name)] for name in BOUNDARIES}
@@ -420,7 +422,7 @@ def traffic(found: Mapping[str, int], devices: Sequence[str]) -> dict[str, int]:
     return dict(sorted(sums.items()))
 
 
-def _bare(job: Job, devices: Sequence[Device]) -> tuple[TorchLearner, Line, Vector]:
+def _bare(job: TaskJob, devices: Sequence[TaskDevice]) -> tuple[TorchLearner, Line, Vector]:
     """One loop over all devices' rows, unreliable ones among them, for as many steps as all devices take together.
 
     It is charged what the devices need together for the tokens, as if the work were split between them at no cost.

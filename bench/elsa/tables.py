@@ -22,8 +22,8 @@ from bench.elsa.plan import (
     FAR,
     MODELS,
     PROBES,
-    Arm,
-    Tier,
+    TaskArm,
+    TaskTier,
 )
 
 Line = dict[str, Any]
@@ -133,7 +133,7 @@ def caught(rows: Mapping[int, Line]) -> tuple[int, int, int, int]:
 # ---- the tables ----------------------------------------------------------------------------------------------
 
 
-def main_table(lines: Lines, tier: Tier, task: str, model: str, unreliable: int) -> str:
+def main_table(lines: Lines, tier: TaskTier, task: str, model: str, unreliable: int) -> str:
     """Every arm in one cell, against ELSA."""
     arms = [arm for arm in ARMS if arm.name in tier.arms]
     rows = {arm.name: rows_of(lines, task, model, unreliable, arm.name) for arm in arms}
@@ -159,7 +159,7 @@ def main_table(lines: Lines, tier: Tier, task: str, model: str, unreliable: int)
     )  # fmt: skip
 
 
-def endpoint(lines: Lines, tier: Tier) -> list[dict[str, Any]]:
+def endpoint(lines: Lines, tier: TaskTier) -> list[dict[str, Any]]:
     """ELSA against the uncompressed split in every cell: bytes saved, accuracy lost, and whether both are as asked."""
     found = []
     for task in tier.tasks:
@@ -187,7 +187,7 @@ def endpoint(lines: Lines, tier: Tier) -> list[dict[str, Any]]:
     return found
 
 
-def endpoint_table(lines: Lines, tier: Tier) -> str:
+def endpoint_table(lines: Lines, tier: TaskTier) -> str:
     """The endpoint as a table."""
     body = []
     for one in endpoint(lines, tier):
@@ -209,9 +209,9 @@ AGAINST = ("seeds", "accuracy, %", "against ELSA, points", "p (Holm)", "devices'
 
 
 def against_cells(
-    arm: Arm,
+    arm: TaskArm,
     some: Mapping[int, Line],
-    tier: Tier,
+    tier: TaskTier,
     found: Mapping[str, Paired | None],
     ps: Mapping[str, float],
 ) -> list[str]:
@@ -226,7 +226,7 @@ def against_cells(
     ]
 
 
-def ablation_table(lines: Lines, tier: Tier) -> str:
+def ablation_table(lines: Lines, tier: TaskTier) -> str:
     """ELSA without each of its parts, against ELSA."""
     if tier.ablated is None:
         return "This tier has none.\n"
@@ -247,7 +247,7 @@ def ablation_table(lines: Lines, tier: Tier) -> str:
     return markdown(["arm", *AGAINST, "unreliable kept out", "others kept out"], body)
 
 
-def encoding_table(lines: Lines, tier: Tier) -> str:
+def encoding_table(lines: Lines, tier: TaskTier) -> str:
     """ELSA with tensors encoded otherwise, against ELSA."""
     if tier.ablated is None:
         return "This tier has none.\n"
@@ -267,7 +267,7 @@ def encoding_table(lines: Lines, tier: Tier) -> str:
     )
 
 
-def far_table(every: Lines, tier: Tier) -> str:
+def far_table(every: Lines, tier: TaskTier) -> str:
     """A far edge, with and without measured distances."""
     if tier.ablated is None or tier.far is None:
         return "This tier has none.\n"
@@ -298,7 +298,7 @@ def far_table(every: Lines, tier: Tier) -> str:
     )
 
 
-def trust_table(lines: Lines, tier: Tier) -> str:
+def trust_table(lines: Lines, tier: TaskTier) -> str:
     """Whom ELSA kept out at the end of its runs, and how many clusters it saw."""
     body = []
     for task in tier.tasks:
@@ -320,7 +320,7 @@ def trust_table(lines: Lines, tier: Tier) -> str:
     return markdown(["cell", "unreliable kept out", "others kept out", "clusters in each boundary"], body)
 
 
-def traffic_table(lines: Lines, tier: Tier) -> str:
+def traffic_table(lines: Lines, tier: TaskTier) -> str:
     """What devices' bytes are made of, in the cell of the ablations, or the first one."""
     task, model, unreliable = tier.ablated or (tier.tasks[0], tier.models[0], tier.unreliable[0])
     arms = [arm for arm in ARMS if arm.name in tier.arms and arm.name != "centralised"]
@@ -353,7 +353,7 @@ def traffic_table(lines: Lines, tier: Tier) -> str:
 # ---- the page ------------------------------------------------------------------------------------------------
 
 
-def summary_of(tier: Tier, lines: Lines) -> dict[str, Any]:
+def summary_of(tier: TaskTier, lines: Lines) -> dict[str, Any]:
     """What was run and what came of the endpoint; JSON."""
     found = [line for line in lines.values() if line["shape"] == _shape(tier, line["task"])]
     return {
@@ -364,11 +364,11 @@ def summary_of(tier: Tier, lines: Lines) -> dict[str, Any]:
     }
 
 
-def _shape(tier: Tier, task: str) -> dict[str, Any]:
+def _shape(tier: TaskTier, task: str) -> dict[str, Any]:
     return asdict(tier.shapes.get(task, tier.shape))
 
 
-def page(tier: Tier, every: Lines, folder: Path) -> str:
+def page(tier: TaskTier, every: Lines, folder: Path) -> str:
     """The whole page."""
     lines = {key: line for key, line in every.items() if line["shape"] == _shape(tier, line["task"])}
     data = read_json(folder / "data.json", "the data's manifest")
@@ -416,7 +416,7 @@ def page(tier: Tier, every: Lines, folder: Path) -> str:
     return "\n".join(parts)
 
 
-def _head(tier: Tier, data: Mapping[str, Any], tested: str) -> str:
+def _head(tier: TaskTier, data: Mapping[str, Any], tested: str) -> str:
     rows = []
     for name in tier.tasks:
         counts = data[name]["snippets"]
@@ -428,7 +428,7 @@ def _head(tier: Tier, data: Mapping[str, Any], tested: str) -> str:
     return "\n".join(rows) + f"\n\nSeen: {tested}.\n"
 
 
-def _method(tier: Tier) -> str:
+def _method(tier: TaskTier) -> str:
     shape = tier.shape
     trained = ", ".join(
         f"{found.trained} rows of *{task}* ({found.commits} rounds)"

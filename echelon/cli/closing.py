@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from echelon.cli.output import change, count, duration, size
-from echelon.report.data import Summary
+from echelon.report.data import RunSummary
 
 
-class Outcome(Summary):
+class Outcome(RunSummary):
     """`summary.json`, with what the closing table shows besides what a report does.
 
     `best_commit` is the one that `echelon export --commit best` writes.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import isfinite
 
-from echelon.report.data import Evaluation, ReportData
+from echelon.report.data import EvaluationLine, ReportData
 
 
 def best_evaluated(data: ReportData) -> tuple[int, float] | None:
@@ -25,7 +25,7 @@ def best_evaluated(data: ReportData) -> tuple[int, float] | None:
         name: max((one.eval_tokens for one in last.values() if one.boundary == name), default=0)
         for name in names
     }
-    by_commit: dict[int, list[Evaluation]] = {}
+    by_commit: dict[int, list[EvaluationLine]] = {}
     for (commit, name), one in last.items():
         if name in most:
             by_commit.setdefault(commit, []).append(one)
@@ -49,11 +49,11 @@ def _ends(data: ReportData) -> dict[int, float]:
     return ends
 
 
-def _mean_loss(evaluations: Sequence[Evaluation]) -> float:
+def _mean_loss(evaluations: Sequence[EvaluationLine]) -> float:
     """The mean loss per token of one commit; every boundary counts by its evaluated tokens."""
     total = sum((one.loss or 0.0) * one.eval_tokens for one in evaluations)
     return total / sum(one.eval_tokens for one in evaluations)
 
 
-def _counts(one: Evaluation) -> bool:
+def _counts(one: EvaluationLine) -> bool:
     return one.loss is not None and isfinite(one.loss) and one.eval_tokens > 0

@@ -23,7 +23,7 @@ from echelon.report.components import (
     panel,
     section,
 )
-from echelon.report.data import Commit, ReportData, Summary
+from echelon.report.data import CommitLine, ReportData, RunSummary
 from echelon.report.pacing import COUNT, Point, binned, drift, of_pace, signed
 from echelon.report.svg import Axis, Series, line_chart
 from echelon.report.templates import fill, joined
@@ -54,12 +54,12 @@ class Run:
     data: ReportData
 
     @property
-    def summary(self) -> Summary:
+    def summary(self) -> RunSummary:
         """What the run says of itself at its end; empty when it wrote none."""
-        return self.data.summary or Summary()
+        return self.data.summary or RunSummary()
 
     @cached_property
-    def losses(self) -> list[tuple[Commit, float]]:
+    def losses(self) -> list[tuple[CommitLine, float]]:
         """Commits that every boundary evaluated, with the loss over all of them weighted by evaluated tokens."""
         newest: dict[int, dict[str, tuple[float, int]]] = {}
         for e in self.data.evaluations:
@@ -133,7 +133,7 @@ def named(data: Sequence[ReportData]) -> list[Run]:
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparedFigure:
     """One figure of every run; `better` is -1 where less is better, 1 where more is, 0 where neither."""
 
     name: str
@@ -158,7 +158,7 @@ def _change(run: Run) -> float | None:
     return None if not base or final is None else (final - base) / base * 100
 
 
-def rows(runs: Sequence[Run]) -> list[Row]:
+def rows(runs: Sequence[Run]) -> list[ComparedFigure]:
     """The figures that are compared."""
     boundaries = sorted({name for run in runs for name in run.summary.final_loss if name != OVERALL})
     percent = "{:+.2f} %".format
@@ -167,24 +167,24 @@ def rows(runs: Sequence[Run]) -> list[Row]:
         return lambda run: run.summary.final_loss.get(boundary)
 
     return [
-        Row("final loss, all boundaries", final(OVERALL), words.loss, -1),
-        Row("change from the base", _change, lambda v: percent(v).replace("-", "−"), -1),
-        *(Row(f"final loss, {name}", final(name), words.loss, -1) for name in boundaries),
-        Row("tokens", lambda r: r.summary.tokens, COUNT),
-        Row("time", lambda r: r.summary.wall_s, words.duration, -1),
-        Row("tokens per second", lambda r: r.summary.tokens_per_s, COUNT, 1),
-        Row("global commits", lambda r: r.summary.commits, COUNT),
-        Row("windows", lambda r: r.summary.windows, COUNT),
-        Row("dropouts", lambda r: r.summary.dropouts, COUNT),
-        Row("bytes out of the boundaries", lambda r: r.summary.exchange_bytes_out, words.size, -1),
-        Row("bytes into the boundaries", lambda r: r.summary.exchange_bytes_in, words.size, -1),
-        Row(
+        ComparedFigure("final loss, all boundaries", final(OVERALL), words.loss, -1),
+        ComparedFigure("change from the base", _change, lambda v: percent(v).replace("-", "−"), -1),
+        *(ComparedFigure(f"final loss, {name}", final(name), words.loss, -1) for name in boundaries),
+        ComparedFigure("tokens", lambda r: r.summary.tokens, COUNT),
+        ComparedFigure("time", lambda r: r.summary.wall_s, words.duration, -1),
+        ComparedFigure("tokens per second", lambda r: r.summary.tokens_per_s, COUNT, 1),
+        ComparedFigure("global commits", lambda r: r.summary.commits, COUNT),
+        ComparedFigure("windows", lambda r: r.summary.windows, COUNT),
+        ComparedFigure("dropouts", lambda r: r.summary.dropouts, COUNT),
+        ComparedFigure("bytes out of the boundaries", lambda r: r.summary.exchange_bytes_out, words.size, -1),
+        ComparedFigure("bytes into the boundaries", lambda r: r.summary.exchange_bytes_in, words.size, -1),
+        ComparedFigure(
             "interval H·R, mean",
             lambda r: mean([float(c.interval) for c in r.data.commits if c.interval]),
             COUNT,
         ),
-        Row("mean staleness of updates", lambda r: _staleness(r, True), words.plain),
-        Row("mean staleness of deltas", lambda r: _staleness(r, False), words.plain),
+        ComparedFigure("mean staleness of updates", lambda r: _staleness(r, True), words.plain),
+        ComparedFigure("mean staleness of deltas", lambda r: _staleness(r, False), words.plain),
     ]
 
 
@@ -218,12 +218,12 @@ def verdict(run: Run) -> tuple[str, str]:
 # ---- charts ------------------------------------------------------------------------------------------------
 
 
-def by_commit(read: Callable[[Commit], float | None]) -> Callable[[Run], list[Point]]:
+def by_commit(read: Callable[[CommitLine], float | None]) -> Callable[[Run], list[Point]]:
     """A figure of each commit."""
     return lambda run: [(float(c.commit), float(v)) for c in run.data.commits if (v := read(c)) is not None]
 
 
-def loss_against(x: Callable[[Run, Commit], float]) -> Callable[[Run], list[Point]]:
+def loss_against(x: Callable[[Run, CommitLine], float]) -> Callable[[Run], list[Point]]:
     """The loss over all boundaries against something that grows; where it stands still, the last loss counts."""
 
     def points(run: Run) -> list[Point]:
@@ -284,7 +284,7 @@ def charts(runs: Sequence[Run]) -> Markup:
         ]
     )
 
-    def half(title: str, caption: str, read: Callable[[Commit], float | None], whole: bool) -> Markup:
+    def half(title: str, caption: str, read: Callable[[CommitLine], float | None], whole: bool) -> Markup:
         axis = Axis(caption, COUNT if whole else words.plain, low=0, whole=whole)
         return drawn(runs, by_commit(read), COMMIT, axis, title, "No commit was made.", step=True)
 

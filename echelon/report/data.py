@@ -37,7 +37,7 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Window(_Record):
+class WindowLine(_Record):
     """One participation window of one boundary.
 
     `opened` to `closed` are the seconds since the start of the run at which each phase began (None: never
@@ -66,7 +66,7 @@ class Window(_Record):
     update_norm: float | None = None
 
 
-class Merged(_Record):
+class MergedLine(_Record):
     """One boundary delta that a commit merged: its staleness in commits, and its integer weight."""
 
     boundary: str
@@ -75,7 +75,7 @@ class Merged(_Record):
     weight: Count | float = 0
 
 
-class Pace(_Record):
+class PaceDecision(_Record):
     """What the pace controller decided with a commit, and from what.
 
     `kind` is its rule, `phase` what it did (hold, probe, grow, shrink, floor, fixed), `reason` why, in words.
@@ -95,7 +95,7 @@ class Pace(_Record):
     interval: Count | None = None
 
 
-class Commit(_Record):
+class CommitLine(_Record):
     """One global commit; `cosine` has keys like "a|b", `delta_norm` one entry per merged boundary.
 
     `H`, `R` and `mu` hold from this commit on. `pace` is None in runs that recorded no decisions.
@@ -105,14 +105,14 @@ class Commit(_Record):
     t: Seconds
     commit: Count
     tokens: Count = 0
-    merged: tuple[Merged, ...] = ()
+    merged: tuple[MergedLine, ...] = ()
     delta_norm: dict[str, float | None] = {}
     cosine: dict[str, float | None] = {}
     adapter_sha256: str = ""
     H: Count | None = None
     R: Count | None = None
     mu: float | None = None
-    pace: Pace | None = None
+    pace: PaceDecision | None = None
 
     @property
     def interval(self) -> int | None:
@@ -122,7 +122,7 @@ class Commit(_Record):
         return None if self.H is None or self.R is None else self.H * self.R
 
 
-class Evaluation(_Record):
+class EvaluationLine(_Record):
     """Validation loss (nats per token) of a global adapter on one boundary's held-out data."""
 
     kind: Literal["eval"] = "eval"
@@ -146,7 +146,7 @@ class Crossing(_Record):
     records: Count = 0
 
 
-class Traffic(_Record):
+class SplitTraffic(_Record):
     """Bytes of sealed activations and gradients of one boundary so far: from devices to edges, and back."""
 
     kind: Literal["split"] = "split"
@@ -166,7 +166,7 @@ class Encodings(_Record):
     streams: dict[str, str]
 
 
-class Standings(_Record):
+class StandingsLine(_Record):
     """Clusters of a boundary's devices, their trust in millionths, and who is kept out of windows."""
 
     kind: Literal["standings"] = "standings"
@@ -194,7 +194,7 @@ class Audit(_Record):
     findings: tuple[object, ...] = ()
 
 
-class Summary(_Record):
+class RunSummary(_Record):
     """`summary.json`. Losses are nats per token, by boundary and "overall"; sizes are in bytes.
 
     Of a classifier losses are nats per row, and there is the share of rows that it told right, `base_accuracy` and
@@ -220,7 +220,7 @@ class Summary(_Record):
     audit: Audit | None = None
 
 
-class Sample(_Record):
+class Generation(_Record):
     """What the model wrote after `prompt`, with the base and with the final adapter."""
 
     prompt: str
@@ -239,16 +239,16 @@ class ReportData(_Record):
     """
 
     folder: str
-    summary: Summary | None = None
-    windows: tuple[Window, ...] = ()
-    commits: tuple[Commit, ...] = ()
-    evaluations: tuple[Evaluation, ...] = ()
+    summary: RunSummary | None = None
+    windows: tuple[WindowLine, ...] = ()
+    commits: tuple[CommitLine, ...] = ()
+    evaluations: tuple[EvaluationLine, ...] = ()
     crossings: tuple[Crossing, ...] = ()
     stalls: tuple[Stall, ...] = ()
-    traffic: tuple[Traffic, ...] = ()
+    traffic: tuple[SplitTraffic, ...] = ()
     encodings: tuple[Encodings, ...] = ()
-    standings: tuple[Standings, ...] = ()
-    samples: tuple[Sample, ...] = ()
+    standings: tuple[StandingsLine, ...] = ()
+    samples: tuple[Generation, ...] = ()
     config_text: str = ""
     notes: tuple[str, ...] = ()
 
@@ -262,11 +262,11 @@ class ReportData(_Record):
         return tuple(sorted(names - {"overall"}))
 
 
-_Line = Window | Commit | Evaluation | Crossing | Stall | Traffic | Encodings | Standings
+_Line = WindowLine | CommitLine | EvaluationLine | Crossing | Stall | SplitTraffic | Encodings | StandingsLine
 _Metric = Annotated[_Line, Field(discriminator="kind")]
 _METRIC: TypeAdapter[_Line] = TypeAdapter(_Metric)
-_SUMMARY: TypeAdapter[Summary] = TypeAdapter(Summary)
-_SAMPLES: TypeAdapter[tuple[Sample, ...]] = TypeAdapter(tuple[Sample, ...])
+_SUMMARY: TypeAdapter[RunSummary] = TypeAdapter(RunSummary)
+_SAMPLES: TypeAdapter[tuple[Generation, ...]] = TypeAdapter(tuple[Generation, ...])
 _Read = TypeVar("_Read")
 _KINDS = frozenset(str(line.model_fields["kind"].default) for line in get_args(_Line))
 
@@ -379,13 +379,13 @@ def load(run_dir: Path) -> ReportData:
     return ReportData(
         folder=_short(run_dir),
         summary=summary,
-        windows=_of(Window, records),
-        commits=tuple(sorted(_of(Commit, records), key=lambda commit: commit.commit)),
-        evaluations=_of(Evaluation, records),
+        windows=_of(WindowLine, records),
+        commits=tuple(sorted(_of(CommitLine, records), key=lambda commit: commit.commit)),
+        evaluations=_of(EvaluationLine, records),
         crossings=_of(Crossing, records),
-        traffic=_of(Traffic, records),
+        traffic=_of(SplitTraffic, records),
         encodings=_of(Encodings, records),
-        standings=_of(Standings, records),
+        standings=_of(StandingsLine, records),
         stalls=_of(Stall, records),
         samples=_checked("samples.json", _SAMPLES, samples_text, notes) or (),
         config_text=_text(run_dir / "config.yaml", SMALL_FILE_MAX_BYTES) or "",

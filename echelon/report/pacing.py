@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from echelon.report import formatting as words
 from echelon.report.components import about, both, legend, pair, panel, section
-from echelon.report.data import Commit, Pace, Window
+from echelon.report.data import CommitLine, PaceDecision, WindowLine
 from echelon.report.svg import Axis, Series, line_chart
 from echelon.report.templates import fill
 
@@ -36,7 +36,7 @@ def signed(value: float) -> str:
     return f"{value:.2f}".replace("-", "−")
 
 
-def of_pace(commits: Iterable[Commit], read: Callable[[Pace], float | None]) -> tuple[Point, ...]:
+def of_pace(commits: Iterable[CommitLine], read: Callable[[PaceDecision], float | None]) -> tuple[Point, ...]:
     """One figure of the controller's records by commit, where there is one."""
     found = ((c.commit, read(c.pace)) for c in commits if c.pace is not None)
     return tuple((float(commit), value) for commit, value in found if value is not None)
@@ -76,7 +76,7 @@ def constant(points: Sequence[Point]) -> str:
     )
 
 
-def pace(commits: Sequence[Commit]) -> Markup:
+def pace(commits: Sequence[CommitLine]) -> Markup:
     """Drift, noise, interval, H, R and μ over the commits, and the controller's decisions."""
     recorded = any(c.pace is not None for c in commits)
     unknown = "The commits of this run carry no record of the controller, so its coherence is not known."
@@ -125,10 +125,10 @@ def pace(commits: Sequence[Commit]) -> Markup:
 
 
 def settled(
-    commits: Sequence[Commit],
+    commits: Sequence[CommitLine],
     title: str,
     unit: str,
-    read: Callable[[Commit], float | None],
+    read: Callable[[CommitLine], float | None],
     colour: int,
     whole: bool,
 ) -> Markup:
@@ -146,7 +146,7 @@ def settled(
     )
 
 
-def decisions(commits: Sequence[Commit]) -> Markup:
+def decisions(commits: Sequence[CommitLine]) -> Markup:
     """What the controller decided, commit by commit; a run of commits with the same decision is one row."""
     made = [(c, c.pace) for c in commits if c.pace is not None]
     if not made:
@@ -156,7 +156,7 @@ def decisions(commits: Sequence[Commit]) -> Markup:
             "what its commits announced.",
             "Decisions",
         )
-    groups: list[list[tuple[Commit, Pace]]] = []
+    groups: list[list[tuple[CommitLine, PaceDecision]]] = []
     for commit, p in made:
         last = groups[-1][-1] if groups else None
         same = last is not None and (last[1].phase, last[1].reason, last[0].H, last[0].R, last[0].mu) == (
@@ -178,7 +178,7 @@ def decisions(commits: Sequence[Commit]) -> Markup:
     return panel(table, "", "Decisions")
 
 
-def decision_row(group: Sequence[tuple[Commit, Pace]]) -> dict[str, object]:
+def decision_row(group: Sequence[tuple[CommitLine, PaceDecision]]) -> dict[str, object]:
     """One decision, and the commits that it held for; its figures are those of the last of them."""
     (first, _), (commit, p) = group[0], group[-1]
 
@@ -203,7 +203,9 @@ def decision_row(group: Sequence[tuple[Commit, Pace]]) -> dict[str, object]:
     }
 
 
-def over_time(windows: Sequence[Window], commits: Sequence[Commit], colours: Mapping[str, int]) -> Markup:
+def over_time(
+    windows: Sequence[WindowLine], commits: Sequence[CommitLine], colours: Mapping[str, int]
+) -> Markup:
     """Staleness of updates and deltas, norms of updates and training loss, per boundary over time."""
     ages: dict[str, list[Point]] = {}
     norms: dict[str, list[Point]] = {}

@@ -23,12 +23,12 @@ from echelon.report.components import (
     section,
     shell_word,
 )
-from echelon.report.data import Commit, Crossing, ReportData, Summary, Window
+from echelon.report.data import CommitLine, Crossing, ReportData, RunSummary, WindowLine
 from echelon.report.svg import (
     Axis,
     Series,
     Span,
-    Stack,
+    StackedBar,
     bar_chart,
     colour_class,
     line_chart,
@@ -54,7 +54,7 @@ class _Page:
 
     def __init__(self, data: ReportData) -> None:
         self.data = data
-        self.summary = data.summary or Summary()
+        self.summary = data.summary or RunSummary()
         self.title = self.summary.name or self.summary.run_id or data.folder
         self.colours = {name: k for k, name in enumerate(data.boundaries)} | {OVERALL: -1}
 
@@ -259,7 +259,9 @@ class _Page:
         over = max(tau for _, tau in counts) > last
         categories = [f"{tau}{'+' if over and tau == last else ''}" for tau in range(max(last, 3) + 1)]
         stacks = [
-            Stack(name, tuple(float(folded[name, tau]) for tau in range(len(categories))), self.colours[name])
+            StackedBar(
+                name, tuple(float(folded[name, tau]) for tau in range(len(categories))), self.colours[name]
+            )
             for name in self.names(name for name, _ in folded)
         ]
         x, y = Axis("staleness τ", str), Axis(unit, words.amount, whole=True)
@@ -394,7 +396,7 @@ class _Page:
         )
 
 
-def window_span(window: Window) -> Span | None:
+def window_span(window: WindowLine) -> Span | None:
     """A window as a bar on the timeline; None when it was never opened, or its times run backwards."""
     starts = [window.opened, window.keys, window.shares, window.masked, window.consistency, window.unmask]
     reached = [(name, at) for name, at in zip(PHASES, starts, strict=True) if at is not None]
@@ -440,7 +442,7 @@ def agreement(cosines: dict[str, list[tuple[float, float]]], first_colour: int) 
     ]
 
 
-def commit_row(commit: Commit) -> dict[str, object]:
+def commit_row(commit: CommitLine) -> dict[str, object]:
     """A commit as the table shows it; its deltas with boundary, number, staleness and weight."""
     return {
         "commit": commit.commit,

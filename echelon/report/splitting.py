@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from echelon.report import formatting as words
 from echelon.report.components import pair, panel, section
-from echelon.report.data import Encodings, Standings, Traffic
+from echelon.report.data import Encodings, SplitTraffic, StandingsLine
 from echelon.report.pacing import TIME, binned, chart
 from echelon.report.svg import Axis, Series
 from echelon.report.templates import fill, joined
@@ -26,9 +26,9 @@ STREAMS = {
 
 
 def split_training(
-    traffic: Sequence[Traffic],
+    traffic: Sequence[SplitTraffic],
     encodings: Sequence[Encodings],
-    standings: Sequence[Standings],
+    standings: Sequence[StandingsLine],
     colours: Mapping[str, int],
 ) -> Markup:
     """Traffic by direction, chosen encodings, trust over time and the newest clusters; nothing if it was not split."""
@@ -76,7 +76,7 @@ def _encodings(lines: Sequence[Encodings]) -> Markup:
     return panel(table, title="Encodings, chosen by what they lose")
 
 
-def _clusters(line: Standings) -> Markup:
+def _clusters(line: StandingsLine) -> Markup:
     """A boundary's clusters as boxes of devices; who is kept out is marked."""
     boxes = []
     for label in sorted(set(line.clusters.values())):

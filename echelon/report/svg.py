@@ -66,7 +66,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Stack:
+class StackedBar:
     """One colour of a stacked bar chart: a value per category, in the order of the categories."""
 
     name: str
@@ -272,7 +272,13 @@ def line_chart(series: Sequence[Series], x: Axis, y: Axis, label: str, width: in
 
 
 def bar_chart(
-    categories: Sequence[str], stacks: Sequence[Stack], x: Axis, y: Axis, label: str, width: int, height: int
+    categories: Sequence[str],
+    stacks: Sequence[StackedBar],
+    x: Axis,
+    y: Axis,
+    label: str,
+    width: int,
+    height: int,
 ) -> str:
     """Stacked upright bars, one per category; "" when there is none."""
     totals = [sum(stack.values[k] for stack in stacks) for k in range(len(categories))]

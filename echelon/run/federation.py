@@ -38,7 +38,7 @@ from echelon.private import close_file, close_tree, private_folder, write_privat
 from echelon.provision.identities import Identities
 from echelon.provision.manifest_from_settings import build_manifest
 from echelon.report.best import best_evaluated
-from echelon.report.data import ReportData, Summary
+from echelon.report.data import ReportData, RunSummary
 from echelon.rounds.effects import Evaluate, note
 from echelon.run.assembly import Assembly, Terms
 from echelon.run.recorder import Recorder
@@ -450,7 +450,7 @@ class Federation:
         self, commits: int, before: dict[str, EvalResult], after: dict[str, EvalResult]
     ) -> int | None:
         """As whoever reads the run folder finds it; see `best_evaluated`."""
-        summary = Summary(commits=commits, base_loss=_losses(before), final_loss=_losses(after))
+        summary = RunSummary(commits=commits, base_loss=_losses(before), final_loss=_losses(after))
         evaluations = tuple(self.recorder.evaluations.values())
         best = best_evaluated(ReportData(folder="", summary=summary, evaluations=evaluations))
         return None if best is None else best[0]

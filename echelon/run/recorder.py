@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from echelon.errors import ConfigError
 from echelon.messages.stored import ANEW, stored
-from echelon.report.data import Evaluation
+from echelon.report.data import EvaluationLine
 from echelon.rounds.effects import Note
 
 Listener = Callable[[dict[str, Any]], None]
@@ -66,7 +66,7 @@ class Recorder:
         self._start: float | None = None
         self._phases: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
         self._evals: dict[tuple[str, int], list[float]] = {}
-        self.evaluations: dict[tuple[str, int], Evaluation] = {}
+        self.evaluations: dict[tuple[str, int], EvaluationLine] = {}
         """The newest evaluation of each commit by each boundary, as it was written; by (boundary, commit)."""
         self._bytes: Counter[tuple[str, str, str]] = Counter()
         self._records: Counter[tuple[str, str, str]] = Counter()
@@ -156,7 +156,7 @@ class Recorder:
             listener(line)
 
     def _keep(self, line: dict[str, Any]) -> None:
-        found = Evaluation.model_validate(line)
+        found = EvaluationLine.model_validate(line)
         self.evaluations[found.boundary, found.commit] = found
 
     def close(self) -> None:

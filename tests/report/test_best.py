@@ -7,11 +7,11 @@ from math import inf, nan
 import pytest
 
 from echelon.report import best_evaluated
-from echelon.report.data import Evaluation, ReportData, Summary
+from echelon.report.data import EvaluationLine, ReportData, RunSummary
 
 
-def evaluation(commit: int, boundary: str, loss: float, tokens: int = 100) -> Evaluation:
-    return Evaluation(t=0, boundary=boundary, commit=commit, tokens=0, loss=loss, eval_tokens=tokens)
+def evaluation(commit: int, boundary: str, loss: float, tokens: int = 100) -> EvaluationLine:
+    return EvaluationLine(t=0, boundary=boundary, commit=commit, tokens=0, loss=loss, eval_tokens=tokens)
 
 
 def test_best_weighs_boundaries_by_tokens() -> None:
@@ -33,7 +33,7 @@ def test_best_takes_the_last_evaluation_of_a_commit_and_only_whole_ones() -> Non
 
 
 def test_best_knows_the_last_commit_by_the_summary() -> None:
-    summary = Summary(commits=5, base_loss={"overall": 4.0}, final_loss={"overall": 2.0})
+    summary = RunSummary(commits=5, base_loss={"overall": 4.0}, final_loss={"overall": 2.0})
     evaluations = (evaluation(4, "a", 2.1),)
     assert best_evaluated(ReportData(folder="x", evaluations=evaluations, summary=summary)) == (5, 2.0)
 
@@ -49,21 +49,21 @@ def test_the_earliest_of_equals_is_best_in_whatever_order_they_stand() -> None:
 
 
 def test_devices_evaluations_of_genesis_and_the_last_commit_come_before_the_summarys() -> None:
-    summary = Summary(commits=2, base_loss={"overall": 1.0}, final_loss={"overall": 1.5})
+    summary = RunSummary(commits=2, base_loss={"overall": 1.0}, final_loss={"overall": 1.5})
     evaluations = (evaluation(0, "a", 4.0), evaluation(1, "a", 2.5), evaluation(2, "a", 3.0))
     assert best_evaluated(ReportData(folder="x", evaluations=evaluations, summary=summary)) == (1, 2.5)
 
 
 def test_without_reports_genesis_and_the_last_commit_are_all_there_is() -> None:
-    better = Summary(commits=7, base_loss={"overall": 3.0}, final_loss={"overall": 2.0})
-    worse = Summary(commits=7, base_loss={"overall": 3.0}, final_loss={"overall": 4.0})
+    better = RunSummary(commits=7, base_loss={"overall": 3.0}, final_loss={"overall": 2.0})
+    worse = RunSummary(commits=7, base_loss={"overall": 3.0}, final_loss={"overall": 4.0})
     assert best_evaluated(ReportData(folder="x", summary=better)) == (7, 2.0)
     assert best_evaluated(ReportData(folder="x", summary=worse)) == (0, 3.0)
 
 
 @pytest.mark.parametrize("bad", [nan, inf, -inf])
 def test_a_loss_that_is_no_number_is_never_the_best(bad: float) -> None:
-    summary = Summary(commits=3, base_loss={"overall": bad}, final_loss={"overall": bad})
+    summary = RunSummary(commits=3, base_loss={"overall": bad}, final_loss={"overall": bad})
     evaluations = (evaluation(1, "a", bad), evaluation(2, "a", 2.0))
     assert best_evaluated(ReportData(folder="x", evaluations=evaluations, summary=summary)) == (2, 2.0)
     assert best_evaluated(ReportData(folder="x", evaluations=evaluations[:1], summary=summary)) is None

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from bench.contest.stats import Paired, Verdict, holm, paired, summary
+from bench.contest.stats import Paired, PairedVerdict, holm, paired, summary
 
 stats = pytest.importorskip("scipy.stats")
 
@@ -40,29 +40,29 @@ def test_pairing_takes_out_what_seeds_have_in_common() -> None:
     noise = random.Random(1)
     common = [noise.gauss(3, 0.5) for _ in range(5)]
     found = paired([x - 0.05 + noise.gauss(0, 0.001) for x in common], common)
-    assert found.verdict is Verdict.BETTER
+    assert found.verdict is PairedVerdict.BETTER
 
 
 @pytest.mark.parametrize(
     ("low", "high", "verdict"),
     [
-        (-0.002, 0.001, Verdict.TIED),
-        (-0.0029, -0.0001, Verdict.TIED),  # told apart, and too small to matter
-        (-0.02, -0.001, Verdict.BETTER),
-        (0.001, 0.02, Verdict.WORSE),
-        (-0.02, 0.001, Verdict.UNRESOLVED),
-        (-0.0031, 0.002, Verdict.UNRESOLVED),
-        (None, None, Verdict.UNRESOLVED),
+        (-0.002, 0.001, PairedVerdict.TIED),
+        (-0.0029, -0.0001, PairedVerdict.TIED),  # told apart, and too small to matter
+        (-0.02, -0.001, PairedVerdict.BETTER),
+        (0.001, 0.02, PairedVerdict.WORSE),
+        (-0.02, 0.001, PairedVerdict.UNRESOLVED),
+        (-0.0031, 0.002, PairedVerdict.UNRESOLVED),
+        (None, None, PairedVerdict.UNRESOLVED),
     ],
 )
-def test_verdicts(low: float | None, high: float | None, verdict: Verdict) -> None:
+def test_verdicts(low: float | None, high: float | None, verdict: PairedVerdict) -> None:
     assert Paired(0.0, low, high, 0.5, 5).verdict is verdict
 
 
 def test_one_pair_has_no_interval_and_equal_lists_are_tied() -> None:
     assert paired([1.0], [2.0]).low is None
     assert paired([1.0], [2.0]).difference == -0.5
-    assert paired(A, A).verdict is Verdict.TIED
+    assert paired(A, A).verdict is PairedVerdict.TIED
     assert paired(A, A).p == 1.0
 
 

@@ -26,7 +26,7 @@ from bench.elsa.data import (
     runs,
     unreliable,
 )
-from bench.elsa.plan import ABLATIONS, ARMS, ELSA, ENCODINGS, FAR, MODELS, TIERS, Job, Shape, jobs_of
+from bench.elsa.plan import ABLATIONS, ARMS, ELSA, ENCODINGS, FAR, MODELS, TIERS, TaskJob, TaskShape, jobs_of
 from bench.elsa.runs import BenchmarkError, base_of, clusters, fleet, run_job
 from bench.elsa.tables import caught, endpoint, page
 
@@ -132,7 +132,7 @@ def test_an_unreliable_devices_labels_say_nothing_and_its_texts_stay() -> None:
     assert len(unreliable(12, 2, 1)) == 2
 
 
-def jobs(tier: str = "full") -> list[Job]:
+def jobs(tier: str = "full") -> list[TaskJob]:
     digests = dict.fromkeys(TASKS, "d")
     return jobs_of(TIERS[tier], digests, dict.fromkeys(MODELS, "b"), dict.fromkeys(MODELS, 5000.0))
 
@@ -146,7 +146,7 @@ def test_the_full_plan_has_every_arm_with_paired_seeds() -> None:
     assert {job.seed for job in found} == {1, 2, 3}
     job = found[0]
     changed = [replace(job, seed=9), replace(job, data="x"), replace(job, base="x"), replace(job, unreliable=20),
-               replace(job, shape=Shape(steps=3)), replace(job, tokens_per_s=1.0)]  # fmt: skip
+               replace(job, shape=TaskShape(steps=3)), replace(job, tokens_per_s=1.0)]  # fmt: skip
     assert len({one.key for one in (job, *changed)}) == 1 + len(changed)
 
 
@@ -173,8 +173,8 @@ def test_encodings_differ_from_elsa_in_nothing_else_and_old_figures_keep_their_k
 
 
 def test_arms_of_a_seed_have_the_same_devices(snippets: Task) -> None:
-    shape = Shape(batch=1)
-    one = Job("kind", "bert", "fedavg", 20, 1, shape, snippets.digest, "", 1.0)
+    shape = TaskShape(batch=1)
+    one = TaskJob("kind", "bert", "fedavg", 20, 1, shape, snippets.digest, "", 1.0)
     devices = fleet(one, snippets)
     assert devices == fleet(replace(one, arm="elsa"), snippets)
     assert sum(not device.reliable for device in devices) == round(0.2 * len(devices))
@@ -186,7 +186,7 @@ def test_arms_of_a_seed_have_the_same_devices(snippets: Task) -> None:
 # ---- tables --------------------------------------------------------------------------------------------------
 
 
-def line(job: Job, accuracy: float, size: float) -> dict[str, object]:
+def line(job: TaskJob, accuracy: float, size: float) -> dict[str, object]:
     standings = [
         {
             "boundary": "east",
@@ -237,10 +237,10 @@ def test_the_endpoint_is_read_off_the_pairs(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_of_elsa_sends_less_than_the_uncompressed_split(snippets: Task, tmp_path: Path) -> None:
-    shape = Shape(steps=6, batch=4, commits=1, rows=40)
+    shape = TaskShape(steps=6, batch=4, commits=1, rows=40)
     found = {}
     for arm in ("split", "elsa"):
-        job = Job("kind", "bert", arm, 20, 1, shape, snippets.digest, base_of("bert"), 5000.0)
+        job = TaskJob("kind", "bert", arm, 20, 1, shape, snippets.digest, base_of("bert"), 5000.0)
         found[arm] = run_job(job, snippets, tmp_path)
         assert found[arm]["key"] == job.key
         assert found[arm]["audit"] == "ok"
@@ -251,7 +251,7 @@ def test_a_run_of_elsa_sends_less_than_the_uncompressed_split(snippets: Task, tm
     assert 0 < sent["elsa"] < sent["split"]
     assert found["elsa"]["standings"]
     assert not found["split"]["standings"]
-    other = Job("kind", "bert", "split", 20, 1, shape, "another", base_of("bert"), 5000.0)
+    other = TaskJob("kind", "bert", "split", 20, 1, shape, "another", base_of("bert"), 5000.0)
     with pytest.raises(BenchmarkError, match="not those of the plan"):
         run_job(other, snippets, tmp_path)
 
