@@ -11,12 +11,14 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from enum import StrEnum
 
-import msgpack
+import msgspec
 
 from echelon.errors import CodecError
 from echelon.messages.exchange import Commit, Delta, Genesis
 from echelon.messages.wire import Message, pack
 
+_Stored = tuple[bytes, tuple[tuple[int, int, bytes], ...], tuple[int, ...]]
+"""Roots, 32 bytes each; commits as number, place and SHA-256; the places of commits."""
 _MAGIC = b"echelon transcript v1\x00"
 
 
@@ -143,16 +145,14 @@ class Transcript:
         """
         if not data.startswith(_MAGIC):
             raise CodecError("this is no stored transcript of `global`")
-        found = cls()
         try:
-            roots, commits, places = msgpack.unpackb(
-                data[len(_MAGIC) :], raw=False, use_list=False, max_bin_len=len(data)
-            )
-            found._roots = [roots[at : at + 32] for at in range(0, len(roots), 32)]
-            found._commits = {number: (place, sha256) for number, place, sha256 in commits}
-            found._places = list(places)
-        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            roots, commits, places = msgspec.msgpack.decode(data[len(_MAGIC) :], type=_Stored)
+        except msgspec.MsgspecError as error:
             raise CodecError(f"the stored transcript cannot be read: {error}") from error
+        found = cls()
+        found._roots = [roots[at : at + 32] for at in range(0, len(roots), 32)]
+        found._commits = {number: (place, sha256) for number, place, sha256 in commits}
+        found._places = list(places)
         if found.encode() != data:
             raise CodecError("the stored transcript is not in its canonical form")
         return found

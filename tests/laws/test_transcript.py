@@ -7,6 +7,7 @@ import pytest
 from echelon.errors import CodecError
 from echelon.laws.transcript import Clash, Transcript
 from echelon.messages.exchange import Close, Commit, Delta, Genesis, Refusal
+from echelon.messages.wire import pack
 from tests.rounds.controller.test_core import make
 
 
@@ -90,3 +91,20 @@ def test_it_is_stored_canonically() -> None:
         for wrong in (b"", data[1:], data[:-1], data + b"\x00"):
             with pytest.raises(CodecError):
                 Transcript.decode(wrong)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [b"", [[1, 0, b""], [[], 0, b""]], []],
+        [b"", [[1, 0, "text"]], []],
+        ["text", [], []],
+        [b"", [], ["0"]],
+        [b"", [[1, 0]], []],
+        [b"", [], [], []],
+        7,
+    ],
+)
+def test_a_stored_transcript_with_values_of_other_types_is_refused(fields: object) -> None:
+    with pytest.raises(CodecError, match="cannot be read"):
+        Transcript.decode(Transcript().encode()[:22] + pack(fields))
