@@ -34,7 +34,9 @@ from echelon.messages.exchange import Close, Commit, Genesis, Refusal, RefusalRe
 from echelon.messages.split import Assignment
 from echelon.messages.stored import stored
 from echelon.messages.wire import DeviceId, Message, Refused
-from echelon.rounds.aggregator.core import AggregatorCore, Closed, Committed, History, RefusedDelta
+from echelon.rounds.aggregator.core import AggregatorCore
+from echelon.rounds.aggregator.events import Closed, Committed, RefusedDelta
+from echelon.rounds.aggregator.recovery import History
 from echelon.rounds.effects import Effect, Incoming, TimerFired
 from echelon.rounds.gate.derivation import INPUTS, BoundaryLog, CommitFacts
 from echelon.secagg.faults import InputRefused

@@ -18,7 +18,7 @@ from echelon.audit.records import CHUNK_BYTES
 from echelon.bus import Outgoing, Record, TopicPartition, open_bus
 from echelon.bus.faults import FaultPlan, FaultyBus
 from echelon.messages.exchange import Payload
-from echelon.rounds.aggregator.core import Committed, RefusedDelta
+from echelon.rounds.aggregator.events import Committed, RefusedDelta
 from echelon.virtual_loop import run_virtual
 from tests.actors.test_chunk_senders import keeper
 from tests.actors.test_gate import proposals, with_gate

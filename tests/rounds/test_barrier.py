@@ -10,7 +10,8 @@ import pytest
 from echelon.errors import ProtocolError
 from echelon.messages.boundary import Adopt, Cohort, Model, Sealing
 from echelon.messages.manifest import RunManifest
-from echelon.rounds.aggregator.core import Committed, History
+from echelon.rounds.aggregator.events import Committed
+from echelon.rounds.aggregator.recovery import History
 from echelon.rounds.effects import Publish, TrainJob
 from tests.worlds.boundary_world import AGGREGATOR, DIM, World, manifest_for, signed_commit
 

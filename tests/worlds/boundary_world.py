@@ -18,7 +18,8 @@ from echelon.messages.envelope import Dsse, Signer
 from echelon.messages.exchange import Commit, Genesis, Merged, Pace, Payload
 from echelon.messages.manifest import RunManifest
 from echelon.messages.wire import DeviceId, Message
-from echelon.rounds.aggregator.core import AggregatorCore, AggregatorTerms, Committed, RefusedDelta
+from echelon.rounds.aggregator.core import AggregatorCore, AggregatorTerms
+from echelon.rounds.aggregator.events import Committed, RefusedDelta
 from echelon.rounds.device.core import DeviceCore, DeviceTerms
 from echelon.rounds.effects import (
     Effect,

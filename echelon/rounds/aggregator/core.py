@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import msgpack
 import numpy as np
-from numpy.typing import NDArray
 
 from echelon.errors import ProtocolError, StateError
 from echelon.laws.cohort import (
@@ -70,6 +69,8 @@ from echelon.outer.alternating import Factors
 from echelon.rounds.aggregator.admission import Admission, assigned
 from echelon.rounds.aggregator.attendance import Attendance, CheckIn
 from echelon.rounds.aggregator.edge_assignment import Edges, EdgesTerms, admitted
+from echelon.rounds.aggregator.events import Closed, Committed, RefusedDelta
+from echelon.rounds.aggregator.recovery import History
 from echelon.rounds.aggregator.trust_standings import quorum
 from echelon.rounds.effects import (
     Effect,
@@ -86,7 +87,6 @@ from echelon.rounds.shards import disjoint
 from echelon.secagg.roster import Roster
 from echelon.secagg.server import Server, SumResult, WindowFailed
 
-F32 = NDArray[np.float32]
 DEADLINE = "window"
 ROUND = "round"
 EDGES = "edges"
@@ -110,69 +110,6 @@ class AggregatorTerms:
     round_timeout: float
     shards: int | None = None
     edges: EdgesTerms | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """A verified commit from `global` (commit 0 is genesis), as far as this boundary is concerned; `signed` is its
-    record's envelope."""
-
-    commit: int
-    adapter: F32
-    merged: tuple[int, ...]
-    pace: Pace
-    tokens: int
-    signed: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class RefusedDelta:
-    """A verified refusal of one of this boundary's deltas."""
-
-    seq: int
-    stale: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """The run was closed on the exchange."""
-
-    commit: int
-
-
-@dataclass(frozen=True, slots=True)
-class History:
-    """What a boundary's topics say of it, derived again.
-
-    Attributes:
-        ledger: as after the newest decision; its anchor is filled in from `commits`.
-        window: the window that is due.
-        version: of the boundary adapter.
-        versioned: the newest version whose digest stands on `control`.
-        opened: whether `window.open` of that window stands on `control`.
-        commits: from `global`, genesis first.
-        refused: refusals of this boundary's deltas: seq, and whether for being stale.
-        bases: digests of the newest published versions.
-        ready: check-ins that no cohort has used: device, offset, message.
-        served: the newest window whose cohort each device was in.
-        unsent: deltas that were decided and do not stand on `delta`.
-        closed: the run's last commit, if `global` says that the run was closed.
-        assignment: which device has which edge.
-    """
-
-    ledger: Ledger
-    window: int
-    version: int
-    versioned: int
-    opened: bool
-    commits: tuple[Committed, ...]
-    refused: dict[int, bool]
-    bases: tuple[Base, ...]
-    ready: tuple[tuple[DeviceId, int, Ready], ...]
-    served: tuple[tuple[DeviceId, int], ...]
-    unsent: tuple[RoundedDelta, ...]
-    closed: int | None = None
-    assignment: Assignment | None = None
 
 
 @dataclass

@@ -33,7 +33,7 @@ from echelon.messages.handshake import (
     Unmask,
 )
 from echelon.messages.wire import Message
-from echelon.rounds.aggregator.core import Closed, Committed
+from echelon.rounds.aggregator.events import Closed, Committed
 from echelon.rounds.effects import Incoming, Publish, Save, StartTimer, Stop, TimerFired, TrainOutcome
 from echelon.secagg.ring import Codec
 from tests.worlds.boundary_world import AGGREGATOR, DIM, World, manifest_for, update_of
