@@ -35,7 +35,7 @@ from echelon.messages.split import Assignment
 from echelon.messages.stored import stored
 from echelon.messages.wire import DeviceId, Message, Refused
 from echelon.rounds.aggregator.core import AggregatorCore
-from echelon.rounds.aggregator.events import Closed, Committed, RefusedDelta
+from echelon.rounds.aggregator.events import BoundaryCommit, Closed, RefusedDelta
 from echelon.rounds.aggregator.recovery import History
 from echelon.rounds.effects import Effect, Incoming, TimerFired
 from echelon.rounds.gate.derivation import INPUTS, BoundaryLog, CommitFacts
@@ -107,14 +107,14 @@ class Aggregator(BoundaryActor):
         """Derive the boundary's state from its topics, as the gate does."""
         self.forget_repeats()
         log = BoundaryLog(self.core.manifest, self.core.roster, self.core.dim)
-        commits: list[Committed] = []
+        commits: list[BoundaryCommit] = []
         refused: dict[int, bool] = {}
         closed: int | None = None
         async for record in read_to_end(self.bus, GLOBAL, 0, self.name):
             step = self._global.read(without_source(record))
             self._positions[GLOBAL] = record.next_offset
             event = None if step.entry is None or step.entry.refusal is not None else self._event(step.entry)
-            if isinstance(event, Committed):
+            if isinstance(event, BoundaryCommit):
                 commits.append(event)
                 digest = hashlib.sha256(event.adapter.data).digest()
                 log.learn(CommitFacts(event.commit, event.merged, digest), event.adapter)
@@ -243,7 +243,7 @@ class Aggregator(BoundaryActor):
     def take(self, event: object) -> list[Effect]:
         """Hand an event to the core."""
         raise_if_failed(event)
-        if not isinstance(event, Incoming | TimerFired | Committed | RefusedDelta | Closed):
+        if not isinstance(event, Incoming | TimerFired | BoundaryCommit | RefusedDelta | Closed):
             raise TypeError(f"{self.name}: {event!r} is not an event of an aggregator")
         return self.core.handle(event)
 
@@ -260,18 +260,20 @@ class Aggregator(BoundaryActor):
                 effects += self.take(event)
         return effects
 
-    def _event(self, entry: Entry) -> Committed | RefusedDelta | Closed | None:
+    def _event(self, entry: Entry) -> BoundaryCommit | RefusedDelta | Closed | None:
         message, payload = entry.message, entry.payload or b""
         match message:
             case Genesis():
                 if message.manifest_sha256 != self._pinned:
                     raise StateError(f"{self.name}: genesis carries another run manifest than the pinned one")
                 adapter = np.frombuffer(payload[message.manifest_length :], "<f4")
-                return Committed(0, adapter, (), self.core.manifest.pace, 0, entry.value)
+                return BoundaryCommit(0, adapter, (), self.core.manifest.pace, 0, entry.value)
             case Commit():
                 mine = tuple(merged.seq for merged in message.merged if merged.boundary == self._index)
                 adapter = np.frombuffer(payload, "<f4")
-                return Committed(message.commit, adapter, mine, message.pace, message.tokens, entry.value)
+                return BoundaryCommit(
+                    message.commit, adapter, mine, message.pace, message.tokens, entry.value
+                )
             case Refusal() if message.boundary == self._index and message.reason not in OTHER_RECORD:
                 return RefusedDelta(message.seq, message.reason is RefusalReason.STALE)
             case Close():

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from echelon.messages.wire import pack
-from echelon.rounds.aggregator.trust_standings import Shape
+from echelon.rounds.aggregator.trust_standings import RecordShape
 
 PROBES = Path(__file__).parent.parent / "assets" / "probes" / "general.txt"
 DIM, CLASSES, POSITIONS, SEED = 16, 64, 4, 0
@@ -20,6 +20,6 @@ def probe_terms(count: int, length: int) -> bytes:
     return hashlib.sha256(pack(parts)).digest()
 
 
-def probe_shape(count: int, *, classifies: bool) -> Shape:
+def probe_shape(count: int, *, classifies: bool) -> RecordShape:
     """What every record of so many probes has: a classifier predicts once of each, a language model at some places."""
-    return Shape(DIM, count if classifies else count * POSITIONS, CLASSES)
+    return RecordShape(DIM, count if classifies else count * POSITIONS, CLASSES)

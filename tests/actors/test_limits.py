@@ -18,7 +18,7 @@ from echelon.audit.records import CHUNK_BYTES
 from echelon.bus import Outgoing, Record, TopicPartition, open_bus
 from echelon.bus.faults import FaultPlan, FaultyBus
 from echelon.messages.exchange import Payload
-from echelon.rounds.aggregator.events import Committed, RefusedDelta
+from echelon.rounds.aggregator.events import BoundaryCommit, RefusedDelta
 from echelon.virtual_loop import run_virtual
 from tests.actors.test_chunk_senders import keeper
 from tests.actors.test_gate import proposals, with_gate
@@ -103,7 +103,7 @@ def test_commits_that_come_while_a_window_is_open_cost_one_adapter() -> None:
     for number in range(1, 200):
         merged = (0,) if number == 3 else ()
         adapter = np.full(DIM, number, np.float32)
-        world.aggregator.handle(Committed(number, adapter, merged, world.manifest.pace, number))
+        world.aggregator.handle(BoundaryCommit(number, adapter, merged, world.manifest.pace, number))
     assert len(world.aggregator._held) <= 1
     assert len(world.aggregator.snapshot()) < before + 4 * DIM + 128
     [held] = world.aggregator._held

@@ -81,7 +81,7 @@ EXEMPT: dict[str, str] = {
             "rounds.device.core.DeviceCore.restore",
             "rounds.edge.core.EdgeCore.restore",
             "rounds.aggregator.edge_assignment.Edges.restore",
-            "rounds.aggregator.trust_standings.Standings.restore",
+            "rounds.aggregator.trust_standings.TrustStandings.restore",
         ),
         "stored state, read inside of `messages.stored`, which is tested below",
     ),

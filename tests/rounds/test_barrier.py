@@ -10,7 +10,7 @@ import pytest
 from echelon.errors import ProtocolError
 from echelon.messages.boundary import Adopt, Cohort, Model, Sealing
 from echelon.messages.manifest import RunManifest
-from echelon.rounds.aggregator.events import Committed
+from echelon.rounds.aggregator.events import BoundaryCommit
 from echelon.rounds.aggregator.recovery import History
 from echelon.rounds.effects import Publish, TrainJob
 from tests.worlds.boundary_world import AGGREGATOR, DIM, World, manifest_for, signed_commit
@@ -164,7 +164,7 @@ def test_a_commit_that_a_crash_forgot_lifts_the_barrier_when_it_is_read_again() 
     world = at_the_barrier()
     person = world.people[AGGREGATOR]
     before, position = person.saved, person.position
-    event = Committed(1, np.full(DIM, 0.5, np.float32), (0,), world.manifest.pace, 0)
+    event = BoundaryCommit(1, np.full(DIM, 0.5, np.float32), (0,), world.manifest.pace, 0)
     world.aggregator.handle(event)  # whatever it decided was never saved and never published
     person.saved, person.saved_at = before, position
     world.restart_aggregator()
@@ -201,8 +201,8 @@ def test_an_aggregator_that_is_rebuilt_from_the_topics_stands_where_it_stood(dec
     world.derive()
     core = world.new_aggregator()
     pace, first, second = world.manifest.pace, np.zeros(DIM, np.float32), np.full(DIM, 0.5, np.float32)
-    genesis = Committed(0, first, (), pace, 0, signed_commit(0, first, pace=pace))
-    commit = Committed(1, second, (0,), pace, 0, signed_commit(1, second, pace=pace))
+    genesis = BoundaryCommit(0, first, (), pace, 0, signed_commit(0, first, pace=pace))
+    commit = BoundaryCommit(1, second, (0,), pace, 0, signed_commit(1, second, pace=pace))
     history = History(
         ledger=deepcopy(world.gate.ledger),
         window=R,

@@ -19,7 +19,7 @@ from echelon.messages.exchange import Commit, Genesis, Merged, Pace, Payload
 from echelon.messages.manifest import RunManifest
 from echelon.messages.wire import DeviceId, Message
 from echelon.rounds.aggregator.core import AggregatorCore, AggregatorTerms
-from echelon.rounds.aggregator.events import Committed, RefusedDelta
+from echelon.rounds.aggregator.events import BoundaryCommit, RefusedDelta
 from echelon.rounds.device.core import DeviceCore, DeviceTerms
 from echelon.rounds.effects import (
     Effect,
@@ -388,7 +388,9 @@ class World:
     def genesis(self, adapter: np.ndarray | None = None) -> None:
         start = np.zeros(DIM, np.float32) if adapter is None else adapter
         self.aggregator_takes(
-            Committed(0, start, (), self.manifest.pace, 0, signed_commit(0, start, pace=self.manifest.pace))
+            BoundaryCommit(
+                0, start, (), self.manifest.pace, 0, signed_commit(0, start, pace=self.manifest.pace)
+            )
         )
         self.learns(0, (), start)
         self.pump()
@@ -399,12 +401,12 @@ class World:
         self.carry_out(person, effects)
         return effects
 
-    def commit(self, adapter: np.ndarray, merged: tuple[int, ...], tokens: int = 0) -> Committed:
+    def commit(self, adapter: np.ndarray, merged: tuple[int, ...], tokens: int = 0) -> BoundaryCommit:
         """The exchange merged these deltas."""
         self.commits += 1
         pace = self.manifest.pace
         signed = signed_commit(self.commits, adapter, pace=pace, tokens=tokens, merged=merged)
-        event = Committed(self.commits, adapter, merged, pace, tokens, signed)
+        event = BoundaryCommit(self.commits, adapter, merged, pace, tokens, signed)
         self.learns(self.commits, merged, adapter)
         self.aggregator_takes(event)
         return event

@@ -10,7 +10,7 @@ from echelon.messages.manifest import RunManifest
 from echelon.messages.wire import DeviceId
 from echelon.rounds.aggregator.core import AggregatorCore, AggregatorTerms
 from echelon.rounds.aggregator.edge_assignment import EdgesTerms
-from echelon.rounds.aggregator.trust_standings import Shape
+from echelon.rounds.aggregator.trust_standings import RecordShape
 from echelon.rounds.device.core import DeviceCore, DeviceTerms
 from echelon.rounds.edge.core import EdgeCore, EdgeTerms
 from echelon.rounds.edge.kept import KeptJobs
@@ -32,7 +32,7 @@ from tests.worlds.boundary_world import (
     update_of,
 )
 
-SHAPE = Shape(dim=3, rows=24, classes=8)
+SHAPE = RecordShape(dim=3, rows=24, classes=8)
 """Of the records of probed devices."""
 MIDDLE = slice(2, 6)
 """Coordinates that edges train."""

@@ -11,7 +11,7 @@ from echelon.messages.boundary import DeadLetter
 from echelon.messages.wire import DeviceId, Reason
 from echelon.rounds.aggregator.attendance import CheckIn
 from echelon.rounds.aggregator.edge_assignment import Edges
-from echelon.rounds.aggregator.trust_standings import Standings
+from echelon.rounds.aggregator.trust_standings import TrustStandings
 from echelon.rounds.effects import Effect, Publish, note
 
 
@@ -25,7 +25,7 @@ class Admission:
     """
 
     edges: Edges
-    standings: Standings
+    standings: TrustStandings
     _letters: dict[DeviceId, int] = field(default_factory=dict)
     """The newest offer of each device about which a dead letter went out."""
 

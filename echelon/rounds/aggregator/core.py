@@ -69,7 +69,7 @@ from echelon.outer.alternating import Factors
 from echelon.rounds.aggregator.admission import Admission, assigned
 from echelon.rounds.aggregator.attendance import Attendance, CheckIn
 from echelon.rounds.aggregator.edge_assignment import Edges, EdgesTerms, admitted
-from echelon.rounds.aggregator.events import Closed, Committed, RefusedDelta
+from echelon.rounds.aggregator.events import BoundaryCommit, Closed, RefusedDelta
 from echelon.rounds.aggregator.recovery import History
 from echelon.rounds.aggregator.trust_standings import quorum
 from echelon.rounds.effects import (
@@ -131,7 +131,7 @@ class AggregatorCore:
 
     def __post_init__(self) -> None:
         self._factors = Factors(self.manifest)
-        self._held: list[Committed] = []
+        self._held: list[BoundaryCommit] = []
         self._refused: dict[int, bool] = {}
         self._phase = Phase.OPEN
         self._cohort: Cohort | None = None
@@ -172,14 +172,14 @@ class AggregatorCore:
             return [*watch, StartTimer(DEADLINE, self.terms.deadline), *self._try_cohort()]
         return [*watch, StartTimer(ROUND, self.terms.round_timeout), *self._advance(False)]
 
-    def handle(self, event: Incoming | TimerFired | Committed | RefusedDelta | Closed) -> list[Effect]:
+    def handle(self, event: Incoming | TimerFired | BoundaryCommit | RefusedDelta | Closed) -> list[Effect]:
         """Take one event.
 
         Raises:
             ProtocolError: a device's record breaks the protocol; the state is as before, and it is to be refused.
         """
         match event:
-            case Committed():
+            case BoundaryCommit():
                 return self._committed(event)
             case RefusedDelta():
                 if self.ledger is None or event.seq not in self.ledger.pending:
@@ -638,7 +638,7 @@ class AggregatorCore:
         )
         return Publish("delta", message, self.window, sealed.payload)
 
-    def _committed(self, event: Committed) -> list[Effect]:
+    def _committed(self, event: BoundaryCommit) -> list[Effect]:
         if self.ledger is None:
             if event.commit != 0:
                 raise ProtocolError(f"commit {event.commit} came before genesis")
@@ -725,7 +725,7 @@ class AggregatorCore:
         return [Publish("control", reached, self.window), Publish("model", message, self.window, payload)]
 
     def _progress(self) -> int:
-        """Committed share of the budget in millionths."""
+        """BoundaryCommit share of the budget in millionths."""
         if self.ledger is None:
             return 0
         return self.manifest.budget.progress_ppm(self.ledger.commit, self.tokens)
@@ -869,7 +869,7 @@ class AggregatorCore:
             terms = pace(paced)
             if terms is not None:
                 vector = np.frombuffer(adapter, "<f4")
-                self._held.append(Committed(commit, vector, tuple(merged), terms, tokens, signed))
+                self._held.append(BoundaryCommit(commit, vector, tuple(merged), terms, tokens, signed))
         self._signed = fields["signed"]
         number, digest = fields["derived"]
         self._derived = number, digest

@@ -10,7 +10,7 @@ from typing import Any
 from echelon.elsa.assignment import PPM, AssignmentRule, Device, assign
 from echelon.errors import ConfigError
 from echelon.messages.split import Assigned, Assignment, Trips
-from echelon.rounds.aggregator.trust_standings import Shape, Standings
+from echelon.rounds.aggregator.trust_standings import RecordShape, TrustStandings
 
 KEPT, ENOUGH = 4, 2
 """How many measurements of a round trip are kept, and how many it takes to go by them."""
@@ -42,7 +42,7 @@ class EdgesTerms:
     admission: bool = True
     limits: Mapping[str, int] = field(default_factory=dict)
     floor: int = 1
-    shape: Shape | None = None
+    shape: RecordShape | None = None
 
 
 def places(count: int, edges: Sequence[str], limits: Mapping[str, int]) -> dict[str, int]:
@@ -172,13 +172,13 @@ class Edges:
 
     def __post_init__(self) -> None:
         terms = self.terms
-        self.standings: Standings | None = None
+        self.standings: TrustStandings | None = None
         if terms.probed is not None:
             if terms.shape is None:
                 raise ConfigError(
                     "probed devices need the shape of what they report: it follows from the probes"
                 )
-            self.standings = Standings(terms.probed, terms.shape, self.quorum, clustered=terms.clusters)
+            self.standings = TrustStandings(terms.probed, terms.shape, self.quorum, clustered=terms.clusters)
 
     @property
     def there(self) -> tuple[str, ...]:

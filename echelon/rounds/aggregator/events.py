@@ -13,7 +13,7 @@ F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Committed:
+class BoundaryCommit:
     """A verified commit from `global` (commit 0 is genesis), as far as this boundary is concerned; `signed` is its
     record's envelope."""
 

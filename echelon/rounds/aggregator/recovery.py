@@ -8,7 +8,7 @@ from echelon.laws.ledger import Ledger, RoundedDelta
 from echelon.messages.boundary import Base, Ready
 from echelon.messages.split import Assignment
 from echelon.messages.wire import DeviceId
-from echelon.rounds.aggregator.events import Committed
+from echelon.rounds.aggregator.events import BoundaryCommit
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class History:
     version: int
     versioned: int
     opened: bool
-    commits: tuple[Committed, ...]
+    commits: tuple[BoundaryCommit, ...]
     refused: dict[int, bool]
     bases: tuple[Base, ...]
     ready: tuple[tuple[DeviceId, int, Ready], ...]

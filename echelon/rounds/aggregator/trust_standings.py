@@ -19,7 +19,7 @@ from echelon.errors import ProtocolError
 from echelon.messages.behaviour import Behaviour, Counts
 
 
-class Shape(NamedTuple):
+class RecordShape(NamedTuple):
     """What every record has: it follows from the terms in which devices are probed, and no device has a say in it."""
 
     dim: int
@@ -41,7 +41,7 @@ def quorum(devices: int, k_min: int, colluding: int) -> int:
 
 
 @dataclass
-class Standings:
+class TrustStandings:
     """The state.
 
     Args:
@@ -53,7 +53,7 @@ class Standings:
     """
 
     terms: bytes
-    shape: Shape
+    shape: RecordShape
     quorum: int = 1
     rule: TrustRule = field(default_factory=TrustRule)
     clustered: bool = True
@@ -77,7 +77,7 @@ class Standings:
             )
         if record.number <= self.numbers.get(device, -1):
             raise ProtocolError(f"{device} sent record {record.number} again, or late")
-        found = Shape(record.dim, record.rows, record.classes)
+        found = RecordShape(record.dim, record.rows, record.classes)
         if found != self.shape:
             raise ProtocolError(
                 f"{device} reports {found.rows} distributions over {found.classes} classes and {found.dim} "

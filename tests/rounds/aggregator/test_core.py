@@ -33,7 +33,7 @@ from echelon.messages.handshake import (
     Unmask,
 )
 from echelon.messages.wire import Message
-from echelon.rounds.aggregator.events import Closed, Committed
+from echelon.rounds.aggregator.events import BoundaryCommit, Closed
 from echelon.rounds.effects import Incoming, Publish, Save, StartTimer, Stop, TimerFired, TrainOutcome
 from echelon.secagg.ring import Codec
 from tests.worlds.boundary_world import AGGREGATOR, DIM, World, manifest_for, update_of
@@ -526,7 +526,7 @@ def test_a_boundary_that_gets_everything_back_at_once_does_not_stand_still() -> 
 def test_a_commit_before_genesis_cannot_be() -> None:
     world = World(3)
     with pytest.raises(ProtocolError, match="before genesis"):
-        world.aggregator.handle(Committed(1, np.zeros(DIM, np.float32), (), world.manifest.pace, 0))
+        world.aggregator.handle(BoundaryCommit(1, np.zeros(DIM, np.float32), (), world.manifest.pace, 0))
     assert world.aggregator.handle(TimerFired(DEADLINE)) != []
     assert world.messages(WindowOpen) == []
 

@@ -12,7 +12,7 @@ from echelon.errors import CodecError, ProtocolError
 from echelon.messages.behaviour import Behaviour
 from echelon.messages.boundary import Cohort, DeadLetter
 from echelon.messages.split import Assignment
-from echelon.rounds.aggregator.trust_standings import Standings, quorum
+from echelon.rounds.aggregator.trust_standings import TrustStandings, quorum
 from tests.worlds.split_world import SHAPE, SplitWorld
 
 TERMS = bytes(range(32))
@@ -163,7 +163,7 @@ def test_an_aggregator_that_is_started_again_remembers_whom_it_does_not_trust() 
 @pytest.mark.parametrize("fewest", [1, quorum(8, 3, 0)])
 def test_two_colluders_that_report_alone_with_a_victim_judge_nobody(fewest: int) -> None:
     """They move far, so that the victim seems not to: where few may judge, it is stale after two such rounds."""
-    standings = Standings(TERMS, SHAPE, fewest)
+    standings = TrustStandings(TERMS, SHAPE, fewest)
     for place in range(8):
         standings.take(f"d{place}", record(f"d{place}", 1))
     assert standings.judge()
@@ -222,7 +222,7 @@ def test_a_first_reporter_pins_nothing_and_a_record_of_another_shape_stops_nobod
 def test_whatever_was_taken_can_be_judged(
     means: list[float], scales: list[float], tilt: float, pure: list[bool]
 ) -> None:
-    standings = Standings(TERMS, SHAPE)
+    standings = TrustStandings(TERMS, SHAPE)
     for number in range(1, 4):
         for place, (mean, scale, one) in enumerate(zip(means, scales, pure, strict=True)):
             covariance = scale * (np.eye(DIM) + tilt * (np.ones((DIM, DIM)) - np.eye(DIM)))
@@ -237,7 +237,7 @@ def test_whatever_was_taken_can_be_judged(
                 continue  # what no record can hold
             standings.take(f"d{place}", made)
         standings.judge()
-        again = Standings(TERMS, SHAPE)
+        again = TrustStandings(TERMS, SHAPE)
         again.restore(standings.facts())
         assert again.facts() == standings.facts()
 
@@ -263,7 +263,7 @@ def test_where_too_few_report_for_a_judgement_the_deadline_lets_them_in() -> Non
 
 
 def test_records_that_cannot_be_compared_are_refused() -> None:
-    standings = Standings(TERMS, SHAPE)
+    standings = TrustStandings(TERMS, SHAPE)
     standings.take("d0", record("d0", 2))
     with pytest.raises(ProtocolError, match="other terms"):
         standings.take("d1", record("d1", 1, terms=bytes(32)))
