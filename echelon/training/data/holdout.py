@@ -50,7 +50,7 @@ def split(
     order = sorted(documents, key=lambda document: rank(seed, "split", document.id))
     held = _fitting(order, fraction * sum(document.size for document in documents), len(documents) - 1)
     ends: list[tuple[Document, Document]] = []
-    if not whole and (not held or _typical_size(documents) > SKEWED * _typical_size(held)):
+    if held and not whole and _typical_size(documents) > SKEWED * _typical_size(held):
         held, ends = _stratified(order, fraction)
     if not held and not ends:
         held = [min(order, key=lambda document: document.size)]
