@@ -82,7 +82,7 @@ DEFECTS: tuple[Mutation, ...] = (
     ),
     _defect(
         "stale delta dropped",
-        "echelon/rounds/aggregator/core.py",
+        "echelon/rounds/aggregator/merging.py",
         "returned = tuple(sorted(seq for seq, stale in refused.items() if stale))\n"
         "        dropped = tuple(sorted(seq for seq, stale in refused.items() if not stale))",
         "returned: tuple[int, ...] = ()\n        dropped = tuple(sorted(refused))",

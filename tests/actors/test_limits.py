@@ -104,9 +104,9 @@ def test_commits_that_come_while_a_window_is_open_cost_one_adapter() -> None:
         merged = (0,) if number == 3 else ()
         adapter = np.full(DIM, number, np.float32)
         world.aggregator.handle(BoundaryCommit(number, adapter, merged, world.manifest.pace, number))
-    assert len(world.aggregator._held) <= 1
+    assert len(world.aggregator.adapter.held) <= 1
     assert len(world.aggregator.snapshot()) < before + 4 * DIM + 128
-    [held] = world.aggregator._held
+    [held] = world.aggregator.adapter.held
     assert (held.commit, held.merged, held.adapter[0]) == (199, (0,), 199.0)
 
 

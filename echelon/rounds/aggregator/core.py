@@ -8,7 +8,7 @@ snapshot, adopts the decisions that it had recorded since, reads its inputs agai
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgpack
 import numpy as np
@@ -24,7 +24,7 @@ from echelon.laws.cohort import (
     threshold_of,
     weight_cap_of,
 )
-from echelon.laws.ledger import Ledger, RoundedDelta
+from echelon.laws.ledger import Ledger
 from echelon.messages.behaviour import Behaviour
 from echelon.messages.boundary import (
     MAX_COHORT,
@@ -38,20 +38,17 @@ from echelon.messages.boundary import (
     Leave,
     Masked,
     Member,
-    Model,
     Phase,
     Ready,
     Rejected,
     Released,
-    SealedDelta,
     Sealing,
-    Version,
     Void,
     VoidReason,
     Window,
     WindowOpen,
 )
-from echelon.messages.exchange import Pace, Payload, WindowSummary
+from echelon.messages.exchange import Pace, WindowSummary
 from echelon.messages.handshake import (
     Advertise,
     Consistency,
@@ -65,11 +62,11 @@ from echelon.messages.handshake import (
 from echelon.messages.manifest import RunManifest
 from echelon.messages.split import Assignment, EdgePart, PartRef, Trips
 from echelon.messages.wire import DeviceId, Message
-from echelon.outer.alternating import Factors
 from echelon.rounds.aggregator.admission import Admission, assigned
 from echelon.rounds.aggregator.attendance import Attendance, CheckIn
 from echelon.rounds.aggregator.edge_assignment import Edges, EdgesTerms, admitted
 from echelon.rounds.aggregator.events import BoundaryCommit, Closed, RefusedDelta
+from echelon.rounds.aggregator.merging import BoundaryAdapter
 from echelon.rounds.aggregator.recovery import History
 from echelon.rounds.aggregator.trust_standings import quorum
 from echelon.rounds.effects import (
@@ -121,18 +118,11 @@ class AggregatorCore:
     boundary: str
     roster: Roster
     dim: int
-    ledger: Ledger | None = None
-    version: int = -1
     window: int = 0
-    pace: Pace | None = None
-    tokens: int = 0
-    bases: tuple[Base, ...] = ()
     ended: bool = False
 
     def __post_init__(self) -> None:
-        self._factors = Factors(self.manifest)
-        self._held: list[BoundaryCommit] = []
-        self._refused: dict[int, bool] = {}
+        self.adapter = BoundaryAdapter(self.manifest, self.boundary)
         self._phase = Phase.OPEN
         self._cohort: Cohort | None = None
         self._server: Server | None = None
@@ -152,8 +142,6 @@ class AggregatorCore:
         self._included: frozenset[str] = frozenset()
         self._parts: dict[str, Part] = {}
         """What edges added to the window under way."""
-        self._signed = b""
-        """The envelope of the commit that is the anchor, for devices to check."""
         self._derived: tuple[int, bytes] = (-1, b"")
         """Newest version that the gate derived, and its digest: devices take part in no cohort on a newer one."""
 
@@ -182,9 +170,8 @@ class AggregatorCore:
             case BoundaryCommit():
                 return self._committed(event)
             case RefusedDelta():
-                if self.ledger is None or event.seq not in self.ledger.pending:
+                if not self.adapter.refuse(event):
                     return [note("delta-refused-unknown", seq=event.seq)]
-                self._refused[event.seq] = event.stale
                 return [note("delta-refused", seq=event.seq, stale=event.stale), *self._adopt_when_idle()]
             case Closed():
                 return self._closed(event)
@@ -240,7 +227,7 @@ class AggregatorCore:
         ):
             return []  # read again after a restart: this check-in is what the cohort was made of
         self._enrolled(device, message)
-        known = {base.version: base.sha256 for base in self.bases}
+        known = self.adapter.digests
         if message.base_version > self.version:
             raise ProtocolError(
                 f"{device} trained from version {message.base_version}, the newest is {self.version}"
@@ -266,7 +253,7 @@ class AggregatorCore:
         return [note("checked-in", ready=len(self.attendance.ready)), *self._try_cohort()]
 
     def _gate_derived(self, message: Derived) -> list[Effect]:
-        known = {base.version: base.sha256 for base in self.bases}
+        known = self.adapter.digests
         if known.get(message.version, message.sha256) != message.sha256:
             raise ProtocolError(
                 f"the gate derived another adapter of version {message.version} than this aggregator published"
@@ -335,22 +322,29 @@ class AggregatorCore:
     # ---- participation window --------------------------------------------------------------------
 
     @property
-    def paused(self) -> bool:
-        """Whether the ledger can take no further window before a commit arrives."""
-        if self.ledger is None:
-            return True
-        if self.waiting:
-            return True
-        terms = self.manifest.exchange
-        ahead = terms.windows_max // (terms.pending_max + 1)
-        full = len(self.ledger.pending) >= terms.pending_max and len(self.ledger.windows) >= ahead
-        # Whatever may come back as stale must fit into one delta.
-        return full or self.ledger.outstanding >= terms.windows_max
+    def ledger(self) -> Ledger | None:
+        """The boundary's ledger; None before genesis."""
+        return self.adapter.ledger
+
+    @property
+    def version(self) -> int:
+        """The newest version of the boundary adapter; -1 before genesis."""
+        return self.adapter.version
+
+    @property
+    def bases(self) -> tuple[Base, ...]:
+        """Digests of the newest published versions."""
+        return self.adapter.bases
 
     @property
     def waiting(self) -> bool:
         """Whether the boundary stands at a barrier: a delta is undecided, and the run allows no overlap."""
-        return self.ledger is not None and bool(self.ledger.pending) and not self.manifest.exchange.overlap
+        return self.adapter.waiting
+
+    @property
+    def paused(self) -> bool:
+        """Whether the ledger can take no further window before a commit arrives."""
+        return self.adapter.paused
 
     def _open(self) -> list[Effect]:
         if self.ledger is None:
@@ -544,14 +538,7 @@ class AggregatorCore:
         """
         if self._phase is not Phase.UNMASK or self.ledger is None:
             return []
-        commit = self.ledger.commit
-        adopted = self._adopt_held(self.version + 1)
-        anchored = self.ledger.commit != commit
-        if not adopted:
-            bare = Adopt(commit=commit, version=self.version + 1, merged=(), returned=(), dropped=())
-            adopted = [Publish("control", bare, self.window)]
-        self.version += 1
-        return [*adopted, *self._seal_when_due(), *self._model(anchored=anchored)]
+        return self.adapter.leave_version(self.window)
 
     def _close(self, result: SumResult) -> list[Effect]:
         """The window has a sum: move the adapter, and seal a delta and adopt a commit where they are due."""
@@ -563,24 +550,16 @@ class AggregatorCore:
             summary, mean = close_window(cohort, result, self.manifest, parts)
         except ProtocolError:
             return self._void(VoidReason.MISMATCH.value)
-        self.ledger.add_window(summary, mean)
-        self.version += 1
         record = Window(
             window=self.window,
-            version=self.version,
+            version=self.version + 1,
             included=tuple(result.included),
             sum_sha256=hashlib.sha256(result.total.astype("<u4", copy=False).tobytes()).digest(),
             summary=summary,
             inputs=(self._read["handshake"], self._read["masked"]),
             parts=tuple(PartRef(edge=part.edge, sha256=part.sha256) for part in parts),
         )
-        effects: list[Effect] = [Publish("control", record, self.window)]
-        effects += self._seal_when_due()
-        adopted = self._adopt_held(self.version)
-        effects += adopted
-        if adopted:
-            effects += self._seal_when_due()  # what came back may fill a delta, and no other window need come
-        effects += self._model(anchored=bool(adopted))
+        effects = self.adapter.add_window(record, mean)
         effects.append(self._window_note(cohort, result, summary))
         self.window += 1
         effects += self._open()
@@ -613,51 +592,11 @@ class AggregatorCore:
 
     # ---- deltas and commits ----------------------------------------------------------------------
 
-    def _seal_when_due(self) -> list[Effect]:
-        if self.ledger is None or self.pace is None:
-            return []
-        exchange = self.manifest.exchange
-        if len(self.ledger.windows) < self.pace.windows or len(self.ledger.pending) >= exchange.pending_max:
-            return []
-        sealed = self.ledger.seal(exchange.codec, self._factors.moving(self.ledger.commit))
-        digest = hashlib.sha256(sealed.payload).digest()
-        return [
-            Publish("control", Sealing(seq=sealed.seq, payload_sha256=digest), self.window),
-            self._delta(sealed),
-            note("sealed", seq=sealed.seq, windows=len(sealed.windows), bytes=len(sealed.payload)),
-        ]
-
-    def _delta(self, sealed: RoundedDelta) -> Publish:
-        message = SealedDelta(
-            seq=sealed.seq,
-            base_commit=sealed.base_commit,
-            windows=sealed.windows,
-            codec=sealed.codec,
-            exponent=sealed.exponent,
-            payload=Payload.of(sealed.payload, b"delta %d %s" % (sealed.seq, self.boundary.encode())),
-        )
-        return Publish("delta", message, self.window, sealed.payload)
-
     def _committed(self, event: BoundaryCommit) -> list[Effect]:
         if self.ledger is None:
-            if event.commit != 0:
-                raise ProtocolError(f"commit {event.commit} came before genesis")
-            self.ledger = Ledger(event.adapter)
-            self.pace, self.version, self._signed = event.pace, 0, event.signed
-            return [
-                *self._model(anchored=True),
-                *self._open(),
-                *self._first_assignment(),
-                Save(),
-                *self._try_cohort(),
-            ]
-        newest = self._held[-1].commit if self._held else self.ledger.commit
-        if event.commit <= newest:
-            return []
-        # However many commits come before the window closes, one adapter is kept: the newest, with all that was merged.
-        merged = tuple(seq for held in (*self._held, event) for seq in held.merged)
-        self._held = [replace(event, merged=merged)]
-        return self._adopt_when_idle()
+            begun = self.adapter.begin(event, self.window)
+            return [*begun, *self._open(), *self._first_assignment(), Save(), *self._try_cohort()]
+        return self._adopt_when_idle() if self.adapter.hold(event) else []
 
     def _first_assignment(self) -> list[Effect]:
         if self.edges is None or self.terms.edges is None or not self.edges.assign():
@@ -672,63 +611,13 @@ class AggregatorCore:
         if self._phase is not Phase.OPEN or not self.paused or self.ended:
             return []
         waited = self.waiting
-        adopted = self._adopt_held(self.version + 1)
-        if not adopted:
+        effects = self.adapter.adopt(self.window)
+        if not effects:
             return []
-        self.version += 1
-        effects = [*adopted, *self._seal_when_due(), *self._model(anchored=True)]
         if waited and not self.waiting:
             # The devices begin only now: the window's deadline does too.
             effects.append(StartTimer(DEADLINE, self.terms.deadline))
         return [*effects, Save(), *self._try_cohort()]
-
-    def _adopt_held(self, version: int) -> list[Effect]:
-        """Take over everything that was decided since the last time, as one step that leads to `version`."""
-        ledger = self.ledger
-        if ledger is None or not (self._held or self._refused):
-            return []
-        merged = tuple(sorted(seq for commit in self._held for seq in commit.merged))
-        refused = {seq: stale for seq, stale in self._refused.items() if seq in ledger.pending}
-        returned = tuple(sorted(seq for seq, stale in refused.items() if stale))
-        dropped = tuple(sorted(seq for seq, stale in refused.items() if not stale))
-        adapter, commit = ledger.anchor, ledger.commit
-        if self._held:
-            newest = self._held[-1]
-            adapter, commit = newest.adapter, newest.commit
-            self.pace, self.tokens, self._signed = newest.pace, newest.tokens, newest.signed
-        ledger.adopt(commit, adapter, merged=merged, returned=returned, dropped=dropped)
-        self._held, self._refused = [], {}
-        record = Adopt(commit=commit, version=version, merged=merged, returned=returned, dropped=dropped)
-        return [Publish("control", record, self.window), note("adopted", commit=commit, merged=len(merged))]
-
-    def _model(self, *, anchored: bool) -> list[Effect]:
-        """Publish the boundary adapter as the version that was just reached: its digest on `control`, then itself."""
-        if self.ledger is None or self.pace is None:
-            raise StateError("no adapter to publish before genesis")
-        theta = self.ledger.theta().astype("<f4", copy=False).tobytes()
-        payload = theta + (self.ledger.anchor.astype("<f4", copy=False).tobytes() if anchored else b"")
-        digest = hashlib.sha256(theta).digest()
-        horizon = len(self.manifest.secure.staleness)
-        self.bases = (*self.bases, Base(version=self.version, sha256=digest))[-horizon:]
-        message = Model(
-            version=self.version,
-            commit=self.ledger.commit,
-            sha256=digest,
-            anchored=anchored,
-            pace=self.pace,
-            progress_ppm=self._progress(),
-            payload=Payload.of(payload, b"model %d" % self.version),
-            waiting=self.waiting,
-            signed=self._signed if anchored else b"",
-        )
-        reached = Version(version=self.version, commit=self.ledger.commit, sha256=digest)
-        return [Publish("control", reached, self.window), Publish("model", message, self.window, payload)]
-
-    def _progress(self) -> int:
-        """BoundaryCommit share of the budget in millionths."""
-        if self.ledger is None:
-            return 0
-        return self.manifest.budget.progress_ppm(self.ledger.commit, self.tokens)
 
     def _closed(self, event: Closed) -> list[Effect]:
         if self.ended:
@@ -755,10 +644,13 @@ class AggregatorCore:
         commits = {commit.commit: commit for commit in history.commits}
         newest = commits[ledger.commit]
         ledger.anchor = newest.adapter
-        self.ledger, self.pace, self.tokens, self._signed = ledger, newest.pace, newest.tokens, newest.signed
-        self.version, self.window, self.bases = history.version, history.window, history.bases
-        self._held = [commit for commit in history.commits if commit.commit > ledger.commit]
-        self._refused = {seq: stale for seq, stale in history.refused.items() if seq in ledger.pending}
+        adapter = self.adapter
+        adapter.ledger, adapter.pace, adapter.tokens, adapter.signed = (
+            ledger, newest.pace, newest.tokens, newest.signed,
+        )  # fmt: skip
+        self.window, adapter.version, adapter.bases = history.window, history.version, history.bases
+        adapter.held = [commit for commit in history.commits if commit.commit > ledger.commit]
+        adapter.refused = {seq: stale for seq, stale in history.refused.items() if seq in ledger.pending}
         self.attendance.served = dict(history.served)
         for device, offset, message in history.ready:
             if message.base_version <= self.version and self._shards_fit(message.shards):
@@ -771,11 +663,11 @@ class AggregatorCore:
             else:
                 effects += self._first_assignment()
         for sealed in history.unsent:
-            effects.append(self._delta(sealed))
+            effects.append(adapter.send(sealed, self.window))
         published = any(base.version == self.version for base in self.bases)
         if not published or history.versioned < self.version:
-            self.bases = tuple(base for base in self.bases if base.version != self.version)
-            effects += self._model(anchored=True)
+            adapter.bases = tuple(base for base in self.bases if base.version != self.version)
+            effects += adapter.publish(self.window, anchored=True)
         if not history.opened:
             effects += self._open()
         if history.closed is not None:  # it was read with the rest of `global`, and is not read again
@@ -821,6 +713,7 @@ class AggregatorCore:
 
     def snapshot(self) -> bytes:
         """State between two windows; what happens inside a window is read from the topics again."""
+        pace = self.adapter.pace
         return bytes(
             msgpack.packb(
                 {
@@ -828,9 +721,9 @@ class AggregatorCore:
                     "ledger": None if self.ledger is None else self.ledger.facts(),
                     "version": self.version,
                     "window": self.window,
-                    "pace": None if self.pace is None else [self.pace.steps, self.pace.windows, self.pace.mu_ppm],
-                    "tokens": self.tokens,
-                    "signed": self._signed,
+                    "pace": None if pace is None else [pace.steps, pace.windows, pace.mu_ppm],
+                    "tokens": self.adapter.tokens,
+                    "signed": self.adapter.signed,
                     "derived": self._derived,
                     "bases": [[base.version, base.sha256] for base in self.bases],
                     "edges": None if self.edges is None else self.edges.facts(),
@@ -839,9 +732,9 @@ class AggregatorCore:
                             held.commit, held.adapter.tobytes(), held.merged,
                             [held.pace.steps, held.pace.windows, held.pace.mu_ppm], held.tokens, held.signed,
                         ]
-                        for held in self._held
+                        for held in self.adapter.held
                     ],
-                    "refused": list(self._refused.items()),
+                    "refused": list(self.adapter.refused.items()),
                     "checked_in": self._checked_in,
                     "ended": self.ended,
                 }
@@ -857,22 +750,25 @@ class AggregatorCore:
             return None if values is None else Pace(steps=values[0], windows=values[1], mu_ppm=values[2])
 
         if fields["ledger"] is not None:
-            self.ledger = Ledger.of(np.frombuffer(fields["anchor"], "<f4"), fields["ledger"])
-        self.version, self.window, self.tokens = fields["version"], fields["window"], fields["tokens"]
-        self.pace = pace(fields["pace"])
-        self.bases = tuple(Base(version=version, sha256=digest) for version, digest in fields["bases"])
+            self.adapter.ledger = Ledger.of(np.frombuffer(fields["anchor"], "<f4"), fields["ledger"])
+        self.window = fields["window"]
+        self.adapter.version, self.adapter.tokens = fields["version"], fields["tokens"]
+        self.adapter.pace = pace(fields["pace"])
+        self.adapter.bases = tuple(
+            Base(version=version, sha256=digest) for version, digest in fields["bases"]
+        )
         self.attendance.restore(fields)
         if self.edges is not None and fields["edges"] is not None:
             self.edges.restore(fields["edges"])
-        self._held = []
+        self.adapter.held = []
         for commit, adapter, merged, paced, tokens, signed in fields["held"]:
             terms = pace(paced)
             if terms is not None:
                 vector = np.frombuffer(adapter, "<f4")
-                self._held.append(BoundaryCommit(commit, vector, tuple(merged), terms, tokens, signed))
-        self._signed = fields["signed"]
+                self.adapter.held.append(BoundaryCommit(commit, vector, tuple(merged), terms, tokens, signed))
+        self.adapter.signed = fields["signed"]
         number, digest = fields["derived"]
         self._derived = number, digest
-        self._refused = dict(fields["refused"])
+        self.adapter.refused = dict(fields["refused"])
         self._checked_in = fields["checked_in"]
         self.ended = fields["ended"]

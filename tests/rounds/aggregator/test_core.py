@@ -543,7 +543,7 @@ def test_a_commit_before_genesis_cannot_be() -> None:
 def test_progress_is_the_committed_share_of_the_budget(budget: dict[str, int], progress: int) -> None:
     world = paused_world()
     manifest = manifest_for(windows=2, windows_max=6, **budget)
-    world.aggregator.manifest = manifest
+    world.aggregator.adapter.manifest = manifest
     world.commits = 1
     world.commit(np.zeros(DIM, np.float32), (0,), tokens=250)
     model = world.messages(Model)[-1]
