@@ -24,7 +24,7 @@ from echelon.training.data.encode import encode
 from echelon.training.data.packing import Blocks, Order, pack_validation
 from echelon.training.data.sources import RawDocument
 from echelon.training.learner import BoundarySpec, LearnerSpec
-from echelon.training.local import DeviceData, TorchLearner
+from echelon.training.local import TorchLearner
 from echelon.training.model import limit_threads
 
 EVAL_BATCH = 16
@@ -85,8 +85,9 @@ class SharedLearner(TorchLearner):
             np.concatenate([part.counted for part in parts]),
             np.concatenate([part.lengths for part in parts]),
         )
-        tokens, labels = self._tensors(blocks)
-        self._devices[name] = DeviceData(tokens, labels, blocks, Order(self.spec.seed, name, len(blocks)))
+        self._devices[name] = self.task.examples(
+            blocks, Order(self.spec.seed, name, len(blocks)), self.device
+        )
 
     # ---- looking up ----------------------------------------------------------------------------------
 
@@ -146,7 +147,7 @@ class SharedLearner(TorchLearner):
         key = (name, hashlib.sha256(np.ascontiguousarray(weights, "<f4").tobytes()).digest())
         if key not in self._losses:
             found = {
-                domain: self.loss_on(blocks, weights, EVAL_BATCH)
+                domain: self.score(blocks, weights, EVAL_BATCH)
                 for domain, blocks in self._slices[name].items()
             }
             self._losses[key] = {domain: (one.loss_sum, one.tokens) for domain, one in found.items()}

@@ -7,22 +7,19 @@ import math
 import time
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from echelon.config.training import DataSettings, TrainSettings, check_task
+from echelon.config.training import DataSettings, TrainSettings
 from echelon.errors import ConfigError, TrainingError
 from echelon.jobs.training import TrainJob, TrainOutcome
 from echelon.messages.adapter import AdapterLayout, Factor, Vector, factor_mask
-from echelon.training.data.boundary import BoundaryData, load_boundary, load_rows
-from echelon.training.data.encode import encode_rows
-from echelon.training.data.packing import Blocks, Order
-from echelon.training.data.rows import Rows, longest_first, pad_rows, padding_of
-from echelon.training.data.sources import read_source
+from echelon.training.data.boundary import BoundaryData
+from echelon.training.data.examples import Chosen, Examples
+from echelon.training.data.packing import Order
 from echelon.training.layout import FlatAdapter
 from echelon.training.learner import BoundarySpec, EvalResult, LearnerSpec
 from echelon.training.model import (
@@ -35,11 +32,11 @@ from echelon.training.model import (
 )
 from echelon.training.state import TrainerState
 from echelon.training.step import FlatOptimizer
+from echelon.training.tasks.base import Held
+from echelon.training.tasks.registry import task_named
 
 REPETITION_PENALTY = 1.3
 WARMUP_FLOOR = 0.1
-IGNORED = -100
-"""The target of positions that the loss does not count."""
 
 
 def learning_rate(settings: TrainSettings, progress: float) -> float:
@@ -60,76 +57,6 @@ def learning_rate(settings: TrainSettings, progress: float) -> float:
         case "cosine":
             shape = 0.5 * (1 + math.cos(math.pi * rest))
     return settings.lr * (settings.final_lr + (1 - settings.final_lr) * shape)
-
-
-Chosen = np.ndarray[tuple[int], np.dtype[np.intp]]
-Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
-"""Tokens int[b, l]; targets int64[b, l], or classes int64[b]; what is attended to, bool[b, l], None: everything."""
-
-
-class Examples(Protocol):
-    """One device's training data, whatever the task."""
-
-    @property
-    def order(self) -> Order:
-        """In which it is read."""
-        ...
-
-    def counted(self, chosen: Chosen) -> int:
-        """Targets that the loss counts in these blocks or rows."""
-        ...
-
-    def read(self, chosen: Chosen) -> int:
-        """Their tokens, without padding."""
-        ...
-
-    def batch(self, part: torch.Tensor) -> Inputs:
-        """Those of one forward pass, int64[b] of places."""
-        ...
-
-
-@dataclass(frozen=True)
-class DeviceData:
-    """One device's blocks as tensors on the compute device, and the order in which it reads them."""
-
-    tokens: torch.Tensor  # int32[n, L + 1]
-    labels: torch.Tensor  # int64[n, L], IGNORED where the loss does not count
-    blocks: Blocks
-    order: Order
-
-    def counted(self, chosen: Chosen) -> int:
-        """See `Examples`."""
-        return int(np.count_nonzero(self.blocks.counted[chosen]))
-
-    def read(self, chosen: Chosen) -> int:
-        """See `Examples`."""
-        return int(self.blocks.lengths[chosen].sum())
-
-    def batch(self, part: torch.Tensor) -> Inputs:
-        """See `Examples`."""
-        return self.tokens[part, :-1], self.labels[part], None
-
-
-@dataclass(frozen=True)
-class RowData:
-    """One device's rows, for a classifier, and the order in which it reads them; batches go to the compute device."""
-
-    rows: Rows
-    order: Order
-    device: torch.device
-
-    def counted(self, chosen: Chosen) -> int:
-        """Each row counts once."""
-        return chosen.size
-
-    def read(self, chosen: Chosen) -> int:
-        """See `Examples`."""
-        return int(self.rows.lengths[chosen].sum())
-
-    def batch(self, part: torch.Tensor) -> Inputs:
-        """See `Examples`."""
-        tokens, labels, mask = (torch.from_numpy(array) for array in self.rows.batch(part.numpy()))
-        return tokens.to(self.device), labels.to(self.device), mask.to(self.device)
 
 
 @dataclass(frozen=True)
@@ -163,15 +90,14 @@ class TorchLearner:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         base, self.tokenizer = load_base(spec.model, self.device)
         self._check_fit(base)
-        self.task = spec.model.task
-        self.model = attach_adapter(base, spec.adapter, spec.model.gradient_checkpointing, self.task)
+        self.task = task_named(spec.model.task)
+        self.model = attach_adapter(base, spec.adapter, spec.model.gradient_checkpointing, self.task.name)
         self._flat = FlatAdapter(self.model)
         self._heads = whole_modules(self.layout, self._flat.read())
         self._optimizer = FlatOptimizer(self._flat, spec.train)
         self._masks: dict[Factor, torch.Tensor] = {}
         self._boundary_of = spec.boundary_of
-        self._boundaries: dict[str, BoundaryData[Blocks]] = {}
-        self._row_boundaries: dict[str, BoundaryData[Rows]] = {}
+        self._boundaries: dict[str, BoundaryData[Any]] = {}
         self._devices: dict[str, Examples] = {}
 
     def _check_fit(self, base: PreTrainedModel) -> None:
@@ -212,18 +138,8 @@ class TorchLearner:
         """SHA-256 of the frozen weights; see `echelon.training.model.base_digest`."""
         return base_digest(self.model)
 
-    def row_data(self, boundary: str) -> BoundaryData[Rows]:
-        """The rows of a boundary, of a classifier; read, split and dealt at the first call. Raises `ConfigError`."""
-        if boundary not in self._row_boundaries:
-            found, model = self._boundary(boundary), self.spec.model
-            check_task(model, found.data, boundary)
-            self._row_boundaries[boundary] = load_rows(
-                found.data, found.devices, self.tokenizer, self.spec.train.sequence_length, model.labels
-            )
-        return self._row_boundaries[boundary]
-
-    def boundary_data(self, boundary: str) -> BoundaryData[Blocks]:
-        """The data of a boundary; read, split and packed at the first call. Raises `ConfigError`."""
+    def boundary_data(self, boundary: str) -> BoundaryData[Any]:
+        """The blocks, or rows, of a boundary; read, split and dealt at the first call. Raises `ConfigError`."""
         if boundary not in self._boundaries:
             self._boundaries[boundary] = self._load(self._boundary(boundary))
         return self._boundaries[boundary]
@@ -236,9 +152,9 @@ class TorchLearner:
             f"there is no boundary {name!r}; the run has {[b.name for b in self.spec.boundaries]}"
         )
 
-    def _load(self, boundary: BoundarySpec) -> BoundaryData[Blocks]:
-        length = self.spec.train.sequence_length
-        return load_boundary(boundary.data, boundary.devices, self.tokenizer, length)
+    def _load(self, boundary: BoundarySpec) -> BoundaryData[Any]:
+        model, length = self.spec.model, self.spec.train.sequence_length
+        return self.task.load(boundary.data, boundary.devices, self.tokenizer, length, model.labels)
 
     def _boundary_name(self, device: str) -> str:
         if device not in self._boundary_of:
@@ -246,20 +162,11 @@ class TorchLearner:
         return self._boundary_of[device].name
 
     def _device_data(self, device: str) -> Examples:
-        if device not in self._devices and self.task == "classify":
-            rows = self.row_data(self._boundary_name(device)).training[device]
-            self._devices[device] = RowData(rows, Order(self.spec.seed, device, len(rows)), self.device)
-        elif device not in self._devices:
-            blocks = self.boundary_data(self._boundary_name(device)).training[device]
-            tokens, labels = self._tensors(blocks)
-            order = Order(self.spec.seed, device, len(blocks))
-            self._devices[device] = DeviceData(tokens, labels, blocks, order)
+        if device not in self._devices:
+            sequences = self.boundary_data(self._boundary_name(device)).training[device]
+            order = Order(self.spec.seed, device, len(sequences))
+            self._devices[device] = self.task.examples(sequences, order, self.device)
         return self._devices[device]
-
-    def _tensors(self, blocks: Blocks) -> tuple[torch.Tensor, torch.Tensor]:
-        tokens = torch.from_numpy(blocks.tokens).to(self.device)
-        counted = torch.from_numpy(blocks.counted).to(self.device)
-        return tokens, tokens[:, 1:].long().masked_fill_(~counted, IGNORED)
 
     # ------------------------------------------------------------------------------------------- training
 
@@ -332,8 +239,9 @@ class TorchLearner:
         """One optimiser step on the blocks or rows `chosen`; the sum of their losses before it."""
         settings = self.spec.train
         total = torch.zeros((), device=self.device)
-        for part in torch.from_numpy(chosen).split(settings.batch_size):
-            loss = self._loss_sum(*data.batch(part))
+        for at in range(0, chosen.size, settings.batch_size):
+            tokens, labels, mask = data.batch(chosen[at : at + settings.batch_size])
+            loss = self.task.loss_sum(self._logits(tokens, mask), labels)
             (loss / counted).backward()
             total += loss.detach()
         self._optimizer.add_proximal()
@@ -360,14 +268,10 @@ class TorchLearner:
             self._masks[factor] = ~moving
         return self._masks[factor]
 
-    def _loss_sum(
-        self, inputs: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Sum of the losses of tokens, or of a classifier's rows, in nats; see `Inputs`."""
-        logits = self.model(input_ids=inputs, attention_mask=mask, use_cache=False).logits
-        return F.cross_entropy(
-            logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
+    def _logits(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """[b, l, vocabulary], or [b, classes] of a classifier; see `Inputs`."""
+        found: torch.Tensor = self.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
+        return found
 
     # ----------------------------------------------------------------------------------------- evaluation
 
@@ -375,19 +279,15 @@ class TorchLearner:
         """Loss on the device's slice of the validation split; 0 tokens if it has none. Raises
         `TrainingError`.
 
-        At most about `max_tokens` tokens are read: of the blocks, or rows, every k-th.
+        Args:
+            device: whose slice.
+            weights: the adapter, float32[d].
+            max_tokens: about the most tokens that are read: of the blocks, or rows, every k-th; None: all.
         """
-        if self.task == "classify":
-            rows = self.row_data(self._boundary_name(device)).validation[device]
-            if max_tokens is not None:
-                rows = rows.at_most(max_tokens)
-            return self._finite(device, self.score(rows, weights))
-        blocks = self.boundary_data(self._boundary_name(device)).validation[device]
-        if len(blocks) == 0:
-            return EvalResult(0.0, 0)
+        held = self.boundary_data(self._boundary_name(device)).validation[device]
         if max_tokens is not None:
-            blocks = blocks.at_most(max_tokens)
-        return self._finite(device, self.loss_on(blocks, weights))
+            held = held.at_most(max_tokens)
+        return self._finite(device, self.score(held, weights))
 
     @staticmethod
     def _finite(device: str, found: EvalResult) -> EvalResult:
@@ -397,22 +297,24 @@ class TorchLearner:
             )
         return found
 
-    def score(self, rows: Rows, weights: Vector, batch: int | None = None) -> EvalResult:
-        """Loss and right answers of a classifier's adapter on rows; as `loss_on`."""
-        batch = batch or self.spec.train.batch_size
+    def score(self, held: Held, weights: Vector, batch: int | None = None) -> EvalResult:
+        """Loss of an adapter on blocks that lie longest first, or on rows; may be no number.
+
+        Args:
+            held: what `boundary_data` holds for a device.
+            weights: the adapter, float32[d].
+            batch: how many go through the model at a time; None: as many as in training.
+        """
         self._flat.load(weights)
         self.model.eval()
-        data = RowData(rows, Order(0, "", len(rows)), self.device)
         total, correct = 0.0, 0
         with torch.no_grad():
-            for part in torch.arange(len(rows)).split(batch):
-                if not len(part):
-                    continue
-                tokens, labels, mask = data.batch(part)
-                logits = self.model(input_ids=tokens, attention_mask=mask).logits.float()
-                total += F.cross_entropy(logits, labels, reduction="sum").item()
-                correct += int((logits.argmax(-1) == labels).sum().item())
-        return EvalResult(total, len(rows), correct, int(rows.lengths.sum()))
+            examples = self.task.held(held, self.device)
+            for tokens, labels, mask in examples.batches(batch or self.spec.train.batch_size):
+                logits = self._logits(tokens, mask)
+                total += self.task.loss_sum(logits, labels).item()
+                correct += self.task.count_correct(logits, labels)
+        return self.task.measured(held, total, correct)
 
     def evaluate_source(self, data: DataSettings, weights: Vector) -> EvalResult:
         """Loss and accuracy of a classifier on every row of a source, for instance a test set kept apart.
@@ -420,30 +322,7 @@ class TorchLearner:
         Raises `ConfigError` for a model that is no classifier, and for data as training does.
         """
         model, length = self.spec.model, self.spec.train.sequence_length
-        if model.task != "classify" or data.label_field is None:
-            raise ConfigError(
-                "rows of a source are scored with model.task = classify and a label_field: set both"
-            )
-        rows = encode_rows(read_source(data), self.tokenizer, model.labels, length)
-        return self.score(pad_rows(longest_first(rows), length, padding_of(self.tokenizer)), weights)
-
-    def loss_on(self, blocks: Blocks, weights: Vector, batch: int | None = None) -> EvalResult:
-        """Loss of the adapter on blocks that lie longest first, as `pack_validation` leaves them; may be no number.
-
-        `batch` blocks go through the model at a time; None: as many as in training.
-        """
-        batch = batch or self.spec.train.batch_size
-        self._flat.load(weights)
-        self.model.eval()
-        tokens, labels = self._tensors(blocks)
-        total = 0.0
-        with torch.no_grad():
-            for start in range(0, len(blocks), batch):
-                part = slice(start, start + batch)
-                # Longest first, so the first block of a batch says where its padding starts.
-                width = int(blocks.lengths[start])
-                total += self._loss_sum(tokens[part, :width], labels[part, :width]).item()
-        return EvalResult(total, int(np.count_nonzero(blocks.counted)))
+        return self.score(self.task.load_whole(data, self.tokenizer, length, model.labels), weights)
 
     def evaluate_boundary(self, boundary: str, weights: Vector) -> EvalResult:
         """Loss on the whole validation split of a boundary: the sum over its devices."""
@@ -458,7 +337,7 @@ class TorchLearner:
         Tokens that stand there already are made less likely (Keskar et al. 2019, CTRL, section 4.1), because a small
         model that always takes the likeliest token soon repeats itself. Raises `ConfigError` for a classifier.
         """
-        if self.task == "classify":
+        if not self.task.generates:
             raise ConfigError("a classifier does not continue texts; use a model of the task causal")
         self._flat.load(weights)
         self.model.eval()

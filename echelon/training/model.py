@@ -14,12 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
 )
@@ -28,8 +26,8 @@ from transformers.utils import logging as transformers_logging
 from echelon.config.training import AdapterSettings, ModelSettings
 from echelon.errors import ConfigError
 from echelon.messages.adapter import AdapterLayout, Vector
-from echelon.training.data.rows import padding_of
 from echelon.training.layout import ADAPTER
+from echelon.training.tasks.registry import task_named
 
 SHIPPED_NAME = "echelon:tiny"
 SHIPPED_PATH = Path(__file__).parent.parent / "assets" / "base"
@@ -37,9 +35,7 @@ SHIPPED = {SHIPPED_NAME: SHIPPED_PATH, "echelon:micro": SHIPPED_PATH.parent / "m
 """What ships: about 1M and 0.2M parameters. All of them use the tokenizer in `SHIPPED_PATH`."""
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_AUTO = {"causal": AutoModelForCausalLM, "classify": AutoModelForSequenceClassification}
 _IN_BLOCK = re.compile(r"\.\d+\.")
-_TASK_TYPES = {"causal": TaskType.CAUSAL_LM, "masked": None, "classify": TaskType.SEQ_CLS}
 
 
 def limit_threads(count: int = 1) -> None:
@@ -103,7 +99,7 @@ def load_tokenizer(settings: ModelSettings) -> Any:
 def load_base(settings: ModelSettings, device: torch.device) -> tuple[PreTrainedModel, Any]:
     """The frozen model and its tokenizer. Raises `ConfigError` when either cannot be loaded."""
     tokenizer = load_tokenizer(settings)
-    model = load_pretrained(_AUTO[settings.task], settings, model_config(settings))
+    model = load_pretrained(task_named(settings.task).library, settings, model_config(settings))
     nn.Module.to(model, device)  # in place
     return model, tokenizer
 
@@ -111,18 +107,15 @@ def load_base(settings: ModelSettings, device: torch.device) -> tuple[PreTrained
 def model_config(settings: ModelSettings) -> Any:
     """The model's configuration, its own dropout switched off: only the adapter's setting decides.
 
-    A classifier's has the run's labels, and the token that rows are padded with: families without a first token of
-    their own read the class off the last one that is not padding. Raises `ConfigError` when it cannot be read.
+    What the task needs besides is set, too: a classifier's labels, for instance. Raises `ConfigError` when it cannot be
+    read.
     """
     with _refusals(settings, "that it is a language model"):
         config = AutoConfig.from_pretrained(model_path(settings), **_options(settings))
     for name, value in config.to_dict().items():
         if name.endswith(("dropout", "pdrop", "dropout_prob")) and isinstance(value, float):
             setattr(config, name, 0.0)
-    if settings.task == "classify":
-        config.id2label = dict(enumerate(settings.labels))
-        config.label2id = {label: number for number, label in enumerate(settings.labels)}
-        config.pad_token_id = padding_of(load_tokenizer(settings))
+    task_named(settings.task).configure(config, settings.labels, lambda: load_tokenizer(settings))
     return config
 
 
@@ -135,7 +128,7 @@ def load_pretrained(
     same bits in every process. Raises `ConfigError` for files that cannot be read or lack a block's weights.
     """
     # A classifier's head is made here when the files have none, and a language model's is not missed.
-    expected = partial or settings.task == "classify"
+    expected = partial or task_named(settings.task).head_is_new
     quiet = _report_silent() if expected else contextlib.nullcontext()
     with _refusals(settings, "that it is a language model of the wanted kind"), _no_progress_bars(), quiet:
         model, report = kind.from_pretrained(
@@ -240,7 +233,7 @@ def attach_lora(
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT divides it by the rank
         lora_dropout=settings.dropout,
         target_modules=targets,
-        task_type=_TASK_TYPES[task],
+        task_type=task_named(task).adapter,
     )
     advice = _advice(model)
     try:

@@ -145,7 +145,7 @@ def test_a_row_without_a_known_label_is_named(folders, tmp_path, row, message):
     path.write_text(path.read_text() + json.dumps(row))
     learner_spec = spec_of(folders["llama"], path)
     with pytest.raises(ConfigError, match=message):
-        TorchLearner(learner_spec).row_data("a")
+        TorchLearner(learner_spec).boundary_data("a")
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_without_a_padding_token_the_end_mark_pads(folders):
 def test_the_loss_is_the_librarys_own_by_row_whatever_the_padding(family, folders, rows):
     """One row at a time and unpadded, through the library's model with the same head."""
     learner = TorchLearner(spec_of(folders[family], rows))
-    data = learner.row_data("a").training["a0"]
+    data = learner.boundary_data("a").training["a0"]
     start = learner.initial_adapter()
     head = {
         key: torch.from_numpy(part)
@@ -224,7 +224,7 @@ def test_training_tells_classes_apart_and_counts_rows(family, folders, tmp_path,
     before = learner.evaluate_boundary("a", learner.initial_adapter())
     found = learner.train(task(learner, 100))
     assert found.loss_tokens == 100 * 8
-    data = learner.row_data("a").training["a0"]
+    data = learner.boundary_data("a").training["a0"]
     chosen = np.concatenate([Order(0, "a0", len(data)).take(8 * step, 8) for step in range(100)])
     assert found.tokens == data.lengths[chosen].sum()
     after = learner.evaluate_boundary("a", found.weights)
@@ -280,11 +280,11 @@ def test_the_exported_adapter_brings_its_head_along(family, folders, rows, tmp_p
     own = AutoModelForSequenceClassification.from_pretrained(folders[family], num_labels=3)
     own.config.pad_token_id = padding_of(learner.tokenizer)
     loaded = PeftModel.from_pretrained(own, tmp_path).eval()
-    tokens, labels, mask = learner.row_data("a").validation["a0"].batch(np.arange(6))
+    tokens, labels, mask = learner.boundary_data("a").validation["a0"].batch(np.arange(6))
     with torch.no_grad():
         logits = loaded(input_ids=torch.from_numpy(tokens), attention_mask=torch.from_numpy(mask)).logits
     loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels), reduction="sum").item()
-    six = learner.row_data("a").validation["a0"]
+    six = learner.boundary_data("a").validation["a0"]
     first = Rows(six.tokens[:6], six.lengths[:6], six.labels[:6], six.most)
     assert learner.score(first, weights).loss_sum == pytest.approx(loss, rel=1e-5)
 

@@ -19,7 +19,8 @@ from echelon.errors import TrainingError
 from echelon.jobs.training import TrainOutcome
 from echelon.messages.adapter import Vector
 from echelon.messages.frames import MAX_MICRO
-from echelon.training.local import IGNORED, learning_rate
+from echelon.training.data.examples import IGNORED, Examples
+from echelon.training.local import learning_rate
 from echelon.training.split.cut import Cut, device_indices
 from echelon.training.split.link import (
     DOWN_GRADIENT,
@@ -36,10 +37,9 @@ from echelon.training.split.link import (
 from echelon.training.split.parts import (
     Batch,
     DeviceModel,
-    Hidden,
 )
 from echelon.training.split.perturb import Perturbation, decode_basis, encode_basis, leading_subspace
-from echelon.training.split.shared_modules import SharedModules, _Data
+from echelon.training.split.shared_modules import SharedModules
 from echelon.training.state import of_cut, with_cut
 
 
@@ -91,7 +91,7 @@ class DeviceWorker:
         self._rows: list[np.ndarray[tuple[int, int], np.dtype[np.float64]]] = []
         self._codec: TensorCodec | None = None
         self._step = -1
-        self._sources: dict[str, _Data] = {}
+        self._sources: dict[str, Examples] = {}
         self._task: DeviceStart | None = None
         self._shown: list[Batch] = []
         self._judged: dict[int, tuple[float, int]] = {}
@@ -181,7 +181,7 @@ class DeviceWorker:
             chosen = data.order.take(self._cursor, train.batch_size * train.accumulation)
             self._cursor += chosen.size
             parts = [chosen[at : at + self._micro] for at in range(0, chosen.size, self._micro)]
-            self._micros = [data.batch(part) for part in parts]
+            self._micros = [Batch.of(data.batch(part)) for part in parts]
             self._counted = sum(batch.counted for batch in self._micros)
             self._tokens += data.read(chosen)
             self._loss_tokens += self._counted
@@ -231,32 +231,25 @@ class DeviceWorker:
             return self.codec.pack(UP_LOOK, 0, probe, hidden)
 
     def looked(self, probe: int, data: bytes, positions: int) -> None:
-        """Keep what the model says of a probe: the last hidden state, pooled and read off by the head, and predictions.
+        """Keep what the model says of a probe: a pooled state, and predictions; see `Task.probed`.
 
-        Logits are the last hidden state under one linear map that all devices share; the edge's output would be the
-        state behind another block with every cut.
+        Args:
+            probe: its number.
+            data: bytes of what the edge made of it.
+            positions: places of the probe at which predictions are taken.
 
-        Predictions are taken at so many places spread evenly over the probe, the last one among them. Of a classifier
-        there is one prediction, of the whole probe; its head is the device's own, so the state stands for itself.
+        Raises:
+            CodecError: the bytes are no such tensor.
         """
         with self._lock:
             batch = self._probe_batches[probe]
             hidden = self.codec.unpack(DOWN_LOOK, 0, probe, data)
-            if self._shared.classifies:
-                self._looked_by_classifier(batch, hidden)
-                return
-            logits = self._part.logits(batch, hidden)[0].astype(np.float64)
-            places = np.linspace(0, len(logits) - 1, positions + 1)[1:].round().astype(np.intp)
-            chosen = logits[places]
-            chosen = np.exp(chosen - chosen.max(axis=1, keepdims=True))
-            self._pooled.append((logits.mean(axis=0) - logits.mean()).astype(np.float32))
-            self._rows.append(chosen / chosen.sum(axis=1, keepdims=True))
-
-    def _looked_by_classifier(self, batch: Batch, hidden: Hidden) -> None:
-        logits = self._part.logits(batch, hidden).astype(np.float64)
-        chosen = np.exp(logits - logits.max(axis=1, keepdims=True))
-        self._pooled.append(self._part.last_state(batch, hidden)[0].mean(axis=0))
-        self._rows.append(chosen / chosen.sum(axis=1, keepdims=True))
+            logits = self._part.logits(batch, hidden)
+            pooled, rows = self._shared.task.probed(
+                logits, lambda: self._part.last_state(batch, hidden), positions
+            )
+            self._pooled.append(pooled)
+            self._rows.append(rows)
 
     def validation(self, names: Sequence[str], tokens: int) -> int:
         """Read what is to be evaluated, about so many tokens of each device or shard; the number of batches."""

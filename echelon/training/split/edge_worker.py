@@ -170,7 +170,7 @@ class EdgeWorker:
         with self._lock:
             part, codec = self._part(device), self._codecs[device]
             mask: Mask | None = None
-            if self._shared.classifies:
+            if self._shared.task.padded:
                 hidden, mask = codec.unpack_masked(UP_HIDDEN, step, micro, data)
             else:
                 hidden = codec.unpack(UP_HIDDEN, step, micro, data)
@@ -185,7 +185,7 @@ class EdgeWorker:
         with self._lock:
             part, codec = self._part(device), self._codecs[device]
             mask: Mask | None = None
-            if self._shared.classifies and device in self._assessed:
+            if self._shared.task.padded and device in self._assessed:
                 hidden, mask = codec.unpack_masked(UP_LOOK, 0, probe, data)
             else:
                 hidden = codec.unpack(UP_LOOK, 0, probe, data)

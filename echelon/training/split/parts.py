@@ -31,7 +31,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
@@ -39,20 +38,19 @@ from echelon.config.split import MAX_IN_FLIGHT
 from echelon.config.training import AdapterSettings, ModelSettings, TrainSettings
 from echelon.errors import CodecError, ProtocolError, TrainingError
 from echelon.messages.adapter import AdapterLayout, Vector
+from echelon.training.data.examples import IGNORED, Inputs
 from echelon.training.layout import FlatAdapter
 from echelon.training.split.cut import Cut
-from echelon.training.split.segment import Runner, Side, Task, load_side
+from echelon.training.split.segment import Runner, Side, TaskName, load_side
 from echelon.training.state import TrainerState
 from echelon.training.step import FlatOptimizer, clip_factor
+from echelon.training.tasks.registry import task_named
 
 Hidden = npt.NDArray[np.float32]
 """A hidden state or its gradient: float32[b, L, h], contiguous."""
 Mask = npt.NDArray[np.bool_]
 """bool[b, L], true where a position is attended to."""
 Ids = npt.NDArray[np.int64]
-
-IGNORED = -100
-"""The target of positions that the loss does not count."""
 
 
 class SplitSpec(BaseModel):
@@ -63,7 +61,7 @@ class SplitSpec(BaseModel):
     model: ModelSettings = ModelSettings()
     adapter: AdapterSettings = AdapterSettings()
     train: TrainSettings = TrainSettings()
-    task: Task = "causal"
+    task: TaskName = "causal"
     labels: int = Field(default=0, ge=0, le=65536, description="Classes of the task `classify`.")
 
 
@@ -78,6 +76,12 @@ class Batch:
     tokens: Ids
     labels: Ids
     mask: Mask | None = None
+
+    @classmethod
+    def of(cls, inputs: Inputs) -> Batch:
+        """What `Examples` gives, in main memory."""
+        tokens, labels, mask = inputs
+        return cls(tokens.long().numpy(), labels.numpy(), None if mask is None else mask.numpy())
 
     @property
     def counted(self) -> int:
@@ -100,6 +104,7 @@ class Segment:
     def __init__(self, spec: SplitSpec, cut: Cut, side: Side) -> None:
         self.spec = spec
         self.cut = cut
+        self.task = task_named(spec.task)
         runner, self._wrapped = load_side(spec.model, spec.adapter, spec.task, spec.labels, cut, side)
         self.anatomy = runner.anatomy
         self.layout: AdapterLayout = FlatAdapter(self._wrapped).layout
@@ -263,8 +268,7 @@ class DeviceModel:
         batch = flight.batch
         tokens, labels = torch.from_numpy(batch.tokens), torch.from_numpy(batch.labels)
         logits = self._trainer.runner.logits(self._last, leaf, tokens, _mask(batch.mask))
-        flat = logits.flatten(0, -2).float()
-        loss = F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        loss = self.segment.task.loss_sum(logits, labels)
         if not math.isfinite(loss.item()):
             raise TrainingError(
                 f"the loss of micro-batch {micro} is not finite; lower lr, set clip_norm, or use fp32"
@@ -311,9 +315,8 @@ class DeviceModel:
 
     def evaluate(self, batch: Batch, hidden: Hidden) -> tuple[float, int]:
         """Sum of the losses of an evaluated batch in nats, and how many targets it counts."""
-        logits = torch.from_numpy(self.logits(batch, hidden)).flatten(0, -2)
-        labels = torch.from_numpy(batch.labels).flatten()
-        loss = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum").item()
+        logits, labels = torch.from_numpy(self.logits(batch, hidden)), torch.from_numpy(batch.labels)
+        loss = self.segment.task.loss_sum(logits, labels).item()
         if not math.isfinite(loss):
             raise TrainingError("the loss of an evaluation is not finite; the weights are unusable")
         return loss, batch.counted

@@ -15,9 +15,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
     PreTrainedModel,
 )
 
@@ -27,18 +24,13 @@ from echelon.messages.adapter import AdapterLayout
 from echelon.training.layout import adapter_parameters
 from echelon.training.model import attach_lora, load_pretrained, model_config
 from echelon.training.split.cut import Cut
+from echelon.training.tasks.registry import task_named
 
-Task = Literal["causal", "masked", "classify"]
+TaskName = Literal["causal", "masked", "classify"]
 Side = Literal["device", "edge"]
 
 FAMILIES = ("llama", "qwen2", "gpt2", "bert")
 """Model types that are tested. Others may do more between embedding and first block than can be seen from outside."""
-
-_AUTO: dict[Task, Any] = {
-    "causal": AutoModelForCausalLM,
-    "masked": AutoModelForMaskedLM,
-    "classify": AutoModelForSequenceClassification,
-}
 
 
 class Pass(nn.Module):
@@ -196,9 +188,9 @@ def pruned(model: PreTrainedModel, anatomy: Anatomy, cut: Cut, side: Side) -> No
         model.set_submodule(path, module)
 
 
-def model_class(config: Any, task: Task) -> type[PreTrainedModel]:
+def model_class(config: Any, task: TaskName) -> type[PreTrainedModel]:
     """The library's class for a configuration and a task. Raises `ConfigError` if it has none."""
-    mapping = _AUTO[task]._model_mapping
+    mapping = task_named(task).library._model_mapping
     if type(config) not in mapping:
         raise ConfigError(f"a model of type {config.model_type!r} cannot be used for the task {task!r}")
     found = mapping[type(config)]
@@ -207,15 +199,14 @@ def model_class(config: Any, task: Task) -> type[PreTrainedModel]:
 
 
 def load_side(
-    settings: ModelSettings, adapter: AdapterSettings, task: Task, labels: int, cut: Cut, side: Side
+    settings: ModelSettings, adapter: AdapterSettings, task: TaskName, labels: int, cut: Cut, side: Side
 ) -> tuple[Runner, nn.Module]:
     """One side of the frozen model with LoRA in it, read from disk without the other side's weights.
 
     Gives what runs it and the PEFT model whose adapter is trained. Raises `ConfigError` as `load_base` does.
     """
     config = model_config(settings)
-    if task == "classify":
-        config.num_labels = labels
+    task_named(task).size(config, labels)
     whole = model_class(config, task)
     anatomy: list[Anatomy] = []
 
@@ -240,12 +231,11 @@ def load_side(
 
 
 def whole_layout(
-    settings: ModelSettings, adapter: AdapterSettings, task: Task, labels: int = 0
+    settings: ModelSettings, adapter: AdapterSettings, task: TaskName, labels: int = 0
 ) -> AdapterLayout:
     """The layout of the whole model's adapter, without reading or holding its weights."""
     config = model_config(settings)
-    if task == "classify":
-        config.num_labels = labels
+    task_named(task).size(config, labels)
     with torch.device("meta"):
         model = model_class(config, task)(config)
         for parameter in model.parameters():

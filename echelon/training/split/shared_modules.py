@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import numpy as np
+import torch
 
 from echelon.errors import ConfigError
 from echelon.messages.adapter import AdapterLayout
-from echelon.training.data.boundary import BoundaryData, load_boundary, load_rows
-from echelon.training.data.packing import Blocks, Order
-from echelon.training.data.rows import Rows
+from echelon.training.data.boundary import BoundaryData
+from echelon.training.data.examples import Examples
+from echelon.training.data.packing import Order
 from echelon.training.fingerprint import load_probes
 from echelon.training.learner import BoundarySpec, LearnerSpec
-from echelon.training.local import IGNORED
 from echelon.training.model import load_tokenizer
 from echelon.training.split.cut import Cut
 from echelon.training.split.parts import (
@@ -25,56 +24,11 @@ from echelon.training.split.parts import (
     SplitSpec,
 )
 from echelon.training.split.segment import count_blocks, whole_layout
+from echelon.training.tasks.registry import task_named
 
-Chosen = np.ndarray[tuple[int], np.dtype[np.intp]]
+CPU = torch.device("cpu")
 PROBES_FOR_BASIS = 16
 """Probes whose hidden states say in which subspace a device's activations are rotated."""
-
-
-class _Data(Protocol):
-    """A device's or shard's training data, whatever the task."""
-
-    @property
-    def order(self) -> Order:
-        """In which it is read."""
-        ...
-
-    def read(self, chosen: Chosen) -> int:
-        """Tokens of these blocks or rows, without padding."""
-        ...
-
-    def batch(self, chosen: Chosen) -> Batch:
-        """One micro-batch."""
-        ...
-
-
-@dataclass(frozen=True)
-class _BlockData:
-    blocks: Blocks
-    labels: np.ndarray[tuple[int, int], np.dtype[np.int64]]
-    order: Order
-
-    def read(self, chosen: Chosen) -> int:
-        """See `_Data`."""
-        return int(self.blocks.lengths[chosen].sum())
-
-    def batch(self, chosen: Chosen) -> Batch:
-        """See `_Data`."""
-        return Batch(self.blocks.tokens[chosen, :-1].astype(np.int64), self.labels[chosen])
-
-
-@dataclass(frozen=True)
-class _RowData:
-    rows: Rows
-    order: Order
-
-    def read(self, chosen: Chosen) -> int:
-        """See `_Data`."""
-        return int(self.rows.lengths[chosen].sum())
-
-    def batch(self, chosen: Chosen) -> Batch:
-        """See `_Data`."""
-        return Batch(*self.rows.batch(chosen))
 
 
 class SharedModules:
@@ -83,16 +37,14 @@ class SharedModules:
     def __init__(self, spec: LearnerSpec) -> None:
         self.spec = spec
         task, labels = spec.model.task, len(spec.model.labels)
+        self.task = task_named(task)
         self.split = SplitSpec(
             model=spec.model, adapter=spec.adapter, train=spec.train, task=task, labels=labels
         )
-        self.classifies = task == "classify"
-        """Then rows are padded, and each micro-batch goes to the edge with its mask."""
         self.blocks = count_blocks(spec.model)
         self.layout: AdapterLayout = whole_layout(spec.model, spec.adapter, task, labels)
         self._segments: dict[tuple[Cut, str], Segment] = {}
-        self._boundaries: dict[str, BoundaryData[Blocks]] = {}
-        self._row_boundaries: dict[str, BoundaryData[Rows]] = {}
+        self._boundaries: dict[str, BoundaryData[Any]] = {}
         self._probes: dict[int, list[Ids]] = {}
         self._lock = threading.Lock()
 
@@ -139,31 +91,23 @@ class SharedModules:
                 self._probes[count] = [np.asarray([ids], np.int64) for ids in found if ids]
             return self._probes[count]
 
-    def data(self, name: str) -> _Data:
+    def data(self, name: str) -> Examples:
         """Training data of a device, or of a data shard. Raises `ConfigError`."""
-        if self.classifies:
-            rows = self._rows_of(name).training[name]
-            return _RowData(rows, Order(self.spec.seed, name, len(rows)))
-        blocks = self._blocks_of(name).training[name]
-        return _BlockData(blocks, _targets(blocks), Order(self.spec.seed, name, len(blocks)))
+        sequences = self._data_of(name).training[name]
+        return self.task.examples(sequences, Order(self.spec.seed, name, len(sequences)), CPU)
 
     def validation(self, name: str, tokens: int, micro: int, most: int) -> list[Batch]:
         """What a device, or a data shard, evaluates: what `TorchLearner.evaluate` reads for so many tokens.
 
-        In batches of at most `micro` sequences, padded to their longest; at most about `most` batches.
+        Args:
+            name: the device or shard.
+            tokens: about how many tokens are read.
+            micro: most sequences of one batch, padded to their longest.
+            most: about the most batches.
         """
-        if self.classifies:
-            rows = self._rows_of(name).validation[name].at_most(tokens)
-            rows = rows.every(max(1, -(-len(rows) // (micro * most))))
-            places = np.arange(len(rows))
-            return [Batch(*rows.batch(places[at : at + micro])) for at in range(0, len(rows), micro)]
-        blocks = self._blocks_of(name).validation[name].at_most(tokens)
-        blocks = blocks.every(max(1, -(-len(blocks) // (micro * most))))
-        targets, batches = _targets(blocks), []
-        for at in range(0, len(blocks), micro):
-            part, width = slice(at, at + micro), int(blocks.lengths[at])  # longest first
-            batches.append(Batch(blocks.tokens[part, :width].astype(np.int64), targets[part, :width]))
-        return batches
+        held = self._data_of(name).validation[name].at_most(tokens)
+        held = held.every(max(1, -(-len(held) // (micro * most))))
+        return [Batch.of(inputs) for inputs in self.task.held(held, CPU).batches(micro)]
 
     def _boundary_of(self, name: str) -> BoundarySpec:
         boundary = self.spec.boundary_of.get(name)
@@ -171,27 +115,12 @@ class SharedModules:
             raise ConfigError(f"there is no device {name!r} in the run")
         return boundary
 
-    def _rows_of(self, name: str) -> BoundaryData[Rows]:
-        boundary, labels = self._boundary_of(name), self.spec.model.labels
-        with self._lock:
-            if boundary.name not in self._row_boundaries:
-                self._row_boundaries[boundary.name] = load_rows(
-                    boundary.data, boundary.devices, load_tokenizer(self.spec.model),
-                    self.spec.train.sequence_length, labels,
-                )  # fmt: skip
-            return self._row_boundaries[boundary.name]
-
-    def _blocks_of(self, name: str) -> BoundaryData[Blocks]:
-        boundary = self._boundary_of(name)
+    def _data_of(self, name: str) -> BoundaryData[Any]:
+        boundary, spec = self._boundary_of(name), self.spec
         with self._lock:
             if boundary.name not in self._boundaries:
-                self._boundaries[boundary.name] = load_boundary(
-                    boundary.data, boundary.devices, load_tokenizer(self.spec.model),
-                    self.spec.train.sequence_length,
+                self._boundaries[boundary.name] = self.task.load(
+                    boundary.data, boundary.devices, load_tokenizer(spec.model), spec.train.sequence_length,
+                    spec.model.labels,
                 )  # fmt: skip
             return self._boundaries[boundary.name]
-
-
-def _targets(blocks: Blocks) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
-    """The tokens to be predicted, `IGNORED` where none is counted."""
-    return np.where(blocks.counted, blocks.tokens[:, 1:].astype(np.int64), IGNORED)
