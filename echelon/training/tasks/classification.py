@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from peft import TaskType
 from transformers import AutoModelForSequenceClassification
+from typing_extensions import override
 
 from echelon.config.training import DataSettings
 from echelon.training.data.boundary import BoundaryData, load_rows
@@ -49,6 +50,7 @@ class Classification(Task[Rows]):
         """See `Task.size`."""
         config.num_labels = labels
 
+    @override
     def load(
         self,
         settings: DataSettings,
@@ -60,6 +62,7 @@ class Classification(Task[Rows]):
         """See `Task.load`."""
         return load_rows(settings, devices, tokenizer, length, labels)
 
+    @override
     def load_whole(
         self, settings: DataSettings, tokenizer: Tokenizer, length: int, labels: Sequence[str]
     ) -> Rows:
@@ -69,6 +72,7 @@ class Classification(Task[Rows]):
         rows = encode_rows(read_source(settings), tokenizer, labels, length)
         return pad_rows(longest_first(rows), length, padding_of(tokenizer))
 
+    @override
     def examples(self, sequences: Rows, order: Order, device: torch.device) -> RowExamples:
         """See `Task.examples`."""
         return RowExamples(sequences, order, device)
@@ -77,10 +81,12 @@ class Classification(Task[Rows]):
         """Rows whose likeliest class is theirs."""
         return int((logits.float().argmax(-1) == labels).sum().item())
 
+    @override
     def measured(self, sequences: Rows, loss_sum: float, correct: int) -> EvalResult:
         """Loss of the rows, how many were told right, and how many tokens they have."""
         return EvalResult(loss_sum, len(sequences), correct, int(sequences.lengths.sum()))
 
+    @override
     def probed(
         self, logits: npt.NDArray[np.float32], state: Callable[[], npt.NDArray[np.float32]], positions: int
     ) -> tuple[npt.NDArray[np.float32], Array64]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from peft import TaskType
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+from typing_extensions import override
 
 from echelon.config.training import DataSettings
 from echelon.training.data.boundary import BoundaryData, load_boundary
@@ -28,6 +29,7 @@ class LanguageModelling(Task[Blocks]):
     adapter: ClassVar[Any] = TaskType.CAUSAL_LM
     generates = True
 
+    @override
     def load(
         self,
         settings: DataSettings,
@@ -39,14 +41,17 @@ class LanguageModelling(Task[Blocks]):
         """See `Task.load`; there are no classes."""
         return load_boundary(settings, devices, tokenizer, length)
 
+    @override
     def examples(self, sequences: Blocks, order: Order, device: torch.device) -> BlockExamples:
         """See `Task.examples`."""
         return BlockExamples.of(sequences, order, device)
 
+    @override
     def measured(self, sequences: Blocks, loss_sum: float, correct: int) -> EvalResult:
         """Loss of the counted tokens."""
         return EvalResult(loss_sum, int(np.count_nonzero(sequences.counted)))
 
+    @override
     def probed(
         self, logits: npt.NDArray[np.float32], state: Callable[[], npt.NDArray[np.float32]], positions: int
     ) -> tuple[npt.NDArray[np.float32], Array64]:
