@@ -76,7 +76,7 @@ def phase_of(actor: Any) -> str:
             core = actor.core
             if core.ledger is None:
                 return "no genesis"
-            return "paused" if core._phase is Phase.OPEN and core.paused else core._phase.value
+            return "paused" if core.rounds.phase is Phase.OPEN and core.paused else core.rounds.phase.value
         case Device():
             if actor.core._cohort is not None:
                 return actor.core._cohort.phase

@@ -133,7 +133,7 @@ def snapshot(core: Any) -> object:
     if isinstance(core, EdgeCore):
         return core.facts(), core.vectors()
     if isinstance(core, AggregatorCore):
-        return core.snapshot(), core.window, core.version, sorted(core._parts), core._included
+        return core.snapshot(), core.window, core.version, sorted(core.rounds.parts), core.rounds.included
     return core.snapshot()
 
 

@@ -7,27 +7,15 @@ snapshot, adopts the decisions that it had recorded since, reads its inputs agai
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import msgpack
 import numpy as np
 
 from echelon.errors import ProtocolError, StateError
-from echelon.laws.cohort import (
-    Part,
-    close_window,
-    context_of,
-    edge_groups,
-    read_part,
-    ring_vector,
-    threshold_of,
-    weight_cap_of,
-)
 from echelon.laws.ledger import Ledger
 from echelon.messages.behaviour import Behaviour
 from echelon.messages.boundary import (
-    MAX_COHORT,
     Adopt,
     Base,
     Cohort,
@@ -37,10 +25,8 @@ from echelon.messages.boundary import (
     Join,
     Leave,
     Masked,
-    Member,
     Phase,
     Ready,
-    Rejected,
     Released,
     Sealing,
     Void,
@@ -48,7 +34,7 @@ from echelon.messages.boundary import (
     Window,
     WindowOpen,
 )
-from echelon.messages.exchange import Pace, WindowSummary
+from echelon.messages.exchange import Pace
 from echelon.messages.handshake import (
     Advertise,
     Consistency,
@@ -60,15 +46,18 @@ from echelon.messages.handshake import (
     Unmask,
 )
 from echelon.messages.manifest import RunManifest
-from echelon.messages.split import Assignment, EdgePart, PartRef, Trips
+from echelon.messages.split import Assignment, EdgePart, Trips
 from echelon.messages.wire import DeviceId, Message
 from echelon.rounds.aggregator.admission import Admission, assigned
 from echelon.rounds.aggregator.attendance import Attendance, CheckIn
-from echelon.rounds.aggregator.edge_assignment import Edges, EdgesTerms, admitted
+from echelon.rounds.aggregator.edge_assignment import Edges, EdgesTerms
 from echelon.rounds.aggregator.events import BoundaryCommit, Closed, RefusedDelta
 from echelon.rounds.aggregator.merging import BoundaryAdapter
+from echelon.rounds.aggregator.offers import check_base, check_work, shards_fit
 from echelon.rounds.aggregator.recovery import History
+from echelon.rounds.aggregator.rounds import ROUND, WindowRounds
 from echelon.rounds.aggregator.trust_standings import quorum
+from echelon.rounds.aggregator.window import cohort_of, select
 from echelon.rounds.effects import (
     Effect,
     Incoming,
@@ -80,12 +69,10 @@ from echelon.rounds.effects import (
     TimerFired,
     note,
 )
-from echelon.rounds.shards import disjoint
 from echelon.secagg.roster import Roster
-from echelon.secagg.server import Server, SumResult, WindowFailed
+from echelon.secagg.server import SumResult, WindowFailed
 
 DEADLINE = "window"
-ROUND = "round"
 EDGES = "edges"
 
 
@@ -123,11 +110,8 @@ class AggregatorCore:
 
     def __post_init__(self) -> None:
         self.adapter = BoundaryAdapter(self.manifest, self.boundary)
-        self._phase = Phase.OPEN
-        self._cohort: Cohort | None = None
-        self._server: Server | None = None
+        self.rounds = WindowRounds(self.manifest, self.roster, dim=self.dim, timeout=self.terms.round_timeout)
         self._checked_in = 0
-        self._read = {"handshake": 0, "masked": 0}
         self._overdue = False
         self.attendance = Attendance(self.roster, come_and_go=self.terms.shards is not None)
         self.edges = None
@@ -139,9 +123,6 @@ class AggregatorCore:
             if self.edges is None or self.edges.standings is None
             else Admission(self.edges, self.edges.standings)
         )
-        self._included: frozenset[str] = frozenset()
-        self._parts: dict[str, Part] = {}
-        """What edges added to the window under way."""
         self._derived: tuple[int, bytes] = (-1, b"")
         """Newest version that the gate derived, and its digest: devices take part in no cohort on a newer one."""
 
@@ -156,7 +137,7 @@ class AggregatorCore:
         watch: list[Effect] = []
         if self.terms.edges is not None:
             watch.append(StartTimer(EDGES, self.terms.edges.look))
-        if self._phase is Phase.OPEN:
+        if self.rounds.phase is Phase.OPEN:
             return [*watch, StartTimer(DEADLINE, self.terms.deadline), *self._try_cohort()]
         return [*watch, StartTimer(ROUND, self.terms.round_timeout), *self._advance(False)]
 
@@ -200,7 +181,9 @@ class AggregatorCore:
             case Behaviour():
                 return self._behaviour(device, message)
             case EdgePart():
-                return self._part(event.sender, message, event.payload or b"")
+                if not self.rounds.take_part(event.sender, message, event.payload or b""):
+                    return [note("late", device=device, type=message.kind)]
+                return self._advance(False)
             case Leave():
                 self._enrolled(device, message)
                 self.attendance.left(device)
@@ -213,41 +196,20 @@ class AggregatorCore:
                 return self._check_in(device, message, event.offset)
             case Advertise() | Sealed() | Consistency() | Unmask() | Masked():
                 topic = "masked" if isinstance(message, Masked) else "handshake"
-                self._read[topic] = max(self._read[topic], event.offset + 1)
-                return self._input(device, message, event.payload)
+                self.rounds.read[topic] = max(self.rounds.read[topic], event.offset + 1)
+                if not self.rounds.take(device, message, event.payload or b""):
+                    return [note("late", device=device, type=message.kind)]
+                return self._advance(False)
             case _:
                 return []
 
     def _check_in(self, device: DeviceId, message: Ready, offset: int) -> list[Effect]:
-        cohort = self._cohort
-        if (
-            cohort is not None
-            and offset < cohort.inputs
-            and any(member.device == device for member in cohort.members)
-        ):
+        if self.rounds.used(device, offset):
             return []  # read again after a restart: this check-in is what the cohort was made of
         self._enrolled(device, message)
-        known = self.adapter.digests
-        if message.base_version > self.version:
-            raise ProtocolError(
-                f"{device} trained from version {message.base_version}, the newest is {self.version}"
-            )
-        if message.base_version in known and known[message.base_version] != message.base_sha256:
-            raise ProtocolError(
-                f"{device} names another digest of version {message.base_version} than was published"
-            )
-        if not 1 <= message.n <= self.manifest.secure.n_max:
-            raise ProtocolError(f"{device} offers n = {message.n}, outside 1..{self.manifest.secure.n_max}")
-        if not self._shards_fit(message.shards):
-            raise ProtocolError(
-                f"{device} offers what was trained on the shards {list(message.shards)[:8]}, and the boundary's data "
-                f"is dealt into {self.terms.shards or 'none'}"
-            )
-        if bool(message.edge) != bool(message.jobs) or (message.edge and not self._is_edge(message.edge)):
-            raise ProtocolError(
-                f"{device} offers {len(message.jobs)} jobs with edge {message.edge or 'none'}; edges of this boundary: "
-                f"{', '.join(self._edge_names()) or 'none'}"
-            )
+        check_base(device, message, self.version, self.adapter.digests)
+        edges = () if self.edges is None else self.edges.terms.edges
+        check_work(device, message, n_max=self.manifest.secure.n_max, dealt=self.terms.shards, edges=edges)
         self._checked_in = max(self._checked_in, offset + 1)
         self.attendance.arrived(device, CheckIn.of(message, offset))
         return [note("checked-in", ready=len(self.attendance.ready)), *self._try_cohort()]
@@ -267,21 +229,11 @@ class AggregatorCore:
         if device not in self.roster:
             raise ProtocolError(f"{device} is no device of {self.boundary} and sends {message.kind}")
 
-    def _edge_names(self) -> tuple[str, ...]:
-        return () if self.edges is None else self.edges.terms.edges
-
-    def _is_edge(self, name: str) -> bool:
-        return name in self._edge_names()
-
-    def _shards_fit(self, shards: tuple[int, ...]) -> bool:
-        count = self.terms.shards
-        return not shards if count is None else bool(shards) and shards[-1] < count
-
     def _timer(self, name: str) -> list[Effect]:
-        if name == DEADLINE and self._phase is Phase.OPEN:
+        if name == DEADLINE and self.rounds.phase is Phase.OPEN:
             self._overdue = not self.waiting
             return [StartTimer(DEADLINE, self.terms.deadline), *self._try_cohort()]
-        if name == ROUND and self._phase is not Phase.OPEN:
+        if name == ROUND and self.rounds.phase is not Phase.OPEN:
             return self._advance(True)
         if name == EDGES and self.edges is not None and not self.ended:
             changed = self.edges.look()
@@ -301,23 +253,6 @@ class AggregatorCore:
             return [note("late", device=device, type=message.kind)]
         self.edges.standings.take(device, message)
         return self._try_cohort()
-
-    def _part(self, edge: str, message: EdgePart, payload: bytes) -> list[Effect]:
-        cohort = self._cohort
-        if cohort is None or message.window != self.window:
-            return [note("late", device=edge, type=message.kind)]
-        part = read_part(edge, message, payload, cohort, self._included, self.manifest, self.dim)
-        if edge in self._parts and self._parts[edge].sha256 != part.sha256:
-            raise ProtocolError(f"window {self.window}: {edge} sent another part before")
-        self._parts[edge] = part
-        return self._advance(False)
-
-    def _parts_there(self) -> bool:
-        """Whether every edge that may add to the window has, or is lost."""
-        if self._phase is not Phase.UNMASK or self._cohort is None or self.edges is None:
-            return True
-        due = edge_groups(self._cohort, self._included, self.manifest.secure)
-        return all(edge in self._parts or edge in self.edges.lost for edge in due)
 
     # ---- participation window --------------------------------------------------------------------
 
@@ -347,248 +282,96 @@ class AggregatorCore:
         return self.adapter.paused
 
     def _open(self) -> list[Effect]:
-        if self.ledger is None:
-            raise StateError("a window cannot open before genesis")
-        self._phase, self._cohort, self._server, self._overdue = Phase.OPEN, None, None, False
-        opened = WindowOpen(window=self.window, version=self.version, commit=self.ledger.commit)
+        self.rounds.clear()
+        self._overdue = False
         return [
-            Publish("control", opened, self.window),
+            Publish("control", self._opened(), self.window),
             StopTimer(ROUND),
             StartTimer(DEADLINE, self.terms.deadline),
             note("phase", window=self.window, phase=Phase.OPEN),
         ]
 
+    def _opened(self) -> WindowOpen:
+        """The window that is due, and what its devices may train from."""
+        if self.ledger is None:
+            raise StateError("a window cannot open before genesis")
+        return WindowOpen(window=self.window, version=self.version, commit=self.ledger.commit)
+
     def _try_cohort(self) -> list[Effect]:
         """Close the participation window if K devices are ready, or if it is overdue and the floor holds."""
-        if self._phase is not Phase.OPEN or self.ledger is None or self.ended:
+        if self.rounds.phase is not Phase.OPEN or self.ledger is None or self.ended:
             return []
         if self.paused:
             return self._adopt_when_idle()
         if self._derived[0] < self.version:
             return []  # no device takes part in a cohort on a version that the gate did not derive
         secure = self.manifest.secure
-        floor = secure.floor
         ready = self.attendance.takeable(secure, self.version)
-        if ready < self.attendance.wanted(self.terms.cohort, floor) and not self._overdue:
+        if ready < self.attendance.wanted(self.terms.cohort, secure.floor) and not self._overdue:
             return []
-        out, before = set[DeviceId](), list[Effect]()
+        barred, before = set[DeviceId](), list[Effect]()
         if self._admission is not None:
             probed = self.attendance.ready
             judged = self._admission.judged(probed, self.window, overdue=self._overdue)
             if judged is None:
                 return []
-            out, letters = self._admission.kept_out(probed)
+            barred, letters = self._admission.kept_out(probed)
             before = [*judged, *letters]
-        fresh: list[tuple[DeviceId, CheckIn, int]] = []
-        rejected: list[Rejected] = []
         lost = set() if self.edges is None else self.edges.lost
-        for device, check in self.attendance.in_turn():
-            weight = secure.weight(check.n, self.version - check.base_version)
-            if weight > 0 and check.edge not in lost and device not in out:
-                fresh.append((device, check, weight))
-            elif len(rejected) < MAX_COHORT:
-                rejected.append(Rejected(device=device, offer=check.offer))
-        present = {device for device, _, _ in fresh}
-        fresh = self._with_edges(fresh, floor)
-        # Offers on one data shard exclude each other; those that are left out stay ready for the next window.
-        fitting = disjoint([check.shards for _, check, _ in fresh], floor)
-        chosen = [fresh[place] for place in fitting][: secure.cohort_max]
-        chosen = self._with_edges(chosen, floor)
-        if len(chosen) < floor:
-            return before
-        self.attendance.came(present, overdue=self._overdue)
-        cap = weight_cap_of([(weight, check.edge, check.base_version) for _, check, weight in chosen], secure)
-        used = {self.version, *(check.base_version for _, check, _ in chosen)}
-        cohort = Cohort(
-            window=self.window,
-            version=self.version,
-            commit=self.ledger.commit,
-            members=tuple(
-                Member(
-                    device=device,
-                    offer=check.offer,
-                    n=check.n,
-                    base_version=check.base_version,
-                    weight=min(weight, cap),
-                    shards=check.shards,
-                    edge=check.edge,
-                    jobs=check.jobs,
-                )
-                for device, check, weight in sorted(chosen, key=lambda one: one[0])
-            ),
-            rejected=tuple(rejected),
-            bases=tuple(base for base in self.bases if base.version in used),
-            threshold=threshold_of(len(chosen), secure),
-            inputs=self._checked_in,
+        selection = select(
+            self.attendance.in_turn(), secure, self.version, barred=barred, lost=lost, overdue=self._overdue
         )
+        if len(selection.chosen) < secure.floor:
+            return before
+        self.attendance.came(selection.present, overdue=self._overdue)
+        cohort = cohort_of(selection, self._opened(), secure, bases=self.bases, inputs=self._checked_in)
         return [*before, Publish("control", cohort, self.window), *self._begin(cohort)]
 
-    def _with_edges(
-        self, offers: list[tuple[DeviceId, CheckIn, int]], floor: int
-    ) -> list[tuple[DeviceId, CheckIn, int]]:
-        """Those whose edges can release their middles, as far as that can be waited for."""
-        edges = [check.edge for _, check, _ in offers]
-        bases = [check.base_version for _, check, _ in offers]
-        return [offers[place] for place in admitted(edges, floor, bases, overdue=self._overdue)]
-
     def _begin(self, cohort: Cohort) -> list[Effect]:
-        self._cohort = cohort
-        self._included, self._parts = frozenset(), {}
-        self._server = Server(context_of(cohort, self.manifest, self.dim), self.roster)
-        self._phase = Phase.KEYS
+        begun = self.rounds.begin(cohort)
         self.attendance.taken(cohort)
-        return [
-            StopTimer(DEADLINE),
-            StartTimer(ROUND, self.terms.round_timeout),
-            note("phase", window=cohort.window, phase=Phase.KEYS, cohort=len(cohort.members)),
-        ]
+        return [StopTimer(DEADLINE), *begun]
 
-    # ---- rounds of secure aggregation ------------------------------------------------------------
-
-    def _input(self, device: DeviceId, message: Message, payload: bytes | None) -> list[Effect]:
-        server = self._server
-        if server is None or getattr(message, "window", None) != self.window:
-            return [note("late", device=device, type=message.kind)]
-        match message:
-            case Advertise():
-                server.on_advertise(device, message)
-            case Sealed():
-                server.on_sealed(device, message)
-            case Masked():
-                server.on_masked(device, ring_vector(payload or b""), message.payload.sha256)
-            case Consistency():
-                server.on_consistency(device, message)
-            case Unmask():
-                server.on_unmask(device, message)
-            case _:
-                raise ProtocolError(f"{message.kind} is not an input of secure aggregation")
-        return self._advance(False)
+    # ---- the end of a window ---------------------------------------------------------------------
 
     def _advance(self, overdue: bool) -> list[Effect]:
-        """Close the round that is under way if everybody answered, or if its time is over."""
-        effects: list[Effect] = []
-        while self._server is not None and (overdue or (self._server.complete and self._parts_there())):
-            overdue = False
-            try:
-                step = self._close_round(self._server)
-            except WindowFailed as failed:
-                return effects + self._void(failed.reason)
-            effects.extend(step)
-        return effects
-
-    def _close_round(self, server: Server) -> list[Effect]:
-        window = self.window
-        match self._phase:
-            case Phase.KEYS:
-                return self._decided(Phase.SHARES, [Publish("control", server.close_keys(), window)])
-            case Phase.SHARES:
-                shares, deliveries = server.close_shares()
-                slots = {entry.device: entry.slot for entry in self.roster.entries}
-                sent: list[Effect] = [
-                    Publish("inbox", delivery, window, partition=slots[device])
-                    for device, delivery in deliveries.items()
-                ]
-                return self._decided(Phase.MASKED, [*sent, Publish("control", shares, window)])
-            case Phase.MASKED:
-                included = server.close_masked()
-                self._included = frozenset(entry.device for entry in included.entries)
-                return self._decided(Phase.CONSISTENCY, [Publish("control", included, window)])
-            case Phase.CONSISTENCY:
-                return self._decided(Phase.UNMASK, [Publish("control", server.close_consistency(), window)])
-            case Phase.UNMASK:
-                return self._close(server.finish())
-            case _:
-                raise StateError("no round of secure aggregation is under way")
-
-    def _decided(self, phase: Phase, effects: list[Effect]) -> list[Effect]:
-        self._phase = phase
-        return [
-            *effects,
-            StartTimer(ROUND, self.terms.round_timeout),
-            note("phase", window=self.window, phase=phase),
-        ]
+        """Close the round that is under way if it is due; with the last one the window is over."""
+        lost = None if self.edges is None else self.edges.lost
+        effects, outcome = self.rounds.advance(lost, overdue=overdue)
+        match outcome:
+            case None:
+                return effects
+            case WindowFailed():
+                return [*effects, *self._void(outcome.reason)]
+            case SumResult():
+                return [*effects, *self._close(outcome)]
 
     def _void(self, reason: str) -> list[Effect]:
-        cohort = self._cohort
-        members = 0 if cohort is None else len(cohort.members)
-        void = Void(window=self.window, phase=self._phase, reason=VoidReason(reason))
-        effects: list[Effect] = [
-            *self._leave_version(),
-            Publish("control", void, self.window),
-            note(
-                "window",
-                window=self.window,
-                outcome="void",
-                phase=self._phase,
-                reason=reason,
-                cohort=members,
-                included=0,
-            ),
-        ]
+        """The window has no sum: go on with the next one.
+
+        When devices may have released shares already, the next one is on a version of its own: they sign no other set
+        on the version of such a window that differs by a few devices, and the devices of that set may never all come
+        together again. On that version no window might ever close.
+        """
+        released = self.rounds.phase is Phase.UNMASK
+        moved = self.adapter.leave_version(self.window) if released else []
+        effects = [*moved, *self.rounds.void(reason)]
         self.window += 1
         effects += self._open()
         effects += self._adopt_when_idle()
         return [*effects, Save(), *self._try_cohort()]
 
-    def _leave_version(self) -> list[Effect]:
-        """Move on to a version of its own when a window ends without a sum after its devices may have released shares.
-
-        They sign no other set on the version of such a window that differs by a few devices, and the devices of that
-        set may never all come together again: on that version no window might ever close.
-        """
-        if self._phase is not Phase.UNMASK or self.ledger is None:
-            return []
-        return self.adapter.leave_version(self.window)
-
     def _close(self, result: SumResult) -> list[Effect]:
         """The window has a sum: move the adapter, and seal a delta and adopt a commit where they are due."""
-        if self.ledger is None or self._cohort is None:
-            raise StateError("a window closed without a ledger or a cohort")
-        cohort = self._cohort
         try:
-            parts = [part for _, part in sorted(self._parts.items())]
-            summary, mean = close_window(cohort, result, self.manifest, parts)
+            record, mean = self.rounds.closed(result, self.version + 1)
         except ProtocolError:
             return self._void(VoidReason.MISMATCH.value)
-        record = Window(
-            window=self.window,
-            version=self.version + 1,
-            included=tuple(result.included),
-            sum_sha256=hashlib.sha256(result.total.astype("<u4", copy=False).tobytes()).digest(),
-            summary=summary,
-            inputs=(self._read["handshake"], self._read["masked"]),
-            parts=tuple(PartRef(edge=part.edge, sha256=part.sha256) for part in parts),
-        )
         effects = self.adapter.add_window(record, mean)
-        effects.append(self._window_note(cohort, result, summary))
+        effects.append(self.rounds.closed_note(result.included, record.summary))
         self.window += 1
         effects += self._open()
         return [*effects, Save(), *self._try_cohort()]
-
-    def _window_note(self, cohort: Cohort, result: SumResult, summary: WindowSummary) -> Effect:
-        included = set(result.included)
-        ages = [
-            cohort.version - member.base_version for member in cohort.members if member.device in included
-        ]
-        loss = summary.loss / (1 << 16) / summary.loss_tokens if summary.loss_tokens else None
-        evaluation = summary.eval_loss / (1 << 16) / summary.eval_tokens if summary.eval_tokens else None
-        norm = (summary.norm2 / (1 << 32) / summary.weight) ** 0.5 if summary.weight else 0.0
-        return note(
-            "window",
-            window=self.window,
-            outcome="closed",
-            cohort=len(cohort.members),
-            included=len(result.included),
-            dropouts=len(cohort.members) - len(result.included),
-            staleness=ages,
-            tokens=summary.tokens,
-            edges=len(self._parts),
-            train_loss=loss,
-            update_norm=norm,
-            eval_commit=summary.eval_commit,
-            eval_loss=evaluation,
-            eval_tokens=summary.eval_tokens,
-        )
 
     # ---- deltas and commits ----------------------------------------------------------------------
 
@@ -608,7 +391,7 @@ class AggregatorCore:
 
     def _adopt_when_idle(self) -> list[Effect]:
         """Adopt at once while the boundary stands still; otherwise with the close of the window that is under way."""
-        if self._phase is not Phase.OPEN or not self.paused or self.ended:
+        if self.rounds.phase is not Phase.OPEN or not self.paused or self.ended:
             return []
         waited = self.waiting
         effects = self.adapter.adopt(self.window)
@@ -623,7 +406,7 @@ class AggregatorCore:
         if self.ended:
             return []
         self.ended = True
-        self._server = None
+        self.rounds.stop()
         return [
             Publish("control", End(commit=event.commit), self.window),
             StopTimer(ROUND),
@@ -653,7 +436,7 @@ class AggregatorCore:
         adapter.refused = {seq: stale for seq, stale in history.refused.items() if seq in ledger.pending}
         self.attendance.served = dict(history.served)
         for device, offset, message in history.ready:
-            if message.base_version <= self.version and self._shards_fit(message.shards):
+            if message.base_version <= self.version and shards_fit(message.shards, self.terms.shards):
                 self.attendance.hold(device, CheckIn.of(message, offset))
                 self._checked_in = max(self._checked_in, offset + 1)
         effects: list[Effect] = []
@@ -687,17 +470,7 @@ class AggregatorCore:
                 case Cohort() if message.window == self.window:
                     self._begin(message)
                 case KeyList() | SharesList() | Included() | Signatures() if message.window == self.window:
-                    if self._server is None:
-                        raise StateError(
-                            f"{message.kind} of window {message.window} stands on control without its cohort"
-                        )
-                    self._server.adopt(message)
-                    if isinstance(message, Included):
-                        self._included = frozenset(entry.device for entry in message.entries)
-                    self._phase = {
-                        "roster": Phase.SHARES, "shares": Phase.MASKED,
-                        "included": Phase.CONSISTENCY, "signatures": Phase.UNMASK,
-                    }[message.kind]  # fmt: skip
+                    self.rounds.adopt(message)
                 case Assignment() if self.edges is not None:
                     self.edges.adopt(message)
                 case Window() | Void() if message.window >= self.window:

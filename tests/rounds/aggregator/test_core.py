@@ -202,7 +202,7 @@ def test_check_ins_during_the_rounds_are_for_the_next_window() -> None:
     world = World(5, cohort=3, drop=lambda _sender, message: isinstance(message, Unmask))
     world.genesis()
     offered(world, "d0", "d1", "d2")
-    assert world.aggregator._phase is Phase.UNMASK
+    assert world.aggregator.rounds.phase is Phase.UNMASK
     world.drop = lambda _sender, _message: False
     offered(world, "d3", "d4")
     assert len(world.messages(Cohort)) == 1
@@ -243,7 +243,7 @@ def test_a_window_survives_one_that_falls_silent_in_any_round(
     world.train()
     world.pump()
     if not world.windows():  # the last two rounds do not wait for more than the threshold
-        assert world.aggregator._phase is phase
+        assert world.aggregator.rounds.phase is phase
         world.round_over()
     [record] = world.windows()
     assert len(record.included) == included
