@@ -28,6 +28,7 @@ from echelon.training.model import (
     base_digest,
     initial_adapter,
     load_base,
+    longest_sequence,
     whole_modules,
 )
 from echelon.training.state import TrainerState
@@ -102,8 +103,8 @@ class TorchLearner:
 
     def _check_fit(self, base: PreTrainedModel) -> None:
         length = self.spec.train.sequence_length
-        longest = getattr(base.config, "max_position_embeddings", None)
-        if isinstance(longest, int) and length > longest:
+        longest = longest_sequence(base)
+        if longest is not None and length > longest:
             raise ConfigError(f"sequence_length {length} is more than the model's {longest} positions")
         rows = int(getattr(base.get_input_embeddings(), "num_embeddings", len(self.tokenizer)))
         if len(self.tokenizer) > rows:

@@ -27,6 +27,7 @@ from echelon.config.training import AdapterSettings, ModelSettings
 from echelon.errors import ConfigError
 from echelon.messages.adapter import AdapterLayout, Vector
 from echelon.training.layout import ADAPTER
+from echelon.training.model_files import check_tokenizer, check_weights
 from echelon.training.tasks.registry import task_named
 
 SHIPPED_NAME = "echelon:tiny"
@@ -81,7 +82,7 @@ def read_config(settings: ModelSettings) -> dict[str, Any]:
         options["revision"] = settings.revision
     try:
         config: dict[str, Any] = AutoConfig.from_pretrained(model_path(settings), **options).to_dict()
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # the libraries, and code that a model brings, raise whatever they like
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"configuration of model {settings.model!r} cannot be read: {reason}. Check the id or path, and, for "
@@ -92,12 +93,16 @@ def read_config(settings: ModelSettings) -> dict[str, Any]:
 
 def load_tokenizer(settings: ModelSettings) -> Any:
     """The model's tokenizer. Raises `ConfigError` when it cannot be loaded."""
+    folder = Path(tokenizer_path(settings))
+    if folder.is_dir():
+        check_tokenizer(folder)
     with _refusals(settings, "that it is a language model"), _no_progress_bars():
         return AutoTokenizer.from_pretrained(tokenizer_path(settings), **_options(settings))
 
 
 def load_base(settings: ModelSettings, device: torch.device) -> tuple[PreTrainedModel, Any]:
     """The frozen model and its tokenizer. Raises `ConfigError` when either cannot be loaded."""
+    _check_weights(settings)
     tokenizer = load_tokenizer(settings)
     model = load_pretrained(task_named(settings.task).library, settings, model_config(settings))
     nn.Module.to(model, device)  # in place
@@ -127,6 +132,7 @@ def load_pretrained(
     A head that the files do not have, as when a language model becomes a classifier, is drawn from its own name: the
     same bits in every process. Raises `ConfigError` for files that cannot be read or lack a block's weights.
     """
+    _check_weights(settings)
     # A classifier's head is made here when the files have none, and a language model's is not missed.
     expected = partial or task_named(settings.task).head_is_new
     quiet = _report_silent() if expected else contextlib.nullcontext()
@@ -160,6 +166,26 @@ def load_pretrained(
     return loaded
 
 
+def _check_weights(settings: ModelSettings) -> None:
+    folder = Path(model_path(settings))
+    if folder.is_dir():
+        check_weights(folder)
+
+
+def longest_sequence(model: PreTrainedModel) -> int | None:
+    """Most tokens that a model has positions for; None if there is no such bound.
+
+    Tables of positions that begin behind the padding's (RoBERTa and its kin) hold fewer than the configuration says.
+    """
+    stated = getattr(model.config, "max_position_embeddings", None)
+    bounds = [stated] if isinstance(stated, int) and stated > 0 else []
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            skipped = 0 if module.padding_idx is None else module.padding_idx + 1
+            bounds.append(module.num_embeddings - skipped)
+    return min(bounds, default=None)
+
+
 def _options(settings: ModelSettings) -> dict[str, Any]:
     options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
     if settings.revision is not None:
@@ -172,7 +198,9 @@ def _refusals(settings: ModelSettings, kind: str) -> Iterator[None]:
     """What the library raises for a model that it cannot load, as `ConfigError`."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except ConfigError:
+        raise
+    except Exception as error:  # the libraries, and code that a model brings, raise whatever they like
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"model {settings.model!r} cannot be loaded: {reason}. Check the id or path, {kind}, and, for a model of "

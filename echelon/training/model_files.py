@@ -1,0 +1,104 @@
+"""What can be wrong with a model's folder, said before a library fails on it: pointers, halves, missing files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from echelon.errors import ConfigError
+
+POINTER = b"version https://git-lfs.github.com/spec/"
+WEIGHTS = ("*.safetensors", "*.bin")
+INDEX = "*.safetensors.index.json"
+TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+"""Any of these makes a tokenizer; `tokenizer_config.json` alone does not."""
+_LENGTH_BYTES = 8
+MAX_HEADER_BYTES = 100 << 20
+"""The largest header that the format allows."""
+
+
+def check_weights(folder: Path) -> None:
+    """Look at the weights of a local model.
+
+    Args:
+        folder: where the model is.
+
+    Raises:
+        ConfigError: there are none, one is a Git LFS pointer or cut off, or a part that the index names is missing.
+    """
+    files = sorted(path for pattern in WEIGHTS for path in folder.glob(pattern) if path.is_file())
+    if not files:
+        raise ConfigError(
+            f"model folder {folder} has no weights (*.safetensors): fetch them, or check the path"
+        )
+    for path in files:
+        try:
+            _check_file(path)
+        except OSError as error:
+            raise ConfigError(f"model weights {path} cannot be read: {error.strerror}") from error
+    for index in folder.glob(INDEX):
+        try:
+            parts = set(json.loads(index.read_bytes())["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ConfigError(f"model file {index} cannot be read ({error}): fetch it again") from error
+        absent = sorted(name for name in parts if not (folder / str(name)).is_file())
+        if absent:
+            raise ConfigError(
+                f"model folder {folder} lacks {len(absent)} of {len(parts)} parts of its weights ({absent[0]}): fetch "
+                "them"
+            )
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Look at the tokenizer of a local model.
+
+    Args:
+        folder: where the tokenizer is.
+
+    Raises:
+        ConfigError: no file of a tokenizer is there, or one is a Git LFS pointer.
+    """
+    files = [folder / name for name in TOKENIZERS if (folder / name).is_file()]
+    if not files:
+        raise ConfigError(
+            f"model folder {folder} has no tokenizer (none of {', '.join(TOKENIZERS)}): put its files beside the "
+            "weights"
+        )
+    for path in files:
+        with path.open("rb") as file:
+            if file.read(len(POINTER)) == POINTER:
+                raise ConfigError(f"{path} is a Git LFS pointer and no tokenizer: fetch it (git lfs pull)")
+
+
+def _check_file(path: Path) -> None:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        begin = file.read(max(_LENGTH_BYTES, len(POINTER)))
+        if begin.startswith(POINTER):
+            raise ConfigError(
+                f"model weights {path} are a Git LFS pointer and no weights: fetch them (git lfs pull)"
+            )
+        if path.suffix != ".safetensors":
+            return
+        length = int.from_bytes(begin[:_LENGTH_BYTES], "little")
+        if len(begin) < _LENGTH_BYTES or length > MAX_HEADER_BYTES:
+            raise ConfigError(f"model weights {path} are no safetensors file: fetch them again")
+        file.seek(_LENGTH_BYTES)
+        header = file.read(length)
+    try:
+        entries = json.loads(header) if len(header) == length else None
+        ends = [entry["data_offsets"][1] for name, entry in (entries or {}).items() if name != "__metadata__"]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ConfigError(f"model weights {path} are no safetensors file: fetch them again") from error
+    wanted = _LENGTH_BYTES + length + max(ends, default=0)
+    if entries is None or size < wanted:
+        raise ConfigError(
+            f"model weights {path} are cut off: {size} of {wanted} bytes are there; fetch them again"
+        )
