@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,31 +18,21 @@ from echelon.bus.chunks import ChunkError
 from echelon.errors import ProtocolError, StateError
 from echelon.laws.lengths import genesis_length
 from echelon.messages.boundary import (
-    Adopt,
-    Base,
-    Cohort,
-    Leave,
-    Model,
-    Ready,
     Released,
-    SealedDelta,
-    Version,
-    Window,
-    WindowOpen,
 )
 from echelon.messages.exchange import Close, Commit, Genesis, Refusal, RefusalReason
-from echelon.messages.split import Assignment
 from echelon.messages.stored import stored
-from echelon.messages.wire import DeviceId, Message, Refused
+from echelon.messages.wire import Message, Refused
 from echelon.rounds.aggregator.core import AggregatorCore
 from echelon.rounds.aggregator.events import BoundaryCommit, Closed, RefusedDelta
-from echelon.rounds.aggregator.recovery import History
+from echelon.rounds.aggregator.recovery import History, HistoryReader
 from echelon.rounds.effects import Effect, Incoming, TimerFired
-from echelon.rounds.gate.derivation import INPUTS, BoundaryLog, CommitFacts
+from echelon.rounds.gate.derivation import INPUTS
 from echelon.secagg.faults import InputRefused
 
 GLOBAL = TopicPartition("global")
 CONTROL = TopicPartition("control")
+MODEL, CHECKIN, DELTA = TopicPartition("model"), TopicPartition("checkin"), TopicPartition("delta")
 
 
 class Aggregator(BoundaryActor):
@@ -104,111 +94,45 @@ class Aggregator(BoundaryActor):
         return [*effects, *self.core.start()]
 
     async def _history(self) -> History:
-        """Derive the boundary's state from its topics, as the gate does."""
+        """Read the boundary's topics, and let its state be derived from them."""
         self.forget_repeats()
-        log = BoundaryLog(self.core.manifest, self.core.roster, self.core.dim)
-        commits: list[BoundaryCommit] = []
-        refused: dict[int, bool] = {}
-        closed: int | None = None
+        reader = HistoryReader(self.core.manifest, self.core.roster, self.core.dim)
         async for record in read_to_end(self.bus, GLOBAL, 0, self.name):
             step = self._global.read(without_source(record))
             self._positions[GLOBAL] = record.next_offset
             event = None if step.entry is None or step.entry.refusal is not None else self._event(step.entry)
-            if isinstance(event, BoundaryCommit):
-                commits.append(event)
-                digest = hashlib.sha256(event.adapter.data).digest()
-                log.learn(CommitFacts(event.commit, event.merged, digest), event.adapter)
-            elif isinstance(event, RefusedDelta):
-                refused[event.seq] = event.stale
-                log.refuse(event.seq, event.stale)
-            elif isinstance(event, Closed):
-                closed = event.commit
+            if event is not None:
+                reader.hear(event)
         inputs = {topic: read_to_end(self.bus, TopicPartition(topic), 0, self.name) for topic in INPUTS}
-        adapters = {commit.commit: commit.adapter for commit in commits}
-        version, versioned, opened, used = 0, -1, -1, dict[str, tuple[int, int]]()
-        served: dict[DeviceId, int] = {}
-        assignment: Assignment | None = None
         async for decision in self._opened(read_to_end(self.bus, CONTROL, 0, self.name)):
-            log.feed(decision)
-            while log.blocked:
-                if log.wanted is not None:
-                    log.adapters[log.wanted.commit] = adapters[log.wanted.commit]
-                    log.progress()
-                    continue
-                due = next((topic for topic in INPUTS if topic in log.wants and topic in inputs), None)
-                if due is None:
-                    break
-                try:
-                    record = await anext(inputs[due])
-                except StopAsyncIteration:
-                    del inputs[due]
-                    continue
-                self._positions[record.at] = record.next_offset
-                found = self._tolerant(record)
-                if found is not None:
-                    self._feed(log, record, found)
-            match decision.message:
-                case Window() | Adopt():
-                    version = max(version, decision.message.version)
-                case Version():
-                    versioned = max(versioned, decision.message.version)
-                case WindowOpen():
-                    opened = decision.message.window
-                case Assignment():
-                    assignment = decision.message
-                case Cohort():
-                    served |= {
-                        DeviceId(member.device): decision.message.window
-                        for member in decision.message.members
-                    }
-                    used |= {
-                        member.device: (member.offer, decision.message.inputs)
-                        for member in decision.message.members
-                    }
+            reader.decide(decision)
+            await self._feed_due(reader, inputs)
         for source in inputs.values():
             await source.aclose()
-        bases = [
-            Base(version=found.message.version, sha256=found.message.sha256)
-            async for found in self._opened(read_to_end(self.bus, TopicPartition("model"), 0, self.name))
-            if isinstance(found.message, Model)
-        ]
-        ready: dict[str, tuple[DeviceId, int, Ready]] = {}
-        async for found in self._opened(read_to_end(self.bus, TopicPartition("checkin"), 0, self.name)):
-            self._positions[TopicPartition("checkin")] = found.offset + 1
-            offer, until = used.get(found.sender, (-1, 0))
-            if isinstance(found.message, Ready) and (found.message.offer > offer or found.offset >= until):
-                ready[found.sender] = (DeviceId(found.sender), found.offset, found.message)
-            elif isinstance(found.message, Leave):
-                ready.pop(found.sender, None)
-        sent = {
-            found.message.seq
-            async for found in self._opened(read_to_end(self.bus, TopicPartition("delta"), 0, self.name))
-            if isinstance(found.message, SealedDelta)
-        }
-        return History(
-            ledger=log.ledger,
-            window=log.window,
-            version=version,
-            versioned=versioned,
-            opened=opened == log.window,
-            commits=tuple(commits),
-            refused=refused,
-            bases=tuple(bases[-len(self.core.manifest.secure.staleness) :]),
-            ready=tuple(ready.values()),
-            served=tuple(sorted(served.items())),
-            unsent=tuple(delta for seq, delta in sorted(log.sealed.items()) if seq not in sent),
-            closed=closed,
-            assignment=assignment,
-        )
+        for topic in (MODEL, CHECKIN, DELTA):
+            async for found in self._opened(read_to_end(self.bus, topic, 0, self.name)):
+                if topic == CHECKIN:
+                    self._positions[CHECKIN] = found.offset + 1
+                reader.take(found)
+        return reader.history()
 
-    def _feed(self, log: BoundaryLog, record: Record, found: Incoming) -> None:
-        """Give the derivation an input; one that came too early is passed over, as it was before."""
-        try:
-            log.feed(found)
-        except InputRefused as error:
-            self.services.log.warning(
-                "%s passes over %s@%d: %s", self.name, record.topic, record.offset, error
-            )
+    async def _feed_due(self, reader: HistoryReader, inputs: dict[str, AsyncGenerator[Record]]) -> None:
+        """Feed inputs while they are due; one that came too early is passed over, as it was before."""
+        while (due := next((topic for topic in inputs if topic in reader.due()), None)) is not None:
+            record = await anext(inputs[due], None)
+            if record is None:
+                del inputs[due]
+                continue
+            self._positions[record.at] = record.next_offset
+            found = self._tolerant(record)
+            if found is None:
+                continue
+            try:
+                reader.feed(found)
+            except InputRefused as error:
+                self.services.log.warning(
+                    "%s passes over %s@%d: %s", self.name, record.topic, record.offset, error
+                )
 
     async def _opened(self, records: AsyncIterator[Record]) -> AsyncIterator[Incoming]:
         async for record in records:
@@ -267,12 +191,24 @@ class Aggregator(BoundaryActor):
                 if message.manifest_sha256 != self._pinned:
                     raise StateError(f"{self.name}: genesis carries another run manifest than the pinned one")
                 adapter = np.frombuffer(payload[message.manifest_length :], "<f4")
-                return BoundaryCommit(0, adapter, (), self.core.manifest.pace, 0, entry.value)
+                return BoundaryCommit(
+                    commit=0,
+                    adapter=adapter,
+                    merged=(),
+                    pace=self.core.manifest.pace,
+                    tokens=0,
+                    signed=entry.value,
+                )
             case Commit():
                 mine = tuple(merged.seq for merged in message.merged if merged.boundary == self._index)
                 adapter = np.frombuffer(payload, "<f4")
                 return BoundaryCommit(
-                    message.commit, adapter, mine, message.pace, message.tokens, entry.value
+                    commit=message.commit,
+                    adapter=adapter,
+                    merged=mine,
+                    pace=message.pace,
+                    tokens=message.tokens,
+                    signed=entry.value,
                 )
             case Refusal() if message.boundary == self._index and message.reason not in OTHER_RECORD:
                 return RefusedDelta(message.seq, message.reason is RefusalReason.STALE)
@@ -290,6 +226,4 @@ SOURCE_HEADER = "source-offset"
 def without_source(record: Record) -> Record:
     """A mirrored record as it stood on the exchange."""
     headers = tuple(header for header in record.headers if header[0] != SOURCE_HEADER)
-    return Record(
-        record.topic, record.partition, record.offset, record.key, record.value, headers, record.timestamp_ms
-    )
+    return replace(record, headers=headers)
