@@ -39,7 +39,7 @@ from echelon.bus import Record
 from echelon.bus.chunks import is_chunk
 from echelon.cli import closing
 from echelon.cli.output import change, count, duration, show_error, size
-from echelon.compute.pool import Compute, Facts
+from echelon.compute.pool import Facts, LearnerPool
 from echelon.config.run import RunSettings, load
 from echelon.errors import ConfigError, EchelonError
 from echelon.messages.adapter import Vector
@@ -147,7 +147,7 @@ class Demo:
         stack.up()
         for name in (EXCHANGE, *names):
             self._say(f"  {name:<10} {stack[name].url}")
-        compute = Compute(self.settings)
+        compute = LearnerPool(self.settings)
         try:
             facts = asyncio.run(_facts(compute))
             self._move_aside(self.out)
@@ -219,7 +219,7 @@ class Demo:
             tallies[name] = Tally.of(topics["control"])
             faults += faults_of_boundary(name, topics, exchange)
         self._say("evaluating the final adapter")
-        compute = Compute(self.settings)
+        compute = LearnerPool(self.settings)
         try:
             after = asyncio.run(_losses(compute, made.boundaries, last.adapter))
         finally:
@@ -366,11 +366,11 @@ def _genesis(made: Deployment, records: Sequence[Record]) -> str:
     return hashlib.sha256(first.value).hexdigest()
 
 
-async def _facts(compute: Compute) -> Facts:
+async def _facts(compute: LearnerPool) -> Facts:
     return await compute.facts()
 
 
-async def _losses(compute: Compute, names: Sequence[str], weights: Vector) -> dict[str, float]:
+async def _losses(compute: LearnerPool, names: Sequence[str], weights: Vector) -> dict[str, float]:
     """Validation loss of each boundary and overall, nats per token."""
     weights = np.ascontiguousarray(weights, np.float32)
     found = await asyncio.gather(*(compute.evaluate_boundary(name, weights) for name in names))

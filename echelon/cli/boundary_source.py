@@ -27,7 +27,7 @@ from echelon.outer.custom import Allowed
 from echelon.provision.identities import ROSTER_FILE
 from echelon.secagg.roster import MAX_ROSTER_BYTES, Roster
 from echelon.topics import load_catalogue
-from echelon.wiring.actors import Derived, gate_assembler, members
+from echelon.wiring.actors import BoundaryContext, gate_assembler, members
 
 EXCHANGE_FILE = "exchange.sqlite"
 
@@ -152,7 +152,7 @@ def audit_boundary(
 
     facts = ExchangeFacts.read(outside(), roster.boundary)
     try:
-        derived = Derived.derive(facts.manifest, roster)
+        derived = BoundaryContext.derive(facts.manifest, roster)
     except ConfigError:
         raise
     except EchelonError as error:

@@ -238,7 +238,7 @@ def evaluated_on(
 # ---- in the process of the actors -------------------------------------------------------------------
 
 
-class Compute:
+class LearnerPool:
     """Runs learners' calls off the loop; one instance serves every device of the process.
 
     Args:

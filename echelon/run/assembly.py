@@ -21,7 +21,7 @@ from echelon.actors.state import StateStore
 from echelon.actors.witness import Witness
 from echelon.bus import Bus, open_bus, sqlite_url
 from echelon.bus.faults import FaultPlan, FaultyBus
-from echelon.compute.pool import Compute, SplitPlace
+from echelon.compute.pool import LearnerPool, SplitPlace
 from echelon.config.run import BoundarySettings, LinkSettings, RunSettings
 from echelon.errors import ConfigError
 from echelon.messages.adapter import Vector
@@ -31,7 +31,7 @@ from echelon.provision.identities import Identities
 from echelon.secagg.entropy import Entropy
 from echelon.topics import Boundary, load_catalogue
 from echelon.wiring.actors import (
-    Derived,
+    BoundaryContext,
     Place,
     make_aggregator,
     make_controller,
@@ -76,7 +76,7 @@ class Assembly:
         identities: Identities,
         *,
         folder: Path | None,
-        compute: Compute,
+        compute: LearnerPool,
         split: SplitPlace | None = None,
         services: Services,
         entropy: Callable[[str], Entropy] = lambda _name: Entropy(os.urandom),
@@ -88,7 +88,7 @@ class Assembly:
         self.catalogue = load_catalogue()
         self._entropy, self._interceptor = entropy, interceptor
         self._digest = manifest_digest(terms.sealed)
-        self._derived: dict[str, Derived] = {}
+        self._derived: dict[str, BoundaryContext] = {}
         self._stores: list[StateStore] = []
         self._connections: list[tuple[str, str, Bus]] = []
         self._latency = {
@@ -168,7 +168,9 @@ class Assembly:
         """A device of the boundary."""
         keys = self.identities.boundaries[boundary.name]
         if boundary.name not in self._derived:
-            self._derived[boundary.name] = Derived.derive(self.terms.manifest, keys.roster, self.catalogue)
+            self._derived[boundary.name] = BoundaryContext.derive(
+                self.terms.manifest, keys.roster, self.catalogue
+            )
         return make_device(
             await self._place(boundary.name, name),
             self.terms.manifest,

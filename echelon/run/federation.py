@@ -26,7 +26,7 @@ from echelon.bus import open_bus
 from echelon.bus.base import Record, TopicPartition
 from echelon.clock import Offload, is_virtual
 from echelon.compute.planning import planned
-from echelon.compute.pool import Compute, FullLearner, SplitPlace, build_split
+from echelon.compute.pool import FullLearner, LearnerPool, SplitPlace, build_split
 from echelon.config.reading import read_text
 from echelon.config.run import BoundarySettings, RunSettings, dump
 from echelon.errors import BusError, ConfigError, StateError, TrainingError
@@ -116,7 +116,7 @@ class Federation:
         life = self._entropies[name] = self._entropies.get(name, 0) + 1
         return Entropy.seeded(f"{self.settings.seed} {name} {life} {self.recorder.offset}".encode())
 
-    async def _terms(self, compute: Compute) -> tuple[Terms, Identities]:
+    async def _terms(self, compute: LearnerPool) -> tuple[Terms, Identities]:
         state = None if self.out is None else self.out / "state"
         if self.resume and state is not None:
             identities = Identities.load(state / "keys", self.settings)
@@ -151,7 +151,7 @@ class Federation:
             EchelonError: an actor failed; the folder can be resumed.
         """
         self.settings = planned(self.settings)
-        compute = Compute(self.settings, self.learner)
+        compute = LearnerPool(self.settings, self.learner)
         split: SplitPlace | None = None
         assembly: Assembly | None = None
         try:
@@ -196,7 +196,7 @@ class Federation:
     def _brokers(self) -> list[str]:
         return ["exchange", *(boundary.name for boundary in self.settings.boundaries)]
 
-    async def _evaluate(self, compute: Compute, weights: Vector, what: str) -> dict[str, EvalResult]:
+    async def _evaluate(self, compute: LearnerPool, weights: Vector, what: str) -> dict[str, EvalResult]:
         """What each boundary's validation split gives. A resumed run finds the base's in its folder."""
         place = None if self.out is None else self.out / "state" / f"{what}-loss.json"
         if what == "base" and place is not None and place.exists():
@@ -220,7 +220,7 @@ class Federation:
             write_private(place, json.dumps(sums).encode())
         return dict(zip(names, found, strict=True))
 
-    async def _evaluate_last(self, compute: Compute, adapter: Vector) -> None:
+    async def _evaluate_last(self, compute: LearnerPool, adapter: Vector) -> None:
         """The last commit on what devices evaluated every other commit on: no window was left to carry those sums."""
         if self.controller is None or not self.settings.sync.report_loss:
             return
@@ -383,7 +383,7 @@ class Federation:
 
     async def _finish(
         self,
-        compute: Compute,
+        compute: LearnerPool,
         terms: Terms,
         adapter: Vector,
         wall: float,
@@ -457,7 +457,7 @@ class Federation:
 
     async def _write(
         self,
-        compute: Compute,
+        compute: LearnerPool,
         terms: Terms,
         adapter: Vector,
         summary: dict[str, Any],

@@ -54,7 +54,7 @@ from echelon.wiring.plugins import rules_of
 from echelon.wiring.shards import KafkaShards, ShardTerms, data_digest
 
 if TYPE_CHECKING:
-    from echelon.compute.pool import Compute, SplitPlace
+    from echelon.compute.pool import LearnerPool, SplitPlace
 
 Actor = Device | Edge | Aggregator | Gate | Controller | Witness
 
@@ -146,7 +146,7 @@ class DeviceRole(BoundaryRole):
             )
         self._slot: Path | None = None
         self._key = b""
-        self._compute: Compute | None = None
+        self._compute: LearnerPool | None = None
         self._split: SplitPlace | None = None
 
     @property
@@ -197,13 +197,13 @@ class DeviceRole(BoundaryRole):
             with lean_imports():
                 self._split = load_split(self.config, self.agreed, log)
             return
-        from echelon.compute.pool import Compute
+        from echelon.compute.pool import LearnerPool
 
         settings = self.agreed.settings
         if settings.compute.workers is None:  # one device keeps one process busy
             one = settings.compute.model_copy(update={"workers": 1})
             settings = settings.model_copy(update={"compute": one})
-        self._compute = Compute(settings)
+        self._compute = LearnerPool(settings)
         facts = await self._compute.facts()
         manifest = self.agreed.manifest
         found = {"model's weights": facts.model_sha256.hex(), "adapter's layout": facts.layout,

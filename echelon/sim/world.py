@@ -25,7 +25,7 @@ from echelon.actors.controller import Controller
 from echelon.actors.device import Device
 from echelon.actors.runtime import Backoff, Services
 from echelon.bus.base import Outgoing, Record, TopicPartition
-from echelon.compute.pool import Compute, spec_of
+from echelon.compute.pool import LearnerPool, spec_of
 from echelon.compute.quadratic import QuadraticLearner
 from echelon.compute.quadratic_halves import QuadraticHalf, QuadraticHalves
 from echelon.config.run import BoundarySettings, RunSettings
@@ -185,17 +185,17 @@ class _Watched:
         begun: told of every job of a device.
     """
 
-    def __init__(self, inner: Compute, outcome: Outcome, begun: Callable[[str], None]) -> None:
+    def __init__(self, inner: LearnerPool, outcome: Outcome, begun: Callable[[str], None]) -> None:
         self._inner, self._outcome, self._begun = inner, outcome, begun
 
     async def train(self, device: str, job: TrainJob) -> TrainOutcome:
-        """See `Compute.train`."""
+        """See `LearnerPool.train`."""
         self._begun(device)
         done = await self._inner.train(device, _unmarked(job))
         return _marked(done, job, device, self._outcome)
 
     async def evaluate(self, device: str, job: Evaluate) -> Evaluated:
-        """See `Compute.evaluate`."""
+        """See `LearnerPool.evaluate`."""
         return await self._inner.evaluate(device, job)
 
 
@@ -308,7 +308,7 @@ class World:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _loop, _context: None)  # what a dead process leaves behind
         settings = self.settings
-        compute = Compute(settings)
+        compute = LearnerPool(settings)
         facts = await compute.facts()
         setup = self._entropy("setup")
         self.identities = Identities.create(settings, setup.token)

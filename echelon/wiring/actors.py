@@ -42,7 +42,7 @@ from echelon.topics import Catalogue, Role, load_catalogue
 
 
 @dataclass(frozen=True)
-class Derived:
+class BoundaryContext:
     """What every actor of a boundary derives from the public terms alone, checked once.
 
     Thousands of devices in one process share one: each deriving it again would cost the square of their number.
@@ -53,7 +53,9 @@ class Derived:
     dim: int
 
     @classmethod
-    def derive(cls, manifest: RunManifest, roster: Roster, catalogue: Catalogue | None = None) -> Derived:
+    def derive(
+        cls, manifest: RunManifest, roster: Roster, catalogue: Catalogue | None = None
+    ) -> BoundaryContext:
         """Check the roster against the manifest, and derive.
 
         Raises:
@@ -95,7 +97,7 @@ def make_device(
     half: DeviceSide | None = None,
     split: SplitSettings | None = None,
     interceptor: Interceptor | None = None,
-    terms: Derived | None = None,
+    terms: BoundaryContext | None = None,
 ) -> Device:
     """A device: its own key, the boundary's broker, the pinned roster and manifest.
 
@@ -106,7 +108,7 @@ def make_device(
     Raises:
         ConfigError: the roster is not the manifest's, or names another key for this device.
     """
-    terms = terms or Derived.derive(manifest, roster)
+    terms = terms or BoundaryContext.derive(manifest, roster)
     signer = Signer(key)
     own_key(roster, name, signer)
     dim = terms.dim

@@ -27,7 +27,7 @@ from echelon.messages.exchange import Payload
 from echelon.messages.handshake import Included, Signatures, Unmask
 from echelon.messages.wire import Message
 from echelon.secagg.roster import Roster
-from echelon.wiring.actors import Derived, gate_assembler
+from echelon.wiring.actors import BoundaryContext, gate_assembler
 from tests.run.runs import Outcome, boundaries, federation, run
 from tests.run.splits import split_federation
 
@@ -60,7 +60,7 @@ def with_facts(outcome: Outcome, change: Callable[[ExchangeFacts], None]) -> Bou
     outside, inside, roster = of(outcome)
     facts = ExchangeFacts.read(outside, "a")
     change(facts)
-    derived = Derived.derive(facts.manifest, roster)
+    derived = BoundaryContext.derive(facts.manifest, roster)
     found = BoundaryAudit(facts, roster, Verifier(outside, allow_open=True).run())
     found.run(
         {

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from echelon.compute.pool import Compute, spec_of
+from echelon.compute.pool import LearnerPool, spec_of
 from echelon.compute.quadratic import QuadraticLearner
 from echelon.config.run import RunSettings
 from echelon.jobs.training import TrainJob, TrainOutcome
@@ -39,7 +39,7 @@ def test_a_slow_device_takes_longer_to_compute_but_not_to_wait_for_a_core(
     settings = federation(clock="real", boundaries=boundaries(4, 4, slow="a-0"))
     learner = WaitingLearner(spec_of(settings), settings.learner.dim)
     learner.waited, learner.computed = waited, computed
-    compute = Compute(settings, learner)
+    compute = LearnerPool(settings, learner)
     weights = learner.initial_adapter()
     monkeypatch.setattr(asyncio, "sleep", sleep)
     begun = time.monotonic()
@@ -58,7 +58,7 @@ def test_training_inline_takes_as_many_threads_as_the_run_file_says() -> None:
     from echelon.compute.split import SplitCompute
     from tests.run.splits import split_federation
 
-    makers: list[tuple[Callable[[RunSettings], object], int]] = [(Compute, 0), (SplitCompute, 1)]
+    makers: list[tuple[Callable[[RunSettings], object], int]] = [(LearnerPool, 0), (SplitCompute, 1)]
     before = torch.get_num_threads()
     try:
         for make, edges in makers:

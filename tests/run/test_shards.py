@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from echelon.actors.device import Device
-from echelon.compute.pool import Compute, spec_of
+from echelon.compute.pool import LearnerPool, spec_of
 from echelon.config.run import parse
 from echelon.errors import ConfigError
 from echelon.messages.boundary import Cohort, Leave, Ready, Released, SealedDelta, Void, Window
@@ -72,15 +72,15 @@ def test_the_same_seed_gives_the_same_bits_and_shards_other_ones() -> None:
 def test_every_shard_is_read_on_from_where_it_was_left() -> None:
     """Positions of one shard follow each other without a gap or a repeat, while it stays where it is."""
     jobs: dict[str, list[tuple[int, int]]] = {}
-    original = Compute.train
+    original = LearnerPool.train
 
-    async def train(self: Compute, device: str, job: Any) -> Any:
+    async def train(self: LearnerPool, device: str, job: Any) -> Any:
         done = await original(self, device, job)
         jobs.setdefault(f"{device[0]}/{job.shard}", []).append((job.position, done.position))
         return done
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Compute, "train", train)
+        patch.setattr(LearnerPool, "train", train)
         run(sharded(8, 4, 4, seed=5))
     assert set(jobs) == {f"{name}/{shard}" for name in "ab" for shard in range(8)}
     for spans in jobs.values():

@@ -15,10 +15,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PARENT = """
 import asyncio
 from echelon.config.run import parse
-from echelon.compute.pool import Compute
+from echelon.compute.pool import LearnerPool
 
 async def main():
-    compute = Compute(parse({
+    compute = LearnerPool(parse({
         "name": "orphans", "budget": {"commits": 1}, "compute": {"workers": 1},
         "boundaries": [{"name": "a", "devices": 3, "data": {"source": "text:unused"}}],
     }, "test"))
