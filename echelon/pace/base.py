@@ -6,16 +6,17 @@ a replay asks the same questions and gets the same answers.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
+
+import msgpack
 
 from echelon.errors import CodecError
 from echelon.laws.delta_codec import Integers
 from echelon.laws.timing import CONTROLLER, Spacing, middle
 from echelon.messages.exchange import Delta, Pace
-from echelon.messages.wire import pack, plain
+from echelon.messages.stored import stored
 
 MEASURED_SPACING = 0
 """Place of the microseconds since the commit before in a commit's measured integers."""
@@ -100,6 +101,10 @@ class Decision:
         ]  # fmt: skip
 
 
+SCHEDULE_START = Decision("schedule", "start")
+"""The decision of a pace by schedule before the first commit."""
+
+
 class PaceController(Protocol):
     """Decides the pace; an implementation is immutable and deterministic."""
 
@@ -125,31 +130,44 @@ class PaceController(Protocol):
         """SHA-256 of `encode()`, 32 bytes."""
 
 
-@dataclass(frozen=True, slots=True)
-class FixedPace:
-    """Always the pace of the run manifest."""
+def unpacked(data: bytes, magic: bytes, length: int) -> tuple[Any, ...]:
+    """Read the fields of a stored controller.
 
-    pace: Pace
+    Args:
+        data: what `encode` of a controller wrote.
+        magic: the bytes that this controller's state starts with.
+        length: how many fields follow them.
 
-    @property
-    def decision(self) -> Decision:
-        """There is none to take."""
-        return Decision("fixed", "fixed")
+    Returns:
+        The fields, in the order that `encode` wrote them.
 
-    def observe(self, inputs: PaceInputs) -> tuple[FixedPace, Pace]:
-        """No change, whatever was merged."""
-        return self, self.pace
+    Raises:
+        CodecError: the state belongs to another controller, or it cannot be read.
+    """
+    try:
+        found = msgpack.unpackb(data[len(magic) :], raw=False, use_list=False)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise CodecError(f"the stored pace cannot be read: {error}") from error
+    if not data.startswith(magic) or not isinstance(found, tuple) or len(found) != length:
+        raise CodecError("the stored pace is of another controller: the state belongs to another run")
+    return found
 
-    def encode(self) -> bytes:
-        """The pace."""
-        return b"echelon fixed pace v1\x00" + pack(plain(self.pace))
 
-    def decode(self, data: bytes) -> FixedPace:
-        """The same controller; there is no state to take over."""
-        if data != self.encode():
-            raise CodecError("the stored pace is not the run manifest's: the state belongs to another run")
-        return self
+class _Stored(Protocol):
+    def encode(self) -> bytes: ...
 
-    def digest(self) -> bytes:
-        """SHA-256 of `encode()`."""
-        return hashlib.sha256(self.encode()).digest()
+
+T = TypeVar("T", bound=_Stored)
+
+
+def checked(found: T, data: bytes) -> T:
+    """Return the controller if it encodes to the bytes that it was read from.
+
+    Raises:
+        CodecError: the bytes are not in the canonical form.
+    """
+    with stored("the stored pace", CodecError):
+        same = found.encode() == data
+    if not same:
+        raise CodecError("the stored pace is not in its canonical form")
+    return found

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from echelon.messages.manifest import PaceKind, RunManifest
-from echelon.pace.base import FixedPace, PaceController
+from echelon.pace.adacomm import AdaComm
+from echelon.pace.base import PaceController
 from echelon.pace.echelon_da import DriftPace
-from echelon.pace.schedules import AdaComm, QuadraticSync
+from echelon.pace.fixed import FixedPace
+from echelon.pace.qsr import QuadraticSync
 
 
 def pace_controller(manifest: RunManifest) -> PaceController:

@@ -73,9 +73,10 @@ from echelon.messages.manifest import MANIFEST_TYPE, OuterKind, PaceTerms, RunMa
 from echelon.messages.stored import stored
 from echelon.messages.wire import Message, Refused, unpack
 from echelon.outer.base import OuterState
-from echelon.pace.base import FixedPace
+from echelon.pace.adacomm import AdaComm
 from echelon.pace.echelon_da import DriftPace
-from echelon.pace.schedules import AdaComm, QuadraticSync
+from echelon.pace.fixed import FixedPace
+from echelon.pace.qsr import QuadraticSync
 from echelon.passphrase import read_passphrase
 from echelon.provision.broker_map import load_brokers
 from echelon.provision.identities import key_pem, read_key
@@ -1103,10 +1104,10 @@ def _paces() -> list[Reader]:
     fixed, drift = FixedPace(pace), DriftPace(pace_terms, pace, 256)
     ada, qsr = AdaComm(pace_terms, pace), QuadraticSync(pace_terms, pace)
     found = {
-        "pace.base.FixedPace": fixed,
+        "pace.fixed.FixedPace": fixed,
         "pace.echelon_da.DriftPace": drift,
-        "pace.schedules.AdaComm": ada,
-        "pace.schedules.QuadraticSync": qsr,
+        "pace.adacomm.AdaComm": ada,
+        "pace.qsr.QuadraticSync": qsr,
     }
     return [
         Reader(

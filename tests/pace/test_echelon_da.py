@@ -11,8 +11,9 @@ from echelon.errors import CodecError
 from echelon.laws.timing import NOTHING
 from echelon.messages.exchange import Pace
 from echelon.messages.manifest import PaceKind, PaceTerms
-from echelon.pace.base import FixedPace, PaceInputs
+from echelon.pace.base import PaceInputs
 from echelon.pace.echelon_da import DriftPace, Phase
+from echelon.pace.fixed import FixedPace
 from tests.worlds.drift_world import UNIT, World, cluster, drifting
 
 START = Pace(steps=16, windows=2, mu_ppm=7)

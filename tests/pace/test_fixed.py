@@ -4,7 +4,8 @@ import pytest
 
 from echelon.errors import CodecError
 from echelon.messages.exchange import Pace
-from echelon.pace.base import FixedPace, PaceInputs
+from echelon.pace.base import PaceInputs
+from echelon.pace.fixed import FixedPace
 
 PACE = Pace(steps=10, windows=2, mu_ppm=5)
 
