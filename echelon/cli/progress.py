@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from echelon.cli.output import change
-from echelon.config.run import BudgetSettings
+from echelon.config.process import BudgetSettings
 from echelon.run.recorder import Recorder
 
 RECENT = 30.0

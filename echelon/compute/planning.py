@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from echelon.config.boundary import BoundarySettings
 from echelon.config.profile import ComputeSettings, DeviceClassSettings, EdgeSettings
-from echelon.config.run import BoundarySettings, RunSettings
+from echelon.config.run import RunSettings
 from echelon.config.split import ClassSettings, DeviceProfileSettings, EncodingSettings, SplitSettings
 from echelon.elsa.costs import Load
 from echelon.elsa.plan import DeviceProfile, EdgeProfile, PlanRules, Processor, Split, plan

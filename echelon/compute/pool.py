@@ -21,7 +21,9 @@ from typing import Protocol, TypeVar, TypeVarTuple
 from echelon.actors.edge import EdgeSide
 from echelon.actors.splitting import DeviceSide
 from echelon.clock import is_virtual
-from echelon.config.run import BoundarySettings, CostSettings, LearnerSettings, RunSettings
+from echelon.config.boundary import BoundarySettings
+from echelon.config.experiments import CostSettings, LearnerSettings
+from echelon.config.run import RunSettings
 from echelon.errors import TrainingError
 from echelon.jobs.training import Evaluate, Evaluated, TrainJob, TrainOutcome
 from echelon.messages.adapter import AdapterLayout, Vector

@@ -15,7 +15,8 @@ import numpy as np
 from echelon.clock import is_virtual
 from echelon.compute.pool import spec_of
 from echelon.compute.quadratic import F64, RATE, TOKENS_PER_STEP, QuadraticLearner, gradient
-from echelon.config.run import BoundarySettings, RunSettings
+from echelon.config.boundary import BoundarySettings
+from echelon.config.run import RunSettings
 from echelon.errors import CodecError, TrainingError
 from echelon.jobs.device_part import (
     Back,

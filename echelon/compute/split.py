@@ -19,7 +19,8 @@ from echelon.clock import is_virtual
 from echelon.compute.planning import replanner, shape_of
 from echelon.compute.pool import evaluated_on, spec_of
 from echelon.compute.probing import CLASSES, DIM, POSITIONS, SEED, probe_terms
-from echelon.config.run import BoundarySettings, RunSettings
+from echelon.config.boundary import BoundarySettings
+from echelon.config.run import RunSettings
 from echelon.elsa.fingerprint import fingerprint
 from echelon.elsa.predictions import quantise, vocabulary_classes
 from echelon.elsa.replanning import Measured, Replanner

@@ -19,9 +19,10 @@ import yaml
 
 from echelon.compute.planning import planned
 from echelon.compute.pool import Facts
+from echelon.config.boundary import BoundarySettings
 from echelon.config.broker import BrokerSettings, SecuritySettings, load_broker
 from echelon.config.reading import read_file, read_text
-from echelon.config.run import BoundarySettings, RunSettings, dump, load
+from echelon.config.run import RunSettings, dump, load
 from echelon.config.training import DataSettings
 from echelon.errors import ConfigError
 from echelon.messages.manifest import MAX_MANIFEST_BYTES, RunManifest

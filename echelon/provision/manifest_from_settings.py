@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from echelon.compute.pool import Facts
-from echelon.config.run import RunSettings, StalenessSettings
+from echelon.config.run import RunSettings
+from echelon.config.secure import StalenessSettings
 from echelon.errors import ConfigError, EchelonError
 from echelon.laws.staleness import StalenessRule, table
 from echelon.messages.envelope import Signer

@@ -22,7 +22,9 @@ from echelon.actors.witness import Witness
 from echelon.bus import Bus, open_bus, sqlite_url
 from echelon.bus.faults import FaultPlan, FaultyBus
 from echelon.compute.pool import LearnerPool, SplitPlace
-from echelon.config.run import BoundarySettings, LinkSettings, RunSettings
+from echelon.config.boundary import BoundarySettings
+from echelon.config.experiments import LinkSettings
+from echelon.config.run import RunSettings
 from echelon.errors import ConfigError
 from echelon.messages.adapter import Vector
 from echelon.messages.manifest import RunManifest

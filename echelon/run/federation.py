@@ -27,8 +27,9 @@ from echelon.bus.base import Record, TopicPartition
 from echelon.clock import Offload, is_virtual
 from echelon.compute.planning import planned
 from echelon.compute.pool import FullLearner, LearnerPool, SplitPlace, build_split
+from echelon.config.boundary import BoundarySettings
 from echelon.config.reading import read_text
-from echelon.config.run import BoundarySettings, RunSettings, dump
+from echelon.config.run import RunSettings, dump
 from echelon.errors import BusError, ConfigError, StateError, TrainingError
 from echelon.messages.adapter import Vector, adapter_files
 from echelon.messages.manifest import RunManifest

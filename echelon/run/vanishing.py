@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from echelon.actors.device import Interceptor
-from echelon.config.run import DeviceFault
+from echelon.config.experiments import DeviceFault
 from echelon.rounds.effects import Effect, Publish
 
 

@@ -19,8 +19,8 @@ from echelon.actors.state import StateStore
 from echelon.actors.witness import Witness
 from echelon.bus import Bus
 from echelon.bus.tls import Identity
+from echelon.config.boundary import BoundarySettings
 from echelon.config.broker import BrokerSettings
-from echelon.config.run import BoundarySettings
 from echelon.errors import ConfigError
 from echelon.messages.envelope import Signer
 from echelon.messages.names import aggregator_of, gate_of

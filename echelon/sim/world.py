@@ -28,7 +28,8 @@ from echelon.bus.base import Outgoing, Record, TopicPartition
 from echelon.compute.pool import LearnerPool, spec_of
 from echelon.compute.quadratic import QuadraticLearner
 from echelon.compute.quadratic_halves import QuadraticHalf, QuadraticHalves
-from echelon.config.run import BoundarySettings, RunSettings
+from echelon.config.boundary import BoundarySettings
+from echelon.config.run import RunSettings
 from echelon.errors import BusError
 from echelon.jobs.device_part import DeviceDone, DeviceTask, Front, StartTraining
 from echelon.messages.frames import Finish

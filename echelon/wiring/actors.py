@@ -20,8 +20,8 @@ from echelon.audit.witness import WitnessCore
 from echelon.bus import Bus
 from echelon.bus.chunks import CHUNK, Assembler, open_cost
 from echelon.compute.probing import probe_shape, probe_terms
-from echelon.config.run import WindowSettings
 from echelon.config.split import SplitSettings
+from echelon.config.window import WindowSettings
 from echelon.errors import ConfigError
 from echelon.laws.lengths import boundary_lengths
 from echelon.messages.adapter import Vector

@@ -19,7 +19,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from echelon.config.run import RunSettings, StalenessSettings
+from echelon.config.run import RunSettings
+from echelon.config.secure import StalenessSettings
 from echelon.errors import ConfigError
 from echelon.messages.manifest import RuleParameter, RuleSlot, RuleTerms
 from echelon.outer.custom import Allowed, AllowedRule, table_of

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from echelon.actors.device import ShardChange
 from echelon.actors.runtime import read_to_end
 from echelon.bus.base import Bus, GroupMember, Outgoing, Record, TopicPartition
-from echelon.config.run import BoundarySettings, RunSettings
+from echelon.config.boundary import BoundarySettings
+from echelon.config.run import RunSettings
 from echelon.errors import BusError, ConfigError, ConnectionLost
 from echelon.messages.boundary import Shard
 from echelon.messages.envelope import Envelope, Signer

@@ -26,7 +26,7 @@ from echelon.cli.logs import logging_to, stderr_to
 from echelon.cli.output import change, count, duration, size
 from echelon.cli.progress import Rate, Story, event_of
 from echelon.cli.tensorboard import scalars
-from echelon.config.run import BudgetSettings
+from echelon.config.process import BudgetSettings
 from echelon.run.recorder import Recorder
 from tests.cli.commands import COMMAND, ENVIRONMENT, write
 

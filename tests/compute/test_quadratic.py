@@ -7,7 +7,8 @@ import pytest
 
 from echelon.compute.pool import spec_of
 from echelon.compute.quadratic import TOKENS_PER_STEP, QuadraticLearner
-from echelon.config.run import DeviceFault, RunSettings
+from echelon.config.experiments import DeviceFault
+from echelon.config.run import RunSettings
 from echelon.jobs.training import TrainJob
 from echelon.messages.boundary import Join
 from echelon.messages.handshake import Consistency

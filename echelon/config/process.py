@@ -1,0 +1,44 @@
+"""Settings of the process that runs a federation: when it ends, its workers, and what it logs."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from echelon.config.training import Settings
+
+
+class BudgetSettings(Settings):
+    """When the run ends: at the first bound that is reached."""
+
+    commits: int | None = Field(default=None, ge=1, le=1_000_000, description="Global commits.")
+    tokens: int | None = Field(
+        default=None, ge=1, le=1 << 62, description="Tokens trained by merged windows."
+    )
+    seconds: int | None = Field(default=None, ge=1, le=31_536_000, description="Seconds since genesis.")
+    patience: int | None = Field(
+        default=None, ge=1, le=10_000, description="Commits without a better validation loss."
+    )
+
+
+class ComputeSettings(Settings):
+    """Where training runs."""
+
+    workers: int | None = Field(
+        default=None,
+        ge=1,
+        le=256,
+        description="Training processes, one torch thread each. None: one per core.",
+    )
+    threads: int = Field(default=1, ge=1, le=256, description="torch threads per process.")
+
+
+class LoggingSettings(Settings):
+    """What is written beside the run folder's own files."""
+
+    tensorboard: bool = Field(
+        default=False, description="Write aggregated metrics as TensorBoard events to RUN/tensorboard."
+    )
+    samples: tuple[str, ...] = Field(
+        default=(), max_length=8, description="Prompts that are continued before and after, for the report."
+    )
+    sample_tokens: int = Field(default=48, ge=1, le=1024, description="Tokens of each continuation.")

@@ -1,0 +1,158 @@
+"""Settings of the exchange: deltas, commits, the outer optimiser, the pace, and the witnesses of the logs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from echelon.config.secure import StalenessSettings
+from echelon.config.training import Settings
+from echelon.config.values import Parameters, RuleName, Seconds
+from echelon.messages.names import WitnessName
+
+
+class OuterSettings(Settings):
+    """The outer optimiser, which turns boundary deltas into the next global adapter."""
+
+    rule: RuleName | None = Field(
+        default=None,
+        description="An outer step of your own instead of `kind`: `package.module:Class` (docs/rules.md).",
+    )
+    parameters: Parameters = Field(default={}, description="Of `rule`: integers and texts.")
+    kind: Literal["average", "nesterov", "fedadam", "corrected"] = Field(
+        default="average",
+        description="average; nesterov (DiLoCo's 0.7 / 0.9, for long runs); fedadam; corrected: nesterov, after what "
+        "a delta says against the momentum was damped.",
+    )
+    weighting: Literal["equal", "tokens"] = Field(
+        default="equal", description="Whether boundaries count alike or by tokens."
+    )
+    lr: float = Field(default=1.0, gt=0, le=100, allow_inf_nan=False, description="Outer learning rate.")
+    momentum: float = Field(
+        default=0.9, ge=0, lt=1, allow_inf_nan=False, description="Nesterov's or Adam's β1."
+    )
+    beta2: float = Field(default=0.99, ge=0, lt=1, allow_inf_nan=False, description="Adam's β2.")
+    epsilon: float = Field(default=1e-6, ge=0, le=1, allow_inf_nan=False, description="Adam's ε.")
+    correct_interval: bool = Field(
+        default=True,
+        description="Whether momentum remembers the same number of local steps when sync.pace changes the interval.",
+    )
+    delay: int | None = Field(
+        default=None, ge=1, le=4096,
+        description="N: deltas per advance of Nesterov's momentum (delayed Nesterov). None: one per boundary.",
+    )  # fmt: skip
+    correction: float = Field(
+        default=0.5, ge=0, le=1, allow_inf_nan=False,
+        description="Of the corrected rule: how much of the component against the momentum is taken out.",
+    )  # fmt: skip
+
+
+class PaceSettings(Settings):
+    """What decides how long boundaries train before they meet: H (`sync.steps`) and R (`sync.windows`)."""
+
+    kind: Literal["fixed", "echelon-da", "adacomm", "qsr"] = Field(
+        default="fixed",
+        description="fixed; echelon-da: by measured drift, never shorter than what hides a sync; adacomm: "
+        "H by the loss; qsr: H by the learning rate. All but fixed start at sync.steps and sync.windows.",
+    )
+    steps_min: int | None = Field(
+        default=None, ge=1, le=100_000, description="Smallest H. None: an eighth of sync.steps, at least 1."
+    )
+    steps_max: int | None = Field(
+        default=None, ge=1, le=100_000, description="Largest H. None: eight times sync.steps."
+    )
+    windows_max: int | None = Field(
+        default=None, ge=1, le=24, description="Largest R. None: four times sync.windows, within limits."
+    )
+    period: int = Field(
+        default=2, ge=1, le=1000, description="Commits that one measurement takes (echelon-da, adacomm)."
+    )
+    hysteresis: float = Field(
+        default=0.05, ge=0, le=1, allow_inf_nan=False,
+        description="Change of coherence below which two intervals count as equally good (echelon-da).",
+    )  # fmt: skip
+    hide_sync: bool = Field(default=True, description="Keep R·H as long as a sync takes (echelon-da).")
+    decay: float = Field(
+        default=0.5, ge=0, lt=1, allow_inf_nan=False,
+        description="γ of adacomm: H is multiplied by it when the loss does not fall.",
+    )  # fmt: skip
+    growth: float = Field(
+        default=2.0, gt=0, le=10_000, allow_inf_nan=False,
+        description="α of qsr over the peak learning rate: H = max(sync.steps, (α/η)²).",
+    )  # fmt: skip
+
+
+class SyncSettings(Settings):
+    """Deltas and commits: how boundaries meet."""
+
+    steps: int = Field(default=10, ge=1, le=100_000, description="H: local steps per update.")
+    windows: int = Field(default=2, ge=1, le=24, description="R: windows per boundary delta.")
+    mu: float = Field(
+        default=0.0, ge=0, le=1000, allow_inf_nan=False, description="μ of the proximal objective."
+    )
+    deltas_per_commit: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="B: deltas that make a commit. None: one per boundary, at least 1.",
+    )
+    deadline: Seconds = Field(
+        default=120.0, description="Seconds after which a commit is made of fewer deltas."
+    )
+    overlap: bool = Field(
+        default=True,
+        description="Whether boundaries train on while a delta of theirs is undecided. false: a barrier, as in FedAvg "
+        "and DiLoCo: after R windows nothing is trained until the commit is there.",
+    )
+    pending_max: int = Field(
+        default=2, ge=1, le=16, description="P: deltas of one boundary that may be under way."
+    )
+    windows_max: int | None = Field(
+        default=None,
+        ge=1,
+        le=24,
+        description="R_max: windows a boundary runs ahead before it pauses. None: 2·R, within limits.",
+    )
+    codec: Literal["int16", "int32"] = Field(
+        default="int16", description="Integers that a delta's coordinates cross as."
+    )
+    staleness: StalenessSettings = Field(default=StalenessSettings(), description="Weights of late deltas.")
+    merge_within: int | None = Field(
+        default=None, ge=2, le=4096,
+        description="Commits within which the controller must have read a delta that stands on the exchange: else the "
+        "audit says that it was withheld. None: two more than sync.staleness.horizon, at least 4.",
+    )  # fmt: skip
+    outer: OuterSettings = Field(default=OuterSettings(), description="The outer optimiser.")
+    pace: PaceSettings = Field(default=PaceSettings(), description="What decides H and R as the run goes on.")
+    pace_rule: RuleName | None = Field(
+        default=None,
+        description="A pace controller of your own: `package.module:Class` (docs/rules.md). None: ours.",
+    )
+    pace_parameters: Parameters = Field(default={}, description="Of `pace_rule`: integers and texts.")
+    eval_tokens: int = Field(
+        default=1024,
+        ge=1,
+        le=1 << 40,
+        description="About how many tokens of its validation slice a device evaluates for each commit.",
+    )
+    report_loss: bool = Field(
+        default=True, description="Whether a boundary's summed losses cross with its deltas."
+    )
+
+
+class WitnessSettings(Settings):
+    """Who watches that no log of the exchange is rewritten."""
+
+    gates: bool = Field(
+        default=True,
+        description="Whether each boundary's gate cosigns `global` and the delta logs of other boundaries.",
+    )
+    names: tuple[WitnessName, ...] = Field(
+        default=(), max_length=64,
+        description="Witnesses besides the gates: each is a service of its own, `echelon witness`.",
+    )  # fmt: skip
+    every: float = Field(
+        default=2.0, ge=0.1, le=3600, allow_inf_nan=False,
+        description="Seconds after which a witness looks for new delta heads although `global` stands still.",
+    )  # fmt: skip

@@ -1,0 +1,35 @@
+"""Settings of participation windows."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from echelon.config.training import Settings
+from echelon.config.values import COHORT_LIMIT, Seconds
+
+
+class WindowSettings(Settings):
+    """Participation windows of a boundary."""
+
+    cohort: int | None = Field(
+        default=None,
+        ge=2,
+        le=COHORT_LIMIT,
+        description="K: ready devices that close a window at once. None: as many as a cohort holds.",
+    )
+    deadline: Seconds = Field(
+        default=30.0, description="Seconds after which a window closes with whoever is ready."
+    )
+    round_timeout: Seconds = Field(
+        default=10.0, description="Seconds that each round of secure aggregation may take."
+    )
+    patience: Seconds = Field(
+        default=2.0,
+        description="Seconds a device waits for a new adapter after an offer, before it trains on.",
+    )
+    ahead: int = Field(
+        default=2,
+        ge=1,
+        le=64,
+        description="Training jobs a device may run while one of its offers is undecided.",
+    )
