@@ -75,15 +75,48 @@ def private_database(path: Path) -> None:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Write a file that its owner alone may read, over one that is there.
+    """Write a file that its owner alone may read; see `write_whole`.
 
     Raises:
         OSError: it cannot be written.
     """
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE), "wb") as file:
-        if stat.S_IMODE(os.fstat(file.fileno()).st_mode) != FILE:
-            os.fchmod(file.fileno(), FILE)
-        file.write(content)
+    write_whole(path, content, mode=FILE)
+
+
+def write_whole(path: Path, content: bytes, *, mode: int | None = None) -> None:
+    """Write a file, or another content of one: whoever reads it finds the old content or the new one, never a part.
+
+    It is written beside its place, brought to the disk, and moved there. Where that fails, as on a full disk, what was
+    there stays, and nothing is left beside it.
+
+    Args:
+        path: the file.
+        content: all of it.
+        mode: of the file; None: as a new file of this process would have it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        handle = os.open(
+            part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666 if mode is None else mode
+        )
+        with os.fdopen(handle, "wb") as file:
+            if mode is not None and stat.S_IMODE(os.fstat(file.fileno()).st_mode) != mode:
+                os.fchmod(file.fileno(), mode)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def create_private(path: Path, content: bytes) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from echelon.cli.output import JsonOption, guarded, print_json
 from echelon.errors import ConfigError
+from echelon.private import write_whole
 
 if TYPE_CHECKING:
     from echelon.audit.verify import Version
@@ -51,7 +52,7 @@ def export_command(
         try:
             out.mkdir(parents=True, exist_ok=True)
             for name, data in version.files().items():
-                (out / name).write_bytes(data)
+                write_whole(out / name, data)
         except OSError as error:
             raise ConfigError(
                 f"--out {out}: cannot be written ({error.strerror}); name another folder"

@@ -27,7 +27,7 @@ from echelon.cli.tensorboard import FOLDER, TensorBoard
 from echelon.config.run import RunSettings, dump, load
 from echelon.errors import ConfigError, EchelonError
 from echelon.messages.stored import ANEW, stored
-from echelon.private import append_private
+from echelon.private import append_private, write_whole
 from echelon.provision.manifest_from_settings import secure_terms
 from echelon.report import build_report
 from echelon.run.federation import MANIFEST_FILE, Federation, Result, prepare_folder
@@ -67,7 +67,7 @@ def execute(order: Order) -> int:
     try:
         with _locked(out):
             if order.resume is not None:
-                (out / CONFIG_FILE).write_text(dump(settings))
+                write_whole(out / CONFIG_FILE, dump(settings).encode())
             result = _run(order, settings, out, offset)
             return _close(order, out, result)
     except Stopped as stopped:

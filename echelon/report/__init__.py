@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from echelon.private import write_whole
 from echelon.report.best import best_evaluated
 from echelon.report.compare import render_comparison
 from echelon.report.data import ReportData, load
@@ -52,10 +52,5 @@ def build_comparison(run_dirs: Sequence[Path], out: Path) -> Path:
 
 
 def _write(target: Path, page: str) -> Path:
-    partial = target.parent / f".{target.name}.{os.getpid()}"
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(target, page.encode())
     return target

@@ -35,14 +35,14 @@ from echelon.messages.adapter import Vector, adapter_files
 from echelon.messages.manifest import RunManifest
 from echelon.messages.names import aggregator_of, gate_of
 from echelon.messages.stored import ANEW, stored
-from echelon.private import close_file, close_tree, private_folder, write_private
+from echelon.private import close_file, close_tree, private_folder, write_private, write_whole
 from echelon.provision.identities import Identities
 from echelon.provision.manifest_from_settings import build_manifest
 from echelon.report.best import best_evaluated
 from echelon.report.data import ReportData, RunSummary
 from echelon.rounds.effects import Evaluate, note
 from echelon.run.assembly import Assembly, Terms
-from echelon.run.recorder import Recorder
+from echelon.run.recorder import Recorder, last_time
 from echelon.run.vanishing import vanishing
 from echelon.secagg.entropy import Entropy
 from echelon.training.learner import EvalResult
@@ -468,11 +468,11 @@ class Federation:
         folder = self.out / "adapter"
         folder.mkdir(exist_ok=True)
         for name, data in files.items():
-            (folder / name).write_bytes(data)
+            write_whole(folder / name, data)
         notes = self.out / "checkpoints"
         notes.mkdir(exist_ok=True)
         for topic, data in self._checkpoints.items():
-            (notes / f"{topic}.note").write_bytes(data)
+            write_whole(notes / f"{topic}.note", data)
         prompts = self.settings.logging.samples
         if prompts:
             self.status("writing samples")
@@ -486,9 +486,7 @@ class Federation:
                 for prompt in prompts
             ]
             write_private(self.out / SAMPLES_FILE, json.dumps(samples, indent=2).encode())
-        temporary = self.out / "summary.json.part"
-        temporary.write_text(json.dumps(summary, indent=2) + "\n")
-        temporary.replace(self.out / "summary.json")
+        write_whole(self.out / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
 
 
 def _losses(results: dict[str, EvalResult]) -> dict[str, float | None]:
@@ -529,12 +527,7 @@ def prepare_folder(settings: RunSettings, out: Path, *, resume: bool) -> float:
                 f"the run in {out} is finished: see its summary.json, or start a new one with --out"
             )
         _close(out)
-        progress = out / "state" / PROGRESS_FILE
-        if not progress.exists():
-            return 0.0
-        text = read_text(progress, "state file", MAX_STATE_FILE)
-        with stored(f"state file {progress}", ConfigError, advice=ANEW):
-            return float(json.loads(text)["seconds"])
+        return _seconds_taken(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()):
@@ -543,12 +536,26 @@ def prepare_folder(settings: RunSettings, out: Path, *, resume: bool) -> float:
             )
         for name in PRIVATE_FOLDERS:
             private_folder(out / name)
-        (out / "config.yaml").write_text(dump(settings))
+        write_whole(out / "config.yaml", dump(settings).encode())
     except OSError as error:
         raise ConfigError(
             f"the run folder {out} cannot be written ({error.strerror}): choose another with --out"
         ) from error
     return 0.0
+
+
+def _seconds_taken(out: Path) -> float:
+    """How long earlier lives of a run took.
+
+    The file is written anew all the time and says nothing that the metrics do not say, a little later: where it cannot
+    be read, as after a full disk, they are asked.
+    """
+    try:
+        return float(
+            json.loads(read_text(out / "state" / PROGRESS_FILE, "state file", MAX_STATE_FILE))["seconds"]
+        )
+    except (ConfigError, ValueError, KeyError, TypeError):
+        return last_time(out / "metrics.jsonl")
 
 
 def _close(out: Path) -> None:

@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from echelon.errors import ConfigError
 from echelon.messages.stored import ANEW, stored
+from echelon.private import write_whole
 from echelon.report.data import EvaluationLine
 from echelon.rounds.effects import Note
 
@@ -37,6 +38,26 @@ class BoundaryView:
     dropouts: int = 0
     bytes_out: int = 0
     bytes_in: int = 0
+
+
+TAIL_BYTES = 1 << 20
+"""How much of the end of `metrics.jsonl` is read for its newest time; its lines are much shorter."""
+
+
+def last_time(path: Path) -> float:
+    """The time of the last whole line of a `metrics.jsonl`, in seconds since the run began; 0 if there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            lines = file.read().split(b"\n")[:-1]
+    except OSError:
+        return 0.0
+    for line in reversed(lines):
+        try:
+            return float(json.loads(line)["t"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return 0.0
 
 
 @dataclass
@@ -85,7 +106,10 @@ class Recorder:
             return
         whole, _, torn = self.path.read_text("utf-8", errors="replace").rpartition("\n")
         if torn:
-            self.path.write_text(whole + "\n" if whole else "")
+            write_whole(self.path, (whole + "\n" if whole else "").encode())
+            if self._file is not None:  # it is another file now
+                self._file.close()
+                self._file = self.path.open("a", buffering=1)
         seen: set[tuple[str, int]] = set()
         for text in whole.splitlines():
             with stored(f"{self.path}: the line {text[:60]!r}", ConfigError, advice=ANEW):

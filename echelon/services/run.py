@@ -370,9 +370,7 @@ async def _close(buses: Mapping[str, Bus], store: StateStore | None) -> None:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    part = path.with_name(path.name + ".part")
     try:
-        write_private(part, data)
-        part.replace(path)
+        write_private(path, data)
     except OSError as error:
         raise StateError(f"{path} cannot be written: {error.strerror}. Make room, or allow it") from error
