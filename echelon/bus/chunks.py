@@ -5,8 +5,9 @@ ordinary message that its writer makes, naming the transfer, its length and its 
 manifest is a crash, and is never completed. Chunk records have these headers, in this order and no others:
 
     kind      b"chunk"
-    transfer  16 bytes: the start of SHA-256("echelon/transfer/v1" || 0 || u32 length of the context ||
-              context || u64 payload length || SHA-256 of the payload). So a repeat is the same bytes again.
+    transfer  16 bytes: the id that the manifest names. Its writer makes it by `Payload.of`: the start of
+              SHA-256("echelon transfer v1" || 0 || canonical MessagePack of [context, SHA-256 of the payload]).
+              So a repeat is the same bytes again. A reader compares ids, and never makes one.
     index     u32, from 0
     total     u32, number of chunks: at least 1, as an empty payload is one empty chunk
     length    u64, bytes of the payload
@@ -37,6 +38,7 @@ from typing import NewType
 
 from echelon.bus.base import Headers, Outgoing, Record, TopicPartition
 from echelon.errors import EchelonError
+from echelon.messages.exchange import Payload
 
 CHUNK = 512 * 1024
 """Bytes of payload in one chunk record."""
@@ -141,7 +143,7 @@ def chunks_of(length: int) -> int:
 
 
 def transfer_of(payload: bytes | bytearray | memoryview, context: bytes) -> Transfer:
-    """Name the transfer of a payload.
+    """Name the transfer of a payload, by the id that `Payload.of` makes.
 
     Args:
         payload: the bytes; a memoryview must be contiguous.
@@ -154,9 +156,8 @@ def transfer_of(payload: bytes | bytearray | memoryview, context: bytes) -> Tran
     length = memoryview(payload).nbytes
     if length > MAX_LENGTH:
         raise ChunkError(ChunkFault.TOO_LARGE, f"a payload has {length} bytes, {MAX_LENGTH} can be sent")
-    sha256 = hashlib.sha256(payload).digest()
-    named = hashlib.sha256(b"echelon/transfer/v1\0" + _framed(context) + length.to_bytes(8, "big") + sha256)
-    return Transfer(TransferId(named.digest()[:16]), length, sha256)
+    described = Payload.of(memoryview(payload).cast("B"), context)
+    return Transfer(TransferId(described.transfer), described.length, described.sha256)
 
 
 def split(
@@ -172,7 +173,7 @@ def split(
 
     Args:
         payload: the payload that `transfer` was made of.
-        transfer: from `transfer_of`.
+        transfer: what the manifest says of it.
         topic: where the chunks and the manifest go.
         key: the key of all of them: the sender's.
         partition: likewise.

@@ -62,8 +62,12 @@ class Payload(Fields):
     sha256: Digest
 
     @classmethod
-    def of(cls, data: bytes, context: bytes) -> Self:
-        """Describe a payload; `context` (what it is, and its number) keeps equal payloads apart."""
+    def of(cls, data: bytes | memoryview, context: bytes) -> Self:
+        """Describe a payload; `context` (what it is, and its number) keeps equal payloads apart.
+
+        The transfer's id is the first 16 bytes of SHA-256("echelon transfer v1" || 0 || canonical MessagePack of
+        [context, SHA-256 of the payload]).
+        """
         digest = hashlib.sha256(data).digest()
         transfer = hashlib.sha256(b"echelon transfer v1\x00" + pack([context, digest])).digest()[:16]
         return cls(transfer=transfer, length=len(data), sha256=digest)

@@ -66,9 +66,9 @@ def test_golden_chunk():
     context = b"ctx"
     transfer = transfer_of(payload, context)
     sha256 = hashlib.sha256(b"abc").digest()
-    named = b"echelon/transfer/v1\x00" + b"\x00\x00\x00\x03ctx" + b"\x00" * 7 + b"\x03" + sha256
+    named = b"echelon transfer v1\x00" + b"\x92" + b"\xc4\x03ctx" + b"\xc4\x20" + sha256
     assert transfer.id == hashlib.sha256(named).digest()[:16]
-    assert transfer.id.hex() == "2c20c66c6b1dec27e329ed6d516bf226"
+    assert transfer.id.hex() == "28f777390834960b9b82042a74e9bf2f"
     [chunk] = split(payload, transfer, topic="masked", key=b"dev")
     body = b"echelon/chunk/v1\x00" + b"\x00\x00\x00\x06masked" + b"\x00\x00\x00\x03dev"
     for name, value in (
