@@ -22,12 +22,13 @@ from echelon.actors.aggregator import OTHER_RECORD, SOURCE_HEADER
 from echelon.actors.announcing import Announcer
 from echelon.actors.boundary import BoundaryActor, Cross, raise_if_failed
 from echelon.actors.exchange import Writer, serious
-from echelon.actors.runtime import BATCH_BYTES, DRAIN_SECONDS, Backoff, Publisher, end_of, read_to_end
+from echelon.actors.runtime import BATCH_BYTES, DRAIN_SECONDS, Publisher, end_of, read_to_end
 from echelon.actors.state import Row
 from echelon.actors.witness import FINAL_SECONDS, Witness
 from echelon.audit.log import Entry, TopicLog
 from echelon.audit.merkle import EMPTY_ROOT
 from echelon.audit.records import is_chunk, read_chunk
+from echelon.backoff import Backoff
 from echelon.bus.base import Bus, Outgoing, Record, TopicPartition
 from echelon.errors import ConnectionLost, ProtocolError, StateError
 from echelon.laws.ledger import RoundedDelta

@@ -10,20 +10,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import random
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from echelon.actors.state import Row, StateStore
 from echelon.actors.verified_records import OpenedRecords
+from echelon.backoff import Backoff
 from echelon.bus.base import Bus, Outgoing, Reader, Record, RecordDamaged, TopicPartition
 from echelon.clock import Offload
 from echelon.errors import BusError, ConnectionLost, OffsetOutOfRange
 from echelon.rounds.effects import Note, TimerFired
 
-FIRST_RETRY, LAST_RETRY = 0.05, 5.0
-"""Seconds of the back-off after a lost connection: the first, and the most."""
 BATCH_BYTES = 8 * 1024 * 1024
 """Most bytes that are handed to the broker at once."""
 MAX_UNSENT = 4096
@@ -64,23 +62,6 @@ class Services:
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("echelon"))
     opened: OpenedRecords = field(default_factory=OpenedRecords)
     """What devices of one boundary have read, for the others."""
-
-
-class Backoff:
-    """Exponential back-off with jitter: half to all of a bound that doubles up to `LAST_RETRY` seconds."""
-
-    def __init__(self, name: str) -> None:
-        self._random = random.Random(name)
-        self._bound = FIRST_RETRY
-
-    async def wait(self) -> None:
-        """Sleep, longer each time."""
-        await asyncio.sleep(self._bound * (0.5 + 0.5 * self._random.random()))
-        self._bound = min(LAST_RETRY, self._bound * 2)
-
-    def reset(self) -> None:
-        """Begin again with the shortest wait."""
-        self._bound = FIRST_RETRY
 
 
 class Publisher:

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
-from echelon.actors.runtime import STEP_COST, Backoff, Publisher, Services, end_of, pass_over, read_to_end
+from echelon.actors.runtime import STEP_COST, Publisher, Services, end_of, pass_over, read_to_end
 from echelon.actors.state import Row, StateStore
 from echelon.audit.heads import (
     CONFLICT,
@@ -25,6 +25,7 @@ from echelon.audit.heads import (
 )
 from echelon.audit.records import read_manifest
 from echelon.audit.witness import RefusedBecause, WitnessCore
+from echelon.backoff import Backoff
 from echelon.bus.base import Bus, Outgoing, Reader, Record, RecordDamaged, TopicPartition
 from echelon.clock import wall_seconds
 from echelon.errors import ConnectionLost, StateError

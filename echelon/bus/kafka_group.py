@@ -17,8 +17,9 @@ from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitio
 from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.structs import OffsetAndMetadata
 
+from echelon.backoff import Backoff
 from echelon.bus.base import Committed, GroupMember, Moved
-from echelon.bus.kafka_link import Backoff, Link
+from echelon.bus.kafka_link import BACKOFF_S, Link
 from echelon.errors import BusClosed, BusDenied, BusError, ConnectionLost
 
 SESSION_S = 20.0
@@ -115,7 +116,7 @@ class KafkaMember(GroupMember):
 
     async def _stay(self) -> None:
         """See to it that this member stays one; end the membership when that cannot be."""
-        backoff = Backoff()
+        backoff = Backoff(bounds=BACKOFF_S)
         try:
             while True:
                 try:

@@ -20,6 +20,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import create_conn
 from aiokafka.protocol.metadata import MetadataRequest
 
+from echelon.backoff import Backoff
 from echelon.bus.base import TopicPartition
 from echelon.bus.tls import Identity
 from echelon.errors import BusClosed, BusDenied, BusError, ConnectionLost
@@ -64,22 +65,6 @@ async def hang_up(client: AIOKafkaClient) -> None:
     finally:
         if not closing.done():
             closing.cancel()
-
-
-class Backoff:
-    """Pauses that double from one failed attempt to the next, each shortened at random by up to a half."""
-
-    def __init__(self) -> None:
-        self._next = BACKOFF_S[0]
-
-    async def wait(self) -> None:
-        """Sleep."""
-        pause, self._next = self._next, min(2 * self._next, BACKOFF_S[1])
-        await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-
-    def reset(self) -> None:
-        """The attempt was a success."""
-        self._next = BACKOFF_S[0]
 
 
 class Link:
@@ -262,7 +247,7 @@ class Link:
             BusDenied, BusError: it answered that it will not.
             BusClosed: the link was closed.
         """
-        backoff = Backoff()
+        backoff = Backoff(bounds=BACKOFF_S)
         why = "it does not answer"
         try:
             async with asyncio.timeout(self.timeout):

@@ -19,8 +19,9 @@ from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.record.default_records import DefaultRecord, DefaultRecordBatch
 from aiokafka.record.memory_records import MemoryRecords
 
+from echelon.backoff import Backoff
 from echelon.bus.base import Meter, Reader, Record, RecordDamaged, TopicPartition
-from echelon.bus.kafka_link import BULK_S, STALL_S, Backoff, Link, hang_up
+from echelon.bus.kafka_link import BACKOFF_S, BULK_S, STALL_S, Link, hang_up
 from echelon.errors import BusClosed, BusError, ConnectionLost, OffsetOutOfRange
 
 LONG_POLL_S = 0.5
@@ -297,7 +298,7 @@ class KafkaReader(Reader):
 
     async def _read_ahead(self) -> None:
         """Fill the buffers for ever. Ends with BusDenied if the broker, or we, refuse the connection."""
-        backoff = Backoff()
+        backoff = Backoff(bounds=BACKOFF_S)
         client: AIOKafkaClient | None = None
         try:
             while True:

@@ -20,8 +20,9 @@ import aiokafka.errors as kafka
 from aiokafka import AIOKafkaProducer
 from aiokafka.structs import RecordMetadata
 
+from echelon.backoff import Backoff
 from echelon.bus.base import Meter, Outgoing, TopicPartition
-from echelon.bus.kafka_link import BULK_S, STALL_S, Backoff, Link, hang_up
+from echelon.bus.kafka_link import BACKOFF_S, BULK_S, STALL_S, Link, hang_up
 from echelon.errors import BusClosed, BusDenied, BusError, ConnectionLost
 
 BATCH_BYTES = 1_048_588
@@ -99,7 +100,7 @@ class Writer:
         self._producer: AIOKafkaProducer | None = None
         self._broken: str | None = None
         self._wake = asyncio.Event()
-        self._backoff = Backoff()
+        self._backoff = Backoff(bounds=BACKOFF_S)
         self._tasks: list[asyncio.Task[None]] = []
         self._timer: asyncio.TimerHandle | None = None
 

@@ -19,9 +19,10 @@ import numpy as np
 from echelon.actors.controller import Controller
 from echelon.actors.device import Device, Interceptor, run_device
 from echelon.actors.gate import Gate
-from echelon.actors.runtime import Backoff, Services, watch_loop
+from echelon.actors.runtime import Services, watch_loop
 from echelon.audit.findings import Report
 from echelon.audit.verify import verify
+from echelon.backoff import Backoff
 from echelon.bus import open_bus
 from echelon.bus.base import Record, TopicPartition
 from echelon.clock import Offload, is_virtual

@@ -17,8 +17,9 @@ from typing import Any
 from echelon.actors.controller import Controller
 from echelon.actors.device import Device
 from echelon.actors.gate import Gate
-from echelon.actors.runtime import DRAIN_SECONDS, Backoff, Services, watch_loop
+from echelon.actors.runtime import DRAIN_SECONDS, Services, watch_loop
 from echelon.actors.state import StateStore
+from echelon.backoff import Backoff
 from echelon.bus import Bus, open_bus
 from echelon.clock import Offload
 from echelon.config.broker import BrokerSettings

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from echelon.actors.controller import Controller
 from echelon.actors.device import Device
-from echelon.actors.runtime import Backoff, Services
+from echelon.actors.runtime import Services
+from echelon.backoff import Backoff
 from echelon.bus.base import Outgoing, Record, TopicPartition
 from echelon.compute.pool import LearnerPool, spec_of
 from echelon.compute.quadratic import QuadraticLearner

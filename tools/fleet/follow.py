@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from echelon.actors.runtime import Backoff
 from echelon.audit.records import read_manifest
+from echelon.backoff import Backoff
 from echelon.bus import Record, TopicPartition, open_bus
 from echelon.bus.chunks import is_chunk
 from echelon.config.broker import BrokerSettings
