@@ -20,7 +20,7 @@ class BudgetSettings(Settings):
     )
 
 
-class ComputeSettings(Settings):
+class ProcessSettings(Settings):
     """Where training runs."""
 
     workers: int | None = Field(

@@ -77,3 +77,8 @@ class SecureSettings(Settings):
                 f"{2 * (c + 2)} or more"
             )
         return self
+
+    @property
+    def floor(self) -> int:
+        """Fewest devices of a window: `k_min` honest ones beside `colluding` others."""
+        return self.k_min + self.colluding
