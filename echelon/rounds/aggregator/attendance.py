@@ -7,10 +7,10 @@ deadlines, are not waited for; and where more are ready than a cohort holds, who
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
+from echelon.laws.snapshot import SnapshotList
 from echelon.messages.boundary import Cohort, Ready
 from echelon.messages.manifest import SecureTerms
 from echelon.messages.wire import DeviceId
@@ -40,6 +40,48 @@ class CheckIn:
             message.offer, message.n, message.base_version, message.base_sha256, offset, message.shards, message.edge,
             message.jobs,
         )  # fmt: skip
+
+
+class StoredCheckIn(SnapshotList, frozen=True, kw_only=True):
+    """A device and its check-in in a snapshot."""
+
+    device: str
+    offer: int
+    n: int
+    base_version: int
+    base_sha256: bytes
+    offset: int
+    shards: tuple[int, ...]
+    edge: str
+    jobs: tuple[int, ...]
+
+    @classmethod
+    def of(cls, device: DeviceId, check: CheckIn) -> StoredCheckIn:
+        """What is stored of a device that is ready."""
+        return cls(
+            device=device,
+            offer=check.offer,
+            n=check.n,
+            base_version=check.base_version,
+            base_sha256=check.base_sha256,
+            offset=check.offset,
+            shards=check.shards,
+            edge=check.edge,
+            jobs=check.jobs,
+        )
+
+    def check(self) -> CheckIn:
+        """The check-in again."""
+        return CheckIn(
+            offer=self.offer,
+            n=self.n,
+            base_version=self.base_version,
+            base_sha256=self.base_sha256,
+            offset=self.offset,
+            shards=self.shards,
+            edge=self.edge,
+            jobs=self.jobs,
+        )
 
 
 @dataclass
@@ -121,28 +163,24 @@ class Attendance:
                 if device not in present:
                     self._miss(device, self._missed.get(device, 0) + 1)
 
-    def facts(self) -> dict[str, Any]:
-        """What a snapshot keeps, as plain values. Missed deadlines are counted anew after a restart."""
-        return {
-            "ready": [
-                [
-                    device, check.offer, check.n, check.base_version, check.base_sha256, check.offset, check.shards,
-                    check.edge, check.jobs,
-                ]
-                for device, check in self.ready.items()
-            ],
-            "there": sorted(self.there),
-            "served": sorted(self.served.items()),
-        }  # fmt: skip
+    def restore(
+        self,
+        ready: Mapping[DeviceId, CheckIn],
+        *,
+        there: Collection[DeviceId],
+        served: Mapping[DeviceId, int],
+    ) -> None:
+        """Take over what a snapshot kept; missed deadlines are counted anew after a restart.
 
-    def restore(self, facts: dict[str, Any]) -> None:
-        """Take those facts over; others may stand beside them."""
+        Args:
+            ready: the newest check-in of each device that no cohort has used.
+            there: devices that checked in and did not leave since.
+            served: the newest window whose cohort each device was in.
+        """
         self.ready, self._ready_on = {}, Counter()
-        for device, offer, n, version, digest, offset, shards, edge, jobs in facts["ready"]:
-            check = CheckIn(offer, n, version, digest, offset, tuple(shards), edge, tuple(jobs))
-            self._hold(DeviceId(device), check)
-        self.there = {DeviceId(device) for device in facts["there"]}
-        self.served = {DeviceId(device): window for device, window in facts["served"]}
+        for device, check in ready.items():
+            self._hold(device, check)
+        self.there, self.served = set(there), dict(served)
 
     def _hold(self, device: DeviceId, check: CheckIn) -> None:
         self._drop(device)

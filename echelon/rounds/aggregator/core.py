@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import msgpack
-import numpy as np
-
 from echelon.errors import ProtocolError, StateError
 from echelon.laws.ledger import Ledger
+from echelon.laws.snapshot import StoredPace, decode, encode
 from echelon.messages.behaviour import Behaviour
 from echelon.messages.boundary import (
     Adopt,
@@ -34,7 +32,6 @@ from echelon.messages.boundary import (
     Window,
     WindowOpen,
 )
-from echelon.messages.exchange import Pace
 from echelon.messages.handshake import (
     Advertise,
     Consistency,
@@ -49,13 +46,14 @@ from echelon.messages.manifest import RunManifest
 from echelon.messages.split import Assignment, EdgePart, Trips
 from echelon.messages.wire import DeviceId, Message
 from echelon.rounds.aggregator.admission import Admission, assigned
-from echelon.rounds.aggregator.attendance import Attendance, CheckIn
+from echelon.rounds.aggregator.attendance import Attendance, CheckIn, StoredCheckIn
 from echelon.rounds.aggregator.edge_assignment import Edges, EdgesTerms
 from echelon.rounds.aggregator.events import BoundaryCommit, Closed, RefusedDelta
 from echelon.rounds.aggregator.merging import BoundaryAdapter
 from echelon.rounds.aggregator.offers import check_base, check_work, shards_fit
 from echelon.rounds.aggregator.recovery import History
 from echelon.rounds.aggregator.rounds import ROUND, WindowRounds
+from echelon.rounds.aggregator.state import AggregatorSnapshot, StoredCommit, stored_ledger
 from echelon.rounds.aggregator.trust_standings import quorum
 from echelon.rounds.aggregator.window import cohort_of, select
 from echelon.rounds.effects import (
@@ -486,62 +484,40 @@ class AggregatorCore:
 
     def snapshot(self) -> bytes:
         """State between two windows; what happens inside a window is read from the topics again."""
-        pace = self.adapter.pace
-        return bytes(
-            msgpack.packb(
-                {
-                    "anchor": None if self.ledger is None else self.ledger.anchor.tobytes(),
-                    "ledger": None if self.ledger is None else self.ledger.facts(),
-                    "version": self.version,
-                    "window": self.window,
-                    "pace": None if pace is None else [pace.steps, pace.windows, pace.mu_ppm],
-                    "tokens": self.adapter.tokens,
-                    "signed": self.adapter.signed,
-                    "derived": self._derived,
-                    "bases": [[base.version, base.sha256] for base in self.bases],
-                    "edges": None if self.edges is None else self.edges.facts(),
-                    "held": [
-                        [
-                            held.commit, held.adapter.tobytes(), held.merged,
-                            [held.pace.steps, held.pace.windows, held.pace.mu_ppm], held.tokens, held.signed,
-                        ]
-                        for held in self.adapter.held
-                    ],
-                    "refused": list(self.adapter.refused.items()),
-                    "checked_in": self._checked_in,
-                    "ended": self.ended,
-                }
-                | self.attendance.facts()
+        adapter, attendance = self.adapter, self.attendance
+        return encode(
+            AggregatorSnapshot(
+                anchor=None if adapter.ledger is None else adapter.ledger.anchor.tobytes(),
+                ledger=stored_ledger(adapter.ledger),
+                version=adapter.version,
+                window=self.window,
+                pace=None if adapter.pace is None else StoredPace.of(adapter.pace),
+                tokens=adapter.tokens,
+                signed=adapter.signed,
+                derived=self._derived,
+                bases=[(base.version, base.sha256) for base in adapter.bases],
+                edges=None if self.edges is None else self.edges.facts(),
+                held=[StoredCommit.of(held) for held in adapter.held],
+                refused=list(adapter.refused.items()),
+                checked_in=self._checked_in,
+                ended=self.ended,
+                ready=[StoredCheckIn.of(device, check) for device, check in attendance.ready.items()],
+                there=sorted(attendance.there),
+                served=sorted(attendance.served.items()),
             )
-        )  # fmt: skip
+        )
 
     def restore(self, data: bytes) -> None:
-        """Take a snapshot over."""
-        fields = msgpack.unpackb(data, strict_map_key=False)
+        """Take a snapshot over.
 
-        def pace(values: list[int] | None) -> Pace | None:
-            return None if values is None else Pace(steps=values[0], windows=values[1], mu_ppm=values[2])
-
-        if fields["ledger"] is not None:
-            self.adapter.ledger = Ledger.of(np.frombuffer(fields["anchor"], "<f4"), fields["ledger"])
-        self.window = fields["window"]
-        self.adapter.version, self.adapter.tokens = fields["version"], fields["tokens"]
-        self.adapter.pace = pace(fields["pace"])
-        self.adapter.bases = tuple(
-            Base(version=version, sha256=digest) for version, digest in fields["bases"]
-        )
-        self.attendance.restore(fields)
-        if self.edges is not None and fields["edges"] is not None:
-            self.edges.restore(fields["edges"])
-        self.adapter.held = []
-        for commit, adapter, merged, paced, tokens, signed in fields["held"]:
-            terms = pace(paced)
-            if terms is not None:
-                vector = np.frombuffer(adapter, "<f4")
-                self.adapter.held.append(BoundaryCommit(commit, vector, tuple(merged), terms, tokens, signed))
-        self.adapter.signed = fields["signed"]
-        number, digest = fields["derived"]
-        self._derived = number, digest
-        self.adapter.refused = dict(fields["refused"])
-        self._checked_in = fields["checked_in"]
-        self.ended = fields["ended"]
+        Raises:
+            CodecError: it has another form.
+            ValueError: a number is out of its range, or a vector has another length.
+        """
+        stored = decode(data, AggregatorSnapshot)
+        stored.fill_adapter(self.adapter)
+        stored.fill_attendance(self.attendance)
+        if self.edges is not None and stored.edges is not None:
+            self.edges.restore(stored.edges)
+        self.window, self._derived, self._checked_in = stored.window, stored.derived, stored.checked_in
+        self.ended = stored.ended

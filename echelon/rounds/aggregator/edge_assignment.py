@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from echelon.elsa.assignment import PPM, AssignmentRule, Device, assign
 from echelon.errors import ConfigError
+from echelon.laws.snapshot import SnapshotMap
 from echelon.messages.split import Assigned, Assignment, Trips
-from echelon.rounds.aggregator.trust_standings import RecordShape, TrustStandings
+from echelon.rounds.aggregator.trust_standings import RecordShape, StoredStandings, TrustStandings
 
 KEPT, ENOUGH = 4, 2
 """How many measurements of a round trip are kept, and how many it takes to go by them."""
@@ -156,6 +156,20 @@ def spread(devices: Sequence[str], room: Mapping[str, int], before: Mapping[str,
     return found
 
 
+class StoredEdges(SnapshotMap, frozen=True, kw_only=True):
+    """Edges in a snapshot.
+
+    Attributes:
+        assignment: the bytes of its record.
+        standings: of probed devices.
+        trips: the newest measurements, by device and edge.
+    """
+
+    assignment: bytes
+    standings: StoredStandings | None
+    trips: dict[str, dict[str, list[int]]]
+
+
 @dataclass
 class Edges:
     """The state; `look` and `heard` say whether the assignment changed."""
@@ -243,20 +257,20 @@ class Edges:
             self.number = message.number
             self.assignment = {entry.device: entry.edge for entry in message.entries}
 
-    def facts(self) -> dict[str, Any]:
-        """What a snapshot keeps, as plain values. Who is silent is found out anew after a restart."""
-        return {
-            "assignment": self.record().encode(),
-            "standings": None if self.standings is None else self.standings.facts(),
-            "trips": self.trips,
-        }
+    def facts(self) -> StoredEdges:
+        """What a snapshot keeps. Who is silent is found out anew after a restart."""
+        return StoredEdges(
+            assignment=self.record().encode(),
+            standings=None if self.standings is None else self.standings.facts(),
+            trips=self.trips,
+        )
 
-    def restore(self, facts: dict[str, Any]) -> None:
-        """Take those facts over."""
-        self.trips = facts["trips"]
-        self.adopt(Assignment.decode(facts["assignment"]))
-        if self.standings is not None and facts["standings"] is not None:
-            self.standings.restore(facts["standings"])
+    def restore(self, stored: StoredEdges) -> None:
+        """Take over what a snapshot kept."""
+        self.trips = stored.trips
+        self.adopt(Assignment.decode(stored.assignment))
+        if self.standings is not None and stored.standings is not None:
+            self.standings.restore(stored.standings)
 
 
 def admitted(

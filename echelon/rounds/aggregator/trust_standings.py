@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from echelon.elsa.clustering import cluster
 from echelon.elsa.fingerprint import Gaussian, divergences
 from echelon.elsa.trust import PPM, Standing, TrustRule, Verdict, admit, judge
 from echelon.errors import ProtocolError
+from echelon.laws.snapshot import SnapshotList
 from echelon.messages.behaviour import Behaviour, Counts
 
 
@@ -38,6 +39,28 @@ def quorum(devices: int, k_min: int, colluding: int) -> int:
     is silent would be each other's consensus.
     """
     return min(devices, max(k_min + colluding, devices // 2 + 1, 2 * colluding + 2))
+
+
+StoredCounts = tuple[str, list[int], bytes]
+"""A device, the shape of its counts, and the counts as little-endian uint16."""
+
+
+class StoredStandings(SnapshotList, frozen=True, kw_only=True):
+    """Standings in a snapshot; vectors are little-endian.
+
+    Attributes:
+        standing: the bytes of each device's standing.
+        labels: the cluster of each device.
+        numbers: the newest record of each device.
+        counts: of the records before the last judgement, and since.
+        prints: mean, float64[k], and covariance, float64[k, k], of each device's fingerprint.
+    """
+
+    standing: list[tuple[str, bytes]]
+    labels: list[tuple[str, int]]
+    numbers: list[tuple[str, int]]
+    counts: tuple[list[StoredCounts], list[StoredCounts]]
+    prints: list[tuple[str, bytes, bytes]]
 
 
 @dataclass
@@ -120,37 +143,42 @@ class TrustStandings:
         found = self.standing.get(device)
         return PPM if found is None else found.trust
 
-    def facts(self) -> list[Any]:
-        """The state as plain values."""
-        return [
-            [[device, standing.encode()] for device, standing in sorted(self.standing.items())],
-            sorted(self.labels.items()),
-            sorted(self.numbers.items()),
-            [_counts(self._past), _counts(self._now)],
-            [
-                [device, one.mean.astype("<f8").tobytes(), one.covariance.astype("<f8").tobytes()]
+    def facts(self) -> StoredStandings:
+        """What a snapshot keeps."""
+        return StoredStandings(
+            standing=[(device, standing.encode()) for device, standing in sorted(self.standing.items())],
+            labels=sorted(self.labels.items()),
+            numbers=sorted(self.numbers.items()),
+            counts=(_counts(self._past), _counts(self._now)),
+            prints=[
+                (device, one.mean.astype("<f8").tobytes(), one.covariance.astype("<f8").tobytes())
                 for device, one in sorted(self._prints.items())
             ],
-        ]
+        )
 
-    def restore(self, facts: list[Any]) -> None:
-        """Take a state over."""
-        standing, labels, numbers, (past, now), prints = facts
-        self.standing = {device: Standing.decode(data) for device, data in standing}
-        self.labels, self.numbers = dict(labels), dict(numbers)
+    def restore(self, stored: StoredStandings) -> None:
+        """Take over what a snapshot kept.
+
+        Raises:
+            CodecError: a standing has another form.
+            ValueError: a vector has another length.
+        """
+        self.standing = {device: Standing.decode(data) for device, data in stored.standing}
+        self.labels, self.numbers = dict(stored.labels), dict(stored.numbers)
+        past, now = stored.counts
         self._past, self._now = _uncounted(past), _uncounted(now)
         self._prints = {}
-        for device, mean, covariance in prints:
+        for device, mean, covariance in stored.prints:
             centre = np.frombuffer(mean, "<f8").astype(np.float64)
             square = np.frombuffer(covariance, "<f8").astype(np.float64).reshape(centre.size, centre.size)
             self._prints[device] = Gaussian(centre, square)
 
 
-def _counts(counts: dict[str, Counts]) -> list[Any]:
-    return [[device, list(one.shape), one.astype("<u2").tobytes()] for device, one in sorted(counts.items())]
+def _counts(counts: dict[str, Counts]) -> list[StoredCounts]:
+    return [(device, list(one.shape), one.astype("<u2").tobytes()) for device, one in sorted(counts.items())]
 
 
-def _uncounted(plain: list[Any]) -> dict[str, Counts]:
+def _uncounted(plain: list[StoredCounts]) -> dict[str, Counts]:
     return {
         device: np.frombuffer(data, "<u2").astype(np.uint16).reshape(shape) for device, shape, data in plain
     }

@@ -1,0 +1,144 @@
+"""An aggregator's snapshot: its state between two windows; what happens inside a window is read from the topics."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+
+from echelon.laws.ledger import Ledger
+from echelon.laws.snapshot import SnapshotList, SnapshotMap, StoredPace
+from echelon.messages.boundary import Base
+from echelon.messages.wire import DeviceId
+from echelon.rounds.aggregator.attendance import Attendance, StoredCheckIn
+from echelon.rounds.aggregator.edge_assignment import StoredEdges
+from echelon.rounds.aggregator.events import BoundaryCommit
+from echelon.rounds.aggregator.merging import BoundaryAdapter
+
+Summary = dict[str, int | bytes]
+"""The fields of a `WindowSummary`."""
+
+
+class StoredLedger(SnapshotMap, frozen=True, kw_only=True):
+    """A ledger without its anchor; vectors are float64[d], little-endian.
+
+    Attributes:
+        commit: of the anchor.
+        next_seq: of the delta that is sealed next.
+        remainder: what no delta holds.
+        windows: in the remainder.
+        pending: seq, value and windows of each delta that is not decided.
+    """
+
+    commit: int
+    next_seq: int
+    remainder: bytes
+    windows: list[Summary]
+    pending: list[tuple[int, bytes, list[Summary]]]
+
+
+class StoredCommit(SnapshotList, frozen=True, kw_only=True):
+    """A commit that is not adopted yet; its adapter is float32[d], little-endian."""
+
+    commit: int
+    adapter: bytes
+    merged: list[int]
+    pace: StoredPace
+    tokens: int
+    signed: bytes
+
+    @classmethod
+    def of(cls, held: BoundaryCommit) -> StoredCommit:
+        """The bytes of a commit."""
+        return cls(
+            commit=held.commit,
+            adapter=held.adapter.tobytes(),
+            merged=list(held.merged),
+            pace=StoredPace.of(held.pace),
+            tokens=held.tokens,
+            signed=held.signed,
+        )
+
+    def held(self) -> BoundaryCommit:
+        """The commit again.
+
+        Raises:
+            ValueError: a number of its pace is out of its range.
+        """
+        return BoundaryCommit(
+            commit=self.commit,
+            adapter=np.frombuffer(self.adapter, "<f4"),
+            merged=tuple(self.merged),
+            pace=self.pace.pace(),
+            tokens=self.tokens,
+            signed=self.signed,
+        )
+
+
+class AggregatorSnapshot(SnapshotMap, frozen=True, kw_only=True):
+    """What an aggregator stores.
+
+    Attributes:
+        anchor: of the ledger, float32[d], little-endian; None before genesis, as `ledger` and `pace`.
+        ledger: the rest of it.
+        version: the newest version.
+        window: the one that is due.
+        pace: of the anchor's commit.
+        tokens: that were trained up to that commit.
+        signed: the envelope of that commit.
+        derived: the newest version that the gate derived, and its SHA-256.
+        bases: the newest versions and their SHA-256.
+        edges: None: the boundary has none.
+        held: commits that are not adopted yet.
+        refused: seq of refused deltas, and whether each is stale.
+        checked_in: how far `checkin` was read.
+        ended: whether the run is over.
+        ready: check-ins that no cohort has used.
+        there: devices that checked in and did not leave since.
+        served: the newest window whose cohort each device was in.
+    """
+
+    anchor: bytes | None
+    ledger: StoredLedger | None
+    version: int
+    window: int
+    pace: StoredPace | None
+    tokens: int
+    signed: bytes
+    derived: tuple[int, bytes]
+    bases: list[tuple[int, bytes]]
+    edges: StoredEdges | None
+    held: list[StoredCommit]
+    refused: list[tuple[int, bool]]
+    checked_in: int
+    ended: bool
+    ready: list[StoredCheckIn]
+    there: list[str]
+    served: list[tuple[str, int]]
+
+    def fill_adapter(self, adapter: BoundaryAdapter) -> None:
+        """Put the boundary's adapter back to where it was.
+
+        Raises:
+            ValueError: a number is out of its range.
+        """
+        if self.ledger is not None and self.anchor is not None:
+            anchor = np.frombuffer(self.anchor, "<f4")
+            adapter.ledger = Ledger.of(anchor, msgspec.structs.asdict(self.ledger))
+        adapter.version, adapter.tokens, adapter.signed = self.version, self.tokens, self.signed
+        adapter.pace = None if self.pace is None else self.pace.pace()
+        adapter.bases = tuple(Base(version=version, sha256=sha256) for version, sha256 in self.bases)
+        adapter.held = [commit.held() for commit in self.held]
+        adapter.refused = dict(self.refused)
+
+    def fill_attendance(self, attendance: Attendance) -> None:
+        """Put the devices' attendance back to where it was."""
+        attendance.restore(
+            {DeviceId(stored.device): stored.check() for stored in self.ready},
+            there={DeviceId(device) for device in self.there},
+            served={DeviceId(device): window for device, window in self.served},
+        )
+
+
+def stored_ledger(ledger: Ledger | None) -> StoredLedger | None:
+    """What is stored of a ledger beside its anchor."""
+    return None if ledger is None else msgspec.convert(ledger.facts(), StoredLedger)
