@@ -110,5 +110,5 @@ def test_every_problem_of_a_file_is_named_at_once() -> None:
         parse({"name": "x", "boundaries": [], "budget": {"commits": 0}, "colour": "red"}, "file.yaml")
     message = str(raised.value)
     assert message.startswith("file.yaml:\n")
-    for words in ("boundaries: ", "budget.commits: ", "colour: unknown setting"):
+    for words in ("boundaries: ", "budget.commits: ", "colour is no setting; see docs/settings.md"):
         assert words in message

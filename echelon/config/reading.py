@@ -139,6 +139,18 @@ def load_yaml(text: str | bytes, where: str) -> Any:
     return value
 
 
+def check_text(text: str, where: str) -> None:
+    """Check that a text could stand in a file of settings.
+
+    Raises:
+        ConfigError: it is no Unicode, or has a NUL character.
+    """
+    try:
+        _check_text(text)
+    except _Unfit as error:
+        raise ConfigError(f"{where} is no text of settings: {error}") from error
+
+
 class _Unfit(Exception):
     """YAML that no settings have."""
 

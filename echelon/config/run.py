@@ -11,8 +11,10 @@ from pydantic import Field, ValidationError, model_validator
 from echelon.config.boundary import BoundarySettings
 from echelon.config.checks import check_run
 from echelon.config.experiments import CostSettings, LearnerSettings, SimulationSettings
+from echelon.config.overrides import override
+from echelon.config.problems import describe
 from echelon.config.process import BudgetSettings, LoggingSettings, ProcessSettings
-from echelon.config.reading import MAX_DEPTH, load_yaml, read_map
+from echelon.config.reading import read_map
 from echelon.config.secure import SecureSettings
 from echelon.config.sync import SyncSettings, WitnessSettings
 from echelon.config.training import AdapterSettings, ModelSettings, Settings, TrainSettings
@@ -97,14 +99,14 @@ def load(path: Path, overrides: tuple[str, ...] = ()) -> RunSettings:
 
     Args:
         path: the YAML file.
-        overrides: `a.b=value` each, the value in YAML.
+        overrides: `a.b=value` each; a text as it stands, any other value in YAML.
 
     Raises:
         ConfigError: not readable, not YAML, an unknown key or a value out of bounds; the message says which and where.
     """
     fields = read_map(path, "run file", MAX_FILE_BYTES)
-    for override in overrides:
-        _override(fields, override)
+    for change in overrides:
+        override(fields, change, RunSettings)
     return parse(fields, str(path))
 
 
@@ -117,49 +119,8 @@ def parse(fields: dict[str, Any], where: str) -> RunSettings:
     try:
         return RunSettings.model_validate(fields)
     except ValidationError as error:
-        lines = []
-        for problem in error.errors(include_url=False):
-            at = ".".join(str(part) for part in problem["loc"]) or "the file"
-            message = problem["msg"].removeprefix("Value error, ")
-            if problem["type"] == "extra_forbidden":
-                message = "unknown setting; check its spelling against docs/settings.md"
-            lines.append(f"  {at}: {message}")
+        lines = describe(error, fields, RunSettings)
         raise ConfigError(f"{where}:\n" + "\n".join(lines)) from None
-
-
-def _override(fields: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise ConfigError(f"--set {override!r}: write it as a.b=value")
-    if len(override) > MAX_FILE_BYTES:
-        raise ConfigError(f"--set {override[:80]!r}… is longer than {MAX_FILE_BYTES} characters")
-    value = load_yaml(text, f"--set {override!r}: the value")
-    *parents, last = path.split(".")
-    if len(parents) >= MAX_DEPTH:
-        raise ConfigError(
-            f"--set {override[:80]!r}: it leads deeper than {MAX_DEPTH} levels; no setting does"
-        )
-    place: Any = fields
-    for part in parents:
-        if isinstance(place, list) and (found := _place(part, place)) is not None:
-            place = place[found]
-        elif isinstance(place, dict):
-            place = place.setdefault(part, {})
-        else:
-            raise ConfigError(f"--set {override!r}: {part!r} leads nowhere")
-    if isinstance(place, list) and (found := _place(last, place)) is not None:
-        place[found] = value
-    elif isinstance(place, dict):
-        place[last] = value
-    else:
-        raise ConfigError(f"--set {override!r}: {last!r} leads nowhere")
-
-
-def _place(part: str, items: list[Any]) -> int | None:
-    """The index that a part of a path names, if there is such an item."""
-    if not (part.isascii() and part.isdigit() and len(part) < 10):
-        return None
-    return int(part) if int(part) < len(items) else None
 
 
 def dump(settings: RunSettings) -> str:

@@ -25,7 +25,7 @@ def refused(result: Result, *words: str) -> None:
 def test_an_unknown_key_is_named(cli: Cli, tmp_path: Path) -> None:
     refused(
         cli("run", write(tmp_path, sync={"stepz": 3}), "--out", tmp_path / "out"),
-        "sync.stepz: unknown setting; check its spelling against docs/settings.md",
+        "sync.stepz is no setting; did you mean steps?",
     )
     assert not (tmp_path / "out").exists()
 

@@ -1,0 +1,119 @@
+"""What a user reads about a run file that is wrong: the place, what is expected, and the name that was meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from echelon.config.run import load, parse
+from echelon.errors import ConfigError
+
+
+def run_file(**changes: Any) -> dict[str, Any]:
+    boundary = {"name": "a", "devices": 4, "data": {"source": "text:unused"}}
+    return {"name": "x", "boundaries": [boundary], "budget": {"commits": 1}} | changes
+
+
+def boundary(**changes: Any) -> dict[str, Any]:
+    return run_file(boundaries=[run_file()["boundaries"][0] | changes])
+
+
+@pytest.mark.parametrize(
+    ("fields", "lines"),
+    [
+        (
+            boundary(data={"source": "text:x", "partiton": "iid"}),
+            ['boundaries "a" (0): data.partiton is no setting; did you mean partition?'],
+        ),
+        (
+            boundary(data={"sorce": "text:x"}),
+            ['boundaries "a" (0): data.sorce is no setting; did you mean source?'],
+        ),
+        (
+            boundary(devices=[{"id": "d", "spede": 2}]),
+            ['boundaries "a" (0): devices "d" (0): spede is no setting; did you mean speed?'],
+        ),
+        (
+            boundary(devices=[{"speed": 2}]),
+            ['boundaries "a" (0): devices.0.id: Input should be given: it has no default'],
+        ),
+        (
+            boundary(devices="many"),
+            ['boundaries "a" (0): devices: Input should be a valid integer, or be a list'],
+        ),
+        (
+            boundary(devices=0),
+            ['boundaries "a" (0): devices: Input should be greater than or equal to 1'],
+        ),
+        (
+            run_file(secure={"staleness": {"rule": "linear"}}),
+            [
+                "secure.staleness.rule: Input should be 'constant', 'polynomial' or 'hinge', or match the pattern "
+                r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
+            ],
+        ),
+        (
+            run_file(secure={"staleness": {"rule": "a:B", "parameters": {"x": []}}}),
+            ["secure.staleness.parameters.x: Input should be a valid integer, or be a text"],
+        ),
+        (run_file(boundaries=[]), ["boundaries: Input should have at least 1 item, not 0"]),
+        (run_file(sync=[]), ["sync: Input should be a map of settings"]),
+        (
+            run_file(sync={"stepz": 1, "outer": {"lrr": 1}}),
+            [
+                "sync.outer.lrr is no setting; did you mean lr?",
+                "sync.stepz is no setting; did you mean steps?",
+            ],
+        ),
+        (run_file(colour="red"), ["colour is no setting; see docs/settings.md"]),
+        (
+            {"name": "x", "boundaries": 3},
+            ["boundaries: Input should be a list", "budget: Input should be given: it has no default"],
+        ),
+    ],
+)
+def test_each_problem_is_one_line_that_names_the_place(fields: dict[str, Any], lines: list[str]) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse(fields, "file.yaml")
+    assert sorted(str(raised.value).splitlines()[1:]) == sorted(f"  {line}" for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ("model.model=/models/qwen #2", "/models/qwen #2"),
+        ("model.model=yes", "yes"),
+        ("model.model=a: [b", "a: [b"),
+        ("model.revision=#1", "#1"),
+        ("model.revision=null", None),
+        ("model.revision=", None),
+        ("boundaries.0.data.source=text:/data/x #1.txt", "text:/data/x #1.txt"),
+        ("sync.steps=3 # three", 3),
+        ("boundaries.0.devices=[{id: p}, {id: q}, {id: r}]", ["p", "q", "r"]),
+    ],
+)
+def test_the_command_line_gives_texts_as_they_stand_and_other_values_in_yaml(
+    tmp_path: Path, change: str, value: object
+) -> None:
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run_file()))
+    found: Any = load(tmp_path / "run.yaml", (change,))
+    for part in change.partition("=")[0].split("."):
+        found = found[int(part)] if part.isdigit() else getattr(found, part)
+    assert ([device.id for device in found] if isinstance(value, list) else found) == value
+
+
+@pytest.mark.parametrize("text", ["a\0b", "a\udc80b"])
+def test_a_text_of_the_command_line_that_no_file_could_hold_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run_file()))
+    with pytest.raises(ConfigError, match="is no text of settings"):
+        load(tmp_path / "run.yaml", (f"model.model={text}",))
+
+
+def test_a_file_with_very_many_problems_has_the_others_counted() -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse(run_file(**{f"colour{number}": 1 for number in range(1000)}), "file.yaml")
+    lines = str(raised.value).splitlines()
+    assert (len(lines), lines[-1]) == (258, "  and 744 more")
