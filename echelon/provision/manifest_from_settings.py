@@ -97,18 +97,78 @@ def pace_terms(settings: RunSettings) -> PaceTerms:
     )
 
 
+def exchange_terms(settings: RunSettings) -> ExchangeTerms:
+    """The exchange's terms, with defaults that depend on the number of boundaries filled in."""
+    sync = settings.sync
+    return ExchangeTerms(
+        codec=DeltaCodec(sync.codec),
+        staleness=_table(sync.staleness),
+        deltas_per_commit=sync.deltas_per_commit or len(settings.boundaries),
+        windows_max=settings.windows_max() * (sync.pending_max + 1),
+        pending_max=sync.pending_max if sync.overlap else 1,
+        report_loss=sync.report_loss,
+        merge_within=sync.merge_within or default_merge_within(len(_table(sync.staleness))),
+        overlap=sync.overlap,
+    )
+
+
+def outer_terms(settings: RunSettings) -> OuterTerms:
+    """The outer optimiser's terms, in integers."""
+    outer = settings.sync.outer
+    return OuterTerms(
+        kind=OuterKind(outer.kind),
+        weighting=Weighting(outer.weighting),
+        lr_ppm=round(outer.lr * MILLION),
+        momentum_ppm=round(outer.momentum * MILLION),
+        beta2_ppm=round(outer.beta2 * MILLION),
+        epsilon_ppb=round(outer.epsilon * 1_000_000_000),
+        delay=outer.delay or 0,
+        correction_ppm=round(outer.correction * MILLION),
+        correct_interval=outer.correct_interval,
+    )
+
+
+def budget_terms(settings: RunSettings) -> Budget:
+    """The bounds at which the run ends; 0 stands for none."""
+    budget = settings.budget
+    return Budget(
+        commits=budget.commits or 0,
+        tokens=budget.tokens or 0,
+        seconds=budget.seconds or 0,
+        patience=budget.patience or 0,
+    )
+
+
+def boundary_terms(settings: RunSettings, identities: Identities) -> tuple[BoundaryTerms, ...]:
+    """Each boundary's keys, roster and number of devices, in the order of the run file."""
+    return tuple(
+        BoundaryTerms(
+            name=boundary.name,
+            gate_public=Signer(identities.boundaries[boundary.name].exchange).public.hex(),
+            enrolment_public=Signer(identities.boundaries[boundary.name].enrolment).public.hex(),
+            roster_sha256=identities.boundaries[boundary.name].roster.digest.hex(),
+            slots=len(boundary.device_list()),
+        )
+        for boundary in settings.boundaries
+    )
+
+
 def build_manifest(
     settings: RunSettings, facts: Facts, identities: Identities, run: bytes
 ) -> tuple[RunManifest, bytes]:
     """The manifest, and its signed bytes.
+
+    Args:
+        settings: the run file.
+        facts: what the model says of itself: its digest, and the layout of its adapter.
+        identities: every party's keys, and the boundaries' rosters.
+        run: the run's identifier, 16 bytes.
 
     Raises:
         ConfigError: the settings contradict each other.
     """
     sync = settings.sync
     pace = Pace(steps=sync.steps, windows=sync.windows, mu_ppm=round(sync.mu * MILLION))
-    count = len(settings.boundaries)
-    budget = settings.budget
     try:
         manifest = RunManifest(
             run=run.hex(),
@@ -117,45 +177,12 @@ def build_manifest(
             layout=facts.layout,
             adapter_config=facts.adapter_config,
             secure=secure_terms(settings),
-            exchange=ExchangeTerms(
-                codec=DeltaCodec(sync.codec),
-                staleness=_table(sync.staleness),
-                deltas_per_commit=sync.deltas_per_commit or count,
-                windows_max=settings.windows_max() * (sync.pending_max + 1),
-                pending_max=sync.pending_max if sync.overlap else 1,
-                report_loss=sync.report_loss,
-                merge_within=sync.merge_within or default_merge_within(len(_table(sync.staleness))),
-                overlap=sync.overlap,
-            ),
-            outer=OuterTerms(
-                kind=OuterKind(sync.outer.kind),
-                weighting=Weighting(sync.outer.weighting),
-                lr_ppm=round(sync.outer.lr * MILLION),
-                momentum_ppm=round(sync.outer.momentum * MILLION),
-                beta2_ppm=round(sync.outer.beta2 * MILLION),
-                epsilon_ppb=round(sync.outer.epsilon * 1_000_000_000),
-                delay=sync.outer.delay or 0,
-                correction_ppm=round(sync.outer.correction * MILLION),
-                correct_interval=sync.outer.correct_interval,
-            ),
+            exchange=exchange_terms(settings),
+            outer=outer_terms(settings),
             pace=pace,
             control=pace_terms(settings),
-            budget=Budget(
-                commits=budget.commits or 0,
-                tokens=budget.tokens or 0,
-                seconds=budget.seconds or 0,
-                patience=budget.patience or 0,
-            ),
-            boundaries=tuple(
-                BoundaryTerms(
-                    name=boundary.name,
-                    gate_public=Signer(identities.boundaries[boundary.name].exchange).public.hex(),
-                    enrolment_public=Signer(identities.boundaries[boundary.name].enrolment).public.hex(),
-                    roster_sha256=identities.boundaries[boundary.name].roster.digest.hex(),
-                    slots=len(boundary.device_list()),
-                )
-                for boundary in settings.boundaries
-            ),
+            budget=budget_terms(settings),
+            boundaries=boundary_terms(settings, identities),
             split=any(boundary.split is not None for boundary in settings.boundaries),
             controller_public=Signer(identities.controller).public.hex(),
             witnesses=tuple(
