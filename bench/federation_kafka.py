@@ -31,7 +31,8 @@ from echelon.messages.boundary import Window
 from echelon.messages.envelope import Envelope
 from echelon.provision.broker_map import EXCHANGE, load_brokers
 from echelon.provision.deployment import AUDITOR, deploy
-from echelon.run.federation import Federation, prepare_folder
+from echelon.run.federation import Federation
+from echelon.run.folder import prepare_folder
 from echelon.run.recorder import Recorder
 from tools.fleet.fleet import Fleet
 from tools.fleet.outcome import faults_of_exchange, read_broker

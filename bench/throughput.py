@@ -32,7 +32,8 @@ import torch
 from bench.bare_loop import BareLoop
 from echelon.compute.pool import spec_of
 from echelon.config.run import RunSettings, load
-from echelon.run.federation import Federation, prepare_folder
+from echelon.run.federation import Federation
+from echelon.run.folder import prepare_folder
 from echelon.run.recorder import Recorder
 from echelon.training.local import TorchLearner
 from echelon.training.model import limit_threads

@@ -30,7 +30,8 @@ from echelon.messages.stored import ANEW, stored
 from echelon.private import append_private, write_whole
 from echelon.provision.manifest_from_settings import secure_terms
 from echelon.report import build_report
-from echelon.run.federation import MANIFEST_FILE, Federation, Result, prepare_folder
+from echelon.run.federation import Federation, Result
+from echelon.run.folder import MANIFEST_FILE, prepare_folder
 from echelon.run.recorder import Recorder
 from echelon.topics import Boundary, load_catalogue
 from echelon.virtual_loop import run_virtual

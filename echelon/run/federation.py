@@ -30,37 +30,32 @@ from echelon.compute.planning import planned
 from echelon.compute.pool import FullLearner, LearnerPool, SplitPlace, build_split
 from echelon.config.boundary import BoundarySettings
 from echelon.config.reading import read_text
-from echelon.config.run import RunSettings, dump
+from echelon.config.run import RunSettings
 from echelon.errors import BusError, ConfigError, StateError, TrainingError
 from echelon.messages.adapter import Vector, adapter_files
 from echelon.messages.manifest import RunManifest
 from echelon.messages.names import aggregator_of, gate_of
 from echelon.messages.stored import ANEW, stored
-from echelon.private import close_file, close_tree, private_folder, write_private, write_whole
+from echelon.private import write_private, write_whole
 from echelon.provision.identities import Identities
 from echelon.provision.manifest_from_settings import build_manifest
 from echelon.report.best import best_evaluated
 from echelon.report.data import ReportData, RunSummary
 from echelon.rounds.effects import Evaluate, note
 from echelon.run.assembly import Assembly, Terms
-from echelon.run.recorder import Recorder, last_time
+from echelon.run.folder import INITIAL_FILE, MANIFEST_FILE, MAX_STATE_FILE, PROGRESS_FILE, SAMPLES_FILE
+from echelon.run.losses import accuracies, losses
+from echelon.run.recorder import Recorder
 from echelon.run.vanishing import vanishing
 from echelon.secagg.entropy import Entropy
 from echelon.training.learner import EvalResult
 from echelon.wiring.plugins import rules_of
 from echelon.wiring.shards import dealt
 
-MAX_STATE_FILE = 1 << 20
-"""Largest file of progress or losses: one line for each boundary."""
 GRACE = 20.0
 """Seconds that the boundaries get to end after the run was closed."""
 RESTARTS = 5
 """Times in a row that an actor is started again after its broker failed it."""
-
-MANIFEST_FILE, INITIAL_FILE, PROGRESS_FILE = "manifest.dsse", "initial.f32", "progress.json"
-SAMPLES_FILE = "samples.json"
-PRIVATE_FOLDERS = ("brokers", "state")
-"""Of a run folder: brokers' logs, and actors' state and keys. Nobody but the owner may read them."""
 
 
 @dataclass(frozen=True)
@@ -418,9 +413,9 @@ class Federation:
             "name": self.settings.name,
             "run_id": terms.manifest.run,
             "genesis_sha256": report.genesis_sha256.hex(),
-            "base_loss": _losses(before),
-            "final_loss": _losses(after),
-            **_accuracies(base=before, final=after),
+            "base_loss": losses(before),
+            "final_loss": losses(after),
+            **accuracies(base=before, final=after),
             "tokens": self.recorder.tokens,
             "wall_s": round(wall, 3),
             "tokens_per_s": round(self.recorder.tokens / wall, 1) if wall > 0 else None,
@@ -452,7 +447,7 @@ class Federation:
         self, commits: int, before: dict[str, EvalResult], after: dict[str, EvalResult]
     ) -> int | None:
         """As whoever reads the run folder finds it; see `best_evaluated`."""
-        summary = RunSummary(commits=commits, base_loss=_losses(before), final_loss=_losses(after))
+        summary = RunSummary(commits=commits, base_loss=losses(before), final_loss=losses(after))
         evaluations = tuple(self.recorder.evaluations.values())
         best = best_evaluated(ReportData(folder="", summary=summary, evaluations=evaluations))
         return None if best is None else best[0]
@@ -488,89 +483,3 @@ class Federation:
             ]
             write_private(self.out / SAMPLES_FILE, json.dumps(samples, indent=2).encode())
         write_whole(self.out / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
-
-
-def _losses(results: dict[str, EvalResult]) -> dict[str, float | None]:
-    found: dict[str, float | None] = {name: one.loss for name, one in results.items()}
-    return found | {"overall": _together(results).loss}
-
-
-def _accuracies(**results: dict[str, EvalResult]) -> dict[str, dict[str, float | None]]:
-    """`base_accuracy` and `final_accuracy` of a classifier; nothing for a language model."""
-    return {
-        f"{what}_accuracy": {name: one.accuracy for name, one in found.items()}
-        | {"overall": _together(found).accuracy}
-        for what, found in results.items()
-        if _together(found).correct is not None
-    }
-
-
-def _together(results: dict[str, EvalResult]) -> EvalResult:
-    total = EvalResult(0.0, 0)
-    for one in results.values():
-        total += one
-    return total
-
-
-def prepare_folder(settings: RunSettings, out: Path, *, resume: bool) -> float:
-    """Create the run folder, or look into the one that is to be resumed; seconds that earlier lives took.
-
-    What only the owner may read is closed to everybody else, also where an earlier version left it open.
-
-    Raises:
-        ConfigError: it cannot be written, is in use for another run, or was finished already.
-    """
-    if resume:
-        if not (out / "state" / MANIFEST_FILE).exists():
-            raise ConfigError(f"{out} holds no run that could be resumed: leave --resume out to start one")
-        if (out / "summary.json").exists():
-            raise ConfigError(
-                f"the run in {out} is finished: see its summary.json, or start a new one with --out"
-            )
-        _close(out)
-        return _seconds_taken(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
-            raise ConfigError(
-                f"{out} is not empty: name another folder with --out, or go on with it by --resume {out}"
-            )
-        for name in PRIVATE_FOLDERS:
-            private_folder(out / name)
-        write_whole(out / "config.yaml", dump(settings).encode())
-    except OSError as error:
-        raise ConfigError(
-            f"the run folder {out} cannot be written ({error.strerror}): choose another with --out"
-        ) from error
-    return 0.0
-
-
-def _seconds_taken(out: Path) -> float:
-    """How long earlier lives of a run took.
-
-    The file is written anew all the time and says nothing that the metrics do not say, a little later: where it cannot
-    be read, as after a full disk, they are asked.
-    """
-    try:
-        return float(
-            json.loads(read_text(out / "state" / PROGRESS_FILE, "state file", MAX_STATE_FILE))["seconds"]
-        )
-    except (ConfigError, ValueError, KeyError, TypeError):
-        return last_time(out / "metrics.jsonl")
-
-
-def _close(out: Path) -> None:
-    """Close what a run folder holds for its owner alone.
-
-    Raises:
-        ConfigError: that cannot be done.
-    """
-    try:
-        for name in PRIVATE_FOLDERS:
-            if (out / name).exists():
-                close_tree(out / name)
-        close_file(out / SAMPLES_FILE)
-    except OSError as error:
-        raise ConfigError(
-            f"{error.filename} cannot be closed to other users ({error.strerror}): resume as the run's owner"
-        ) from error

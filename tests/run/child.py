@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from echelon.config.run import parse
-from echelon.run.federation import MANIFEST_FILE, Federation, prepare_folder
+from echelon.run.federation import Federation
+from echelon.run.folder import MANIFEST_FILE, prepare_folder
 from tests.run.runs import boundaries, recorder_for
 
 

@@ -19,7 +19,7 @@ from echelon.audit.verify import verify
 from echelon.bus import sqlite_url
 from echelon.messages.boundary import Adopt, Void, Window
 from echelon.messages.exchange import Delta
-from echelon.run.federation import MANIFEST_FILE
+from echelon.run.folder import MANIFEST_FILE
 from tests.run.runs import (
     check_bodies,
     check_offers,
