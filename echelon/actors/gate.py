@@ -39,7 +39,8 @@ from echelon.messages.exchange import Close, Commit, Delta, Genesis, Payload, Re
 from echelon.messages.stored import stored
 from echelon.messages.wire import Refused
 from echelon.rounds.effects import Effect, Incoming, Publish, Save, Stop, note
-from echelon.rounds.gate.derivation import MAX_ADAPTERS, BoundaryLog, CommitFacts, DerivedVersion
+from echelon.rounds.gate.derivation import MAX_ADAPTERS, BoundaryLog
+from echelon.rounds.gate.facts import CommitFacts, DerivedVersion
 
 GLOBAL = TopicPartition("global")
 VERSIONS = TopicPartition("versions")

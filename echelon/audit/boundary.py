@@ -27,7 +27,8 @@ from echelon.messages.boundary import Adopt, Cohort, Derived, Model, SealedDelta
 from echelon.messages.exchange import Commit, Delta, Genesis, Refusal, RefusalReason, WindowSummary
 from echelon.messages.manifest import RunManifest
 from echelon.rounds.effects import Incoming
-from echelon.rounds.gate.derivation import BoundaryLog, CommitFacts
+from echelon.rounds.gate.derivation import BoundaryLog
+from echelon.rounds.gate.facts import CommitFacts
 from echelon.secagg.faults import InputRefused
 from echelon.secagg.roster import Roster, WindowLeaf, roster_root
 

@@ -38,7 +38,8 @@ from echelon.messages.exchange import (
 from echelon.messages.manifest import RunManifest
 from echelon.outer.custom import Allowed, RuleRefused
 from echelon.pace.base import Decision
-from echelon.rounds.controller.core import CommitMismatch, ControllerCore
+from echelon.rounds.controller.core import ControllerCore
+from echelon.rounds.controller.drafts import CommitMismatch
 
 F32 = NDArray[np.float32]
 

@@ -15,7 +15,8 @@ from echelon.errors import ConfigError
 from echelon.laws.transcript import Transcript
 from echelon.messages.exchange import Commit, Delta, Pace
 from echelon.messages.manifest import PaceKind
-from echelon.rounds.controller.core import CommitMismatch, ControllerCore
+from echelon.rounds.controller.core import ControllerCore
+from echelon.rounds.controller.drafts import CommitMismatch
 from tests.run.runs import Outcome, boundaries, federation, run
 
 SLOW = {"exchange_link": {"latency": 0.2, "bandwidth": 1.25e6}}

@@ -40,7 +40,8 @@ from echelon.rounds.effects import (
     TrainJob,
     TrainOutcome,
 )
-from echelon.rounds.gate.derivation import BoundaryLog, CommitFacts
+from echelon.rounds.gate.derivation import BoundaryLog
+from echelon.rounds.gate.facts import CommitFacts
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.roster import Roster, RosterEntry
 from tests.audit.synthetic import CONTROLLER, RUN, terms

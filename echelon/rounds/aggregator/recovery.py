@@ -23,7 +23,8 @@ from echelon.messages.split import Assignment
 from echelon.messages.wire import DeviceId
 from echelon.rounds.aggregator.events import F32, BoundaryCommit, Closed, RefusedDelta
 from echelon.rounds.effects import Incoming
-from echelon.rounds.gate.derivation import BoundaryLog, CommitFacts
+from echelon.rounds.gate.derivation import BoundaryLog
+from echelon.rounds.gate.facts import CommitFacts
 from echelon.secagg.roster import Roster
 
 

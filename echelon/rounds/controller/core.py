@@ -12,7 +12,6 @@ import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from fractions import Fraction
 
 import msgpack
 import numpy as np
@@ -23,16 +22,14 @@ from echelon.laws.delta_codec import Integers, integers, width
 from echelon.laws.transcript import Contradiction, Transcript
 from echelon.messages.exchange import (
     MAX_MERGED,
-    MAX_WINDOW_TOKENS,
     CloseReason,
     Commit,
     Delta,
     Merged,
     Pace,
     RefusalReason,
-    WindowSummary,
 )
-from echelon.messages.manifest import MILLION, RunManifest, SecureTerms, Weighting
+from echelon.messages.manifest import RunManifest, Weighting
 from echelon.messages.stored import stored
 from echelon.messages.wire import pack, plain
 from echelon.outer.alternating import Alternating, Factors
@@ -40,23 +37,15 @@ from echelon.outer.base import WeightedDelta, octaves_between
 from echelon.outer.custom import Allowed, Outer, State, outer_of, pace_of
 from echelon.pace.base import Decision, MergedDelta, PaceController, PaceInputs
 from echelon.pace.registry import pace_controller
+from echelon.rounds.controller.budget import Evaluation
+from echelon.rounds.controller.drafts import CommitDraft, CommitMismatch
+from echelon.rounds.controller.limits import coordinate_limit, examine_window
 
 F32 = NDArray[np.float32]
 Bytes = bytes | bytearray | memoryview
 
 _MOST = (1 << 63) - 1
 _SNAPSHOT = b"echelon controller v3\x00"
-
-
-class CommitMismatch(ProtocolError):
-    """A commit says something else than its inputs give; `field` names the first such field."""
-
-    def __init__(self, commit: int, field: str, found: object, derived: object) -> None:
-        super().__init__(
-            f"commit {commit}: {field} is {_short(found)}, derived from its inputs it is {_short(derived)}"
-        )
-        self.commit = commit
-        self.field = field
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,38 +56,6 @@ class Rejected:
     seq: int
     offset: int
     reason: RefusalReason
-
-
-@dataclass(frozen=True, slots=True)
-class CommitDraft:
-    """The derived part of a commit record, and the adapter (float32[d]) that is its payload."""
-
-    commit: int
-    merged: tuple[Merged, ...]
-    pace: Pace
-    measured: tuple[int, ...]
-    tokens: int
-    adapter_sha256: bytes
-    state_sha256: bytes
-    adapter: F32
-
-    def payload(self) -> bytes:
-        """The adapter as little-endian float32."""
-        return self.adapter.astype("<f4", copy=False).tobytes()
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Validation of one commit over all boundaries: Σ loss in nats × 2**16, Σ tokens."""
-
-    commit: int
-    loss: int
-    tokens: int
-
-    @property
-    def mean(self) -> Fraction:
-        """Nats per token, exact."""
-        return Fraction(self.loss, self.tokens << 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +110,7 @@ class ControllerCore:
         self._factors = Factors(manifest)
         if self._factors.masks:
             self._optimiser = Alternating(self._optimiser, self._factors)
-        self._limit = _coordinate_limit(manifest)
+        self._limit = coordinate_limit(manifest)
         self.adapter: F32 = adapter
         self.newest = 0
         self.pace: Pace = manifest.pace
@@ -556,40 +513,3 @@ class ControllerCore:
                 pairs = (text.split("/") for text in sums)
                 core._evaluations[commit] = [(int(loss), int(tokens)) for loss, tokens in pairs]
         return core
-
-
-def examine_window(window: WindowSummary, terms: SecureTerms, *, report_loss: bool) -> RefusalReason | None:
-    """Whether a window's sums are possible for a cohort above the floors.
-
-    Devices let no window pass with Σw < k_min · max w. The exchange does not see max w, but Σw² ≤ max w · Σw,
-    so k_min · Σw² ≤ (Σw)² must hold; and (Σw)² ≤ heads · Σw² always holds (Cauchy-Schwarz).
-    """
-    if window.heads < terms.k_min + terms.colluding or window.weight < 1:
-        return RefusalReason.FLOOR
-    if terms.k_min * window.weight2 > window.weight**2:
-        return RefusalReason.FLOOR
-    if (
-        window.heads > terms.cohort_max
-        or window.weight**2 > window.heads * window.weight2
-        or not 1 <= window.n <= window.heads * terms.n_max
-        or window.weight > window.n * max(terms.staleness)
-        or window.tokens > MAX_WINDOW_TOKENS
-    ):
-        return RefusalReason.LIMIT
-    told = window.loss or window.loss_tokens or window.eval_loss or window.eval_tokens
-    return RefusalReason.LIMIT if told and not report_loss else None
-
-
-def _coordinate_limit(manifest: RunManifest) -> float:
-    """Twice what R_max windows at the clip, their rounding and the residue before them could add up to."""
-    terms = manifest.secure
-    if terms.staleness[0] < 1:
-        raise ProtocolError("s(0) of the devices' staleness table is 0: no update would ever count")
-    clip = Fraction(terms.clip_micro, MILLION) * Fraction(max(terms.staleness), terms.staleness[0])
-    rounding = Fraction(terms.weight_max, terms.staleness[0] << terms.scale_bits)
-    return float(2 * (manifest.exchange.windows_max + 1) * (clip + rounding))
-
-
-def _short(value: object) -> str:
-    text = value.hex() if isinstance(value, bytes) else str(value)
-    return text if len(text) <= 160 else f"{text[:157]}..."

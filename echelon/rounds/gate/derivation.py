@@ -51,6 +51,8 @@ from echelon.messages.split import EdgePart
 from echelon.messages.wire import DeviceId, Message, Reason
 from echelon.outer.alternating import Factors
 from echelon.rounds.effects import Incoming
+from echelon.rounds.gate.facts import CommitFacts, DerivedVersion, RefusedFacts
+from echelon.rounds.gate.window import WindowUnderWay
 from echelon.secagg.faults import InputRefused
 from echelon.secagg.roster import Roster
 from echelon.secagg.server import Server
@@ -69,55 +71,6 @@ EARLY_INPUTS = 16
 """Inputs of the largest kind that one sender may have kept before their decisions were read: those of a few windows."""
 INPUTS = ("handshake", "masked", "parts")
 """Topics whose records are inputs of windows."""
-
-
-@dataclass(frozen=True, slots=True)
-class CommitFacts:
-    """A verified commit of `global` (commit 0 is genesis), as far as this boundary is concerned.
-
-    Attributes:
-        commit: its number.
-        merged: sequence numbers of this boundary's deltas that it merged.
-        adapter_sha256: digest of its adapter, 32 bytes.
-    """
-
-    commit: int
-    merged: tuple[int, ...]
-    adapter_sha256: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class RefusedFacts:
-    """A verified refusal of one of this boundary's deltas; `after` is the newest commit that stands before it."""
-
-    stale: bool
-    after: int
-
-
-@dataclass(frozen=True, slots=True)
-class DerivedVersion:
-    """A version of the boundary adapter that was derived: the digest is of its little-endian float32 bytes."""
-
-    version: int
-    commit: int
-    sha256: bytes
-    window: int
-
-
-@dataclass
-class _Window:
-    """One window that is under way, as far as it was read."""
-
-    cohort: Cohort
-    server: Server
-    included: Included | None = None
-    signatures: Signatures | None = None
-    answers: list[tuple[DeviceId, Unmask]] = field(default_factory=list)
-    uploads: dict[tuple[DeviceId, bytes], bytes] = field(default_factory=dict)
-    """Masked updates by device and digest; which one counts is what the signed included set says."""
-    added: set[tuple[DeviceId, bytes]] = field(default_factory=set)
-    parts: dict[tuple[str, bytes], tuple[EdgePart, bytes]] = field(default_factory=dict)
-    """What edges signed, by edge and digest; which count is what the window record says."""
 
 
 @dataclass
@@ -156,7 +109,7 @@ class BoundaryLog:
         self._waiting: deque[Incoming] = deque()
         self._early: dict[int, list[Incoming]] = {}
         self._early_bytes: Counter[str] = Counter()
-        self._open: _Window | None = None
+        self._open: WindowUnderWay | None = None
         self._lacks: str | None = None
         self._contradiction: str | None = None
 
@@ -349,7 +302,7 @@ class BoundaryLog:
                 f"{message.commit}; the boundary is at version {self.version} and commit {self.ledger.commit}"
             )
         context = context_of(message, self.manifest, self.dim)
-        self._open = _Window(message, Server(context, self.roster))
+        self._open = WindowUnderWay(message, Server(context, self.roster))
 
     def _seal(self, message: Sealing) -> None:
         """Derive the delta that was sealed, and compare."""
@@ -363,7 +316,7 @@ class BoundaryLog:
             raise ProtocolError(f"delta {message.seq} is not what the windows before it add up to")
         self.sealed[sealed.seq] = sealed
 
-    def _current(self, window: int) -> _Window:
+    def _current(self, window: int) -> WindowUnderWay:
         if self._open is None or window != self.window:
             raise ProtocolError(f"a decision on window {window} while window {self.window} is due")
         return self._open
@@ -422,7 +375,7 @@ class BoundaryLog:
         self._end(message.window)
         return True
 
-    def _parts(self, window: _Window, included: Included, message: Window) -> list[Part] | None:
+    def _parts(self, window: WindowUnderWay, included: Included, message: Window) -> list[Part] | None:
         """The parts that a window record names, held against its included set; None while one was not read."""
         edges = [ref.edge for ref in message.parts]
         if edges != sorted(set(edges)):
@@ -437,7 +390,7 @@ class BoundaryLog:
             parts.append(read_part(ref.edge, *found, window.cohort, devices, self.manifest, self.dim))
         return parts
 
-    def _sort(self, window: _Window, included: Included, closing: Window, incoming: Incoming) -> None:
+    def _sort(self, window: WindowUnderWay, included: Included, closing: Window, incoming: Incoming) -> None:
         """Put an input to those of its window, if it counts there: the others are not kept."""
         device = DeviceId(incoming.sender)
         match incoming.message:

@@ -21,12 +21,9 @@ from echelon.messages.exchange import (
     RefusalReason,
 )
 from echelon.messages.manifest import OuterKind, RunManifest, Weighting
-from echelon.rounds.controller.core import (
-    CommitDraft,
-    CommitMismatch,
-    ControllerCore,
-    examine_window,
-)
+from echelon.rounds.controller.core import ControllerCore
+from echelon.rounds.controller.drafts import CommitDraft, CommitMismatch
+from echelon.rounds.controller.limits import examine_window
 from tests.audit.synthetic import RUN, terms, window
 
 DIM = 96

@@ -27,7 +27,7 @@ from echelon.rounds.aggregator.edge_assignment import (
     spread,
     trip_of,
 )
-from echelon.rounds.controller.core import examine_window
+from echelon.rounds.controller.limits import examine_window
 from echelon.rounds.device.core import PATIENCE, RETRY, TRIPS
 from echelon.rounds.effects import (
     Evaluate,

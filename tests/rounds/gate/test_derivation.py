@@ -43,8 +43,8 @@ from echelon.rounds.gate.derivation import (
     MAX_WAITING,
     RECORD_COST,
     BoundaryLog,
-    CommitFacts,
 )
+from echelon.rounds.gate.facts import CommitFacts
 from echelon.secagg.faults import InputRefused
 from tests.worlds.boundary_world import DERIVED, DIM, Line, World, manifest_for
 

@@ -1,0 +1,41 @@
+"""What a delta can be at most: the sums of its windows, and its largest coordinate."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from echelon.errors import ProtocolError
+from echelon.messages.exchange import MAX_WINDOW_TOKENS, RefusalReason, WindowSummary
+from echelon.messages.manifest import MILLION, RunManifest, SecureTerms
+
+
+def examine_window(window: WindowSummary, terms: SecureTerms, *, report_loss: bool) -> RefusalReason | None:
+    """Whether a window's sums are possible for a cohort above the floors.
+
+    Devices let no window pass with Σw < k_min · max w. The exchange does not see max w, but Σw² ≤ max w · Σw,
+    so k_min · Σw² ≤ (Σw)² must hold; and (Σw)² ≤ heads · Σw² always holds (Cauchy-Schwarz).
+    """
+    if window.heads < terms.k_min + terms.colluding or window.weight < 1:
+        return RefusalReason.FLOOR
+    if terms.k_min * window.weight2 > window.weight**2:
+        return RefusalReason.FLOOR
+    if (
+        window.heads > terms.cohort_max
+        or window.weight**2 > window.heads * window.weight2
+        or not 1 <= window.n <= window.heads * terms.n_max
+        or window.weight > window.n * max(terms.staleness)
+        or window.tokens > MAX_WINDOW_TOKENS
+    ):
+        return RefusalReason.LIMIT
+    told = window.loss or window.loss_tokens or window.eval_loss or window.eval_tokens
+    return RefusalReason.LIMIT if told and not report_loss else None
+
+
+def coordinate_limit(manifest: RunManifest) -> float:
+    """Twice what R_max windows at the clip, their rounding and the residue before them could add up to."""
+    terms = manifest.secure
+    if terms.staleness[0] < 1:
+        raise ProtocolError("s(0) of the devices' staleness table is 0: no update would ever count")
+    clip = Fraction(terms.clip_micro, MILLION) * Fraction(max(terms.staleness), terms.staleness[0])
+    rounding = Fraction(terms.weight_max, terms.staleness[0] << terms.scale_bits)
+    return float(2 * (manifest.exchange.windows_max + 1) * (clip + rounding))
