@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echelon.errors import CodecError, ProtocolError, StateError
-from echelon.laws.delta_codec import Integers, integers, width
+from echelon.laws.delta_codec import Integers, integers
 from echelon.laws.transcript import Contradiction, Transcript
 from echelon.messages.exchange import (
-    MAX_MERGED,
     CloseReason,
     Commit,
     Delta,
@@ -37,33 +36,15 @@ from echelon.outer.base import WeightedDelta, octaves_between
 from echelon.outer.custom import Allowed, Outer, State, outer_of, pace_of
 from echelon.pace.base import Decision, MergedDelta, PaceController, PaceInputs
 from echelon.pace.registry import pace_controller
-from echelon.rounds.controller.budget import Evaluation
-from echelon.rounds.controller.drafts import CommitDraft, CommitMismatch
+from echelon.rounds.controller.budget import Evaluation, EvaluationSums, bound_reached
+from echelon.rounds.controller.deltas import Bytes, Rejected, WaitingDelta, chosen, values_of
+from echelon.rounds.controller.drafts import CommitDraft, CommitMismatch, check_commit
 from echelon.rounds.controller.limits import coordinate_limit, examine_window
 
 F32 = NDArray[np.float32]
-Bytes = bytes | bytearray | memoryview
 
 _MOST = (1 << 63) - 1
 _SNAPSHOT = b"echelon controller v3\x00"
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """A delta that will not be merged; `offset` is where its manifest stands."""
-
-    boundary: int
-    seq: int
-    offset: int
-    reason: RefusalReason
-
-
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    delta: Delta
-    payload: bytes
-    values: Integers
-    offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +102,10 @@ class ControllerCore:
         if pace is None:
             pace = pace_of(manifest, rules or {})
         self._controller: PaceController = pace if pace is not None else pace_controller(manifest)
-        self._pending: dict[tuple[int, int], _Pending] = {}
+        self._pending: dict[tuple[int, int], WaitingDelta] = {}
         self._known: list[list[bytes]] = [[] for _ in range(count)]
         self._windows: list[set[int]] = [set() for _ in range(count)]
-        self._evaluations: dict[int, list[tuple[int, int]]] = {}
+        self._evaluations = EvaluationSums(count)
         self._seen = [0] * count
         """Manifests of `global` that each boundary's newest delta had read, of those that do not contradict it."""
         self.transcript = Transcript()
@@ -182,13 +163,15 @@ class ControllerCore:
         reason = fault if contradiction is None or fault is not None else RefusalReason.UNKNOWN_BASE
         if reason is None:
             try:
-                values = self._values(delta, payload, payload_sha256)
+                values = values_of(delta, payload, payload_sha256, self.manifest.exchange.codec, self.dim)
             except CodecError:
                 reason = RefusalReason.BAD_PAYLOAD
             else:
                 reason = self._examine(delta, values)
                 if reason is None:
-                    self._pending[delta.boundary, delta.seq] = _Pending(delta, bytes(payload), values, offset)
+                    self._pending[delta.boundary, delta.seq] = WaitingDelta(
+                        delta, bytes(payload), values, offset
+                    )
         if reason is not RefusalReason.STALE:
             # A stale delta's windows go back to its boundary and come again; those of any other never may.
             self._windows[delta.boundary].update(window.window for window in delta.windows)
@@ -197,20 +180,6 @@ class ControllerCore:
     def contradiction(self, delta: Delta) -> Contradiction | None:
         """How a delta that is offered next contradicts `global` as it is written, or what its gate said before."""
         return self.transcript.contradiction(delta, self._seen[delta.boundary])
-
-    def _values(self, delta: Delta, payload: Bytes, sha256: bytes | None) -> Integers:
-        terms = self.manifest.exchange
-        if delta.codec is not terms.codec or len(payload) != self.dim * width(terms.codec):
-            raise CodecError(
-                f"{len(payload)} bytes of {delta.codec.value} are no {self.dim} of {terms.codec.value}"
-            )
-        if delta.payload.length != len(payload):
-            raise CodecError(
-                f"the payload has {len(payload)} bytes, its manifest says {delta.payload.length}"
-            )
-        if delta.payload.sha256 != (sha256 if sha256 is not None else hashlib.sha256(payload).digest()):
-            raise CodecError("the payload's SHA-256 is not the one in its manifest")
-        return integers(bytes(payload), delta.exponent, delta.codec)
 
     def _examine(self, delta: Delta, values: Integers) -> RefusalReason | None:
         terms = self.manifest.exchange
@@ -273,19 +242,9 @@ class ControllerCore:
             raise CommitMismatch(commit.commit, "merged", [(m.boundary, m.seq) for m in commit.merged], [])
         derived = self._derive(commit.measured)
         draft = derived.draft
-        for field, found, expected in (
-            ("merged", commit.merged, draft.merged),
-            ("pace", commit.pace, draft.pace),
-            ("tokens", commit.tokens, draft.tokens),
-            ("adapter_sha256", commit.adapter_sha256, draft.adapter_sha256),
-            ("state_sha256", commit.state_sha256, draft.state_sha256),
-            ("payload.length", commit.payload.length, 4 * self.dim),
-            ("payload.sha256", commit.payload.sha256, draft.adapter_sha256),
-        ):
-            if found != expected:
-                raise CommitMismatch(commit.commit, field, found, expected)
+        check_commit(commit, draft)
         for key in derived.keys:
-            self._record_evaluations(self._pending.pop(key).delta)
+            self._evaluations.add(self._pending.pop(key).delta)
         self.adapter, self._outer, self._controller = draft.adapter, derived.outer, derived.pace
         self.newest, self.pace, self.tokens = draft.commit, draft.pace, draft.tokens
         self._intervals[self.newest] = self.pace.steps * self.pace.windows
@@ -298,10 +257,10 @@ class ControllerCore:
             return self._next
         if not self._pending:
             raise ProtocolError("no delta waits: there is nothing to commit")
-        keys = self._choose()
-        chosen = [self._pending[key] for key in keys]
+        keys = chosen(self._pending)
+        merging = [self._pending[key] for key in keys]
         taken = []
-        for item in chosen:
+        for item in merging:
             tau = self._staleness(item.delta)
             count = 1
             if self.manifest.outer.weighting is Weighting.TOKENS:
@@ -314,10 +273,10 @@ class ControllerCore:
                 WeightedDelta(item.values, item.delta.exponent, count, weight, item.delta.base_commit)
                 for item, _, count, weight in taken
             ],
-            self._octaves(item.delta.base_commit for item in chosen),
+            self._octaves(item.delta.base_commit for item in merging),
         )
         number = self.newest + 1
-        tokens = self.tokens + sum(window.tokens for item in chosen for window in item.delta.windows)
+        tokens = self.tokens + sum(window.tokens for item in merging for window in item.delta.windows)
         inputs = PaceInputs(
             number,
             [
@@ -355,16 +314,6 @@ class ControllerCore:
         first = self.manifest.pace.steps * self.manifest.pace.windows
         return octaves_between(self._intervals[max(bases)], first)
 
-    def _choose(self) -> tuple[tuple[int, int], ...]:
-        """All that wait; of more than `MAX_MERGED`, first the oldest of every boundary, then the next."""
-        ranks: dict[int, int] = {}
-        order = []
-        for boundary, seq in sorted(self._pending):
-            rank = ranks.get(boundary, 0)
-            ranks[boundary] = rank + 1
-            order.append((rank, boundary, seq))
-        return tuple(sorted((boundary, seq) for _, boundary, seq in sorted(order)[:MAX_MERGED]))
-
     def _drop_stale(self) -> tuple[Rejected, ...]:
         dropped = []
         for boundary, seq in self.pending:
@@ -377,24 +326,13 @@ class ControllerCore:
 
     # ---- evaluation, budget ----------------------------------------
 
-    def _record_evaluations(self, delta: Delta) -> None:
-        for window in delta.windows:
-            if window.eval_tokens:
-                sums = self._evaluations.setdefault(window.eval_commit, [(0, 0)] * len(self._known))
-                loss, tokens = sums[delta.boundary]
-                sums[delta.boundary] = (loss + window.eval_loss, tokens + window.eval_tokens)
-
     def evaluations(self) -> tuple[Evaluation, ...]:
         """Commits (genesis is 0) that every boundary has evaluated, ascending; from merged deltas alone."""
-        return tuple(
-            Evaluation(commit, sum(loss for loss, _ in sums), sum(tokens for _, tokens in sums))
-            for commit, sums in sorted(self._evaluations.items())
-            if all(tokens for _, tokens in sums)
-        )
+        return self._evaluations.complete()
 
     def best(self) -> Evaluation | None:
         """The commit with the lowest validation loss so far, the earliest of equals."""
-        return min(self.evaluations(), key=lambda found: (found.mean, found.commit), default=None)
+        return self._evaluations.best()
 
     @property
     def decision(self) -> Decision:
@@ -407,18 +345,13 @@ class ControllerCore:
         Args:
             elapsed_s: seconds since genesis; the one bound that no log can prove.
         """
-        budget = self.manifest.budget
-        if budget.commits and self.newest >= budget.commits:
-            return CloseReason.COMMITS
-        if budget.tokens and self.tokens >= budget.tokens:
-            return CloseReason.TOKENS
-        if budget.seconds and elapsed_s >= budget.seconds:
-            return CloseReason.SECONDS
-        if budget.patience:
-            evaluations, best = self.evaluations(), self.best()
-            if best is not None and evaluations[-1].commit - best.commit >= budget.patience:
-                return CloseReason.PATIENCE
-        return None
+        return bound_reached(
+            self.manifest.budget,
+            self._evaluations,
+            commits=self.newest,
+            tokens=self.tokens,
+            elapsed_s=elapsed_s,
+        )
 
     # ---- storage ----------------------------------------
 
@@ -441,7 +374,7 @@ class ControllerCore:
                 # Sums of what boundaries claim may pass 64 bits: decimal strings have no such edge.
                 [
                     [commit, [f"{a}/{b}" for a, b in sums]]
-                    for commit, sums in sorted(self._evaluations.items())
+                    for commit, sums in sorted(self._evaluations.sums.items())
                 ],
             ]
         )
@@ -505,11 +438,11 @@ class ControllerCore:
             for encoded, payload, offset in pending:
                 delta = Delta.decode(encoded)
                 values = integers(payload, delta.exponent, delta.codec)
-                core._pending[delta.boundary, delta.seq] = _Pending(delta, payload, values, offset)
+                core._pending[delta.boundary, delta.seq] = WaitingDelta(delta, payload, values, offset)
             core._known = [[joined[at : at + 32] for at in range(0, len(joined), 32)] for joined in known]
             core._seen = list(seen)
             core._windows = [set(np.frombuffer(numbers, "<i8").tolist()) for numbers in windows]
             for commit, sums in evaluations:
                 pairs = (text.split("/") for text in sums)
-                core._evaluations[commit] = [(int(loss), int(tokens)) for loss, tokens in pairs]
+                core._evaluations.sums[commit] = [(int(loss), int(tokens)) for loss, tokens in pairs]
         return core

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echelon.errors import ProtocolError
-from echelon.messages.exchange import Merged, Pace
+from echelon.messages.exchange import Commit, Merged, Pace
 
 F32 = NDArray[np.float32]
 
@@ -40,6 +40,25 @@ class CommitDraft:
     def payload(self) -> bytes:
         """The adapter as little-endian float32."""
         return self.adapter.astype("<f4", copy=False).tobytes()
+
+
+def check_commit(commit: Commit, draft: CommitDraft) -> None:
+    """Compare a commit with the draft that its inputs give.
+
+    Raises:
+        CommitMismatch: a field differs; the error names the first such field.
+    """
+    for field, found, expected in (
+        ("merged", commit.merged, draft.merged),
+        ("pace", commit.pace, draft.pace),
+        ("tokens", commit.tokens, draft.tokens),
+        ("adapter_sha256", commit.adapter_sha256, draft.adapter_sha256),
+        ("state_sha256", commit.state_sha256, draft.state_sha256),
+        ("payload.length", commit.payload.length, 4 * draft.adapter.size),
+        ("payload.sha256", commit.payload.sha256, draft.adapter_sha256),
+    ):
+        if found != expected:
+            raise CommitMismatch(commit.commit, field, found, expected)
 
 
 def _short(value: object) -> str:

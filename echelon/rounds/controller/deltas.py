@@ -1,0 +1,73 @@
+"""Deltas that wait for a commit: their values, which of them the next commit takes, and those that wait no longer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from echelon.errors import CodecError
+from echelon.laws.delta_codec import Integers, integers, width
+from echelon.messages.exchange import MAX_MERGED, Delta, DeltaCodec, RefusalReason
+
+Bytes = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A delta that will not be merged; `offset` is where its manifest stands."""
+
+    boundary: int
+    seq: int
+    offset: int
+    reason: RefusalReason
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingDelta:
+    """A delta that waits for a commit; `offset` is where its manifest stands."""
+
+    delta: Delta
+    payload: bytes
+    values: Integers
+    offset: int
+
+
+def values_of(delta: Delta, payload: Bytes, sha256: bytes | None, codec: DeltaCodec, dim: int) -> Integers:
+    """The integers of a delta's payload.
+
+    Args:
+        delta: the manifest.
+        payload: its bytes, as they stand in the log.
+        sha256: their SHA-256, if it was computed from these very bytes.
+        codec: the run's codec.
+        dim: how many numbers an adapter has.
+
+    Raises:
+        CodecError: the payload is not as the manifest or the run's terms say.
+    """
+    if delta.codec is not codec or len(payload) != dim * width(codec):
+        raise CodecError(f"{len(payload)} bytes of {delta.codec.value} are no {dim} of {codec.value}")
+    if delta.payload.length != len(payload):
+        raise CodecError(f"the payload has {len(payload)} bytes, its manifest says {delta.payload.length}")
+    if delta.payload.sha256 != (sha256 if sha256 is not None else hashlib.sha256(payload).digest()):
+        raise CodecError("the payload's SHA-256 is not the one in its manifest")
+    return integers(bytes(payload), delta.exponent, delta.codec)
+
+
+def chosen(waiting: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Which deltas the next commit takes: all; of more than `MAX_MERGED`, first the oldest of every boundary.
+
+    Args:
+        waiting: (boundary, seq) of the deltas that wait.
+
+    Returns:
+        (boundary, seq) of those that it takes, ascending.
+    """
+    ranks: dict[int, int] = {}
+    order = []
+    for boundary, seq in sorted(waiting):
+        rank = ranks.get(boundary, 0)
+        ranks[boundary] = rank + 1
+        order.append((rank, boundary, seq))
+    return tuple(sorted((boundary, seq) for _, boundary, seq in sorted(order)[:MAX_MERGED]))
