@@ -21,7 +21,8 @@ from echelon.messages.envelope import Signer
 from echelon.messages.exchange import DeltaCodec, WindowSummary
 from echelon.messages.manifest import OuterKind, OuterTerms, SecureTerms, Weighting
 from echelon.messages.wire import DeviceId
-from echelon.outer.base import OuterOptimiser, OuterState, WeightedDelta
+from echelon.outer.base import WeightedDelta
+from echelon.outer.registry import outer_optimiser
 from echelon.secagg.client import Client
 from echelon.secagg.context import Context, Member, threshold
 from echelon.secagg.entropy import Entropy
@@ -151,7 +152,7 @@ def main() -> int:
     delta = ledger.seal(DeltaCodec.INT16)
 
     # 10. The controller makes a commit; an auditor makes the same one from the same bytes.
-    outer = OuterOptimiser(
+    outer = outer_optimiser(
         OuterTerms(
             kind=OuterKind.AVERAGE, weighting=Weighting.TOKENS, lr_ppm=1_000_000, momentum_ppm=0, beta2_ppm=0,
             epsilon_ppb=1,
@@ -163,7 +164,7 @@ def main() -> int:
     for _ in ("controller", "auditor"):
         values = integers(delta.payload, delta.exponent, delta.codec)
         weighted = WeightedDelta(values, delta.exponent, n_of_all, n_of_all)
-        commits.append(outer.step(adapter, OuterState.initial(OuterKind.AVERAGE, DIM), [weighted])[0])
+        commits.append(outer.step(adapter, outer.initial(DIM), [weighted])[0])
     same_commit = commits[0].tobytes() == commits[1].tobytes()
 
     expected = sum(tokens_in_buckets[d] * updates[d] for d in alive) / sum(

@@ -29,10 +29,8 @@ from numpy.typing import NDArray
 from echelon.errors import CodecError, ProtocolError
 from echelon.messages.adapter import Factor, factor_mask
 from echelon.messages.manifest import FactorRule, RunManifest
-from echelon.outer.base import WeightedDelta
-from echelon.outer.custom import Outer, State
+from echelon.outer.base import F32, EncodableState, Outer, WeightedDelta
 
-F32 = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 
@@ -76,7 +74,7 @@ class Factors:
 class PairState:
     """The states of both factors' outer optimisers."""
 
-    states: tuple[State, State]
+    states: tuple[EncodableState, EncodableState]
 
     def encode(self) -> bytes:
         """A header, then the state of A with its length before it, and that of B."""
@@ -116,7 +114,16 @@ class Alternating:
     def step(
         self, theta: F32, state: Any, deltas: Sequence[WeightedDelta], octaves: int
     ) -> tuple[F32, PairState]:
-        """One commit: each factor takes the deltas that departed from a commit of its phase.
+        """Make one commit: each factor takes the deltas that departed from a commit of its phase.
+
+        Args:
+            theta: float32[d], the newest adapter.
+            state: of both factors.
+            deltas: at least one, ascending by (boundary, seq).
+            octaves: log2 of the interval that the deltas were trained at over the first one, rounded.
+
+        Returns:
+            θ', float32[d], and the state of both factors after the commit.
 
         Raises:
             ProtocolError: no deltas, or as the inner step.

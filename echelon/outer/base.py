@@ -14,24 +14,18 @@ and the integer sums and products exact before they become float64:
 Dividing by S0·Σ N and not by Σ w keeps the damping when all deltas are equally late, and |B|/M gives a delta
 the same share of a step whether it is merged alone or with others.
 
-Momentum is a memory in steps of the outer loop. Where the interval R·H between those changes during a run, the memory
-is kept as long in local steps as it was at the start: with an interval of 2**k times the first one, rounded to an
-integer k ("octaves"),
-
-    β_k  = β**(2**k)                                  by squaring or square roots
-    lr_k = lr · (1 − β_k) / (1 − β)                   the same displacement per local step in a steady state
-    m    = m · 2**(k − k') · (1 − β_k') / (1 − β_k)   when k' becomes k: what a steady state at k would have built up
-
-so k = 0 changes nothing. (Adaptive intervals without such a correction were reported to be slightly worse than a
-fixed one: AutoLoCo, 2026. The formulas are ours.)
+A rule is one class in one file: a subclass of `OuterOptimiser` that says how a block of coordinates moves. The registry
+names the class of every `OuterKind`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,17 +33,13 @@ from numpy.typing import NDArray
 from echelon.errors import CodecError, ProtocolError
 from echelon.laws.delta_codec import Integers
 from echelon.messages.manifest import MILLION, OuterKind, OuterTerms
-from echelon.outer.corrected import Correctable, corrected
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 _BLOCK = 1 << 15  # coordinates worked on at a time: three float64 blocks stay in a core's cache
-_BILLION = 1_000_000_000
 MOST_OCTAVES = 4
 """Intervals beyond 16 times, or below a sixteenth of, the first one are treated like those."""
-_ARRAYS = {OuterKind.AVERAGE: 0, OuterKind.NESTEROV: 2, OuterKind.FEDADAM: 2, OuterKind.CORRECTED: 2}
-_WITH_MOMENTUM = {OuterKind.NESTEROV, OuterKind.CORRECTED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +71,17 @@ class OuterState:
     octaves: int = 0
 
     @classmethod
-    def initial(cls, kind: OuterKind, dim: int) -> OuterState:
-        """Zeros."""
-        size = dim if _ARRAYS[kind] else 0
+    def zeros(cls, kind: OuterKind, dim: int, size: int) -> OuterState:
+        """Build a state before the first commit.
+
+        Args:
+            kind: of the rule that carries the state.
+            dim: number of coordinates of the adapter.
+            size: number of coordinates of each array: `dim`, or 0 for a rule without arrays.
+
+        Returns:
+            A state of zeros.
+        """
         return cls(kind, dim, np.zeros(size, np.float64), np.zeros(size, np.float64))
 
     def encode(self) -> bytes:
@@ -100,15 +98,14 @@ class OuterState:
             )
         )
 
-    @classmethod
-    def decode(cls, data: bytes, kind: OuterKind, dim: int) -> OuterState:
-        """Read what `encode` wrote for this kind and dimension.
+    def decode(self, data: bytes) -> OuterState:
+        """Read what `encode` wrote for a state of this kind and of these sizes.
 
         Raises:
-            CodecError: anything else.
+            CodecError: the bytes are anything else.
         """
-        empty = cls.initial(kind, dim)
-        header, size = len(empty._header()), empty.first.size
+        kind, dim = self.kind, self.dim
+        header, size = len(self._header()), self.first.size
         expected = header + 16 * size
         if len(data) != expected:
             raise CodecError(
@@ -117,7 +114,7 @@ class OuterState:
         counted = int.from_bytes(data[header - 16 : header - 8], "big")
         octaves = int.from_bytes(data[header - 8 : header], "big") - MOST_OCTAVES
         both = np.frombuffer(data, "<f8", offset=header).astype(np.float64)
-        found = cls(kind, dim, both[:size], both[size:], counted, octaves)
+        found = OuterState(kind, dim, both[:size], both[size:], counted=counted, octaves=octaves)
         if found._header() != data[:header]:
             raise CodecError("an outer state of another optimiser or another number of coordinates")
         return found
@@ -130,33 +127,54 @@ class OuterState:
         return digest.digest()
 
 
-class OuterOptimiser:
-    """The outer step of one run: its terms, M boundaries, s(0). Holds no state of its own."""
+class EncodableState(Protocol):
+    """What an outer step carries from commit to commit, whoever wrote the step."""
 
-    def __init__(self, terms: OuterTerms, *, boundaries: int, unit: int) -> None:
-        """`unit` is s(0), the integer weight of a delta that is not late.
+    def encode(self) -> bytes:
+        """Canonical bytes."""
+
+    def digest(self) -> bytes:
+        """SHA-256 of `encode()`."""
+
+
+class Outer(Protocol):
+    """The outer step of a run, whoever wrote it."""
+
+    def initial(self, dim: int) -> Any:
+        """The state before the first commit."""
+
+    def decode(self, data: bytes, dim: int) -> Any:
+        """The state that `encode` wrote. Raises `CodecError` for any other."""
+
+    def step(self, theta: F32, state: Any, deltas: Sequence[WeightedDelta], octaves: int) -> tuple[F32, Any]:
+        """Make one commit.
+
+        Args:
+            theta: float32[d], the newest adapter.
+            state: what the last step returned.
+            deltas: at least one, ascending by (boundary, seq).
+            octaves: log2 of the interval that the deltas were trained at over the first one, rounded.
+
+        Returns:
+            θ', float32[d], and the state after it.
 
         Raises:
-            ProtocolError: no boundary, or s(0) = 0.
+            ProtocolError: the commit cannot be made.
         """
-        if boundaries < 1 or unit < 1:
-            raise ProtocolError(f"an outer step needs boundaries and s(0) > 0, not {boundaries} and {unit}")
-        self.terms = terms
-        self.boundaries = boundaries
-        self.unit = unit
-        self.delay = terms.delay or boundaries
-        self._strength = np.float64(terms.correction_ppm) / np.float64(MILLION)
-        self._lr = np.float64(terms.lr_ppm) / np.float64(MILLION)
-        self._beta1 = np.float64(terms.momentum_ppm) / np.float64(MILLION)
-        self._beta2 = np.float64(terms.beta2_ppm) / np.float64(MILLION)
-        self._epsilon = np.float64(terms.epsilon_ppb) / np.float64(_BILLION)
 
-    def _memory(self, octaves: int) -> np.float64:
-        """β_k."""
-        beta = self._beta1
-        for _ in range(abs(octaves)):
-            beta = beta * beta if octaves > 0 else np.sqrt(beta)
-        return np.float64(beta)
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """What the weights of deltas are divided by: M boundaries, and s(0), the weight of a delta that is not late."""
+
+    boundaries: int
+    unit: int
+
+    def __post_init__(self) -> None:
+        if self.boundaries < 1 or self.unit < 1:
+            raise ProtocolError(
+                f"an outer step needs boundaries and s(0) > 0, not {self.boundaries} and {self.unit}"
+            )
 
     def coefficients(self, deltas: Sequence[WeightedDelta]) -> list[np.float64]:
         """c_i of the module's docstring, in the order of `deltas`.
@@ -171,83 +189,125 @@ class OuterOptimiser:
         parts = [(np.float64(delta.weight) / np.float64(total)) * share for delta in deltas]
         return [part * np.float64(math.ldexp(1.0, d.exponent)) for part, d in zip(parts, deltas, strict=True)]
 
+
+@dataclass(frozen=True, slots=True)
+class CommitInputs:
+    """What a rule plans one commit from.
+
+    Attributes:
+        state: of the rule's kind and of the adapter's dimension.
+        deltas: at least one, ascending by (boundary, seq).
+        factors: c_i of the module's docstring, one for each delta.
+        octaves: log2 of the interval that the deltas were trained at over the first one, rounded.
+    """
+
+    state: OuterState
+    deltas: Sequence[WeightedDelta]
+    factors: Sequence[np.float64]
+    octaves: int
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """How one block of coordinates moves: θ' = θ + rate·direction, and both arrays of the state after it."""
+
+    direction: F64
+    first: F64
+    second: F64
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How one commit is made; the same for every block of coordinates.
+
+    Attributes:
+        move: gives the move of the block `at` from g, the weighted sum of the deltas there.
+        rate: the learning rate.
+        factors: c_i by which the deltas are summed.
+        counted: of the state after the commit.
+        octaves: of the state after the commit.
+    """
+
+    move: Callable[[slice, F64], Move]
+    rate: np.float64
+    factors: Sequence[np.float64]
+    counted: int = 0
+    octaves: int = 0
+
+
+class OuterOptimiser(ABC):
+    """The outer step of one run: its terms, M boundaries, s(0). Holds no state of its own."""
+
+    kind: ClassVar[OuterKind]
+    carries_arrays: ClassVar[bool] = True
+    """Whether the state has two arrays of the adapter's dimension; otherwise both are empty."""
+
+    def __init__(self, terms: OuterTerms, scale: Scale) -> None:
+        """Keep the terms, of this rule's kind, and the scale of the deltas' weights."""
+        self.terms = terms
+        self.scale = scale
+        self.lr = np.float64(terms.lr_ppm) / np.float64(MILLION)
+
+    @abstractmethod
+    def plan(self, inputs: CommitInputs) -> Plan:
+        """Say how a commit moves the adapter and the state."""
+
+    def initial(self, dim: int) -> OuterState:
+        """Build the state before the first commit."""
+        return OuterState.zeros(self.kind, dim, dim if self.carries_arrays else 0)
+
+    def decode(self, data: bytes, dim: int) -> OuterState:
+        """Read a state that `OuterState.encode` wrote.
+
+        Raises:
+            CodecError: the bytes are no state of this rule and dimension.
+        """
+        return self.initial(dim).decode(data)
+
     def step(
         self, theta: F32, state: OuterState, deltas: Sequence[WeightedDelta], octaves: int = 0
     ) -> tuple[F32, OuterState]:
-        """One commit: θ' (float32[d], rounded once, at the end) and the state after it.
-
-        average   θ' = θ + lr·g
-        nesterov  buffer += g; once N deltas were counted since the last time: m = β·m + buffer, buffer = 0
-                  and θ' = θ + lr·(β·m + g); otherwise θ' = θ + lr·g. N is the terms' delay, M if that is 0.
-                  With at least N deltas in every commit this is Nesterov's momentum as in DiLoCo (Douillard et
-                  al. 2023); with fewer it is delayed Nesterov (Liu et al. 2024, "Asynchronous Local-SGD Training
-                  for Language Modeling", c = 0). Those over N count towards the next time.
-        corrected the same, with the deltas corrected first: see `outer_corrected`.
-        fedadam   m = β1·m + (1 − β1)·g; v = β2·v + (1 − β2)·g·g; θ' = θ + lr·(m / (√v + ε)) (Reddi et al.
-                  2021, "Adaptive Federated Optimization", algorithm 2; v starts at 0, no bias correction)
+        """Make one commit: θ' is rounded to float32 once, at the end.
 
         Args:
             theta: float32[d], finite.
             state: of the same kind and dimension.
             deltas: at least one, ascending by (boundary, seq).
-            octaves: k of the module's docstring, for these deltas; only rules with momentum look at it.
+            octaves: k for these deltas; only rules with momentum look at it.
+
+        Returns:
+            θ', float32[d], and the state after the commit.
 
         Raises:
             ProtocolError: no deltas, other dimensions, or a coordinate of θ' that is not finite.
         """
-        kind = self.terms.kind
+        self._check(theta, state, deltas)
+        plan = self.plan(CommitInputs(state, deltas, self.scale.coefficients(deltas), octaves))
+        after = np.empty(theta.size, np.float32)
+        first, second = np.empty_like(state.first), np.empty_like(state.second)
+        for start in range(0, theta.size, _BLOCK):
+            at = slice(start, start + _BLOCK)
+            move = plan.move(at, _weighted_sum(deltas, plan.factors, at))
+            first[at], second[at] = move.first, move.second
+            with np.errstate(over="ignore"):
+                after[at] = theta[at].astype(np.float64) + plan.rate * move.direction
+            if not np.isfinite(after[at]).all():
+                raise ProtocolError(
+                    "the outer step leaves float32's range: lower its learning rate or the clip"
+                )
+        following = OuterState(
+            self.kind, state.dim, first, second, counted=plan.counted, octaves=plan.octaves
+        )
+        return after, following
+
+    def _check(self, theta: F32, state: OuterState, deltas: Sequence[WeightedDelta]) -> None:
+        kind = self.kind
         if not deltas:
             raise ProtocolError("a commit merges at least one delta")
         if state.kind is not kind or state.dim != theta.size:
             raise ProtocolError(f"a {state.kind.value} state of {state.dim} for {kind.value} of {theta.size}")
         if any(delta.values.shape != theta.shape for delta in deltas):
             raise ProtocolError(f"a delta has another number of coordinates than the adapter's {theta.size}")
-        factors = self.coefficients(deltas)
-        counted = state.counted + len(deltas) if kind in _WITH_MOMENTUM else 0
-        advance = counted >= self.delay
-        reference, along = None, np.float64(0.0)
-        if kind is OuterKind.CORRECTED:
-            items = [Correctable(delta.values, delta.exponent, delta.weight) for delta in deltas]
-            factors, reference, along = corrected(items, factors, state.first, self._strength)
-        octaves = max(-MOST_OCTAVES, min(MOST_OCTAVES, octaves)) if kind in _WITH_MOMENTUM else 0
-        beta, rate, rescale = self._beta1, self._lr, None
-        if octaves or state.octaves:
-            one = np.float64(1.0)
-            beta = self._memory(octaves)
-            rate = self._lr * ((one - beta) / (one - self._beta1))
-            built = (one - self._memory(state.octaves)) / (one - beta)
-            rescale = built * np.float64(math.ldexp(1.0, octaves - state.octaves))
-        after = np.empty(theta.size, np.float32)
-        first, second = np.empty_like(state.first), np.empty_like(state.second)
-        for start in range(0, theta.size, _BLOCK):
-            at = slice(start, start + _BLOCK)
-            g = _weighted_sum(deltas, factors, at)
-            if reference is not None:
-                g = g + along * reference[at].astype(np.float64)
-            if kind in _WITH_MOMENTUM:
-                buffer = state.second[at] + g
-                built_up = state.first[at] if rescale is None else state.first[at] * rescale
-                if advance:
-                    first[at] = beta * built_up + buffer
-                    second[at] = 0.0
-                    g = beta * first[at] + g
-                else:
-                    first[at] = built_up
-                    second[at] = buffer
-            elif kind is OuterKind.FEDADAM:
-                one = np.float64(1.0)
-                first[at] = self._beta1 * state.first[at] + (one - self._beta1) * g
-                second[at] = self._beta2 * state.second[at] + ((one - self._beta2) * g) * g
-                denominator = np.sqrt(second[at]) + self._epsilon
-                # 0/0 where nothing ever moved and ε is 0: no step there.
-                g = np.divide(first[at], denominator, out=np.zeros_like(g), where=denominator != 0.0)
-            with np.errstate(over="ignore"):
-                after[at] = theta[at].astype(np.float64) + rate * g
-            if not np.isfinite(after[at]).all():
-                raise ProtocolError(
-                    "the outer step leaves float32's range: lower its learning rate or the clip"
-                )
-        return after, OuterState(kind, state.dim, first, second, counted % self.delay, octaves)
 
 
 def octaves_between(interval: int, first: int) -> int:

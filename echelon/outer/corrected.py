@@ -16,7 +16,7 @@ momentum, rounded to int32 times a power of two (`delta_codec.encode`, one vecto
 is no momentum it is the weighted sum of the other deltas of the commit, Σ_{j≠i} w_j·2**e_j·k_j. Both dot products are
 exact integers (`exact`), and their quotient is one correctly rounded division of integers.
 
-With c_i as in `outer`, g = Σ c_i·k_i' is then again a weighted sum of integer vectors, Σ c'_j·k_j + c'·u: the step
+With c_i as in `base`, g = Σ c_i·k_i' is then again a weighted sum of integer vectors, Σ c'_j·k_j + c'·u: the step
 itself needs no other operation than before. γ = 0 changes no factor.
 """
 
@@ -24,17 +24,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from echelon.errors import CodecError, ProtocolError
 from echelon.laws.delta_codec import Integers, encode, integers
 from echelon.laws.exact import dot, norm2
 from echelon.messages.exchange import DeltaCodec
-
-F64 = NDArray[np.float64]
+from echelon.messages.manifest import MILLION, OuterKind, OuterTerms
+from echelon.outer.base import F64, CommitInputs, Move, Plan, Scale
+from echelon.outer.nesterov import Nesterov
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,31 @@ class Correctable:
     values: Integers
     exponent: int
     weight: int
+
+
+class Corrected(Nesterov):
+    """Nesterov's momentum over corrected deltas."""
+
+    kind = OuterKind.CORRECTED
+
+    def __init__(self, terms: OuterTerms, scale: Scale) -> None:
+        """Read γ from the terms, too."""
+        super().__init__(terms, scale)
+        self._strength = np.float64(terms.correction_ppm) / np.float64(MILLION)
+
+    def plan(self, inputs: CommitInputs) -> Plan:
+        """Correct the factors of the deltas, then plan as Nesterov does."""
+        items = [Correctable(delta.values, delta.exponent, delta.weight) for delta in inputs.deltas]
+        factors, reference, along = corrected(items, inputs.factors, inputs.state.first, self._strength)
+        plan = super().plan(replace(inputs, factors=factors))
+        if reference is None:
+            return plan
+        towards, inner = reference, plan.move
+
+        def move(at: slice, g: F64) -> Move:
+            return inner(at, g + along * towards[at].astype(np.float64))
+
+        return replace(plan, move=move)
 
 
 def corrected(

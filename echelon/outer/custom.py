@@ -34,11 +34,9 @@ from echelon.errors import CodecError, EchelonError, ProtocolError
 from echelon.messages.exchange import Pace
 from echelon.messages.manifest import OuterTerms, RuleSlot, RuleTerms, RunManifest
 from echelon.messages.wire import pack
-from echelon.outer.base import OuterOptimiser, OuterState, WeightedDelta
+from echelon.outer.base import F32, F64, Scale, WeightedDelta
 from echelon.pace.base import Decision, PaceController, PaceInputs
 
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
 Parameters = Mapping[str, int | str]
 
 MAX_ARRAYS = 16
@@ -108,16 +106,6 @@ class OuterRule(Protocol):
         """θ', float32[d], and the state after it, in the same shapes."""
 
 
-class State(Protocol):
-    """An outer optimiser's state."""
-
-    def encode(self) -> bytes:
-        """Canonical bytes."""
-
-    def digest(self) -> bytes:
-        """SHA-256 of `encode()`."""
-
-
 @dataclass(frozen=True, slots=True)
 class RuleState:
     """The state of a user's outer step, under the rule's name."""
@@ -135,46 +123,14 @@ class RuleState:
         return hashlib.sha256(self.encode()).digest()
 
 
-class Outer(Protocol):
-    """The outer step of a run, whoever wrote it."""
-
-    def initial(self, dim: int) -> Any:
-        """The state before the first commit."""
-
-    def decode(self, data: bytes, dim: int) -> Any:
-        """The state that `encode` wrote. Raises `CodecError` for any other."""
-
-    def step(self, theta: F32, state: Any, deltas: Sequence[WeightedDelta], octaves: int) -> tuple[F32, Any]:
-        """One commit. Raises `ProtocolError` where it cannot be made."""
-
-
-@dataclass(frozen=True)
-class BuiltIn:
-    """An outer step of this package, with its states."""
-
-    optimiser: OuterOptimiser
-
-    def initial(self, dim: int) -> OuterState:
-        """Zeros."""
-        return OuterState.initial(self.optimiser.terms.kind, dim)
-
-    def decode(self, data: bytes, dim: int) -> OuterState:
-        """See `OuterState.decode`."""
-        return OuterState.decode(data, self.optimiser.terms.kind, dim)
-
-    def step(self, theta: F32, state: Any, deltas: Sequence[WeightedDelta], octaves: int) -> tuple[F32, Any]:
-        """See `OuterOptimiser.step`."""
-        return self.optimiser.step(theta, state, deltas, octaves)
-
-
 @dataclass(frozen=True)
 class Custom:
     """A user's outer step: its results are checked, and each step is taken twice."""
 
     name: str
     rule: OuterRule
-    optimiser: OuterOptimiser
-    """Gives the deltas' factors; its own step is not used."""
+    terms: OuterTerms
+    scale: Scale
 
     def initial(self, dim: int) -> RuleState:
         """What the rule starts with."""
@@ -198,7 +154,16 @@ class Custom:
     def step(
         self, theta: F32, state: Any, deltas: Sequence[WeightedDelta], octaves: int
     ) -> tuple[F32, RuleState]:
-        """One commit.
+        """Make one commit, twice, and compare both results.
+
+        Args:
+            theta: float32[d], the newest adapter.
+            state: of this rule.
+            deltas: at least one, ascending by (boundary, seq).
+            octaves: log2 of the interval that the deltas were trained at over the first one, rounded.
+
+        Returns:
+            θ', float32[d], and the state after the commit.
 
         Raises:
             ProtocolError: no deltas; the rule failed, gave what is no adapter, or gave two different results.
@@ -220,13 +185,13 @@ class Custom:
         self, theta: F32, state: RuleState, deltas: Sequence[WeightedDelta], octaves: int
     ) -> tuple[F32, RuleState]:
         inputs = OuterInputs(
-            _read_only(theta),
-            tuple(_read_only(array) for array in state.arrays),
-            tuple(deltas),
-            tuple(self.optimiser.coefficients(deltas)),
-            self.optimiser.boundaries,
-            self.optimiser.terms,
-            octaves,
+            theta=_read_only(theta),
+            state=tuple(_read_only(array) for array in state.arrays),
+            deltas=tuple(deltas),
+            factors=tuple(self.scale.coefficients(deltas)),
+            boundaries=self.scale.boundaries,
+            terms=self.terms,
+            octaves=octaves,
         )
         found = self._guarded(lambda: self.rule.step(inputs))
         if not (isinstance(found, tuple) and len(found) == 2):
@@ -295,19 +260,24 @@ class CustomPace:
         return hashlib.sha256(self.encode()).digest()
 
 
-def outer_of(manifest: RunManifest, unit: int, allowed: Allowed) -> Outer:
-    """The outer step that a run's manifest names; `unit` is s(0) of deltas.
+def custom_step(rule: RuleTerms, terms: OuterTerms, scale: Scale, allowed: Allowed) -> Custom:
+    """Build a user's outer step.
+
+    Args:
+        rule: the name, the parameters and the digest that the manifest gives.
+        terms: the manifest's settings of the outer optimiser.
+        scale: what the weights of deltas are divided by.
+        allowed: the code that may run, by name.
+
+    Returns:
+        The user's step, guarded.
 
     Raises:
-        RuleRefused: it is a user's, and not among those allowed.
-        ProtocolError: the terms allow no step, or the rule cannot be made.
+        RuleRefused: the rule is not among those allowed.
+        ProtocolError: the rule cannot be made.
     """
-    optimiser = OuterOptimiser(manifest.outer, boundaries=len(manifest.boundaries), unit=unit)
-    terms = manifest.rule(RuleSlot.OUTER)
-    if terms is None:
-        return BuiltIn(optimiser)
-    make = class_of(terms, allowed)
-    return Custom(terms.name, _guarded(terms.name, lambda: make(terms.arguments())), optimiser)
+    make = class_of(rule, allowed)
+    return Custom(rule.name, _guarded(rule.name, lambda: make(rule.arguments())), terms, scale)
 
 
 def pace_of(manifest: RunManifest, allowed: Allowed) -> PaceController | None:
@@ -348,7 +318,15 @@ def class_of(terms: RuleTerms, allowed: Allowed) -> Callable[..., Any]:
 
 
 def table_of(name: str, rule: Any, horizon: int) -> tuple[int, ...]:
-    """The staleness table of a user's rule, checked.
+    """Check the staleness table of a user's rule.
+
+    Args:
+        name: of the rule, for the message.
+        rule: the user's object.
+        horizon: greatest lateness that the table has a weight for.
+
+    Returns:
+        s(0) … s(horizon).
 
     Raises:
         ProtocolError: it failed, or the table is not horizon + 1 integers in 0..2**20, the first above 0.

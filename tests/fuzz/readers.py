@@ -1160,7 +1160,8 @@ def _states() -> list[Reader]:
     vector = np.random.default_rng(2).normal(size=12)
     payload, exponent = encode_delta(vector, DeltaCodec.INT16)
     basis = np.eye(8, 3, dtype=np.float32)
-    state = OuterState.initial(OuterKind.NESTEROV, 4).encode()
+    outer = OuterState.zeros(OuterKind.NESTEROV, 4, 4)
+    state = outer.encode()
     behind = _trainer()[:-32]
     errors = (CodecError, LimitExceeded)
     return [
@@ -1232,11 +1233,11 @@ def _states() -> list[Reader]:
         ),
         Reader(
             "outer state",
-            lambda data: OuterState.decode(data, OuterKind.NESTEROV, 4),
+            outer.decode,
             lambda: (state,),
             mutate.raw,
             (CodecError,),
-            ("outer.base.OuterState.decode",),
+            ("outer.base.OuterState.decode", "outer.base.OuterOptimiser.decode"),
         ),
         Reader(
             "standing",

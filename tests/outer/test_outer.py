@@ -21,6 +21,7 @@ from echelon.messages.exchange import DeltaCodec
 from echelon.messages.manifest import OuterKind, OuterTerms, Weighting
 from echelon.outer import base as module
 from echelon.outer.base import OuterOptimiser, OuterState, WeightedDelta, octaves_between
+from echelon.outer.registry import RULES, outer_optimiser
 
 GOLDEN = Path(__file__).with_name("golden_outer.json")
 UNIT = 256
@@ -46,7 +47,11 @@ def optimiser(
         delay=delay,
         correction_ppm=correction,
     )
-    return OuterOptimiser(terms, boundaries=boundaries, unit=UNIT)
+    return outer_optimiser(terms, boundaries=boundaries, unit=UNIT)
+
+
+def initial(kind: OuterKind, dim: int) -> OuterState:
+    return optimiser(kind).initial(dim)
 
 
 def delta(
@@ -73,7 +78,7 @@ def stream(seed: int, dim: int, count: int) -> list[WeightedDelta]:
 
 def trajectory(kind: OuterKind, sizes: tuple[int, ...], dim: int = 33) -> list[str]:
     step = optimiser(kind)
-    theta, state = np.linspace(-1, 1, dim, dtype=np.float32), OuterState.initial(kind, dim)
+    theta, state = np.linspace(-1, 1, dim, dtype=np.float32), initial(kind, dim)
     digests, deltas = [], stream(7, dim, sum(sizes))
     for size in sizes:
         theta, state = step.step(theta, state, deltas[:size])
@@ -93,6 +98,11 @@ def test_golden_trajectories() -> None:
     assert found == json.loads(GOLDEN.read_text())
 
 
+def test_every_kind_has_its_rule() -> None:
+    assert set(RULES) == set(OuterKind)
+    assert all(type(optimiser(kind)).kind is kind for kind in OuterKind)
+
+
 @pytest.mark.parametrize("kind", list(OuterKind))
 def test_the_block_size_changes_no_bit(kind: OuterKind, monkeypatch: pytest.MonkeyPatch) -> None:
     before = trajectory(kind, (2, 1, 3), dim=100)
@@ -103,22 +113,20 @@ def test_the_block_size_changes_no_bit(kind: OuterKind, monkeypatch: pytest.Monk
 def test_average_of_two_is_their_mean() -> None:
     a, b = np.array([1.0, 2.0, -4.0]), np.array([3.0, -2.0, 0.5])
     step = optimiser(OuterKind.AVERAGE, lr=1_000_000)
-    theta, _ = step.step(
-        np.zeros(3, np.float32), OuterState.initial(OuterKind.AVERAGE, 3), [delta(a), delta(b)]
-    )
+    theta, _ = step.step(np.zeros(3, np.float32), initial(OuterKind.AVERAGE, 3), [delta(a), delta(b)])
     np.testing.assert_array_equal(theta, np.array([2.0, 0.0, -1.75], np.float32))
 
 
 def test_one_boundary_takes_its_delta_as_it_is() -> None:
     a = delta(np.array([0.1, -0.2, 0.3]))
     step = optimiser(OuterKind.AVERAGE, boundaries=1, lr=1_000_000)
-    theta, _ = step.step(np.zeros(3, np.float32), OuterState.initial(OuterKind.AVERAGE, 3), [a])
+    theta, _ = step.step(np.zeros(3, np.float32), initial(OuterKind.AVERAGE, 3), [a])
     np.testing.assert_array_equal(theta, value(a).astype(np.float32))
 
 
 def test_a_delta_weighs_the_same_alone_or_with_others() -> None:
     a, b = stream(1, 20, 2)
-    step, start = optimiser(OuterKind.AVERAGE), OuterState.initial(OuterKind.AVERAGE, 20)
+    step, start = optimiser(OuterKind.AVERAGE), initial(OuterKind.AVERAGE, 20)
     both, _ = step.step(np.zeros(20, np.float32), start, [a, b])
     first, state = step.step(np.zeros(20, np.float32), start, [a])
     after, _ = step.step(first, state, [b])
@@ -127,14 +135,14 @@ def test_a_delta_weighs_the_same_alone_or_with_others() -> None:
 
 def test_staleness_damps_and_is_not_divided_out() -> None:
     a = np.array([1.0, -1.0])
-    step, start = optimiser(OuterKind.AVERAGE, lr=1_000_000), OuterState.initial(OuterKind.AVERAGE, 2)
+    step, start = optimiser(OuterKind.AVERAGE, lr=1_000_000), initial(OuterKind.AVERAGE, 2)
     fresh, _ = step.step(np.zeros(2, np.float32), start, [delta(a), delta(a)])
     late, _ = step.step(np.zeros(2, np.float32), start, [delta(a, s=128), delta(a, s=128)])
     np.testing.assert_array_equal(late, fresh / 2)
 
 
 def test_token_weights_are_shares_of_all_tokens() -> None:
-    step, start = optimiser(OuterKind.AVERAGE, lr=1_000_000), OuterState.initial(OuterKind.AVERAGE, 1)
+    step, start = optimiser(OuterKind.AVERAGE, lr=1_000_000), initial(OuterKind.AVERAGE, 1)
     deltas = [delta(np.array([1.0]), count=30), delta(np.array([5.0]), count=10)]
     theta, _ = step.step(np.zeros(1, np.float32), start, deltas)
     assert theta[0] == np.float32(0.75 * 1.0 + 0.25 * 5.0)
@@ -151,7 +159,7 @@ def test_token_weights_are_shares_of_all_tokens() -> None:
 def test_m_deltas_per_commit_are_plain_nesterov(vectors: list[np.ndarray], boundaries: int) -> None:
     """θ ← θ + lr·(β·m + g) with m ← β·m + g, written out on its own."""
     step = optimiser(OuterKind.NESTEROV, boundaries=boundaries)
-    theta, state = np.zeros(5, np.float32), OuterState.initial(OuterKind.NESTEROV, 5)
+    theta, state = np.zeros(5, np.float32), initial(OuterKind.NESTEROV, 5)
     plain, momentum = np.zeros(5), np.zeros(5)
     for vector in vectors:
         deltas = [delta(vector * (i + 1)) for i in range(boundaries)]
@@ -167,7 +175,7 @@ def test_m_deltas_per_commit_are_plain_nesterov(vectors: list[np.ndarray], bound
 def test_delayed_nesterov_advances_once_in_m_deltas() -> None:
     """Liu et al. 2024: in between the plain gradient scaled by 1/M, then one advance with the mean of all M."""
     step = optimiser(OuterKind.NESTEROV, lr=1_000_000)
-    theta, state = np.zeros(1, np.float32), OuterState.initial(OuterKind.NESTEROV, 1)
+    theta, state = np.zeros(1, np.float32), initial(OuterKind.NESTEROV, 1)
     theta, state = step.step(theta, state, [delta(np.array([1.0]))])
     assert (theta[0], state.first[0], state.second[0], state.counted) == (0.5, 0.0, 0.5, 1)
     theta, state = step.step(theta, state, [delta(np.array([2.0]))])
@@ -177,7 +185,7 @@ def test_delayed_nesterov_advances_once_in_m_deltas() -> None:
 
 def test_a_delay_of_n_advances_once_in_n_deltas_however_many_boundaries_there_are() -> None:
     step = optimiser(OuterKind.NESTEROV, delay=3, lr=1_000_000)
-    state, theta = OuterState.initial(OuterKind.NESTEROV, 1), np.zeros(1, np.float32)
+    state, theta = initial(OuterKind.NESTEROV, 1), np.zeros(1, np.float32)
     counts = []
     for item in stream(9, 1, 7):
         before = state.first[0]
@@ -191,7 +199,7 @@ def test_delayed_nesterov_with_a_delay_of_one_is_nesterov(boundaries: int) -> No
     """Bit for bit: commits of all M deltas advance the momentum each time, whether N is M or 1."""
     plain, delayed = (optimiser(OuterKind.NESTEROV, boundaries=boundaries, delay=n) for n in (0, 1))
     a = b = np.zeros(33, np.float32)
-    s = t = OuterState.initial(OuterKind.NESTEROV, 33)
+    s = t = initial(OuterKind.NESTEROV, 33)
     deltas = stream(11, 33, 4 * boundaries)
     for at in range(0, len(deltas), boundaries):
         a, s = plain.step(a, s, deltas[at : at + boundaries])
@@ -204,7 +212,7 @@ def test_delayed_nesterov_with_a_delay_of_one_is_nesterov(boundaries: int) -> No
 def test_a_correction_of_zero_is_nesterov() -> None:
     plain, corrected = optimiser(OuterKind.NESTEROV), optimiser(OuterKind.CORRECTED, correction=0)
     a = b = np.zeros(33, np.float32)
-    s, t = OuterState.initial(OuterKind.NESTEROV, 33), OuterState.initial(OuterKind.CORRECTED, 33)
+    s, t = initial(OuterKind.NESTEROV, 33), initial(OuterKind.CORRECTED, 33)
     for item in stream(13, 33, 6):
         a, s = plain.step(a, s, [item])
         b, t = corrected.step(b, t, [item])
@@ -222,7 +230,7 @@ def test_what_points_against_the_reference_shrinks_by_the_strength(
     step = optimiser(
         OuterKind.CORRECTED, boundaries=count, lr=1_000_000, momentum=0, delay=64, correction=strength
     )
-    state = OuterState.initial(OuterKind.CORRECTED, 5)
+    state = initial(OuterKind.CORRECTED, 5)
     if with_momentum:
         state = OuterState(state.kind, 5, momentum, state.second)
     deltas = [delta(vector, s=UNIT >> (place % 3)) for place, vector in enumerate(vectors)]
@@ -256,7 +264,7 @@ def test_a_delta_along_the_momentum_is_left_alone_and_one_against_it_is_taken_ou
 def test_without_momentum_nesterov_is_the_average(kind: OuterKind) -> None:
     plain, fast = optimiser(OuterKind.AVERAGE), optimiser(kind, momentum=0)
     a, b = np.zeros(33, np.float32), np.zeros(33, np.float32)
-    s, t = OuterState.initial(OuterKind.AVERAGE, 33), OuterState.initial(kind, 33)
+    s, t = initial(OuterKind.AVERAGE, 33), initial(kind, 33)
     for item in stream(3, 33, 5):
         a, s = plain.step(a, s, [item])
         b, t = fast.step(b, t, [item])
@@ -265,7 +273,7 @@ def test_without_momentum_nesterov_is_the_average(kind: OuterKind) -> None:
 
 def test_fedadam_is_algorithm_2() -> None:
     step = optimiser(OuterKind.FEDADAM, boundaries=1)
-    theta, state = np.zeros(3, np.float32), OuterState.initial(OuterKind.FEDADAM, 3)
+    theta, state = np.zeros(3, np.float32), initial(OuterKind.FEDADAM, 3)
     m, v, plain = np.zeros(3), np.zeros(3), np.zeros(3)
     for item in stream(5, 3, 6):
         theta, state = step.step(theta, state, [item])
@@ -285,8 +293,8 @@ def test_fedadam_without_epsilon_leaves_what_never_moved() -> None:
         beta2_ppm=0,
         epsilon_ppb=0,
     )
-    step = OuterOptimiser(terms, boundaries=1, unit=1)
-    state = OuterState.initial(OuterKind.FEDADAM, 2)
+    step = outer_optimiser(terms, boundaries=1, unit=1)
+    state = initial(OuterKind.FEDADAM, 2)
     theta, _ = step.step(np.ones(2, np.float32), state, [delta(np.array([1.0, 0.0]), s=1)])
     assert np.isfinite(theta).all()
     assert theta[1] == 1.0
@@ -295,26 +303,26 @@ def test_fedadam_without_epsilon_leaves_what_never_moved() -> None:
 @pytest.mark.parametrize("kind", list(OuterKind))
 def test_state_round_trip(kind: OuterKind) -> None:
     step = optimiser(kind)
-    theta, state = step.step(np.zeros(9, np.float32), OuterState.initial(kind, 9), stream(1, 9, 1))
-    again = OuterState.decode(state.encode(), kind, 9)
+    theta, state = step.step(np.zeros(9, np.float32), initial(kind, 9), stream(1, 9, 1))
+    again = optimiser(kind).decode(state.encode(), 9)
     assert again.encode() == state.encode()
     assert state.digest() == hashlib.sha256(state.encode()).digest() == again.digest()
     more = stream(2, 9, 1)
     np.testing.assert_array_equal(step.step(theta, state, more)[0], step.step(theta, again, more)[0])
     for bad in (state.encode()[:-1], b"x" + state.encode()[1:]):
         with pytest.raises(CodecError):
-            OuterState.decode(bad, kind, 9)
+            optimiser(kind).decode(bad, 9)
     with pytest.raises(CodecError):
-        OuterState.decode(state.encode(), kind, 8)
+        optimiser(kind).decode(state.encode(), 8)
 
 
 def test_what_allows_no_step_is_refused() -> None:
-    step, start = optimiser(OuterKind.AVERAGE), OuterState.initial(OuterKind.AVERAGE, 2)
+    step, start = optimiser(OuterKind.AVERAGE), initial(OuterKind.AVERAGE, 2)
     zero = np.zeros(2, np.float32)
     good = delta(np.ones(2))
     for theta, state, deltas in (
         (zero, start, []),
-        (zero, OuterState.initial(OuterKind.NESTEROV, 2), [good]),
+        (zero, initial(OuterKind.NESTEROV, 2), [good]),
         (zero, start, [delta(np.ones(3))]),
         (zero, start, [WeightedDelta(good.values, good.exponent, 0, 0)]),
         (zero, start, [WeightedDelta(good.values, 900, 1, UNIT)]),
@@ -322,9 +330,9 @@ def test_what_allows_no_step_is_refused() -> None:
         with pytest.raises(ProtocolError):
             step.step(theta, state, deltas)
     with pytest.raises(ProtocolError):
-        OuterOptimiser(step.terms, boundaries=0, unit=1)
+        outer_optimiser(step.terms, boundaries=0, unit=1)
     with pytest.raises(ProtocolError):
-        OuterOptimiser(step.terms, boundaries=1, unit=0)
+        outer_optimiser(step.terms, boundaries=1, unit=0)
 
 
 WIDE = arrays(np.int32, 9, elements=st.integers(-(2**31) + 1, 2**31 - 1))
@@ -386,7 +394,7 @@ def test_a_steady_drift_moves_as_far_per_step_at_every_interval() -> None:
 
     def speed(octaves: int, commits: int) -> float:
         step, theta = optimiser(OuterKind.NESTEROV), np.zeros(DIM, np.float32)
-        state = OuterState.initial(OuterKind.NESTEROV, DIM)
+        state = initial(OuterKind.NESTEROV, DIM)
         for _ in range(commits):
             before = theta
             theta, state = step.step(theta, state, both(direction * 2.0**octaves), octaves)
@@ -401,7 +409,7 @@ def test_a_steady_drift_moves_as_far_per_step_at_every_interval() -> None:
 def test_a_change_of_interval_carries_the_momentum_over(octaves: int) -> None:
     """In a steady state the first step at the other interval is already at its own steady speed."""
     step, theta = optimiser(OuterKind.NESTEROV), np.zeros(DIM, np.float32)
-    state = OuterState.initial(OuterKind.NESTEROV, DIM)
+    state = initial(OuterKind.NESTEROV, DIM)
     direction = np.full(DIM, 0.01)
     for _ in range(300):
         before = theta
@@ -410,12 +418,12 @@ def test_a_change_of_interval_carries_the_momentum_over(octaves: int) -> None:
     after, changed = step.step(theta, state, both(direction * 2.0**octaves), octaves)
     assert float((after - theta)[0]) == pytest.approx(steady * 2.0**octaves, rel=2e-3)
     assert changed.octaves == octaves
-    assert OuterState.decode(changed.encode(), OuterKind.NESTEROV, DIM).octaves == octaves
+    assert optimiser(OuterKind.NESTEROV).decode(changed.encode(), DIM).octaves == octaves
 
 
 def test_rules_without_momentum_do_not_look_at_the_interval() -> None:
     for kind in (OuterKind.AVERAGE, OuterKind.FEDADAM):
-        step, state = optimiser(kind), OuterState.initial(kind, DIM)
+        step, state = optimiser(kind), initial(kind, DIM)
         theta = np.zeros(DIM, np.float32)
         deltas = both(np.full(DIM, 0.01))
         assert np.array_equal(step.step(theta, state, deltas, 3)[0], step.step(theta, state, deltas)[0])

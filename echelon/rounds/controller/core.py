@@ -32,8 +32,9 @@ from echelon.messages.manifest import RunManifest, Weighting
 from echelon.messages.stored import stored
 from echelon.messages.wire import pack, plain
 from echelon.outer.alternating import Alternating, Factors
-from echelon.outer.base import WeightedDelta, octaves_between
-from echelon.outer.custom import Allowed, Outer, State, outer_of, pace_of
+from echelon.outer.base import EncodableState, Outer, WeightedDelta, octaves_between
+from echelon.outer.custom import Allowed, pace_of
+from echelon.outer.registry import outer_of
 from echelon.pace.base import Decision, MergedDelta, PaceController, PaceInputs
 from echelon.pace.registry import pace_controller
 from echelon.rounds.controller.budget import Evaluation, EvaluationSums, bound_reached
@@ -51,7 +52,7 @@ _SNAPSHOT = b"echelon controller v3\x00"
 class _Next:
     draft: CommitDraft
     keys: tuple[tuple[int, int], ...]
-    outer: State
+    outer: EncodableState
     pace: PaceController
 
 
@@ -98,7 +99,7 @@ class ControllerCore:
         self.tokens = 0
         self._intervals = {0: manifest.pace.steps * manifest.pace.windows}
         """R·H that each commit announced, as far back as a delta may depart from."""
-        self._outer: State = self._optimiser.initial(dim)
+        self._outer: EncodableState = self._optimiser.initial(dim)
         if pace is None:
             pace = pace_of(manifest, rules or {})
         self._controller: PaceController = pace if pace is not None else pace_controller(manifest)
