@@ -31,7 +31,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka import TopicPartition as KafkaPartition
 
 from echelon.bus import Outgoing, TopicPartition, open_bus
-from echelon.bus.chunks import split, transfer_of
+from echelon.bus.chunks import to_chunks, transfer_of
 from echelon.bus.kafka_reader import RESPONSE_BYTES
 from echelon.bus.kafka_writer import BATCH_BYTES
 from echelon.bus.tls import Identity
@@ -52,7 +52,7 @@ Figures = dict[str, float]
 def transfer_groups(topic: str, turn: int) -> Groups:
     """The chunks of one payload, 16 at a time."""
     payload = turn.to_bytes(4, "big") * (TRANSFER // 4)
-    chunks = list(split(payload, transfer_of(payload, b"bench"), topic=topic, key=b"sender"))
+    chunks = list(to_chunks(payload, transfer_of(payload, b"bench"), topic=topic, key=b"sender"))
     return [chunks[at : at + 16] for at in range(0, len(chunks), 16)]
 
 

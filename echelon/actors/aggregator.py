@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from echelon.actors.boundary import BoundaryActor, raise_if_failed
-from echelon.actors.exchange import reason_of, serious
+from echelon.actors.exchange import reason_of, reportable_faults
 from echelon.actors.runtime import read_to_end
 from echelon.audit.log import Entry, TopicLog
 from echelon.bus.base import Record, TopicPartition
@@ -64,9 +64,9 @@ class Aggregator(BoundaryActor):
         boundary = ("checkin", "handshake", "masked", "parts", "behaviour", "versions")
         return (*(TopicPartition(topic) for topic in boundary), GLOBAL)
 
-    async def last_words(self, pump: asyncio.Task[None]) -> None:
+    async def drain(self, pump: asyncio.Task[None]) -> None:
         """The end of the run is for the devices to hear, whenever their broker is there again."""
-        await self.publisher.said_everything(pump, lambda: self.halted)
+        await self.publisher.flush(pump, lambda: self.halted)
 
     def snapshot(self) -> bytes:
         """How far `global` was read, then the core's state."""
@@ -176,7 +176,7 @@ class Aggregator(BoundaryActor):
             return await super()._record(record)
         effects: list[Effect] = []
         step = self._global.read(without_source(record))
-        for fault in serious(step):
+        for fault in reportable_faults(step):
             effects.append(self.refuse(record, reason_of(fault), fault.detail))
         if step.entry is not None and step.entry.refusal is None and not effects:
             event = self._event(step.entry)

@@ -34,7 +34,7 @@ from echelon.bus.chunks import (
     Transfer,
     TransferId,
     is_chunk,
-    split,
+    to_chunks,
 )
 from echelon.errors import ConnectionLost, ProtocolError
 from echelon.messages.boundary import DeadLetter
@@ -211,7 +211,7 @@ class BoundaryActor(ABC):
                     break
                 if event is not _ARRIVED:
                     await self._step(event)
-            await self.last_words(pump)
+            await self.drain(pump)
         finally:
             self.running = False
             self.timers.stop_all()
@@ -222,7 +222,7 @@ class BoundaryActor(ABC):
             for reader in readers:
                 await reader.aclose()
 
-    async def last_words(self, pump: asyncio.Task[None]) -> None:
+    async def drain(self, pump: asyncio.Task[None]) -> None:
         """The work is done: give what was said the time to be sent."""
         await self.publisher.drained(DRAIN_SECONDS)
 
@@ -468,7 +468,7 @@ class BoundaryActor(ABC):
             scope, order = NO_SCOPE, effect.window
             if isinstance(message, SplitFrame):
                 scope, order = message.session, message.number
-            records += split(
+            records += to_chunks(
                 effect.payload,
                 transfer,
                 topic=effect.topic,

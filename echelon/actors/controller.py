@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echelon.actors.announcing import Announcer
-from echelon.actors.exchange import Writer, serious
+from echelon.actors.exchange import Writer, reportable_faults
 from echelon.actors.runtime import (
     BATCHES,
     STEP_COST,
@@ -173,7 +173,7 @@ class Controller:
                     break
                 await self._step(event)
             # `close` is for everybody to hear, whenever the exchange is there again.
-            await self.publisher.said_everything(pump, lambda: self.halted)
+            await self.publisher.flush(pump, lambda: self.halted)
         finally:
             self.running = False
             self.timers.stop_all()
@@ -252,7 +252,7 @@ class Controller:
         log = self._logs[record.topic]
         step = log.read(record)
         self._positions[record.at] = record.next_offset
-        for fault in serious(step):
+        for fault in reportable_faults(step):
             self.services.log.warning(
                 "controller: %s@%d: %s (%s)", record.topic, record.offset, fault.detail, fault.code
             )
@@ -465,8 +465,10 @@ class Controller:
             step = self._writer.wrote(record)
             if place <= len(records):
                 standing = len(self._writer.tree)
-            if serious(step):
-                raise StateError(f"controller: its own topic does not verify: {serious(step)[0].detail}")
+            if reportable_faults(step):
+                raise StateError(
+                    f"controller: its own topic does not verify: {reportable_faults(step)[0].detail}"
+                )
             message = None if step.entry is None else step.entry.message
             if step.entry is not None:
                 self.core.transcript.append(

@@ -10,7 +10,7 @@ from echelon.audit.merkle import Tree, leaf_hash
 from echelon.audit.note import Checkpoint, SignedNote, origin
 from echelon.audit.records import StoredRecord, manifest_record
 from echelon.bus.base import Outgoing, Record
-from echelon.bus.chunks import Transfer, TransferId, split
+from echelon.bus.chunks import Transfer, TransferId, to_chunks
 from echelon.messages.envelope import Signer
 from echelon.messages.exchange import Close, Payload
 from echelon.messages.wire import Message, Reason
@@ -37,7 +37,7 @@ def reason_of(fault: Fault) -> Reason:
     return _REASONS.get(fault.code, Reason.MALFORMED)
 
 
-def serious(step: Step) -> list[Fault]:
+def reportable_faults(step: Step) -> list[Fault]:
     """The faults of a step that somebody must hear of."""
     return [fault for fault in step.faults if fault.code not in HARMLESS]
 
@@ -82,7 +82,7 @@ class Writer:
     def chunks(self, payload: bytes, described: Payload) -> list[Outgoing]:
         """The chunk records of a payload; they count as written."""
         transfer = Transfer(TransferId(described.transfer), described.length, described.sha256)
-        records = list(split(payload, transfer, topic=self.log.topic, key=b"chunk"))
+        records = list(to_chunks(payload, transfer, topic=self.log.topic, key=b"chunk"))
         for record in records:
             self.wrote(record)
         return records

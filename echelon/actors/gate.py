@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from echelon.actors.aggregator import OTHER_RECORD, SOURCE_HEADER
 from echelon.actors.announcing import Announcer
 from echelon.actors.boundary import BoundaryActor, Cross, raise_if_failed
-from echelon.actors.exchange import Writer, serious
+from echelon.actors.exchange import Writer, reportable_faults
 from echelon.actors.runtime import BATCH_BYTES, DRAIN_SECONDS, Publisher, end_of, read_to_end
 from echelon.actors.state import Row
 from echelon.actors.witness import FINAL_SECONDS, Witness
@@ -427,7 +427,7 @@ class Gate(BoundaryActor):
     def _learn(self, record: Record, now: float) -> list[_Commit | _Refused]:
         """What a record of `global`, which arrived at this time, says to the derivation."""
         step = self._global.read(record)
-        for fault in serious(step):
+        for fault in reportable_faults(step):
             self.services.log.warning(
                 "%s does not believe global@%d: %s", self.name, record.offset, fault.detail
             )

@@ -187,7 +187,7 @@ class Publisher:
             return False
         return True
 
-    async def said_everything(self, pump: asyncio.Task[None], hurried: Callable[[], bool]) -> None:
+    async def flush(self, pump: asyncio.Task[None], hurried: Callable[[], bool]) -> None:
         """Wait until everything was sent, however long the broker is away: nobody else can say it once this actor ends.
 
         Args:

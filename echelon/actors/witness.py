@@ -114,7 +114,7 @@ class Witness:
                 if self._finished():
                     break
                 await self._wait()
-            await self.publisher.said_everything(pump, lambda: self.halted)
+            await self.publisher.flush(pump, lambda: self.halted)
         finally:
             self.running = False
             pump.cancel()

@@ -160,7 +160,7 @@ def transfer_of(payload: bytes | bytearray | memoryview, context: bytes) -> Tran
     return Transfer(TransferId(described.transfer), described.length, described.sha256)
 
 
-def split(
+def to_chunks(
     payload: bytes | bytearray | memoryview,
     transfer: Transfer,
     *,

@@ -19,7 +19,7 @@ from echelon.bus.base import Bus, Direction, Meter, Outgoing, Reader, Record, To
 from echelon.bus.embedded import MAX_READ_BYTES
 from echelon.bus.store import MAX_RECORD_BYTES, check_batch, check_partition, check_range, check_topic
 from echelon.errors import BusClosed, BusError, ConnectionLost
-from echelon.sim.life import Life
+from echelon.sim.life import ProcessLife
 
 T = TypeVar("T")
 
@@ -163,7 +163,7 @@ class _Sending:
 class SimBus(Bus):
     """One process's connection to a broker. What a dying process had sent arrives in part, or not at all."""
 
-    def __init__(self, broker: SimBroker, link: Link, life: Life) -> None:
+    def __init__(self, broker: SimBroker, link: Link, life: ProcessLife) -> None:
         self.loop = asyncio.get_running_loop()
         self.broker, self.link, self.life = broker, link, life
         self.meter = Meter()

@@ -33,7 +33,7 @@ from echelon.messages.boundary import (
 )
 from echelon.messages.exchange import Close, Commit, Delta, Genesis, Refusal
 from echelon.messages.wire import Reason
-from echelon.sim.left import F64, Left, is_closing, moved_by, sums_of
+from echelon.sim.left import F64, RunRecords, is_closing, moved_by, sums_of
 from echelon.sim.sums import (
     every_sum_holds_the_floor,
     parts_add_up,
@@ -61,25 +61,25 @@ class Finding:
 # ---- the run as a whole ----------------------------------------------------------------------------
 
 
-def no_actor_fails(left: Left) -> Iterator[str]:
+def no_actor_fails(left: RunRecords) -> Iterator[str]:
     """Faults of links, processes and disks end no actor with an error."""
     yield from left.outcome.failures
 
 
-def progress(left: Left) -> Iterator[str]:
+def progress(left: RunRecords) -> Iterator[str]:
     """Once faults stop, the run reaches its budget and everybody ends, within the schedule's patience."""
     if not left.outcome.closed and not left.outcome.failures:
         yield f"{left.outcome.seconds:.0f} s, and these have not ended: {left.outcome.stuck}"
 
 
-def audit_verifies(left: Left) -> Iterator[str]:
+def audit_verifies(left: RunRecords) -> Iterator[str]:
     """The independent verifier finds no error on the exchange."""
     for finding in left.report.findings:
         if finding.severity.value == "error":
             yield str(finding)
 
 
-def adapter_is_the_replay(left: Left) -> Iterator[str]:
+def adapter_is_the_replay(left: RunRecords) -> Iterator[str]:
     """The controller's last adapter, the one that `close` names and the one derived from the log are the same bits."""
     closes = [message for message in left.exchange["global"] if isinstance(message, Close)]
     if not left.outcome.closed and not closes:
@@ -92,7 +92,7 @@ def adapter_is_the_replay(left: Left) -> Iterator[str]:
         yield "the adapter of the controller, of `close` and of the replay are not the same"
 
 
-def audited_beside_the_run(left: Left) -> Iterator[str]:
+def audited_beside_the_run(left: RunRecords) -> Iterator[str]:
     """Whoever audits while the run goes on accuses nobody, and comes to what one verification of everything says."""
     yield from left.outcome.auditor.accused
     topics = {name: list(records) for name, records in left.outcome.topics["exchange"].items()}
@@ -105,14 +105,14 @@ def audited_beside_the_run(left: Left) -> Iterator[str]:
         yield f"it says other things than the verification of everything, after {found.began} records verified before"
 
 
-def bounded_memory(left: Left) -> Iterator[str]:
+def bounded_memory(left: RunRecords) -> Iterator[str]:
     """Open transfers never hold more than their bound."""
     for actor, (most, bound) in left.outcome.memory.items():
         if most > bound:
             yield f"{actor} held {most} bytes of open transfers, at most {bound} are allowed"
 
 
-def nothing_honest_is_refused(left: Left) -> Iterator[str]:
+def nothing_honest_is_refused(left: RunRecords) -> Iterator[str]:
     """In a federation without adversaries no record is refused for what only an adversary would write."""
     for boundary in left.boundaries:
         for letter in left.messages(boundary, "deadletter", DeadLetter):
@@ -134,7 +134,7 @@ _NUMBERS: dict[str, tuple[str, ...]] = {
 }
 
 
-def said_once(left: Left) -> Iterator[str]:
+def said_once(left: RunRecords) -> Iterator[str]:
     """Nobody says two different things under one number: no (boundary, seq) twice, nor window, version or commit."""
     for boundary in left.boundaries:
         for topic, names in _NUMBERS.items():
@@ -168,7 +168,7 @@ def said_once(left: Left) -> Iterator[str]:
 # ---- windows, updates, deltas ----------------------------------------------------------------------
 
 
-def windows_end_once(left: Left) -> Iterator[str]:
+def windows_end_once(left: RunRecords) -> Iterator[str]:
     """Every window ends exactly once, with a sum or without, and in order."""
     for boundary in left.boundaries:
         ended = [
@@ -180,7 +180,7 @@ def windows_end_once(left: Left) -> Iterator[str]:
             yield f"{boundary}: windows ended as {ended}"
 
 
-def windows_in_one_delta(left: Left) -> Iterator[str]:
+def windows_in_one_delta(left: RunRecords) -> Iterator[str]:
     """Every window is in at most one delta that counts, and only windows with a sum are in one."""
     for index, boundary in enumerate(left.boundaries):
         closed = {window.window for window in left.messages(boundary, "control", Window)}
@@ -213,7 +213,7 @@ def windows_in_one_delta(left: Left) -> Iterator[str]:
                 yield f"{boundary}: window {window} was merged and never closed"
 
 
-def updates_in_one_sum(left: Left) -> Iterator[str]:
+def updates_in_one_sum(left: RunRecords) -> Iterator[str]:
     """Every update of a device is in at most one sum: by its content, and by its number."""
     for boundary in left.boundaries:
         content: Counter[tuple[str, int, bytes]] = Counter()
@@ -233,7 +233,7 @@ def updates_in_one_sum(left: Left) -> Iterator[str]:
                 yield f"{boundary}: update {number} of {device} is in {times} sums"
 
 
-def shards_once(left: Left) -> Iterator[str]:
+def shards_once(left: RunRecords) -> Iterator[str]:
     """No two members of a cohort were trained on one data shard."""
     for boundary in left.boundaries:
         for cohort in left.messages(boundary, "control", Cohort):
@@ -243,7 +243,7 @@ def shards_once(left: Left) -> Iterator[str]:
                     yield f"{boundary}: window {cohort.window}: shard {shard} is in {times} updates"
 
 
-def floors_hold(left: Left) -> Iterator[str]:
+def floors_hold(left: RunRecords) -> Iterator[str]:
     """No cohort and no included set is below the floor of heads or of weight."""
     secure = left.outcome.manifest.secure
     floor = secure.k_min + secure.colluding
@@ -266,7 +266,7 @@ def floors_hold(left: Left) -> Iterator[str]:
                 yield f"{boundary}: window {number}: one device has {max(held)} of the {what}'s weight {sum(held)}"
 
 
-def nothing_is_lost_or_added(left: Left) -> Iterator[str]:
+def nothing_is_lost_or_added(left: RunRecords) -> Iterator[str]:
     """What windows moved is in the deltas, all of it and nothing else, to the rounding of the newest delta.
 
     The updates under the masks are added up as they are, window by window; each sealed delta is subtracted. What
@@ -326,7 +326,7 @@ def nothing_is_lost_or_added(left: Left) -> Iterator[str]:
                     pass
 
 
-def crossed_as_sealed(left: Left) -> Iterator[str]:
+def crossed_as_sealed(left: RunRecords) -> Iterator[str]:
     """What crossed is what was sealed inside, and `global` stands inside as it stands outside."""
     for boundary in left.boundaries:
         sealed = {delta.seq: delta for delta in left.messages(boundary, "delta", SealedDelta)}
@@ -340,7 +340,7 @@ def crossed_as_sealed(left: Left) -> Iterator[str]:
         yield from _mirrored(left, boundary)
 
 
-def _mirrored(left: Left, boundary: str) -> Iterator[str]:
+def _mirrored(left: RunRecords, boundary: str) -> Iterator[str]:
     outside = {record.offset: record for record in left.outcome.topics["exchange"]["global"]}
     following = 0
     for record in left.outcome.topics[boundary]["global"]:
@@ -365,7 +365,7 @@ def _mirrored(left: Left, boundary: str) -> Iterator[str]:
         yield f"{boundary}: {due - following} records of the exchange's global are missing inside"
 
 
-def adapters_inside(left: Left) -> Iterator[str]:
+def adapters_inside(left: RunRecords) -> Iterator[str]:
     """Every version of the boundary adapter is anchor + pending deltas + remainder, to the rounding of float32."""
     secure = left.outcome.manifest.secure
     dim = left.outcome.initial.size
@@ -413,7 +413,7 @@ def adapters_inside(left: Left) -> Iterator[str]:
                 break
 
 
-def _anchors(left: Left) -> dict[int, F64]:
+def _anchors(left: RunRecords) -> dict[int, F64]:
     payloads = left.payloads("exchange", "global")
     found = {0: left.outcome.initial.astype(np.float64)}
     for message in left.exchange["global"]:
@@ -427,7 +427,7 @@ def _at(anchors: dict[int, F64], commit: int) -> F64:
     return anchors[commit]
 
 
-def learns(left: Left) -> Iterator[str]:
+def learns(left: RunRecords) -> Iterator[str]:
     """With plain averaging, what was merged ends nearer to the optimum than where it began, or not far beyond it."""
     outer = left.outcome.manifest.outer
     commits = sum(isinstance(message, Commit) for message in left.exchange["global"])
@@ -443,7 +443,7 @@ def learns(left: Left) -> Iterator[str]:
 # ---- what must stay where it is --------------------------------------------------------------------
 
 
-def no_device_state_on_a_broker(left: Left) -> Iterator[str]:
+def no_device_state_on_a_broker(left: RunRecords) -> Iterator[str]:
     """Not two consecutive numbers of a device's weights or update, nor its marks, stand on any broker, masks apart."""
     keys = _patterns(left.outcome.secrets)
     for broker, topics in left.outcome.topics.items():
@@ -484,7 +484,7 @@ def _search(text: bytes, keys: NDArray[np.uint64]) -> bytes | None:
     return None
 
 
-def witnesses_sign_one_history(left: Left) -> Iterator[str]:
+def witnesses_sign_one_history(left: RunRecords) -> Iterator[str]:
     """No witness cosigns two histories of a log or calls an honest writer's a fork; its times never fall."""
     manifest = left.outcome.manifest
     keys = {witness.name: bytes.fromhex(witness.public) for witness in manifest.witnesses}
@@ -511,7 +511,7 @@ def witnesses_sign_one_history(left: Left) -> Iterator[str]:
             last = time or last
 
 
-def uploads_are_masked(left: Left) -> Iterator[str]:
+def uploads_are_masked(left: RunRecords) -> Iterator[str]:
     """No masked upload shows the update under it: its integers are not those of the update."""
     secure = left.outcome.manifest.secure
     dim = left.outcome.initial.size
@@ -529,7 +529,7 @@ def uploads_are_masked(left: Left) -> Iterator[str]:
                 yield f"{boundary}: the upload of {upload.device} for window {message.window} is not masked"
 
 
-INVARIANTS: dict[str, Callable[[Left], Iterator[str]]] = {
+INVARIANTS: dict[str, Callable[[RunRecords], Iterator[str]]] = {
     check.__name__.replace("_", "-"): check
     for check in (
         no_actor_fails,
@@ -565,7 +565,7 @@ MOST = 5
 
 def check(outcome: Outcome) -> list[Finding]:
     """Everything that does not hold after a run."""
-    left = Left(outcome)
+    left = RunRecords(outcome)
     findings = []
     for name, invariant in INVARIANTS.items():
         for number, detail in enumerate(invariant(left)):
@@ -575,4 +575,4 @@ def check(outcome: Outcome) -> list[Finding]:
     return findings
 
 
-__all__ = ["INVARIANTS", "Finding", "Left", "check"]
+__all__ = ["INVARIANTS", "Finding", "RunRecords", "check"]

@@ -34,7 +34,7 @@ F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class DecodedRecord:
     """One record of a boundary topic, decoded; the first copy of it."""
 
     record: Record
@@ -44,28 +44,28 @@ class Said:
 
 
 @dataclass
-class Left:
+class RunRecords:
     """What a run left, decoded once for all invariants."""
 
     outcome: Outcome
-    _said: dict[tuple[str, str], list[Said]] = field(default_factory=dict)
+    _said: dict[tuple[str, str], list[DecodedRecord]] = field(default_factory=dict)
 
     @property
     def boundaries(self) -> list[str]:
         """Their names, in the order of the run manifest."""
         return [terms.name for terms in self.outcome.manifest.boundaries]
 
-    def said(self, boundary: str, topic: str) -> list[Said]:
+    def said(self, boundary: str, topic: str) -> list[DecodedRecord]:
         """The records of a boundary topic, each distinct one once, in order."""
         key = (boundary, topic)
         if key not in self._said:
-            found: dict[bytes, Said] = {}
+            found: dict[bytes, DecodedRecord] = {}
             for record in self.outcome.topics[boundary][topic]:
                 if is_chunk(record) or record.value in found:
                     continue
                 envelope = Envelope.open(record.value)
                 message = BOUNDARY.find(envelope.type, envelope.type_version).decode(envelope.body)
-                found[record.value] = Said(record, envelope.sender, message, envelope.body)
+                found[record.value] = DecodedRecord(record, envelope.sender, message, envelope.body)
             self._said[key] = list(found.values())
         return self._said[key]
 
@@ -116,12 +116,12 @@ class Left:
         }
 
 
-def is_closing(left: Left) -> bool:
+def is_closing(left: RunRecords) -> bool:
     """Whether the run was closed, after which nothing more need be sent."""
     return any(isinstance(message, Close) for message in left.exchange["global"])
 
 
-def sums_of(left: Left, boundary: str) -> Iterator[tuple[Window, int, list[Upload | str]]]:
+def sums_of(left: RunRecords, boundary: str) -> Iterator[tuple[Window, int, list[Upload | str]]]:
     """Each window with a sum, Σn, and its included uploads; a name for one that the device did not make."""
     cohorts = {cohort.window: cohort for cohort in left.messages(boundary, "control", Cohort)}
     included = {one.window: one for one in left.messages(boundary, "control", Included)}
@@ -136,7 +136,7 @@ def sums_of(left: Left, boundary: str) -> Iterator[tuple[Window, int, list[Uploa
         yield window, sum(n[entry.device] for entry in entries), uploads
 
 
-def parts_of(left: Left, boundary: str, window: Window) -> Iterator[tuple[str, EdgePart, F64]]:
+def parts_of(left: RunRecords, boundary: str, window: Window) -> Iterator[tuple[str, EdgePart, F64]]:
     """The parts that a window record names, with their values, float64[d] in units of w/W·Δ."""
     scale = 2.0**-left.outcome.manifest.secure.scale_bits
     payloads = left.payloads(boundary, "parts") if window.parts else {}
@@ -148,7 +148,7 @@ def parts_of(left: Left, boundary: str, window: Window) -> Iterator[tuple[str, E
                 yield ref.edge, part, np.frombuffer(payloads[ref.sha256], "<i4") * scale
 
 
-def moved_by(left: Left, boundary: str, window: Window, uploads: list[Upload | str]) -> F64:
+def moved_by(left: RunRecords, boundary: str, window: Window, uploads: list[Upload | str]) -> F64:
     """What a window's uploads and parts add up to, float64[d] in units of w/W·Δ."""
     total = np.zeros(left.outcome.initial.size)
     for upload in uploads:

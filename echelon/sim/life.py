@@ -27,7 +27,7 @@ class Crashed(Exception):
     """The process is dead; raised out of whatever it was doing."""
 
 
-class Life:
+class ProcessLife:
     """One process, from its start to its end.
 
     Args:
@@ -37,7 +37,9 @@ class Life:
         died: called once when it dies.
     """
 
-    def __init__(self, actor: str, number: int, reached: Reached, died: Callable[[Life], None]) -> None:
+    def __init__(
+        self, actor: str, number: int, reached: Reached, died: Callable[[ProcessLife], None]
+    ) -> None:
         self.actor, self.number = actor, number
         self._reached, self._died = reached, died
         self.dead = False
@@ -97,7 +99,7 @@ class SimStore(StateStore):
     A transaction is there as a whole or not at all, whichever side of it the process dies on.
     """
 
-    def __init__(self, disk: Disk, owner: bytes, life: Life) -> None:
+    def __init__(self, disk: Disk, owner: bytes, life: ProcessLife) -> None:
         self._disk, self._life = disk, life
         if disk.owner not in (b"", owner):
             raise StateError("the simulated disk belongs to another run or actor")

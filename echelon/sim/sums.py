@@ -16,11 +16,11 @@ from echelon.messages.envelope import Envelope
 from echelon.messages.handshake import Included
 from echelon.messages.manifest import MILLION
 from echelon.messages.split import EdgePart
-from echelon.sim.left import F64, Left, is_closing, parts_of, sums_of
+from echelon.sim.left import F64, RunRecords, is_closing, parts_of, sums_of
 from echelon.sim.world import Upload
 
 
-def versions_are_derived(left: Left) -> Iterator[str]:
+def versions_are_derived(left: RunRecords) -> Iterator[str]:
     """Each version that `control` names is derived by the gate, with its digest; no job and no cohort is on another."""
     for boundary in left.boundaries:
         derived = {one.version: one.sha256 for one in left.messages(boundary, "versions", Derived)}
@@ -39,7 +39,7 @@ def versions_are_derived(left: Left) -> Iterator[str]:
         yield from _before_derived(left, boundary)
 
 
-def _before_derived(left: Left, boundary: str) -> Iterator[str]:
+def _before_derived(left: RunRecords, boundary: str) -> Iterator[str]:
     """Jobs and uploads on versions that had not been derived when they were begun and made."""
     places: dict[tuple[int, bytes], int] = {}
     for place, record in enumerate(left.outcome.topics[boundary]["versions"]):
@@ -58,7 +58,7 @@ def _before_derived(left: Left, boundary: str) -> Iterator[str]:
                 yield f"{boundary}: {upload.device} masked on version {base.version} before it was derived"
 
 
-def every_sum_holds_the_floor(left: Left) -> Iterator[str]:
+def every_sum_holds_the_floor(left: RunRecords) -> Iterator[str]:
     """What only some of a window add to is over k_min + c of them, or over nobody: evaluations, and single blocks."""
     secure = left.outcome.manifest.secure
     floor = secure.k_min + secure.colluding
@@ -78,7 +78,7 @@ def every_sum_holds_the_floor(left: Left) -> Iterator[str]:
                     yield f"{where}: block {block} is of {movers} devices, the floor is {floor}"
 
 
-def parts_are_of_enough(left: Left) -> Iterator[str]:
+def parts_are_of_enough(left: RunRecords) -> Iterator[str]:
     """No edge says a part over fewer devices or less weight than a window may be over, or over several versions."""
     secure = left.outcome.manifest.secure
     for boundary in left.boundaries:
@@ -108,7 +108,7 @@ def _hidden(weights: list[float], k_min: int, colluding: int) -> bool:
     return ordered[0] + sum(ordered[colluding + 1 :]) >= k_min * ordered[0]
 
 
-def parts_add_up(left: Left) -> Iterator[str]:
+def parts_add_up(left: RunRecords) -> Iterator[str]:
     """What a window takes of an edge is what its devices' middles were, each job once."""
     for boundary in left.boundaries:
         jobs: Counter[tuple[str, int, int]] = Counter()
@@ -133,14 +133,14 @@ def parts_add_up(left: Left) -> Iterator[str]:
                 yield f"{boundary}: job {job} of {device} is in {times} parts"
 
 
-def _rounded(left: Left, uploads: list[Upload]) -> float:
+def _rounded(left: RunRecords, uploads: list[Upload]) -> float:
     """What vectors that were clipped in float32 may differ by from those clipped in float64."""
     clip = left.outcome.manifest.secure.clip_micro / MILLION
     norms = [float(np.linalg.norm(one.middle)) for one in uploads if one.middle is not None]
     return sum(one.share * clip * 2.0**-23 for one, norm in zip(uploads, norms, strict=True) if norm > clip)
 
 
-def _middles(left: Left, uploads: list[Upload]) -> F64 | None:
+def _middles(left: RunRecords, uploads: list[Upload]) -> F64 | None:
     """What these devices' middles add up to, float64[d]; blocks that too few of them move are left out."""
     secure = left.outcome.manifest.secure
     moved: list[F64] = []

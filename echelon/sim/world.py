@@ -53,7 +53,7 @@ from echelon.secagg.ring import Codec
 from echelon.sim.auditor import Auditor
 from echelon.sim.broker import Link, SimBroker, SimBus
 from echelon.sim.coverage import Coverage, phase_of
-from echelon.sim.life import Call, Disk, Life, SimStore, Stage
+from echelon.sim.life import Call, Disk, ProcessLife, SimStore, Stage
 from echelon.sim.schedule import Fault, LinkSpec, Schedule, reachable, role_of
 from echelon.topics import Boundary, load_catalogue
 from echelon.virtual_loop import run_virtual
@@ -298,7 +298,7 @@ class World:
         for fault in schedule.faults:
             if fault.at is None:
                 self._armed.setdefault(fault.actor, []).append((fault, [fault.nth]))
-        self._running: dict[str, tuple[Life, asyncio.Task[None]]] = {}
+        self._running: dict[str, tuple[ProcessLife, asyncio.Task[None]]] = {}
 
     # ---- set-up ----------------------------------------------------------------------------------
 
@@ -405,7 +405,7 @@ class World:
         failures = 0
         while True:
             self.lives[actor] += 1
-            life = Life(actor, self.lives[actor], partial(self._reached, actor), self._died)
+            life = ProcessLife(actor, self.lives[actor], partial(self._reached, actor), self._died)
             store = SimStore(self.disks[actor], self.manifest.run_id + actor.encode(), life)
             made = self.actors[actor] = self._make(actor, life, store)
             task = asyncio.create_task(made.run(), name=f"{actor} life {life.number}")
@@ -460,7 +460,7 @@ class World:
         except TimeoutError:
             pass
 
-    def _make(self, actor: str, life: Life, store: SimStore) -> Any:
+    def _make(self, actor: str, life: ProcessLife, store: SimStore) -> Any:
         buses = [SimBus(self.brokers[name], self.links[actor, name], life) for name in self._reach(actor)]
         place = Place(buses[0], store, self.services)
         role, settings = self.roles[actor], self.settings
@@ -620,7 +620,7 @@ class World:
         if not self._calm.is_set():
             link.latency = max(0.001, link.latency - latency)
 
-    def _died(self, life: Life) -> None:
+    def _died(self, life: ProcessLife) -> None:
         actor = self.actors.get(life.actor)
         self.outcome.coverage.see(f"crash of {self.roles[life.actor]} while {phase_of(actor)}")
         running, task = self._running[life.actor]

@@ -17,7 +17,7 @@ import pytest
 from echelon.actors.runtime import Services
 from echelon.actors.state import StateStore
 from echelon.bus import Bus, Outgoing, TopicPartition, open_bus
-from echelon.bus.chunks import CHUNK, Assembler, Origin, Transfer, TransferId, split, transfer_of
+from echelon.bus.chunks import CHUNK, Assembler, Origin, Transfer, TransferId, to_chunks, transfer_of
 from echelon.messages.boundary import DeadLetter, Masked
 from echelon.messages.envelope import Envelope, Signer
 from echelon.messages.exchange import Payload
@@ -59,7 +59,7 @@ def upload(
     described = Payload.of(payload, b"%d" % window)
     transfer = Transfer(TransferId(described.transfer), described.length, described.sha256)
     origin = Origin(run, SIGNERS[signer or sender].sign, order=window)
-    chunks = split(payload, transfer, topic=AT.topic, key=sender.encode(), origin=origin)
+    chunks = to_chunks(payload, transfer, topic=AT.topic, key=sender.encode(), origin=origin)
     message = Masked(window=window, payload=described)
     envelope = Envelope.seal(
         SIGNERS[sender], message, run=run, topic=AT.topic, window=window, sender=sender
@@ -110,7 +110,7 @@ def other_bytes(good: list[Outgoing], signer: str | None) -> list[Outgoing]:
     transfer = transfer_of(payload_of(VICTIM, 7), b"")
     named = Transfer(TransferId(dict(good[0].headers)["transfer"]), transfer.length, transfer.sha256)
     origin = None if signer is None else Origin(RUN, SIGNERS[signer].sign, order=7)
-    forged = list(split(bytes(LENGTH), named, topic=AT.topic, key=VICTIM.encode(), origin=origin))
+    forged = list(to_chunks(bytes(LENGTH), named, topic=AT.topic, key=VICTIM.encode(), origin=origin))
     return [good[0], forged[1], *good[1:]]
 
 
@@ -125,7 +125,7 @@ def early(good: list[Outgoing], signer: str) -> list[Outgoing]:
     payload = bytes(CHUNK + 1)
     named = Transfer(TransferId(dict(good[0].headers)["transfer"]), len(payload), bytes(32))
     origin = Origin(RUN, SIGNERS[signer].sign, order=7)
-    return [*split(payload, named, topic=AT.topic, key=VICTIM.encode(), origin=origin), *good]
+    return [*to_chunks(payload, named, topic=AT.topic, key=VICTIM.encode(), origin=origin), *good]
 
 
 def wrong_index(good: list[Outgoing], _signer: str) -> list[Outgoing]:

@@ -13,7 +13,7 @@ import pytest
 from pydantic import create_model
 
 from echelon.bus import Outgoing, open_bus
-from echelon.bus.chunks import Origin, Transfer, TransferId, split
+from echelon.bus.chunks import Origin, Transfer, TransferId, to_chunks
 from echelon.messages.boundary import (
     DeadLetter,
     Heartbeat,
@@ -155,13 +155,13 @@ class Garbage:
         described = Payload.of(b"payload", b"test")
         transfer = Transfer(TransferId(described.transfer), described.length, described.sha256)
         origin = Origin(self.run, writer[1].sign, order=far)
-        [chunk] = split(b"payload", transfer, topic=topic, key=key, partition=partition, origin=origin)
+        [chunk] = to_chunks(b"payload", transfer, topic=topic, key=key, partition=partition, origin=origin)
         found.append((Reason.BAD_TRANSFER, Outgoing(topic, b"pAyload", key, chunk.headers, partition)))
         found.append(
             (Reason.UNKNOWN_SENDER, Outgoing(topic, chunk.value, b"nobody", chunk.headers, partition))
         )
         found.append((Reason.BAD_TRANSFER, Outgoing(topic, chunk.value, key, chunk.headers[:3], partition)))
-        [unsigned] = split(b"payload", transfer, topic=topic, key=key, partition=partition)
+        [unsigned] = to_chunks(b"payload", transfer, topic=topic, key=key, partition=partition)
         found.append((Reason.BAD_TRANSFER, unsigned))
         other, signer = self.stranger(topic)
         forged = Origin(self.run, signer.sign, order=far)
@@ -169,11 +169,13 @@ class Garbage:
         reason = Reason.BAD_SIGNATURE if has_payloads else Reason.WRONG_TOPIC
         found += [
             (reason, chunk)
-            for chunk in split(b"payload", transfer, topic=topic, key=key, partition=partition, origin=forged)
+            for chunk in to_chunks(
+                b"payload", transfer, topic=topic, key=key, partition=partition, origin=forged
+            )
         ]
         found += [
             (Reason.WRONG_SENDER, chunk)
-            for chunk in split(
+            for chunk in to_chunks(
                 b"payload", transfer, topic=topic, key=other.encode(), partition=partition, origin=forged
             )
         ]

@@ -12,7 +12,7 @@ from echelon.actors.boundary import BoundaryActor, Membership
 from echelon.actors.runtime import Services
 from echelon.actors.state import StateStore
 from echelon.bus import Bus, Outgoing, TopicPartition, open_bus
-from echelon.bus.chunks import Assembler, Origin, Transfer, TransferId, split
+from echelon.bus.chunks import Assembler, Origin, Transfer, TransferId, to_chunks
 from echelon.messages.boundary import DeadLetter, Masked
 from echelon.messages.envelope import Envelope, Signer
 from echelon.messages.exchange import Payload
@@ -68,7 +68,7 @@ def upload(sender: str, window: int) -> list[Outgoing]:
     key = sender.encode()
     origin = Origin(RUN, SIGNERS[sender].sign, order=window)
     return [
-        *split(payload, transfer, topic=AT.topic, key=key, origin=origin),
+        *to_chunks(payload, transfer, topic=AT.topic, key=key, origin=origin),
         Outgoing(AT.topic, envelope, key),
     ]
 

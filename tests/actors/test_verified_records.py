@@ -6,7 +6,7 @@ import pytest
 
 from echelon.actors.verified_records import KEPT, Membership, OpenedRecords, RecordOpener
 from echelon.bus import Outgoing, Record, TopicPartition, open_bus
-from echelon.bus.chunks import Assembler, ChunkError, Origin, Transfer, TransferId, split
+from echelon.bus.chunks import Assembler, ChunkError, Origin, Transfer, TransferId, to_chunks
 from echelon.messages.boundary import DeadLetter
 from echelon.messages.envelope import Envelope, Signer
 from echelon.messages.exchange import Payload
@@ -99,7 +99,7 @@ def test_a_frame_of_a_session_that_is_over_is_passed_over_with_its_chunks() -> N
     payload = Payload.of(bytes(range(100)), b"frame")
     transfer = Transfer(TransferId(payload.transfer), payload.length, payload.sha256)
     origin = Origin(run_id, edge.sign, session, 0)
-    [chunk] = split(bytes(range(100)), transfer, topic="split.down", key=b"a.e", origin=origin)
+    [chunk] = to_chunks(bytes(range(100)), transfer, topic="split.down", key=b"a.e", origin=origin)
     frame = SplitFrame(session=session, number=0, payload=payload)
     sealed = Envelope.seal(edge, frame, run=run_id, topic="split.down", window=0, sender="a.e").encode()
     records = [

@@ -31,7 +31,7 @@ from echelon.audit.note import Checkpoint, SignedNote
 from echelon.bus import Bus, Outgoing, Record, TopicPartition, open_bus
 from echelon.errors import BusError, ConnectionLost, StateError
 from echelon.sim.broker import Link, SimBroker, SimBus
-from echelon.sim.life import Call, Disk, Life, SimStore, Stage
+from echelon.sim.life import Call, Disk, ProcessLife, SimStore, Stage
 from echelon.virtual_loop import run_virtual
 from echelon.wiring.actors import Place, make_witness
 from tests.audit.synthetic import CONTROLLER, RUN, StoredRecord
@@ -97,7 +97,7 @@ class Scene:
                 self.calls += 1
             return call in ("store", "publish", "mark") and self.calls == dies_at
 
-        life = Life("w.witness", self.lives, reached, lambda _life: loop.call_soon(task.cancel))
+        life = ProcessLife("w.witness", self.lives, reached, lambda _life: loop.call_soon(task.cancel))
         loop = asyncio.get_running_loop()
         bus = SimBus(self.broker, Link(f"w {self.lives}"), life)
         store = SimStore(self.disk, RUN + b"w.witness", life)

@@ -15,7 +15,7 @@ import numpy as np
 
 from echelon.audit.boundary import BoundaryAudit, ExchangeFacts
 from echelon.audit.findings import Code, Severity
-from echelon.bus.chunks import Origin, Transfer, TransferId, split
+from echelon.bus.chunks import Origin, Transfer, TransferId, to_chunks
 from echelon.messages.boundary import (
     Adopt,
     Cohort,
@@ -215,7 +215,7 @@ def dead_model() -> tuple[Topics, int, bytes]:
     origin = Origin(envelope.run, key_of(finished(), "a.aggregator").sign, order=envelope.window)
     chunks = [
         replace(record, value=one.value, key=one.key, headers=one.headers)
-        for one in split(zero, transfer, topic="model", key=b"a.aggregator", origin=origin)
+        for one in to_chunks(zero, transfer, topic="model", key=b"a.aggregator", origin=origin)
     ]
     size = 4 * ExchangeFacts.read(outside, "a").manifest.adapter_layout().dim
     digest = hashlib.sha256(zero[:size]).digest()

@@ -17,7 +17,7 @@ from echelon.audit.boundary import BoundaryAudit, ExchangeFacts
 from echelon.audit.findings import Code, Severity
 from echelon.audit.verify import Verifier
 from echelon.bus import Record
-from echelon.bus.chunks import Origin, Transfer, TransferId, is_chunk, split
+from echelon.bus.chunks import Origin, Transfer, TransferId, is_chunk, to_chunks
 from echelon.cli.boundary_source import audit_boundary, opened_records
 from echelon.errors import AuditError, ConfigError
 from echelon.messages.boundary import Adopt, Cohort, Masked, Model, SealedDelta, Sealing, Version, Window
@@ -269,7 +269,7 @@ def test_a_model_that_is_not_the_version_derived_is_named(outcome: Outcome) -> N
     envelope = Envelope.open(inside["model"][place].value)
     chunks = [
         replace(inside["model"][place], value=one.value, key=one.key, headers=one.headers)
-        for one in split(
+        for one in to_chunks(
             zero,
             Transfer(TransferId(described.transfer), described.length, described.sha256),
             topic="model",

@@ -14,7 +14,7 @@ from echelon.audit.merkle import Frontier
 from echelon.audit.prefix import PrefixChain
 from echelon.audit.records import CHUNK_BYTES, StoredRecord, read_chunk, record_hash
 from echelon.bus.base import Record
-from echelon.bus.chunks import split, transfer_of
+from echelon.bus.chunks import to_chunks, transfer_of
 from echelon.errors import CodecError, StateError
 from echelon.messages.exchange import Payload, RefusalReason
 from echelon.messages.wire import Refused
@@ -33,7 +33,7 @@ def test_chunks_of_the_bus_are_read(length: int) -> None:
     payload = bytes(range(256)) * (length // 256 + 1)
     payload = payload[:length]
     found = []
-    for out in split(payload, transfer_of(payload, b"c"), topic="delta.a", key=b"k"):
+    for out in to_chunks(payload, transfer_of(payload, b"c"), topic="delta.a", key=b"k"):
         record = Record(out.topic, 0, 0, out.key, out.value, out.headers, 0)
         found.append(read_chunk(record).data)
         with pytest.raises(Refused):

@@ -13,7 +13,7 @@ import sys
 sys.path.insert(0, os.getcwd())
 
 from echelon.bus import Bus, Outgoing, open_bus
-from echelon.bus.chunks import split, transfer_of
+from echelon.bus.chunks import to_chunks, transfer_of
 from echelon.config.broker import BrokerSettings
 
 
@@ -36,7 +36,7 @@ async def crash(url: str, size: int, chunks: int) -> None:
     """Publish the first chunks of a transfer, and die."""
     bus = await connect(url)
     payload = bytes(range(256)) * (size // 256)
-    for number, chunk in enumerate(split(payload, transfer_of(payload, b"context"), topic="t", key=b"s")):
+    for number, chunk in enumerate(to_chunks(payload, transfer_of(payload, b"context"), topic="t", key=b"s")):
         if number == chunks:
             os.kill(os.getpid(), signal.SIGKILL)
         await bus.publish(chunk)

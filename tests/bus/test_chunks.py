@@ -27,7 +27,7 @@ from echelon.bus.chunks import (
     chunks_of,
     is_chunk,
     read_chunk,
-    split,
+    to_chunks,
     transfer_of,
 )
 
@@ -47,7 +47,7 @@ def records_of(
     payload: bytes, *, key: bytes = b"s", first: int = 0, context: bytes = b"context"
 ) -> list[Record]:
     transfer = transfer_of(payload, context)
-    return [record(out, first + n) for n, out in enumerate(split(payload, transfer, topic="t", key=key))]
+    return [record(out, first + n) for n, out in enumerate(to_chunks(payload, transfer, topic="t", key=key))]
 
 
 def assembler(sender: int = 8 * CHUNK, transfers: int = 4, total: int = 16 * CHUNK) -> Assembler:
@@ -69,7 +69,7 @@ def test_golden_chunk():
     named = b"echelon transfer v1\x00" + b"\x92" + b"\xc4\x03ctx" + b"\xc4\x20" + sha256
     assert transfer.id == hashlib.sha256(named).digest()[:16]
     assert transfer.id.hex() == "28f777390834960b9b82042a74e9bf2f"
-    [chunk] = split(payload, transfer, topic="masked", key=b"dev")
+    [chunk] = to_chunks(payload, transfer, topic="masked", key=b"dev")
     body = b"echelon/chunk/v1\x00" + b"\x00\x00\x00\x06masked" + b"\x00\x00\x00\x03dev"
     for name, value in (
         (b"kind", b"chunk"),
@@ -96,7 +96,7 @@ def test_the_transfer_id_names_payload_and_context(length, one, other):
 def test_chunks_are_small_equal_and_add_up(length):
     payload = payload_of(length)
     chunks = list(
-        split(memoryview(payload), transfer_of(payload, b""), topic="t", key=b"k" * 64, partition=2)
+        to_chunks(memoryview(payload), transfer_of(payload, b""), topic="t", key=b"k" * 64, partition=2)
     )
     assert len(chunks) == chunks_of(length) >= 1
     assert b"".join(chunk.value for chunk in chunks) == payload
@@ -399,7 +399,7 @@ def sign(message: bytes) -> bytes:
 def signed(payload: bytes, order: int, *, scope: bytes = NO_SCOPE, first: int = 0) -> list[Record]:
     origin = Origin(b"run", sign, scope, order)
     transfer = transfer_of(payload, scope + order.to_bytes(2, "big"))
-    chunks = split(payload, transfer, topic="t", key=b"s", partition=3, origin=origin)
+    chunks = to_chunks(payload, transfer, topic="t", key=b"s", partition=3, origin=origin)
     return [record(out, first + n) for n, out in enumerate(chunks)]
 
 
@@ -418,7 +418,7 @@ def test_golden_signed_chunk():
     """The wire format, written out by hand: a change here is a change of format."""
     origin = Origin(b"the run", sign, b"0123456789abcdef", 7)
     transfer = transfer_of(b"abc", b"ctx")
-    [chunk] = split(b"abc", transfer, topic="masked", key=b"dev", partition=2, origin=origin)
+    [chunk] = to_chunks(b"abc", transfer, topic="masked", key=b"dev", partition=2, origin=origin)
     names = ["kind", "transfer", "index", "total", "length", "scope", "order", "sha256", "signature"]
     assert [name for name, _ in chunk.headers] == names
     values = dict(chunk.headers)
@@ -518,6 +518,6 @@ def test_a_topic_has_a_longest_payload_and_others_have_none():
     assert receiving.add(b"s", records_of(payload_of(CHUNK + 3))[0]) == ()
     with refused(ChunkFault.TOO_LARGE):
         receiving.add(b"s", records_of(payload_of(CHUNK + 4))[0])
-    elsewhere = next(split(b"", transfer_of(b"", b""), topic="u", key=b"s"))
+    elsewhere = next(to_chunks(b"", transfer_of(b"", b""), topic="u", key=b"s"))
     with refused(ChunkFault.TOO_LARGE):
         receiving.add(b"s", record(elsewhere, 0))

@@ -10,7 +10,7 @@ from collections import defaultdict
 import pytest
 
 from echelon.bus import Outgoing, TopicPartition
-from echelon.bus.chunks import CHUNK, Assembler, TransferId, is_chunk, split, transfer_of
+from echelon.bus.chunks import CHUNK, Assembler, TransferId, is_chunk, to_chunks, transfer_of
 from echelon.errors import BusClosed, BusError, OffsetOutOfRange
 
 T = TopicPartition("t")
@@ -248,7 +248,7 @@ async def test_64_megabytes_in_chunks(broker, bus):
 
     async def send() -> None:
         batch = []
-        for chunk in split(payload, transfer, topic="t", key=b"s"):
+        for chunk in to_chunks(payload, transfer, topic="t", key=b"s"):
             batch.append(chunk)
             if len(batch) == 16:
                 await bus.publish_many(batch)
@@ -308,7 +308,7 @@ async def test_a_writer_that_dies_between_chunks_leaves_a_transfer_that_can_be_s
     payload = bytes(range(256)) * (size // 256)
     transfer = transfer_of(payload, b"context")
     assert await bus.end_offset(T) > 0
-    for chunk in split(payload, transfer, topic="t", key=b"s"):
+    for chunk in to_chunks(payload, transfer, topic="t", key=b"s"):
         await bus.publish(chunk)
     end = await bus.end_offset(T)
     assembler = Assembler(

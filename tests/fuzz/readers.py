@@ -39,7 +39,7 @@ from echelon.audit.records import StoredRecord, read_chunk, read_manifest
 from echelon.audit.verify import verify
 from echelon.audit.witness import WitnessCore
 from echelon.bus.base import Record
-from echelon.bus.chunks import Assembler, ChunkError, split, transfer_of
+from echelon.bus.chunks import Assembler, ChunkError, to_chunks, transfer_of
 from echelon.bus.sqlite import SqliteStore, decode_headers, encode_headers
 from echelon.bus.store import Hub
 from echelon.cli.audit import read_policy
@@ -753,7 +753,7 @@ def _bus_chunks() -> tuple[bytes, ...]:
     payload = b"\x07" * 5000
     return tuple(
         encode_record(StoredRecord("masked", 0, out.key, out.value, out.headers))
-        for out in split(payload, transfer_of(payload, b"x"), topic="masked", key=b"a-0")
+        for out in to_chunks(payload, transfer_of(payload, b"x"), topic="masked", key=b"a-0")
     )
 
 

@@ -27,7 +27,7 @@ from echelon.messages.envelope import Envelope, Signer
 from echelon.messages.exchange import Close, Commit, Payload
 from echelon.messages.split import EdgePart
 from echelon.messages.wire import Message, Reason
-from echelon.sim.invariants import INVARIANTS, Left, check
+from echelon.sim.invariants import INVARIANTS, RunRecords, check
 from echelon.sim.schedule import Schedule
 from echelon.sim.world import Outcome, play
 
@@ -122,13 +122,13 @@ def another_adapter_is_used(outcome: Outcome) -> None:
 
 
 def a_delta_is_proposed_twice(outcome: Outcome) -> None:
-    [first, *_] = Left(outcome).messages("a", "delta", SealedDelta)
+    [first, *_] = RunRecords(outcome).messages("a", "delta", SealedDelta)
     other = updated(first, base_commit=first.base_commit + 1)
     add(outcome, "a", "delta", sealed(other, "delta", "a.aggregator"))
 
 
 def a_window_ends_twice(outcome: Outcome) -> None:
-    [first, *_] = Left(outcome).messages("a", "control", Window)
+    [first, *_] = RunRecords(outcome).messages("a", "control", Window)
     add(outcome, "a", "control", sealed(updated(first, version=77), "control", "a.aggregator"))
 
 
@@ -167,7 +167,7 @@ def a_record_of_global_is_not_mirrored(outcome: Outcome) -> None:
 
 
 def a_version_is_another_adapter(outcome: Outcome) -> None:
-    models = Left(outcome).messages("a", "model", Model)
+    models = RunRecords(outcome).messages("a", "model", Model)
     payloads = {hashlib.sha256(record.value).digest(): record for record in outcome.topics["a"]["model"]}
     old = payloads[models[-1].payload.sha256]
     new = (np.frombuffer(old.value, "<f4") + np.float32(0.5)).astype("<f4").tobytes()
@@ -182,7 +182,7 @@ def weights_of_a_device_leave(outcome: Outcome) -> None:
 
 
 def an_upload_is_not_masked(outcome: Outcome) -> None:
-    [first, *_] = Left(outcome).messages("a", "masked", Masked)
+    [first, *_] = RunRecords(outcome).messages("a", "masked", Masked)
     upload = outcome.uploads[first.payload.sha256]
     bits = outcome.manifest.secure.scale_bits
     plain = np.zeros(first.payload.length // 4, "<i4")
@@ -238,7 +238,9 @@ def a_version_is_derived_otherwise(outcome: Outcome) -> None:
 
 def one_device_alone_adds_its_evaluation(outcome: Outcome) -> None:
     window = next(
-        window for window in Left(outcome).messages("a", "control", Window) if window.summary.eval_tokens
+        window
+        for window in RunRecords(outcome).messages("a", "control", Window)
+        if window.summary.eval_tokens
     )
     of_window = [sha for sha, one in outcome.uploads.items() if one.window == window.window]
     for sha in [sha for sha in of_window if outcome.uploads[sha].device in ("a-1", "a-2", "a-3")]:
@@ -285,18 +287,18 @@ VIOLATIONS: dict[str, Callable[[Outcome], None]] = {
 
 def test_a_good_run_violates_none() -> None:
     assert check(good()) == []
-    assert any(isinstance(message, Commit) for message in Left(good()).exchange["global"])
-    assert any(isinstance(message, Close) for message in Left(good()).exchange["global"])
+    assert any(isinstance(message, Commit) for message in RunRecords(good()).exchange["global"])
+    assert any(isinstance(message, Close) for message in RunRecords(good()).exchange["global"])
     assert len(good().uploads) >= 12
     assert good().auditor.state is not None
-    assert any(window.parts for window in Left(good()).messages("b", "control", Window))
+    assert any(window.parts for window in RunRecords(good()).messages("b", "control", Window))
 
 
 def test_a_job_before_its_version_was_derived_is_seen() -> None:
     outcome = meddled()
     place, job = next((place, job) for place, job in enumerate(outcome.started) if job.version > 0)
     outcome.started[place] = dataclasses.replace(job, derived=job.version)
-    [finding] = INVARIANTS["versions-are-derived"](Left(outcome))
+    [finding] = INVARIANTS["versions-are-derived"](RunRecords(outcome))
     assert f"{job.device} trained from version {job.version} before" in finding
 
 
@@ -304,7 +306,7 @@ def test_an_upload_before_its_bases_were_derived_is_seen() -> None:
     outcome = meddled()
     sha, upload = next((sha, one) for sha, one in outcome.uploads.items() if one.device == "a-2")
     outcome.uploads[sha] = dataclasses.replace(upload, derived=0)
-    findings = list(INVARIANTS["versions-are-derived"](Left(outcome)))
+    findings = list(INVARIANTS["versions-are-derived"](RunRecords(outcome)))
     assert any("a-2 masked on version" in finding for finding in findings)
 
 
@@ -314,7 +316,7 @@ def test_a_job_in_two_parts_is_seen() -> None:
         :2
     ]
     outcome.uploads[sha] = dataclasses.replace(second, jobs=first.jobs)
-    assert any("is in 2 parts" in finding for finding in INVARIANTS["parts-add-up"](Left(outcome)))
+    assert any("is in 2 parts" in finding for finding in INVARIANTS["parts-add-up"](RunRecords(outcome)))
 
 
 def test_every_invariant_has_its_violation() -> None:
@@ -325,5 +327,5 @@ def test_every_invariant_has_its_violation() -> None:
 def test_it_is_seen(name: str) -> None:
     outcome = meddled()
     VIOLATIONS[name](outcome)
-    assert list(INVARIANTS[name](Left(outcome)))
-    assert not list(INVARIANTS[name](Left(copy.copy(good()))))
+    assert list(INVARIANTS[name](RunRecords(outcome)))
+    assert not list(INVARIANTS[name](RunRecords(copy.copy(good()))))

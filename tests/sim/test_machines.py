@@ -16,7 +16,7 @@ from echelon.errors import BusClosed, BusError, ConnectionLost, OffsetOutOfRange
 from echelon.sim.broker import Link, SimBroker, SimBus
 from echelon.sim.draw import draw
 from echelon.sim.explorer import judge
-from echelon.sim.life import Crashed, Disk, Life, SimStore
+from echelon.sim.life import Crashed, Disk, ProcessLife, SimStore
 from echelon.virtual_loop import run_virtual
 
 AT = TopicPartition("t")
@@ -26,12 +26,12 @@ def out(number: int, topic: str = "t") -> Outgoing:
     return Outgoing(topic, b"%d" % number)
 
 
-def life(reached: Callable[..., bool] = lambda *_: False) -> Life:
-    return Life("a", 1, reached, lambda _life: None)
+def life(reached: Callable[..., bool] = lambda *_: False) -> ProcessLife:
+    return ProcessLife("a", 1, reached, lambda _life: None)
 
 
 def connected(
-    link: Link, work: Callable[[SimBroker, SimBus], Awaitable[None]], alive: Life | None = None
+    link: Link, work: Callable[[SimBroker, SimBus], Awaitable[None]], alive: ProcessLife | None = None
 ) -> None:
     async def main() -> None:
         broker = SimBroker("x")
@@ -123,7 +123,7 @@ def test_what_a_dying_process_sent_arrives_in_part_or_not_and_nothing_comes_afte
     for seed in range(40):
         alive = life()
 
-        async def work(broker: SimBroker, bus: SimBus, alive: Life = alive) -> None:
+        async def work(broker: SimBroker, bus: SimBus, alive: ProcessLife = alive) -> None:
             sending = [asyncio.ensure_future(bus.publish_many([out(0), out(1)])) for _ in range(2)]
             await asyncio.sleep(0.05)
             alive.die()

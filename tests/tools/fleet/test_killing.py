@@ -10,7 +10,7 @@ import pytest
 
 from echelon.audit.records import manifest_record
 from echelon.bus.base import Outgoing
-from echelon.bus.chunks import Transfer, TransferId, split
+from echelon.bus.chunks import Transfer, TransferId, to_chunks
 from echelon.errors import ConfigError
 from echelon.messages.boundary import Leave
 from echelon.messages.envelope import Envelope, Signer
@@ -56,7 +56,7 @@ def chunk() -> Outgoing:
 
     data = b"payload"
     transfer = Transfer(TransferId(bytes(16)), len(data), hashlib.sha256(data).digest())
-    return next(iter(split(data, transfer, topic="masked", key=b"a-0")))
+    return next(iter(to_chunks(data, transfer, topic="masked", key=b"a-0")))
 
 
 class Sent:
