@@ -11,49 +11,31 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
 from echelon.errors import CodecError, ProtocolError, StateError
-from echelon.laws.delta_codec import Integers, integers
+from echelon.laws.delta_codec import Integers
 from echelon.laws.transcript import Contradiction, Transcript
-from echelon.messages.exchange import (
-    CloseReason,
-    Commit,
-    Delta,
-    Merged,
-    Pace,
-    RefusalReason,
-)
+from echelon.messages.exchange import CloseReason, Commit, Delta, Pace, RefusalReason
 from echelon.messages.manifest import RunManifest, Weighting
 from echelon.messages.stored import stored
-from echelon.messages.wire import pack, plain
 from echelon.outer.alternating import Alternating, Factors
-from echelon.outer.base import EncodableState, Outer, WeightedDelta, octaves_between
+from echelon.outer.base import EncodableState, Outer, octaves_between
 from echelon.outer.custom import Allowed, pace_of
 from echelon.outer.registry import outer_of
-from echelon.pace.base import Decision, MergedDelta, PaceController, PaceInputs
+from echelon.pace.base import Decision, PaceController, PaceInputs
 from echelon.pace.registry import pace_controller
+from echelon.rounds.controller import state
 from echelon.rounds.controller.budget import Evaluation, EvaluationSums, bound_reached
-from echelon.rounds.controller.deltas import Bytes, Rejected, WaitingDelta, chosen, values_of
-from echelon.rounds.controller.drafts import CommitDraft, CommitMismatch, check_commit
+from echelon.rounds.controller.deltas import Bytes, Rejected, TakenDelta, WaitingDelta, chosen, values_of
+from echelon.rounds.controller.drafts import CommitDraft, CommitMismatch, DerivedCommit, check_commit
 from echelon.rounds.controller.limits import coordinate_limit, examine_window
 
 F32 = NDArray[np.float32]
 
 _MOST = (1 << 63) - 1
-_SNAPSHOT = b"echelon controller v3\x00"
-
-
-@dataclass(frozen=True, slots=True)
-class _Next:
-    draft: CommitDraft
-    keys: tuple[tuple[int, int], ...]
-    outer: EncodableState
-    pace: PaceController
 
 
 class ControllerCore:
@@ -111,7 +93,7 @@ class ControllerCore:
         """Manifests of `global` that each boundary's newest delta had read, of those that do not contradict it."""
         self.transcript = Transcript()
         """`global` as far as it is written: whoever writes or reads it appends to this. In no snapshot."""
-        self._next: _Next | None = None
+        self._next: DerivedCommit | None = None
 
     # ---- offers ----------------------------------------
 
@@ -253,49 +235,31 @@ class ControllerCore:
         self._next = None
         return self._drop_stale()
 
-    def _derive(self, measured: tuple[int, ...]) -> _Next:
+    def _derive(self, measured: tuple[int, ...]) -> DerivedCommit:
         if self._next is not None and self._next.draft.measured == measured:
             return self._next
         if not self._pending:
             raise ProtocolError("no delta waits: there is nothing to commit")
         keys = chosen(self._pending)
-        merging = [self._pending[key] for key in keys]
-        taken = []
-        for item in merging:
-            tau = self._staleness(item.delta)
-            count = 1
-            if self.manifest.outer.weighting is Weighting.TOKENS:
-                count = sum(window.n for window in item.delta.windows)
-            taken.append((item, tau, count, count * self._table[tau]))
+        taken = [self._taken(self._pending[key]) for key in keys]
         adapter, outer = self._optimiser.step(
             self.adapter,
             self._outer,
-            [
-                WeightedDelta(item.values, item.delta.exponent, count, weight, item.delta.base_commit)
-                for item, _, count, weight in taken
-            ],
-            self._octaves(item.delta.base_commit for item in merging),
+            [one.weighted() for one in taken],
+            self._octaves(one.delta.base_commit for one in taken),
         )
         number = self.newest + 1
-        tokens = self.tokens + sum(window.tokens for item in merging for window in item.delta.windows)
+        tokens = self.tokens + sum(window.tokens for one in taken for window in one.delta.windows)
         inputs = PaceInputs(
             number,
-            [
-                MergedDelta(
-                    item.delta, item.values, tau, weight, self.transcript.commits(item.delta.seen_size)
-                )
-                for item, tau, _, weight in taken
-            ],
+            [one.observed(self.transcript) for one in taken],
             measured,
             self.manifest.budget.progress_ppm(number, tokens),
         )
         controller, pace = self._controller.observe(inputs)
         draft = CommitDraft(
             commit=number,
-            merged=tuple(
-                Merged(boundary=boundary, seq=seq, staleness=tau, weight=weight)
-                for (boundary, seq), (_, tau, _, weight) in zip(keys, taken, strict=True)
-            ),
+            merged=tuple(one.merged() for one in taken),
             pace=pace,
             measured=measured,
             tokens=min(tokens, _MOST),
@@ -305,8 +269,15 @@ class ControllerCore:
             ).digest(),
             adapter=adapter,
         )
-        self._next = _Next(draft, keys, outer, controller)
+        self._next = DerivedCommit(draft, keys, outer, controller)
         return self._next
+
+    def _taken(self, waiting: WaitingDelta) -> TakenDelta:
+        staleness = self._staleness(waiting.delta)
+        count = 1
+        if self.manifest.outer.weighting is Weighting.TOKENS:
+            count = sum(window.n for window in waiting.delta.windows)
+        return TakenDelta(waiting, staleness, count, count * self._table[staleness])
 
     def _octaves(self, bases: Iterable[int]) -> int:
         """log2 of the interval that the newest of these bases announced, over that of the start; rounded."""
@@ -358,28 +329,23 @@ class ControllerCore:
 
     def snapshot(self) -> bytes:
         """The whole state: canonical msgpack with raw little-endian arrays, and its SHA-256 in front."""
-        body = pack(
-            [
-                hashlib.sha256(self.manifest.canonical()).digest(),
-                self.newest,
-                self.tokens,
-                plain(self.pace),
-                sorted(self._intervals.items()),
-                self.adapter.astype("<f4", copy=False).tobytes(),
-                self._outer.encode(),
-                self._controller.encode(),
-                [[p.delta.encode(), p.payload, p.offset] for _, p in sorted(self._pending.items())],
-                [b"".join(known) for known in self._known],
-                [np.array(sorted(windows), "<i8").tobytes() for windows in self._windows],
-                list(self._seen),
-                # Sums of what boundaries claim may pass 64 bits: decimal strings have no such edge.
-                [
-                    [commit, [f"{a}/{b}" for a, b in sums]]
-                    for commit, sums in sorted(self._evaluations.sums.items())
-                ],
-            ]
+        return state.sealed(
+            state.ControllerSnapshot(
+                terms=hashlib.sha256(self.manifest.canonical()).digest(),
+                newest=self.newest,
+                tokens=self.tokens,
+                pace=state.StoredNamedPace.of(self.pace),
+                intervals=sorted(self._intervals.items()),
+                adapter=self.adapter,
+                outer=self._outer.encode(),
+                controller=self._controller.encode(),
+                waiting=[state.StoredDelta.of(item) for _, item in sorted(self._pending.items())],
+                known=[b"".join(known) for known in self._known],
+                windows=[state.numbers_to_store(windows) for windows in self._windows],
+                seen=list(self._seen),
+                evaluations=state.evaluations_to_store(self._evaluations),
+            )
         )
-        return _SNAPSHOT + hashlib.sha256(body).digest() + body
 
     @classmethod
     def restore(
@@ -403,47 +369,24 @@ class ControllerCore:
         Raises:
             StateError: damaged, or of a run with other terms.
         """
-        head = len(_SNAPSHOT) + 32
-        body = data[head:]
-        if data[:head] != _SNAPSHOT + hashlib.sha256(body).digest():
-            raise StateError(
-                "the controller's state is damaged: remove it and let it be rebuilt from the topics"
-            )
         with stored("the controller's state"):
-            (
-                terms,
-                newest,
-                tokens,
-                paced,
-                intervals,
-                adapter,
-                outer,
-                controller,
-                pending,
-                known,
-                windows,
-                seen,
-                evaluations,
-            ) = msgpack.unpackb(body, raw=False, use_list=False, max_bin_len=len(body), max_str_len=len(body))
-            if terms != hashlib.sha256(manifest.canonical()).digest():
+            held = state.held_in(data)
+            if held.terms != hashlib.sha256(manifest.canonical()).digest():
                 raise StateError(
                     "the controller's state is of a run with other terms: point it to this run's folder"
                 )
-            core = cls(manifest, np.frombuffer(adapter, "<f4").astype(np.float32), pace=pace, rules=rules)
+            core = cls(manifest, held.adapter.astype(np.float32), pace=pace, rules=rules)
             if transcript is not None:
                 core.transcript = transcript
-            core.newest, core.tokens, core.pace = newest, tokens, Pace(**paced)
-            core._intervals = dict(intervals)
-            core._outer = core._optimiser.decode(outer, core.dim)
-            core._controller = core._controller.decode(controller)
-            for encoded, payload, offset in pending:
-                delta = Delta.decode(encoded)
-                values = integers(payload, delta.exponent, delta.codec)
-                core._pending[delta.boundary, delta.seq] = WaitingDelta(delta, payload, values, offset)
-            core._known = [[joined[at : at + 32] for at in range(0, len(joined), 32)] for joined in known]
-            core._seen = list(seen)
-            core._windows = [set(np.frombuffer(numbers, "<i8").tolist()) for numbers in windows]
-            for commit, sums in evaluations:
-                pairs = (text.split("/") for text in sums)
-                core._evaluations.sums[commit] = [(int(loss), int(tokens)) for loss, tokens in pairs]
+            core.newest, core.tokens, core.pace = held.newest, held.tokens, held.pace.pace()
+            core._intervals = dict(held.intervals)
+            core._outer = core._optimiser.decode(held.outer, core.dim)
+            core._controller = core._controller.decode(held.controller)
+            for one in held.waiting:
+                waiting = one.waiting()
+                core._pending[waiting.delta.boundary, waiting.delta.seq] = waiting
+            core._known = [state.digests_of(joined) for joined in held.known]
+            core._seen = list(held.seen)
+            core._windows = [state.numbers_of(numbers) for numbers in held.windows]
+            core._evaluations.sums = {one.commit: state.evaluated(one) for one in held.evaluations}
         return core

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 from echelon.errors import CodecError
 from echelon.laws.delta_codec import Integers, integers, width
-from echelon.messages.exchange import MAX_MERGED, Delta, DeltaCodec, RefusalReason
+from echelon.laws.transcript import Transcript
+from echelon.messages.exchange import MAX_MERGED, Delta, DeltaCodec, Merged, RefusalReason
+from echelon.outer.base import WeightedDelta
+from echelon.pace.base import MergedDelta
 
 Bytes = bytes | bytearray | memoryview
 
@@ -31,6 +34,43 @@ class WaitingDelta:
     payload: bytes
     values: Integers
     offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class TakenDelta:
+    """A delta that the next commit takes.
+
+    Attributes:
+        waiting: the delta.
+        staleness: commits between its base and the newest one.
+        count: 1, or Σn of its windows if the run weighs by tokens.
+        weight: what it weighs, damped by its staleness.
+    """
+
+    waiting: WaitingDelta
+    staleness: int
+    count: int
+    weight: int
+
+    @property
+    def delta(self) -> Delta:
+        """Its manifest."""
+        return self.waiting.delta
+
+    def weighted(self) -> WeightedDelta:
+        """What the outer step takes of it."""
+        delta, values = self.waiting.delta, self.waiting.values
+        return WeightedDelta(values, delta.exponent, self.count, self.weight, delta.base_commit)
+
+    def observed(self, transcript: Transcript) -> MergedDelta:
+        """What the pace controller takes of it."""
+        read = transcript.commits(self.delta.seen_size)
+        return MergedDelta(self.delta, self.waiting.values, self.staleness, self.weight, read)
+
+    def merged(self) -> Merged:
+        """What the commit says of it."""
+        delta = self.delta
+        return Merged(boundary=delta.boundary, seq=delta.seq, staleness=self.staleness, weight=self.weight)
 
 
 def values_of(delta: Delta, payload: Bytes, sha256: bytes | None, codec: DeltaCodec, dim: int) -> Integers:

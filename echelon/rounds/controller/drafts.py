@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from echelon.errors import ProtocolError
 from echelon.messages.exchange import Commit, Merged, Pace
+from echelon.outer.base import EncodableState
+from echelon.pace.base import PaceController
 
 F32 = NDArray[np.float32]
 
@@ -40,6 +42,23 @@ class CommitDraft:
     def payload(self) -> bytes:
         """The adapter as little-endian float32."""
         return self.adapter.astype("<f4", copy=False).tobytes()
+
+
+@dataclass(frozen=True, slots=True)
+class DerivedCommit:
+    """A draft with what becomes the state once its commit is applied.
+
+    Attributes:
+        draft: what the commit says.
+        keys: (boundary, seq) of the deltas that it takes, ascending.
+        outer: state of the outer step after it.
+        pace: the pace controller after it.
+    """
+
+    draft: CommitDraft
+    keys: tuple[tuple[int, int], ...]
+    outer: EncodableState
+    pace: PaceController
 
 
 def check_commit(commit: Commit, draft: CommitDraft) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
+import msgpack
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -405,3 +407,16 @@ def test_snapshots_are_checked() -> None:
 def test_an_adapter_that_does_not_fit_is_refused(adapter: np.ndarray) -> None:
     with pytest.raises(ProtocolError):
         ControllerCore(terms(), adapter)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda fields: fields[:-1], lambda fields: [*fields, 0], lambda fields: [0, *fields[1:]]]
+)
+def test_a_snapshot_with_a_field_missing_or_added_or_of_another_type_is_refused(
+    change: Callable[[list[object]], list[object]],
+) -> None:
+    snapshot = core_of(terms()).snapshot()
+    head = snapshot.index(b"\x00") + 1
+    body = msgpack.packb(change(msgpack.unpackb(snapshot[head + 32 :])))
+    with pytest.raises(StateError, match="cannot be read"):
+        ControllerCore.restore(terms(), snapshot[:head] + hashlib.sha256(body).digest() + body)
