@@ -54,7 +54,7 @@ DEFECTS: tuple[Mutation, ...] = (
     ),
     _defect(
         "floor check removed",
-        "echelon/secagg/floors.py",
+        "echelon/messages/floor.py",
         "return k_min + colluding",
         "return 1",
         "The sum of too few updates would be unmasked.",

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from echelon.config.training import Settings
 from echelon.config.values import COHORT_LIMIT, Parameters, RuleName
+from echelon.messages.floor import heads
 
 
 class StalenessSettings(Settings):
@@ -81,4 +82,4 @@ class SecureSettings(Settings):
     @property
     def floor(self) -> int:
         """Fewest devices of a window: `k_min` honest ones beside `colluding` others."""
-        return self.k_min + self.colluding
+        return heads(self.k_min, self.colluding)

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from echelon.messages.adapter import AdapterLayout
 from echelon.messages.envelope import Dsse, Signer
 from echelon.messages.exchange import MAX_BOUNDARIES, MAX_MERGED, MAX_WINDOWS, DeltaCodec, Pace
+from echelon.messages.floor import heads
 from echelon.messages.names import BoundaryName, WitnessName
 from echelon.messages.wire import PROTOCOL, U16, U32, U63, Fields, Reason, Refused
 
@@ -184,7 +185,7 @@ class SecureTerms(Fields):
     @property
     def floor(self) -> int:
         """Fewest devices that any released sum may be over: k_min + c."""
-        return self.k_min + self.colluding
+        return heads(self.k_min, self.colluding)
 
     @property
     def weight_max(self) -> int:

@@ -303,7 +303,7 @@ class Federation:
         except TrainingError as error:
             failed = self._failed[boundary.name] = self._failed.get(boundary.name, 0) + 1
             left = len(boundary.device_list()) - failed
-            floor = self.settings.secure.k_min + self.settings.secure.colluding
+            floor = self.settings.secure.floor
             self.log.error("%s drops out: %s", device.name, error)
             self.recorder(device.name, asyncio.get_running_loop().time(), note("device-failed"))
             if left < floor:

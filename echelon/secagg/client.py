@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echelon.messages.envelope import Signer, verify_signature
+from echelon.messages.floor import heads
 from echelon.messages.handshake import (
     SHARE_BYTES,
     Advertise,
@@ -37,7 +38,6 @@ from echelon.secagg import shamir
 from echelon.secagg.context import Context, consistency_statement, masks_bound
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.faults import Abort, Aborted
-from echelon.secagg.floors import heads
 from echelon.secagg.keys import (
     AgreementKey,
     commit_seed,

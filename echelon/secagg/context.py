@@ -7,10 +7,11 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+from echelon.messages.floor import heads
 from echelon.messages.handshake import Included, KeyEntry, KeyList, SharesList
 from echelon.messages.wire import DeviceId
 from echelon.secagg.faults import Abort, Aborted
-from echelon.secagg.floors import heads, partial_sum_holds, weight_holds
+from echelon.secagg.floors import partial_sum_holds, weight_holds
 from echelon.secagg.graph import Graph, Ring, bits, complete
 from echelon.secagg.keys import statement
 

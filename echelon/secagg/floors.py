@@ -10,10 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-
-def heads(k_min: int, colluding: int) -> int:
-    """Fewest devices that a released sum may be over: k_min + c."""
-    return k_min + colluding
+from echelon.messages.floor import heads
 
 
 def weight_holds(weights: Sequence[int], k_min: int, colluding: int) -> bool:

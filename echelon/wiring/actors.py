@@ -236,7 +236,7 @@ def make_aggregator(
                 for edge in split.edge_list()
                 if edge.most is not None
             },
-            manifest.secure.k_min + manifest.secure.colluding,
+            manifest.secure.floor,
             probe_shape(split.probes, classifies=bool(manifest.labels)) if split.probes else None,
         )
     cohort = min(window.cohort or devices, shards or devices, manifest.secure.cohort_max)

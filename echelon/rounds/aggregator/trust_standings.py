@@ -18,6 +18,7 @@ from echelon.elsa.trust import PPM, Standing, TrustRule, Verdict, admit, judge
 from echelon.errors import ProtocolError
 from echelon.laws.snapshot import SnapshotList
 from echelon.messages.behaviour import Behaviour, Counts
+from echelon.messages.floor import heads
 
 
 class RecordShape(NamedTuple):
@@ -38,7 +39,7 @@ def quorum(devices: int, k_min: int, colluding: int) -> int:
     colluders than others beside it (2c + 1 others); or all, where there are no more. A few that report while the rest
     is silent would be each other's consensus.
     """
-    return min(devices, max(k_min + colluding, devices // 2 + 1, 2 * colluding + 2))
+    return min(devices, max(heads(k_min, colluding), devices // 2 + 1, 2 * colluding + 2))
 
 
 StoredCounts = tuple[str, list[int], bytes]

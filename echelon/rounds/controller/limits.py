@@ -15,7 +15,7 @@ def examine_window(window: WindowSummary, terms: SecureTerms, *, report_loss: bo
     Devices let no window pass with Σw < k_min · max w. The exchange does not see max w, but Σw² ≤ max w · Σw,
     so k_min · Σw² ≤ (Σw)² must hold; and (Σw)² ≤ heads · Σw² always holds (Cauchy-Schwarz).
     """
-    if window.heads < terms.k_min + terms.colluding or window.weight < 1:
+    if window.heads < terms.floor or window.weight < 1:
         return RefusalReason.FLOOR
     if terms.k_min * window.weight2 > window.weight**2:
         return RefusalReason.FLOOR
