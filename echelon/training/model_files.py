@@ -25,19 +25,15 @@ MAX_HEADER_BYTES = 100 << 20
 
 
 def check_weights(folder: Path) -> None:
-    """Look at the weights of a local model.
+    """Look at the weights of a local model. Where there are none, the library says so when it looks for them.
 
     Args:
         folder: where the model is.
 
     Raises:
-        ConfigError: there are none, one is a Git LFS pointer or cut off, or a part that the index names is missing.
+        ConfigError: one is a Git LFS pointer or cut off, or a part that the index names is missing.
     """
     files = sorted(path for pattern in WEIGHTS for path in folder.glob(pattern) if path.is_file())
-    if not files:
-        raise ConfigError(
-            f"model folder {folder} has no weights (*.safetensors): fetch them, or check the path"
-        )
     for path in files:
         try:
             _check_file(path)
