@@ -31,8 +31,13 @@ def check_weights(folder: Path) -> None:
         folder: where the model is.
 
     Raises:
-        ConfigError: one is a Git LFS pointer or cut off, or a part that the index names is missing.
+        ConfigError: there is no configuration; a file of weights is a Git LFS pointer or cut off; or a part that the
+            index names is missing.
     """
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"model folder {folder} has no config.json, so there is no model in it: check the path"
+        )
     files = sorted(path for pattern in WEIGHTS for path in folder.glob(pattern) if path.is_file())
     for path in files:
         try:

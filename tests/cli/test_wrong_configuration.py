@@ -116,7 +116,10 @@ def test_empty_data_is_named(tmp_path: Path) -> None:
         boundary["data"] = {"source": f"text:{tmp_path}/*.txt"}
     done = process("run", write(tmp_path, **torch_run(boundaries=boundaries)), "--out", tmp_path / "out")
     assert done.returncode == 2, done.stderr
-    assert "has no document to train on (left out: empty text: 5); name files or packages that have " in done.stderr
+    assert (
+        "has no document to train on (left out: empty text: 5); name files or packages that have "
+        in done.stderr
+    )
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 
