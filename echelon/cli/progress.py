@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from echelon.cli.output import change
+from echelon.cli.output import change, count
 from echelon.config.process import BudgetSettings
 from echelon.run.recorder import Recorder
 
@@ -141,6 +141,8 @@ def event_of(line: Mapping[str, Any]) -> Event | None:
             return Event(t, f"commit {line['commit']}: merged {merged}", "green")
         case "refusal":
             return Event(t, f"{line['boundary']}#{line['seq']} was refused: {line['reason']}", "red")
+        case "data":
+            return Event(t, f"{line['boundary']}: {data_words(line)}", "yellow" if line["left_out"] else "")
         case "window" if line["outcome"] != "closed":
             where = f"{line['boundary']} window {line['window']}"
             return Event(
@@ -150,6 +152,23 @@ def event_of(line: Mapping[str, Any]) -> Event | None:
             where = f"{line['boundary']} window {line['window']}"
             return Event(t, f"{where} closed with {line['included']} of {line['cohort']} devices", "yellow")
     return None
+
+
+def data_words(facts: Mapping[str, Any]) -> str:
+    """What the data of a boundary is, and what is left out of it, in a sentence."""
+    text = (
+        f"{facts['documents']:,} documents, {count(facts['training_tokens'])} tokens to train on, "
+        f"{count(facts['validation_tokens'])} held out"
+    )
+    if facts["left_out"]:
+        left = sum(facts["left_out"].values())
+        reasons = ", ".join(f"{reason}: {number:,}" for reason, number in facts["left_out"].items())
+        text += f"; {left:,} left out ({reasons})"
+    if facts["mended"]:
+        text += "; mended: " + ", ".join(
+            f"{reason}: {number:,}" for reason, number in facts["mended"].items()
+        )
+    return text
 
 
 class Progress(AbstractContextManager["Progress"], Protocol):

@@ -27,7 +27,7 @@ from echelon.config.run import RunSettings
 from echelon.errors import TrainingError
 from echelon.jobs.training import Evaluate, Evaluated, TrainJob, TrainOutcome
 from echelon.messages.adapter import AdapterLayout, Vector
-from echelon.training.learner import BoundarySpec, EvalResult, Learner, LearnerSpec
+from echelon.training.learner import BoundarySpec, DataFacts, EvalResult, Learner, LearnerSpec
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -57,6 +57,14 @@ class FullLearner(Learner, Protocol):
 
     def evaluate_boundary(self, boundary: str, weights: Vector) -> EvalResult:
         """Loss on a boundary's whole validation split."""
+        ...
+
+    def data_facts(self, boundary: str) -> DataFacts | None:
+        """What a boundary's data is, in counts; None where there is none. It is read now if it was not yet.
+
+        Raises:
+            ConfigError: it cannot be used.
+        """
         ...
 
 
@@ -220,6 +228,10 @@ def _evaluate_boundary(boundary: str, weights: Vector) -> EvalResult:
     return _in_worker().evaluate_boundary(boundary, weights)
 
 
+def _data_facts(boundary: str) -> DataFacts | None:
+    return _in_worker().data_facts(boundary)
+
+
 def _generate(weights: Vector, prompt: str, tokens: int) -> str:
     return _in_worker().generate(weights, prompt, tokens)
 
@@ -335,6 +347,12 @@ class LearnerPool:
         if self._inline is not None:
             return await self._call(self._inline.evaluate_boundary, boundary, weights)
         return await self._call(_evaluate_boundary, boundary, weights)
+
+    async def data_facts(self, boundary: str) -> DataFacts | None:
+        """What a boundary's data is, in counts; see `FullLearner.data_facts`."""
+        if self._inline is not None:
+            return await self._call(self._inline.data_facts, boundary)
+        return await self._call(_data_facts, boundary)
 
     async def generate(self, weights: Vector, prompt: str, tokens: int) -> str:
         """Greedy continuation of a prompt."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from echelon.jobs.training import TrainJob, TrainOutcome
 from echelon.messages.adapter import AdapterLayout, Vector, factor_mask
-from echelon.training.learner import EvalResult, LearnerSpec
+from echelon.training.learner import DataFacts, EvalResult, LearnerSpec
 
 TOKENS_PER_STEP = 1024
 RATE = 0.1
@@ -72,6 +72,10 @@ class QuadraticLearner:
     def _draw(self, name: str) -> F64:
         seed = hashlib.sha256(f"{self.spec.seed} {name}".encode()).digest()
         return np.random.default_rng(np.frombuffer(seed, np.uint32)).standard_normal(self._dim)
+
+    def data_facts(self, boundary: str) -> DataFacts | None:
+        """None: there is no data."""
+        return None
 
     @property
     def dim(self) -> int:

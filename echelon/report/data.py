@@ -187,6 +187,21 @@ class Stall(_Record):
     max_ms: float
 
 
+class DataLine(_Record):
+    """What a boundary's data is: documents and tokens, and by reason what is left out or was mended."""
+
+    kind: Literal["data"] = "data"
+    t: Seconds
+    boundary: str
+    documents: Count
+    held_out: Count
+    tokens: Count = 0
+    training_tokens: Count
+    validation_tokens: Count
+    left_out: dict[str, Count] = {}
+    mended: dict[str, Count] = {}
+
+
 class Audit(_Record):
     """The verdict of the audit that ran at the end; a finding is a sentence or a small object."""
 
@@ -248,6 +263,7 @@ class ReportData(_Record):
     traffic: tuple[SplitTraffic, ...] = ()
     encodings: tuple[Encodings, ...] = ()
     standings: tuple[StandingsLine, ...] = ()
+    sources: tuple[DataLine, ...] = ()
     samples: tuple[Generation, ...] = ()
     config_text: str = ""
     notes: tuple[str, ...] = ()
@@ -262,7 +278,17 @@ class ReportData(_Record):
         return tuple(sorted(names - {"overall"}))
 
 
-_Line = WindowLine | CommitLine | EvaluationLine | Crossing | Stall | SplitTraffic | Encodings | StandingsLine
+_Line = (
+    WindowLine
+    | CommitLine
+    | EvaluationLine
+    | Crossing
+    | Stall
+    | SplitTraffic
+    | Encodings
+    | StandingsLine
+    | DataLine
+)
 _Metric = Annotated[_Line, Field(discriminator="kind")]
 _METRIC: TypeAdapter[_Line] = TypeAdapter(_Metric)
 _SUMMARY: TypeAdapter[RunSummary] = TypeAdapter(RunSummary)
@@ -387,6 +413,7 @@ def load(run_dir: Path) -> ReportData:
         encodings=_of(Encodings, records),
         standings=_of(StandingsLine, records),
         stalls=_of(Stall, records),
+        sources=_of(DataLine, records),
         samples=_checked("samples.json", _SAMPLES, samples_text, notes) or (),
         config_text=_text(run_dir / "config.yaml", SMALL_FILE_MAX_BYTES) or "",
         notes=tuple(notes),

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from markupsafe import Markup
 
 from echelon.report import formatting as words
-from echelon.report import pacing, splitting
+from echelon.report import pacing, sources, splitting
 from echelon.report.components import FILE as COMPONENTS
 from echelon.report.components import (
     both,
@@ -472,6 +472,7 @@ def render(data: ReportData) -> str:
         [
             page.cards(),
             page.loss(),
+            sources.data(data.sources),
             page.crossed(),
             page.windows(),
             page.drift(),

@@ -72,7 +72,7 @@ def _encodings(lines: Sequence[Encodings]) -> Markup:
     if not alike:
         return Markup("")
     rows = [(", ".join(devices), *chosen) for chosen, devices in alike.items()]
-    table = fill("run.html", "encodings", head=("devices", *STREAMS.values()), rows=rows)
+    table = fill("run.html", "table", head=("devices", *STREAMS.values()), rows=rows)
     return panel(table, title="Encodings, chosen by what they lose")
 
 

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,12 +43,13 @@ from echelon.report.best import best_evaluated
 from echelon.report.data import ReportData, RunSummary
 from echelon.rounds.effects import Evaluate, note
 from echelon.run.assembly import Assembly, Terms
+from echelon.run.data import read_data
 from echelon.run.folder import INITIAL_FILE, MANIFEST_FILE, MAX_STATE_FILE, PROGRESS_FILE, SAMPLES_FILE
 from echelon.run.losses import accuracies, losses
 from echelon.run.recorder import Recorder
 from echelon.run.vanishing import vanishing
 from echelon.secagg.entropy import Entropy
-from echelon.training.learner import EvalResult
+from echelon.training.learner import DataFacts, EvalResult
 from echelon.wiring.plugins import rules_of
 from echelon.wiring.shards import dealt
 
@@ -153,6 +154,7 @@ class Federation:
         assembly: Assembly | None = None
         try:
             terms, identities = await self._terms(compute)
+            data = await read_data(compute, [one.name for one in self.settings.boundaries], self.recorder)
             before = await self._evaluate(compute, terms.initial, "base")
             services = Services(Offload(self._threads), self.recorder, self.log)
             if terms.manifest.split:
@@ -180,7 +182,7 @@ class Federation:
                     await bus.aclose()
             after = await self._evaluate(compute, adapter, "final")
             await self._evaluate_last(compute, adapter)
-            result = await self._finish(compute, terms, adapter, wall, before, after, topics)
+            result = await self._finish(compute, terms, adapter, wall, before, after, topics, data)
             return replace(result, traffic=assembly.traffic())
         finally:
             if assembly is not None:
@@ -387,6 +389,7 @@ class Federation:
         before: dict[str, EvalResult],
         after: dict[str, EvalResult],
         topics: dict[str, list[Record]],
+        data: dict[str, DataFacts],
     ) -> Result:
         self.status("auditing")
         files = adapter_files(
@@ -416,6 +419,7 @@ class Federation:
             "base_loss": losses(before),
             "final_loss": losses(after),
             **accuracies(base=before, final=after),
+            "data": {name: asdict(facts) for name, facts in data.items()},
             "tokens": self.recorder.tokens,
             "wall_s": round(wall, 3),
             "tokens_per_s": round(self.recorder.tokens / wall, 1) if wall > 0 else None,

@@ -8,7 +8,7 @@ over rows, and rows are what is counted with them: `loss_tokens`, and the `token
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -63,6 +63,29 @@ class EvalResult:
     def tokens_read(self) -> int:
         """Tokens that went through the model."""
         return self.tokens if self.read is None else self.read
+
+
+@dataclass(frozen=True, slots=True)
+class DataFacts:
+    """What a boundary's data is, in counts; no text of it.
+
+    Attributes:
+        documents: texts, conversations or rows that are used.
+        held_out: how many of them are held out for validation, whole or in part.
+        tokens: of all documents.
+        training_tokens: that are trained on.
+        validation_tokens: that one evaluation reads.
+        left_out: documents that are not used, by reason.
+        mended: documents that are used, but not as they stand, by reason.
+    """
+
+    documents: int
+    held_out: int
+    tokens: int
+    training_tokens: int
+    validation_tokens: int
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    mended: Mapping[str, int] = field(default_factory=dict)
 
 
 def _sum(one: int | None, other: int | None) -> int | None:

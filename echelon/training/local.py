@@ -21,7 +21,7 @@ from echelon.training.data.boundary import BoundaryData
 from echelon.training.data.examples import Chosen, Examples
 from echelon.training.data.packing import Order
 from echelon.training.layout import FlatAdapter
-from echelon.training.learner import BoundarySpec, EvalResult, LearnerSpec
+from echelon.training.learner import BoundarySpec, DataFacts, EvalResult, LearnerSpec
 from echelon.training.model import (
     adapter_config_json,
     attach_adapter,
@@ -144,6 +144,10 @@ class TorchLearner:
         if boundary not in self._boundaries:
             self._boundaries[boundary] = self._load(self._boundary(boundary))
         return self._boundaries[boundary]
+
+    def data_facts(self, boundary: str) -> DataFacts | None:
+        """What the data of a boundary is, in counts. Raises `ConfigError`."""
+        return self.boundary_data(boundary).facts
 
     def _boundary(self, name: str) -> BoundarySpec:
         for boundary in self.spec.boundaries:

@@ -13,7 +13,8 @@ from echelon.training.data.holdout import split, split_digest
 from echelon.training.data.packing import Blocks, pack_training, pack_validation
 from echelon.training.data.partition import deal, fill_empty_hands, shares_of
 from echelon.training.data.rows import Rows, longest_first, pad_rows, padding_of
-from echelon.training.data.sources import read_source
+from echelon.training.data.sources import LeftOut, read_source
+from echelon.training.learner import DataFacts
 
 Part = TypeVar("Part")
 
@@ -31,6 +32,7 @@ class BoundaryData(Generic[Part]):
     training_tokens: Mapping[str, int]
     validation_tokens: int
     validation_digest: bytes
+    facts: DataFacts
 
 
 def load_boundary(
@@ -43,13 +45,15 @@ def load_boundary(
     eos = tokenizer.eos_token_id
     if not isinstance(eos, int):
         raise ConfigError("the model's tokenizer has no end-of-sequence token; set `eos_token` in its files")
-    documents = encode(read_source(settings), tokenizer)
+    left_out = LeftOut()
+    documents = encode(read_source(settings, left_out), tokenizer, left_out)
     return _dealt(
         settings,
         devices,
         documents,
         lambda hand: pack_training(hand, sequence_length, eos),
         lambda hand: pack_validation(hand, sequence_length, eos),
+        left_out=left_out,
     )
 
 
@@ -65,13 +69,17 @@ def load_rows(
     Raises `ConfigError` as that does, and for a label that is not one of `labels`.
     """
     pad = padding_of(tokenizer)
-    documents = encode_rows(read_source(settings), tokenizer, labels, sequence_length)
+    left_out = LeftOut()
+    documents = encode_rows(
+        read_source(settings, left_out), tokenizer, labels, sequence_length, left_out=left_out
+    )
     return _dealt(
         settings,
         devices,
         documents,
         lambda hand: pad_rows(hand, sequence_length, pad),
         lambda hand: pad_rows(longest_first(hand), sequence_length, pad),
+        left_out=left_out,
         whole=True,
     )
 
@@ -83,6 +91,7 @@ def _dealt(
     pack: Callable[[Sequence[Document]], Part],
     pack_held: Callable[[Sequence[Document]], Part],
     *,
+    left_out: LeftOut,
     whole: bool = False,
 ) -> BoundaryData[Part]:
     training, validation = split(
@@ -106,4 +115,13 @@ def _dealt(
         },
         validation_tokens=sum(document.size for document in validation),
         validation_digest=split_digest(validation),
+        facts=DataFacts(
+            documents=len(documents),
+            held_out=len(validation),
+            tokens=sum(document.size for document in documents),
+            training_tokens=sum(document.size for document in training),
+            validation_tokens=sum(document.size for document in validation),
+            left_out=dict(left_out.rows.most_common()),
+            mended=dict(left_out.mended.most_common()),
+        ),
     )

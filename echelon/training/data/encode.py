@@ -144,12 +144,26 @@ def _spanned(rendering: Rendering, tokenizer: Tokenizer) -> tuple[Tokens, Mask, 
 
 
 def encode_rows(
-    documents: Sequence[RawDocument], tokenizer: Tokenizer, labels: Sequence[str], length: int
+    documents: Sequence[RawDocument],
+    tokenizer: Tokenizer,
+    labels: Sequence[str],
+    length: int,
+    *,
+    left_out: LeftOut | None = None,
 ) -> list[Document]:
     """Texts with a class each, as the tokenizer's own sequences of at most `length` tokens, special ones included.
 
-    The class is the place of the label in `labels`; texts that become no token are left out. Raises `ConfigError` for a
-    label that is not among them.
+    The class is the place of the label in `labels`; texts that become no token are left out.
+
+    Args:
+        documents: texts with labels.
+        tokenizer: of the model.
+        labels: names of the run's classes.
+        length: most tokens of a row.
+        left_out: takes how many were left out.
+
+    Raises:
+        ConfigError: a label is not among them.
     """
     numbers = {label: number for number, label in enumerate(labels)}
     encoded = []
@@ -162,6 +176,8 @@ def encode_rows(
             if tokens.size:
                 counted, number = np.ones(tokens.size, np.bool_), numbers[str(document.label)]
                 encoded.append(Document(document.id, document.domain, tokens, counted, number))
+            elif left_out is not None:
+                left_out.rows[NO_TOKEN] += 1
     return encoded
 
 
