@@ -37,7 +37,7 @@ class Link:
     def carry(self, array: Array, stream: str) -> Array:
         """What the other end decodes."""
         self.count += 1
-        key = tensor_key(SECRET, "d", 0, self.count, 0, stream)
+        key = tensor_key(secret=SECRET, device="d", window=0, step=self.count, micro=0, stream=stream)
         feedback = self.residual[stream] if self.feedback and stream.endswith("gradient") else None
         wanted = array if feedback is None else feedback.before(array)
         data = encode(wanted, self.compressor, key)

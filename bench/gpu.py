@@ -51,9 +51,11 @@ class Size:
     seconds: float
 
 
-WHOLE = Size(2048, 16, 32, 8, 8192, 128_256, steps=20, seconds=60.0)
+WHOLE = Size(
+    hidden=2048, layers=16, heads=32, kv_heads=8, inner=8192, vocabulary=128_256, steps=20, seconds=60.0
+)
 """The shape of Llama 3.2 1B: 1.24 billion parameters with tied embeddings."""
-TINY = Size(64, 2, 4, 2, 128, 2048, steps=2, seconds=4.0)
+TINY = Size(hidden=64, layers=2, heads=4, kv_heads=2, inner=128, vocabulary=2048, steps=2, seconds=4.0)
 
 
 @dataclass(frozen=True)

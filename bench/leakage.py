@@ -51,12 +51,16 @@ class Protection:
     def record(self, hidden: Array, number: int, secret: bytes = SECRET) -> bytes:
         """What stands on the topic."""
         rotated = hidden if self.rotation is None else self.rotation.apply(hidden)
-        return encode(rotated, self.compressor, tensor_key(secret, "d", 0, number, 0, "up.hidden"))
+        return encode(
+            rotated,
+            self.compressor,
+            tensor_key(secret=secret, device="d", window=0, step=number, micro=0, stream="up.hidden"),
+        )
 
     def read(self, data: bytes, number: int, key: bool) -> Array:
         """What an attacker makes of it."""
         secret = SECRET if key else ATTACKER
-        drawn = tensor_key(secret, "d", 0, number, 0, "up.hidden")
+        drawn = tensor_key(secret=secret, device="d", window=0, step=number, micro=0, stream="up.hidden")
         got = decode(data, Limits(int.from_bytes(data[16:20], "little")), drawn)
         return self.rotation.undo(got) if key and self.rotation is not None else got
 

@@ -212,7 +212,10 @@ def main() -> None:
     memory = []
     for case in MEMORY:
         shape, load = read_shape(config(case, case[6] + case[7] + 1).to_dict()), Load(case[9], 4, RANK)
-        estimated = part_memory(shape, load, case[6], case[7], case[8], 1).total + KERNELS
+        estimated = (
+            part_memory(shape=shape, load=load, front=case[6], back=case[7], micro=case[8], in_flight=1).total
+            + KERNELS
+        )
         memory.append(
             {
                 "part": name(case),

@@ -50,6 +50,7 @@ class _Timer(asyncio.TimerHandle):
         self,
         when: float,
         number: int,
+        *,
         callback: Callable[..., object],
         args: tuple[Any, ...],
         loop: asyncio.AbstractEventLoop,
@@ -139,7 +140,9 @@ class VirtualLoop(asyncio.BaseEventLoop, VirtualClock):
         """Call `callback(*args)` at the virtual time `when`; equal times in the order of the calls."""
         if self.is_closed():
             raise RuntimeError("the loop is closed")
-        timer = _Timer(when, next(self._timers), callback, args, self, context)
+        timer = _Timer(
+            when=when, number=next(self._timers), callback=callback, args=args, loop=self, context=context
+        )
         heapq.heappush(self._scheduled, timer)
         timer._scheduled = True
         return timer

@@ -274,7 +274,8 @@ class Demo:
         for note in sorted(made.folder.glob("*/*/state/*.note")):
             known += ["--checkpoint", str(note)]
         faults = []
-        code, text = self._echelon("audit", "verify", url, *security, *known, "--json")
+        audit = ("audit", "verify", url, *security, *known, "--json")
+        code, text = self._echelon(*audit)
         live: dict[str, Any] = json.loads(text) if text else {}
         if code != 0 or not live.get("ok"):
             faults.append(f"`echelon audit verify {url}` ended with {code}: {live.get('findings')}")

@@ -62,9 +62,9 @@ def draw(result: dict[str, Any], name: str) -> str:
         series,
         Axis(caption, lambda v: f"{v:,.0f}", low=0),
         Axis("CPU seconds of one window, all actors", lambda v: f"{v:.3g}", low=0),
-        title,
-        WIDTH,
-        HEIGHT,
+        label=title,
+        width=WIDTH,
+        height=HEIGHT,
     )
     inner = chart[chart.index(">") + 1 :].removesuffix("</svg>")
     inner = re.sub(r'<g class="hover">.*?</g></g>', "", inner)  # a picture in a page takes no pointer

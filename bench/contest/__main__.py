@@ -70,8 +70,8 @@ def contest_command(
             if not quiet:
                 typer.echo(text, err=True)
 
-        folder = out or results
-        contest = Contest(tier, results, folder, workers or cores(), tell, tuple(table) if table else None)
+        only = tuple(table) if table else None
+        contest = Contest(tier, results, out or results, workers or cores(), tell=tell, only=only)
         place = docs or (Path("docs") if out is None else out)
         if calibrate:
             tell(str(contest.calibrate()["rates"]))

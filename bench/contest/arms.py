@@ -6,6 +6,7 @@ way (overlap), the outer step, μ, and who sets the interval. The two controls a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -117,7 +118,7 @@ TRIALS = 6
 """Settings that each federated arm tries on the dev split; the same number for all."""
 
 
-def _intervals(base: Knobs, *pairs: tuple[int, int]) -> tuple[Knobs, ...]:
+def _intervals(base: Knobs, pairs: Iterable[tuple[int, int]]) -> tuple[Knobs, ...]:
     return tuple(replace(base, steps=steps, windows=windows) for steps, windows in pairs)
 
 
@@ -137,19 +138,19 @@ _DILOCO = tuple(
 _BUFFERED = ((2, 1), (4, 1), (4, 2), (8, 1), (8, 2), (4, 4))
 _NESTEROV = Knobs(outer="nesterov", outer_lr=0.7, momentum=0.5)
 _ECHELON = (
-    *_intervals(_NESTEROV, (2, 1), (4, 1), (4, 2), (8, 1)),
-    *_intervals(Knobs(), (4, 2), (4, 4)),
+    *_intervals(_NESTEROV, ((2, 1), (4, 1), (4, 2), (8, 1))),
+    *_intervals(Knobs(), ((4, 2), (4, 4))),
 )
 """Tried with a fixed interval and by Echelon-DA alike: the two differ in nothing but who sets the interval."""
 
 ARMS: tuple[Arm, ...] = (
     Arm("centralised", "Centralised LoRA", Kind.CENTRALISED),
     Arm("local", "Local only", Kind.LOCAL),
-    _federated("fedavg", "FedAvg", *_intervals(_SYNC, (2, 1), (4, 1), (6, 1), (8, 1), (12, 1), (16, 1))),
+    _federated("fedavg", "FedAvg", *_intervals(_SYNC, ((h, 1) for h in (2, 4, 6, 8, 12, 16)))),
     _federated("fedprox", "FedProx", *_PROX),
     _federated("diloco", "DiLoCo (barrier)", *_DILOCO),
     _federated("diloco-overlap", "DiLoCo (overlapped)", *(replace(k, overlap=True) for k in _DILOCO)),
-    _federated("fedbuff", "FedBuff", *_intervals(Knobs(deltas=1), *_BUFFERED)),
+    _federated("fedbuff", "FedBuff", *_intervals(Knobs(deltas=1), _BUFFERED)),
     _federated("echelon-fixed", "Echelon, fixed interval", *_ECHELON),
     _federated("echelon-da", "Echelon-DA", *(replace(k, pace="echelon-da") for k in _ECHELON)),
 )

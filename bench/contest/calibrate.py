@@ -30,7 +30,17 @@ def measure(
 
     Measured in CPU seconds of the process (one thread), so that what else the machine does does not count.
     """
-    job = Job("centralised", Knobs(), HOME, 1, 1, "dev", shape, corpus.digest, (1e-4, 1e-4))
+    job = Job(
+        arm="centralised",
+        knobs=Knobs(),
+        cell=HOME,
+        seed=1,
+        tokens=1,
+        part="dev",
+        shape=shape,
+        data=corpus.digest,
+        cost=(1e-4, 1e-4),
+    )
     settings = settings_of(job, write_data(job, corpus, folder))
     learner = SharedLearner(spec_of(settings))
     learner.slice("dev", corpus.files["dev"], shape.eval_tokens)

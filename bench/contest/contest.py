@@ -72,7 +72,14 @@ class Contest:
             self._announce([job for jobs in wanted.values() for job in jobs], calibration, cost)
             # All at once, in the order of the tables: no process waits at a table's end.
             jobs = [job for found in wanted.values() for job in found]
-            failures = execute(jobs, self.results, corpus, Path(place), self.workers, self.tell)
+            failures = execute(
+                jobs=jobs,
+                results=self.results,
+                corpus=corpus,
+                folder=Path(place),
+                workers=self.workers,
+                tell=self.tell,
+            )
         if self.only is None and not (self.folder / SECAGG).exists():
             self.measure_secagg()
         for name in (CALIBRATION, DATA):
@@ -127,7 +134,9 @@ class Contest:
         # Two arms may try the same settings: a run is found by what it is, not by who asked for it.
         once = list({job.key: job for job in jobs}.values())
         self._announce([job for job in once if job.key not in raw], None, cost)
-        failures = execute(once, raw, corpus, place, self.workers, self.tell)
+        failures = execute(
+            jobs=once, results=raw, corpus=corpus, folder=place, workers=self.workers, tell=self.tell
+        )
         if not failures:
             write_json(self.folder / tuning_file(self.name), decide(self.tier, jobs, raw.lines))
         return failures

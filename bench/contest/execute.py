@@ -71,6 +71,7 @@ def execute(
     jobs: Sequence[Job],
     results: Results,
     corpus: Corpus,
+    *,
     folder: Path,
     workers: int,
     tell: Callable[[str], None] = lambda _text: None,

@@ -126,22 +126,56 @@ TARGET_SHARE = 0.5
 
 
 def _tables(
-    t1: int, others: int, seeds: int, fewer: int, network: tuple[str, ...], four: tuple[str, ...]
+    *, t1: int, others: int, seeds: int, fewer: int, network: tuple[str, ...], four: tuple[str, ...]
 ) -> tuple[Table, ...]:
     """In the order in which they are run, so that what matters most is there first."""
     rest = tuple(cell for cell in NETWORK if cell != PRIMARY)
     return (
         Table("T1", ALL, (HOME,), seeds, t1),
-        Table("primary", (BEST_FIXED, FIXED, CONTESTANT), (PRIMARY,), seeds, others, ("pace",)),
+        Table(
+            name="primary",
+            arms=(BEST_FIXED, FIXED, CONTESTANT),
+            cells=(PRIMARY,),
+            seeds=seeds,
+            tokens=others,
+            ablations=("pace",),
+        ),
         Table("T2", network, (PRIMARY, *rest), fewer, others),
         Table("T3", four, PARTITIONS, fewer, others),
         Table("T4", four, (*CHURN, *STRAGGLERS), fewer, others),
-        Table("T6", (CONTESTANT,), (HOME,), fewer, others, tuple(name for name, _, _ in ABLATIONS)),
+        Table(
+            name="T6",
+            arms=(CONTESTANT,),
+            cells=(HOME,),
+            seeds=fewer,
+            tokens=others,
+            ablations=tuple(name for name, _, _ in ABLATIONS),
+        ),
     )
 
 
-MICRO = Shape("echelon:micro", 8, 4e-3, 2, 64, 150_000, 1024, 6, 0.1)
-TINY = Shape("echelon:tiny", 8, 4e-3, 4, 64, None, 1536, 8, 0.25)
+MICRO = Shape(
+    model="echelon:micro",
+    rank=8,
+    lr=4e-3,
+    batch=2,
+    length=64,
+    characters=150_000,
+    eval_tokens=1024,
+    points=6,
+    speed=0.1,
+)
+TINY = Shape(
+    model="echelon:tiny",
+    rank=8,
+    lr=4e-3,
+    batch=4,
+    length=64,
+    characters=None,
+    eval_tokens=1536,
+    points=8,
+    speed=0.25,
+)
 
 TIERS: Mapping[str, Tier] = {
     tier.name: tier
@@ -152,7 +186,14 @@ TIERS: Mapping[str, Tier] = {
             MICRO,
             dev_tokens=16_384,
             dev_seeds=1,
-            tables=_tables(32_768, 16_384, 2, 1, BARRIER[1:] + OVERLAPPED[2:], FOUR[2:]),
+            tables=_tables(
+                t1=32_768,
+                others=16_384,
+                seeds=2,
+                fewer=1,
+                network=BARRIER[1:] + OVERLAPPED[2:],
+                four=FOUR[2:],
+            ),
             tuned=False,
         ),
         Tier(
@@ -161,7 +202,7 @@ TIERS: Mapping[str, Tier] = {
             TINY,
             dev_tokens=65_536,
             dev_seeds=1,
-            tables=_tables(98_304, 65_536, 5, 3, FOUR[1:], FOUR[2:]),
+            tables=_tables(t1=98_304, others=65_536, seeds=5, fewer=3, network=FOUR[1:], four=FOUR[2:]),
             stretch=2,
         ),
         Tier(
@@ -170,7 +211,9 @@ TIERS: Mapping[str, Tier] = {
             replace(TINY, eval_tokens=4096, points=16),
             dev_tokens=196_608,
             dev_seeds=1,
-            tables=_tables(786_432, 393_216, 5, 5, BARRIER + OVERLAPPED, FOUR),
+            tables=_tables(
+                t1=786_432, others=393_216, seeds=5, fewer=5, network=BARRIER + OVERLAPPED, four=FOUR
+            ),
             stretch=4,
         ),
     )
@@ -209,15 +252,15 @@ def trials(tier: Tier, data: str, cost: tuple[float, float]) -> list[Job]:
     """Every tuning run: the same number for each federated arm, on the dev split, in the primary cell."""
     return [
         Job(
-            arm.name,
-            replace(knobs, steps=knobs.steps * tier.stretch),
-            PRIMARY,
-            DEV_SEED + seed,
-            tier.dev_tokens,
-            "dev",
-            tier.shape,
-            data,
-            cost,
+            arm=arm.name,
+            knobs=replace(knobs, steps=knobs.steps * tier.stretch),
+            cell=PRIMARY,
+            seed=DEV_SEED + seed,
+            tokens=tier.dev_tokens,
+            part="dev",
+            shape=tier.shape,
+            data=data,
+            cost=cost,
         )
         for arm in ARMS
         if arm.kind is Kind.FEDERATED
@@ -232,7 +275,19 @@ def jobs_of(table: Table, tier: Tier, tuning: Tuning, data: str, cost: tuple[flo
     for cell in table.cells:
         for seed in range(FIRST_SEED, FIRST_SEED + table.seeds):
             for arm, knobs in rows_of(table, tuning):
-                found.append(Job(arm.name, knobs, cell, seed, table.tokens, "test", tier.shape, data, cost))
+                found.append(
+                    Job(
+                        arm=arm.name,
+                        knobs=knobs,
+                        cell=cell,
+                        seed=seed,
+                        tokens=table.tokens,
+                        part="test",
+                        shape=tier.shape,
+                        data=data,
+                        cost=cost,
+                    )
+                )
     return found
 
 

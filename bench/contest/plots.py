@@ -87,7 +87,9 @@ def _intervals(rows: Sequence[ArmRow]) -> str:
 def _chart(series: Sequence[Series], x: Axis, y: Axis) -> str:
     """A chart with a legend above it, on white, with a style of its own."""
     shown = [one for one in series if one.points]
-    chart = line_chart(shown, x, y, f"{y.caption} against {x.caption}", WIDTH, HEIGHT)
+    chart = line_chart(
+        series=shown, x=x, y=y, label=f"{y.caption} against {x.caption}", width=WIDTH, height=HEIGHT
+    )
     if not chart:
         return ""
     chart = re.sub(r'<g class="hover">.*?</g></g>', "", chart)  # nobody can point at a picture in a document

@@ -207,7 +207,14 @@ def _federated(job: Job, settings: RunSettings, learner: SharedLearner) -> Line:
     for number, commit in enumerate(log.commits):
         losses = learner.losses(job.part, commit.adapter) if number in chosen else None
         curve.append(
-            point(at.get(commit.commit, 0.0), commit.tokens, commit.out, commit.inward, commit.commit, losses)
+            point(
+                t=at.get(commit.commit, 0.0),
+                tokens=commit.tokens,
+                out=commit.out,
+                inward=commit.inward,
+                commits=commit.commit,
+                losses=losses,
+            )
         )
     last = curve[-1]
     summary = result.summary
@@ -253,7 +260,7 @@ class _At:
     """A commit: its number, its adapter, and what had crossed when it was made."""
 
     def __init__(
-        self, commit: int, tokens: int, out: int, inward: int, adapter: Vector, stamp_ms: int
+        self, *, commit: int, tokens: int, out: int, inward: int, adapter: Vector, stamp_ms: int
     ) -> None:
         self.commit, self.tokens, self.out, self.inward, self.adapter = commit, tokens, out, inward, adapter
         self.stamp_ms = stamp_ms  # the writer's wall clock; of use in real time only
@@ -293,21 +300,37 @@ def read_exchange(topics: dict[str, list[Record]], boundaries: int) -> Exchange:
             assert log.initial is not None
             for place, terms in enumerate(log.manifest.boundaries):
                 sent[place] = _sizes(
-                    topics[f"delta.{terms.name}"],
-                    terms.name,
-                    bytes.fromhex(terms.gate_public),
-                    log.manifest.run_id,
-                    place,
-                    found,
+                    records=topics[f"delta.{terms.name}"],
+                    name=terms.name,
+                    public=bytes.fromhex(terms.gate_public),
+                    run=log.manifest.run_id,
+                    place=place,
+                    found=found,
                 )
-            found.commits.append(_At(0, 0, 0, inward, log.initial, record.timestamp_ms))
+            found.commits.append(
+                _At(
+                    commit=0,
+                    tokens=0,
+                    out=0,
+                    inward=inward,
+                    adapter=log.initial,
+                    stamp_ms=record.timestamp_ms,
+                )
+            )
         elif isinstance(message, Commit):
             assert step.entry is not None
             assert step.entry.payload is not None
             adapter = np.frombuffer(step.entry.payload, "<f4").astype(np.float32)
             outward = sum(sent[head.boundary][head.size - 1] for head in message.heads if head.size)
             found.commits.append(
-                _At(message.commit, message.tokens, outward, inward, adapter, record.timestamp_ms)
+                _At(
+                    commit=message.commit,
+                    tokens=message.tokens,
+                    out=outward,
+                    inward=inward,
+                    adapter=adapter,
+                    stamp_ms=record.timestamp_ms,
+                )
             )
             found.pace.append([message.pace.steps, message.pace.windows])
             found.staleness += [merged.staleness for merged in message.merged]
@@ -319,7 +342,7 @@ def read_exchange(topics: dict[str, list[Record]], boundaries: int) -> Exchange:
 
 
 def _sizes(
-    records: list[Record], name: str, public: bytes, run: bytes, place: int, found: Exchange
+    records: list[Record], *, name: str, public: bytes, run: bytes, place: int, found: Exchange
 ) -> list[int]:
     """Bytes of a delta topic up to each of its manifests."""
     log = TopicLog(f"delta.{name}", public=public, run=run, boundary=place)
@@ -352,7 +375,16 @@ def _bare(job: Job, settings: RunSettings, learner: SharedLearner, pools: Sequen
     for number, pool in enumerate(pools):
         learner.pool(f"pool-{number}", pool)
     marks = [steps * (k + 1) // shape.points for k in range(shape.points)]
-    curve = [point(0.0, 0, 0, 0, 0, _mean([learner.losses(job.part, one) for one in weights]))]
+    curve = [
+        point(
+            t=0.0,
+            tokens=0,
+            out=0,
+            inward=0,
+            commits=0,
+            losses=_mean([learner.losses(job.part, one) for one in weights]),
+        )
+    ]
     done = 0
     for mark in marks:
         if mark == done:
@@ -377,7 +409,9 @@ def _bare(job: Job, settings: RunSettings, learner: SharedLearner, pools: Sequen
         done = mark
         tokens = done * shape.step_tokens * len(pools)
         losses = _mean([learner.losses(job.part, one) for one in weights])
-        curve.append(point(slowest * done / steps, tokens, 0, 0, 0, losses))
+        curve.append(
+            point(t=slowest * done / steps, tokens=tokens, out=0, inward=0, commits=0, losses=losses)
+        )
     last = curve[-1]
     return {
         "curve": curve,
@@ -406,7 +440,7 @@ def _mean(found: Sequence[dict[str, tuple[float, int]]]) -> dict[str, tuple[floa
 
 
 def point(
-    t: float, tokens: int, out: int, inward: int, commits: int, losses: dict[str, tuple[float, int]] | None
+    *, t: float, tokens: int, out: int, inward: int, commits: int, losses: dict[str, tuple[float, int]] | None
 ) -> Line:
     """One point of a curve; the loss is nats per token over all domains, None where it was not evaluated."""
     loss, domains = None, None

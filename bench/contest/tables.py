@@ -52,7 +52,15 @@ class TableSource:
         found = {}
         for seed in range(FIRST_SEED, FIRST_SEED + table.seeds):
             job = Job(
-                arm.name, knobs, cell, seed, table.tokens, "test", self.tier.shape, self.data, self.cost
+                arm=arm.name,
+                knobs=knobs,
+                cell=cell,
+                seed=seed,
+                tokens=table.tokens,
+                part="test",
+                shape=self.tier.shape,
+                data=self.data,
+                cost=self.cost,
             )
             line = self.lines.get(job.key)
             if line is not None:

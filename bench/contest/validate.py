@@ -78,8 +78,16 @@ def validate_tier(contest: Contest) -> dict[str, Any]:
                 if arm not in tuning.chosen:
                     raise ConfigError(f"the tier's tuning has no {arm}: run the trials")
                 job = Job(
-                    arm, tuning.chosen[arm], cell, FIRST_SEED, TOKENS, "test", contest.tier.shape, corpus.digest, cost
-                )  # fmt: skip
+                    arm=arm,
+                    knobs=tuning.chosen[arm],
+                    cell=cell,
+                    seed=FIRST_SEED,
+                    tokens=TOKENS,
+                    part="test",
+                    shape=contest.tier.shape,
+                    data=corpus.digest,
+                    cost=cost,
+                )
                 predicted = simulated(job, corpus, folder)
                 measured = real(job, corpus, folder / f"case-{number}", stack)
                 row = {

@@ -28,7 +28,17 @@ def measure(model: str, task: Task, clock: Callable[[], float] = time.process_ti
     """Tokens per second of one core, the median of `ROUNDS` rounds, in CPU seconds of the process (one thread)."""
     limit_threads()
     shape = TaskShape()
-    job = TaskJob(task.name, model, "centralised", 0, 1, shape, "", "", 1.0)
+    job = TaskJob(
+        task=task.name,
+        model=model,
+        arm="centralised",
+        unreliable=0,
+        seed=1,
+        shape=shape,
+        data="",
+        base="",
+        tokens_per_s=1.0,
+    )
     with tempfile.TemporaryDirectory(prefix="echelon-elsa-") as folder:
         path = Path(folder) / "rows.jsonl"
         write_rows([(row, "pool") for row in task.snippets["train"][:600]], path)

@@ -286,7 +286,7 @@ def make_task(name: str, measure: Measure, stdlib: Path | None = None, most: int
 
 
 def deal(
-    snippets: Sequence[Snippet], labels: Sequence[str], devices: int, alpha: float, least: int, seed: int
+    snippets: Sequence[Snippet], labels: Sequence[str], *, devices: int, alpha: float, least: int, seed: int
 ) -> list[list[Snippet]]:
     """The training snippets of each device: every class's shares are a draw from Dirichlet(alpha, …) over devices.
 

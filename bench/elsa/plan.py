@@ -268,27 +268,27 @@ TIERS: Mapping[str, TaskTier] = {
     tier.name: tier
     for tier in (
         TaskTier(
-            "tiny",
-            "the mechanics: two arms of one task, a few steps, 128 test rows; no claim",
-            TaskShape(steps=2, batch=4, commits=1, rows=128),
-            ("kind",),
-            ("bert",),
-            ("split", "elsa"),
-            (20,),
-            1,
-            None,
+            name="tiny",
+            about="the mechanics: two arms of one task, a few steps, 128 test rows; no claim",
+            shape=TaskShape(steps=2, batch=4, commits=1, rows=128),
+            tasks=("kind",),
+            models=("bert",),
+            arms=("split", "elsa"),
+            unreliable=(20,),
+            seeds=1,
+            ablated=None,
             most=250,
         ),
         TaskTier(
-            "full",
-            "two tasks, two models, five arms, three paired seeds, five ablations, and five encodings",
-            TaskShape(),
-            ("kind", "package"),
-            ("bert", "llama"),
-            tuple(arm.name for arm in ARMS),
-            (0, 20),
-            3,
-            ("kind", "bert", 20),
+            name="full",
+            about="two tasks, two models, five arms, three paired seeds, five ablations, and five encodings",
+            shape=TaskShape(),
+            tasks=("kind", "package"),
+            models=("bert", "llama"),
+            arms=tuple(arm.name for arm in ARMS),
+            unreliable=(0, 20),
+            seeds=3,
+            ablated=("kind", "bert", 20),
             # Devices have to measure for a while before they go by it.
             far=TaskShape(commits=8),
             # Twenty classes take more steps to be told apart at all.
@@ -308,16 +308,26 @@ def jobs_of(
     """
 
     def job(
-        task: str, model: str, arm: str, percent: int, seed: int, shape: TaskShape | None = None
+        *, task: str, model: str, arm: str, percent: int, seed: int, shape: TaskShape | None = None
     ) -> TaskJob:
         shape = shape or tier.shapes.get(task, tier.shape)
-        return TaskJob(task, model, arm, percent, seed, shape, data[task], bases[model], rates[model])
+        return TaskJob(
+            task=task,
+            model=model,
+            arm=arm,
+            unreliable=percent,
+            seed=seed,
+            shape=shape,
+            data=data[task],
+            base=bases[model],
+            tokens_per_s=rates[model],
+        )
 
     seeds = range(1, tier.seeds + 1)
     found: list[TaskJob] = []
     for task in tier.tasks:
         found += [
-            job(task, model, arm, percent, seed)
+            job(task=task, model=model, arm=arm, percent=percent, seed=seed)
             for seed in seeds
             for percent in tier.unreliable
             for model in tier.models
@@ -326,9 +336,15 @@ def jobs_of(
         if tier.ablated is not None and tier.ablated[0] == task:
             _, model, percent = tier.ablated
             further = (*ABLATIONS, *ENCODINGS)
-            found += [job(task, model, arm.name, percent, seed) for seed in seeds for arm in further]
+            found += [
+                job(task=task, model=model, arm=arm.name, percent=percent, seed=seed)
+                for seed in seeds
+                for arm in further
+            ]
             if tier.far is not None:
                 found += [
-                    job(task, model, arm.name, percent, seed, tier.far) for seed in seeds for arm in FAR
+                    job(task=task, model=model, arm=arm.name, percent=percent, seed=seed, shape=tier.far)
+                    for seed in seeds
+                    for arm in FAR
                 ]
     return found

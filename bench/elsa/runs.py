@@ -105,7 +105,12 @@ def fleet(job: TaskJob, task: Task) -> list[TaskDevice]:
     """
     count = len(BOUNDARIES) * DEVICES
     hands = deal(
-        task.snippets["train"], task.labels, count, job.shape.alpha, LEAST * job.shape.batch, job.seed
+        snippets=task.snippets["train"],
+        labels=task.labels,
+        devices=count,
+        alpha=job.shape.alpha,
+        least=LEAST * job.shape.batch,
+        seed=job.seed,
     )
     bad = unreliable(count, round(count * job.unreliable / 100), job.seed)
     kinds = [one for one in CLASSES for _ in range(one.count)]

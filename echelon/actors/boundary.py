@@ -100,7 +100,7 @@ class BoundaryActor(ABC):
             dropped=self._gave_up,
             expects=self.expects,
         )
-        self.publisher = Publisher(name, bus, store, services, self.owns)
+        self.publisher = Publisher(name, bus, store, services, owns=self.owns)
         self._events: asyncio.Queue[object] = asyncio.Queue()
         self._room = Room(BATCHES, self.publisher)
         self.timers = Timers(self._events.put_nowait)

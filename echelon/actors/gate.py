@@ -100,8 +100,8 @@ class Gate(BoundaryActor):
             exchange,
             self.store,
             self.services,
-            lambda topic: topic == self._topic.topic,
-            self._announcer.took,
+            owns=lambda topic: topic == self._topic.topic,
+            took=self._announcer.took,
         )
         self._witness = witness
         self._proposed: dict[int, SealedDelta] = {}

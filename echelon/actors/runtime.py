@@ -76,6 +76,7 @@ class Publisher:
         bus: Bus,
         store: StateStore,
         services: Services,
+        *,
         owns: Callable[[str], bool] = lambda _topic: True,
         took: Callable[[Sequence[Outgoing]], None] = lambda _records: None,
     ) -> None:

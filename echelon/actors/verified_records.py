@@ -142,7 +142,14 @@ class RecordOpener:
                     envelope.sender.encode(), TransferId(payload.transfer), payload.length, payload.sha256
                 )
             )
-        return Incoming(record.topic, record.offset, envelope.sender, envelope.window, message, data)
+        return Incoming(
+            topic=record.topic,
+            offset=record.offset,
+            sender=envelope.sender,
+            window=envelope.window,
+            message=message,
+            payload=data,
+        )
 
     def _chunk(self, record: Record) -> None:
         """Keep a chunk, once it is known that its sender wrote it, and that the sender may write there.

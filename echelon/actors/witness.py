@@ -77,7 +77,7 @@ class Witness:
         self._of_deltas = [at for at in heads if at != self._of_global]
         self._positions = dict.fromkeys(heads, 0)
         self._readers: dict[TopicPartition, Reader] = {}
-        self.publisher = Publisher(name, bus, store, services, lambda topic: topic == self.topic)
+        self.publisher = Publisher(name, bus, store, services, owns=lambda topic: topic == self.topic)
         self._backoff = Backoff(f"{name} witness")
         self._conflicts: list[Outgoing] = []
         self._not_before = 0.0
@@ -282,4 +282,12 @@ class Witness:
 
 def _standing(record: Outgoing) -> Record:
     """A record of the outbox as it will stand on its topic."""
-    return Record(record.topic, record.partition, 0, record.key, record.value, record.headers, 0)
+    return Record(
+        topic=record.topic,
+        partition=record.partition,
+        offset=0,
+        key=record.key,
+        value=record.value,
+        headers=record.headers,
+        timestamp_ms=0,
+    )

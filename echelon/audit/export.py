@@ -141,7 +141,9 @@ def _record(topic: str, body: bytes, size: int) -> StoredRecord:
     value = take()
     if place != size:
         raise ValueError("bytes follow its value")
-    return StoredRecord(topic, offset, key, value, tuple(headers), timestamp)
+    return StoredRecord(
+        topic=topic, offset=offset, key=key, value=value, headers=tuple(headers), timestamp_ms=timestamp
+    )
 
 
 def encode_index(topics: Sequence[ExportedTopic]) -> bytes:

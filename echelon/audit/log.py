@@ -361,7 +361,17 @@ class TopicLog:
         if isinstance(message, Genesis | Delta | Commit):
             self._done[message.payload.transfer] = None
         self.next_number = number + 1
-        return Step(Entry(record.offset, number, message, record.value, payload, refusal), tuple(faults))
+        return Step(
+            Entry(
+                offset=record.offset,
+                number=number,
+                message=message,
+                value=record.value,
+                payload=payload,
+                refusal=refusal,
+            ),
+            tuple(faults),
+        )
 
     # ---- storage ----------------------------------------
 

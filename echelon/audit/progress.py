@@ -246,12 +246,12 @@ class Progress:
         unpacker.feed(commits)
         known = [
             CommitFacts(
-                commit,
-                offset,
-                tuple(Merged.model_construct(**one) for one in merged),
-                tokens,
-                Pace.model_construct(**pace),
-                sha256,
+                commit=commit,
+                offset=offset,
+                merged=tuple(Merged.model_construct(**one) for one in merged),
+                tokens=tokens,
+                pace=Pace.model_construct(**pace),
+                adapter_sha256=sha256,
             )
             for commit, offset, merged, tokens, pace, sha256 in unpacker
         ]

@@ -146,7 +146,7 @@ def read_chunk(record: LogRecord) -> Chunk:
             Reason.BAD_TRANSFER,
             f"chunk {index} of {total} with {len(record.value)} of {length} bytes cannot be",
         )
-    return Chunk(transfer, index, total, length, digest, record.value)
+    return Chunk(transfer=transfer, index=index, total=total, length=length, digest=digest, data=record.value)
 
 
 def chunk_digest(topic: str, key: bytes, headers: Headers, value: bytes) -> bytes:

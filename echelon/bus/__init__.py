@@ -117,11 +117,20 @@ async def open_bus(
         raise ConfigError(f"bus {url!r}: `security` is for kafka:// only; leave it out for a log in a file")
     place, _, query = rest.partition("?")
     if scheme == "memory" or place in ("", "/"):
-        return _open_memory(url, scheme, place, query, read_only, max_read_bytes)
+        return _open_memory(
+            url=url,
+            scheme=scheme,
+            place=place,
+            query=query,
+            read_only=read_only,
+            max_read_bytes=max_read_bytes,
+        )
     return await _open_sqlite(url, place, query, read_only, max_read_bytes)
 
 
-def _open_memory(url: str, scheme: str, place: str, query: str, read_only: bool, max_read_bytes: int) -> Bus:
+def _open_memory(
+    url: str, *, scheme: str, place: str, query: str, read_only: bool, max_read_bytes: int
+) -> Bus:
     if query:
         raise ConfigError(f"bus {url!r}: a log in memory has no options; leave out {query!r}")
     if scheme == "memory" and not place:

@@ -215,7 +215,14 @@ class KafkaBus(Bus):
         """See `Bus.join`."""
         self._check_open()
         await self._partitions({topic})
-        member = KafkaMember(self._link, group, topic, assigned, revoked, self._members.discard)
+        member = KafkaMember(
+            link=self._link,
+            group=group,
+            topic=topic,
+            assigned=assigned,
+            revoked=revoked,
+            forget=self._members.discard,
+        )
         self._members.add(member)
         try:
             await member.start()

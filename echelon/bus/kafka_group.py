@@ -49,6 +49,7 @@ class KafkaMember(GroupMember):
         link: Link,
         group: str,
         topic: str,
+        *,
         assigned: Moved,
         revoked: Moved,
         forget: Callable[[KafkaMember], None],

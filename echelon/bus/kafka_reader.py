@@ -120,7 +120,15 @@ class _Part:
         key, value, headers = found.key, found.value, tuple(found.headers)
         if key is None or value is None or (headers and any(content is None for _, content in headers)):
             self._damaged(found.offset, "its key, its value or that of a header is null", found.offset + 1)
-        return Record(self.at.topic, self.at.partition, found.offset, key, value, headers, found.timestamp)
+        return Record(
+            topic=self.at.topic,
+            partition=self.at.partition,
+            offset=found.offset,
+            key=key,
+            value=value,
+            headers=headers,
+            timestamp_ms=found.timestamp,
+        )
 
     def _damaged(self, offset: int, what: str, next_offset: int) -> NoReturn:
         self.batches.clear()  # whoever wants to read on behind it seeks

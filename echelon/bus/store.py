@@ -262,7 +262,13 @@ class MemoryStore(Store):
                     offsets.append(offset)
                     log.append(
                         Record(
-                            out.topic, out.partition, offset, out.key, out.value, out.headers, timestamp_ms
+                            topic=out.topic,
+                            partition=out.partition,
+                            offset=offset,
+                            key=out.key,
+                            value=out.value,
+                            headers=out.headers,
+                            timestamp_ms=timestamp_ms,
                         )
                     )
                 results.append(offsets)

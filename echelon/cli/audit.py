@@ -284,12 +284,12 @@ def _boundaries(
     for place in [place for name in boundaries for place in boundary_source.places(name, roster)]:
         with opened(source, security) as outside, opened(place.source) as within:
             audit = boundary_source.audit_boundary(
-                outside.topics,
-                outside.open_from,
-                within.topics,
-                within.open_from,
-                boundary_source.read_roster(place.roster),
-                rules,
+                exchange_topics=outside.topics,
+                exchange=outside.open_from,
+                boundary_topics=within.topics,
+                boundary=within.open_from,
+                roster=boundary_source.read_roster(place.roster),
+                rules=rules,
             )
             strange = [one for one in within.findings if one.topic in (*boundary_source.TOPICS, "")]
         report.findings += [*strange, *audit.findings]

@@ -120,7 +120,13 @@ def opened_records(
             yield Unopened(topic, record.offset, record.detail, damaged=True)
             continue
         stored = Record(
-            topic, 0, record.offset, record.key, record.value, record.headers, record.timestamp_ms
+            topic=topic,
+            partition=0,
+            offset=record.offset,
+            key=record.key,
+            value=record.value,
+            headers=record.headers,
+            timestamp_ms=record.timestamp_ms,
         )
         try:
             incoming = opener.open(stored)
@@ -132,6 +138,7 @@ def opened_records(
 
 
 def audit_boundary(
+    *,
     exchange_topics: Iterable[str],
     exchange: OpenFrom,
     boundary_topics: Iterable[str],

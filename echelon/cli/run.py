@@ -40,5 +40,14 @@ def run_command(
     with guarded():
         from echelon.cli.running import Order, execute
 
-        code = execute(Order(config, out, tuple(overrides or ()), resume, as_json, quiet))
+        code = execute(
+            Order(
+                config=config,
+                out=out,
+                overrides=tuple(overrides or ()),
+                resume=resume,
+                as_json=as_json,
+                quiet=quiet,
+            )
+        )
     raise typer.Exit(code)

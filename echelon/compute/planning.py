@@ -108,7 +108,12 @@ def replanner(
 def device_profile(name: str, profile: DeviceProfileSettings | DeviceClassSettings) -> DeviceProfile:
     """A class's profile as the planner takes it."""
     return DeviceProfile(
-        name, profile.memory, _processor(profile), profile.uplink, profile.downlink, profile.rtt
+        name=name,
+        memory=profile.memory,
+        processor=_processor(profile),
+        uplink=profile.uplink,
+        downlink=profile.downlink,
+        rtt=profile.rtt,
     )
 
 

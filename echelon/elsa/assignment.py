@@ -131,7 +131,7 @@ def assign(
         raise LimitExceeded(
             f"{len(names)} devices need a place, the {len(capacity)} edges have {total}: add edges or raise capacities"
         )
-    table = _table(devices, capacity, current, rule, names, edges)
+    table = _table(devices=devices, capacity=capacity, current=current, rule=rule, names=names, edges=edges)
     places = [edge for edge in range(len(edges)) for _ in range(min(capacity[edges[edge]], len(names)))]
     from scipy.optimize import linear_sum_assignment  # at use: services without edges need none of it
 
@@ -150,6 +150,7 @@ def _table(
     devices: Mapping[str, Device],
     capacity: Mapping[str, int],
     current: Mapping[str, str],
+    *,
     rule: AssignmentRule,
     names: list[str],
     edges: list[str],

@@ -185,11 +185,11 @@ class SplitPlan:
 def part_memory(
     shape: ModelShape,
     load: Load,
+    *,
     front: int,
     back: int,
     micro: int,
     in_flight: int,
-    *,
     wire: float = 2.0,
     residuals: int = 0,
 ) -> Memory:
@@ -226,11 +226,11 @@ def residual_bytes(shape: ModelShape, load: Load, sequences: int) -> float:
 def edge_memory(
     shape: ModelShape,
     load: Load,
+    *,
     middle: int,
     micro: int,
     in_flight: int,
     devices: int,
-    *,
     residuals: int = 0,
 ) -> float:
     """Bytes of an edge's part: weights once, LoRA and the activations in flight of every device."""
@@ -279,11 +279,33 @@ def estimate(
         busiest, bound = latency / in_flight, Bound.LATENCY
     step = latency + (count - 1) * busiest
     return Split(
-        front, middle, back, micro, count, in_flight, device_s, edge_s, up_s, down_s, latency, step,
-        rules.batch * load.sequence / step, bound,
-        part_memory(shape, load, front, back, micro, in_flight, wire=rules.wire, residuals=rules.residuals),
-        crossing * count, crossing * count,
-    )  # fmt: skip
+        front=front,
+        middle=middle,
+        back=back,
+        micro_batch=micro,
+        micro_batches=count,
+        in_flight=in_flight,
+        device_s=device_s,
+        edge_s=edge_s,
+        up_s=up_s,
+        down_s=down_s,
+        latency_s=latency,
+        step_s=step,
+        tokens_per_s=rules.batch * load.sequence / step,
+        bound=bound,
+        memory=part_memory(
+            shape,
+            load,
+            front=front,
+            back=back,
+            micro=micro,
+            in_flight=in_flight,
+            wire=rules.wire,
+            residuals=rules.residuals,
+        ),
+        up_bytes=crossing * count,
+        down_bytes=crossing * count,
+    )
 
 
 def plan(
@@ -303,7 +325,14 @@ def plan(
             f"{rules.front} blocks before and {rules.back} after the cut, the model has {shape.layers}: ask for fewer"
         )
     least = part_memory(
-        shape, load, rules.front, rules.back, 1, 1, wire=rules.wire, residuals=rules.residuals
+        shape,
+        load,
+        front=rules.front,
+        back=rules.back,
+        micro=1,
+        in_flight=1,
+        wire=rules.wire,
+        residuals=rules.residuals,
     ).total
     usable = rules.usable(device.memory)
     if least > usable:
@@ -322,7 +351,7 @@ def plan(
             options = (
                 found
                 for micro in micros
-                for found in _variants(shape, load, device, edge, rules, front, back, micro)
+                for found in _variants(shape, load, device, edge, rules, front=front, back=back, micro=micro)
             )
             best = min(options, key=_rank, default=None)
             if best is not None:
@@ -336,7 +365,9 @@ def plan(
     near = [split for split in ranked if split.step_s <= ranked[0].step_s * 1.001]
     best = min(near, key=lambda split: (split.memory.total, *_rank(split)))
     ranked.remove(best)
-    return SplitPlan(best, tuple(ranked), part_memory(shape, load, shape.layers, 0, 1, 1).total)
+    return SplitPlan(
+        best, tuple(ranked), part_memory(shape, load, front=shape.layers, back=0, micro=1, in_flight=1).total
+    )
 
 
 def _variants(
@@ -345,6 +376,7 @@ def _variants(
     device: DeviceProfile,
     edge: EdgeProfile,
     rules: PlanRules,
+    *,
     front: int,
     back: int,
     micro: int,
@@ -359,7 +391,15 @@ def _variants(
         )
         if split.memory.total > rules.usable(device.memory):
             break
-        held = edge_memory(shape, load, middle, micro, in_flight, edge.devices, residuals=rules.residuals)
+        held = edge_memory(
+            shape,
+            load,
+            middle=middle,
+            micro=micro,
+            in_flight=in_flight,
+            devices=edge.devices,
+            residuals=rules.residuals,
+        )
         if held > rules.usable(edge.memory):
             break
         found.append(split)

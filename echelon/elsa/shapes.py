@@ -181,16 +181,16 @@ def read_shape(config: Mapping[str, object], *, labels: int | None = None) -> Mo
             kv_heads, head_dim = size("num_key_value_heads", heads), size("head_dim", hidden // heads)
             positions = types = 0
     return ModelShape(
-        family,
-        layers,
-        hidden,
-        heads,
-        kv_heads,
-        head_dim,
-        inner,
-        size("vocab_size"),
-        positions,
-        types,
-        tied,
-        labels,
+        family=family,
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        intermediate=inner,
+        vocabulary=size("vocab_size"),
+        positions=positions,
+        types=types,
+        tied=tied,
+        labels=labels,
     )

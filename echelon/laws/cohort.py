@@ -145,6 +145,7 @@ def read_part(
     edge: str,
     message: EdgePart,
     payload: bytes,
+    *,
     cohort: Cohort,
     included: Collection[str],
     manifest: RunManifest,

@@ -131,7 +131,14 @@ class Ledger:
         carried = self.remainder if moving is None else np.where(moving, self.remainder, 0.0)
         payload, exponent = encode(carried, codec)
         value = decode(payload, exponent, codec)
-        sealed = RoundedDelta(self.next_seq, self.commit, self.windows, codec, exponent, payload)
+        sealed = RoundedDelta(
+            seq=self.next_seq,
+            base_commit=self.commit,
+            windows=self.windows,
+            codec=codec,
+            exponent=exponent,
+            payload=payload,
+        )
         self.pending[self.next_seq] = PendingDelta(value, self.windows)
         self.remainder = self.remainder - value
         self.windows = ()

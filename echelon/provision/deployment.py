@@ -145,6 +145,7 @@ def deploy(
     brokers: BrokerMap,
     out: Path,
     facts: Facts,
+    *,
     token: Callable[[int], bytes] = os.urandom,
     passphrase: Passphrase | None = None,
 ) -> Deployment:
@@ -171,7 +172,15 @@ def deploy(
         out.parent.mkdir(parents=True, exist_ok=True)
         place = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
         try:
-            writer = _Folders(settings, brokers, identities, sealed, facts, place, passphrase)
+            writer = _Folders(
+                settings=settings,
+                brokers=brokers,
+                identities=identities,
+                sealed=sealed,
+                facts=facts,
+                place=place,
+                passphrase=passphrase,
+            )
             writer.write()
             place.rename(out)
         except BaseException:

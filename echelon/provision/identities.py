@@ -92,7 +92,14 @@ class Identities:
                 edges=(EdgeEntry(edge=edge, public=Signer(key).public) for edge, key in edges.items()),
             )
             boundaries[boundary.name] = BoundaryKeys(
-                enrolment, aggregator, gate, exchange, witness, devices, roster, edges
+                enrolment=enrolment,
+                aggregator=aggregator,
+                gate=gate,
+                exchange=exchange,
+                witness=witness,
+                devices=devices,
+                roster=roster,
+                edges=edges,
             )
         witnesses = {name: token(32) for name in settings.witnesses.names}
         return cls(token(32), token(32), boundaries, witnesses)
@@ -151,17 +158,17 @@ class Identities:
             except EchelonError as error:
                 raise ConfigError(f"roster {place / ROSTER_FILE}: {error}") from error
             boundaries[boundary.name] = BoundaryKeys(
-                enrolment,
-                read_key(place / "aggregator.pem", passphrase),
-                read_key(place / "gate.pem", passphrase),
-                read_key(place / "gate-exchange.pem", passphrase),
-                read_key(place / "gate-witness.pem", passphrase),
-                {
+                enrolment=enrolment,
+                aggregator=read_key(place / "aggregator.pem", passphrase),
+                gate=read_key(place / "gate.pem", passphrase),
+                exchange=read_key(place / "gate-exchange.pem", passphrase),
+                witness=read_key(place / "gate-witness.pem", passphrase),
+                devices={
                     device.id: read_key(place / "devices" / f"{device.id}.pem", passphrase)
                     for device in boundary.device_list()
                 },
-                roster,
-                {
+                roster=roster,
+                edges={
                     edge: read_key(place / "edges" / f"{edge}.pem", passphrase)
                     for edge in boundary.edge_names()
                 },

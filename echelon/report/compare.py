@@ -249,16 +249,18 @@ def drawn(
     points: Callable[[Run], Sequence[Point]],
     x: Axis,
     y: Axis,
+    *,
     title: str,
     empty: str,
-    *,
     wide: bool = False,
     step: bool = False,
 ) -> Markup:
     """A panel with one line per run; runs that have nothing to show there are named."""
     series = [Series(run.name, binned(points(run)), run.colour, step=step) for run in runs]
     missing = [s.name for s in series if not s.points]
-    chart = both(lambda w, h: line_chart(series, x, y, title, w, h), *(WIDE if wide else HALF))
+    chart = both(
+        lambda w, h: line_chart(series, x, y, label=title, width=w, height=h), *(WIDE if wide else HALF)
+    )
     if not chart:
         return panel(Markup(""), empty, title)
     said = about(f"Nothing recorded: {', '.join(missing)}.") if missing else Markup("")
@@ -272,51 +274,6 @@ def key(runs: Sequence[Run]) -> Markup:
 
 def charts(runs: Sequence[Run]) -> Markup:
     """Loss, throughput, pace, coherence, staleness."""
-    none = "No run has an evaluation."
-    unknown = "No run recorded its controller's figures."
-    drift_axis = Axis("drift = 1 − coherence", signed, low=0)
-    by_tokens, by_time = loss_against(lambda _, c: c.tokens), loss_against(lambda _, c: c.t)
-    by_bytes = loss_against(lambda r, c: r.crossed.get(c.commit, 0))
-    losses = drawn(runs, by_tokens, TOKENS, LOSS, "Loss by tokens", none, wide=True) + pair(
-        [
-            drawn(runs, by_time, TIME, LOSS, "Loss by time", none),
-            drawn(runs, by_bytes, BYTES, LOSS, "Loss by bytes", none),
-        ]
-    )
-
-    def half(title: str, caption: str, read: Callable[[CommitLine], float | None], whole: bool) -> Markup:
-        axis = Axis(caption, COUNT if whole else words.plain, low=0, whole=whole)
-        return drawn(runs, by_commit(read), COMMIT, axis, title, "No commit was made.", step=True)
-
-    work = Axis("tokens merged", words.amount, low=0)
-    progress = [
-        drawn(runs, lambda r: [(c.t, float(c.tokens)) for c in r.data.commits], TIME, work, "Tokens by time",
-              "No commit was made."),
-        drawn(runs, lambda r: [(c.t, float(r.crossed.get(c.commit, 0))) for c in r.data.commits], TIME,
-              Axis("bytes that crossed", words.size, low=0, binary=True), "Bytes by time", "No commit was made."),
-    ]  # fmt: skip
-    pace = [
-        half("Interval between syncs", "H·R, local steps", lambda c: c.interval, True),
-        half("H: local steps of a window", "steps", lambda c: c.H, True),
-        half("R: windows of a delta", "windows", lambda c: c.R, True),
-        half("μ: proximal coefficient", "μ", lambda c: c.mu, False),
-    ]
-    apart = [
-        drawn(runs, lambda r: of_pace(r.data.commits, lambda p: drift(p.coherence_devices)), COMMIT, drift_axis,
-              "Drift among devices", unknown),
-        drawn(runs, lambda r: of_pace(r.data.commits, lambda p: drift(p.coherence_boundaries)), COMMIT, drift_axis,
-              "Drift among boundaries", unknown),
-        drawn(runs, by_commit(lambda c: mean([v for v in c.cosine.values() if v is not None])), COMMIT,
-              Axis("cosine", signed, high=1), "Mean raw cosine of deltas", "No commit merged two deltas."),
-        drawn(runs, by_commit(lambda c: mean([v for v in c.delta_norm.values() if v is not None])), COMMIT,
-              Axis("‖delta‖", words.plain, low=0), "Mean norm of deltas", "No delta was merged."),
-    ]  # fmt: skip
-    late = [
-        drawn(runs, stale_updates, TIME, Axis("versions", words.plain, low=0), "Staleness inside boundaries",
-              "No window closed with updates."),
-        drawn(runs, stale_deltas, TIME, Axis("commits", words.plain, low=0), "Staleness between boundaries",
-              "No delta was merged."),
-    ]  # fmt: skip
     return joined(
         section(title, words_on_it, body)
         for title, words_on_it, body in (
@@ -324,14 +281,125 @@ def charts(runs: Sequence[Run]) -> Markup:
                 "Loss",
                 "Validation loss after every commit that all boundaries evaluated, weighted by tokens. At zero "
                 "stands the base model.",
-                losses,
+                _losses(runs),
             ),
-            ("Throughput", "What was merged and what crossed by when.", pair(progress)),
-            ("Pace", "What held from each commit on.", pair(pace)),
-            ("Agreement", "Drift has sampling noise taken off; raw cosines have not.", pair(apart)),
-            ("Staleness", "How late updates and deltas were when they were merged.", pair(late)),
+            ("Throughput", "What was merged and what crossed by when.", pair(_throughput(runs))),
+            ("Pace", "What held from each commit on.", pair(_paces(runs))),
+            (
+                "Agreement",
+                "Drift has sampling noise taken off; raw cosines have not.",
+                pair(_agreement(runs)),
+            ),
+            ("Staleness", "How late updates and deltas were when they were merged.", pair(_lateness(runs))),
         )
     )
+
+
+def _losses(runs: Sequence[Run]) -> Markup:
+    none = "No run has an evaluation."
+    by_tokens, by_time = loss_against(lambda _, c: c.tokens), loss_against(lambda _, c: c.t)
+    by_bytes = loss_against(lambda r, c: r.crossed.get(c.commit, 0))
+    return drawn(runs, by_tokens, TOKENS, LOSS, title="Loss by tokens", empty=none, wide=True) + pair(
+        [
+            drawn(runs, by_time, TIME, LOSS, title="Loss by time", empty=none),
+            drawn(runs, by_bytes, BYTES, LOSS, title="Loss by bytes", empty=none),
+        ]
+    )
+
+
+def _throughput(runs: Sequence[Run]) -> list[Markup]:
+    work = Axis("tokens merged", words.amount, low=0)
+    return [
+        drawn(
+            runs,
+            lambda r: [(c.t, float(c.tokens)) for c in r.data.commits],
+            TIME,
+            work,
+            title="Tokens by time",
+            empty="No commit was made.",
+        ),
+        drawn(
+            runs,
+            lambda r: [(c.t, float(r.crossed.get(c.commit, 0))) for c in r.data.commits],
+            TIME,
+            Axis("bytes that crossed", words.size, low=0, binary=True),
+            title="Bytes by time",
+            empty="No commit was made.",
+        ),
+    ]
+
+
+def _paces(runs: Sequence[Run]) -> list[Markup]:
+    def half(title: str, caption: str, read: Callable[[CommitLine], float | None], whole: bool) -> Markup:
+        axis = Axis(caption, COUNT if whole else words.plain, low=0, whole=whole)
+        return drawn(runs, by_commit(read), COMMIT, axis, title=title, empty="No commit was made.", step=True)
+
+    return [
+        half("Interval between syncs", "H·R, local steps", lambda c: c.interval, True),
+        half("H: local steps of a window", "steps", lambda c: c.H, True),
+        half("R: windows of a delta", "windows", lambda c: c.R, True),
+        half("μ: proximal coefficient", "μ", lambda c: c.mu, False),
+    ]
+
+
+def _agreement(runs: Sequence[Run]) -> list[Markup]:
+    unknown = "No run recorded its controller's figures."
+    drift_axis = Axis("drift = 1 − coherence", signed, low=0)
+    return [
+        drawn(
+            runs,
+            lambda r: of_pace(r.data.commits, lambda p: drift(p.coherence_devices)),
+            COMMIT,
+            drift_axis,
+            title="Drift among devices",
+            empty=unknown,
+        ),
+        drawn(
+            runs,
+            lambda r: of_pace(r.data.commits, lambda p: drift(p.coherence_boundaries)),
+            COMMIT,
+            drift_axis,
+            title="Drift among boundaries",
+            empty=unknown,
+        ),
+        drawn(
+            runs,
+            by_commit(lambda c: mean([v for v in c.cosine.values() if v is not None])),
+            COMMIT,
+            Axis("cosine", signed, high=1),
+            title="Mean raw cosine of deltas",
+            empty="No commit merged two deltas.",
+        ),
+        drawn(
+            runs,
+            by_commit(lambda c: mean([v for v in c.delta_norm.values() if v is not None])),
+            COMMIT,
+            Axis("‖delta‖", words.plain, low=0),
+            title="Mean norm of deltas",
+            empty="No delta was merged.",
+        ),
+    ]
+
+
+def _lateness(runs: Sequence[Run]) -> list[Markup]:
+    return [
+        drawn(
+            runs,
+            stale_updates,
+            TIME,
+            Axis("versions", words.plain, low=0),
+            title="Staleness inside boundaries",
+            empty="No window closed with updates.",
+        ),
+        drawn(
+            runs,
+            stale_deltas,
+            TIME,
+            Axis("commits", words.plain, low=0),
+            title="Staleness between boundaries",
+            empty="No delta was merged.",
+        ),
+    ]
 
 
 # ---- settings ----------------------------------------------------------------------------------------------

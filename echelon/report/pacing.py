@@ -57,9 +57,9 @@ def binned(points: Sequence[Point], most: int = MAX_POINTS) -> tuple[Point, ...]
     return tuple((sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups)
 
 
-def chart(series: Sequence[Series], x: Axis, y: Axis, title: str, empty: str, remark: str = "") -> Markup:
+def chart(series: Sequence[Series], x: Axis, y: Axis, *, title: str, empty: str, remark: str = "") -> Markup:
     """A panel of half the page's width with a legend (where there are several lines) and a chart."""
-    drawn = both(lambda w, h: line_chart(series, x, y, title, w, h), *HALF)
+    drawn = both(lambda w, h: line_chart(series, x, y, label=title, width=w, height=h), *HALF)
     if not drawn:
         return panel(Markup(""), empty, title)
     several = len(series) > 1
@@ -98,23 +98,46 @@ def pace(commits: Sequence[CommitLine]) -> Markup:
     ]
     whole = Axis("local steps", COUNT, low=0, whole=True)
     settings = [
-        settled(commits, "H: local steps of a window", "steps", lambda c: c.H, 0, True),
-        settled(commits, "R: windows of a delta", "windows", lambda c: c.R, 2, True),
-        settled(commits, "μ: proximal coefficient", "μ", lambda c: c.mu, 3, False),
+        settled(
+            commits,
+            title="H: local steps of a window",
+            unit="steps",
+            read=lambda c: c.H,
+            colour=0,
+            whole=True,
+        ),
+        settled(
+            commits, title="R: windows of a delta", unit="windows", read=lambda c: c.R, colour=2, whole=True
+        ),
+        settled(
+            commits, title="μ: proximal coefficient", unit="μ", read=lambda c: c.mu, colour=3, whole=False
+        ),
     ]
     body = [
         chart(
-            seen, COMMIT, Axis("drift = 1 − coherence", signed, low=0), "Drift, sampling noise taken off", absent,
+            seen,
+            COMMIT,
+            Axis("drift = 1 − coherence", signed, low=0),
+            title="Drift, sampling noise taken off",
+            empty=absent,
         ),
         chart(
-            noise, COMMIT, Axis("share of the squared norm", signed, low=0, high=1), "Sampling noise in the updates",
-            absent,
+            noise,
+            COMMIT,
+            Axis("share of the squared norm", signed, low=0, high=1),
+            title="Sampling noise in the updates",
+            empty=absent,
         ),
         chart(
-            steps, COMMIT, whole, "Interval between syncs", "No commit was made.", constant(interval)
+            steps,
+            COMMIT,
+            whole,
+            title="Interval between syncs",
+            empty="No commit was made.",
+            remark=constant(interval),
         ),
         *settings,
-    ]  # fmt: skip
+    ]
     return section(
         "Pace",
         "How far updates pulled apart, and how often the boundaries met because of it. Drift is 0 where all updates "
@@ -126,6 +149,7 @@ def pace(commits: Sequence[CommitLine]) -> Markup:
 
 def settled(
     commits: Sequence[CommitLine],
+    *,
     title: str,
     unit: str,
     read: Callable[[CommitLine], float | None],
@@ -140,9 +164,9 @@ def settled(
         [Series(name, points, colour, step=True)],
         COMMIT,
         axis,
-        title,
-        "No commit was made.",
-        constant(points),
+        title=title,
+        empty="No commit was made.",
+        remark=constant(points),
     )
 
 
@@ -240,13 +264,25 @@ def over_time(
                     lines(ages),
                     TIME,
                     versions,
-                    "Staleness inside boundaries",
-                    "No window closed with updates.",
+                    title="Staleness inside boundaries",
+                    empty="No window closed with updates.",
                 ),
-                chart(lines(late), TIME, behind, "Staleness between boundaries", "No delta was merged."),
-                chart(lines(norms), TIME, moved, "Norm of updates", "No window closed with updates."),
                 chart(
-                    lines(losses), TIME, trained, "Training loss", "No boundary lets its summed losses cross."
+                    lines(late),
+                    TIME,
+                    behind,
+                    title="Staleness between boundaries",
+                    empty="No delta was merged.",
+                ),
+                chart(
+                    lines(norms), TIME, moved, title="Norm of updates", empty="No window closed with updates."
+                ),
+                chart(
+                    lines(losses),
+                    TIME,
+                    trained,
+                    title="Training loss",
+                    empty="No boundary lets its summed losses cross.",
                 ),
             ]
         ),

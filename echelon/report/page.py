@@ -164,7 +164,7 @@ class _Page:
             f"validation loss, nats per {unit}", lambda v: f"{v:.2f}" if abs(v) < 100 else words.plain(v)
         )
         chart = both(
-            lambda w, h: line_chart(series, x, y, "Validation loss per boundary", w, h),
+            lambda w, h: line_chart(series, x, y, label="Validation loss per boundary", width=w, height=h),
             (1064, 340),
             (340, 260),
         )
@@ -193,10 +193,12 @@ class _Page:
         norm_axis = Axis("‖delta‖", words.plain, low=0)
         cosine_axis = Axis("cosine", lambda v: f"{v:.2f}".replace("-", "−"), low=-1, high=1)
         norm_chart = both(
-            lambda w, h: line_chart(left, x, norm_axis, "Norm of deltas", w, h), (506, 250), (340, 230)
+            lambda w, h: line_chart(left, x, norm_axis, label="Norm of deltas", width=w, height=h),
+            (506, 250),
+            (340, 230),
         )
         cosine_chart = both(
-            lambda w, h: line_chart(right, x, cosine_axis, "Cosine between deltas", w, h),
+            lambda w, h: line_chart(right, x, cosine_axis, label="Cosine between deltas", width=w, height=h),
             (506, 250),
             (340, 230),
         )
@@ -265,7 +267,11 @@ class _Page:
             for name in self.names(name for name, _ in folded)
         ]
         x, y = Axis("staleness τ", str), Axis(unit, words.amount, whole=True)
-        return both(lambda w, h: bar_chart(categories, stacks, x, y, title, w, h), (506, 240), (340, 220))
+        return both(
+            lambda w, h: bar_chart(categories, stacks, x, y, label=title, width=w, height=h),
+            (506, 240),
+            (340, 220),
+        )
 
     def crossed(self) -> Markup:
         last: dict[tuple[str, str, str], Crossing] = {}

@@ -54,8 +54,14 @@ def split_training(
         "a boundary. Devices of one cluster behave alike on public probes.",
         pair(
             [
-                chart(directions, TIME, size, "Traffic between devices and edges", "Nothing was sent."),
-                chart(least, TIME, trust, "Trust", "Devices were not probed."),
+                chart(
+                    directions,
+                    TIME,
+                    size,
+                    title="Traffic between devices and edges",
+                    empty="Nothing was sent.",
+                ),
+                chart(least, TIME, trust, title="Trust", empty="Devices were not probed."),
             ]
         )
         + _encodings(encodings)

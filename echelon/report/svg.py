@@ -236,7 +236,7 @@ def _corners(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     return out
 
 
-def line_chart(series: Sequence[Series], x: Axis, y: Axis, label: str, width: int, height: int) -> str:
+def line_chart(series: Sequence[Series], x: Axis, y: Axis, *, label: str, width: int, height: int) -> str:
     """Lines with a mark at each point; "" when no point is finite."""
     series = [
         Series(
@@ -254,7 +254,18 @@ def line_chart(series: Sequence[Series], x: Axis, y: Axis, label: str, width: in
     x0, x1 = _limits([p[0] for s in series for p in s.points], x, 0.0)
     y0, y1 = _limits([p[1] for s in series for p in s.points], y, 0.08)
     widest = max(len(y.write(value)) for value in [*y.ticks(y0, y1, 5), y0])
-    frame = _Frame(width, height, 16 + CHARACTER_PX * widest, width - 10, 24, height - 38, x0, x1, y0, y1)
+    frame = _Frame(
+        width=width,
+        height=height,
+        left=16 + CHARACTER_PX * widest,
+        right=width - 10,
+        top=24,
+        bottom=height - 38,
+        x0=x0,
+        x1=x1,
+        y0=y0,
+        y1=y1,
+    )
     out = [_open(width, height, label), *_axes(frame, x, y)]
     for s in series:
         corners = _corners(s.points) if s.step else s.points
@@ -276,6 +287,7 @@ def bar_chart(
     stacks: Sequence[StackedBar],
     x: Axis,
     y: Axis,
+    *,
     label: str,
     width: int,
     height: int,
@@ -287,7 +299,18 @@ def bar_chart(
     top = max(totals)
     widest = max(len(y.write(value)) for value in y.ticks(0, top, 5))
     left = 16 + CHARACTER_PX * widest
-    frame = _Frame(width, height, left, width - 10, 34, height - 38, 0, len(categories), 0, top)
+    frame = _Frame(
+        width=width,
+        height=height,
+        left=left,
+        right=width - 10,
+        top=34,
+        bottom=height - 38,
+        x0=0,
+        x1=len(categories),
+        y0=0,
+        y1=top,
+    )
     out = [_open(width, height, label), *_axes(frame, x, y, x_ticks=False)]
     slot = (frame.right - frame.left) / len(categories)
     bar = min(slot * 0.72, 72)
@@ -355,7 +378,18 @@ def timeline(
     left = 18 + CHARACTER_PX * max(len("commits"), *(min(len(name), 16) for name, _, _ in laid))
     top = 26
     height = top + high + 42
-    frame = _Frame(width, height, left, width - 12, top, top + high, 0.0, max(max(ends), 1e-3), 0, 1)
+    frame = _Frame(
+        width=width,
+        height=height,
+        left=left,
+        right=width - 12,
+        top=top,
+        bottom=top + high,
+        x0=0.0,
+        x1=max(max(ends), 1e-3),
+        y0=0,
+        y1=1,
+    )
     out = [_open(width, height, label, "long")]
     for value in ticks(0, frame.x1, max(3, int((frame.right - frame.left) / 90))):
         at = _n(frame.x(value))

@@ -182,7 +182,9 @@ class Federation:
                     await bus.aclose()
             after = await self._evaluate(compute, adapter, "final")
             await self._evaluate_last(compute, adapter)
-            result = await self._finish(compute, terms, adapter, wall, before, after, topics, data)
+            result = await self._finish(
+                compute, terms, adapter, wall=wall, before=before, after=after, topics=topics, data=data
+            )
             return replace(result, traffic=assembly.traffic())
         finally:
             if assembly is not None:
@@ -385,6 +387,7 @@ class Federation:
         compute: LearnerPool,
         terms: Terms,
         adapter: Vector,
+        *,
         wall: float,
         before: dict[str, EvalResult],
         after: dict[str, EvalResult],

@@ -178,30 +178,37 @@ class Context:
     @cached_property
     def digest(self) -> bytes:
         """SHA-256 over all of it, 32 bytes."""
-        return hashlib.sha256(
-            statement(
-                "context", self.run, self.window, self.version,
-                [[member.device, member.n, member.w, member.base_version] for member in self.members],
-                self.bases_root, self.terms_sha256, hashlib.sha256(bits(self.neighbours)).digest(),
-                self.threshold, self.k_min, self.colluding, self.weight_max, self.clip_micro, self.scale_bits,
-                self.length, *([] if self.ring is None else [list(self.ring.order)]),
-                *([self.offers_sha256] if self.offers_sha256 else []),
-            )
-        ).digest()  # fmt: skip
+        return hashlib.sha256(statement("context", *self._signed_fields())).digest()
+
+    def _signed_fields(self) -> list[object]:
+        """What the digest covers, in the order of the format; the last two only where the run has them."""
+        fields: list[object] = [
+            self.run,
+            self.window,
+            self.version,
+            [[member.device, member.n, member.w, member.base_version] for member in self.members],
+            self.bases_root,
+            self.terms_sha256,
+            hashlib.sha256(bits(self.neighbours)).digest(),
+            self.threshold,
+            self.k_min,
+            self.colluding,
+            self.weight_max,
+            self.clip_micro,
+            self.scale_bits,
+            self.length,
+        ]
+        if self.ring is not None:
+            fields.append(list(self.ring.order))
+        if self.offers_sha256:
+            fields.append(self.offers_sha256)
+        return fields
 
     def advert_statement(self, entry: KeyEntry) -> bytes:
         """What a device signs when it advertises keys."""
-        return statement(
-            "advertise",
-            self.digest,
-            entry.device,
-            entry.cipher_public,
-            entry.mask_public,
-            entry.seed_commitment,
-            entry.evaluated,
-            entry.front,
-            entry.back,
-        )
+        keys = (entry.cipher_public, entry.mask_public, entry.seed_commitment)
+        split = (entry.evaluated, entry.front, entry.back)
+        return statement("advertise", self.digest, entry.device, *keys, *split)
 
     def bound(self, keys: KeyList) -> bytes:
         """SHA-256 over the context and the key list U1: what sealed shares are bound to; 32 bytes."""

@@ -194,10 +194,10 @@ class WindowLeaf:
 
     def encode(self) -> bytes:
         """Canonical bytes of the leaf."""
+        base = (self.base_version, self.base_sha256)
         return statement(
-            "window leaf", self.device, self.weight, self.base_version, self.base_sha256, self.upload_sha256,
-            self.signature,
-        )  # fmt: skip
+            "window leaf", self.device, self.weight, *base, *(self.upload_sha256, self.signature)
+        )
 
 
 def roster_root(leaves: Iterable[WindowLeaf]) -> bytes:

@@ -61,7 +61,17 @@ class SimBroker:
         at = TopicPartition(out.topic, out.partition)
         log = self.logs[at]
         offset = len(log)
-        log.append(Record(out.topic, out.partition, offset, out.key, out.value, out.headers, timestamp_ms))
+        log.append(
+            Record(
+                topic=out.topic,
+                partition=out.partition,
+                offset=offset,
+                key=out.key,
+                value=out.value,
+                headers=out.headers,
+                timestamp_ms=timestamp_ms,
+            )
+        )
         self.arrivals.append((out.topic, offset))
         for reader in self._listeners.get(at, ()):
             reader.grown(at)

@@ -100,7 +100,14 @@ def judge(schedule: Schedule) -> Verdict:
         findings = [Finding("no-error", f"{type(error).__name__} at {where}: {error}")]
         digest, coverage, seconds = "", Coverage(), 0.0
     cpu = time.process_time() - begun
-    return Verdict(schedule.seed, tuple(findings), digest, coverage, cpu, seconds)
+    return Verdict(
+        seed=schedule.seed,
+        findings=tuple(findings),
+        digest=digest,
+        coverage=coverage,
+        cpu=cpu,
+        seconds=seconds,
+    )
 
 
 def _judge_all(seeds: tuple[int, ...]) -> list[Verdict]:

@@ -142,9 +142,9 @@ def make_device(
         signer=signer,
         membership=terms.membership,
         catalogue=terms.catalogue,
-        assembler=_assembler(manifest, dim, 1, "model")
+        assembler=_assembler(manifest, dim, 1, ("model",))
         if half is None
-        else _assembler(manifest, dim, 1 + len(roster.edges), "model", "split.down"),
+        else _assembler(manifest, dim, 1 + len(roster.edges), ("model", "split.down")),
     )
 
 
@@ -196,7 +196,7 @@ def make_edge(
         signer=signer,
         membership=membership(manifest, roster),
         catalogue=catalogue,
-        assembler=_assembler(manifest, dim, 1 + len(roster.entries), "model", "split.up"),
+        assembler=_assembler(manifest, dim, 1 + len(roster.entries), ("model", "split.up")),
     )
 
 
@@ -225,19 +225,19 @@ def make_aggregator(
     edges = None
     if split is not None:
         edges = EdgesTerms(
-            tuple(entry.edge for entry in roster.edges),
-            tuple(entry.device for entry in roster.entries if split.splits(entry.device)),
-            LOOKS * split.beat,
-            probe_terms(split.probes, sequence) if split.probes else None,
-            split.clusters,
-            split.admission,
-            {
+            edges=tuple(entry.edge for entry in roster.edges),
+            devices=tuple(entry.device for entry in roster.entries if split.splits(entry.device)),
+            look=LOOKS * split.beat,
+            probed=probe_terms(split.probes, sequence) if split.probes else None,
+            clusters=split.clusters,
+            admission=split.admission,
+            limits={
                 f"{roster.boundary}.{edge.id}": edge.most
                 for edge in split.edge_list()
                 if edge.most is not None
             },
-            manifest.secure.floor,
-            probe_shape(split.probes, classifies=bool(manifest.labels)) if split.probes else None,
+            floor=manifest.secure.floor,
+            shape=probe_shape(split.probes, classifies=bool(manifest.labels)) if split.probes else None,
         )
     cohort = min(window.cohort or devices, shards or devices, manifest.secure.cohort_max)
     core = AggregatorCore(
@@ -260,7 +260,7 @@ def make_aggregator(
         catalogue=load_catalogue(),
         # Of its own `model` and `delta` it reads what stands there when its state is lost.
         assembler=_assembler(
-            manifest, dim, 1 + devices + len(roster.edges), "masked", "parts", "model", "delta"
+            manifest, dim, 1 + devices + len(roster.edges), ("masked", "parts", "model", "delta")
         ),
     )
 
@@ -457,10 +457,10 @@ def _check(roster: Roster, manifest: RunManifest) -> None:
 def gate_assembler(manifest: RunManifest, dim: int, roster: Roster, *more: str) -> Assembler:
     """What a gate puts transfers together with, and whoever reads what a gate reads, and these topics, too."""
     senders = len(roster.entries) + len(roster.edges) + 1
-    return _assembler(manifest, dim, senders, "masked", "parts", "delta", *more)
+    return _assembler(manifest, dim, senders, ("masked", "parts", "delta", *more))
 
 
-def _assembler(manifest: RunManifest, dim: int, senders: int, *topics: str) -> Assembler:
+def _assembler(manifest: RunManifest, dim: int, senders: int, topics: tuple[str, ...]) -> Assembler:
     """Room for one transfer of each of so many senders, at its longest, on the topics that an actor reads."""
     lengths = boundary_lengths(manifest, dim)
     largest = {topic: lengths[topic] for topic in topics}

@@ -305,8 +305,8 @@ def test_two_publishers_share_a_file_and_each_sends_its_own_topics() -> None:
         store.commit(publish=[RECORDS[0], other])
         async with await open_bus("sqlite://") as exchange:
             await exchange.create_topic("u", 2)
-            inner = Publisher("inner", bus, store, Services(), lambda topic: topic != "u")
-            outer = Publisher("outer", exchange, store, Services(), lambda topic: topic == "u")
+            inner = Publisher("inner", bus, store, Services(), owns=lambda topic: topic != "u")
+            outer = Publisher("outer", exchange, store, Services(), owns=lambda topic: topic == "u")
             for publisher in (inner, outer):
                 await publisher.reconcile()
                 await publish_all(publisher)

@@ -52,7 +52,14 @@ def reading(topics: Topics) -> Callable[[str, int], Iterator[Record]]:
 
 
 def audit(outside: Topics, inside: Topics, roster: Roster) -> BoundaryAudit:
-    return audit_boundary(list(outside), reading(outside), list(inside), reading(inside), roster, {})
+    return audit_boundary(
+        exchange_topics=list(outside),
+        exchange=reading(outside),
+        boundary_topics=list(inside),
+        boundary=reading(inside),
+        roster=roster,
+        rules={},
+    )
 
 
 def with_facts(outcome: Outcome, change: Callable[[ExchangeFacts], None]) -> BoundaryAudit:

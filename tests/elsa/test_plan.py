@@ -77,7 +77,9 @@ def test_the_chosen_split_fits_and_no_other_is_faster(
                         micro=micro,
                         in_flight=flight,
                     )
-                    held = edge_memory(small, LOAD, split.middle, micro, flight, edge.devices)
+                    held = edge_memory(
+                        small, LOAD, middle=split.middle, micro=micro, in_flight=flight, devices=edge.devices
+                    )
                     if split.memory.total <= 0.9 * device.memory and held <= 0.9 * edge.memory:
                         every.append(split)
     if not every:
@@ -163,7 +165,7 @@ def test_a_faster_machine_or_link_never_takes_longer(front: int) -> None:
 
 def test_more_blocks_sequences_or_flights_need_more_memory() -> None:
     def total(front: int, back: int, micro: int, flight: int) -> float:
-        return part_memory(SHAPE, LOAD, front, back, micro, flight).total
+        return part_memory(SHAPE, LOAD, front=front, back=back, micro=micro, in_flight=flight).total
 
     base = total(2, 2, 2, 2)
     assert all(
@@ -180,10 +182,13 @@ def test_with_feedback_the_losses_of_a_whole_steps_gradients_count_on_both_sides
     )
     assert more.memory.total - alone.memory.total == kept
     assert with_it.residuals == 8
-    held = [edge_memory(SHAPE, LOAD, 2, 2, 3, 5, residuals=count) for count in (0, 8)]
+    held = [
+        edge_memory(SHAPE, LOAD, middle=2, micro=2, in_flight=3, devices=5, residuals=count)
+        for count in (0, 8)
+    ]
     assert held[1] - held[0] == 5 * kept
-    whole = part_memory(SHAPE, LOAD, SHAPE.layers, 0, 1, 1, residuals=8)
-    assert whole == part_memory(SHAPE, LOAD, SHAPE.layers, 0, 1, 1)
+    whole = part_memory(SHAPE, LOAD, front=SHAPE.layers, back=0, micro=1, in_flight=1, residuals=8)
+    assert whole == part_memory(SHAPE, LOAD, front=SHAPE.layers, back=0, micro=1, in_flight=1)
 
 
 def test_what_a_step_waits_for_is_named() -> None:
@@ -216,7 +221,7 @@ def test_a_busy_edge_leaves_more_blocks_on_the_device() -> None:
 
 
 def test_a_class_that_cannot_hold_the_smallest_part_is_told_what_it_needs() -> None:
-    least = part_memory(SHAPE, LOAD, 1, 0, 1, 1).total
+    least = part_memory(SHAPE, LOAD, front=1, back=0, micro=1, in_flight=1).total
     with pytest.raises(ConfigError, match=r"device class phone has .* embeddings, head and 1 block"):
         plan(SHAPE, LOAD, replace(PHONE, memory=least / 0.9 - 1), EDGE, RULES)
     assert plan(SHAPE, LOAD, replace(PHONE, memory=least / 0.9 + 1), EDGE, RULES).best.front == 1

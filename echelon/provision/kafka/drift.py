@@ -71,12 +71,12 @@ def compare(desired: Desired, live: Live) -> list[Drift]:
     """Every difference: the broker's own settings first, then topics by name, then rules."""
     found = [
         Drift(
-            Kind.BROKER,
-            "the broker",
-            f"{name}={BROKER_SETTINGS[name]}",
-            "it does not say" if value is None else value,
-            Remedy.BY_HAND,
-            name,
+            kind=Kind.BROKER,
+            subject="the broker",
+            wanted=f"{name}={BROKER_SETTINGS[name]}",
+            found="it does not say" if value is None else value,
+            remedy=Remedy.BY_HAND,
+            setting=name,
         )
         for name, value in sorted(live.broker.items())
     ]
@@ -125,22 +125,22 @@ def _topic(name: str, wanted: WantedTopic, there: LiveTopic) -> list[Drift]:
                 said += " by the broker's default alone"
             found.append(
                 Drift(
-                    _KINDS.get(setting, Kind.SETTING),
-                    name,
-                    f"{setting}={value}",
-                    said,
-                    Remedy.REPAIR,
-                    setting,
+                    kind=_KINDS.get(setting, Kind.SETTING),
+                    subject=name,
+                    wanted=f"{setting}={value}",
+                    found=said,
+                    remedy=Remedy.REPAIR,
+                    setting=setting,
                 )
             )
     found += [
         Drift(
-            Kind.SETTING,
-            name,
-            f"{setting} as the broker has it",
-            f"{setting}={there.settings[setting]}",
-            Remedy.REPAIR,
-            setting,
+            kind=Kind.SETTING,
+            subject=name,
+            wanted=f"{setting} as the broker has it",
+            found=f"{setting}={there.settings[setting]}",
+            remedy=Remedy.REPAIR,
+            setting=setting,
         )
         for setting in sorted(there.own - set(wanted.settings))
     ]

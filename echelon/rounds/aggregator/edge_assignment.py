@@ -114,6 +114,7 @@ def _mean(values: Sequence[int]) -> int:
 
 def by_cost(
     devices: Sequence[str],
+    *,
     room: Mapping[str, int],
     before: Mapping[str, str],
     labels: Mapping[str, int],
@@ -242,7 +243,9 @@ class Edges:
         if not labels and not self.trips:
             return spread(devices, room, self.assignment)
         trust = {} if standings is None else {device: standings.trust(device) for device in devices}
-        return by_cost(devices, room, self.assignment, labels, trust, self.trips)
+        return by_cost(
+            devices=devices, room=room, before=self.assignment, labels=labels, trust=trust, trips=self.trips
+        )
 
     def record(self) -> Assignment:
         """The decision record of the assignment."""

@@ -137,7 +137,13 @@ class WindowRounds:
         if cohort is None or message.window != cohort.window:
             return False
         part = read_part(
-            edge, message, payload, cohort, included=self.included, manifest=self._manifest, dim=self._dim
+            edge,
+            message,
+            payload,
+            cohort=cohort,
+            included=self.included,
+            manifest=self._manifest,
+            dim=self._dim,
         )
         if edge in self.parts and self.parts[edge].sha256 != part.sha256:
             raise ProtocolError(f"window {cohort.window}: {edge} sent another part before")

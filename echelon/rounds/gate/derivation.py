@@ -386,7 +386,16 @@ class BoundaryLog:
             if found is None:
                 self._lacks = "parts"
                 return None
-            parts.append(read_part(ref.edge, *found, window.cohort, devices, self.manifest, self.dim))
+            parts.append(
+                read_part(
+                    ref.edge,
+                    *found,
+                    cohort=window.cohort,
+                    included=devices,
+                    manifest=self.manifest,
+                    dim=self.dim,
+                )
+            )
         return parts
 
     def _sort(self, window: WindowUnderWay, included: Included, closing: Window, incoming: Incoming) -> None:

@@ -138,7 +138,9 @@ class TensorCodec:
         self._lost: dict[tuple[str, int], ErrorFeedback] = {}
 
     def _key(self, stream: str, step: int, micro: int) -> bytes:
-        return tensor_key(self._secret, self._device, self._job, step, micro, stream)
+        return tensor_key(
+            secret=self._secret, device=self._device, window=self._job, step=step, micro=micro, stream=stream
+        )
 
     def pack(self, stream: str, step: int, micro: int, hidden: Array) -> bytes:
         """Bytes of a float32[b, L, h]."""

@@ -105,7 +105,9 @@ class Segment:
         self.spec = spec
         self.cut = cut
         self.task = task_named(spec.task)
-        runner, self._wrapped = load_side(spec.model, spec.adapter, spec.task, spec.labels, cut, side)
+        runner, self._wrapped = load_side(
+            spec.model, spec.adapter, task=spec.task, labels=spec.labels, cut=cut, side=side
+        )
         self.anatomy = runner.anatomy
         self.layout: AdapterLayout = FlatAdapter(self._wrapped).layout
         self.width = int(runner.model.config.hidden_size)  # type: ignore[union-attr, arg-type]

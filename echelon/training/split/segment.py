@@ -199,7 +199,7 @@ def model_class(config: Any, task: TaskName) -> type[PreTrainedModel]:
 
 
 def load_side(
-    settings: ModelSettings, adapter: AdapterSettings, task: TaskName, labels: int, cut: Cut, side: Side
+    settings: ModelSettings, adapter: AdapterSettings, *, task: TaskName, labels: int, cut: Cut, side: Side
 ) -> tuple[Runner, nn.Module]:
     """One side of the frozen model with LoRA in it, read from disk without the other side's weights.
 

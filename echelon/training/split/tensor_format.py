@@ -60,9 +60,10 @@ class Limits:
             )
 
 
-def tensor_key(secret: bytes, device: str, window: int, step: int, micro: int, stream: str) -> bytes:
+def tensor_key(secret: bytes, *, device: str, window: int, step: int, micro: int, stream: str) -> bytes:
     """The key of one tensor, 16 bytes. `stream` names direction and content, for example `up.hidden`."""
-    return derive(secret, "tensor", device, window, step, micro, stream)
+    label = ("tensor", device, window, step, micro, stream)
+    return derive(secret, *label)
 
 
 def encoded_size(compressor: Compressor, shape: Shape) -> int:

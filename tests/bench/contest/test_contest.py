@@ -122,7 +122,7 @@ def test_a_broken_run_is_reported_and_the_others_go_on(tiny: Tier, tmp_path: Pat
     broken = job(Knobs(outer="no-such-rule"))
     fine = job(Knobs(), arm="local", tokens=512)
     results = Results(tmp_path / "raw.jsonl")
-    failures = execute([broken, fine], results, corpus(), tmp_path, 1)
+    failures = execute([broken, fine], results, corpus(), folder=tmp_path, workers=1)
     assert [one.job for one in failures] == [broken]
     assert "outer" in failures[0].why
     assert set(results.lines) == {fine.key}
@@ -214,6 +214,15 @@ def test_a_run_is_the_same_wherever_its_rows_lie(tmp_path: Path) -> None:
     for place in ("one", "another"):
         (tmp_path / place).mkdir()
         results = Results(tmp_path / f"{place}.jsonl")
-        assert execute([job(Knobs(), arm="local", tokens=1024)], results, corpus(), tmp_path / place, 1) == []
+        assert (
+            execute(
+                [job(Knobs(), arm="local", tokens=1024)],
+                results,
+                corpus(),
+                folder=tmp_path / place,
+                workers=1,
+            )
+            == []
+        )
         found.append(next(iter(results.lines.values()))["curve"])
     assert found[0] == found[1]

@@ -116,11 +116,11 @@ def test_a_run_of_lines_ends_at_a_gap_and_at_its_longest() -> None:
 
 def test_every_snippet_is_dealt_once_and_labels_are_skewed(snippets: Task) -> None:
     train = snippets.snippets["train"]
-    hands = deal(train, snippets.labels, 6, 0.5, 3, seed=1)
+    hands = deal(train, snippets.labels, devices=6, alpha=0.5, least=3, seed=1)
     assert Counter(one for hand in hands for one in hand) == Counter(train)
     assert min(map(len, hands)) >= 3
-    assert hands == deal(train, snippets.labels, 6, 0.5, 3, seed=1)
-    assert hands != deal(train, snippets.labels, 6, 0.5, 3, seed=2)
+    assert hands == deal(train, snippets.labels, devices=6, alpha=0.5, least=3, seed=1)
+    assert hands != deal(train, snippets.labels, devices=6, alpha=0.5, least=3, seed=2)
 
 
 def test_an_unreliable_devices_labels_say_nothing_and_its_texts_stay() -> None:

@@ -378,7 +378,15 @@ def test_an_aggregator_and_a_gate_refuse_a_part_that_mixes_versions() -> None:
     )
     mixed = cohort.model_copy(update={"members": members})
     with pytest.raises(ProtocolError, match="versions"):
-        read_part("e0", part, line.payload or b"", mixed, part.devices, world.manifest, DIM)
+        read_part(
+            "e0",
+            part,
+            line.payload or b"",
+            cohort=mixed,
+            included=part.devices,
+            manifest=world.manifest,
+            dim=DIM,
+        )
 
 
 def test_an_edge_that_is_silent_loses_its_devices_and_gets_some_again() -> None:
@@ -563,14 +571,18 @@ def test_a_distance_is_the_shortest_of_several_measurements_and_guessed_where_th
 def test_devices_go_to_the_near_edge_and_the_least_trusted_wait_where_room_is_short() -> None:
     trips = {one: {"x": [200_000] * 2, "y": [1000] * 2} for one in "abcd"}
     before = {"a": "x", "b": "x", "c": "y", "d": "y"}
-    assert by_cost("abcd", {"x": 2, "y": 2}, before, {}, {}, trips) == before  # there is no room at y
-    assert set(by_cost("abcd", {"x": 2, "y": 4}, before, {}, {}, trips).values()) == {"y"}
+    assert (
+        by_cost("abcd", room={"x": 2, "y": 2}, before=before, labels={}, trust={}, trips=trips) == before
+    )  # there is no room at y
+    assert set(
+        by_cost("abcd", room={"x": 2, "y": 4}, before=before, labels={}, trust={}, trips=trips).values()
+    ) == {"y"}
     close = {one: {"x": [15_000] * 2, "y": [1000] * 2} for one in "abcd"}
     assert (
-        by_cost("abcd", {"x": 2, "y": 4}, before, {}, {}, close) == before
+        by_cost("abcd", room={"x": 2, "y": 4}, before=before, labels={}, trust={}, trips=close) == before
     )  # a move costs more than it gains
     trust = {"a": 200_000, "b": 900_000, "c": 300_000, "d": 800_000}
-    found = by_cost("abcd", {"y": 2}, before, {}, trust, trips)
+    found = by_cost("abcd", room={"y": 2}, before=before, labels={}, trust=trust, trips=trips)
     assert found == {"a": "", "b": "y", "c": "", "d": "y"}
 
 

@@ -314,8 +314,8 @@ def test_a_residual_of_another_shape_is_not_used():
 def test_streams_are_golden_and_keys_are_told_apart():
     assert words(KEY, 2).tolist() == np.frombuffer(bytes.fromhex("c6a13b37878f5b82"), "<u4").tolist()
     keys = {
-        tensor_key(KEY, "d", 1, 2, 3, "up.hidden"),
-        tensor_key(KEY, "d", 1, 23, 0, "up.hidden"),
+        tensor_key(KEY, device="d", window=1, step=2, micro=3, stream="up.hidden"),
+        tensor_key(KEY, device="d", window=1, step=23, micro=0, stream="up.hidden"),
         derive(KEY, "a", "bc"),
     }
     assert len(keys | {derive(KEY, "ab", "c"), derive(KEY, 1), derive(KEY, "1")}) == 6

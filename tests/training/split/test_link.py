@@ -55,7 +55,9 @@ def test_an_encoding_that_is_set_is_taken_as_it_is(name: str) -> None:
     (codec,) = Encoding.of(name, WIDTH).allowed
     for micro, values in enumerate((dense(), spiky())):
         data = device.pack(UP_HIDDEN, 0, micro, values)
-        assert data == encode(values, codec, tensor_key(SECRET, "d", 3, 0, micro, UP_HIDDEN))
+        assert data == encode(
+            values, codec, tensor_key(SECRET, device="d", window=3, step=0, micro=micro, stream=UP_HIDDEN)
+        )
         assert edge.unpack(UP_HIDDEN, 0, micro, data).shape == SHAPE
     assert device.chosen == edge.chosen == {UP_HIDDEN: codec}
 
@@ -113,7 +115,9 @@ def test_what_is_rotated_is_measured_as_it_is_sent() -> None:
 def test_an_encoding_that_was_not_agreed_on_is_refused() -> None:
     chosen, _ = wires(up_activations="error:0.3")
     as_set, _ = wires(up_activations="bf16")
-    data = encode(dense(), TopK(5), tensor_key(SECRET, "d", 3, 0, 0, UP_HIDDEN))
+    data = encode(
+        dense(), TopK(5), tensor_key(SECRET, device="d", window=3, step=0, micro=0, stream=UP_HIDDEN)
+    )
     for wire in (chosen, as_set):
         with pytest.raises(CodecError, match="agreed was"):
             wire.unpack(UP_HIDDEN, 0, 0, data)
