@@ -75,7 +75,7 @@ DEFECTS: tuple[Mutation, ...] = (
     ),
     _defect(
         "spent not stored before the upload",
-        "echelon/rounds/device/core.py",
+        "echelon/rounds/device/member.py",
         "offer.window = cohort.window\n        cohort.phase",
         "cohort.phase",
         "A device that restarts would offer an update again that is in a sum already.",

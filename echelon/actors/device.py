@@ -167,7 +167,7 @@ class Device(BoundaryActor):
             self._stored = self.core.held()
         else:
             await self._recall()
-        self._positions[MODEL] = min(self._positions[MODEL], self.core.model_from)
+        self._positions[MODEL] = min(self._positions[MODEL], self.core.adapters.model_from)
         self.core.live_from = await end_of(self.bus, TopicPartition("control"), self.name)
         if self.half is not None:
             at = TopicPartition(DOWN, self.slot)
@@ -221,13 +221,13 @@ class Device(BoundaryActor):
     def stored_offsets(self) -> dict[TopicPartition, int]:
         """The input offsets; of `model`, from behind the adapter that the stored state trains from."""
         found = super().stored_offsets()
-        return {**found, MODEL: min(found[MODEL], self.core.model_from)}
+        return {**found, MODEL: min(found[MODEL], self.core.adapters.model_from)}
 
     def _taken(self) -> dict[TopicPartition, list[bytes]]:
         """As every actor, but adapters that are not derived yet: no snapshot has them, so they are read again."""
         taken = super()._taken()
         self._adapters += taken.pop(MODEL, [])
-        if not self.core.waiting_adapters:
+        if not self.core.adapters.waiting:
             taken[MODEL], self._adapters = self._adapters, []
         return taken
 

@@ -14,12 +14,12 @@ import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from echelon.errors import ProtocolError
+from echelon.laws.snapshot import SnapshotList, StoredPace
 from echelon.messages.boundary import Base, Derived, Model
 from echelon.messages.envelope import EXCHANGE_TYPE, Dsse
 from echelon.messages.exchange import Commit, Genesis, Pace
@@ -48,6 +48,42 @@ class SignedCommit:
     adapter_sha256: bytes
     pace: Pace
     tokens: int
+
+
+class StoredSignedCommit(SnapshotList, frozen=True, kw_only=True):
+    """A `SignedCommit` in a snapshot."""
+
+    commit: int
+    adapter_sha256: bytes
+    tokens: int
+    pace: StoredPace
+
+    @classmethod
+    def of(cls, commit: SignedCommit) -> StoredSignedCommit:
+        """What is stored of a commit."""
+        return cls(
+            commit=commit.commit,
+            adapter_sha256=commit.adapter_sha256,
+            tokens=commit.tokens,
+            pace=StoredPace.of(commit.pace),
+        )
+
+    def signed(self) -> SignedCommit:
+        """The commit again.
+
+        Raises:
+            ValueError: a number of the pace is out of its range.
+        """
+        return SignedCommit(self.commit, self.adapter_sha256, self.pace.pace(), self.tokens)
+
+
+class StoredKnownVersions(SnapshotList, frozen=True, kw_only=True):
+    """`KnownVersions` in a snapshot: digests by version, as the gate derived them and as the device read them."""
+
+    derived: tuple[tuple[int, bytes], ...]
+    held: tuple[tuple[int, bytes], ...]
+    version: int
+    commit: StoredSignedCommit | None
 
 
 def open_signed_commit(envelope: bytes, manifest: RunManifest) -> SignedCommit:
@@ -252,31 +288,29 @@ class KnownVersions:
                 found.append(base.version)
         return sorted(found)
 
-    def facts(self, version: int, commit: SignedCommit | None) -> list[object]:
-        """What a restart needs, as plain values.
+    def facts(self, version: int, commit: SignedCommit | None) -> StoredKnownVersions:
+        """What a restart needs.
 
         Args:
             version: the version that the device goes on from; newer ones are read again.
             commit: what that stands on.
         """
-        return [
-            sorted(self.derived.items()), sorted(self.held.items()), version,
-            None if commit is None
-            else [
-                commit.commit, commit.adapter_sha256, commit.tokens,
-                [commit.pace.steps, commit.pace.windows, commit.pace.mu_ppm],
-            ],
-        ]  # fmt: skip
+        return StoredKnownVersions(
+            derived=tuple(sorted(self.derived.items())),
+            held=tuple(sorted(self.held.items())),
+            version=version,
+            commit=None if commit is None else StoredSignedCommit.of(commit),
+        )
 
-    def restore(self, facts: list[Any]) -> None:
-        """Take `facts` over."""
-        derived, held, self.newest, commit = facts
-        self.derived, self.held = dict(derived), dict(held)
-        if commit is not None:
-            number, digest, tokens, (steps, windows, mu_ppm) = commit
-            self.commit = SignedCommit(
-                number, digest, Pace(steps=steps, windows=windows, mu_ppm=mu_ppm), tokens
-            )
+    def restore(self, facts: StoredKnownVersions) -> None:
+        """Take `facts` over.
+
+        Raises:
+            ValueError: a number of the pace is out of its range.
+        """
+        self.derived, self.held, self.newest = dict(facts.derived), dict(facts.held), facts.version
+        if facts.commit is not None:
+            self.commit = facts.commit.signed()
 
 
 def _keep(known: dict[int, bytes], version: int, sha256: bytes, kept: int, whose: str) -> None:

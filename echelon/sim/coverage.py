@@ -78,9 +78,9 @@ def phase_of(actor: Any) -> str:
                 return "no genesis"
             return "paused" if core.rounds.phase is Phase.OPEN and core.paused else core.rounds.phase.value
         case Device():
-            if actor.core._cohort is not None:
-                return actor.core._cohort.phase
-            return "training" if actor.core._training_from is not None else "idle"
+            if actor.core.member.cohort is not None:
+                return actor.core.member.cohort.phase
+            return "training" if actor.core.jobs.running is not None else "idle"
         case Gate():
             if actor._proposed:
                 return "delta proposed"

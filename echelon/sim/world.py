@@ -665,18 +665,18 @@ class World:
         """Keep what is under the mask of every upload; nothing is changed."""
         if isinstance(effect, Publish) and effect.topic == "masked":
             core = self.actors[name].core
-            offer = core.offer
-            cohort = core._cohort
+            offer = core.offers.open
+            cohort = core.member.cohort
             weight = next(member.w for member in cohort.client.context.members if member.device == name)
-            update = np.array(offer.progress.vector, np.float32)
-            for block in set(core._blocks) - cohort.client.adds_blocks(cohort.shares):
-                for place in core._blocks[block]:
+            update = np.array(offer.update.vector, np.float32)
+            for block in set(core.member.blocks) - cohort.client.adds_blocks(cohort.shares):
+                for place in core.member.blocks[block]:
                     update[place] = 0.0  # too few have it
             share = weight / self.manifest.secure.weight_max
             scaled = self._codec.clip(update).astype(np.float64) * share
             sha256 = hashlib.sha256(effect.payload or b"").digest()
             evaluated = cohort.evaluation[1] > 0 and cohort.client.adds_evaluation(cohort.shares)
-            edge, jobs = offer.progress.edge, offer.progress.jobs
+            edge, jobs = offer.update.edge, offer.update.jobs
             said = self.brokers[self._boundary(name).name].logs[VERSIONS]
             self.outcome.uploads[sha256] = Upload(
                 name, effect.window, offer.number, update, scaled, self.wiped[name], evaluated, edge, jobs,
@@ -694,9 +694,9 @@ class World:
     def _begun(self, device: str) -> None:
         """A training job begins: from which version, and what the gate had said by then."""
         boundary, core = self._boundary(device).name, self.actors[device].core
-        version, sha256 = core._training_base
+        job = core.jobs.running
         said = self.brokers[boundary].logs[VERSIONS]
-        self.outcome.started.append(Started(boundary, device, version, sha256, len(said)))
+        self.outcome.started.append(Started(boundary, device, job.version, job.sha256, len(said)))
 
 
 def kind_of(record: Outgoing | Record) -> str:

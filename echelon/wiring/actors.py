@@ -32,7 +32,8 @@ from echelon.messages.wire import DeviceId
 from echelon.outer.custom import Allowed
 from echelon.rounds.aggregator.core import AggregatorCore, AggregatorTerms
 from echelon.rounds.aggregator.edge_assignment import EdgesTerms
-from echelon.rounds.device.core import DeviceCore, DeviceTerms
+from echelon.rounds.device.core import DeviceCore
+from echelon.rounds.device.state import DeviceTerms
 from echelon.rounds.edge.core import EdgeCore, EdgeTerms
 from echelon.rounds.edge.jobs import Cuts
 from echelon.rounds.gate.derivation import BoundaryLog

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -277,9 +278,7 @@ class OtherTerms(World):
 
     def new_device(self, device: DeviceId) -> DeviceCore:
         core = super().new_device(device)
-        if device == "d4":
-            core.manifest = manifest_for(k_min=5)
-        return core
+        return replace(core, manifest=manifest_for(k_min=5)) if device == "d4" else core
 
 
 def below_the_terms() -> Played:
@@ -358,7 +357,9 @@ def shown_model(
             )
             world.give("d0", Incoming("versions", 50, GATE, 0, word))
         world.give("d0", Incoming("control", 50, AGGREGATOR, 0, control))
-        trains = any(isinstance(job, TrainJob) for job in person.jobs) or world.device("d0").version == 1
+        trains = (
+            any(isinstance(job, TrainJob) for job in person.jobs) or world.device("d0").adapters.version == 1
+        )
         found = refusals(world)
         return Played(found or (() if trains else (Noticed("device", "no answer", "model 1"),)), trains)
 
@@ -481,7 +482,7 @@ def anchor_back() -> Played:
         word = Derived(version=number, commit=commit, sha256=digest(LIVE), window=0)
         world.give("d0", Incoming("versions", 50 + number, GATE, 0, word))
     assert person.core is world.device("d0")
-    return Played(refusals(world), world.device("d0").version == 2)
+    return Played(refusals(world), world.device("d0").adapters.version == 2)
 
 
 # ---- aggregator and gate ---------------------------------------------------------------------------
@@ -525,7 +526,7 @@ def slow_drift() -> Played:
         world.give("d0", Incoming("control", at, AGGREGATOR, 0, adopt))
     found = world.device("d0")
     moved = start - float(np.linalg.norm(theta))
-    return Played(refusals(world), found.version == 8 and moved > 5 * step)
+    return Played(refusals(world), found.adapters.version == 8 and moved > 5 * step)
 
 
 CASES.add(
@@ -557,7 +558,7 @@ def two_words() -> Played:
     for place, theta in enumerate((NEAR, DEAD)):
         word = Derived(version=1, commit=0, sha256=digest(theta), window=0)
         world.give("d0", Incoming("versions", 60 + place, GATE, 0, word))
-    return Played(refusals(world), world.device("d0").versions.usable(1, digest(DEAD)))
+    return Played(refusals(world), world.device("d0").adapters.versions.usable(1, digest(DEAD)))
 
 
 CASES.add(

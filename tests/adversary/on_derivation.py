@@ -621,8 +621,8 @@ def held_versions() -> Played:
     world.genesis()
     for _ in range(2):
         world.window()
-    assert world.device("d1").version >= 1
-    trains = world.device("d0").version >= 1
+    assert world.device("d1").adapters.version >= 1
+    trains = world.device("d0").adapters.version >= 1
     return Played(() if trains else (Noticed("device", "no answer", "model 1"),), trains)
 
 

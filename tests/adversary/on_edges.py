@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-import echelon.rounds.device.core as device_module
+import echelon.rounds.device.member as device_module
 from echelon.elsa.predictions import quantise
 from echelon.errors import ProtocolError
 from echelon.laws.cohort import AUX, norm2_bound

@@ -73,7 +73,7 @@ def test_nobody_trains_from_an_adapter_that_the_gate_did_not_derive() -> None:
     assert [effect.start.tolist() for effect in first if isinstance(effect, TrainJob)] == [LIVE.tolist()]
     near = LIVE + 1.0
     assert shown(core, 1, near, derived=False, offset=10) == []
-    assert core.version == 0
+    assert core.adapters.version == 0
 
 
 def test_a_cohort_on_versions_that_were_not_derived_gets_no_key() -> None:
@@ -109,7 +109,7 @@ def test_a_cohort_waits_for_versions_that_come_late_and_then_takes_place() -> No
     world.train()
     late: list[Incoming] = []
     core = world.device("d3")
-    core.versions.derived.clear()
+    core.adapters.versions.derived.clear()
     world.pump()
     assert world.messages(Advertise, "d3") == []
     assert world.messages(Advertise, "d0") != []
@@ -162,8 +162,8 @@ def test_no_step_is_larger_than_clipped_updates_can_make_it() -> None:
             core.handle(Incoming("model", 5, AGGREGATOR, 0, message, data))
     said = Derived(version=1, commit=0, sha256=hashlib.sha256(DEAD.tobytes()).digest(), window=0)
     assert core.handle(Incoming("versions", 6, GATE, 0, said)) == []
-    assert core.version == 0
-    assert not core.versions.usable(1, said.sha256)
+    assert core.adapters.version == 0
+    assert not core.adapters.versions.usable(1, said.sha256)
 
 
 def test_what_a_window_can_move_at_most_is_let_pass() -> None:

@@ -102,7 +102,7 @@ def test_an_aggregator_that_leaves_out_those_without_one_gets_no_signature_for_t
     world.window()
     [included] = held
     core = world.device("d6")
-    client = core._cohort.client if core._cohort is not None else None
+    client = core.member.cohort.client if core.member.cohort is not None else None
     assert client is not None
     client._adding = {EVALUATIONS: frozenset(("d0", "d1", "d6"))}  # type: ignore[arg-type]  # as if d2 to d5 had said that they add nothing
     cut = included.model_copy(

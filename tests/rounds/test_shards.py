@@ -26,7 +26,7 @@ from echelon.messages.boundary import (
     Void,
 )
 from echelon.messages.wire import MAX_CONTROL_BYTES
-from echelon.rounds.device.core import HOLD, LEAVE, PATIENCE
+from echelon.rounds.device.state import HOLD, LEAVE, PATIENCE
 from echelon.rounds.effects import (
     Effect,
     Evaluate,
@@ -251,8 +251,8 @@ def test_an_offer_names_every_shard_behind_it() -> None:
         world.train("d0")
     core = world.device("d0")
     assert offers(world, "d0")[-1].shards == (0,)
-    assert core.carried is not None
-    assert core.carried.shards == {0, 4}
+    assert core.offers.carried is not None
+    assert core.offers.carried.shards == {0, 4}
     world.train("d1", "d2", "d3")
     world.pump()
     assert offers(world, "d0")[-1].shards == (0, 4)
@@ -266,8 +266,8 @@ def test_what_comes_back_from_a_window_names_its_shards_with_those_trained_since
     world.fire("d0", PATIENCE)
     world.train("d0")
     core = world.device("d0")
-    assert core.carried is not None
-    assert core.carried.shards == {5}
+    assert core.offers.carried is not None
+    assert core.offers.carried.shards == {5}
     world.pump()
     world.round_over()
     assert ("d0", "offer-returned") in [(name, fact.kind) for name, fact in world.notes]
@@ -328,10 +328,10 @@ def test_a_restart_keeps_places_and_the_shards_of_an_offer_but_holds_nothing_unt
     world.train("d0")
     world.restart_device("d0")
     core = world.device("d0")
-    assert core.shards.held == set()
-    assert core.shards.positions == {0: 10}
-    assert core.offer is not None
-    assert core.offer.progress.shards == {0}
+    assert core.jobs.shards.held == set()
+    assert core.jobs.shards.positions == {0: 10}
+    assert core.offers.open is not None
+    assert core.offers.open.update.shards == {0}
     assert offers(world, "d0")[-1].shards == (0,)
     assert world.people["d0"].jobs == []
     world.deal("d0", 0, position=4)  # the group's own note is older
@@ -483,7 +483,7 @@ def test_an_offer_on_a_shard_that_moved_waits_for_a_while_and_then_makes_room() 
     assert world.people["d0"].timers[HOLD] == 10.0
     world.deal("d0", 0)  # it came back: nothing is in its way
     world.fire("d0", HOLD)
-    assert world.device("d0").offer is not None
+    assert world.device("d0").offers.open is not None
     world.give("d0", ShardsLost(frozenset({0})))
     world.deal("d0", 3)
     world.fire("d0", PATIENCE)
@@ -502,9 +502,9 @@ def test_an_offer_that_a_cohort_took_is_not_dropped_for_its_shards() -> None:
     world.give("d0", ShardsLost(frozenset({0})))
     world.fire("d0", HOLD)
     core = world.device("d0")
-    assert core.offer is not None
-    assert core._cohort is not None
-    assert core.offer.window >= 0 or HOLD in world.people["d0"].timers
+    assert core.offers.open is not None
+    assert core.member.cohort is not None
+    assert core.offers.open.window >= 0 or HOLD in world.people["d0"].timers
 
 
 def test_overlapping_offers_do_not_keep_a_boundary_below_its_floor_for_ever() -> None:
@@ -555,7 +555,7 @@ def test_whatever_moves_nothing_is_trained_twice_in_a_window_and_windows_go_on(d
                     source = owner[shard]
                     world.give(source, ShardsLost(frozenset({shard})))
                     world.train(source)  # it is released when the job that runs on it is done
-                    world.deal(name, shard, position=world.device(source).shards.position(shard))
+                    world.deal(name, shard, position=world.device(source).jobs.shards.position(shard))
                     owner[shard] = name
             case "train":
                 world.train(name)
@@ -718,12 +718,12 @@ def test_a_device_on_its_way_out_begins_nothing_whatever_arrives() -> None:
     go(world, "d1")
     world.train("d1")  # what ran is kept for a later life
     core = world.device("d1")
-    assert core.carried is not None or core.offer is not None
+    assert core.offers.carried is not None or core.offers.open is not None
     for _ in range(2):
         world.train("d0", "d2", "d3")
         world.pump()
     world.deal("d1", 0)
-    assert core.version == 3
+    assert core.adapters.version == 3
     assert len(world.windows()) == 3
     assert person.jobs == []
     assert set(person.timers) == {LEAVE}

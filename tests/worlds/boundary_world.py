@@ -20,7 +20,8 @@ from echelon.messages.manifest import RunManifest
 from echelon.messages.wire import DeviceId, Message
 from echelon.rounds.aggregator.core import AggregatorCore, AggregatorTerms
 from echelon.rounds.aggregator.events import BoundaryCommit, RefusedDelta
-from echelon.rounds.device.core import DeviceCore, DeviceTerms
+from echelon.rounds.device.core import DeviceCore
+from echelon.rounds.device.state import DeviceTerms
 from echelon.rounds.effects import (
     Effect,
     Evaluate,
@@ -212,13 +213,16 @@ class World:
         self.lives += 1
         return DeviceCore(
             manifest=self.manifest,
-            terms=DeviceTerms(patience=1.0, ahead=self.ahead, shards=self.shards, hold=10.0),
+            terms=self.device_terms(),
             me=device,
             signer=signer_of(device),
             roster=self.roster,
             entropy=Entropy.seeded(f"{device} {self.lives}".encode()),
             dim=DIM,
         )
+
+    def device_terms(self) -> DeviceTerms:
+        return DeviceTerms(patience=1.0, ahead=self.ahead, shards=self.shards, hold=10.0)
 
     def new_aggregator(self) -> AggregatorCore:
         return AggregatorCore(
@@ -361,7 +365,7 @@ class World:
     def move(self, source: str, target: str, *shards: int) -> None:
         """Shards move from one device to another, as between replicas: given up first, wherever they were read to."""
         self.give(source, ShardsLost(frozenset(shards)))
-        positions = self.device(source).shards.positions
+        positions = self.device(source).jobs.shards.positions
         self.give(target, ShardsGained(tuple((shard, positions.get(shard, 0)) for shard in shards)))
 
     def restart_device(self, name: str) -> None:

@@ -7,11 +7,10 @@ import hashlib
 import numpy as np
 
 from echelon.messages.manifest import RunManifest
-from echelon.messages.wire import DeviceId
 from echelon.rounds.aggregator.core import AggregatorCore, AggregatorTerms
 from echelon.rounds.aggregator.edge_assignment import EdgesTerms
 from echelon.rounds.aggregator.trust_standings import RecordShape
-from echelon.rounds.device.core import DeviceCore, DeviceTerms
+from echelon.rounds.device.state import DeviceTerms
 from echelon.rounds.edge.core import EdgeCore, EdgeTerms
 from echelon.rounds.edge.kept import KeptJobs
 from echelon.rounds.effects import Effect, Evaluate, Evaluated, Save, TrainJob, TrainOutcome
@@ -87,10 +86,8 @@ class SplitWorld(World):
             self.people[edge] = person
             self.carry_out(person, person.core.start())
 
-    def new_device(self, device: DeviceId) -> DeviceCore:
-        core = super().new_device(device)
-        core.terms = DeviceTerms(patience=1.0, ahead=2, split=True)
-        return core
+    def device_terms(self) -> DeviceTerms:
+        return DeviceTerms(patience=1.0, ahead=2, split=True)
 
     def new_aggregator(self) -> AggregatorCore:
         edges = EdgesTerms(

@@ -26,7 +26,6 @@ from echelon.errors import ProtocolError, StateError
 from echelon.laws.cohort import Part, close_window, context_of, read_part, ring_vector, vector_length
 from echelon.laws.ledger import Ledger, RoundedDelta
 from echelon.messages.boundary import (
-    INPUTS,
     Adopt,
     Cohort,
     Masked,
@@ -70,6 +69,8 @@ RECORD_COST = 64 * 1024
 """What a record counts as besides its payload: the largest that one without payload can have."""
 EARLY_INPUTS = 16
 """Inputs of the largest kind that one sender may have kept before their decisions were read: those of a few windows."""
+INPUTS = ("handshake", "masked", "parts")
+"""Topics whose records are inputs of windows."""
 
 
 @dataclass

@@ -302,14 +302,14 @@ def test_a_device_that_lies_about_its_n_voids_the_window() -> None:
     world = World(5)
     world.genesis()
     core = world.device("d0")
-    original = core._upload
+    original = core.member._upload
 
     def lying(*arguments: object) -> object:
-        assert core.offer is not None
-        core.offer.n += 1
+        assert core.offers.open is not None
+        core.offers.open.n += 1
         return original(*arguments)  # type: ignore[arg-type]
 
-    core._upload = lying  # type: ignore[assignment, method-assign]
+    core.member._upload = lying  # type: ignore[assignment, method-assign]
     world.train()
     world.pump()
     [void] = world.messages(Void)

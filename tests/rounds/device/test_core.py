@@ -25,7 +25,8 @@ from echelon.messages.boundary import (
 from echelon.messages.exchange import Pace, Payload
 from echelon.messages.handshake import Advertise, Consistency, Included, Signatures, Unmask, Upload
 from echelon.messages.wire import Message
-from echelon.rounds.device.core import PATIENCE, DeviceCore
+from echelon.rounds.device.core import DeviceCore
+from echelon.rounds.device.state import PATIENCE
 from echelon.rounds.effects import (
     Effect,
     Incoming,
@@ -167,9 +168,9 @@ def test_what_is_trained_while_an_offer_is_undecided_is_carried_over_and_starts_
     np.testing.assert_allclose(job.start, first + second, rtol=0, atol=1e-7)  # base + offered + carried
     effects = trained(core, job.start, third)
     assert not any(isinstance(effect, TrainJob) for effect in effects)  # two jobs ahead is all
-    assert core.carried is not None
-    np.testing.assert_allclose(core.carried.vector, second + third, rtol=0, atol=1e-6)
-    assert core.carried.tokens == 2 * TOKENS
+    assert core.offers.carried is not None
+    np.testing.assert_allclose(core.offers.carried.vector, second + third, rtol=0, atol=1e-6)
+    assert core.offers.carried.tokens == 2 * TOKENS
     assert published(effects, Ready) == []
 
 
@@ -179,16 +180,16 @@ def test_a_merged_offer_that_the_own_adapter_lacks_still_counts_towards_the_star
     first, second = update_of("d0", 0), update_of("d0", 1)
     trained(core, np.zeros(DIM), first)
     job = training(core.handle(TimerFired(PATIENCE)))
-    assert core.offer is not None
-    core.offer.window, core.state.member_of = 0, 0
+    assert core.offers.open is not None
+    core.offers.open.window, core.state.member_of = 0, 0
     core.handle(included(world, 0, 1, ("d0", "d1", "d2"), 5))
     job = training(trained(core, job.start, second))
     np.testing.assert_allclose(job.start, first + second, rtol=0, atol=1e-7)
     # With the adapter that holds the offer, only what is carried is added.
     theta = np.full(DIM, 0.5, np.float32)
     effects = give_model(core, 1, theta)
-    assert core.offer is not None
-    assert core.offer.number == 2
+    assert core.offers.open is not None
+    assert core.offers.open.number == 2
     assert published(effects, Ready)
     job = training(trained(core, job.start, np.zeros(DIM)))
     np.testing.assert_allclose(job.start, theta + second, rtol=0, atol=1e-6)
@@ -214,8 +215,8 @@ def test_spent_is_saved_in_the_step_that_uploads() -> None:
         assert saved is not None
         restored = world.new_device(device)
         restored.restore(saved)
-        assert restored.offer is not None
-        assert restored.offer.window == 0
+        assert restored.offers.open is not None
+        assert restored.offers.open.window == 0
 
 
 def test_a_restarted_device_never_offers_again_what_it_uploaded() -> None:
@@ -253,8 +254,8 @@ def test_what_a_signed_close_leaves_out_comes_back_with_the_older_base() -> None
     offers = world.messages(Ready, "d0")
     assert [message.offer for message in offers] == [1, 2]  # type: ignore[attr-defined]
     assert offers[1].base_version == 0  # type: ignore[attr-defined]
-    assert core.offer is not None
-    np.testing.assert_allclose(core.offer.progress.vector, update_of("d0", 0), rtol=0, atol=1e-7)
+    assert core.offers.open is not None
+    np.testing.assert_allclose(core.offers.open.update.vector, update_of("d0", 0), rtol=0, atol=1e-7)
 
 
 def test_what_a_close_leaves_out_without_a_threshold_of_signatures_is_lost() -> None:
@@ -263,13 +264,13 @@ def test_what_a_close_leaves_out_without_a_threshold_of_signatures_is_lost() -> 
     world.train()
     world.pump()
     core = world.device("d0")
-    cohort = core._cohort
+    cohort = core.member.cohort
     assert cohort is not None
     uploads = tuple(Upload(device=name, upload_sha256=bytes(32)) for name in world.names[1:])
     world.give("d0", Incoming("control", 900, AGGREGATOR, 0, Included(window=0, entries=uploads)))
     world.give("d0", Incoming("control", 901, AGGREGATOR, 0, Signatures(window=0, entries=())))
     effects = world.give("d0", included(world, 0, 1, tuple(world.names[1:]), 902))
-    assert core.offer is None
+    assert core.offers.open is None
     assert [effect.kind for effect in effects if hasattr(effect, "kind")] == ["offer-lost"]
     assert any(isinstance(effect, Save) for effect in effects)
 
@@ -288,7 +289,7 @@ def test_a_void_window_returns_an_offer_that_was_not_uploaded_and_loses_one_that
     void = Void(window=0, phase=Phase.MASKED, reason=VoidReason.THRESHOLD)
     effects = world.give("d1", Incoming("control", 900, AGGREGATOR, 0, void))
     if spent:
-        assert core.offer is None
+        assert core.offers.open is None
         assert published(effects, Ready) == []
     else:
         assert [message.offer for message in published(effects, Ready)] == [1]  # type: ignore[attr-defined]
@@ -307,8 +308,8 @@ def test_an_offer_that_is_too_old_is_dropped_and_what_is_carried_offered_instead
     effects = core.handle(Incoming("control", 3, AGGREGATOR, 0, message))
     [offer] = published(effects, Ready)
     assert offer.offer == 2  # type: ignore[attr-defined]
-    assert core.offer is not None
-    np.testing.assert_allclose(core.offer.progress.vector, second, rtol=0, atol=1e-7)
+    assert core.offers.open is not None
+    np.testing.assert_allclose(core.offers.open.update.vector, second, rtol=0, atol=1e-7)
     # A rejection of another offer means nothing.
     assert core.handle(Incoming("control", 4, AGGREGATOR, 0, message)) == []
     assert world.refused == []
@@ -451,14 +452,14 @@ def test_a_device_that_aborted_a_window_says_nothing_more_in_it() -> None:
     world.drop = lambda _sender, message: isinstance(message, Included)
     world.pump()
     core = world.device("d0")
-    assert core._cohort is not None
+    assert core.member.cohort is not None
     mine = hashlib.sha256(b"another upload").digest()
     forged = Included(
         window=0, entries=tuple(Upload(device=name, upload_sha256=mine) for name in world.names)
     )
     with pytest.raises(Aborted):
         core.handle(Incoming("control", 900, AGGREGATOR, 0, forged))
-    assert core._cohort.phase == "aborted"
+    assert core.member.cohort.phase == "aborted"
     [real] = [
         effect.message
         for step in world.people[AGGREGATOR].steps
@@ -474,7 +475,7 @@ def test_an_adapter_of_another_size_is_refused(data: bytes) -> None:
     message, payload = model(1, np.zeros(DIM), payload=data)
     with pytest.raises(ProtocolError, match="model version 1"):
         core.handle(Incoming("model", 1, AGGREGATOR, 0, message, payload))
-    assert core.version == 0
+    assert core.adapters.version == 0
 
 
 def test_an_adapter_that_is_not_what_it_says_is_refused() -> None:
@@ -482,24 +483,24 @@ def test_an_adapter_that_is_not_what_it_says_is_refused() -> None:
     message, payload = model(1, np.ones(DIM), sha256=bytes(32))
     with pytest.raises(ProtocolError, match="digest"):
         core.handle(Incoming("model", 1, AGGREGATOR, 0, message, payload))
-    assert core.version == 0
+    assert core.adapters.version == 0
 
 
 def test_an_adapter_is_taken_over_only_when_control_has_said_what_is_in_it() -> None:
     world, core = alone()
     trained(core, np.zeros(DIM), update_of("d0", 0))
     assert give_model(core, 1, np.ones(DIM)) == []
-    assert core.version == 0
+    assert core.adapters.version == 0
     effects = core.handle(
         Incoming("control", 1, AGGREGATOR, 0, Adopt(commit=1, version=1, merged=(), returned=(), dropped=()))
     )
-    assert core.version == 1
+    assert core.adapters.version == 1
     assert np.array_equal(training(effects).base, np.ones(DIM, np.float32))
     message, data = model(1, np.zeros(DIM))
     assert core.handle(Incoming("model", 3, AGGREGATOR, 0, message, data)) == []
     with pytest.raises(ProtocolError, match="two adapters of version 1"):
         give_derived(core, message)
-    assert core.version == 1
+    assert core.adapters.version == 1
     assert np.array_equal(training(effects).base, np.ones(DIM, np.float32))
     assert world.refused == []
 

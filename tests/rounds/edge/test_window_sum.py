@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import echelon.rounds.device.core as device_module
+import echelon.rounds.device.member as device_module
 from echelon.errors import ProtocolError
 from echelon.laws.cohort import AUX, norm2_bound, read_part, releasable, weight_cap_of
 from echelon.laws.versions import largest_step
@@ -28,7 +28,7 @@ from echelon.rounds.aggregator.edge_assignment import (
     trip_of,
 )
 from echelon.rounds.controller.limits import examine_window
-from echelon.rounds.device.core import PATIENCE, RETRY, TRIPS
+from echelon.rounds.device.state import PATIENCE, RETRY, TRIPS
 from echelon.rounds.effects import (
     Evaluate,
     Evaluated,
@@ -314,16 +314,16 @@ def test_a_split_device_offers_what_it_carries_before_it_trains_from_a_newer_ver
     world.pump()
     world.train("d0")
     core = world.device("d0")
-    assert core.offer is not None
+    assert core.offers.open is not None
     world.fire("d0", PATIENCE)
     world.train("d0")  # ahead, from the version of the offer
-    assert core.carried is not None
-    assert core.carried.base_version == core.offer.progress.base_version == 0
+    assert core.offers.carried is not None
+    assert core.offers.carried.base_version == core.offers.open.update.base_version == 0
     world.people["d0"].jobs.clear()
-    core._training_from = None
-    core.version, core._ahead = 1, 0
+    core.jobs.running = None
+    core.adapters.version, core.offers.ahead = 1, 0
     assert core.resume() == []  # its offer is decided first
-    carried, core.offer = core.carried, None
+    carried, core.offers.open = core.offers.carried, None
     effects = core.resume()
     (ready,) = [effect.message for effect in effects if isinstance(effect, Publish)]
     assert isinstance(ready, Ready)
@@ -414,7 +414,7 @@ def test_offers_that_lie_with_a_lost_edge_are_turned_down_and_trained_anew() -> 
     assert {one.device for one in cohort.rejected} == {"d0", "d2", "d4"}
     assert {member.edge for member in cohort.members} == {"e1"}
     for device in ("d0", "d2", "d4"):
-        assert world.device(device).edge == "e1"
+        assert world.device(device).jobs.edge == "e1"
     world.pump()
     world.train()
     world.pump()
@@ -464,7 +464,7 @@ def test_a_device_evaluates_a_commit_with_its_edge_before_the_next_job_and_never
     d0 = world.people["d0"]
     (first,) = d0.jobs  # the adapter of genesis; there is no job beside it
     assert isinstance(first, Evaluate)
-    assert (first.commit, first.edge) == (0, world.device("d0").edge)
+    assert (first.commit, first.edge) == (0, world.device("d0").jobs.edge)
     world.commit(np.ones(DIM, np.float32), ())
     world.train()
     world.fire("d0", PATIENCE)
@@ -607,7 +607,7 @@ def test_measured_round_trips_move_devices_at_the_next_look_and_outlive_a_restar
     world.inject("d0", "checkin", stranger)
     measure()
     assert set(aggregator.edges.assignment.values()) == {"e1"}
-    assert {world.device(device).edge for device in world.names} == {"e1"}
+    assert {world.device(device).jobs.edge for device in world.names} == {"e1"}
     assert "e9" not in aggregator.edges.trips["d0"]
     again = world.new_aggregator()
     again.restore(aggregator.snapshot())

@@ -15,7 +15,6 @@ from echelon.errors import ProtocolError
 from echelon.laws.cohort import vector_length
 from echelon.laws.ledger import PendingDelta
 from echelon.messages.boundary import (
-    INPUTS,
     Adopt,
     Cohort,
     Masked,
@@ -40,6 +39,7 @@ from echelon.messages.handshake import (
 from echelon.messages.wire import Message, Reason
 from echelon.rounds.gate.derivation import (
     EARLY_INPUTS,
+    INPUTS,
     MAX_WAITING,
     RECORD_COST,
     BoundaryLog,
