@@ -56,3 +56,7 @@ class AuditError(EchelonError):
 
 class StateError(EchelonError):
     """An actor's state file and its topics contradict each other."""
+
+
+class StorageError(EchelonError):
+    """A file cannot be written or read now: a full disk, a quota, a disk that fails. Later it may go well again."""

@@ -9,7 +9,9 @@ SQLite gives the files that it makes beside a database (`-wal`, `-shm`, `-journa
 
 from __future__ import annotations
 
+import errno
 import os
+import sqlite3
 import stat
 from pathlib import Path
 
@@ -18,6 +20,14 @@ from echelon.errors import ConfigError
 FILE, FOLDER = 0o600, 0o700
 SIDECARS = ("-wal", "-shm", "-journal")
 """What SQLite adds to a database's name."""
+
+
+def may_pass(error: OSError | sqlite3.Error) -> bool:
+    """Whether what a file failed with may go well later: no room on the disk, no quota, a disk that fails."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the kind, without what distinguishes cases of it
+    return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
 
 def private_folder(path: Path) -> None:

@@ -20,9 +20,9 @@ from pathlib import Path
 import msgpack
 
 from echelon.bus.base import Outgoing, TopicPartition
-from echelon.errors import ConfigError, StateError
+from echelon.errors import ConfigError, StateError, StorageError
 from echelon.messages.stored import stored
-from echelon.private import private_database, private_folder
+from echelon.private import may_pass, private_database, private_folder
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS state (
@@ -75,11 +75,16 @@ class StateStore:
         path: the sqlite file, or None for memory (nothing survives then).
         owner: (run, actor) that the file belongs to; another one's file is refused.
         piece: most bytes of one row of the state.
+
+    Raises:
+        ConfigError: the file cannot be made.
+        StateError: it is of another run, actor or format.
+        StorageError: its disk is full, or fails.
     """
 
     def __init__(self, path: Path | None, owner: bytes, *, piece: int = PIECE_BYTES) -> None:
         self._lock = threading.Lock()
-        self._piece = piece
+        self._piece, self._path = piece, path
         try:
             if path is not None:
                 if not path.parent.is_dir():
@@ -97,6 +102,8 @@ class StateStore:
                 )
             self._db.executescript(SCHEMA)
         except (sqlite3.Error, OSError) as error:
+            if may_pass(error):
+                raise self._failed(error) from error
             raise ConfigError(
                 f"state file {path} cannot be written ({error}): choose a folder that can"
             ) from error
@@ -109,6 +116,12 @@ class StateStore:
             raise StateError(
                 f"state file {path} belongs to another run or actor: move it away, or name the right folder"
             )
+
+    def _failed(self, error: sqlite3.Error | OSError) -> StorageError:
+        return StorageError(
+            f"state file {self._path} cannot be used now ({error}): make room on its disk, or see to the disk; "
+            "what was stored before stays, and the actor goes on from there"
+        )
 
     def _get(self, name: str) -> bytes | None:
         rows = self._db.execute("SELECT value FROM state WHERE name = ? ORDER BY piece", (name,)).fetchall()
@@ -185,15 +198,21 @@ class StateStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """All or nothing."""
+        """All or nothing. Raises `StorageError` where the disk does not take it."""
         with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
             try:
-                yield
-            except BaseException:
-                self._db.execute("ROLLBACK")
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    if self._db.in_transaction:  # a full disk has ended it already
+                        self._db.execute("ROLLBACK")
+                    raise
+            except sqlite3.OperationalError as error:
+                if may_pass(error):
+                    raise self._failed(error) from error
                 raise
-            self._db.execute("COMMIT")
 
     def outbox(self) -> list[Row]:
         """Rows that were not marked as published, oldest first."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from echelon.errors import ConfigError
-from echelon.private import close_tree, private_folder
+from echelon.errors import ConfigError, StorageError
+from echelon.private import close_tree, may_pass, private_folder
 
 RETRY_SECONDS = 0.25
 
@@ -70,6 +70,7 @@ async def lock_state(folder: Path, within: float) -> FolderLock:
 
     Raises:
         ConfigError: it cannot be made, or is still in use after `within` seconds.
+        StorageError: there is no room on its disk.
     """
     make_state(folder)
     loop = asyncio.get_running_loop()
@@ -91,11 +92,16 @@ def make_state(folder: Path) -> None:
 
     Raises:
         ConfigError: it cannot be made, or everybody may write to it.
+        StorageError: there is no room on its disk.
     """
     try:
         private_folder(folder)
         close_tree(folder)
     except OSError as error:
+        if may_pass(error):
+            raise StorageError(
+                f"state folder {folder} cannot be made now ({error.strerror}): make room on its disk"
+            ) from error
         raise ConfigError(
             f"state folder {folder} cannot be made ({error.strerror}): name one that can with `state`"
         ) from error

@@ -57,6 +57,11 @@ class Metrics:
         self.restarts = Counter(
             "echelon_restarts", "Times that the actor was started again in this process.", registry=r
         )
+        self.storage_failures = Counter(
+            "echelon_storage_failures",
+            "Times that state could not be written, as on a full disk.",
+            registry=r,
+        )
         self._stall = Histogram(
             "echelon_loop_stall_seconds", "How late the event loop was, sampled all the time.",
             buckets=STALLS, registry=r,

@@ -8,11 +8,11 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from echelon.actors.controller import Controller
 from echelon.actors.device import Device
@@ -23,8 +23,16 @@ from echelon.backoff import Backoff
 from echelon.bus import Bus, open_bus
 from echelon.clock import Offload
 from echelon.config.broker import BrokerSettings
-from echelon.errors import BusDenied, BusError, ConfigError, EchelonError, StateError, TrainingError
+from echelon.errors import (
+    BusDenied,
+    BusError,
+    ConfigError,
+    EchelonError,
+    StorageError,
+    TrainingError,
+)
 from echelon.private import write_private
+from echelon.services.broker_patience import BrokerPatience
 from echelon.services.config import ServiceConfig
 from echelon.services.health import Health, State
 from echelon.services.http import HttpServer
@@ -33,12 +41,9 @@ from echelon.services.logs import logging_as
 from echelon.services.metrics import Metrics
 from echelon.services.roles import Actor, Role, check_identity, role_of
 
+T = TypeVar("T")
 GOOD, FAILED, WRONG = 0, 1, 2
 """Exit codes: the run was closed, or the service was asked to stop; it failed; its configuration is wrong."""
-HEALTHY_SECONDS = 30.0
-"""An actor that ran so long before its broker failed it starts again with the shortest wait."""
-DENIED_SECONDS = 120.0
-"""How long a broker may refuse who this is before the service gives up: its ACLs may still be on their way."""
 LOCK_SECONDS = 5.0
 """How long the state folder may still be in use by a process that is just ending."""
 LAST_SECONDS = 0.5
@@ -257,30 +262,36 @@ class Service:
     async def _work(self, stack: ExitStack) -> None:
         """Become somebody, get ready, and run the actor until the run is closed or it is halted."""
         self.health.become(State.STARTING, "waiting for a free slot")
-        slot = await self.role.claim(self.log)
+        slot = await self._with_room(lambda: self.role.claim(self.log))
         if slot is not None:
             stack.enter_context(slot)
         self.metrics.introduce(self.role.facts)
         self._brokers = tuple(self.role.brokers())
-        stack.enter_context(await lock_state(self.role.state, LOCK_SECONDS))
-        if self.config.http.port is not None:
-            where = {"host": self.config.http.host, "port": self._port, "pid": os.getpid()}
-            _replace(self.role.state / HTTP_FILE, json.dumps(where).encode())
+        stack.enter_context(await self._with_room(lambda: lock_state(self.role.state, LOCK_SECONDS)))
         self.health.become(State.STARTING, "loading")
         await self.role.prepare(self.log)
         await self._supervise()
+
+    async def _with_room(self, step: Callable[[], Awaitable[T]]) -> T:
+        """What a step gives; while there is no room on the disk for it, it is taken again and again."""
+        backoff = Backoff(self.role.name)
+        while True:
+            try:
+                return await step()
+            except StorageError as error:
+                await self._again(error, backoff)
 
     async def _supervise(self) -> None:
         """Run the actor, and start it again whenever its broker fails it.
 
         Raises:
             StateError: its state and its topics contradict each other.
-            BusDenied: the broker has refused it for too long.
+            BusDenied: the broker has refused it for too long, and never let it in (see `BrokerPatience`).
             TrainingError: a device cannot train.
         """
         loop = asyncio.get_running_loop()
         backoff = Backoff(self.role.name)
-        refused = 0.0
+        patience = BrokerPatience()
         while True:
             begun = loop.time()
             if self.health.state is State.STARTING:
@@ -288,33 +299,35 @@ class Service:
             try:
                 await self._life()
                 return
-            except StateError:
-                raise
-            except (BusError, TrainingError) as error:
+            except (BusError, StorageError, TrainingError) as error:
                 if self._stopping:  # a supervisor may have sent its signal to the training process too
                     self.log.warning("cut short while stopping: %s", error)
                     return
                 if isinstance(error, TrainingError):
                     raise
-                if loop.time() - begun > HEALTHY_SECONDS:
+                if patience.lived(loop.time() - begun):
                     backoff.reset()
-                    refused = 0.0
-                if isinstance(error, BusDenied):
-                    refused = refused or begun
-                    if loop.time() - refused > DENIED_SECONDS:
-                        raise
-                else:
-                    refused = 0.0
-                self.log.warning("starting again: %s", error)
-                self.health.become(State.DEGRADED, str(error))
-                self.metrics.restarts.inc()
-                await backoff.wait()
+                if not isinstance(error, BusDenied):
+                    patience.failed_otherwise()
+                elif patience.refused(loop.time()):
+                    raise
+                await self._again(error, backoff)
+
+    async def _again(self, error: EchelonError, backoff: Backoff) -> None:
+        """Say why the actor has ended, and wait before it starts again."""
+        self.log.warning("starting again: %s", error)
+        self.health.become(State.DEGRADED, str(error))
+        self.metrics.restarts.inc()
+        if isinstance(error, StorageError):
+            self.metrics.storage_failures.inc()
+        await backoff.wait()
 
     async def _life(self) -> None:
         """One life of the actor, from connecting to its end."""
         buses: dict[str, Bus] = {}
         store: StateStore | None = None
         try:
+            self._write_address()
             for name, broker in self.role.brokers().items():
                 buses[name] = await _connect(broker, self.role.name)
             owner = bytes.fromhex(self.role.facts["run"]) + self.role.name.encode()
@@ -333,6 +346,12 @@ class Service:
             self._actor = None
             self.metrics.sampler.detach()
             await _close(buses, store)
+
+    def _write_address(self) -> None:
+        """Say in the state folder where health and metrics are served."""
+        if self.config.http.port is not None:
+            where = {"host": self.config.http.host, "port": self._port, "pid": os.getpid()}
+            _replace(self.role.state / HTTP_FILE, json.dumps(where).encode())
 
     def _write_checkpoint(self, actor: Actor) -> None:
         """Keep the signed head of the log that this actor writes, for auditors."""
@@ -374,4 +393,4 @@ def _replace(path: Path, data: bytes) -> None:
     try:
         write_private(path, data)
     except OSError as error:
-        raise StateError(f"{path} cannot be written: {error.strerror}. Make room, or allow it") from error
+        raise StorageError(f"{path} cannot be written: {error.strerror}. Make room, or allow it") from error

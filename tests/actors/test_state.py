@@ -15,7 +15,7 @@ from echelon.actors.runtime import Publisher, Services, Timers, read_to_end
 from echelon.actors.state import FORMAT, PIECE_BYTES, REMEMBERED, Row, StateStore, _pieces
 from echelon.bus import Bus, Outgoing, Record, TopicPartition, open_bus
 from echelon.bus.faults import FaultPlan, FaultyBus
-from echelon.errors import ConfigError, StateError
+from echelon.errors import ConfigError, StateError, StorageError
 from echelon.rounds.effects import TimerFired
 from echelon.virtual_loop import run_virtual
 
@@ -188,6 +188,25 @@ def test_a_file_that_cannot_be_written_is_a_configuration_error(tmp_path: Path) 
     (tmp_path / "other.db").write_bytes(b"this is no database at all, but some text" * 100)
     with pytest.raises(ConfigError, match="cannot be written"):
         StateStore(tmp_path / "other.db", OWNER)
+
+
+def fill(store: StateStore, room: int = 0) -> None:
+    """From now on the file's disk has room for so many pages more."""
+    (pages,) = store._db.execute("PRAGMA page_count").fetchone()
+    store._db.execute(f"PRAGMA max_page_count = {pages + room}")
+
+
+@pytest.mark.parametrize("room", [0, 3])
+def test_a_step_for_which_the_disk_has_no_room_changes_nothing_and_says_so(tmp_path: Path, room: int) -> None:
+    store = StateStore(tmp_path / "s.db", OWNER)
+    rows = store.commit(snapshot=b"one", offsets={AT: 7}, publish=RECORDS)
+    fill(store, room)
+    with pytest.raises(StorageError, match=r"state file .*s\.db cannot be used now .*full.*make room"):
+        store.commit(snapshot=b"two" * 100_000, offsets={AT: 8}, publish=RECORDS)
+    assert (store.snapshot(), store.offsets(), store.outbox()) == (b"one", {AT: 7}, rows)
+    store._db.execute("PRAGMA max_page_count = 1000000")
+    store.commit(snapshot=b"two", offsets={AT: 8})
+    assert store.snapshot() == b"two"
 
 
 outgoing = st.builds(

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+import echelon.services.locks as locks
 import echelon.services.run as running
+from echelon.actors.state import StateStore
 from echelon.bus import Bus, open_bus
 from echelon.errors import BusDenied, BusError, ConnectionLost, StateError
+from echelon.private import private_folder
+from echelon.services.broker_patience import BrokerPatience
 from echelon.services.config import AggregatorConfig, load_service
 from echelon.services.roles import role_of
 from echelon.services.run import FAILED, GOOD, Service
@@ -84,11 +90,70 @@ async def test_stopping_works_while_the_broker_is_away(
 async def test_a_broker_that_refuses_for_long_ends_the_service(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(running, "DENIED_SECONDS", 2.0)
+    monkeypatch.setattr(running, "BrokerPatience", partial(BrokerPatience, grace=2.0))
     opened = failing(monkeypatch, BusDenied("principal a.aggregator may not READ checkin"))
     assert await asyncio.wait_for(service(config, tmp_path).run(), 20.0) == FAILED
     assert len(opened) > 2
     assert "may not READ checkin" in caplog.text
+
+
+async def test_a_broker_that_refuses_a_service_it_had_let_in_is_waited_for(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "BrokerPatience", partial(BrokerPatience, grace=-1.0, healthy=-1.0))
+    opened = failing(monkeypatch, BusDenied("may not READ checkin"), BusDenied("may not READ checkin"), None)
+    one = service(config, tmp_path)
+    work = asyncio.create_task(one.run())
+    await stop_when(lambda: one.health.state.value == "running")
+    assert await work == GOOD
+    assert len(opened) == 3
+
+
+async def test_a_full_disk_is_waited_out(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first two lives find no room for a page more; then somebody makes room."""
+    lives: list[StateStore] = []
+
+    def opened(path: Path, owner: bytes) -> StateStore:
+        store = StateStore(path, owner)
+        lives.append(store)
+        if len(lives) <= 2:
+            (pages,) = store._db.execute("PRAGMA page_count").fetchone()
+            store._db.execute(f"PRAGMA max_page_count = {pages}")
+            try:
+                store.commit(snapshot=b"state" * 100_000)
+            finally:
+                store.close()
+        return store
+
+    monkeypatch.setattr(running, "StateStore", opened)
+    one = service(config, tmp_path)
+    work = asyncio.create_task(one.run())
+    await stop_when(lambda: len(lives) == 3 and one.health.state.value == "running")
+    assert await work == GOOD
+    assert one.metrics.registry.get_sample_value("echelon_storage_failures_total") == 2
+    assert "starting again: state file" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+async def test_a_full_disk_at_the_start_is_waited_out(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[Path] = []
+
+    def without_room(path: Path) -> None:
+        tries.append(path)
+        if len(tries) <= 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        private_folder(path)
+
+    monkeypatch.setattr(locks, "private_folder", without_room)
+    one = service(config, tmp_path / "state")
+    work = asyncio.create_task(one.run())
+    await stop_when(lambda: one.health.state.value == "running")
+    assert await work == GOOD
+    assert len(tries) >= 3
 
 
 async def test_a_contradiction_ends_the_service_at_once(
