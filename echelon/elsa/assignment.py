@@ -95,6 +95,12 @@ def cost(device: Device, edge: str, share: int, rule: AssignmentRule) -> int | N
     (base + (1 - base) · trust) · (affinity · (1 - share) + latency · rtt / unit), with `share` in millionths the part
     of the edge that is meant for the device's cluster. Trust is a factor because it decides who gets the better place
     where places are short: a trusted device's cost weighs more.
+
+    Args:
+        device: its trust and its round trips, by edge.
+        edge: name of the edge.
+        share: of the device's cluster at this edge, in millionths.
+        rule: weights of affinity, latency and trust.
     """
     if edge not in device.rtt_us:
         return None
@@ -115,6 +121,12 @@ def assign(
     assignments of one cost the one of fewest moves is taken. A device whose edge is not in `capacity` any more,
     or cannot be reached, is placed anew, and its move is free. The rectangular assignment problem is solved
     exactly, every edge being as many places as its capacity.
+
+    Args:
+        devices: cluster, trust and round trips of each, by name.
+        capacity: how many devices an edge takes, by its name.
+        current: edge of each device now; absent are new ones.
+        rule: weights of affinity, latency and trust, and the price of a move; None: the defaults.
 
     Raises:
         LimitExceeded: there are more devices than places, or some device can reach no edge with room for it.

@@ -95,7 +95,13 @@ def workspace_bytes(shape: ModelShape, load: Load) -> int:
 
 
 def block_forward(shape: ModelShape, load: Load, sequences: int) -> Work:
-    """One block's forward pass over so many sequences."""
+    """One block's forward pass over so many sequences.
+
+    Args:
+        shape: sizes of the model.
+        load: sequence length, bytes of an element, rank and targets.
+        sequences: of a micro-batch.
+    """
     tokens = sequences * load.sequence
     flops = _attention(shape, load) * 2 * tokens
     kernels = KERNELS[shape.family]
@@ -113,6 +119,12 @@ def block_backward(shape: ModelShape, load: Load, sequences: int, *, first: bool
 
     `first`: nothing trainable stands before it, so the layers that read its input need no gradient of that. Attention
     computes its weights again and then four products, 2.5 times its forward pass (Dao et al. 2022, appendix B).
+
+    Args:
+        shape: sizes of the model.
+        load: sequence length, bytes of an element, rank and targets.
+        sequences: of a micro-batch.
+        first: nothing trainable stands before the block.
     """
     tokens = sequences * load.sequence
     flops = _attention(shape, load) * 5 * tokens
@@ -134,13 +146,25 @@ def _attention(shape: ModelShape, load: Load) -> int:
 
 
 def embedding_forward(shape: ModelShape, load: Load, sequences: int) -> Work:
-    """Looking tokens up; frozen, it has no backward pass."""
+    """Looking tokens up; frozen, it has no backward pass.
+
+    Args:
+        shape: sizes of the model.
+        load: sequence length and bytes of an element.
+        sequences: of a micro-batch.
+    """
     tokens = sequences * load.sequence
     return Work(0.0, 2 * shape.hidden * load.element * tokens, 6)
 
 
 def head_both(shape: ModelShape, load: Load, sequences: int) -> Work:
-    """Final norm, output layer and loss, forward and backward, over so many sequences."""
+    """Final norm, output layer and loss, forward and backward, over so many sequences.
+
+    Args:
+        shape: sizes of the model; with `labels` it is a classifier.
+        load: sequence length, bytes of an element, rank and targets.
+        sequences: of a micro-batch.
+    """
     tokens = sequences * load.sequence
     if shape.labels is not None:
         flops = (

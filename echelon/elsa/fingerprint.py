@@ -30,6 +30,11 @@ def projection(hidden: int, dim: int, seed: int) -> Float64s:
     Random signs keep distances as well as Gaussian entries do (Achlioptas 2003, theorem 1.1), and bits of SHAKE-256
     are the same on every machine and with every version of a library. The array is read-only.
 
+    Args:
+        hidden: units of the model's last hidden state.
+        dim: dimensions k that are left.
+        seed: public, of the run. Devices that share it can be compared.
+
     Raises:
         ProtocolError: sizes out of range, or more dimensions than hidden units.
     """
@@ -75,6 +80,11 @@ def fingerprint(hidden: Float64s, dim: int, seed: int) -> Gaussian:
 
     z = R^T h for every probe; mean of z; covariance by Ledoit and Wolf (2004): (1 - δ) S + δ (tr S / k) I with the
     δ that minimises the expected squared error, plus a ridge of 1e-9 of the mean variance.
+
+    Args:
+        hidden: last hidden state of each probe, its mean over tokens.
+        dim: dimensions k of the fingerprint.
+        seed: of the projection.
 
     Raises:
         ProtocolError: fewer than two probes, values that are not finite, or no variance over probes.

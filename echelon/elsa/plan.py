@@ -197,6 +197,16 @@ def part_memory(
 
     Every micro-batch in flight keeps the activations of the front part; the back part goes forward and backward at
     once, so one is kept there. With the whole model on the device there is one in all. `residuals`: see `PlanRules`.
+
+    Args:
+        shape: sizes of the model.
+        load: sequence length, bytes of an element, rank and targets.
+        front: blocks on the device before the cut.
+        back: blocks on the device after it.
+        micro: sequences of a micro-batch.
+        in_flight: micro-batches that went forward and not backward yet.
+        wire: bytes of an element on the link.
+        residuals: sequences of which the loss of a gradient is kept.
     """
     tokens = micro * load.sequence
     weights = shape.embedding_parameters + (front + back) * shape.block_parameters + shape.head_parameters
@@ -219,7 +229,13 @@ def part_memory(
 
 
 def residual_bytes(shape: ModelShape, load: Load, sequences: int) -> float:
-    """Bytes of what was lost of the gradients of so many sequences, float32[L, h] each."""
+    """Bytes of what was lost of the gradients of so many sequences, float32[L, h] each.
+
+    Args:
+        shape: sizes of the model; h is its `hidden`.
+        load: sequence length L.
+        sequences: as many as `PlanRules.residuals` says.
+    """
     return 4.0 * sequences * load.sequence * shape.hidden
 
 
@@ -233,7 +249,17 @@ def edge_memory(
     devices: int,
     residuals: int = 0,
 ) -> float:
-    """Bytes of an edge's part: weights once, LoRA and the activations in flight of every device."""
+    """Bytes of an edge's part: weights once, LoRA and the activations in flight of every device.
+
+    Args:
+        shape: sizes of the model.
+        load: sequence length, bytes of an element, rank and targets.
+        middle: blocks on the edge.
+        micro: sequences of a micro-batch.
+        in_flight: micro-batches of each device that went forward and not backward yet.
+        devices: how many share the edge.
+        residuals: sequences of which the loss of a gradient is kept, for each device.
+    """
     per_device = TRAINED_BYTES * lora_parameters(shape.block, load)
     per_device += in_flight * micro * load.sequence * block_activations(shape, load)
     kept = devices * residual_bytes(shape, load, residuals) if middle else 0.0
@@ -257,6 +283,17 @@ def estimate(
     One micro-batch crosses four times: activations up and down, gradients up and down. With w of n micro-batches in
     flight the slowest of device, edge, uplink and downlink sets the pace, or the latency ℓ of one if w is too
     few to fill it: period = max(device, edge, up, down, ℓ / w) and step = ℓ + (n - 1) · period.
+
+    Args:
+        shape: sizes of the model.
+        load: sequence length, bytes of an element, rank and targets.
+        device: the device's speed and link.
+        edge: the edge's speed, and how many share it.
+        rules: batch, bytes on the link and feedback.
+        front: blocks on the device before the cut.
+        back: blocks on the device after it.
+        micro: sequences of a micro-batch.
+        in_flight: w, micro-batches on their way at once.
     """
     tokens = micro * load.sequence
     count = math.ceil(rules.batch / micro)
@@ -315,6 +352,13 @@ def plan(
 
     Micro-batches are the divisors of the batch. Among splits within 0.1 % of each other the one of less device memory
     wins.
+
+    Args:
+        shape: sizes of the model.
+        load: sequence length, bytes of an element, rank and targets.
+        device: class of devices that the plan is for.
+        edge: the edge that serves them.
+        rules: what may be chosen from.
 
     Raises:
         ConfigError: not even the embeddings, the fewest blocks and the head fit at one sequence a micro-batch, or no
@@ -417,6 +461,11 @@ def replan(current: Split, fresh: SplitPlan, *, gain: float = 0.1) -> Split:
 
     The current cut is kept, with its micro-batches as planned now, if it still fits and the best is less than `gain`
     faster: moving blocks costs a transfer of weights, and profiles are measured with noise.
+
+    Args:
+        current: the split in use.
+        fresh: the plan with the new profile.
+        gain: share of the step time that a move must save, 0.1 for a tenth.
     """
     cut = (current.front, current.back)
     if cut == (fresh.best.front, fresh.best.back):

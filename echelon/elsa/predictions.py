@@ -20,6 +20,11 @@ def vocabulary_classes(vocabulary: int, classes: int, seed: int) -> npt.NDArray[
     smaller (data processing inequality), never appear from nothing. The order is that of 64-bit words of
     SHAKE-256, so it is the same on every machine.
 
+    Args:
+        vocabulary: how many tokens there are.
+        classes: how many classes they become.
+        seed: public, of the run.
+
     Raises:
         ProtocolError: sizes out of range.
     """

@@ -67,7 +67,19 @@ class Replanner:
         cls, shape: ModelShape, load: Load, device: DeviceProfile, edge: EdgeProfile, rules: PlanRules,
         *, gain: float, cut: tuple[int, int], micro: int, in_flight: int,
     ) -> Replanner:  # fmt: skip
-        """For a device that starts with this cut."""
+        """For a device that starts with this cut.
+
+        Args:
+            shape: sizes of the model.
+            load: sequence length, bytes of an element, rank and targets.
+            device: the device's profile as it is known at the start.
+            edge: the profile of its edge.
+            rules: what may be chosen from; the whole model on the device is not.
+            gain: share of the step time that a move must save.
+            cut: blocks before and after the middle, p and q.
+            micro: sequences of a micro-batch.
+            in_flight: micro-batches on their way at once.
+        """
         front, back = cut
         current = estimate(
             shape, load, device, edge, rules, front=front, back=back, micro=micro, in_flight=in_flight

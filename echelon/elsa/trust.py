@@ -153,6 +153,13 @@ def evidence(
     widened. Devices that are kept out do not speak for others. Where C has too few, the others are those of all
     clusters.
 
+    Args:
+        now: of each device's newest record.
+        past: of each device's record before; None at its first.
+        labels: cluster of each device.
+        standing: of each device before this round.
+        rule: thresholds; None: the defaults.
+
     Raises:
         ProtocolError: lists of different lengths, or records of different shapes.
     """
@@ -218,6 +225,11 @@ def update(standing: Standing, seen: Evidence, rule: TrustRule | None = None) ->
     trust ← trust + (score - trust) · half / 256, in integers rounded down; the first record's score is taken as it is,
     because a newcomer has no credit. Out when trust < low, in again when trust > high. A device that does not
     move is out from the `patience`-th record in a row on, and in again with the first that moves if its trust is high.
+
+    Args:
+        standing: of the device before.
+        seen: evidence of its record.
+        rule: thresholds; None: the defaults.
     """
     rule = rule or TrustRule()
     agrees = score(seen, rule)
@@ -260,6 +272,13 @@ def judge(
     """One round over named devices: the new standing of all, and the evidence that a replay needs.
 
     Devices without a record in `now` keep their standing. The result does not depend on the order of the maps.
+
+    Args:
+        now: newest records of this round, uint16[rows, classes], by device.
+        past: their records before; devices at their first are absent.
+        labels: clusters by device.
+        standing: by device; absent are newcomers.
+        rule: thresholds; None: the defaults.
 
     Raises:
         ProtocolError: a device has a record and no label.

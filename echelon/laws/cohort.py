@@ -123,7 +123,13 @@ def one_base(members: Sequence[CohortMember], secure: SecureTerms) -> tuple[Coho
 
 
 def edge_groups(cohort: Cohort, included: Collection[str], secure: SecureTerms) -> dict[str, tuple[str, ...]]:
-    """The included devices of each edge that may release its part, by edge in order of name."""
+    """The included devices of each edge that may release its part, by edge in order of name.
+
+    Args:
+        cohort: of the window; its members name their edges.
+        included: devices whose masked updates are in the sum.
+        secure: the manifest's terms: floor and caps.
+    """
     groups: dict[str, list[CohortMember]] = {}
     for member in cohort.members:
         if member.edge and member.device in included:
@@ -152,6 +158,15 @@ def read_part(
     dim: int,
 ) -> Part:
     """Hold an edge's part against the cohort and the included set.
+
+    Args:
+        edge: name of the edge that signed it.
+        message: what the edge says of its sum: window, devices, norm.
+        payload: the sum's integers, little-endian int32[d].
+        cohort: of the window.
+        included: devices whose masked updates are in the sum.
+        manifest: of the run, for its terms of secure aggregation.
+        dim: length d of the adapter.
 
     Raises:
         ProtocolError: it counts a device that is not included, or another edge's, or too few, or devices that trained
@@ -183,6 +198,11 @@ def read_part(
 
 def context_of(cohort: Cohort, manifest: RunManifest, dim: int) -> Context:
     """The context of a cohort's window.
+
+    Args:
+        cohort: as the aggregator announced it, checked by nobody yet.
+        manifest: of the run.
+        dim: length d of the adapter.
 
     Raises:
         ProtocolError: the cohort says what the manifest does not allow: weights, ages, sizes, threshold,
@@ -276,7 +296,13 @@ def _ring(names: tuple[DeviceId, ...], degree: int, seed: bytes) -> Ring:
 
 
 def mean_norm2(squared: int, weight: int, terms: SecureTerms) -> int:
-    """‖Σ wΔ / Σw‖² in units of 2**-32, rounded down; `squared` is ‖Σ w/W·Δ·2**scale_bits‖² of the sum; exact."""
+    """‖Σ wΔ / Σw‖² in units of 2**-32, rounded down; `squared` is ‖Σ w/W·Δ·2**scale_bits‖² of the sum; exact.
+
+    Args:
+        squared: squared norm of the sum in fixed point, an exact integer.
+        weight: Σw of the included devices.
+        terms: the manifest's largest weight W and bits of the fixed point.
+    """
     return ((squared * terms.weight_max**2) << 32) // ((weight << terms.scale_bits) ** 2)
 
 
@@ -286,6 +312,12 @@ def close_window(
     """What a window contributes: its summary, and the damped mean of its updates, float64[d].
 
     `parts` are what edges add: the coordinates that devices left at 0.
+
+    Args:
+        cohort: of the window.
+        result: the unmasked sum, whose devices are included, and what they uploaded.
+        manifest: of the run.
+        parts: sums of edges, each checked by `read_part`.
 
     Raises:
         ProtocolError: Σn or Σw in the sum is not that of the included devices, or a sum passes 2**63 - 1.

@@ -69,6 +69,11 @@ def encode(vector: F64, codec: DeltaCodec) -> tuple[bytes, int]:
 def integers(payload: bytes | memoryview, exponent: int, codec: DeltaCodec) -> Integers:
     """The integers of a payload, int16[d] or int32[d], without a copy.
 
+    Args:
+        payload: the delta's little-endian integers, without a header.
+        exponent: an integer stands for that integer times 2**exponent.
+        codec: int16 or int32.
+
     Raises:
         CodecError: what `encode` would not have written: a length that is no multiple of the width, an
             exponent out of range, or a grid that is not the finest that fits.
@@ -92,6 +97,11 @@ def integers(payload: bytes | memoryview, exponent: int, codec: DeltaCodec) -> I
 
 def decode(payload: bytes | memoryview, exponent: int, codec: DeltaCodec) -> F64:
     """The exact vector, float64[d].
+
+    Args:
+        payload: the delta's little-endian integers, without a header.
+        exponent: an integer stands for that integer times 2**exponent.
+        codec: int16 or int32.
 
     Raises:
         CodecError: as `integers`.

@@ -156,6 +156,13 @@ class Ledger:
     ) -> None:
         """Take a commit over: anchor ← its adapter; decided deltas leave pending, stale ones go back to r.
 
+        Args:
+            commit: number of the commit; not below the anchor's.
+            adapter: the commit's adapter, float32[d].
+            merged: sequence numbers of own deltas that the commit merged.
+            returned: those that came too late; their values and windows go into a later delta.
+            dropped: those that the controller refused; they are lost.
+
         Raises:
             ProtocolError: the commit is not newer, or a delta that is not pending is named.
         """

@@ -28,6 +28,13 @@ def table(
 
     constant: 1; polynomial: (1 + τ)**-exponent; hinge: 1 up to `knee`, then 1 / (slope·(τ - knee) + 1).
 
+    Args:
+        rule: which of the three formulas.
+        horizon: largest τ in versions that is still accepted, 0 to 255.
+        exponent: of the polynomial rule.
+        slope: of the hinge rule, for each version past the knee.
+        knee: of the hinge rule: the last τ with full weight.
+
     Raises:
         ConfigError: the horizon is negative or a parameter makes a weight grow with age.
     """
@@ -52,5 +59,11 @@ def table(
 
 
 def buckets(tokens: int, bucket_tokens: int, n_max: int) -> int:
-    """n: tokens in buckets, rounded, at least 1 and at most `n_max`."""
+    """n: tokens in buckets, rounded, at least 1 and at most `n_max`.
+
+    Args:
+        tokens: how many targets the device trained on.
+        bucket_tokens: tokens of one bucket, from the manifest's terms.
+        n_max: most buckets that count.
+    """
     return max(1, min(n_max, (2 * tokens + bucket_tokens) // (2 * bucket_tokens)))

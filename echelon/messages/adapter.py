@@ -208,7 +208,13 @@ def adapter_digest(vector: Vector) -> bytes:
 
 def adapter_files(layout: AdapterLayout, adapter_config_json: bytes, vector: Vector) -> dict[str, bytes]:
     """The two files that `PeftModel.from_pretrained(base, folder)` reads, by name; equal input gives
-    equal bytes."""
+    equal bytes.
+
+    Args:
+        layout: keys, shapes and offsets of the adapter.
+        adapter_config_json: PEFT's configuration, written as it is.
+        vector: the adapter, float32[d].
+    """
     tensors = {key: np.ascontiguousarray(view) for key, view in layout.split(vector).items()}
     # "format" is what safetensors' PyTorch loaders expect to find.
     weights = save_safetensors(tensors, metadata={"format": "pt"})

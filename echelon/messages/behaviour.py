@@ -75,6 +75,14 @@ class Behaviour(Message):
     ) -> Self:
         """The record of a Gaussian, float64[k] and float64[k, k], and distributions, uint16[rows, classes].
 
+        Args:
+            number: of the device's record, ascending.
+            version: of the adapter that the device was probed with.
+            terms: digest of the probes and sizes that it was made by.
+            mean: of the fingerprint, float64[k].
+            covariance: of the fingerprint, float64[k, k]; its lower triangle is kept.
+            counts: predictive distributions in fixed point, uint16[rows, classes].
+
         Raises:
             CodecError: a shape, a limit, or a covariance that is not positive definite.
         """

@@ -54,7 +54,13 @@ class Signer:
 
 
 def verify_signature(public: bytes, signature: bytes, message: bytes) -> bool:
-    """Whether `signature` (64 bytes) over `message` is that of the 32-byte public key."""
+    """Whether `signature` (64 bytes) over `message` is that of the 32-byte public key.
+
+    Args:
+        public: an Ed25519 public key; one that is malformed verifies nothing.
+        signature: 64 bytes.
+        message: the signed bytes.
+    """
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
     except (InvalidSignature, ValueError):
@@ -78,14 +84,33 @@ class Envelope(Message):
     def signed_bytes(
         *, run: bytes, topic: str, window: int, sender: str, type: str, type_version: int, body: bytes
     ) -> bytes:
-        """The bytes that a sender signs."""
+        """The bytes that a sender signs.
+
+        Args:
+            run: id of the run.
+            topic: where the message stands. A copy on another topic does not verify.
+            window: number of the window, 0 where it belongs to none.
+            sender: name of the actor.
+            type: kind of the message.
+            type_version: revision of that kind.
+            body: the encoded message.
+        """
         return BOUNDARY_CONTEXT + pack([run, topic, window, sender, type, type_version, body])
 
     @classmethod
     def seal(
         cls, signer: Signer, message: Message, *, run: bytes, topic: str, window: int, sender: str
     ) -> Self:
-        """Sign a message for one topic."""
+        """Sign a message for one topic.
+
+        Args:
+            signer: the sender's key.
+            message: what is said.
+            run: id of the run.
+            topic: where it will stand.
+            window: number of the window, 0 where it belongs to none.
+            sender: name of the actor, as in the roster.
+        """
         body = message.encode()
         signed = cls.signed_bytes(
             run=run,
@@ -151,7 +176,13 @@ class Dsse:
 
     @classmethod
     def seal(cls, signer: Signer, payload_type: str, payload: bytes) -> Dsse:
-        """Sign a payload."""
+        """Sign a payload.
+
+        Args:
+            signer: key; its id stands in the envelope.
+            payload_type: media type of the payload; it is signed, too.
+            payload: the bytes.
+        """
         signature = signer.sign(pre_authentication_encoding(payload_type, payload))
         return cls(payload_type, payload, key_id(signer.public), signature)
 

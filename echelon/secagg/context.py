@@ -224,7 +224,13 @@ def masks_bound(bound: bytes, shares: SharesList) -> bytes:
 
 
 def consistency_statement(bound: bytes, shares: SharesList, included: Included) -> bytes:
-    """What a device signs in round 3: the context with U1, and U2 and U3 as it was shown them."""
+    """What a device signs in round 3: the context with U1, and U2 and U3 as it was shown them.
+
+    Args:
+        bound: the digest of context and U1, 32 bytes; see `Context.bound`.
+        shares: U2: who sealed shares for whom.
+        included: U3: whose masked inputs are in the sum.
+    """
     return statement(
         "included",
         bound,

@@ -35,6 +35,11 @@ def weight_cap(weights: Sequence[int], k_min: int, colluding: int) -> int:
     What is left of min(w, C) without the c + 1 largest, less (k_min - 1) · C, is concave in C and 0 at 0, so bisection
     finds the largest.
 
+    Args:
+        weights: of the cohort, in any order.
+        k_min: fewest devices that a sum must be over.
+        colluding: how many devices may tell the aggregator what they know.
+
     Returns:
         0 if there are fewer than k_min + c weights.
     """

@@ -51,7 +51,13 @@ class Ring:
 
     @classmethod
     def of(cls, devices: Iterable[DeviceId], degree: int, seed: bytes) -> Ring:
-        """In an order that follows from `seed` and the names alone; `seed` is public."""
+        """In an order that follows from `seed` and the names alone; `seed` is public.
+
+        Args:
+            devices: names of the cohort, in any order.
+            degree: neighbours of each device.
+            seed: public; whoever has it derives the same ring.
+        """
         order = sorted(set(devices), key=lambda device: hashlib.sha256(pack([seed, device])).digest())
         return cls(tuple(order), degree)
 

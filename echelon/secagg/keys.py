@@ -21,7 +21,14 @@ _NONCE = bytes(12)
 
 
 def derive(secret: bytes, purpose: bytes, binding: bytes, size: int) -> bytes:
-    """HKDF-SHA256 of `secret` to `size` bytes for one purpose, bound to `binding`."""
+    """HKDF-SHA256 of `secret` to `size` bytes for one purpose, bound to `binding`.
+
+    Args:
+        secret: input keying material.
+        purpose: what the key is for; keys of two purposes are independent.
+        binding: the window and the names that the key is for.
+        size: bytes wanted.
+    """
     return HKDF(SHA256(), size, None, DOMAIN + pack([purpose, binding])).derive(secret)
 
 
@@ -56,18 +63,37 @@ def usable(public: bytes) -> bool:
 
 
 def pair_mask_key(shared: bytes, bound: bytes, one: str, other: str) -> bytes:
-    """The 16-byte AES key of the mask of two devices, from the secret their mask keys agree on; in either order."""
+    """The 16-byte AES key of the mask of two devices, from the secret their mask keys agree on; in either order.
+
+    Args:
+        shared: the secret, 32 bytes.
+        bound: digest of context and U1, 32 bytes.
+        one: name of one of them.
+        other: name of the other.
+    """
     low, high = sorted((one, other))
     return derive(shared, b"pairwise mask", pack([bound, low, high]), 16)
 
 
 def self_mask_key(seed: bytes, bound: bytes, device: str) -> bytes:
-    """The 16-byte AES key of a device's own mask."""
+    """The 16-byte AES key of a device's own mask.
+
+    Args:
+        seed: the device's self-mask seed, 32 bytes.
+        bound: digest of context and U1, 32 bytes.
+        device: its name.
+    """
     return derive(seed, b"self mask", pack([bound, device]), 16)
 
 
 def commit_seed(seed: bytes, context: bytes, device: str) -> bytes:
-    """SHA-256 commitment to a self-mask seed; the seed's 256 random bits hide it."""
+    """SHA-256 commitment to a self-mask seed; the seed's 256 random bits hide it.
+
+    Args:
+        seed: 32 random bytes.
+        context: digest of the window's context, 32 bytes.
+        device: name of who commits.
+    """
     return hashlib.sha256(statement("self mask seed", context, device, seed)).digest()
 
 
@@ -75,12 +101,27 @@ def seal_shares(shared: bytes, bound: bytes, sender: str, recipient: str, shares
     """AES-128-GCM of two shares, under a key for this sender, recipient and window alone.
 
     `shared` is the secret that their cipher keys agree on.
+
+    Args:
+        shared: that secret, 32 bytes.
+        bound: digest of context and U1, 32 bytes.
+        sender: name of who deals the shares.
+        recipient: name of who keeps them.
+        shares: a share of the mask key, and behind it one of the self-mask seed.
     """
     return AESGCM(_sealing_key(shared, bound, sender, recipient)).encrypt(_NONCE, shares, None)
 
 
 def open_shares(shared: bytes, bound: bytes, sender: str, recipient: str, ciphertext: bytes) -> bytes | None:
-    """The two shares, or None if this sender did not seal them for this recipient in this window."""
+    """The two shares, or None if this sender did not seal them for this recipient in this window.
+
+    Args:
+        shared: the secret that the two cipher keys agree on, 32 bytes.
+        bound: digest of context and U1, 32 bytes.
+        sender: name of who dealt the shares.
+        recipient: name of who keeps them.
+        ciphertext: as `seal_shares` gave it, tag included.
+    """
     try:
         return AESGCM(_sealing_key(shared, bound, sender, recipient)).decrypt(_NONCE, ciphertext, None)
     except InvalidTag:

@@ -111,6 +111,14 @@ def probe(
     of a probe are the distributions at `positions` places spread evenly over it, the last place among them. The
     model's training mode is put back afterwards.
 
+    Args:
+        model: a transformers model that gives hidden states and logits; it stays on its device.
+        tokenizer: turns a text into int64[1, L] token ids.
+        probes: the public texts that every device is asked about, in their order.
+        classes: class of each token of the vocabulary, int64[vocabulary].
+        positions: rows that a language model gives for each probe.
+        length: tokens after which a probe is cut off.
+
     Raises:
         ConfigError: a probe has no token, or `classes` does not fit the model.
         TrainingError: hidden states or logits are not finite.

@@ -109,11 +109,24 @@ class Learner(Protocol):
         ...
 
     def evaluate(self, device: str, weights: Vector, max_tokens: int | None = None) -> EvalResult:
-        """Loss on the device's slice of its boundary's validation split (0 tokens if the slice is empty)."""
+        """Loss on the device's slice of its boundary's validation split (0 tokens if the slice is empty).
+
+        Args:
+            device: name of the device whose slice is read.
+            weights: the adapter, float32[d].
+            max_tokens: about the most tokens that are read, of every k-th block or row; None: the whole
+                slice.
+        """
         ...
 
     def generate(self, weights: Vector, prompt: str, max_new_tokens: int) -> str:
-        """Greedy continuation of `prompt`, without the prompt."""
+        """Greedy continuation of `prompt`, without the prompt.
+
+        Args:
+            weights: the adapter, float32[d].
+            prompt: text to continue.
+            max_new_tokens: most tokens that are added.
+        """
         ...
 
 

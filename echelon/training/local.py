@@ -341,6 +341,11 @@ class TorchLearner:
 
         Tokens that stand there already are made less likely (Keskar et al. 2019, CTRL, section 4.1), because a small
         model that always takes the likeliest token soon repeats itself. Raises `ConfigError` for a classifier.
+
+        Args:
+            weights: the adapter, float32[d].
+            prompt: text to continue; it is encoded without special tokens.
+            max_new_tokens: most tokens that are added.
         """
         if not self.task.generates:
             raise ConfigError("a classifier does not continue texts; use a model of the task causal")

@@ -131,6 +131,13 @@ def load_pretrained(
 
     A head that the files do not have, as when a language model becomes a classifier, is drawn from its own name: the
     same bits in every process. Raises `ConfigError` for files that cannot be read or lack a block's weights.
+
+    Args:
+        kind: the transformers class, or auto class, whose `from_pretrained` reads the files.
+        settings: model name or folder, dtype, attention and what else the run file says of the model.
+        config: the transformers configuration that the model is built by, as `model_config` gives it.
+        partial: the class holds only some of the model's modules, so weights without a place are not
+            reported.
     """
     _check_weights(settings)
     # A classifier's head is made here when the files have none, and a language model's is not missed.
@@ -234,7 +241,14 @@ def _no_progress_bars() -> Iterator[None]:
 def attach_adapter(
     model: PreTrainedModel, settings: AdapterSettings, checkpointing: bool, task: str = "causal"
 ) -> PeftModel:
-    """The model with LoRA on its targets, in training mode. Raises `ConfigError` for an unknown target."""
+    """The model with LoRA on its targets, in training mode. Raises `ConfigError` for an unknown target.
+
+    Args:
+        model: the frozen model; it is changed in place.
+        settings: rank, alpha, dropout and targets of the adapter. A target that names no layer is refused.
+        checkpointing: trade time for memory: activations are computed again in the backward pass.
+        task: causal, masked or classify; it says which head, if any, is trained whole.
+    """
     advice = _advice(model)
     wrapped = attach_lora(model, settings, task, checkpointing)
     if not isinstance(settings.targets, str):
@@ -254,6 +268,12 @@ def attach_lora(
 
     `task` is causal, masked or classify; a classifier's head is trained whole. Raises `ConfigError` if it has none of
     them.
+
+    Args:
+        model: the frozen model or the part of one; it is changed in place.
+        settings: rank, alpha, dropout and targets of the adapter.
+        task: name of the task, as above.
+        checkpointing: trade time for memory: activations are computed again in the backward pass.
     """
     targets = settings.targets if isinstance(settings.targets, str) else sorted(settings.targets)
     config = LoraConfig(
@@ -324,6 +344,11 @@ def initial_adapter(layout: AdapterLayout, seed: int, heads: Mapping[str, Vector
     stream of
     its own, drawn from PCG64 by seed and key: equal bits on every machine. For embeddings it is the other way
     round, as in PEFT: A = 0. Modules that are trained whole begin as in `heads`, by key, and at 0 without it.
+
+    Args:
+        layout: keys, shapes and offsets of the adapter; its `dim` is d.
+        seed: of the run. The same seed and layout give the same bits everywhere.
+        heads: values of modules that are trained whole, by the key of their tensor.
     """
     vector = np.zeros(layout.dim, dtype=np.float32)
     for entry in layout.entries:

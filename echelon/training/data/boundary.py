@@ -41,6 +41,12 @@ def load_boundary(
     """Read, encode, split, deal and pack. Deterministic from the settings, the device list and the files.
 
     Raises `ConfigError` when there is no data, too little to split, or fewer documents than devices.
+
+    Args:
+        settings: the boundary's source of data, its hold-out and how it is dealt.
+        devices: names of the boundary's devices, in the order that they are dealt to.
+        tokenizer: of the run's model. It must have an end-of-sequence token.
+        sequence_length: targets of a block.
     """
     eos = tokenizer.eos_token_id
     if not isinstance(eos, int):
@@ -67,6 +73,13 @@ def load_rows(
     """As `load_boundary` for a classifier: one row for each text, cut off at `sequence_length` tokens.
 
     Raises `ConfigError` as that does, and for a label that is not one of `labels`.
+
+    Args:
+        settings: the boundary's source of data, its hold-out and how it is dealt.
+        devices: names of the boundary's devices, in the order that they are dealt to.
+        tokenizer: of the run's model. It must have a padding token.
+        sequence_length: most tokens of a row.
+        labels: names of the labels. The place of a name is the number that the model predicts.
     """
     pad = padding_of(tokenizer)
     left_out = LeftOut()

@@ -38,7 +38,14 @@ class Tokenizer(Protocol):
     def apply_chat_template(
         self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool, **options: Any
     ) -> Any:
-        """The conversation as text, or as tokens."""
+        """The conversation as text, or as tokens.
+
+        Args:
+            conversation: messages, each with `role` and `content`.
+            tokenize: give token ids in place of text.
+            add_generation_prompt: end with what opens the assistant's next turn.
+            **options: what the template of this tokenizer takes besides.
+        """
         ...
 
 

@@ -14,7 +14,13 @@ from echelon.training.data.encode import Document
 
 
 def rank(seed: int, purpose: str, name: str) -> bytes:
-    """A pseudo-random sort key of `name`, 32 bytes, that does not depend on what else there is."""
+    """A pseudo-random sort key of `name`, 32 bytes, that does not depend on what else there is.
+
+    Args:
+        seed: of the run's data settings.
+        purpose: what is sorted, so that two uses of a seed are independent.
+        name: id of the document or file.
+    """
     return hashlib.sha256(f"{seed}\0{purpose}\0{name}".encode()).digest()
 
 

@@ -71,6 +71,11 @@ def pack_training(documents: Sequence[Document], length: int, eos: int) -> Block
 
     Attention is not masked at document borders: a block may begin with the end of another document, as is
     usual in pre-training.
+
+    Args:
+        documents: encoded documents, in the order of the stream.
+        length: targets of a block; a block has one token more.
+        eos: the token before, between and behind documents; it fills the last block, too.
     """
     tokens, counted = _stream(documents, eos)
     blocks = _cut(tokens, counted, length, eos)
@@ -82,6 +87,11 @@ def pack_validation(documents: Sequence[Document], length: int, eos: int) -> Blo
 
     No block crosses a document, so the loss of a boundary is the sum over its devices, however the documents
     were dealt.
+
+    Args:
+        documents: encoded documents.
+        length: targets of a block; a block has one token more.
+        eos: the token before and behind each document; it fills its last block, too.
     """
     parts = [_cut(*_stream([document], eos), length, eos) for document in documents]
     if not parts:

@@ -26,6 +26,14 @@ def shares_of(
 
     With `alpha`, each domain's shares are a draw from Dirichlet(alpha, ..., alpha), as in Hsu, Qi and Brown
     2019 (arXiv 1909.06335, section 3) with domains in the place of classes.
+
+    Args:
+        documents: those to be dealt; their domains and sizes are read.
+        devices: how many devices there are.
+        alpha: concentration of the Dirichlet draw; smaller is less even. None: no draw.
+        by_domain: give whole domains, the largest first to the least loaded; where domains are few, devices
+            share them.
+        seed: of the draw.
     """
     tokens: dict[str, int] = {}
     for document in documents:
@@ -68,6 +76,12 @@ def deal(documents: Sequence[Document], shares: Shares, devices: int, seed: int)
 
     A document goes to the device that is furthest below its share, so a device ends less than one document
     above it. Documents with the same shares are dealt together.
+
+    Args:
+        documents: those to be dealt, in any order.
+        shares: for each domain float64[devices], which adds up to 1.
+        devices: how many lists are made.
+        seed: decides the order among documents of about the same size.
     """
     groups: dict[bytes, list[Document]] = {}
     for document in documents:

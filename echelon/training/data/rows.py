@@ -70,7 +70,13 @@ def _width(longest: int, most: int) -> int:
 
 
 def pad_rows(documents: Sequence[Document], length: int, pad: int) -> Rows:
-    """The documents as rows in the order given; `length` is the longest that they may be."""
+    """The documents as rows in the order given; `length` is the longest that they may be.
+
+    Args:
+        documents: encoded texts with their labels.
+        length: most tokens of a row. The width of the rows never exceeds it.
+        pad: the token that fills a row behind its text.
+    """
     lengths = np.array([document.size for document in documents], dtype=np.int32)
     tokens = np.full((len(documents), _width(int(lengths.max(initial=0)), length)), pad, dtype=np.int32)
     for row, document in zip(tokens, documents, strict=True):

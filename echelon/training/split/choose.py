@@ -28,6 +28,11 @@ def choose(samples: Sequence[Array], limit: float, candidates: Iterable[Compress
     """The candidate of fewest bytes whose relative error on the samples, float32[b, L, h] each, is within `limit`.
 
     `Exact` when none is. Raises `ConfigError` without samples.
+
+    Args:
+        samples: tensors as training sends them, float32[b, L, h] each.
+        limit: largest relative error, ‖decoded - sent‖ / ‖sent‖, that is accepted.
+        candidates: compressors to choose from, in any order.
     """
     if not samples:
         raise ConfigError("no samples to measure a compressor's error on; run a few micro-batches first")

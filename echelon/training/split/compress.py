@@ -13,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from typing_extensions import override
 
 from echelon.errors import CodecError, ConfigError
 from echelon.training.split.stream import gaussians
@@ -46,7 +47,13 @@ class Compressor(ABC):
 
     @abstractmethod
     def decode(self, body: bytes, shape: Shape, key: bytes) -> Array:
-        """The array that `body`, of `size(shape)` bytes, stands for. It may hold what is not finite: `wire` looks."""
+        """The array that `body`, of `size(shape)` bytes, stands for. It may hold what is not finite: `wire` looks.
+
+        Args:
+            body: what `encode` gave, of exactly `size(shape)` bytes.
+            shape: b, L and h, as the header says.
+            key: the one that the tensor was encoded with.
+        """
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,7 @@ class Exact(Compressor):
         """Little-endian float32."""
         return array.astype("<f4", copy=False).tobytes()
 
+    @override
     def decode(self, body: bytes, shape: Shape, key: bytes) -> Array:
         """The bytes as an array of its own."""
         return np.frombuffer(body, dtype="<f4").astype(np.float32).reshape(shape)
@@ -84,6 +92,7 @@ class Bfloat16(Compressor):
         """Little-endian bfloat16."""
         return to_bfloat16(array)
 
+    @override
     def decode(self, body: bytes, shape: Shape, key: bytes) -> Array:
         """Widened to float32."""
         return from_bfloat16(body).reshape(shape)
@@ -129,6 +138,7 @@ class Quantised(Compressor):
             shifted = np.pad(shifted, ((0, 0), (0, 1)))
         return bytes(scales.tobytes() + (shifted[:, ::2] | shifted[:, 1::2] << 4).tobytes())
 
+    @override
     def decode(self, body: bytes, shape: Shape, key: bytes) -> Array:
         """Values times their row's scale."""
         rows = shape[0] * shape[1]
@@ -171,6 +181,7 @@ class TopK(Compressor):
         chosen = np.sort(np.argpartition(-np.abs(rows), self.k - 1, axis=1)[:, : self.k], axis=1)
         return chosen.astype("<u2").tobytes() + to_bfloat16(np.take_along_axis(rows, chosen, axis=1))
 
+    @override
     def decode(self, body: bytes, shape: Shape, key: bytes) -> Array:
         """Zero where nothing was sent. Raises `CodecError` unless indices ascend below h."""
         rows, half = shape[0] * shape[1], len(body) // 2
@@ -218,6 +229,7 @@ class LowRank(Compressor):
             basis, _ = torch.linalg.qr(matrix.T @ left)
         return to_bfloat16((matrix @ basis).numpy()) + to_bfloat16(basis.T.contiguous().numpy())
 
+    @override
     def decode(self, body: bytes, shape: Shape, key: bytes) -> Array:
         """The product of the factors."""
         rows = shape[0] * shape[1]

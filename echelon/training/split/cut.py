@@ -41,7 +41,13 @@ class Cut:
 
 
 def part_of(key: str, cut: Cut, blocks: int) -> Part:
-    """The part that holds the adapter tensor `key`: by its block's number, embeddings in front, heads at the back."""
+    """The part that holds the adapter tensor `key`: by its block's number, embeddings in front, heads at the back.
+
+    Args:
+        key: name of an adapter tensor, as in the layout.
+        cut: how many blocks are before and after the middle.
+        blocks: blocks of the whole model.
+    """
     middle = cut.middle(blocks)
     number = block_of(key)
     if number is None:
@@ -54,6 +60,11 @@ def part_ranges(layout: AdapterLayout, cut: Cut, blocks: int) -> Mapping[Part, I
 
     `vector[indices]` is the part's own vector, whose layout is that of its own keys: both are in ascending order of
     keys. The device's vector is that of front and back together, `device_indices`.
+
+    Args:
+        layout: of the whole adapter.
+        cut: how many blocks are before and after the middle.
+        blocks: blocks of the whole model.
     """
     owned: dict[Part, list[Indices]] = {"front": [], "middle": [], "back": []}
     for entry in layout.entries:
@@ -64,13 +75,26 @@ def part_ranges(layout: AdapterLayout, cut: Cut, blocks: int) -> Mapping[Part, I
 
 
 def device_indices(layout: AdapterLayout, cut: Cut, blocks: int) -> Indices:
-    """Ascending indices of the coordinates that the device trains: those of front and back."""
+    """Ascending indices of the coordinates that the device trains: those of front and back.
+
+    Args:
+        layout: of the whole adapter.
+        cut: how many blocks are before and after the middle.
+        blocks: blocks of the whole model.
+    """
     ranges = part_ranges(layout, cut, blocks)
     return np.sort(np.concatenate((ranges["front"], ranges["back"])))
 
 
 def part_layout(layout: AdapterLayout, cut: Cut, blocks: int, *parts: Part) -> AdapterLayout:
-    """The layout of the vector of these parts. Raises `ConfigError` if they own nothing."""
+    """The layout of the vector of these parts. Raises `ConfigError` if they own nothing.
+
+    Args:
+        layout: of the whole adapter.
+        cut: how many blocks are before and after the middle.
+        blocks: blocks of the whole model.
+        *parts: which of front, middle and back the vector is of, in any order.
+    """
     shapes = {e.key: e.shape for e in layout.entries if part_of(e.key, cut, blocks) in parts}
     if not shapes:
         raise ConfigError(

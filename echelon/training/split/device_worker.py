@@ -263,7 +263,13 @@ class DeviceWorker:
             return len(self._shown)
 
     def assess(self, weights: Vector, job: int, secret: bytes) -> bytes:
-        """Put weights, float32[d], in place to be evaluated; what the edge needs to know of the perturbation."""
+        """Put weights, float32[d], in place to be evaluated; what the edge needs to know of the perturbation.
+
+        Args:
+            weights: the whole adapter, float32[d]; the edge loads its own part of it.
+            job: number of the job, for the keys of its tensors.
+            secret: shared with the edge, for keys and for the perturbation.
+        """
         with self._lock:
             self._task, self._judged = None, {}
             mine = weights[self._indices]

@@ -166,7 +166,14 @@ class EdgeWorker:
         return min(batch, self._batch) * min(length, self._shared.spec.train.sequence_length)
 
     def forward(self, device: str, step: int, micro: int, data: bytes) -> bytes:
-        """The activation behind the middle blocks. Raises `CodecError` for what is no such tensor."""
+        """The activation behind the middle blocks. Raises `CodecError` for what is no such tensor.
+
+        Args:
+            device: name of the device whose copy of the adapter is used.
+            step: number of the optimiser step.
+            micro: number of the micro-batch; its activations are kept until `backward`.
+            data: the packed activation, with a mask where the task pads.
+        """
         with self._lock:
             part, codec = self._part(device), self._codecs[device]
             mask: Mask | None = None
@@ -181,6 +188,11 @@ class EdgeWorker:
         """The activation of a probe, or of an evaluation's batch, behind the middle blocks; nothing is kept of it.
 
         Raises `CodecError`.
+
+        Args:
+            device: name of the device whose copy of the adapter is used.
+            probe: number of the probe or of the evaluation's batch.
+            data: the packed activation, with a mask in an evaluation of a task that pads.
         """
         with self._lock:
             part, codec = self._part(device), self._codecs[device]
@@ -192,7 +204,14 @@ class EdgeWorker:
             return codec.pack(DOWN_LOOK, 0, probe, part.look(device, hidden, mask))
 
     def backward(self, device: str, step: int, micro: int, data: bytes) -> bytes:
-        """The gradient by the micro-batch's activation. Raises `CodecError`."""
+        """The gradient by the micro-batch's activation. Raises `CodecError`.
+
+        Args:
+            device: name of the device whose copy of the adapter collects the gradient.
+            step: number of the optimiser step.
+            micro: number of a micro-batch that went forward and not backward yet.
+            data: the packed gradient of the loss by what `forward` gave.
+        """
         with self._lock:
             part, codec = self._part(device), self._codecs[device]
             below = part.backward(device, micro, codec.unpack(UP_GRADIENT, step, micro, data))

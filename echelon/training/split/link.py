@@ -104,7 +104,14 @@ class Codecs:
 
     @classmethod
     def of(cls, settings: EncodingSettings, width: int, batch: int, length: int) -> Codecs:
-        """From the run file; `batch` sequences of `length` tokens are the largest that is taken."""
+        """From the run file; `batch` sequences of `length` tokens are the largest that is taken.
+
+        Args:
+            settings: the encoding of each stream, and whether lost parts of gradients are fed back.
+            width: hidden size h of the model.
+            batch: most sequences that a received tensor may have.
+            length: most tokens that a sequence of it may have.
+        """
         named = {
             UP_HIDDEN: settings.up_activations,
             DOWN_HIDDEN: settings.down_activations,
@@ -143,7 +150,14 @@ class TensorCodec:
         )
 
     def pack(self, stream: str, step: int, micro: int, hidden: Array) -> bytes:
-        """Bytes of a float32[b, L, h]."""
+        """Bytes of a float32[b, L, h].
+
+        Args:
+            stream: direction and content, for example `up.hidden`; it says which encoding is used.
+            step: number of the optimiser step, 0 for probes and evaluations.
+            micro: number of the micro-batch in the step. Step, micro and stream make the tensor's key.
+            hidden: float32[b, L, h].
+        """
         if self._perturbation is not None:
             hidden = self._perturbation.apply(hidden)
         if stream not in self.chosen:
@@ -158,7 +172,14 @@ class TensorCodec:
         return data
 
     def unpack(self, stream: str, step: int, micro: int, data: bytes) -> Array:
-        """The reverse, as far as the encoding goes."""
+        """The reverse, as far as the encoding goes.
+
+        Args:
+            stream: as it was packed.
+            step: as it was packed.
+            micro: as it was packed.
+            data: the message. One that is damaged, too large or in another encoding is a `CodecError`.
+        """
         allowed = self._codecs.encodings[stream].allowed
         hidden = decode(data, self._codecs.limits, self._key(stream, step, micro), allowed)
         if stream not in self.chosen:
@@ -166,10 +187,25 @@ class TensorCodec:
         return hidden if self._perturbation is None else self._perturbation.undo(hidden)
 
     def pack_masked(self, stream: str, step: int, micro: int, hidden: Array, mask: Mask) -> bytes:
-        """As `pack`, and behind it which positions are not padding, bool[b, L]."""
+        """As `pack`, and behind it which positions are not padding, bool[b, L].
+
+        Args:
+            stream: direction and content, for example `up.hidden`.
+            step: number of the optimiser step, 0 for probes and evaluations.
+            micro: number of the micro-batch in the step.
+            hidden: float32[b, L, h].
+            mask: bool[b, L], true where a position is no padding.
+        """
         return self.pack(stream, step, micro, hidden) + encode_mask(mask)
 
     def unpack_masked(self, stream: str, step: int, micro: int, data: bytes) -> tuple[Array, Mask]:
-        """The reverse."""
+        """The reverse.
+
+        Args:
+            stream: as it was packed.
+            step: as it was packed.
+            micro: as it was packed.
+            data: the message with its mask.
+        """
         tensor, mask = decode_masked(data, self._codecs.limits)
         return self.unpack(stream, step, micro, tensor), mask

@@ -65,7 +65,15 @@ class Perturbation:
 
     @classmethod
     def agreed(cls, basis: Basis, secret: bytes, device: str, window: int, cut: str) -> Self:
-        """From the secret that device and edge share; `cut` names which of the two cuts, `front` or `back`."""
+        """From the secret that device and edge share; `cut` names which of the two cuts, `front` or `back`.
+
+        Args:
+            basis: the subspace that the rotation moves in, made from probes.
+            secret: shared by device and edge and nobody else.
+            device: name of the device; it separates the draws of devices that share a secret.
+            window: number of the job. Each job rotates anew.
+            cut: which of the two cuts of the model, `front` or `back`.
+        """
         return cls(basis, derive(secret, "ss-op", device, window, cut))
 
     def apply(self, array: Array) -> Array:

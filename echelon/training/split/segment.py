@@ -37,7 +37,12 @@ class Pass(nn.Module):
     """In the place of a block, norm or head that is not run: gives its input."""
 
     def forward(self, hidden: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
-        """The input, untouched."""
+        """The input, untouched.
+
+        Args:
+            hidden: what the block or norm in this place would get.
+            *_, **__: what else the library gives to it; not used.
+        """
         return hidden
 
 
@@ -45,7 +50,12 @@ class Zero(nn.Module):
     """In the place of a further embedding, which the hidden state that is handed in already has in it: gives 0."""
 
     def forward(self, index: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
-        """A scalar 0, which adds to anything."""
+        """A scalar 0, which adds to anything.
+
+        Args:
+            index: positions or token types, read for its device only.
+            *_, **__: what else the library gives to an embedding; not used.
+        """
         return torch.zeros((), device=index.device)
 
 
@@ -136,11 +146,23 @@ class Runner:
         self.anatomy = anatomy
 
     def hidden(self, run: range, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Embedding and the blocks of `run`: int64[b, L] tokens, int64[b, L] mask (1: attended) -> [b, L, h]."""
+        """Embedding and the blocks of `run`: int64[b, L] tokens, int64[b, L] mask (1: attended) -> [b, L, h].
+
+        Args:
+            run: indices of the blocks, consecutive, from 0.
+            tokens: int64[b, L].
+            mask: int64[b, L], 1 where a position is attended; None: all are.
+        """
         return self._base(self._changes(run, None), input_ids=tokens, attention_mask=mask)
 
     def between(self, run: range, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """The blocks of `run` from a hidden state, [b, L, h] -> [b, L, h]."""
+        """The blocks of `run` from a hidden state, [b, L, h] -> [b, L, h].
+
+        Args:
+            run: indices of the blocks, consecutive.
+            hidden: [b, L, h] in the model's dtype.
+            mask: int64[b, L], 1 where a position is attended; None: all are.
+        """
         return self._base(self._changes(run, hidden), inputs_embeds=hidden, attention_mask=mask)
 
     def logits(
@@ -149,6 +171,12 @@ class Runner:
         """The blocks of `run`, norm and head from a hidden state: [b, L, vocabulary], or [b, labels] of a classifier.
 
         The tokens are what a classifier of the library finds the end of a padded sequence from.
+
+        Args:
+            run: indices of the blocks, consecutive, up to the last.
+            hidden: [b, L, h] in the model's dtype.
+            tokens: int64[b, L], those that the hidden state comes from.
+            mask: int64[b, L], 1 where a position is attended; None: all are.
         """
         changes = self._changes(run, hidden)
         for path in self.anatomy.exit:
@@ -175,7 +203,14 @@ class Runner:
 
 
 def pruned(model: PreTrainedModel, anatomy: Anatomy, cut: Cut, side: Side) -> None:
-    """Take out of `model`, in place, what the other side holds."""
+    """Take out of `model`, in place, what the other side holds.
+
+    Args:
+        model: a freshly built model whose weights are not read yet.
+        anatomy: paths of its blocks, embedding, norm and head.
+        cut: how many blocks are before and after the middle.
+        side: which side the model is for, `device` or `edge`.
+    """
     middle = cut.middle(anatomy.count)
     absent: Collection[int] = middle if side == "device" else set(range(anatomy.count)) - set(middle)
     changes: dict[str, nn.Module] = {f"{anatomy.blocks}.{i}": Pass() for i in absent}
@@ -204,6 +239,14 @@ def load_side(
     """One side of the frozen model with LoRA in it, read from disk without the other side's weights.
 
     Gives what runs it and the PEFT model whose adapter is trained. Raises `ConfigError` as `load_base` does.
+
+    Args:
+        settings: the model's folder, dtype, attention and checkpointing.
+        adapter: rank, alpha, dropout and targets.
+        task: what the model is trained for; it says which class is built.
+        labels: labels of a classifier, 0 for other tasks.
+        cut: how many blocks are before and after the middle.
+        side: which side is read, `device` or `edge`.
     """
     config = model_config(settings)
     task_named(task).size(config, labels)
@@ -233,7 +276,14 @@ def load_side(
 def whole_layout(
     settings: ModelSettings, adapter: AdapterSettings, task: TaskName, labels: int = 0
 ) -> AdapterLayout:
-    """The layout of the whole model's adapter, without reading or holding its weights."""
+    """The layout of the whole model's adapter, without reading or holding its weights.
+
+    Args:
+        settings: the model's folder; only its configuration is read.
+        adapter: rank and targets.
+        task: what the model is trained for.
+        labels: labels of a classifier, 0 for other tasks.
+    """
     config = model_config(settings)
     task_named(task).size(config, labels)
     with torch.device("meta"):

@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+from typing_extensions import override
 
 from echelon.errors import ConfigError
 from echelon.training.split.compress import Array, Compressor, Shape, from_bfloat16, to_bfloat16
@@ -72,7 +73,13 @@ class Sketch(Compressor):
 
     @classmethod
     def of_ratio(cls, width: int, ratio: float, rows: int = 3) -> Sketch:
-        """Y = `rows` and the Z at which a row of `width` values becomes `ratio` times as many cells."""
+        """Y = `rows` and the Z at which a row of `width` values becomes `ratio` times as many cells.
+
+        Args:
+            width: values of a row, h.
+            ratio: cells for each value that is sent; below 1 it compresses.
+            rows: hash functions Y. An estimate is the median over them.
+        """
         return cls(rows, max(1, round(width * ratio / rows)))
 
     def size(self, shape: Shape) -> int:
@@ -88,6 +95,7 @@ class Sketch(Compressor):
         sketch = CountSketch(key, array.shape[-1], self.rows, self.columns)
         return to_bfloat16(sketch.apply(torch.from_numpy(array.reshape(-1, array.shape[-1]))).numpy())
 
+    @override
     def decode(self, body: bytes, shape: Shape, key: bytes) -> Array:
         """The median estimate."""
         cells = torch.from_numpy(from_bfloat16(body)).view(-1, self.rows, self.columns)

@@ -61,7 +61,16 @@ class Limits:
 
 
 def tensor_key(secret: bytes, *, device: str, window: int, step: int, micro: int, stream: str) -> bytes:
-    """The key of one tensor, 16 bytes. `stream` names direction and content, for example `up.hidden`."""
+    """The key of one tensor, 16 bytes. `stream` names direction and content, for example `up.hidden`.
+
+    Args:
+        secret: shared by device and edge; any length.
+        device: name of the device.
+        window: number of the job that the tensor belongs to.
+        step: number of the optimiser step, 0 for probes and evaluations.
+        micro: number of the micro-batch in the step.
+        stream: direction and content, for example `up.hidden`.
+    """
     label = ("tensor", device, window, step, micro, stream)
     return derive(secret, *label)
 
@@ -76,6 +85,11 @@ def encode(array: Array, compressor: Compressor, key: bytes) -> bytes:
 
     Raises `CodecError` for another type, number of axes, or values that are not finite or too large for the
     encoding, `ConfigError` if the compressor cannot encode such tensors.
+
+    Args:
+        array: float32[b, L, h], finite, none of its axes empty.
+        compressor: how values become bytes; the header names it.
+        key: 16 bytes, new for every tensor; see `tensor_key`.
     """
     if array.dtype != np.float32 or array.ndim != 3 or 0 in array.shape or max(array.shape) >= 1 << 32:
         raise CodecError(f"cannot encode {array.dtype}{list(array.shape)}: expected float32[b, L, h]")
@@ -93,6 +107,12 @@ def decode(data: bytes, limits: Limits, key: bytes, allowed: Collection[Compress
 
     `allowed` are the compressors that were agreed on, if any were. Raises `CodecError` for bytes that are no such
     message or values that are not finite, `LimitExceeded` for more than is accepted.
+
+    Args:
+        data: header and body, as `encode` gives them.
+        limits: width that is expected, and most sequences, tokens and bytes that are accepted.
+        key: the one that the tensor was encoded with.
+        allowed: compressors that were agreed on; None: any that there is.
     """
     compressor, shape = header(data)
     limits.check(shape)
@@ -124,7 +144,13 @@ def header(data: bytes) -> tuple[Compressor, Shape]:
 
 
 def restore(code: int, first: int, second: int) -> Compressor:
-    """The compressor that a header names. Raises `CodecError` if there is none."""
+    """The compressor that a header names. Raises `CodecError` if there is none.
+
+    Args:
+        code: the byte that names the kind.
+        first: the kind's first parameter, 0 where it has none.
+        second: its second parameter, 0 where it has none.
+    """
     made: Compressor
     try:
         match code:
