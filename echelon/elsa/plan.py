@@ -5,6 +5,7 @@ ELSA's rule is not public; this one minimises an estimated step time under a mem
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from enum import StrEnum
@@ -298,13 +299,9 @@ def estimate(
     tokens = micro * load.sequence
     count = math.ceil(rules.batch / micro)
     middle = shape.layers - front - back
-    last = block_forward(shape, load, micro) + block_backward(shape, load, micro)
-    own = embedding_forward(shape, load, micro) + head_both(shape, load, micro) + last * back
-    if front:
-        first = block_forward(shape, load, micro) + block_backward(shape, load, micro, first=True)
-        own = own + first + last * (front - 1)
+    own, block = _work(shape, load, front=front, back=back, micro=micro)
     device_s = device.processor.seconds(own)
-    edge_s = edge.processor.seconds(last * middle) * edge.devices
+    edge_s = edge.processor.seconds(block * middle) * edge.devices
     crossing = 2 * tokens * shape.hidden * rules.wire if middle else 0.0
     up_s, down_s = 8 * crossing / device.uplink, 8 * crossing / device.downlink
     latency = device_s + edge_s + up_s + down_s + (2 * device.rtt if middle else 0.0)
@@ -315,6 +312,8 @@ def estimate(
     if middle and latency / in_flight > busiest:
         busiest, bound = latency / in_flight, Bound.LATENCY
     step = latency + (count - 1) * busiest
+    cut = functools.partial(part_memory, shape, load, front=front, back=back, micro=micro)
+    memory = cut(in_flight=in_flight, wire=rules.wire, residuals=rules.residuals)
     return Split(
         front=front,
         middle=middle,
@@ -330,19 +329,20 @@ def estimate(
         step_s=step,
         tokens_per_s=rules.batch * load.sequence / step,
         bound=bound,
-        memory=part_memory(
-            shape,
-            load,
-            front=front,
-            back=back,
-            micro=micro,
-            in_flight=in_flight,
-            wire=rules.wire,
-            residuals=rules.residuals,
-        ),
+        memory=memory,
         up_bytes=crossing * count,
         down_bytes=crossing * count,
     )
+
+
+def _work(shape: ModelShape, load: Load, *, front: int, back: int, micro: int) -> tuple[Work, Work]:
+    """What a device does for one micro-batch, and what one block behind the first is."""
+    block = block_forward(shape, load, micro) + block_backward(shape, load, micro)
+    own = embedding_forward(shape, load, micro) + head_both(shape, load, micro) + block * back
+    if front:
+        first = block_forward(shape, load, micro) + block_backward(shape, load, micro, first=True)
+        own = own + first + block * (front - 1)
+    return own, block
 
 
 def plan(

@@ -217,39 +217,8 @@ def context_of(cohort: Cohort, manifest: RunManifest, dim: int) -> Context:
     expected = threshold_of(len(cohort.members), secure)
     if cohort.threshold != expected:
         raise ProtocolError(f"{where}: threshold {cohort.threshold}, it must be {expected}")
-    named: dict[int, str] = {}
-    for member in cohort.members:
-        if bool(member.edge) != bool(member.jobs) or (member.edge and not manifest.split):
-            raise ProtocolError(
-                f"{where}: {member.device} has edge {member.edge or 'none'} and {len(member.jobs)} jobs with it, in a "
-                f"run that is {'split' if manifest.split else 'not split'}"
-            )
-        for shard in member.shards:
-            if named.setdefault(shard, member.device) != member.device:
-                raise ProtocolError(f"{where}: {named[shard]} and {member.device} both trained shard {shard}")
-    versions = [base.version for base in cohort.bases]
-    if versions != sorted({cohort.version, *(member.base_version for member in cohort.members)}):
-        raise ProtocolError(
-            f"{where}: its bases are the versions {versions[:8]}, not those that it is merged into and trained from"
-        )
-    tables = [secure.weight(member.n, cohort.version - member.base_version) for member in cohort.members]
-    cap = weight_cap_of(
-        [
-            (table, member.edge, member.base_version)
-            for table, member in zip(tables, cohort.members, strict=True)
-        ],
-        secure,
-    )
-    for member, table in zip(cohort.members, tables, strict=True):
-        weight = min(table, cap)
-        if not 1 <= member.n <= secure.n_max or table < 1:
-            raise ProtocolError(
-                f"{where}: {member.device} has n = {member.n} on version {member.base_version}, outside the terms"
-            )
-        if member.weight != weight or weight < 1:
-            raise ProtocolError(
-                f"{where}: {member.device} has weight {member.weight}, by table and cap it is {weight}"
-            )
+    _check_trained(cohort, manifest)
+    _check_weights(cohort, secure)
     return Context(
         run=manifest.run_id,
         window=cohort.window,
@@ -270,6 +239,49 @@ def context_of(cohort: Cohort, manifest: RunManifest, dim: int) -> Context:
         ring=ring_of(cohort, manifest),
         offers_sha256=offers_sha256(cohort),
     )
+
+
+def _check_trained(cohort: Cohort, manifest: RunManifest) -> None:
+    """Edges and jobs go together, no shard was trained twice, and the bases are those that are needed."""
+    where = f"window {cohort.window}"
+    named: dict[int, str] = {}
+    for member in cohort.members:
+        if bool(member.edge) != bool(member.jobs) or (member.edge and not manifest.split):
+            raise ProtocolError(
+                f"{where}: {member.device} has edge {member.edge or 'none'} and {len(member.jobs)} jobs with it, in a "
+                f"run that is {'split' if manifest.split else 'not split'}"
+            )
+        for shard in member.shards:
+            if named.setdefault(shard, member.device) != member.device:
+                raise ProtocolError(f"{where}: {named[shard]} and {member.device} both trained shard {shard}")
+    versions = [base.version for base in cohort.bases]
+    if versions != sorted({cohort.version, *(member.base_version for member in cohort.members)}):
+        raise ProtocolError(
+            f"{where}: its bases are the versions {versions[:8]}, not those that it is merged into and trained from"
+        )
+
+
+def _check_weights(cohort: Cohort, secure: SecureTerms) -> None:
+    """Every weight is the one of the table, at most the cap by which the cohort holds the floor."""
+    where = f"window {cohort.window}"
+    tables = [secure.weight(member.n, cohort.version - member.base_version) for member in cohort.members]
+    cap = weight_cap_of(
+        [
+            (table, member.edge, member.base_version)
+            for table, member in zip(tables, cohort.members, strict=True)
+        ],
+        secure,
+    )
+    for member, table in zip(cohort.members, tables, strict=True):
+        weight = min(table, cap)
+        if not 1 <= member.n <= secure.n_max or table < 1:
+            raise ProtocolError(
+                f"{where}: {member.device} has n = {member.n} on version {member.base_version}, outside the terms"
+            )
+        if member.weight != weight or weight < 1:
+            raise ProtocolError(
+                f"{where}: {member.device} has weight {member.weight}, by table and cap it is {weight}"
+            )
 
 
 def offers_sha256(cohort: Cohort) -> bytes:
@@ -322,32 +334,10 @@ def close_window(
     Raises:
         ProtocolError: Σn or Σw in the sum is not that of the included devices, or a sum passes 2**63 - 1.
     """
-    where = f"window {cohort.window}"
     members = {member.device: member for member in cohort.members}
     included = [members[device] for device in result.included]
-    total, aux = unpack_sum(result.total, result.total.size - LIMBS * len(AUX))
-    sums = dict(zip(AUX, aux, strict=True))
-    sums = {name: value if name in CHECKED else min(value, MOST) for name, value in sums.items()}
-    sums["tokens"] = min(sums["tokens"], MAX_WINDOW_TOKENS)
-    # What one device says of its norm hides in the sum: more than all can have is no reason to lose the window.
-    weights = [member.weight for member in included]
-    sums["norm2"] = min(sums["norm2"], norm2_bound(weights, manifest.secure))
-    for part in parts:
-        total = total + part.total
-        sums["norm2"] += part.norm2
-    sums["norm2"] = min(sums["norm2"], MOST)
-    if parts:
-        total = centred(total)
-    expected = (sum(member.n for member in included), sum(member.weight for member in included))
-    if (sums["n"], sums["weight"]) != expected:
-        raise ProtocolError(
-            f"{where}: the sums of n and w are {sums['n']} and {sums['weight']}, those of the included devices "
-            f"{expected[0]} and {expected[1]}"
-        )
-    weight2 = sum(member.weight**2 for member in included)
-    too_large = [name for name, value in {**sums, "weight2": weight2}.items() if value > MOST]
-    if too_large:
-        raise ProtocolError(f"{where}: the sum of {', '.join(too_large)} passes 2**63 - 1")
+    total, sums = _sums(cohort, result, manifest, parts)
+    weight2 = sums["weight2"]
     squared = norm2(total.astype(np.int32)) if total.size else 0
     mean, shorter = _within_clip(total, squared, sums["n"], manifest)
     mean2 = mean_norm2(squared, sums["weight"], manifest.secure)
@@ -380,6 +370,39 @@ def close_window(
         eval_tokens=sums["eval_tokens"],
     )
     return summary, mean
+
+
+def _sums(
+    cohort: Cohort, result: SumResult, manifest: RunManifest, parts: Sequence[Part]
+) -> tuple[NDArray[np.int64], dict[str, int]]:
+    """The integers of a window's sum, int64[d], and its figures, Σw² of the included devices among them."""
+    where = f"window {cohort.window}"
+    members = {member.device: member for member in cohort.members}
+    included = [members[device] for device in result.included]
+    total, aux = unpack_sum(result.total, result.total.size - LIMBS * len(AUX))
+    sums = dict(zip(AUX, aux, strict=True))
+    sums = {name: value if name in CHECKED else min(value, MOST) for name, value in sums.items()}
+    sums["tokens"] = min(sums["tokens"], MAX_WINDOW_TOKENS)
+    # What one device says of its norm hides in the sum: more than all can have is no reason to lose the window.
+    weights = [member.weight for member in included]
+    sums["norm2"] = min(sums["norm2"], norm2_bound(weights, manifest.secure))
+    for part in parts:
+        total = total + part.total
+        sums["norm2"] += part.norm2
+    sums["norm2"] = min(sums["norm2"], MOST)
+    if parts:
+        total = centred(total)
+    expected = (sum(member.n for member in included), sum(member.weight for member in included))
+    if (sums["n"], sums["weight"]) != expected:
+        raise ProtocolError(
+            f"{where}: the sums of n and w are {sums['n']} and {sums['weight']}, those of the included devices "
+            f"{expected[0]} and {expected[1]}"
+        )
+    sums["weight2"] = sum(member.weight**2 for member in included)
+    too_large = [name for name, value in sums.items() if value > MOST]
+    if too_large:
+        raise ProtocolError(f"{where}: the sum of {', '.join(too_large)} passes 2**63 - 1")
+    return total, sums
 
 
 def _within_clip(
