@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from echelon.messages.exchange import CloseReason, Merged, Pace, RefusalReason
+from echelon.messages.manifest import ParentTerms
 
 
 class Severity(StrEnum):
@@ -68,6 +69,8 @@ class Code(StrEnum):
     """Commits rest on a user's code that was not allowed here, or is another version than the run's."""
     REWRITTEN = "rewritten"
     """What was verified before is not what stands there now."""
+    PARENT = "parent"
+    """The run does not start from what its terms name as its parent."""
     BOUNDARY = "boundary"
     """A boundary's own topics contradict each other, or give something else than crossed."""
     REFUSED_RECORD = "refused-record"
@@ -112,6 +115,7 @@ MEANING: dict[Code, str] = {
     Code.STALE: "A given checkpoint covers fewer manifests than the log has.",
     Code.UNREADABLE: "Something stands where a record should be and cannot be read.",
     Code.RULE: "Commits rest on a user's code that was not allowed here, or is another version than the run's.",
+    Code.PARENT: "The run does not start from the adapter that its terms name as its parent, or the parent fails.",
     Code.BOUNDARY: "A boundary's own topics contradict each other, or give something else than crossed.",
     Code.REFUSED_RECORD: "A record of a boundary's topic is no record of a member; its gate refuses it, too.",
     Code.REWRITTEN: "What an earlier verification has verified is not what stands there now.",
@@ -166,6 +170,23 @@ class RefusalFacts:
     reason: RefusalReason
 
 
+@dataclass(frozen=True, slots=True)
+class ParentFacts:
+    """One earlier run of a chain, which was verified, too.
+
+    Attributes:
+        source: where it was read.
+        genesis_sha256: of its genesis; empty for an adapter of which no run is known.
+        commit: the commit whose adapter the next run starts from; None where that is not known.
+        commits: how many it has.
+    """
+
+    source: str
+    genesis_sha256: bytes
+    commit: int | None
+    commits: int
+
+
 @dataclass(slots=True)
 class Report:
     """The result of a verification. `ok` is its verdict."""
@@ -189,6 +210,10 @@ class Report:
     best_commit: int | None = None
     """Of the losses that crossed with the deltas; a run folder knows more, the last commit's for one."""
     close: CloseReason | None = None
+    parent: ParentTerms | None = None
+    """What the signed terms say that the run starts from."""
+    chain: list[ParentFacts] = field(default_factory=list)
+    """The earlier runs that were given and verified, from the parent on."""
 
     @property
     def ok(self) -> bool:

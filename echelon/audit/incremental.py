@@ -175,6 +175,7 @@ class ResumableVerifier(Verifier):
         self._core, self._manifest, self._sealed = core, manifest, progress.manifest
         report.run, report.genesis_sha256 = progress.run, progress.genesis_sha256
         report.boundaries = tuple(terms.name for terms in manifest.boundaries)
+        report.parent = manifest.parent
         report.adapter_sha256 = progress.adapter_sha256
         report.findings += progress.findings
         report.left_out += progress.left_out

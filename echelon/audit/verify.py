@@ -249,6 +249,13 @@ class Verifier:
         report = self.report
         report.run, report.genesis_sha256 = manifest.run_id, entry.sha256
         report.boundaries = tuple(terms.name for terms in manifest.boundaries)
+        report.parent = manifest.parent
+        if report.parent is not None and report.parent.adapter_sha256 != adapter_digest(log.initial).hex():
+            detail = (
+                f"the run starts from adapter {adapter_digest(log.initial).hex()}, and its terms name that of its "
+                f"parent, {report.parent.adapter_sha256}"
+            )
+            self._error(Code.PARENT, GLOBAL, entry.offset, detail)
         if self._pinned is not None and entry.sha256 != self._pinned:
             detail = f"genesis has SHA-256 {entry.sha256.hex()}, pinned is {self._pinned.hex()}: another run"
             self._error(Code.GENESIS, GLOBAL, entry.offset, detail)

@@ -35,6 +35,7 @@ from echelon.audit.records import Damaged, LogRecord
 from echelon.audit.replay import replay
 from echelon.audit.sarif import as_sarif
 from echelon.audit.verify import Verifier, Version
+from echelon.cli import parents
 from echelon.cli.audit_boundary import boundary_plain, print_boundaries
 from echelon.cli.audit_state import StateFile, write_file
 from echelon.cli.source import Records, opened
@@ -110,6 +111,14 @@ SarifOption = Annotated[
 ]
 
 
+ParentOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--parent",
+        help="The run, or adapter folder, that this run starts from; verified, too. May be repeated for its parent.",
+        metavar="SOURCE",
+    ),
+]
 BoundaryOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -232,6 +241,7 @@ def verify_command(
     sarif: SarifOption = None,
     boundary: BoundaryOption = None,
     roster: RosterOption = None,
+    parent: ParentOption = None,
 ) -> None:
     """Check signatures, logs, payloads, floors, and every global adapter bit for bit."""
 
@@ -246,13 +256,14 @@ def verify_command(
             raise ConfigError("--roster goes with one --boundary: it is that boundary's")
         state = None if incremental is None else StateFile(incremental, compare_all=reread)
         report = _verified(source, security, genesis, checkpoint, allow_open, rule, policy, state)
+        parents.check_chain(report, parent or [], allowed(rule))
         inside = _boundaries(source, security, boundary or [], roster, allowed(rule), report)
         if sarif is not None:
             write_file(sarif, json.dumps(as_sarif(report, __version__), indent=2).encode() + b"\n", "--sarif")
         if state is not None and state.said:
             Console(stderr=True).print(Text(state.said), soft_wrap=True)
         if as_json:
-            plain = as_plain(report)
+            plain = as_plain(report) | parents.plain_chain(report)
             if inside:
                 plain["boundaries"] = [boundary_plain(facts) for facts in inside]
             typer.echo(json.dumps(plain, indent=2))
@@ -681,3 +692,5 @@ def _print_verdict(console: Console, report: Report) -> None:
             f"genesis  {report.genesis_sha256.hex()}  (compare it, or pass --genesis)", soft_wrap=True
         )
     console.print(f"adapter  {report.adapter_sha256.hex()}", soft_wrap=True)
+    for line in parents.lines_of(report):
+        console.print(Text(line), soft_wrap=True)

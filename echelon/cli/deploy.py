@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from echelon.cli.output import JsonOption, PassphraseOption, guarded, print_json
+from echelon.cli.output import JsonOption, PassphraseOption, StartOption, guarded, print_json
 
 
 def deploy_command(
@@ -23,6 +23,7 @@ def deploy_command(
             "--set", metavar="A.B=VALUE", help="Change one setting; may be repeated.", show_default=False
         ),
     ] = None,
+    start: StartOption = None,
     passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -34,16 +35,21 @@ def deploy_command(
     Exit codes: 0 good; 2 wrong configuration.
     """
     with guarded():
+        from echelon.cli.parents import load_parent
         from echelon.compute.pool import build_learner, facts_of, spec_of
+        from echelon.compute.warm_start import started_from
         from echelon.config.run import load
         from echelon.passphrase import read_optional
         from echelon.provision.broker_map import load_brokers
         from echelon.provision.deployment import deploy
+        from echelon.wiring.plugins import rules_of
 
         settings = load(config, tuple(overrides or ()))
         passphrase = read_optional(passphrase_file)
         known = load_brokers(brokers)
         facts = facts_of(build_learner(spec_of(settings), settings.learner))
+        if start is not None:
+            facts = started_from(facts, load_parent(start, rules_of(settings)), settings.model.labels)
         made = deploy(settings, known, out, facts, passphrase=passphrase)
         if as_json:
             print_json(

@@ -26,6 +26,15 @@ PassphraseOption = Annotated[
         show_default=False,
     ),
 ]
+StartOption = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        help="Start from the adapter of a finished run, or of a folder in PEFT's format.",
+        metavar="RUN_OR_ADAPTER",
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 

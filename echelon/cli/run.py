@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from echelon.cli.output import JsonOption, guarded
+from echelon.cli.output import JsonOption, StartOption, guarded
 
 
 def run_command(
@@ -28,6 +28,7 @@ def run_command(
         Path | None,
         typer.Option(help="Go on with the run in this folder.", metavar="DIR", show_default=False),
     ] = None,
+    start: StartOption = None,
     as_json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no closing table.")] = False,
 ) -> None:
@@ -48,6 +49,7 @@ def run_command(
                 resume=resume,
                 as_json=as_json,
                 quiet=quiet,
+                start=start,
             )
         )
     raise typer.Exit(code)

@@ -21,9 +21,11 @@ from echelon.cli.lines import LineProgress
 from echelon.cli.live import LiveProgress
 from echelon.cli.logs import LOG_FILE, logging_to, quiet_libraries, stderr_to
 from echelon.cli.output import FAILED, print_json, show_error
+from echelon.cli.parents import load_parent
 from echelon.cli.progress import Progress, Story
 from echelon.cli.stopping import Stopped, Stopper
 from echelon.cli.tensorboard import FOLDER, TensorBoard
+from echelon.compute.warm_start import Parent
 from echelon.config.run import RunSettings, dump, load
 from echelon.errors import ConfigError, EchelonError
 from echelon.messages.stored import ANEW, stored
@@ -35,6 +37,7 @@ from echelon.run.folder import MANIFEST_FILE, prepare_folder
 from echelon.run.recorder import Recorder
 from echelon.topics import Boundary, load_catalogue
 from echelon.virtual_loop import run_virtual
+from echelon.wiring.plugins import rules_of
 
 CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.yaml", "metrics.jsonl", "summary.json"
 ADJUSTABLE = ("compute", "window", "cost", "simulation", "logging")
@@ -51,6 +54,7 @@ class Order:
     resume: Path | None
     as_json: bool
     quiet: bool
+    start: str | None = None
 
 
 def execute(order: Order) -> int:
@@ -60,6 +64,7 @@ def execute(order: Order) -> int:
         ConfigError: it cannot be carried out as it stands; nothing is left behind.
     """
     settings, out = _settings(order)
+    parent = None if order.start is None else load_parent(order.start, rules_of(settings))
     secure_terms(settings)
     names = [Boundary(boundary.name) for boundary in settings.boundaries]
     load_catalogue().exchange_topics(names, settings.witness_names())
@@ -69,7 +74,7 @@ def execute(order: Order) -> int:
         with _locked(out):
             if order.resume is not None:
                 write_whole(out / CONFIG_FILE, dump(settings).encode())
-            result = _run(order, settings, out, offset)
+            result = _run(order, settings, out, offset, parent)
             return _close(order, out, result)
     except Stopped as stopped:
         typed = "stopped cleanly" if _resumable(out) else "stopped before training began"
@@ -95,6 +100,10 @@ def _settings(order: Order) -> tuple[RunSettings, Path]:
             )
         settings = load(order.config, order.overrides)
         return settings, order.out or Path("runs") / settings.name
+    if order.start is not None:
+        raise ConfigError(
+            "--from starts a new run, and --resume goes on with an old one: leave one of them out"
+        )
     if order.out is not None and order.out.resolve() != order.resume.resolve():
         raise ConfigError(
             "--out and --resume name different folders: a resumed run goes on in its own; leave out --out"
@@ -138,7 +147,7 @@ def _locked(out: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _run(order: Order, settings: RunSettings, out: Path, offset: float) -> Result:
+def _run(order: Order, settings: RunSettings, out: Path, offset: float, parent: Parent | None) -> Result:
     """Run the federation while it is shown."""
     quiet_libraries()
     virtual = settings.clock == "virtual"
@@ -168,7 +177,12 @@ def _run(order: Order, settings: RunSettings, out: Path, offset: float) -> Resul
         stack.enter_context(progress)
         stack.enter_context(logging_to(out / LOG_FILE, to_stderr=not on_terminal, tell=progress.warn))
         federation = Federation(
-            settings, out, recorder, resume=order.resume is not None, status=progress.status
+            settings,
+            out,
+            recorder,
+            resume=order.resume is not None,
+            status=progress.status,
+            parent=parent,
         )
         if virtual:
             return run_virtual(lambda: stopper.run(federation.run))

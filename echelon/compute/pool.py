@@ -27,6 +27,7 @@ from echelon.config.run import RunSettings
 from echelon.errors import TrainingError
 from echelon.jobs.training import Evaluate, Evaluated, TrainJob, TrainOutcome
 from echelon.messages.adapter import AdapterLayout, Vector
+from echelon.messages.manifest import ParentTerms
 from echelon.training.learner import BoundarySpec, DataFacts, EvalResult, Learner, LearnerSpec
 
 T = TypeVar("T")
@@ -159,6 +160,8 @@ class Facts:
     adapter_config: str
     model_sha256: bytes
     initial: Vector
+    parent: ParentTerms | None = None
+    """The run, or adapter, that `initial` is of; None: it is drawn from the seed."""
 
 
 # ---- in a worker process ---------------------------------------------------------------------------

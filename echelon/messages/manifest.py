@@ -246,6 +246,15 @@ class WitnessTerms(Fields):
     """Its Ed25519 key, which signs cosignatures and nothing else."""
 
 
+class ParentTerms(Fields):
+    """What the run starts from: the adapter of an earlier run."""
+
+    genesis_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    """SHA-256 of that run's genesis envelope; empty where an adapter was given that no run is known of."""
+    adapter_sha256: Hex32
+    """SHA-256 of the adapter's float32 vector, which is the adapter of this run's genesis, too."""
+
+
 class Budget(Fields):
     """When the run ends; 0 means no such bound."""
 
@@ -295,6 +304,8 @@ class RunManifest(Fields):
         tuple[Annotated[str, Field(min_length=1, max_length=256)], ...], Field(max_length=MAX_LABELS)
     ] = ()
     """Of a classifier: its classes, in the order of its outputs. Left out of the bytes where there are none."""
+    parent: ParentTerms | None = None
+    """The run that this one goes on from. Left out of the bytes where there is none."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -344,6 +355,8 @@ class RunManifest(Fields):
         fields = self.model_dump(mode="json")
         if not self.labels:
             del fields["labels"]
+        if self.parent is None:
+            del fields["parent"]
         return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
     def seal(self, operator: Signer) -> bytes:

@@ -160,7 +160,7 @@ def build_manifest(
 
     Args:
         settings: the run file.
-        facts: what the model says of itself: its digest, and the layout of its adapter.
+        facts: what the model says of itself: its digest, the layout of its adapter, and what it starts from.
         identities: every party's keys, and the boundaries' rosters.
         run: the run's identifier, 16 bytes.
 
@@ -193,6 +193,7 @@ def build_manifest(
             factors=FactorRule(settings.adapter.factors),
             rules=terms_of(settings),
             labels=settings.model.labels,
+            parent=facts.parent,
         )
     except ValueError as error:
         if isinstance(error, EchelonError):

@@ -28,6 +28,7 @@ from echelon.bus.base import Record, TopicPartition
 from echelon.clock import Offload, is_virtual
 from echelon.compute.planning import planned
 from echelon.compute.pool import FullLearner, LearnerPool, SplitPlace, build_split
+from echelon.compute.warm_start import Parent, started_from
 from echelon.config.boundary import BoundarySettings
 from echelon.config.reading import read_text
 from echelon.config.run import RunSettings
@@ -84,6 +85,7 @@ class Federation:
         interceptor: for fault injection.
         status: told what is being done, in words.
         learner: a learner that several runs on the virtual clock share; None: the run makes its own.
+        parent: what a new run starts from; None: an adapter drawn from the seed.
     """
 
     settings: RunSettings
@@ -94,6 +96,7 @@ class Federation:
     status: Callable[[str], None] = lambda _text: None
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("echelon"))
     learner: FullLearner | None = None
+    parent: Parent | None = None
 
     def __post_init__(self) -> None:
         self.controller: Controller | None = None
@@ -128,7 +131,7 @@ class Federation:
                 ) from error
             return Terms(RunManifest.open(sealed), sealed, initial), identities
         self.status("loading model and data")
-        facts = await compute.facts()
+        facts = started_from(await compute.facts(), self.parent, self.settings.model.labels)
         token = self._token("setup")
         identities = Identities.create(self.settings, token)
         manifest, sealed = build_manifest(self.settings, facts, identities, token(16))
@@ -446,6 +449,8 @@ class Federation:
             "events": dict(sorted(self.recorder.counts.items())),
             "audit": {"ok": report.ok, "findings": [str(finding) for finding in report.findings]},
         }
+        if terms.manifest.parent is not None:
+            summary["parent"] = terms.manifest.parent.model_dump()
         if self.out is not None:
             await self._write(compute, terms, adapter, summary, files)
         return Result(summary, report, adapter, topics)
