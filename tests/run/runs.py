@@ -20,6 +20,7 @@ from echelon.messages.wire import Message
 from echelon.run.assembly import Assembly
 from echelon.run.federation import Federation, Result
 from echelon.run.recorder import Recorder
+from echelon.sim.signature_cache import remembering
 from echelon.virtual_loop import run_virtual
 from tools.fleet.outcome import manifests
 
@@ -152,12 +153,16 @@ def run(
     interceptor: Interceptor | None = None,
     listener: Callable[[dict[str, Any]], None] | None = None,
 ) -> Outcome:
-    """Run on the virtual clock, with everything in memory; a listener is told every line of metrics."""
+    """Run on the virtual clock, with everything in memory; a listener is told every line of metrics.
+
+    All actors are in this process: each verifies every signature, and the same one is computed once.
+    """
     recorder = recorder_for(settings)
     if listener is not None:
         recorder.listeners.append(listener)
     watched = Watched(settings, None, recorder, meddler=meddler, interceptor=interceptor)
-    result = run_virtual(watched.run)
+    with remembering():
+        result = run_virtual(watched.run)
     assert watched.assembly is not None
     return Outcome(result, watched.assembly, watched.topics)
 
