@@ -226,7 +226,13 @@ class Catalogue(BaseModel):
         return topic
 
     def allows(self, plane: Plane, topic_name: str, message_type: str) -> bool:
-        """Whether messages of the type may stand on the topic. Unknown topics allow nothing."""
+        """Whether messages of the type may stand on the topic. Unknown topics allow nothing.
+
+        Args:
+            plane: exchange or boundary; a name means another topic on the other plane.
+            topic_name: as a broker has it, with a boundary's or shard's name filled in.
+            message_type: the type in the envelope.
+        """
         topic = self.plane(plane).find(topic_name)
         return topic is not None and message_type in topic.messages
 

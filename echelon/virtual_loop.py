@@ -137,7 +137,14 @@ class VirtualLoop(asyncio.BaseEventLoop, VirtualClock):
     def call_at(
         self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        """Call `callback(*args)` at the virtual time `when`; equal times in the order of the calls."""
+        """Call `callback(*args)` at the virtual time `when`; equal times in the order of the calls.
+
+        Args:
+            when: seconds on this loop's clock.
+            callback: called once, unless the handle is cancelled before.
+            *args: what it is called with.
+            context: where it runs; None: a copy of the caller's.
+        """
         if self.is_closed():
             raise RuntimeError("the loop is closed")
         timer = _Timer(
@@ -152,6 +159,11 @@ class VirtualLoop(asyncio.BaseEventLoop, VirtualClock):
     ) -> asyncio.Handle:
         """As `call_soon`, from the loop's own thread (a signal handler) only.
 
+        Args:
+            callback: called in the next turn of the loop.
+            *args: what it is called with.
+            context: where it runs; None: a copy of the caller's.
+
         Raises:
             ClockError: it was called from another thread.
         """
@@ -163,6 +175,11 @@ class VirtualLoop(asyncio.BaseEventLoop, VirtualClock):
         self, executor: Executor | None, func: Callable[..., Any], *args: Any
     ) -> Any:
         """Refuse.
+
+        Args:
+            executor: not used: a thread's time is not the loop's.
+            func: named in the error.
+            *args: not used.
 
         Raises:
             ClockError: always.

@@ -162,7 +162,7 @@ def wide_signatures(modules: Iterable[Module]) -> Iterator[Breach]:
     for module in modules:
         for name, owner, node in module.functions():
             count = len(_positional(owner, node))
-            if count > POSITIONAL:
+            if count > POSITIONAL and not _is_command(node):
                 what = f"{count} positional parameters"
                 yield Breach(
                     "signature", Place(module.path, node.lineno, name), what, f"at most {POSITIONAL}"
@@ -217,7 +217,7 @@ def missing_docs(modules: Iterable[Module]) -> Iterator[Breach]:
             names = _parameters(owner, node)
             hidden = any(step.startswith("_") for step in name.split("."))
             nested = isinstance(owner, ast.FunctionDef | ast.AsyncFunctionDef)
-            if hidden or nested or len(names) < DOCUMENTED_FROM or _inherits_doc(node):
+            if hidden or nested or len(names) < DOCUMENTED_FROM or _inherits_doc(node) or _is_command(node):
                 continue
             absent = set(names) - _described(ast.get_docstring(node) or "")
             if absent:
@@ -231,6 +231,12 @@ def _inherits_doc(function: Function) -> bool:
     marks = [mark.func if isinstance(mark, ast.Call) else mark for mark in function.decorator_list]
     names = {mark.attr if isinstance(mark, ast.Attribute) else getattr(mark, "id", "") for mark in marks}
     return bool(names & {"override", "overload", "command", "callback"})
+
+
+def _is_command(function: Function) -> bool:
+    """Whether Typer calls it: it gives every parameter by its name, and describes each by its own help."""
+    notes = [argument.annotation for argument in function.args.args if argument.annotation is not None]
+    return any("typer.Option(" in text or "typer.Argument(" in text for text in map(ast.unparse, notes))
 
 
 def _described(doc: str) -> set[str]:

@@ -148,7 +148,13 @@ class Device(BoundaryActor):
         return () if self.half is None else (TopicPartition(DOWN, self.slot),)
 
     def expects(self, topic: str, sender: str, scope: bytes) -> bool:
-        """An edge's frames belong to the session that is open with it; what else has payloads belongs to none."""
+        """An edge's frames belong to the session that is open with it; what else has payloads belongs to none.
+
+        Args:
+            topic: where the transfer stands.
+            sender: name of who sends it.
+            scope: id of the session that it belongs to, or `NO_SCOPE`.
+        """
         return self.link.core.knows(sender, scope) if topic == DOWN else super().expects(topic, sender, scope)
 
     def _send(self, frame: Publish) -> None:

@@ -50,7 +50,13 @@ Sink = Callable[[str, float, Note], None]
 
 
 def ignore(_actor: str, _time: float, _note: Note) -> None:
-    """A sink that keeps nothing."""
+    """A sink that keeps nothing.
+
+    Args:
+        _actor: name of who says it.
+        _time: seconds on the actor's clock.
+        _note: what was noticed.
+    """
 
 
 @dataclass(frozen=True)
@@ -227,6 +233,11 @@ def may_pass_over(at: TopicPartition) -> bool:
 def pass_over(reader: Reader, damaged: RecordDamaged, name: str) -> None:
     """Go on behind a record that is none.
 
+    Args:
+        reader: moved behind the damage.
+        damaged: where it is, and what follows.
+        name: of the actor, for its log.
+
     Raises:
         RecordDamaged: it stands where that may not be done.
     """
@@ -237,7 +248,13 @@ def pass_over(reader: Reader, damaged: RecordDamaged, name: str) -> None:
 
 
 async def end_of(bus: Bus, at: TopicPartition, name: str) -> int:
-    """The end offset, however often the connection is lost."""
+    """The end offset, however often the connection is lost.
+
+    Args:
+        bus: the broker.
+        at: topic and partition.
+        name: of the actor; its random waits between attempts differ from those of others.
+    """
     backoff = Backoff(name)
     while True:
         try:
@@ -247,7 +264,14 @@ async def end_of(bus: Bus, at: TopicPartition, name: str) -> int:
 
 
 async def read_to_end(bus: Bus, at: TopicPartition, start: int, name: str) -> AsyncGenerator[Record, None]:
-    """Every record of a partition from `start` to the end as it was when the call began."""
+    """Every record of a partition from `start` to the end as it was when the call began.
+
+    Args:
+        bus: the broker.
+        at: topic and partition.
+        start: offset of the first record; below 0 counts as 0.
+        name: of the actor, for its log and its waits.
+    """
     backoff = Backoff(name)
     position = start
     end = await end_of(bus, at, name)
@@ -307,7 +331,13 @@ TRANSIENT = frozenset({"split.up", "split.down", "behaviour"})
 
 
 async def jump(bus: Bus, reader: Reader, positions: Iterable[TopicPartition]) -> bool:
-    """Go on with the first kept record wherever what would come next on a transient topic is gone; whether any was."""
+    """Go on with the first kept record wherever what would come next on a transient topic is gone; whether any was.
+
+    Args:
+        bus: asked for the first offset that is kept.
+        reader: moved where something is gone.
+        positions: the partitions of the reader.
+    """
     moved = False
     for at in positions:
         if at.topic in TRANSIENT:
@@ -350,6 +380,13 @@ async def feed(
     """Read for ever into a queue with bounded room; a lost connection is waited out.
 
     `gone` is asked to go on where the next record is not kept any more; False, or None: that ends the reader.
+
+    Args:
+        reader: its partitions are read for ever.
+        take: puts records into the queue; it does not wait.
+        room: acquired once before every read; whoever takes records from the queue gives it back.
+        name: of the actor, for its log and its waits.
+        gone: moves the reader on and says whether it did.
     """
     backoff = Backoff(name)
     while True:

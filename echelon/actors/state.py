@@ -152,6 +152,15 @@ class StateStore:
         So do `parts`, by name, for actors whose state has many large parts of which few change; None: it is gone.
         `taken` has the signatures of the input records that were taken since the last step that was stored, oldest
         first; the newest `REMEMBERED` of each partition are kept.
+
+        Args:
+            snapshot: the small part of the state, which changes with almost every step.
+            vectors: the large part.
+            witness: encoded heads of others' logs.
+            parts: large parts of the state by name.
+            offsets: the next offset to be read, by partition.
+            taken: signatures of input records, by partition.
+            publish: what is to be sent; it stands in the outbox until it was.
         """
         rows = []
         with self._transaction():

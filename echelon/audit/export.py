@@ -91,6 +91,11 @@ def read_topic(topic: str, stream: Readable, start: int = 0) -> Iterator[LogReco
     """The records of a topic's file; what cannot be read ends it with a `Damaged`.
 
     Records below offset `start` are skipped by their lengths, and not looked into.
+
+    Args:
+        topic: name that the records get.
+        stream: the file, opened for bytes, at its beginning.
+        start: offset of the first record that is wanted.
     """
     offset = 0
     if stream.read(len(MAGIC)) != MAGIC:

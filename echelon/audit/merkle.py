@@ -202,7 +202,15 @@ def _subproof(leaves: Sequence[bytes], size: int, whole: bool) -> list[bytes]:
 
 
 def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes) -> bool:
-    """Whether the proof shows that a leaf hash stands at `index` of the tree with that size and root."""
+    """Whether the proof shows that a leaf hash stands at `index` of the tree with that size and root.
+
+    Args:
+        leaf: hash of the leaf, 32 bytes.
+        index: of the leaf, from 0.
+        size: leaves of the tree.
+        proof: hashes from the leaf's sibling upwards (RFC 9162, section 2.1.3).
+        root: hash of the tree, 32 bytes.
+    """
     if not 0 <= index < size <= MAX_SIZE:
         return False
     first, last, node = index, size - 1, leaf
@@ -224,7 +232,15 @@ def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes],
 def verify_consistency(
     size: int, root: bytes, larger: int, larger_root: bytes, proof: Sequence[bytes]
 ) -> bool:
-    """Whether the proof shows that the tree (larger, larger_root) begins with the tree (size, root)."""
+    """Whether the proof shows that the tree (larger, larger_root) begins with the tree (size, root).
+
+    Args:
+        size: leaves of the smaller tree.
+        root: its hash, 32 bytes.
+        larger: leaves of the larger tree.
+        larger_root: its hash, 32 bytes.
+        proof: hashes as RFC 9162, section 2.1.4, orders them.
+    """
     if not 0 < size <= larger <= MAX_SIZE:
         return False
     if size == larger:

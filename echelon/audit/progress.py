@@ -45,7 +45,14 @@ class Journal:
     """Index of the record that was the first manifest; -1: there was none."""
 
     def add(self, offset: int, size: int, digest: bytes, leaf: bytes | None) -> None:
-        """Take a record: bytes of key, headers and value together, its digest, and its leaf hash if it was one."""
+        """Take a record: bytes of key, headers and value together, its digest, and its leaf hash if it was one.
+
+        Args:
+            offset: of the record; larger than that of the one before.
+            size: of key, headers and value together, in bytes.
+            digest: SHA-256 of the record, 32 bytes.
+            leaf: hash of the leaf that it is in the log, 32 bytes; None: it is none.
+        """
         if leaf is not None:
             if self.first_leaf < 0:
                 self.first_leaf = len(self.offsets)

@@ -39,7 +39,13 @@ def tlog_proof(index: int, path: Sequence[bytes], note: bytes) -> bytes:
 
 
 def consistency_text(old: int, path: Sequence[bytes], note: bytes) -> bytes:
-    """That the first `old` leaves are a prefix of the log: the lines that C2SP's `tlog-witness` takes from a log."""
+    """That the first `old` leaves are a prefix of the log: the lines that C2SP's `tlog-witness` takes from a log.
+
+    Args:
+        old: size of the smaller tree.
+        path: hashes of the consistency proof, 32 bytes each, as RFC 9162 orders them.
+        note: the signed checkpoint of the larger tree.
+    """
     return b"old %d\n" % old + _lines(path) + b"\n" + note
 
 

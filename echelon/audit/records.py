@@ -150,7 +150,14 @@ def read_chunk(record: LogRecord) -> Chunk:
 
 
 def chunk_digest(topic: str, key: bytes, headers: Headers, value: bytes) -> bytes:
-    """SHA-256 over topic, key, the headers before the digest, and value: the last header of a chunk."""
+    """SHA-256 over topic, key, the headers before the digest, and value: the last header of a chunk.
+
+    Args:
+        topic: where the chunk stands.
+        key: the record's key.
+        headers: those before the digest, in their order.
+        value: the chunk's bytes.
+    """
     parts = (_text(topic), key, *_named(headers))
     digest = hashlib.sha256(_CHUNK_TAG + b"".join(len(part).to_bytes(4, "big") + part for part in parts))
     digest.update(value)
@@ -173,6 +180,11 @@ def record_hash(record: LogRecord, chunk: Chunk | None = None) -> bytes:
 def manifest_record(signer: Signer, message: Message, run: bytes) -> ManifestRecord:
     """The record of a signed manifest: the run's id as key, the kind as its one header, the envelope as
     value.
+
+    Args:
+        signer: the controller's key.
+        message: the manifest.
+        run: the run's id, 16 bytes.
 
     Raises:
         Refused: the manifest is larger than what may cross.

@@ -51,7 +51,13 @@ class Times:
     _syncs: list[tuple[int, int, int, int]] = field(default_factory=list)
 
     def report(self, reporter: int, commit: int, microseconds: int) -> None:
-        """Take one statement; of several by one reporter on one commit the first counts."""
+        """Take one statement; of several by one reporter on one commit the first counts.
+
+        Args:
+            reporter: `CONTROLLER`, or the index of a boundary.
+            commit: number of the commit.
+            microseconds: how long after the commit before it came, by the clock of the reporter.
+        """
         self._open.setdefault(commit, {}).setdefault(reporter, microseconds)
         if reporter == CONTROLLER:  # once for each commit
             for old in [number for number in self._open if number <= commit - KEPT]:

@@ -120,7 +120,14 @@ class Meter:
             self.add(direction, topic, len(sizes), sum(sizes))
 
     def add(self, direction: Direction, topic: str, records: int, size: int) -> None:
-        """The same for so many records of one topic that together have `size` bytes."""
+        """The same for so many records of one topic that together have `size` bytes.
+
+        Args:
+            direction: "in" where they were read, "out" where they have become durable.
+            topic: their topic.
+            records: how many.
+            size: bytes of all of them.
+        """
         before = self._counts.get((topic, direction), Traffic())
         self._counts[topic, direction] = Traffic(before.records + records, before.bytes + size)
 
@@ -193,6 +200,11 @@ class GroupMember(ABC):
     @abstractmethod
     async def commit(self, partition: int, offset: int, metadata: str = "") -> None:
         """Let the group remember an offset, and a text, for a partition that this member has.
+
+        Args:
+            partition: one of the topic's, given to this member by `assigned`.
+            offset: the next one to be read.
+            metadata: a text that comes back with the offset.
 
         Raises:
             BusError: the partition is, or was meanwhile, another member's.

@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
+from typing_extensions import override
+
 from echelon.bus.base import (
     Bus,
     Direction,
@@ -167,6 +169,7 @@ class FaultyBus(Bus):
         """See `Bus.lag`: that of the readers of the bus behind, which read ahead."""
         return self._bus.lag()
 
+    @override
     async def join(self, group: str, topic: str, *, assigned: Moved, revoked: Moved) -> GroupMember:
         """See `Bus.join`. Faults do not touch groups: the bus behind is the member."""
         return await self._bus.join(group, topic, assigned=assigned, revoked=revoked)

@@ -16,6 +16,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.admin import CreateTopicsRequest
 from aiokafka.protocol.offset import OffsetRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from typing_extensions import override
 
 from echelon.bus.base import Bus, Direction, Meter, Moved, Outgoing, TopicPartition, Traffic
 from echelon.bus.kafka_group import KafkaMember
@@ -211,6 +212,7 @@ class KafkaBus(Bus):
         self._readers[reader] = None
         return reader
 
+    @override
     async def join(self, group: str, topic: str, *, assigned: Moved, revoked: Moved) -> KafkaMember:
         """See `Bus.join`."""
         self._check_open()

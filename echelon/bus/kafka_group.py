@@ -16,6 +16,7 @@ from aiokafka.client import AIOKafkaClient, CoordinationType
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.structs import OffsetAndMetadata
+from typing_extensions import override
 
 from echelon.backoff import Backoff
 from echelon.bus.base import Committed, GroupMember, Moved
@@ -170,6 +171,7 @@ class KafkaMember(GroupMember):
 
     # ---- what the group remembers ----------------------------------------------------------------
 
+    @override
     async def commit(self, partition: int, offset: int, metadata: str = "") -> None:
         """See `GroupMember.commit`."""
         consumer = self._open()

@@ -27,6 +27,14 @@ def open_kafka(
 ) -> KafkaBus:
     """The bus behind a URL; `rest` is what follows `kafka://`.
 
+    Args:
+        url: the whole URL, for errors.
+        rest: addresses and options.
+        security: TLS files of this client; None: plaintext, which only a broker on this machine or
+            `?plaintext=allow` permits.
+        read_only: refuse to publish.
+        max_read_bytes: most bytes that one read returns, unless a single record is larger.
+
     Raises:
         ConfigError: the URL, or a file that `security` names, cannot be used.
     """

@@ -14,6 +14,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from typing_extensions import override
+
 from echelon.bus.base import Outgoing, Record, TopicPartition
 from echelon.clock import VirtualClock
 from echelon.errors import BusError, OffsetOutOfRange
@@ -137,6 +139,12 @@ class Store(ABC):
     def read(self, at: TopicPartition, offset: int, max_records: int, max_bytes: int) -> list[Record]:
         """Records from `offset` on: at most so many, and at most so many bytes or one record.
 
+        Args:
+            at: topic and partition.
+            offset: of the first record.
+            max_records: at least 1.
+            max_bytes: sum of the records' sizes; the first one is returned however large it is.
+
         Raises:
             OffsetOutOfRange: `offset` is below the first kept offset or past the end.
             RecordDamaged: the record at `offset` is damaged; records before a damaged one are returned.
@@ -170,7 +178,13 @@ def check_topic(topic: str, partitions: int) -> None:
 
 
 def check_same_partitions(topic: str, there: int, asked: int) -> None:
-    """Raise BusError unless an existing topic has as many partitions as were asked for."""
+    """Raise BusError unless an existing topic has as many partitions as were asked for.
+
+    Args:
+        topic: its name, for the error.
+        there: partitions of the topic that exists.
+        asked: partitions that the caller wants.
+    """
     if there != asked:
         raise BusError(
             f"topic {topic} exists with {there} partition(s), not {asked}; "
@@ -208,7 +222,13 @@ def check_batch(batch: Sequence[Outgoing], topics: Mapping[str, int]) -> None:
 
 
 def check_range(at: TopicPartition, offset: int, bounds: tuple[int, int]) -> None:
-    """Raise OffsetOutOfRange unless reading may start at `offset`."""
+    """Raise OffsetOutOfRange unless reading may start at `offset`.
+
+    Args:
+        at: the partition, for the error.
+        offset: where reading is to start; the end is allowed, too.
+        bounds: the first offset that is kept, and the one after the last.
+    """
     first, end = bounds
     if not first <= offset <= end:
         raise OffsetOutOfRange(
@@ -294,6 +314,7 @@ class MemoryStore(Store):
         with self._lock:
             return self._first(at), self._first(at) + len(self._log(at))
 
+    @override
     def read(self, at: TopicPartition, offset: int, max_records: int, max_bytes: int) -> list[Record]:
         """See `Store.read`."""
         with self._lock:

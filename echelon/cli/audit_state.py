@@ -34,6 +34,11 @@ class StateFile:
     def verify(self, names: Iterable[str], open_from: OpenFrom, **options: Any) -> Report:
         """Verify what is new, and keep how far it went.
 
+        Args:
+            names: topics of the exchange.
+            open_from: reads a topic from an offset on.
+            **options: arguments of `Verifier`.
+
         Raises:
             ConfigError: the file cannot be read or written, is damaged, or is of another run or version.
         """
@@ -59,6 +64,11 @@ class StateFile:
 
 def write_file(path: Path, data: bytes, option: str) -> None:
     """Put a file in place whole or not at all, readable by its owner alone.
+
+    Args:
+        path: the file; it is replaced if it is there.
+        data: its bytes.
+        option: name of the command's option that named the file.
 
     Raises:
         ConfigError: it cannot be written; `option` says whose file it is.

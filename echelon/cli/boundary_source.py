@@ -27,7 +27,7 @@ from echelon.outer.custom import Allowed
 from echelon.provision.identities import ROSTER_FILE
 from echelon.secagg.roster import MAX_ROSTER_BYTES, Roster
 from echelon.topics import load_catalogue
-from echelon.wiring.actors import BoundaryContext, gate_assembler, members
+from echelon.wiring.context import BoundaryContext, gate_assembler, members
 
 EXCHANGE_FILE = "exchange.sqlite"
 
@@ -147,6 +147,14 @@ def audit_boundary(
     rules: Allowed,
 ) -> BoundaryAudit:
     """Derive a boundary's history from its topics, and hold against it what crossed.
+
+    Args:
+        exchange_topics: names of the exchange's topics.
+        exchange: reads one of them from an offset on.
+        boundary_topics: names of the boundary broker's topics.
+        boundary: reads one of them from an offset on.
+        roster: of the boundary, as the auditor trusts it.
+        rules: users' classes that may run here.
 
     Raises:
         AuditError: the exchange has no genesis, or no such boundary.

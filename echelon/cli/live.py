@@ -89,7 +89,13 @@ class LiveProgress(Progress):
 
 
 def draw(story: Story, width: int, height: int) -> RenderableType:
-    """The display, for a terminal of so many columns and lines."""
+    """The display, for a terminal of so many columns and lines.
+
+    Args:
+        story: what has happened so far.
+        width: columns.
+        height: lines; boundaries that do not fit are counted.
+    """
     views = list(story.recorder.views.items())
     room = max(2, height - OVERHEAD)
     shown = views if len(views) <= room else views[: room - 1]

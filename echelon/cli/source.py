@@ -51,7 +51,13 @@ class Source:
     """What is wrong with the source itself, before any record is read."""
 
     def found(self, code: Code, topic: str, details: list[str]) -> None:
-        """Add errors, one for each detail, and one that counts the rest."""
+        """Add errors, one for each detail, and one that counts the rest.
+
+        Args:
+            code: of the findings.
+            topic: that they are about.
+            details: one sentence for each finding; only the first few are named.
+        """
         rest = len(details) - MAX_NAMED
         named = details[:MAX_NAMED] + ([f"and {rest} more of the kind"] if rest > 0 else [])
         self.findings += [Finding(code, Severity.ERROR, topic, None, detail) for detail in named]

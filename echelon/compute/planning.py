@@ -78,6 +78,12 @@ def _chosen(one: ClassSettings, found: Split) -> ClassSettings:
 def plan_class(settings: RunSettings, split: SplitSettings, one: ClassSettings, shape: ModelShape) -> Split:
     """The split that is fastest for a class.
 
+    Args:
+        settings: of the run, for the batch and the length of sequences.
+        split: of the boundary; it must have an edge's profile.
+        one: the class of devices; it must have a profile.
+        shape: sizes of the model.
+
     Raises:
         ConfigError: nothing fits.
     """
@@ -93,6 +99,12 @@ def replanner(
     """What moves a device's cut while it trains; None where nobody asked for that, or nothing is known of it.
 
     Only where there is one is the model's shape asked for: it is read from a file.
+
+    Args:
+        settings: of the run, for the batch and the length of sequences.
+        split: of the boundary.
+        device: name of the device.
+        shape_of_model: reads the sizes of the model.
     """
     one = split.class_of(device)
     if one is None or one.profile is None or split.edge_profile is None or split.replan is None:

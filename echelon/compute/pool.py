@@ -245,6 +245,12 @@ def evaluated_on(
     """What a device evaluates, by name of a device or data shard, and on about how many tokens of each.
 
     All shards together are evaluated on as many tokens as all enrolled devices would be, whoever holds them.
+
+    Args:
+        device: name of the device that evaluates.
+        job: what the device was asked for; its shards are used where the boundary has shards.
+        boundary: settings of the device's boundary, if the pool knows them.
+        tokens: how many a device evaluates on.
     """
     if boundary is None or boundary.shards is None:
         return [device], tokens
@@ -358,7 +364,13 @@ class LearnerPool:
         return await self._call(_data_facts, boundary)
 
     async def generate(self, weights: Vector, prompt: str, tokens: int) -> str:
-        """Greedy continuation of a prompt."""
+        """Greedy continuation of a prompt.
+
+        Args:
+            weights: the adapter, float32[d].
+            prompt: text to continue.
+            tokens: most tokens that are added.
+        """
         if self._inline is not None:
             return await self._call(self._inline.generate, weights, prompt, tokens)
         return await self._call(_generate, weights, prompt, tokens)

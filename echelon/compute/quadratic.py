@@ -27,7 +27,15 @@ F64 = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 
 def gradient(weights: F64, optimum: F64, noise: F64, mu: float, base: Vector | F64) -> F64:
-    """What a step goes against, with noise, of any part of the vector: float64 of that part."""
+    """What a step goes against, with noise, of any part of the vector: float64 of that part.
+
+    Args:
+        weights: where the step starts, float64[n].
+        optimum: minimum of the device's quadratic, float64[n].
+        noise: a standard normal draw, float64[n].
+        mu: proximal coefficient μ; it pulls back to `base`.
+        base: the vector that training started from, [n].
+    """
     return weights - optimum + mu * (weights - base) + NOISE * noise
 
 
@@ -136,7 +144,13 @@ class QuadraticLearner:
         return float(0.5 * np.mean((weights - optimum) ** 2))
 
     def evaluate(self, device: str, weights: Vector, max_tokens: int | None = None) -> EvalResult:
-        """The device's own quadratic, as if it were the loss of so many tokens."""
+        """The device's own quadratic, as if it were the loss of so many tokens.
+
+        Args:
+            device: whose quadratic.
+            weights: float32[d].
+            max_tokens: not used: the loss is exact.
+        """
         loss = self.loss(weights.astype(np.float64), self._optimum[device])
         return EvalResult(loss * TOKENS_PER_STEP, TOKENS_PER_STEP)
 
@@ -149,5 +163,11 @@ class QuadraticLearner:
         return total
 
     def generate(self, weights: Vector, prompt: str, max_new_tokens: int) -> str:
-        """Nothing to say: the adapter's first numbers."""
+        """Nothing to say: the adapter's first numbers.
+
+        Args:
+            weights: float32[d].
+            prompt: not used.
+            max_new_tokens: most numbers that are written, up to 8.
+        """
         return " ".join(f"{value:.2f}" for value in weights[: min(8, max_new_tokens)])

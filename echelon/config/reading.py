@@ -86,6 +86,12 @@ def read_file(
 def read_text(path: Path, what: str, limit: int, *, advice: str = "Check the path") -> str:
     """The UTF-8 text of a file; see `read_file`.
 
+    Args:
+        path: the file.
+        what: what the file is, for the error: "run file".
+        limit: most bytes that are read.
+        advice: what to do if it cannot be read; a sentence without its full stop.
+
     Raises:
         ConfigError: as `read_file`, or it is not UTF-8.
     """
@@ -100,6 +106,12 @@ def read_text(path: Path, what: str, limit: int, *, advice: str = "Check the pat
 
 def read_map(path: Path, what: str, limit: int, *, advice: str = "Check the path") -> dict[str, Any]:
     """The fields of a YAML file that is a map of settings.
+
+    Args:
+        path: the file.
+        what: what the file is, for the error: "run file".
+        limit: most bytes that are read.
+        advice: what to do if it cannot be read; a sentence without its full stop.
 
     Raises:
         ConfigError: as `read_file` and `load_yaml`, or it is not a map.

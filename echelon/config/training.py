@@ -289,7 +289,13 @@ class DataSettings(Settings):
 
 
 def check_task(model: ModelSettings, data: DataSettings, boundary: str) -> None:
-    """Raise `ValueError` unless a boundary's data is of the model's task."""
+    """Raise `ValueError` unless a boundary's data is of the model's task.
+
+    Args:
+        model: the run's model settings, for the task.
+        data: the boundary's data settings, for the field of the label.
+        boundary: its name, for the error.
+    """
     if model.task == "classify" and data.label_field is None:
         raise ValueError(
             f"boundary {boundary!r}: the task classify needs data.label_field, the field of a row's class"

@@ -143,6 +143,11 @@ class Identities:
     def load(cls, folder: Path, settings: RunSettings, passphrase: Passphrase | None = None) -> Identities:
         """Read what `save` wrote.
 
+        Args:
+            folder: as `save` wrote it: one folder for each boundary, one for witnesses.
+            settings: the run file, for the names of boundaries, devices, edges and witnesses.
+            passphrase: what the keys are encrypted with; None: they are not.
+
         Raises:
             ConfigError: a key is missing, not readable or not under that passphrase, or a roster is not signed by its
                 enrolment key.

@@ -90,6 +90,11 @@ class Authority:
     def load(cls, certificate: Path, key: Path, passphrase: Passphrase | None = None) -> Authority:
         """An authority from its two PEM files; the key's may be encrypted.
 
+        Args:
+            certificate: PEM file of the authority's certificate.
+            key: PEM file of its private key.
+            passphrase: what the key is encrypted with; None: it is not.
+
         Raises:
             ConfigError: a file cannot be read, is not what it should be, or the two do not belong together.
         """
@@ -122,6 +127,11 @@ class Authority:
 
     def save(self, certificate: Path, key: Path, passphrase: Passphrase | None = None) -> None:
         """Write the two PEM files; the key's can be read by its owner alone, and is encrypted with a passphrase.
+
+        Args:
+            certificate: new PEM file, readable by everybody.
+            key: new PEM file, readable by its owner.
+            passphrase: what to encrypt the key with; None: it is not encrypted.
 
         Raises:
             ConfigError: a file exists, or cannot be written.
@@ -161,6 +171,11 @@ class Authority:
 
     def sign_request(self, request: bytes, common_name: str, *, days: int = LEAF_DAYS) -> bytes:
         """The client certificate (PEM) for a certificate request whose key stays with whoever made it.
+
+        Args:
+            request: in PEM.
+            common_name: the principal; the request must ask for this one.
+            days: how long the certificate is valid.
 
         Raises:
             ConfigError: the request is not one in PEM, its own signature is wrong, its key is not EC P-256, or it

@@ -255,7 +255,18 @@ def drawn(
     wide: bool = False,
     step: bool = False,
 ) -> Markup:
-    """A panel with one line per run; runs that have nothing to show there are named."""
+    """A panel with one line per run; runs that have nothing to show there are named.
+
+    Args:
+        runs: those that are compared, each with its colour.
+        points: what a run has to show, (x, y) each.
+        x: the axis of the first.
+        y: the axis of the second.
+        title: of the panel, and for readers who hear the page.
+        empty: sentence that stands there when no run has a point.
+        wide: over the whole width of the page, not half of it.
+        step: a value holds until the next point.
+    """
     series = [Series(run.name, binned(points(run)), run.colour, step=step) for run in runs]
     missing = [s.name for s in series if not s.points]
     chart = both(

@@ -58,7 +58,16 @@ def binned(points: Sequence[Point], most: int = MAX_POINTS) -> tuple[Point, ...]
 
 
 def chart(series: Sequence[Series], x: Axis, y: Axis, *, title: str, empty: str, remark: str = "") -> Markup:
-    """A panel of half the page's width with a legend (where there are several lines) and a chart."""
+    """A panel of half the page's width with a legend (where there are several lines) and a chart.
+
+    Args:
+        series: lines with their names and colours.
+        x: the axis of the first coordinate.
+        y: the axis of the second.
+        title: of the panel, and for readers who hear the page.
+        empty: sentence that stands there when there is no point.
+        remark: sentence above the chart; empty: none.
+    """
     drawn = both(lambda w, h: line_chart(series, x, y, label=title, width=w, height=h), *HALF)
     if not drawn:
         return panel(Markup(""), empty, title)
@@ -156,7 +165,16 @@ def settled(
     colour: int,
     whole: bool,
 ) -> Markup:
-    """One setting over the commits."""
+    """One setting over the commits.
+
+    Args:
+        commits: of the run, in order.
+        title: of the panel; what stands before its colon names the line.
+        unit: caption of the upright axis.
+        read: the setting of a commit; None where it has none.
+        colour: number in the palette.
+        whole: the setting is a whole number.
+    """
     points = tuple((float(c.commit), float(v)) for c in commits if (v := read(c)) is not None)
     name = title.partition(":")[0]
     axis = Axis(unit, COUNT if whole else words.plain, low=0, whole=whole)
@@ -230,7 +248,13 @@ def decision_row(group: Sequence[tuple[CommitLine, PaceDecision]]) -> dict[str, 
 def over_time(
     windows: Sequence[WindowLine], commits: Sequence[CommitLine], colours: Mapping[str, int]
 ) -> Markup:
-    """Staleness of updates and deltas, norms of updates and training loss, per boundary over time."""
+    """Staleness of updates and deltas, norms of updates and training loss, per boundary over time.
+
+    Args:
+        windows: of all boundaries.
+        commits: of the run.
+        colours: number in the palette, by boundary.
+    """
     ages: dict[str, list[Point]] = {}
     norms: dict[str, list[Point]] = {}
     losses: dict[str, list[Point]] = {}

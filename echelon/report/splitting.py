@@ -31,7 +31,14 @@ def split_training(
     standings: Sequence[StandingsLine],
     colours: Mapping[str, int],
 ) -> Markup:
-    """Traffic by direction, chosen encodings, trust over time and the newest clusters; nothing if it was not split."""
+    """Traffic by direction, chosen encodings, trust over time and the newest clusters; nothing if it was not split.
+
+    Args:
+        traffic: bytes so far, by boundary and direction.
+        encodings: what each device's streams were encoded by.
+        standings: clusters and trust, as the aggregators said them.
+        colours: number in the palette, by boundary.
+    """
     if not traffic and not standings and not encodings:
         return Markup("")
     directions: list[Series] = []

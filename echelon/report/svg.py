@@ -42,7 +42,13 @@ class Axis:
     binary: bool = False
 
     def ticks(self, low: float, high: float, about: int) -> list[float]:
-        """Round values from `low` to `high`; for bytes, round in the binary unit that they are written in."""
+        """Round values from `low` to `high`; for bytes, round in the binary unit that they are written in.
+
+        Args:
+            low: smallest value on the axis.
+            high: largest value.
+            about: how many are wanted.
+        """
         if not self.binary or not math.isfinite(high) or high < 1000:
             return ticks(low, high, about, self.whole or self.binary)
         unit = 1024.0
@@ -91,7 +97,14 @@ def escape(text: object) -> str:
 
 
 def ticks(low: float, high: float, about: int, whole: bool = False) -> list[float]:
-    """Round values (1, 2 or 5 times a power of ten apart) from `low` to `high`, about `about` of them."""
+    """Round values (1, 2 or 5 times a power of ten apart) from `low` to `high`, about `about` of them.
+
+    Args:
+        low: smallest value on the axis.
+        high: largest value; nothing is marked unless it is above `low`.
+        about: how many are wanted.
+        whole: no fractions.
+    """
     if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
         return [low] if math.isfinite(low) else []
     raw = (high - low) / max(about, 1)
@@ -237,7 +250,16 @@ def _corners(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def line_chart(series: Sequence[Series], x: Axis, y: Axis, *, label: str, width: int, height: int) -> str:
-    """Lines with a mark at each point; "" when no point is finite."""
+    """Lines with a mark at each point; "" when no point is finite.
+
+    Args:
+        series: lines; points that are not finite are left out.
+        x: the axis of the first coordinate.
+        y: the axis of the second.
+        label: said of the picture to readers who hear the page.
+        width: in pixels.
+        height: in pixels.
+    """
     series = [
         Series(
             s.name,
@@ -292,7 +314,17 @@ def bar_chart(
     width: int,
     height: int,
 ) -> str:
-    """Stacked upright bars, one per category; "" when there is none."""
+    """Stacked upright bars, one per category; "" when there is none.
+
+    Args:
+        categories: what stands under the bars, from left to right.
+        stacks: a value for each category, from the bottom up.
+        x: caption of the categories.
+        y: the axis of the values.
+        label: said of the picture to readers who hear the page.
+        width: in pixels.
+        height: in pixels.
+    """
     totals = [sum(stack.values[k] for stack in stacks) for k in range(len(categories))]
     if not categories or max(totals, default=0) <= 0:
         return ""
@@ -368,6 +400,13 @@ def timeline(
     """Spans in rows per group (name, colour, spans), with marks (time, hover text) as lines across all.
 
     A phase narrower than a quarter of a pixel is left out; its span is drawn all the same. "" without spans.
+
+    Args:
+        groups: name, number in the palette, and spans in any order.
+        marks: seconds, and what is said when the pointer is there.
+        x: the axis of the time.
+        label: said of the picture to readers who hear the page.
+        width: in pixels; the height follows from the rows.
     """
     laid = [(name, colour, lanes(spans)) for name, colour, spans in groups if spans]
     if not laid:

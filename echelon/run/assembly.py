@@ -33,16 +33,14 @@ from echelon.provision.identities import Identities
 from echelon.secagg.entropy import Entropy
 from echelon.topics import Boundary, load_catalogue
 from echelon.wiring.actors import (
-    BoundaryContext,
-    Place,
     make_aggregator,
     make_controller,
     make_device,
     make_edge,
     make_gate,
     make_witness,
-    manifest_digest,
 )
+from echelon.wiring.context import BoundaryContext, Place, manifest_digest
 from echelon.wiring.plugins import rules_of
 from echelon.wiring.shards import FixedShards, dealt
 
@@ -187,7 +185,7 @@ class Assembly:
             half=self._half(boundary, name),
             split=boundary.split,
             interceptor=self._interceptor,
-            terms=self._derived[boundary.name],
+            context=self._derived[boundary.name],
         )
 
     def _half(self, boundary: BoundarySettings, name: str) -> DeviceSide | None:

@@ -170,7 +170,13 @@ class Recorder:
             self.counts[note.kind] += 1
 
     def write(self, kind: str, t: float, **facts: Any) -> None:
-        """Write a line and tell the listeners."""
+        """Write a line and tell the listeners.
+
+        Args:
+            kind: of the line; it says which facts belong to it.
+            t: seconds since the run began.
+            **facts: values that JSON has.
+        """
         line = {"kind": kind, "t": round(t, 4), **facts}
         if kind == "eval":
             self._keep(line)

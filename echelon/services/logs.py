@@ -35,6 +35,11 @@ def logging_as(
     """Send every logger's lines to `stream` (standard error) while the block runs.
 
     What `facts` holds at the time (service, boundary, run, device) stands in every JSON line.
+
+    Args:
+        settings: level and format.
+        facts: read anew for every line, so the caller may add to it later.
+        stream: where lines go; None: standard error.
     """
 
     def add_facts(record: logging.LogRecord) -> bool:

@@ -42,7 +42,6 @@ from echelon.services.locks import FolderLock, make_state
 from echelon.services.slots import key_of, slots_in, take_slot
 from echelon.training.slim_imports import lean_imports
 from echelon.wiring.actors import (
-    Place,
     make_aggregator,
     make_controller,
     make_device,
@@ -50,6 +49,7 @@ from echelon.wiring.actors import (
     make_gate,
     make_witness,
 )
+from echelon.wiring.context import Place
 from echelon.wiring.plugins import rules_of
 from echelon.wiring.shards import KafkaShards, ShardTerms, data_digest
 

@@ -17,7 +17,7 @@ from echelon.passphrase import Passphrase
 from echelon.provision.identities import read_key
 from echelon.secagg.roster import Roster
 from echelon.services.locks import RETRY_SECONDS, FolderLock
-from echelon.wiring.actors import own_key
+from echelon.wiring.context import own_key
 
 SIGNING_FILE = "signing.pem"
 
@@ -43,6 +43,11 @@ def slots_in(folder: Path) -> list[Path]:
 
 def key_of(slot: Path, roster: Roster, passphrase: Passphrase | None = None) -> bytes:
     """The private key of a slot, 32 bytes.
+
+    Args:
+        slot: folder of one device; its name is the device's.
+        roster: of the boundary, for the public key that belongs to it.
+        passphrase: what the key is encrypted with; None: it is not.
 
     Raises:
         ConfigError: it cannot be read or opened, or the roster names another key, or nobody of that name.

@@ -121,7 +121,13 @@ class Coverage:
         self.counts[state] += 1
 
     def note(self, role: str, kind: str, facts: dict[str, Any]) -> None:
-        """Take what an actor says of itself for metrics."""
+        """Take what an actor says of itself for metrics.
+
+        Args:
+            role: of the actor: device, edge, aggregator, gate, controller or witness.
+            kind: of the note.
+            facts: its fields by name.
+        """
         match kind:
             case "window" if facts["outcome"] == "closed":
                 self.see("window: closed")

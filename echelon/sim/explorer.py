@@ -142,6 +142,11 @@ def explore(
     Once `stopped` says so, no other seed is begun: one worker sees the seed through that it is at; several, and those
     of an iteration that is left early, are ended with the batches that they are at.
 
+    Args:
+        seeds: each is one federation with its faults.
+        workers: processes; 1: none besides this one.
+        stopped: asked between seeds.
+
     Raises:
         WorkerLost: a process died, and it was not stopped.
     """

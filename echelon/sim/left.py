@@ -70,7 +70,13 @@ class RunRecords:
         return self._said[key]
 
     def messages(self, boundary: str, topic: str, kind: type[M]) -> list[M]:
-        """Those of one kind."""
+        """Those of one kind.
+
+        Args:
+            boundary: name of the boundary.
+            topic: where they stand.
+            kind: class of the message.
+        """
         return [one.message for one in self.said(boundary, topic) if isinstance(one.message, kind)]
 
     @cached_property
@@ -137,7 +143,13 @@ def sums_of(left: RunRecords, boundary: str) -> Iterator[tuple[Window, int, list
 
 
 def parts_of(left: RunRecords, boundary: str, window: Window) -> Iterator[tuple[str, EdgePart, F64]]:
-    """The parts that a window record names, with their values, float64[d] in units of w/W·Δ."""
+    """The parts that a window record names, with their values, float64[d] in units of w/W·Δ.
+
+    Args:
+        left: the records of a run.
+        boundary: name of the boundary.
+        window: the window's record.
+    """
     scale = 2.0**-left.outcome.manifest.secure.scale_bits
     payloads = left.payloads(boundary, "parts") if window.parts else {}
     for ref in window.parts:
@@ -149,7 +161,14 @@ def parts_of(left: RunRecords, boundary: str, window: Window) -> Iterator[tuple[
 
 
 def moved_by(left: RunRecords, boundary: str, window: Window, uploads: list[Upload | str]) -> F64:
-    """What a window's uploads and parts add up to, float64[d] in units of w/W·Δ."""
+    """What a window's uploads and parts add up to, float64[d] in units of w/W·Δ.
+
+    Args:
+        left: the records of a run.
+        boundary: name of the boundary.
+        window: the window's record.
+        uploads: of the included devices; a name stands for a device that never made the upload.
+    """
     total = np.zeros(left.outcome.initial.size)
     for upload in uploads:
         if not isinstance(upload, str):

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from typing_extensions import override
+
 from echelon.actors.state import REMEMBERED, Row, State, StateStore, joined
 from echelon.bus.base import Outgoing, Record, TopicPartition
 from echelon.errors import StateError
@@ -51,13 +53,24 @@ class ProcessLife:
             raise Crashed(self.actor)
 
     def reaches(self, call: Call, stage: Stage, records: Sequence[Outgoing | Record]) -> bool:
-        """The process makes a call; whether it dies at it."""
+        """The process makes a call; whether it dies at it.
+
+        Args:
+            call: what is called: store, publish, read or mark.
+            stage: before the call takes effect, or after.
+            records: those that are written or were read.
+        """
         if not self.dead and self._reached(call, stage, records):
             self.die()
         return self.dead
 
     def reach(self, call: Call, stage: Stage, records: Sequence[Outgoing | Record]) -> None:
         """The same.
+
+        Args:
+            call: what is called: store, publish, read or mark.
+            stage: before the call takes effect, or after.
+            records: those that are written or were read.
 
         Raises:
             Crashed: it died at it, or before.
@@ -105,6 +118,7 @@ class SimStore(StateStore):
             raise StateError("the simulated disk belongs to another run or actor")
         disk.owner = owner
 
+    @override
     def commit(
         self,
         *,

@@ -58,15 +58,14 @@ from echelon.sim.schedule import Fault, LinkSpec, Schedule, reachable, role_of
 from echelon.topics import Boundary, load_catalogue
 from echelon.virtual_loop import run_virtual
 from echelon.wiring.actors import (
-    Place,
     make_aggregator,
     make_controller,
     make_device,
     make_edge,
     make_gate,
     make_witness,
-    manifest_digest,
 )
+from echelon.wiring.context import Place, manifest_digest
 from echelon.wiring.shards import FixedShards, dealt
 
 TRIES = 20

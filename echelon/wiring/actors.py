@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
-
 from echelon.actors.aggregator import Aggregator
-from echelon.actors.boundary import Membership
 from echelon.actors.controller import Controller
 from echelon.actors.device import Compute, Device, Interceptor, ShardSource
 from echelon.actors.edge import Edge, EdgeSide
 from echelon.actors.gate import Gate
-from echelon.actors.runtime import Services
 from echelon.actors.splitting import DeviceSide
-from echelon.actors.state import StateStore
 from echelon.actors.witness import Witness
 from echelon.audit.heads import key_name, watched_by
 from echelon.audit.witness import WitnessCore
 from echelon.bus import Bus
-from echelon.bus.chunks import CHUNK, Assembler, open_cost
 from echelon.compute.probing import probe_shape, probe_terms
 from echelon.config.split import SplitSettings
 from echelon.config.window import WindowSettings
 from echelon.errors import ConfigError
-from echelon.laws.lengths import boundary_lengths
 from echelon.messages.adapter import Vector
 from echelon.messages.envelope import Signer
 from echelon.messages.manifest import RunManifest
@@ -39,48 +31,20 @@ from echelon.rounds.edge.jobs import Cuts
 from echelon.rounds.gate.derivation import BoundaryLog
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.roster import Roster
-from echelon.topics import Catalogue, Role, load_catalogue
+from echelon.topics import load_catalogue
+from echelon.wiring.context import (
+    BoundaryContext,
+    Place,
+    assembler,
+    check_roster,
+    gate_assembler,
+    membership,
+    other_key,
+    own_key,
+)
 
-
-@dataclass(frozen=True)
-class BoundaryContext:
-    """What every actor of a boundary derives from the public terms alone, checked once.
-
-    Thousands of devices in one process share one: each deriving it again would cost the square of their number.
-    """
-
-    membership: Membership
-    catalogue: Catalogue
-    dim: int
-
-    @classmethod
-    def derive(
-        cls, manifest: RunManifest, roster: Roster, catalogue: Catalogue | None = None
-    ) -> BoundaryContext:
-        """Check the roster against the manifest, and derive.
-
-        Raises:
-            ConfigError: the roster is not the manifest's.
-        """
-        _check(roster, manifest)
-        dim = manifest.adapter_layout().dim
-        return cls(membership(manifest, roster), catalogue or load_catalogue(), dim)
-
-
-MAX_TRANSFERS = 4
-"""Transfers that one sender may have open at once, the bytes of all of them being those of one at most: senders send
-one after the other, and a repeat may stand between."""
 LOOKS = 1.5
 """Periods of an edge's heartbeat after which the aggregator looks who was silent."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """What an actor gets from the process that it runs in: one broker, one state file, and the services."""
-
-    bus: Bus
-    store: StateStore
-    services: Services
 
 
 def make_device(
@@ -98,31 +62,39 @@ def make_device(
     half: DeviceSide | None = None,
     split: SplitSettings | None = None,
     interceptor: Interceptor | None = None,
-    terms: BoundaryContext | None = None,
+    context: BoundaryContext | None = None,
 ) -> Device:
     """A device: its own key, the boundary's broker, the pinned roster and manifest.
 
     Where the boundary's data is dealt into `shards`, `source` says which of them the device trains. With `half`, an
-    edge trains the middle of its model, in the terms of `split`. `terms` are those derived from this manifest and
-    roster, where that was done before; None: they are derived here.
+    edge trains the middle of its model, as `split` says.
+
+    Args:
+        place: the boundary's broker, durable state, and services.
+        manifest: of the run, signed and checked.
+        roster: of the boundary.
+        name: of the device.
+        key: its private Ed25519 key, 32 bytes.
+        window: settings of windows: patience, how far ahead, deadline.
+        compute: trains the whole model; None where an edge has the middle.
+        entropy: where random bytes come from.
+        shards: how many shards the boundary's data is dealt into; None: it belongs to devices.
+        source: says which shards this device trains.
+        half: trains the device's blocks of a split model.
+        split: settings of split training.
+        interceptor: sees every outgoing message first; for tests.
+        context: what follows from manifest and roster; None: it is derived here.
 
     Raises:
         ConfigError: the roster is not the manifest's, or names another key for this device.
     """
-    terms = terms or BoundaryContext.derive(manifest, roster)
-    signer = Signer(key)
+    context = context or BoundaryContext.derive(manifest, roster)
+    signer, dim = Signer(key), context.dim
     own_key(roster, name, signer)
-    dim = terms.dim
+    senders = (1, ("model",)) if half is None else (1 + len(roster.edges), ("model", "split.down"))
     core = DeviceCore(
         manifest=manifest,
-        terms=DeviceTerms(
-            window.patience,
-            window.ahead,
-            shards,
-            2 * window.deadline,
-            split=half is not None,
-            trips=None if split is None else split.trips,
-        ),
+        terms=_device_terms(window, shards, half, split),
         me=DeviceId(name),
         signer=signer,
         roster=roster,
@@ -141,11 +113,18 @@ def make_device(
         store=place.store,
         services=place.services,
         signer=signer,
-        membership=terms.membership,
-        catalogue=terms.catalogue,
-        assembler=_assembler(manifest, dim, 1, ("model",))
-        if half is None
-        else _assembler(manifest, dim, 1 + len(roster.edges), ("model", "split.down")),
+        membership=context.membership,
+        catalogue=context.catalogue,
+        assembler=assembler(manifest, dim, *senders),
+    )
+
+
+def _device_terms(
+    window: WindowSettings, shards: int | None, half: DeviceSide | None, split: SplitSettings | None
+) -> DeviceTerms:
+    trips = None if split is None else split.trips
+    return DeviceTerms(
+        window.patience, window.ahead, shards, 2 * window.deadline, split=half is not None, trips=trips
     )
 
 
@@ -166,16 +145,28 @@ def make_edge(
 
     It takes the cuts of `split` that fit the model, which `cuts` says.
 
+    Args:
+        place: the boundary's broker, durable state, and services.
+        manifest: of the run, signed and checked.
+        roster: of the boundary.
+        name: of the edge.
+        key: its private Ed25519 key, 32 bytes.
+        split: settings of split training.
+        compute: trains the middle blocks.
+        cuts: whether the model can be cut after p and before the last q blocks.
+        entropy: where random bytes come from.
+        interceptor: sees every outgoing message first; for tests.
+
     Raises:
         ConfigError: the roster is not the manifest's, or names another key for this edge.
     """
-    _check(roster, manifest)
+    check_roster(roster, manifest)
     signer = Signer(key)
     enrolled = {entry.edge: entry.public for entry in roster.edges}
     if name not in enrolled:
         raise ConfigError(f"{name} is not on the roster of {roster.boundary}: enrol it, or name another edge")
     if enrolled[name] != signer.public:
-        raise ConfigError(_other_key(name, roster))
+        raise ConfigError(other_key(name, roster))
     dim, catalogue = manifest.adapter_layout().dim, load_catalogue()
     core = EdgeCore(
         manifest=manifest,
@@ -197,7 +188,7 @@ def make_edge(
         signer=signer,
         membership=membership(manifest, roster),
         catalogue=catalogue,
-        assembler=_assembler(manifest, dim, 1 + len(roster.entries), ("model", "split.up")),
+        assembler=assembler(manifest, dim, 1 + len(roster.entries), ("model", "split.up")),
     )
 
 
@@ -215,31 +206,26 @@ def make_aggregator(
 ) -> Aggregator:
     """An aggregator: its own key and the boundary's broker; no key of the exchange.
 
+    Args:
+        place: the boundary's broker, durable state, and services.
+        manifest: of the run, signed and checked.
+        manifest_sha256: of the sealed manifest, 32 bytes.
+        roster: of the boundary.
+        key: its private Ed25519 key, 32 bytes.
+        window: settings of windows: size of a cohort, deadlines.
+        shards: how many shards the boundary's data is dealt into; None: it belongs to devices.
+        split: settings of split training; None: nobody splits.
+        sequence: tokens of a sequence, for the probes that devices are judged by.
+
     Raises:
         ConfigError: the roster is not the manifest's, or names another key for the aggregator.
     """
-    _check(roster, manifest)
+    check_roster(roster, manifest)
     signer = Signer(key)
     if signer.public != roster.aggregator:
-        raise ConfigError(_other_key("aggregator", roster))
+        raise ConfigError(other_key("aggregator", roster))
     dim, devices = manifest.adapter_layout().dim, len(roster.entries)
-    edges = None
-    if split is not None:
-        edges = EdgesTerms(
-            edges=tuple(entry.edge for entry in roster.edges),
-            devices=tuple(entry.device for entry in roster.entries if split.splits(entry.device)),
-            look=LOOKS * split.beat,
-            probed=probe_terms(split.probes, sequence) if split.probes else None,
-            clusters=split.clusters,
-            admission=split.admission,
-            limits={
-                f"{roster.boundary}.{edge.id}": edge.most
-                for edge in split.edge_list()
-                if edge.most is not None
-            },
-            floor=manifest.secure.floor,
-            shape=probe_shape(split.probes, classifies=bool(manifest.labels)) if split.probes else None,
-        )
+    edges = None if split is None else _edges_terms(manifest, roster, split, sequence)
     cohort = min(window.cohort or devices, shards or devices, manifest.secure.cohort_max)
     core = AggregatorCore(
         manifest=manifest,
@@ -260,9 +246,26 @@ def make_aggregator(
         membership=membership(manifest, roster),
         catalogue=load_catalogue(),
         # Of its own `model` and `delta` it reads what stands there when its state is lost.
-        assembler=_assembler(
+        assembler=assembler(
             manifest, dim, 1 + devices + len(roster.edges), ("masked", "parts", "model", "delta")
         ),
+    )
+
+
+def _edges_terms(manifest: RunManifest, roster: Roster, split: SplitSettings, sequence: int) -> EdgesTerms:
+    """What an aggregator knows of the edges of its boundary."""
+    return EdgesTerms(
+        edges=tuple(entry.edge for entry in roster.edges),
+        devices=tuple(entry.device for entry in roster.entries if split.splits(entry.device)),
+        look=LOOKS * split.beat,
+        probed=probe_terms(split.probes, sequence) if split.probes else None,
+        clusters=split.clusters,
+        admission=split.admission,
+        limits={
+            f"{roster.boundary}.{edge.id}": edge.most for edge in split.edge_list() if edge.most is not None
+        },
+        floor=manifest.secure.floor,
+        shape=probe_shape(split.probes, classifies=bool(manifest.labels)) if split.probes else None,
     )
 
 
@@ -283,14 +286,25 @@ def make_gate(
     Where the manifest lists the boundary among the witnesses, it is one too, with `witness_key`, and looks for new
     heads at least `every` so many seconds.
 
+    Args:
+        place: the boundary's broker, durable state, and services.
+        manifest: of the run, signed and checked.
+        manifest_sha256: of the sealed manifest, 32 bytes.
+        roster: of the boundary.
+        key: private Ed25519 key by which it signs in the boundary, 32 bytes.
+        exchange: the exchange's broker.
+        exchange_key: private key by which it signs on the exchange, 32 bytes.
+        witness_key: private key by which it cosigns, 32 bytes.
+        every: seconds.
+
     Raises:
         ConfigError: the roster is not the manifest's, or one of the keys is another than is written there.
     """
-    _check(roster, manifest)
+    check_roster(roster, manifest)
     signer, crossing = Signer(key), Signer(exchange_key)
     index = manifest.index(roster.boundary)
     if signer.public != roster.gate:
-        raise ConfigError(_other_key("gate", roster))
+        raise ConfigError(other_key("gate", roster))
     if crossing.public.hex() != manifest.boundaries[index].gate_public:
         raise ConfigError(
             f"the run manifest names another key for what crosses from {roster.boundary} than the one given: "
@@ -298,17 +312,8 @@ def make_gate(
         )
     dim = manifest.adapter_layout().dim
     name = gate_of(roster.boundary)
-    witness: Witness | None = None
-    if any(terms.name == roster.boundary for terms in manifest.witnesses):
-        if witness_key is None:
-            raise ConfigError(
-                f"the run manifest lists the gate of {roster.boundary} as a witness, and it has no key for that: put "
-                "its witness key there"
-            )
-        outward = Place(exchange, place.store, place.services)
-        witness = make_witness(
-            outward, manifest, witness=roster.boundary, key=witness_key, every=every, name=name
-        )
+    outward = Place(exchange, place.store, place.services)
+    witness = _gate_witness(outward, manifest, roster, key=witness_key, every=every)
     return Gate(
         name,
         boundary=roster.boundary,
@@ -328,6 +333,21 @@ def make_gate(
     )
 
 
+def _gate_witness(
+    place: Place, manifest: RunManifest, roster: Roster, *, key: bytes | None, every: float
+) -> Witness | None:
+    """The witness that a gate is, too, where the manifest lists its boundary among the witnesses."""
+    if all(terms.name != roster.boundary for terms in manifest.witnesses):
+        return None
+    if key is None:
+        raise ConfigError(
+            f"the run manifest lists the gate of {roster.boundary} as a witness, and it has no key for that: put "
+            "its witness key there"
+        )
+    name = gate_of(roster.boundary)
+    return make_witness(place, manifest, witness=roster.boundary, key=key, every=every, name=name)
+
+
 def make_witness(
     place: Place,
     manifest: RunManifest,
@@ -344,6 +364,8 @@ def make_witness(
         key: its key.
         every: seconds after which it looks for new heads of delta logs.
         name: the actor that it is a part of; left out, it is one by itself.
+        place: the exchange's broker, durable state, and services.
+        manifest: of the run, signed and checked.
 
     Raises:
         ConfigError: the manifest lists no such witness, or another key for it.
@@ -375,6 +397,14 @@ def make_controller(
 ) -> Controller:
     """The controller: its own key and the exchange's broker.
 
+    Args:
+        place: the exchange's broker, durable state, and services.
+        sealed_manifest: of the run, with its signature.
+        key: private Ed25519 key of the controller, 32 bytes.
+        initial: the adapter of genesis, float32[d].
+        deadline: seconds after which a commit merges what is there.
+        rules: users' classes that this process may run.
+
     Raises:
         ConfigError: the manifest names another controller, or an adapter of another size.
         RuleRefused: the manifest names a user's class that `rules` has not, or not in that version.
@@ -401,79 +431,3 @@ def make_controller(
         deadline=deadline,
         rules=rules,
     )
-
-
-# ---- what they have in common ------------------------------------------------------------------------
-
-
-def membership(manifest: RunManifest, roster: Roster) -> Membership:
-    """Who belongs to a boundary, by its signed roster."""
-    return members(manifest.run_id, roster)
-
-
-def members(run: bytes, roster: Roster) -> Membership:
-    """The same for a run that is known by its 16 bytes alone."""
-    aggregator, gate = aggregator_of(roster.boundary), gate_of(roster.boundary)
-    keys = {
-        **{entry.device: entry.public for entry in roster.entries},
-        **{entry.edge: entry.public for entry in roster.edges},
-        aggregator: roster.aggregator,
-        gate: roster.gate,
-    }
-    roles = {
-        **dict.fromkeys((entry.device for entry in roster.entries), Role.DEVICE),
-        **dict.fromkeys((entry.edge for entry in roster.edges), Role.EDGE),
-        aggregator: Role.AGGREGATOR,
-        gate: Role.GATE,
-    }
-    return Membership(run, roster.boundary, keys, roles)
-
-
-def own_key(roster: Roster, device: str, signer: Signer) -> None:
-    """Check that the roster names this key for the device.
-
-    Raises:
-        ConfigError: it does not, or does not know the device.
-    """
-    if device not in roster:
-        raise ConfigError(
-            f"{device} is not on the roster of {roster.boundary}: enrol it, or name another slot"
-        )
-    if roster.key(device) != signer.public:
-        raise ConfigError(_other_key(device, roster))
-
-
-def _other_key(who: str, roster: Roster) -> str:
-    return f"the roster of {roster.boundary} names another key for {who} than the one given: put the right key there"
-
-
-def _check(roster: Roster, manifest: RunManifest) -> None:
-    """The roster's signature, and its digest in the manifest."""
-    terms = manifest.boundaries[manifest.index(roster.boundary)]
-    roster.verify(bytes.fromhex(terms.enrolment_public))
-    if roster.digest.hex() != terms.roster_sha256:
-        raise ConfigError(f"the roster of {roster.boundary} is not the one that the run manifest names")
-
-
-def gate_assembler(manifest: RunManifest, dim: int, roster: Roster, *more: str) -> Assembler:
-    """What a gate puts transfers together with, and whoever reads what a gate reads, and these topics, too."""
-    senders = len(roster.entries) + len(roster.edges) + 1
-    return _assembler(manifest, dim, senders, ("masked", "parts", "delta", *more))
-
-
-def _assembler(manifest: RunManifest, dim: int, senders: int, topics: tuple[str, ...]) -> Assembler:
-    """Room for one transfer of each of so many senders, at its longest, on the topics that an actor reads."""
-    lengths = boundary_lengths(manifest, dim)
-    largest = {topic: lengths[topic] for topic in topics}
-    each = max(CHUNK, *(open_cost(length) for length in largest.values()))
-    return Assembler(
-        max_open_bytes_per_sender=each,
-        max_open_transfers_per_sender=MAX_TRANSFERS,
-        max_open_bytes_total=each * max(1, senders),
-        largest=largest,
-    )
-
-
-def manifest_digest(sealed: bytes) -> bytes:
-    """SHA-256 of the signed manifest's exact bytes: what everybody pins."""
-    return hashlib.sha256(sealed).digest()

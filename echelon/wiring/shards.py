@@ -72,6 +72,11 @@ def data_digest(settings: RunSettings, boundary: BoundarySettings) -> bytes:
 def terms_of(settings: RunSettings, boundary: str, manifest: RunManifest) -> ShardTerms:
     """The terms of a boundary's shards, by the run file and the manifest.
 
+    Args:
+        settings: the run file.
+        boundary: name of the boundary.
+        manifest: of the run, for its id and the enrolment key.
+
     Raises:
         ConfigError: the run file does not have the boundary, or deals its data to devices.
     """
@@ -85,7 +90,13 @@ def terms_of(settings: RunSettings, boundary: str, manifest: RunManifest) -> Sha
 
 
 def dealt(count: int, place: int, places: int) -> tuple[int, ...]:
-    """The shards of one of so many devices when they are dealt out once, in turn; empty if there are too few."""
+    """The shards of one of so many devices when they are dealt out once, in turn; empty if there are too few.
+
+    Args:
+        count: how many shards there are.
+        place: number of this device, from 0.
+        places: how many devices there are.
+    """
     return tuple(range(place, count, places))
 
 
@@ -317,7 +328,14 @@ class KafkaShards:
 
 
 async def newest(bus: Bus, shard: int, terms: ShardTerms, log: logging.Logger) -> tuple[Record, Shard] | None:
-    """The newest record of a shard that the operator signed; what anybody else wrote is passed over."""
+    """The newest record of a shard that the operator signed; what anybody else wrote is passed over.
+
+    Args:
+        bus: the boundary's broker.
+        shard: number of the shard, which is its partition, too.
+        terms: what a record must agree with.
+        log: told of records that are passed over.
+    """
     at = TopicPartition(TOPIC, shard)
     found = None
     async for record in read_to_end(bus, at, await bus.first_offset(at), GROUP):
@@ -343,7 +361,13 @@ def _opened(record: Record, terms: ShardTerms) -> Shard:
 
 
 def shard_record(shard: int, terms: ShardTerms, signer: Signer) -> Outgoing:
-    """The signed record of a shard, for its partition."""
+    """The signed record of a shard, for its partition.
+
+    Args:
+        shard: number of the shard.
+        terms: run, number of shards, and digest of the data's settings.
+        signer: the operator's enrolment key.
+    """
     message = Shard(shard=shard, count=terms.count, data_sha256=terms.data_sha256)
     envelope = Envelope.seal(signer, message, run=terms.run, topic=TOPIC, window=0, sender=OPERATOR)
     return Outgoing(TOPIC, envelope.encode(), str(shard).encode(), (), shard)
@@ -351,6 +375,12 @@ def shard_record(shard: int, terms: ShardTerms, signer: Signer) -> Outgoing:
 
 async def publish_shards(bus: Bus, terms: ShardTerms, signer: Signer, log: logging.Logger) -> list[int]:
     """Publish the record of every shard whose newest one says something else; returns those shards.
+
+    Args:
+        bus: the boundary's broker.
+        terms: run, number of shards, and digest of the data's settings.
+        signer: the operator's enrolment key.
+        log: told of records that are passed over.
 
     Raises:
         ConfigError: the key is not the operator's, or the topic has another number of partitions.

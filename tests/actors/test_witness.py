@@ -33,7 +33,8 @@ from echelon.errors import BusError, ConnectionLost, StateError
 from echelon.sim.broker import Link, SimBroker, SimBus
 from echelon.sim.life import Call, Disk, ProcessLife, SimStore, Stage
 from echelon.virtual_loop import run_virtual
-from echelon.wiring.actors import Place, make_witness
+from echelon.wiring.actors import make_witness
+from echelon.wiring.context import Place
 from tests.audit.synthetic import CONTROLLER, RUN, StoredRecord
 from tests.audit.witnessed import WITNESSES, Watching, note_of, watched_scenario, watched_terms
 

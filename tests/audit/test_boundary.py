@@ -27,7 +27,7 @@ from echelon.messages.exchange import Payload
 from echelon.messages.handshake import Included, Signatures, Unmask
 from echelon.messages.wire import Message
 from echelon.secagg.roster import Roster
-from echelon.wiring.actors import BoundaryContext, gate_assembler
+from echelon.wiring.context import BoundaryContext, gate_assembler
 from tests.run.runs import Outcome, boundaries, federation, run
 from tests.run.splits import split_federation
 

@@ -96,7 +96,7 @@ from echelon.training.split.compress import Exact, LowRank, Quantised, TopK
 from echelon.training.split.perturb import decode_basis, encode_basis
 from echelon.training.split.sketch import Sketch
 from echelon.training.state import TrainerState, of_cut, with_cut
-from echelon.wiring.actors import gate_assembler, members
+from echelon.wiring.context import gate_assembler, members
 from tests.audit.synthetic import CONTROLLER, OPERATOR, scenario, terms
 from tests.audit.witnessed import Watching, watched_scenario
 from tests.fuzz import mutate, seeds

@@ -138,6 +138,11 @@ class NotAllowed(BusError):
 def result(connection: Connection, answer: Future[T], what: str) -> T:
     """What an administrative request brought.
 
+    Args:
+        connection: for the error's text.
+        answer: of the administrative client.
+        what: what was asked for, for the error: "create topics".
+
     Raises:
         NotAllowed: the broker denies it to this principal.
         BusError: it failed otherwise; the message has the broker's own words.

@@ -14,6 +14,11 @@ ITERATIONS = 8192
 def put_user(connection: Connection, user: str, password: str) -> None:
     """Give a user a password, or a new one. The user has the rights of the principal of the same name.
 
+    Args:
+        connection: as an administrator.
+        user: its name, which is its principal's.
+        password: the broker keeps a salted hash of it (SCRAM-SHA-512).
+
     Raises:
         BusError: the broker does not answer, or denies it; only break-glass may.
     """

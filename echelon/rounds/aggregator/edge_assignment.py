@@ -49,6 +49,11 @@ def places(count: int, edges: Sequence[str], limits: Mapping[str, int]) -> dict[
     """How many of `count` devices each edge takes at most: its limit, and without one its equal share.
 
     Where some have limits, the others take a share that is rounded up, or what the limits leave, if that is more.
+
+    Args:
+        count: devices to be placed.
+        edges: names of the edges.
+        limits: most devices of an edge, where it has a limit.
     """
     free = [edge for edge in edges if edge not in limits]
     if len(free) == len(edges):
@@ -61,7 +66,13 @@ def places(count: int, edges: Sequence[str], limits: Mapping[str, int]) -> dict[
 
 
 def even(count: int, edges: Sequence[str], limits: Mapping[str, int]) -> dict[str, int]:
-    """Room for exactly `count` devices, as evenly as limits allow; for fewer if they do not."""
+    """Room for exactly `count` devices, as evenly as limits allow; for fewer if they do not.
+
+    Args:
+        count: devices to be placed.
+        edges: names of the edges; of equal ones the first is filled first.
+        limits: most devices of an edge, where it has a limit.
+    """
     found = dict.fromkeys(edges, 0)
     while count > 0:
         open_ = [edge for edge in edges if found[edge] < limits.get(edge, count + found[edge])]
@@ -94,6 +105,11 @@ def distances(devices: Sequence[str], edges: Sequence[str], trips: Measured) -> 
 
     What was not measured counts as the mean of what other devices measured to that edge, or else of what this device
     measured to others; where nothing was measured all are equal.
+
+    Args:
+        devices: names of those to be placed.
+        edges: names of the edges.
+        trips: measured round trips, by device and edge.
     """
     known: dict[str, dict[str, int]] = {}
     for device, found in trips.items():
@@ -124,6 +140,14 @@ def by_cost(
     """Each device's edge by `elsa.assignment`: near, and with those of its cluster; no edge has more than its room.
 
     Where there is too little room, the least trusted have none ("").
+
+    Args:
+        devices: names of those to be placed.
+        room: how many devices each edge takes.
+        before: the edge that each device had; "" or absent: none.
+        labels: cluster of each device, as far as known.
+        trust: of each device in millionths; absent: full.
+        trips: measured round trips, by device and edge.
     """
     ranked = sorted(devices, key=lambda device: (-trust.get(device, PPM), not before.get(device), device))
     placed = ranked[: sum(room.values())]
@@ -139,6 +163,11 @@ def spread(devices: Sequence[str], room: Mapping[str, int], before: Mapping[str,
     """Each device's edge: the one it had if that is there and not full, else the one with fewest; "" if all are full.
 
     `room` has the edges that are there, and how many devices each takes.
+
+    Args:
+        devices: names, in the order that they choose.
+        room: how many devices each edge takes.
+        before: the edge that each device had; "" or absent: none.
     """
     load = dict.fromkeys(room, 0)
     found: dict[str, str] = {}

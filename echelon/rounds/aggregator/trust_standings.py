@@ -38,6 +38,11 @@ def quorum(devices: int, k_min: int, colluding: int) -> int:
     As many as a sum may be over, more than half of those that are probed, and enough that whoever is judged has fewer
     colluders than others beside it (2c + 1 others); or all, where there are no more. A few that report while the rest
     is silent would be each other's consensus.
+
+    Args:
+        devices: how many are probed.
+        k_min: fewest devices that a sum must be over.
+        colluding: c, how many devices may work together.
     """
     return min(devices, max(heads(k_min, colluding), devices // 2 + 1, 2 * colluding + 2))
 

@@ -14,6 +14,11 @@ def examine_window(window: WindowSummary, terms: SecureTerms, *, report_loss: bo
 
     Devices let no window pass with Σw < k_min · max w. The exchange does not see max w, but Σw² ≤ max w · Σw,
     so k_min · Σw² ≤ (Σw)² must hold; and (Σw)² ≤ heads · Σw² always holds (Cauchy-Schwarz).
+
+    Args:
+        window: what a boundary says of one of its windows.
+        terms: of secure aggregation, from the manifest.
+        report_loss: whether the manifest lets the boundary's summed losses cross.
     """
     if window.heads < terms.floor or window.weight < 1:
         return RefusalReason.FLOOR
