@@ -65,7 +65,7 @@ class Setting:
             adapter=AdapterSettings(rank=8, alpha=16),
             train=TrainSettings(lr=lr, sequence_length=length),
         )
-        base, self.tokenizer = load_base(self.spec.model, torch.device("cpu"))
+        base, self.tokenizer, _ = load_base(self.spec.model, torch.device("cpu"))
         self.table = base.get_input_embeddings().weight.detach().numpy().copy()
         self.vocabulary = int(model_config(self.spec.model).vocab_size)
         del base

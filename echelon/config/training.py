@@ -53,7 +53,7 @@ class ModelSettings(Settings):
     )
     attention: Literal["sdpa", "eager"] = Field(
         default="sdpa",
-        description="Attention implementation of transformers; `eager` for models that have no other.",
+        description="Attention implementation of transformers; models that have no `sdpa` use `eager` anyway.",
     )
     trust_remote_code: bool = Field(
         default=False, description="Allow Python code from the model's repository to run on this machine."
@@ -100,9 +100,8 @@ class AdapterSettings(Settings):
     targets: Literal["all-linear"] | tuple[FieldName, ...] = Field(
         default="all-linear",
         min_length=1,
-        description="Names of the linear layers that get an adapter (for example `q_proj`), or `all-linear` "
-        "for every "
-        "linear layer except the output layer.",
+        description="Names of the linear layers that get an adapter (for example `q_proj`), or `all-linear` for every "
+        "linear layer except the output layer, and for stacked weights of experts and their routers.",
     )
 
 

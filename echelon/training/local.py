@@ -20,6 +20,7 @@ from echelon.messages.adapter import AdapterLayout, Factor, Vector, factor_mask
 from echelon.training.data.boundary import BoundaryData
 from echelon.training.data.examples import Chosen, Examples
 from echelon.training.data.packing import Order
+from echelon.training.fitness import check_fitness
 from echelon.training.layout import FlatAdapter
 from echelon.training.learner import BoundarySpec, DataFacts, EvalResult, LearnerSpec
 from echelon.training.model import (
@@ -89,10 +90,13 @@ class TorchLearner:
     def __init__(self, spec: LearnerSpec) -> None:
         self.spec = spec
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        base, self.tokenizer = load_base(spec.model, self.device)
-        self._check_fit(base)
+        base = load_base(spec.model, self.device)
+        self.tokenizer = base.tokenizer
+        self._check_fit(base.model)
         self.task = task_named(spec.model.task)
-        self.model = attach_adapter(base, spec.adapter, spec.model.gradient_checkpointing, self.task.name)
+        self.model = attach_adapter(
+            base.model, spec.adapter, spec.model.gradient_checkpointing, self.task.name, base.new
+        )
         self._flat = FlatAdapter(self.model)
         self._heads = whole_modules(self.layout, self._flat.read())
         self._optimizer = FlatOptimizer(self._flat, spec.train)
@@ -112,6 +116,7 @@ class TorchLearner:
                 f"the tokenizer has {len(self.tokenizer)} tokens, the model {rows}: they do not "
                 "belong together"
             )
+        check_fitness(base, self.spec.model.task, self.spec.model.model, len(self.tokenizer))
 
     # ------------------------------------------------------------------------------------------- what it is
 
@@ -275,7 +280,8 @@ class TorchLearner:
 
     def _logits(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """[b, l, vocabulary], or [b, classes] of a classifier; see `Inputs`."""
-        found: torch.Tensor = self.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
+        seen = None if mask is None else mask.long()  # some families calculate with it
+        found: torch.Tensor = self.model(input_ids=tokens, attention_mask=seen, use_cache=False).logits
         return found
 
     # ----------------------------------------------------------------------------------------- evaluation

@@ -8,9 +8,9 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,8 +26,10 @@ from transformers.utils import logging as transformers_logging
 from echelon.config.training import AdapterSettings, ModelSettings
 from echelon.errors import ConfigError
 from echelon.messages.adapter import AdapterLayout, Vector
+from echelon.training.adapter_layers import choose_targets, linear_names
 from echelon.training.layout import ADAPTER
 from echelon.training.model_files import check_tokenizer, check_weights
+from echelon.training.new_weights import draw_missing, new_modules, saved_whole
 from echelon.training.tasks.registry import task_named
 
 SHIPPED_NAME = "echelon:tiny"
@@ -36,7 +38,24 @@ SHIPPED = {SHIPPED_NAME: SHIPPED_PATH, "echelon:micro": SHIPPED_PATH.parent / "m
 """What ships: about 1M and 0.2M parameters. All of them use the tokenizer in `SHIPPED_PATH`."""
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_IN_BLOCK = re.compile(r"\.\d+\.")
+_WRAPPED = re.compile(r"(\.base_layer)+\.")
+_HEADS = {"classify": ("classifier", "score")}
+"""By task: how names of modules end that PEFT trains whole by itself."""
+
+
+class Loaded(NamedTuple):
+    """A frozen model, and the paths of those of its modules that its files do not have."""
+
+    model: PreTrainedModel
+    new: tuple[str, ...]
+
+
+class FrozenBase(NamedTuple):
+    """A frozen model, its tokenizer, and the paths of those of its modules that its files do not have."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    new: tuple[str, ...]
 
 
 def limit_threads(count: int = 1) -> None:
@@ -100,13 +119,18 @@ def load_tokenizer(settings: ModelSettings) -> Any:
         return AutoTokenizer.from_pretrained(tokenizer_path(settings), **_options(settings))
 
 
-def load_base(settings: ModelSettings, device: torch.device) -> tuple[PreTrainedModel, Any]:
+def load_base(settings: ModelSettings, device: torch.device) -> FrozenBase:
     """The frozen model and its tokenizer. Raises `ConfigError` when either cannot be loaded."""
     _check_weights(settings)
     tokenizer = load_tokenizer(settings)
-    model = load_pretrained(task_named(settings.task).library, settings, model_config(settings))
-    nn.Module.to(model, device)  # in place
-    return model, tokenizer
+    config = model_config(settings)
+    if (
+        not settings.trust_remote_code
+    ):  # code that a model brings may name a class that the library does not know
+        model_class(config, settings.task)
+    loaded = load_pretrained(task_named(settings.task).library, settings, config)
+    nn.Module.to(loaded.model, device)  # in place
+    return FrozenBase(loaded.model, tokenizer, loaded.new)
 
 
 def model_config(settings: ModelSettings) -> Any:
@@ -124,53 +148,72 @@ def model_config(settings: ModelSettings) -> Any:
     return config
 
 
+def model_class(config: Any, task: str) -> type[PreTrainedModel]:
+    """The library's class for a configuration and a task. Raises `ConfigError` if it has none."""
+    mapping = task_named(task).library._model_mapping
+    if type(config) not in mapping:
+        raise ConfigError(
+            f"a model of type {config.model_type!r} cannot be used for the task {task!r}: choose one of another type"
+        )
+    found = mapping[type(config)]
+    chosen: type[PreTrainedModel] = found[0] if isinstance(found, tuple | list) else found
+    return chosen
+
+
 def load_pretrained(
-    kind: Any, settings: ModelSettings, config: Any, partial: bool = False
-) -> PreTrainedModel:
-    """A model of a transformers class (or auto class), frozen, in main memory; `partial`: only some of its modules.
+    kind: Any,
+    settings: ModelSettings,
+    config: Any,
+    *,
+    task: str | None = None,
+    partial: bool = False,
+    place: str | None = None,
+) -> Loaded:
+    """A model of a transformers class (or auto class), frozen, in main memory.
 
     A head that the files do not have, as when a language model becomes a classifier, is drawn from its own name: the
-    same bits in every process. Raises `ConfigError` for files that cannot be read or lack a block's weights.
+    same bits in every process.
 
     Args:
-        kind: the transformers class, or auto class, whose `from_pretrained` reads the files.
-        settings: model name or folder, dtype, attention and what else the run file says of the model.
-        config: the transformers configuration that the model is built by, as `model_config` gives it.
-        partial: the class holds only some of the model's modules, so weights without a place are not
-            reported.
+        kind: the class.
+        settings: where the model is, and how it is held.
+        config: its configuration.
+        task: what for; None: as the settings say.
+        partial: only some of its modules are read.
+        place: "meta": shapes alone; no weights are read.
+
+    Raises:
+        ConfigError: files cannot be read, or lack weights that no head has.
     """
     _check_weights(settings)
+    task = settings.task if task is None else task
     # A classifier's head is made here when the files have none, and a language model's is not missed.
-    expected = partial or task_named(settings.task).head_is_new
+    expected = partial or place is not None or task_named(task).head_is_new
     quiet = _report_silent() if expected else contextlib.nullcontext()
     with _refusals(settings, "that it is a language model of the wanted kind"), _no_progress_bars(), quiet:
         model, report = kind.from_pretrained(
             model_path(settings),
             config=config,
             dtype=_DTYPES[settings.dtype],
-            attn_implementation=settings.attention,
+            # Of itself the library takes sdpa where the model has it, and eager elsewhere.
+            attn_implementation=None if settings.attention == "sdpa" else settings.attention,
+            device_map=place,
             output_loading_info=True,
             **_options(settings),
         )
     loaded: PreTrainedModel = model
     for parameter in loaded.parameters():
         parameter.requires_grad_(False)
-    for name in sorted(report["missing_keys"]):
-        if _IN_BLOCK.search(name):
-            raise ConfigError(
-                f"model {settings.model!r} has no weights {name}: it is damaged, or of another kind"
-            )
-        parameter = loaded.get_parameter(name)
-        if parameter.ndim == 1:
-            parameter.fill_(1.0 if name.endswith("weight") else 0.0)  # a norm's scale, or a bias
-            continue
-        scale = float(getattr(config, "initializer_range", 0.02))
-        entropy = int.from_bytes(hashlib.sha256(f"missing\0{name}".encode()).digest(), "little")
-        draw = np.random.Generator(np.random.PCG64(entropy)).random(parameter.numel(), dtype=np.float32)
-        # Uniform with the standard deviation that the library would draw with; it uses no function of libm.
-        values = (draw * 2 - 1) * np.float32(scale * math.sqrt(3))
-        parameter.copy_(torch.from_numpy(values).view(parameter.shape))
-    return loaded
+    missing = sorted(report["missing_keys"])
+    new = new_modules(loaded, missing, settings.model)
+    if new and not task_named(task).head_is_new:
+        raise ConfigError(
+            f"model {settings.model!r} has no weights {missing[0]}, which the task {task} needs: it is damaged, or of "
+            "another kind"
+        )
+    if place is None:
+        draw_missing(loaded, missing, float(getattr(config, "initializer_range", 0.02)))
+    return Loaded(loaded, new)
 
 
 def _check_weights(settings: ModelSettings) -> None:
@@ -239,18 +282,26 @@ def _no_progress_bars() -> Iterator[None]:
 
 
 def attach_adapter(
-    model: PreTrainedModel, settings: AdapterSettings, checkpointing: bool, task: str = "causal"
+    model: PreTrainedModel,
+    settings: AdapterSettings,
+    checkpointing: bool,
+    task: str = "causal",
+    new: Sequence[str] = (),
 ) -> PeftModel:
-    """The model with LoRA on its targets, in training mode. Raises `ConfigError` for an unknown target.
+    """The model with LoRA on its targets, in training mode.
 
     Args:
-        model: the frozen model; it is changed in place.
-        settings: rank, alpha, dropout and targets of the adapter. A target that names no layer is refused.
-        checkpointing: trade time for memory: activations are computed again in the backward pass.
-        task: causal, masked or classify; it says which head, if any, is trained whole.
+        model: frozen.
+        settings: of the adapter.
+        checkpointing: recompute activations in the backward pass.
+        task: causal, masked or classify.
+        new: paths of modules that the model's files do not have.
+
+    Raises:
+        ConfigError: a target is no layer of the model.
     """
     advice = _advice(model)
-    wrapped = attach_lora(model, settings, task, checkpointing)
+    wrapped = attach_lora(model, settings, task, checkpointing, new)
     if not isinstance(settings.targets, str):
         adapted = _adapted_layers(wrapped)
         unused = [
@@ -262,25 +313,32 @@ def attach_adapter(
 
 
 def attach_lora(
-    model: PreTrainedModel, settings: AdapterSettings, task: str, checkpointing: bool
+    model: PreTrainedModel, settings: AdapterSettings, task: str, checkpointing: bool, new: Sequence[str] = ()
 ) -> PeftModel:
     """The model, or a part of one, with LoRA on those of the targets that it has, in training mode.
 
-    `task` is causal, masked or classify; a classifier's head is trained whole. Raises `ConfigError` if it has none of
-    them.
+    A classifier's head is trained whole, and so is what the model's files do not have.
 
     Args:
-        model: the frozen model or the part of one; it is changed in place.
-        settings: rank, alpha, dropout and targets of the adapter.
-        task: name of the task, as above.
-        checkpointing: trade time for memory: activations are computed again in the backward pass.
+        model: frozen.
+        settings: of the adapter.
+        task: causal, masked or classify.
+        checkpointing: recompute activations in the backward pass.
+        new: paths of modules that the model's files do not have.
+
+    Raises:
+        ConfigError: it has none of the targets.
     """
-    targets = settings.targets if isinstance(settings.targets, str) else sorted(settings.targets)
+    heads = _HEADS.get(task, ())
+    whole = saved_whole(model, new, heads)
+    targets = choose_targets(model, settings, whole)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT divides it by the rank
         lora_dropout=settings.dropout,
-        target_modules=targets,
+        target_modules=targets.modules if isinstance(targets.modules, str) else list(targets.modules),
+        target_parameters=list(targets.parameters) or None,
+        modules_to_save=[name for name in whole if name not in heads] or None,
         task_type=task_named(task).adapter,
     )
     advice = _advice(model)
@@ -288,12 +346,12 @@ def attach_lora(
         with _known_warnings_silent():
             wrapped = get_peft_model(model, config, adapter_name=ADAPTER)
     except ValueError as error:
-        raise ConfigError(f"adapter targets {targets} cannot be used: {error}; {advice}") from error
+        raise ConfigError(f"adapter targets {settings.targets} cannot be used: {error}; {advice}") from error
     for name, module in wrapped.named_modules():
         if name.endswith(f".modules_to_save.{ADAPTER}"):
             # A head that is trained stays in full precision, as adapters do, whatever the frozen weights are.
             nn.Module.to(module, torch.float32)
-            module.register_forward_pre_hook(_in_full_precision)
+            module.register_forward_pre_hook(_in_full_precision, with_kwargs=True)
     if checkpointing:
         with _known_warnings_silent():
             wrapped.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -301,13 +359,18 @@ def attach_lora(
     return wrapped
 
 
-def _in_full_precision(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    hidden, *others = inputs
-    return (hidden.float(), *others)
+def _in_full_precision(
+    _module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return tuple(map(_full, inputs)), {name: _full(value) for name, value in named.items()}
+
+
+def _full(value: Any) -> Any:
+    return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
 def _advice(model: nn.Module) -> str:
-    linear = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)})
+    linear = sorted({name.rpartition(".")[2] for name in linear_names(model)})
     return f"this model's linear layers are: {', '.join(linear)}; or use all-linear"
 
 
@@ -326,10 +389,6 @@ def _adapted_layers(model: nn.Module) -> set[str]:
     """Names of the layers of the base that got an adapter."""
     names = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
     return {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in names}
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def whole_modules(layout: AdapterLayout, vector: Vector) -> dict[str, Vector]:
@@ -380,7 +439,7 @@ def base_digest(model: PeftModel) -> bytes:
     It does not depend on how files are sharded; it does depend on the dtype of loading.
     """
     tensors = {
-        name.removeprefix("base_model.model.").replace(".base_layer.", "."): parameter
+        _WRAPPED.sub(".", name.removeprefix("base_model.model.")): parameter
         for name, parameter in model.named_parameters()
         if not parameter.requires_grad
     }

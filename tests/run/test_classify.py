@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -17,7 +18,9 @@ from echelon.config.run import parse
 from echelon.errors import ConfigError
 from echelon.messages.manifest import RunManifest
 from echelon.training.local import TorchLearner
+from tests.architectures import ENCODERS
 from tests.classifiers import LABELS, data_of, model_of, save_model, write_rows
+from tests.reloading import measured, reloaded
 from tests.run.runs import run
 from tests.run.splits import check, refused, split_federation
 
@@ -75,6 +78,33 @@ def test_a_few_commits_tell_the_classes_apart(family: str) -> None:
     manifest = outcome.assembly.terms.manifest
     assert manifest.labels == LABELS
     assert RunManifest.open(outcome.assembly.terms.sealed) == manifest
+
+
+@pytest.mark.filterwarnings("ignore:.*checkpointing:FutureWarning")
+@pytest.mark.parametrize("name", ["distilbert-masked", "deberta-v2-bare"])
+def test_heads_and_poolers_that_the_base_does_not_have_are_in_the_adapter(name: str, tmp_path: Path) -> None:
+    """Anybody who loads the adapter on the base measures what the run reports."""
+    base = ENCODERS[name].save(tmp_path / "base")
+    model = model_of(base) | {"labels": ["yes", "no"]}
+    rows = [
+        {
+            "text": f"{'goal match team' if place % 2 else 'rain wind cloud'} {word}",
+            "kind": "yes" if place % 2 else "no",
+        }
+        for place, word in enumerate(["the", "today", "near", "under", "again", "very"] * 20)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = data_of(tmp_path / "rows.jsonl", label_field="kind")
+    changed = settings("bert", 0, commits=2, steps=8).model_dump(mode="json")
+    changed["boundaries"][0] |= {"data": data, "devices": 3}
+    outcome = run(parse(changed | {"model": model}, "test"))
+    learner = TorchLearner(spec_of(parse(changed | {"model": model}, "test")))
+    whole = {key for key in (entry.key for entry in learner.layout.entries) if ".lora_" not in key}
+    assert any("pooler" in key or "pre_classifier" in key for key in whole)
+    loss, accuracy = measured(reloaded(learner, outcome.result.adapter, base, tmp_path), learner)
+    assert loss == pytest.approx(outcome.summary["final_loss"]["overall"], rel=1e-5)
+    assert accuracy == outcome.summary["final_accuracy"]["overall"]
+    assert loss < outcome.summary["base_loss"]["overall"]
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])

@@ -18,7 +18,7 @@ from echelon.training.model import attach_adapter, initial_adapter, load_base
 @pytest.fixture(scope="module")
 def model():  # type: ignore[no-untyped-def]
     torch.set_num_threads(1)
-    base, tokenizer = load_base(ModelSettings(), torch.device("cpu"))
+    base, tokenizer, _ = load_base(ModelSettings(), torch.device("cpu"))
     wrapped = attach_adapter(base, AdapterSettings(), checkpointing=False)
     flat = FlatAdapter(wrapped)
     return wrapped, tokenizer, flat

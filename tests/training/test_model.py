@@ -193,7 +193,7 @@ def test_sequences_longer_than_the_model_are_refused(make_spec):
 def test_the_shipped_base_loads_and_speaks_python():
     settings = ModelSettings()
     assert settings.model == SHIPPED_NAME == portable_name(settings)
-    model, tokenizer = load_base(settings, torch.device("cpu"))
+    model, tokenizer, _ = load_base(settings, torch.device("cpu"))
     assert 0.9e6 < sum(p.numel() for p in model.parameters()) < 1.2e6
     text = "def main():\n    import sys\n    return self.name\n"
     assert tokenizer.decode(tokenizer.encode(text)) == text

@@ -22,7 +22,7 @@ from echelon.config.training import AdapterSettings, ModelSettings
 from echelon.errors import ConfigError
 from echelon.messages.adapter import AdapterLayout
 from echelon.training.layout import adapter_parameters
-from echelon.training.model import attach_lora, load_pretrained, model_config
+from echelon.training.model import attach_lora, load_pretrained, model_class, model_config
 from echelon.training.split.cut import Cut
 from echelon.training.tasks.registry import task_named
 
@@ -223,16 +223,6 @@ def pruned(model: PreTrainedModel, anatomy: Anatomy, cut: Cut, side: Side) -> No
         model.set_submodule(path, module)
 
 
-def model_class(config: Any, task: TaskName) -> type[PreTrainedModel]:
-    """The library's class for a configuration and a task. Raises `ConfigError` if it has none."""
-    mapping = task_named(task).library._model_mapping
-    if type(config) not in mapping:
-        raise ConfigError(f"a model of type {config.model_type!r} cannot be used for the task {task!r}")
-    found = mapping[type(config)]
-    chosen: type[PreTrainedModel] = found[0] if isinstance(found, tuple | list) else found
-    return chosen
-
-
 def load_side(
     settings: ModelSettings, adapter: AdapterSettings, *, task: TaskName, labels: int, cut: Cut, side: Side
 ) -> tuple[Runner, nn.Module]:
@@ -269,8 +259,9 @@ def load_side(
 
     members = {"__init__": build, "get_input_embeddings": entry, "get_output_embeddings": output}
     part = type(whole.__name__, (whole,), members)
-    model = load_pretrained(part, settings, config, partial=True)
-    return Runner(model, anatomy[0]), attach_lora(model, adapter, task, settings.gradient_checkpointing)
+    model, new = load_pretrained(part, settings, config, task=task, partial=True)
+    wrapped = attach_lora(model, adapter, task, settings.gradient_checkpointing, new)
+    return Runner(model, anatomy[0]), wrapped
 
 
 def whole_layout(
@@ -286,11 +277,9 @@ def whole_layout(
     """
     config = model_config(settings)
     task_named(task).size(config, labels)
+    model, new = load_pretrained(model_class(config, task), settings, config, task=task, place="meta")
     with torch.device("meta"):
-        model = model_class(config, task)(config)
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        wrapped = attach_lora(model, adapter, task, False)
+        wrapped = attach_lora(model, adapter, task, False, new)
     return AdapterLayout.of({key: tuple(p.shape) for key, p in adapter_parameters(wrapped).items()})
 
 

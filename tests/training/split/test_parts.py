@@ -48,8 +48,8 @@ class Whole:
         config = model_config(spec.model)
         if spec.task == "classify":
             config.num_labels = spec.labels
-        model = load_pretrained(model_class(config, spec.task), spec.model, config)
-        self.model = attach_lora(model, spec.adapter, spec.task, False)
+        loaded = load_pretrained(model_class(config, spec.task), spec.model, config, task=spec.task)
+        self.model = attach_lora(loaded.model, spec.adapter, spec.task, False, loaded.new)
         self.flat = FlatAdapter(self.model)
         self.optimizer = FlatOptimizer(self.flat, spec.train)
         self.limit = spec.train.clip_norm

@@ -1,0 +1,84 @@
+"""Whether a model does what its task takes for granted: found out on a few tokens before any training."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
+
+from echelon.errors import ConfigError
+
+LENGTH = 8
+_TOLERANCE = {torch.float32: 1e-3}
+_HALF = 0.05
+
+
+def check_fitness(model: PreTrainedModel, task: str, name: str, vocabulary: int) -> None:
+    """Ask the model about a few tokens.
+
+    A language model must not see the tokens that it is to predict. A classifier must not see the padding behind a text.
+
+    Args:
+        model: without an adapter.
+        task: causal or classify.
+        name: of the model, for errors.
+        vocabulary: how many tokens there are.
+
+    Raises:
+        ConfigError: the model cannot do the task.
+    """
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            one, other = (_causal if task == "causal" else _padded)(model, vocabulary)
+    except Exception as error:  # a model's own code raises whatever it likes
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"model {name!r} cannot read a text for the task {task}: {reason}. Choose another model, or set "
+            "model.attention: eager"
+        ) from error
+    finally:
+        model.train(training)
+    scale = float(one.abs().max())
+    if float((one - other).abs().max()) <= _TOLERANCE.get(model.dtype, _HALF) * max(scale, 1e-6):
+        return
+    kind = model.config.model_type
+    if task == "causal":
+        raise ConfigError(
+            f"model {name!r} (type {kind}) sees the tokens that follow, so it cannot learn to predict them: choose a "
+            "language model, or use this one with model.task: classify"
+        )
+    raise ConfigError(
+        f"model {name!r} (type {kind}) tells a text's class from the padding behind it, too: choose another model"
+    )
+
+
+def _tokens(model: PreTrainedModel, vocabulary: int) -> torch.Tensor:
+    """A text of `LENGTH` tokens, int64[1, L]; it ends as the model's texts do, and none of them is padding."""
+    special = {model.config.pad_token_id, getattr(model.config, "eos_token_id", None)}
+    usual = [token for token in range(vocabulary) if token not in special] or [0]
+    chosen = [usual[7 * place % len(usual)] for place in range(LENGTH)]
+    end = getattr(model.config, "eos_token_id", None)
+    if isinstance(end, int) and end != model.config.pad_token_id and end < vocabulary:
+        chosen[-1] = end
+    return torch.tensor([chosen], device=model.device)
+
+
+def _causal(model: PreTrainedModel, vocabulary: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of all tokens but the last, with two different last ones."""
+    tokens = _tokens(model, vocabulary)
+    changed = tokens.clone()
+    changed[0, -1] = tokens[0, 0]
+    one, other = (model(input_ids=ids, use_cache=False).logits[0, :-1].float() for ids in (tokens, changed))
+    return one, other
+
+
+def _padded(model: PreTrainedModel, vocabulary: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of a text, and of the same one with padding behind it."""
+    tokens = _tokens(model, vocabulary)
+    padding = tokens.new_full((1, LENGTH), int(model.config.pad_token_id))
+    wide = torch.cat([tokens, padding], dim=1)
+    seen = torch.cat([torch.ones_like(tokens), torch.zeros_like(tokens)], dim=1)
+    one = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[0].float()
+    other = model(input_ids=wide, attention_mask=seen).logits[0].float()
+    return one, other
