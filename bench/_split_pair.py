@@ -152,7 +152,7 @@ class EdgeSide:
         from echelon.messages.exchange import Payload
         from echelon.provision.identities import Identities
         from echelon.provision.manifest_from_settings import build_manifest
-        from echelon.rounds.edge.core import EdgeCore, EdgeTerms
+        from echelon.rounds.edge.core import EdgeCore, EdgeOptions
         from echelon.rounds.effects import Incoming
         from echelon.secagg.entropy import Entropy
 
@@ -167,7 +167,7 @@ class EdgeSide:
         found = next(one for one in settings.boundaries if one.name == boundary)
         self._core = EdgeCore(
             manifest=manifest,
-            terms=EdgeTerms(5.0, TIMEOUT),
+            terms=EdgeOptions(5.0, TIMEOUT),
             name=found.edge_names()[0],
             roster=identities.boundaries[boundary].roster,
             entropy=Entropy(os.urandom),

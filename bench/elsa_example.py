@@ -29,7 +29,7 @@ import numpy as np
 
 from echelon.audit.replay import replay
 from echelon.bus import Record, sqlite_url
-from echelon.cli.running import Order, execute
+from echelon.cli.running import RunArguments, execute
 from echelon.config.broker import BrokerSettings
 from echelon.config.run import RunSettings, dump, load
 from echelon.messages.adapter import Vector
@@ -138,7 +138,7 @@ def run(config: Path, overrides: Sequence[str], out: Path) -> Ended:
     Raises:
         SystemExit: it did not end well.
     """
-    code = execute(Order(config, out, tuple(overrides), None, as_json=False, quiet=True))
+    code = execute(RunArguments(config, out, tuple(overrides), None, as_json=False, quiet=True))
     if code != 0:
         raise SystemExit(f"`echelon run {config}` ended with {code}; see {out}")
     where = BrokerSettings(url=sqlite_url(out / "brokers" / "exchange.sqlite"))

@@ -21,7 +21,7 @@ import torch
 from echelon.elsa.clustering import cluster
 from echelon.elsa.fingerprint import divergences, fingerprint
 from echelon.elsa.predictions import quantise, vocabulary_classes
-from echelon.elsa.trust import Standing, Verdict, admit, judge
+from echelon.elsa.trust import Standing, TrustVerdict, admit, judge
 from echelon.jobs.training import TrainJob
 from echelon.messages.behaviour import Counts, Float64s
 from echelon.training.fingerprint import load_probes, probe
@@ -107,7 +107,7 @@ def trajectory(seed: int, rounds: int, steps: int) -> list[dict[str, Record]]:
 
 def verdicts(
     records: list[dict[str, Record]], fault: str | None
-) -> tuple[list[dict[str, Verdict]], list[int]]:
+) -> tuple[list[dict[str, TrustVerdict]], list[int]]:
     """Admissions of a boundary of the honest devices and one faulty one in each round, and how many clusters it had."""
     names = [name for name in records[0] if name.startswith(("web", "system", "unusual"))]
     names += [fault] if fault else []

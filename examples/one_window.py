@@ -24,7 +24,7 @@ from echelon.messages.wire import DeviceId
 from echelon.outer.base import WeightedDelta
 from echelon.outer.registry import outer_optimiser
 from echelon.secagg.client import Client
-from echelon.secagg.context import Context, Member, threshold
+from echelon.secagg.context import Context, ContextMember, threshold
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.ring import Codec, pack_vector, unpack_sum
 from echelon.secagg.roster import Roster, RosterEntry, WindowLeaf, roster_root
@@ -72,7 +72,8 @@ def main() -> int:
         window=0,
         version=0,
         members=tuple(
-            Member(device, tokens_in_buckets[device], tokens_in_buckets[device], 0) for device in DEVICES
+            ContextMember(device, tokens_in_buckets[device], tokens_in_buckets[device], 0)
+            for device in DEVICES
         ),
         bases_root=hashlib.sha256(adapter.tobytes()).digest(),
         terms_sha256=hashlib.sha256(b"the signed manifest").digest(),

@@ -308,7 +308,7 @@ class Demo:
             "logs": str(made.folder / "logs"),
             "brokers": f"run on; stop them: ./justw kafka-down ({self.order.folder})",
         }
-        closing.show(self.console, closing.Outcome.model_validate(summary), shown)
+        closing.show(self.console, closing.ClosingSummary.model_validate(summary), shown)
         return self.held_against(summary)
 
     def held_against(self, summary: dict[str, Any]) -> list[str]:

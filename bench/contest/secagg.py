@@ -18,7 +18,7 @@ from echelon.messages.envelope import Signer
 from echelon.messages.handshake import Included
 from echelon.messages.wire import DeviceId
 from echelon.secagg.client import Client
-from echelon.secagg.context import Context, Member, threshold
+from echelon.secagg.context import Context, ContextMember, threshold
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.roster import Roster, RosterEntry
 from echelon.secagg.server import Server
@@ -64,7 +64,7 @@ class MeasuredCohort:
     def __init__(self, n: int, length: int) -> None:
         self.devices = [DeviceId(f"d{i:04d}") for i in range(n)]
         self.context = Context(
-            run=bytes(16), window=1, version=1, members=tuple(Member(d, 1, 1, 0) for d in self.devices),
+            run=bytes(16), window=1, version=1, members=tuple(ContextMember(d, 1, 1, 0) for d in self.devices),
             bases_root=bytes(32), terms_sha256=bytes(32),
             threshold=threshold(n, 0), k_min=2, colluding=0, weight_max=1, clip_micro=1, scale_bits=1, length=length,
         )  # fmt: skip

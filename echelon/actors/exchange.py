@@ -5,7 +5,7 @@ Reading is `echelon.audit.log.TopicLog`, the same for gates, controller and audi
 
 from __future__ import annotations
 
-from echelon.audit.log import Fault, FaultCode, Step, TopicLog
+from echelon.audit.log import FaultCode, LogFault, Step, TopicLog
 from echelon.audit.merkle import Tree, leaf_hash
 from echelon.audit.note import Checkpoint, SignedNote, origin
 from echelon.audit.records import StoredRecord, manifest_record
@@ -32,12 +32,12 @@ _REASONS = {
 }
 
 
-def reason_of(fault: Fault) -> Reason:
+def reason_of(fault: LogFault) -> Reason:
     """The dead letter's reason for a fault."""
     return _REASONS.get(fault.code, Reason.MALFORMED)
 
 
-def reportable_faults(step: Step) -> list[Fault]:
+def reportable_faults(step: Step) -> list[LogFault]:
     """The faults of a step that somebody must hear of."""
     return [fault for fault in step.faults if fault.code not in HARMLESS]
 

@@ -40,7 +40,7 @@ Find = Callable[[Code, Severity, str, int | None, str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class AnnouncementProof:
     """That manifest number `size` - 1 of a delta log was announced when `global` had at most `global_size` manifests.
 
     Proven by two cosignatures of one witness, at `time` (seconds since the epoch, the witness's clock) at the latest.
@@ -55,7 +55,7 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
-class Witness:
+class PolicyWitness:
     """Whose cosignatures count: its name, key name and key (32 bytes), and the topics of the logs it should cosign."""
 
     name: str
@@ -257,7 +257,7 @@ class Witnessed:
         """For each log: how far each witness has cosigned it, as far as that is the log's own history."""
         return {topic: self._newest(topic, roots.get(topic, {})) for topic in self.logs}
 
-    def evidence(self, roots: Mapping[str, Mapping[int, bytes]]) -> tuple[Evidence, ...]:
+    def evidence(self, roots: Mapping[str, Mapping[int, bytes]]) -> tuple[AnnouncementProof, ...]:
         """What the cosignatures show about when deltas were announced.
 
         Args:
@@ -268,7 +268,7 @@ class Witnessed:
         """
         return evidence(self._good(roots))
 
-    def absences(self, roots: Mapping[str, Mapping[int, bytes]]) -> tuple[Evidence, ...]:
+    def absences(self, roots: Mapping[str, Mapping[int, bytes]]) -> tuple[AnnouncementProof, ...]:
         """What the cosignatures show about when deltas were not announced yet; `roots` as of `evidence`."""
         return absences(self._good(roots))
 
@@ -280,7 +280,7 @@ class Witnessed:
         ]
 
 
-def absences(cosigned: Iterable[tuple[str, str, int, int]]) -> tuple[Evidence, ...]:
+def absences(cosigned: Iterable[tuple[str, str, int, int]]) -> tuple[AnnouncementProof, ...]:
     """What cosignatures show about when deltas were not announced yet.
 
     A witness cosigns whatever is new of a log in each of its rounds, delta logs before `global`. So until it cosigned
@@ -310,11 +310,11 @@ def absences(cosigned: Iterable[tuple[str, str, int, int]]) -> tuple[Evidence, .
             seen = [(had, at) for at, had in of_global.get(witness, ()) if until is None or at < until]
             if seen:
                 had, at = max(seen)
-                found.append(Evidence(witness, topic, size, had, at))
+                found.append(AnnouncementProof(witness, topic, size, had, at))
     return tuple(found)
 
 
-def evidence(cosigned: Iterable[tuple[str, str, int, int]]) -> tuple[Evidence, ...]:
+def evidence(cosigned: Iterable[tuple[str, str, int, int]]) -> tuple[AnnouncementProof, ...]:
     """What cosignatures show about when deltas were announced.
 
     A witness reads what delta logs announced, then asks how far `global` is announced and reads up to there, and gives
@@ -346,12 +346,14 @@ def evidence(cosigned: Iterable[tuple[str, str, int, int]]) -> tuple[Evidence, .
         if place < len(pairs):
             # An honest witness's sizes never fall; of one whose do, no later and smaller size counts.
             found.append(
-                Evidence(witness, topic, size, max(size for at, size in pairs if at == pairs[place][0]), time)
+                AnnouncementProof(
+                    witness, topic, size, max(size for at, size in pairs if at == pairs[place][0]), time
+                )
             )
     return tuple(found)
 
 
-def witnesses_of(manifest: RunManifest, policy: Policy | None = None) -> tuple[Witness, ...]:
+def witnesses_of(manifest: RunManifest, policy: Policy | None = None) -> tuple[PolicyWitness, ...]:
     """Whose cosignatures count: those that the policy names, or else those that the run manifest lists."""
     listed = {terms.name: bytes.fromhex(terms.public) for terms in manifest.witnesses}
     if policy is None or policy.keys is None:
@@ -360,7 +362,7 @@ def witnesses_of(manifest: RunManifest, policy: Policy | None = None) -> tuple[W
         named = dict(policy.keys)
     every = frozenset(logs_of(manifest))
     return tuple(
-        Witness(
+        PolicyWitness(
             name,
             key or key_name(manifest, name),
             public,

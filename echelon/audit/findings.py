@@ -150,7 +150,7 @@ class TopicFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class CommitFacts:
+class VerifiedCommit:
     """One commit that was derived again, bit for bit."""
 
     commit: int
@@ -199,7 +199,7 @@ class Report:
     genesis_sha256: bytes = b""
     boundaries: tuple[str, ...] = ()
     topics: dict[str, TopicFacts] = field(default_factory=dict)
-    commits: list[CommitFacts] = field(default_factory=list)
+    commits: list[VerifiedCommit] = field(default_factory=list)
     refusals: list[RefusalFacts] = field(default_factory=list)
     pending: int = 0
     """Deltas that no commit took and no refusal names."""

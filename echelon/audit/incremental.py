@@ -1,7 +1,7 @@
 """Verifying what is new: the verifier that goes on where an earlier verification stopped.
 
 What a verification says is a function of its topics, and nothing that it has said before the end of `global` depends on
-where that end was. So the state there (`Progress`), and the records behind it, give the same report as all records do.
+where that end was. So the state there (`AuditProgress`) and the records behind it give the same report as all records.
 Three things keep that true. A state is kept only of what verified without an error. It is not kept if `global` names
 records of a delta log that were not there yet. And before going on, the verified part is held against what the source
 shows now: that nothing of it is gone, that genesis is the same, and that its newest records are, or all on request.
@@ -21,7 +21,7 @@ from echelon.audit.interlock import Interlock
 from echelon.audit.log import Entry, TopicLog
 from echelon.audit.merkle import Tree, leaf_hash
 from echelon.audit.prefix import record_digest
-from echelon.audit.progress import Journal, Progress, TopicProgress
+from echelon.audit.progress import AuditProgress, Journal, TopicProgress
 from echelon.audit.records import Damaged, LogRecord, read_manifest
 from echelon.audit.verify import Verifier, Version, _Source
 from echelon.errors import StateError
@@ -61,11 +61,11 @@ class ResumableVerifier(Verifier):
         topics: Mapping[str, Records],
         *,
         reader: str,
-        progress: Progress | None = None,
+        progress: AuditProgress | None = None,
         **options: Any,
     ) -> None:
         super().__init__(topics, **options)
-        self.kept: Progress | None = None
+        self.kept: AuditProgress | None = None
         """The state at the end of `global`, once that was read; None: there is none, `why_not` says why."""
         self.why_not = "the log was not read"
         self._reader = reader
@@ -123,7 +123,7 @@ class ResumableVerifier(Verifier):
 
     # ---- keeping ----------------------------------------
 
-    def _keep(self, main: _Source) -> Progress | None:
+    def _keep(self, main: _Source) -> AuditProgress | None:
         report, core, manifest, interlock = self.report, self._core, self._manifest, self._interlock
         findings, errors, left_out = self._before
         if report.errors > errors:
@@ -135,7 +135,7 @@ class ResumableVerifier(Verifier):
         if self._short:
             self.why_not = self._short
             return None
-        return Progress(
+        return AuditProgress(
             reader=self._reader,
             run=report.run,
             genesis_sha256=report.genesis_sha256,
@@ -169,7 +169,7 @@ class ResumableVerifier(Verifier):
 
     # ---- going on ----------------------------------------
 
-    def _resume(self, progress: Progress) -> _Source:
+    def _resume(self, progress: AuditProgress) -> _Source:
         report, core = self.report, self._resumed
         manifest = core.manifest
         self._core, self._manifest, self._sealed = core, manifest, progress.manifest
@@ -196,7 +196,7 @@ class ResumableVerifier(Verifier):
             self._faulty |= {(index, offset) for offset in progress.topics[topic].faulty}
         return main
 
-    def _restored(self, topic: str, log: TopicLog, progress: Progress) -> _Source:
+    def _restored(self, topic: str, log: TopicLog, progress: AuditProgress) -> _Source:
         known = progress.topics.get(topic)
         if known is None:
             raise StateError(
@@ -236,7 +236,7 @@ class _Roots(dict[int, bytes]):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class IncrementalOutcome:
     """What an incremental verification gives.
 
     Attributes:
@@ -247,7 +247,7 @@ class Outcome:
     """
 
     report: Report
-    progress: Progress | None
+    progress: AuditProgress | None
     why_not: str
     began: int
 
@@ -255,13 +255,13 @@ class Outcome:
 def verify_new(
     names: Iterable[str],
     open_from: OpenFrom,
-    progress: Progress | None,
+    progress: AuditProgress | None,
     *,
     reader: str,
     compare_all: bool = False,
     genesis: bytes | None = None,
     **options: Any,
-) -> Outcome:
+) -> IncrementalOutcome:
     """Verify an exchange from where an earlier verification stopped.
 
     Args:
@@ -299,22 +299,24 @@ def verify_new(
     return _outcome(ResumableVerifier(whole, reader=reader, genesis=genesis, **options), changed, 0)
 
 
-def _outcome(verifier: ResumableVerifier, changed: list[Finding], began: int) -> Outcome:
+def _outcome(verifier: ResumableVerifier, changed: list[Finding], began: int) -> IncrementalOutcome:
     for _ in verifier.run():
         pass
     report = verifier.report
     report.findings += changed
     report.errors += len(changed)
     if changed:
-        return Outcome(report, None, "what was verified before is not what stands there now", began)
-    return Outcome(report, verifier.kept, verifier.why_not, began)
+        return IncrementalOutcome(
+            report, None, "what was verified before is not what stands there now", began
+        )
+    return IncrementalOutcome(report, verifier.kept, verifier.why_not, began)
 
 
 # ---- the verified part against the source ----------------------------------------
 
 
 def _held(
-    names: list[str], open_from: OpenFrom, progress: Progress, compare_all: bool
+    names: list[str], open_from: OpenFrom, progress: AuditProgress, compare_all: bool
 ) -> tuple[dict[str, Records], list[Finding]]:
     """The topics from behind the verified part on, and what of that part is not there any more."""
     genesis = _same_run(open_from, progress)
@@ -340,7 +342,7 @@ def _held(
     return topics, changed
 
 
-def _same_run(open_from: OpenFrom, progress: Progress) -> Finding | None:
+def _same_run(open_from: OpenFrom, progress: AuditProgress) -> Finding | None:
     """What is wrong with the genesis record that the source shows; raises `StateError` if it is another run's."""
     journal = progress.topics[GLOBAL].journal
     record = next(iter(open_from(GLOBAL, journal.offsets[journal.first_leaf])), None)
@@ -385,4 +387,4 @@ def _rewritten(topic: str, offset: int, detail: str) -> Finding:
     return Finding(Code.REWRITTEN, Severity.ERROR, topic, offset, detail)
 
 
-__all__ = ["OpenFrom", "Outcome", "ResumableVerifier", "verify_new"]
+__all__ = ["IncrementalOutcome", "OpenFrom", "ResumableVerifier", "verify_new"]

@@ -18,7 +18,7 @@ from echelon.audit.merkle import Frontier
 from echelon.audit.prefix import PrefixChain
 from echelon.audit.records import (
     MAX_RECORD_BYTES,
-    Chunk,
+    CrossingChunk,
     LogRecord,
     is_chunk,
     read_chunk,
@@ -67,7 +67,7 @@ class FaultCode(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class LogFault:
     """Something about the record at `offset`."""
 
     code: FaultCode
@@ -100,7 +100,7 @@ class Step:
     """What one record turned out to be."""
 
     entry: Entry | None = None
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[LogFault, ...] = ()
 
 
 @dataclass(slots=True)
@@ -178,13 +178,13 @@ class TopicLog:
             detail = (
                 f"behind more than {MAX_VOID_RECORDS} records that are part of nothing, where the topic ends"
             )
-            return Step(None, (Fault(FaultCode.OVERSIZED, record.offset, detail),))
+            return Step(None, (LogFault(FaultCode.OVERSIZED, record.offset, detail),))
         size = len(record.key) + len(record.value) + sum(len(n) + len(v) for n, v in record.headers)
-        chunk: Chunk | None = None
-        faults: list[Fault] = []
+        chunk: CrossingChunk | None = None
+        faults: list[LogFault] = []
         if size > MAX_RECORD_BYTES:
             faults.append(
-                Fault(
+                LogFault(
                     FaultCode.OVERSIZED, record.offset, f"{size} bytes; at most {MAX_RECORD_BYTES} may stand"
                 )
             )
@@ -192,10 +192,10 @@ class TopicLog:
             try:
                 chunk = read_chunk(record)
             except Refused as error:
-                faults.append(Fault(FaultCode.CORRUPT_CHUNK, record.offset, error.detail))
+                faults.append(LogFault(FaultCode.CORRUPT_CHUNK, record.offset, error.detail))
         digest = record_hash(record, chunk)
         if self.chain.seen(digest):
-            return Step(None, (*faults, Fault(FaultCode.REPEAT, record.offset, "a byte-identical repeat")))
+            return Step(None, (*faults, LogFault(FaultCode.REPEAT, record.offset, "a byte-identical repeat")))
         if faults:
             self._void += 1
             self.chain.append_hash(digest)
@@ -214,16 +214,16 @@ class TopicLog:
 
     # ---- transfers ----------------------------------------
 
-    def _take(self, chunk: Chunk, offset: int) -> list[Fault]:
-        faults: list[Fault] = []
+    def _take(self, chunk: CrossingChunk, offset: int) -> list[LogFault]:
+        faults: list[LogFault] = []
         if chunk.length > self._largest:
             self._void += 1
             detail = f"a chunk of a payload of {chunk.length} bytes; at most {self._largest} may stand here"
-            return [Fault(FaultCode.OVERSIZED, offset, detail)]
+            return [LogFault(FaultCode.OVERSIZED, offset, detail)]
         if chunk.transfer in self._done:
             self._void += 1
             detail = f"another chunk {chunk.index} of a transfer that was complete before"
-            return [Fault(FaultCode.CHUNK_ORDER, offset, detail)]
+            return [LogFault(FaultCode.CHUNK_ORDER, offset, detail)]
         transfer = self._open.get(chunk.transfer)
         if transfer is None:
             if chunk.index:
@@ -241,7 +241,7 @@ class TopicLog:
         while len(self._open) > MAX_OPEN_TRANSFERS or self.open_bytes > self._largest:
             given_up = self._open.pop(next(iter(self._open)))
             self._void += len(given_up.parts)
-            faults.append(Fault(FaultCode.VOID, given_up.first, "a transfer that was given up"))
+            faults.append(LogFault(FaultCode.VOID, given_up.first, "a transfer that was given up"))
         return faults
 
     def _complete(self, payload: Payload, *, check: bool) -> tuple[bytes | None, str]:
@@ -262,8 +262,8 @@ class TopicLog:
     def _manifest(self, record: LogRecord) -> Step:
         offset = record.offset
 
-        def fault(code: FaultCode, detail: str) -> Fault:
-            return Fault(code, offset, detail)
+        def fault(code: FaultCode, detail: str) -> LogFault:
+            return LogFault(code, offset, detail)
 
         try:
             envelope, found = read_manifest(record)
@@ -303,18 +303,18 @@ class TopicLog:
 
     def _authentic(
         self, envelope: Dsse, message: Manifest, payload: bytes | None, offset: int
-    ) -> Fault | None:
+    ) -> LogFault | None:
         if isinstance(message, Genesis):
             if payload is None:
-                return Fault(
+                return LogFault(
                     FaultCode.GENESIS, offset, "the payload of genesis is not whole; nothing can be verified"
                 )
             try:
                 manifest, adapter = open_genesis(message, payload)
             except EchelonError as error:
-                return Fault(FaultCode.GENESIS, offset, f"genesis does not hold: {error}")
+                return LogFault(FaultCode.GENESIS, offset, f"genesis does not hold: {error}")
             if not envelope.verified(bytes.fromhex(manifest.controller_public)):
-                return Fault(
+                return LogFault(
                     FaultCode.BAD_SIGNATURE, offset, "genesis is not signed by the controller it names"
                 )
             self.manifest, self.initial = manifest, adapter
@@ -322,13 +322,13 @@ class TopicLog:
             self._public, self._run = bytes.fromhex(manifest.controller_public), manifest.run_id
             return None
         if self._public is None or not envelope.verified(self._public):
-            return Fault(
+            return LogFault(
                 FaultCode.BAD_SIGNATURE, offset, f"this {message.kind} is not signed by the topic's writer"
             )
         if message.run != self._run:
-            return Fault(FaultCode.WRONG_RUN, offset, f"this {message.kind} is of run {message.run.hex()}")
+            return LogFault(FaultCode.WRONG_RUN, offset, f"this {message.kind} is of run {message.run.hex()}")
         if isinstance(message, Delta) and message.boundary != self._boundary:
-            return Fault(FaultCode.WRONG_RUN, offset, f"this delta is of boundary {message.boundary}")
+            return LogFault(FaultCode.WRONG_RUN, offset, f"this delta is of boundary {message.boundary}")
         return None
 
     def _place(self, record: LogRecord, message: Manifest, payload: bytes | None, problem: str) -> Step:
@@ -337,10 +337,10 @@ class TopicLog:
         refusal: RefusalReason | None = None
         if number < self.next_number:
             detail = f"another {message.kind} under number {number}, which was taken before"
-            return Step(None, (Fault(FaultCode.FORK, record.offset, detail),))
+            return Step(None, (LogFault(FaultCode.FORK, record.offset, detail),))
         if number > self.next_number:
             detail = f"number {number} where {self.next_number} must stand: what was between is missing"
-            faults.append(Fault(FaultCode.GAP, record.offset, detail))
+            faults.append(LogFault(FaultCode.GAP, record.offset, detail))
             refusal = RefusalReason.BAD_SEQUENCE
             if not self._resync:
                 return Step(None, tuple(faults))
@@ -351,13 +351,13 @@ class TopicLog:
             detail = (
                 f"its prefix is not that of what stands before it: {between} lost, gained or changed a record"
             )
-            faults.append(Fault(FaultCode.PREFIX, record.offset, detail))
+            faults.append(LogFault(FaultCode.PREFIX, record.offset, detail))
             refusal = refusal or RefusalReason.BAD_PREFIX
             # The signature vouches for the writer's own history: going on from it confines the damage to this
             # stretch.
             self.chain.value = message.prefix
         if problem:
-            faults.append(Fault(FaultCode.PAYLOAD, record.offset, problem))
+            faults.append(LogFault(FaultCode.PAYLOAD, record.offset, problem))
         if isinstance(message, Genesis | Delta | Commit):
             self._done[message.payload.transfer] = None
         self.next_number = number + 1
@@ -424,8 +424,8 @@ class TopicLog:
             }
 
 
-def _order(offset: int, chunk: Chunk, expected: int) -> Fault:
-    return Fault(
+def _order(offset: int, chunk: CrossingChunk, expected: int) -> LogFault:
+    return LogFault(
         FaultCode.CHUNK_ORDER,
         offset,
         f"chunk {chunk.index} where chunk {expected} of its transfer must stand",

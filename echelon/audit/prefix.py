@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 
-from echelon.audit.records import Chunk, LogRecord, is_chunk, read_chunk, record_hash
+from echelon.audit.records import CrossingChunk, LogRecord, is_chunk, read_chunk, record_hash
 from echelon.errors import CodecError
 from echelon.messages.wire import Refused
 
@@ -20,7 +20,7 @@ _TAG = b"echelon prefix v1\x00"
 
 def record_digest(record: LogRecord) -> bytes:
     """The hash, 32 bytes, by which a record counts in the chain of its topic."""
-    chunk: Chunk | None = None
+    chunk: CrossingChunk | None = None
     if is_chunk(record):
         try:
             chunk = read_chunk(record)

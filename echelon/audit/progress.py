@@ -19,7 +19,7 @@ from typing import Any, Self
 import msgpack
 import numpy as np
 
-from echelon.audit.findings import Code, CommitFacts, Finding, RefusalFacts, Severity
+from echelon.audit.findings import Code, Finding, RefusalFacts, Severity, VerifiedCommit
 from echelon.errors import EchelonError, StateError
 from echelon.messages.exchange import Close, Merged, Pace, RefusalReason
 from echelon.messages.wire import pack, plain
@@ -119,7 +119,7 @@ class TopicProgress:
 
 
 @dataclass(slots=True)
-class Progress:
+class AuditProgress:
     """The whole state.
 
     Attributes:
@@ -149,7 +149,7 @@ class Progress:
     close: Close | None
     findings: list[Finding]
     left_out: int
-    commits: list[CommitFacts]
+    commits: list[VerifiedCommit]
     refusals: list[RefusalFacts]
     owed: list[tuple[int, int, int, RefusalReason]]
     topics: dict[str, TopicProgress]
@@ -252,7 +252,7 @@ class Progress:
         )
         unpacker.feed(commits)
         known = [
-            CommitFacts(
+            VerifiedCommit(
                 commit=commit,
                 offset=offset,
                 merged=tuple(Merged.model_construct(**one) for one in merged),
@@ -292,7 +292,7 @@ class Progress:
         )
 
 
-def _packed(one: CommitFacts) -> bytes:
+def _packed(one: VerifiedCommit) -> bytes:
     merged = [plain(merged) for merged in one.merged]
     return pack([one.commit, one.offset, merged, one.tokens, plain(one.pace), one.adapter_sha256])
 

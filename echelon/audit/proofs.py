@@ -54,7 +54,7 @@ def _lines(hashes: Sequence[bytes]) -> bytes:
 
 
 @dataclass
-class _Log:
+class _ReadLog:
     """A log as it was read: the hashes of its leaves, and the envelopes that are asked for."""
 
     reading: TopicLog
@@ -133,8 +133,8 @@ def commit_proof(topics: Topics, number: int, notes: Sequence[bytes]) -> dict[st
     return {**files, INDEX: json.dumps(about, indent=2).encode() + b"\n"}
 
 
-def _global(topics: Topics, number: int) -> tuple[_Log, tuple[int, Genesis | Commit], RunManifest, bytes]:
-    main = _Log(TopicLog(GLOBAL))
+def _global(topics: Topics, number: int) -> tuple[_ReadLog, tuple[int, Genesis | Commit], RunManifest, bytes]:
+    main = _ReadLog(TopicLog(GLOBAL))
     found: tuple[int, Genesis | Commit] | None = None
     sealed = b""
     newest = 0
@@ -155,7 +155,7 @@ def _global(topics: Topics, number: int) -> tuple[_Log, tuple[int, Genesis | Com
     return main, found, main.reading.manifest, sealed
 
 
-def _checkpoints(main: _Log, manifest: RunManifest, notes: Sequence[bytes]) -> dict[int, bytes]:
+def _checkpoints(main: _ReadLog, manifest: RunManifest, notes: Sequence[bytes]) -> dict[int, bytes]:
     """Those of `global`, by size. Raises `AuditError` for one that the log's writer signed and the log contradicts."""
     name = origin(manifest.run_id, GLOBAL)
     found = {}
@@ -185,7 +185,7 @@ def _deltas(topics: Topics, commit: Commit, manifest: RunManifest) -> dict[str, 
         merged = [one.seq for one in commit.merged if one.boundary == head.boundary]
         if not merged:
             continue
-        log = _Log(
+        log = _ReadLog(
             TopicLog(
                 DELTA_PREFIX + terms.name,
                 public=bytes.fromhex(terms.gate_public),

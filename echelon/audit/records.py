@@ -90,7 +90,7 @@ class ManifestRecord(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class CrossingChunk:
     """A verified chunk: part `index` of `total` of a transfer of `length` bytes; `digest` covers its
     record."""
 
@@ -122,7 +122,7 @@ def is_chunk(record: LogRecord) -> bool:
     return bool(record.headers) and record.headers[0] == ("kind", b"chunk")
 
 
-def read_chunk(record: LogRecord) -> Chunk:
+def read_chunk(record: LogRecord) -> CrossingChunk:
     """Read and verify one chunk record.
 
     Raises:
@@ -146,7 +146,9 @@ def read_chunk(record: LogRecord) -> Chunk:
             Reason.BAD_TRANSFER,
             f"chunk {index} of {total} with {len(record.value)} of {length} bytes cannot be",
         )
-    return Chunk(transfer=transfer, index=index, total=total, length=length, digest=digest, data=record.value)
+    return CrossingChunk(
+        transfer=transfer, index=index, total=total, length=length, digest=digest, data=record.value
+    )
 
 
 def chunk_digest(topic: str, key: bytes, headers: Headers, value: bytes) -> bytes:
@@ -164,7 +166,7 @@ def chunk_digest(topic: str, key: bytes, headers: Headers, value: bytes) -> byte
     return digest.digest()
 
 
-def record_hash(record: LogRecord, chunk: Chunk | None = None) -> bytes:
+def record_hash(record: LogRecord, chunk: CrossingChunk | None = None) -> bytes:
     """SHA-256 that stands for topic, key, headers and value of a record (not its offset or time), 32 bytes.
 
     For a chunk that was verified its own digest covers all of that, so its bytes are not hashed a second

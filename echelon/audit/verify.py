@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from echelon.audit.cosigned import Evidence, Witnessed
-from echelon.audit.findings import Code, CommitFacts, Finding, RefusalFacts, Report, Severity, TopicFacts
+from echelon.audit.cosigned import AnnouncementProof, Witnessed
+from echelon.audit.findings import Code, Finding, RefusalFacts, Report, Severity, TopicFacts, VerifiedCommit
 from echelon.audit.heads import DELTA_PREFIX, GLOBAL, HEAD_PREFIX, WITNESS_PREFIX
 from echelon.audit.interlock import Interlock, Sighting
-from echelon.audit.log import Entry, Fault, FaultCode, TopicLog
+from echelon.audit.log import Entry, FaultCode, LogFault, TopicLog
 from echelon.audit.note import MAX_NOTE_BYTES, Checkpoint, SignedNote, origin
 from echelon.audit.policy import Policy
 from echelon.audit.records import Damaged, LogRecord
@@ -214,7 +214,7 @@ class Verifier:
             self._marks.setdefault(topic, {})[source.log.tree.size] = facts.root
         return step.entry
 
-    def _fault(self, topic: str, fault: Fault) -> None:
+    def _fault(self, topic: str, fault: LogFault) -> None:
         severity = Severity.INFO if fault.code in _HARMLESS else Severity.ERROR
         self._find(Code(fault.code.value), severity, topic, fault.offset, fault.detail)
 
@@ -304,7 +304,7 @@ class Verifier:
             self._owed[item.boundary, item.seq] = (item.offset, item.reason)
         self.report.adapter_sha256 = commit.adapter_sha256
         self.report.commits.append(
-            CommitFacts(
+            VerifiedCommit(
                 commit.commit, entry.offset, commit.merged, commit.tokens, commit.pace, commit.adapter_sha256
             )
         )
@@ -587,7 +587,7 @@ class Verifier:
             ]
         interlock.finish(sightings)
 
-    def evidence(self) -> tuple[Evidence, ...]:
+    def evidence(self) -> tuple[AnnouncementProof, ...]:
         """What witnesses' cosignatures prove about when deltas stood on their logs; complete once `run` has ended."""
         return () if self._witnessed is None else self._witnessed.evidence(self._marks)
 

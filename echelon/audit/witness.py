@@ -53,7 +53,7 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class HeadRefusal:
     """A head that was not taken. `conflict` has both notes where the writer signed what contradicts."""
 
     reason: RefusedBecause
@@ -61,7 +61,7 @@ class Refusal:
     conflict: Conflict | None = None
 
 
-def decide(log: WatchedLog, known: Known | None, data: bytes) -> Known | Refusal:
+def decide(log: WatchedLog, known: Known | None, data: bytes) -> Known | HeadRefusal:
     """What an announcement makes of what is known of a log; pure.
 
     Args:
@@ -75,16 +75,16 @@ def decide(log: WatchedLog, known: Known | None, data: bytes) -> Known | Refusal
     try:
         head = Head.decode(data)
     except CodecError as error:
-        return Refusal(RefusedBecause.MALFORMED, str(error))
+        return HeadRefusal(RefusedBecause.MALFORMED, str(error))
     checkpoint = log.signed(head.note)
     if checkpoint is None:
-        return Refusal(RefusedBecause.UNSIGNED, f"no checkpoint of {log.origin} that its writer signed")
+        return HeadRefusal(RefusedBecause.UNSIGNED, f"no checkpoint of {log.origin} that its writer signed")
     note = log.line(head.note).encode()
     size, root = (0, EMPTY_ROOT) if known is None else (known.size, known.root)
 
-    def refused(reason: RefusedBecause, detail: str) -> Refusal:
+    def refused(reason: RefusedBecause, detail: str) -> HeadRefusal:
         proven = reason is RefusedBecause.FORK and known is not None
-        return Refusal(
+        return HeadRefusal(
             reason, detail, Conflict(known=known.note, refused=note) if proven and known is not None else None
         )
 
@@ -141,7 +141,7 @@ class WitnessCore:
     def __post_init__(self) -> None:
         self._by_topic = {log.topic: log for log in self.logs}
 
-    def take(self, topic: str, data: bytes) -> Refusal | None:
+    def take(self, topic: str, data: bytes) -> HeadRefusal | None:
         """Take an announcement from the head topic of a log; None if it was taken, or is known already.
 
         Never raises for what stands in it. A conflict that was published before, or is beyond `MAX_CONFLICTS`, is
@@ -154,7 +154,7 @@ class WitnessCore:
         if found.conflict is not None:
             told = self._conflicts.setdefault(topic, [])
             if found.conflict.refused in told or len(told) >= MAX_CONFLICTS:
-                return Refusal(found.reason, found.detail)
+                return HeadRefusal(found.reason, found.detail)
             told.append(found.conflict.refused)
         return found
 

@@ -49,7 +49,7 @@ __all__ = [
 
 
 @dataclass
-class _Log:
+class _SharedLog:
     """What the buses of this process on one log have in common, for as long as one of them is open."""
 
     hub: Hub
@@ -59,7 +59,7 @@ class _Log:
     users: int = 0
 
 
-_logs: dict[str, _Log] = {}
+_logs: dict[str, _SharedLog] = {}
 _logs_lock = threading.Lock()
 _unnamed = itertools.count()
 
@@ -137,9 +137,9 @@ def _open_memory(
         raise ConfigError(f"bus {url!r}: give the log a name, as in memory://boundary-a")
     name = f"memory://{place}" if scheme == "memory" else f"memory: {next(_unnamed)}"
 
-    def make() -> _Log:
+    def make() -> _SharedLog:
         store = MemoryStore()
-        return _Log(store.hub, memory=store)
+        return _SharedLog(store.hub, memory=store)
 
     log = _acquire(name, make)
     assert log.memory is not None
@@ -159,9 +159,9 @@ async def _open_sqlite(url: str, place: str, query: str, read_only: bool, max_re
     path = _file(place)
     name = f"sqlite:{path}"
 
-    def make() -> _Log:
+    def make() -> _SharedLog:
         hub = Hub()
-        return _Log(hub, watcher=Watcher(hub, lambda: SqliteWatch(path, hub, read_only=read_only)))
+        return _SharedLog(hub, watcher=Watcher(hub, lambda: SqliteWatch(path, hub, read_only=read_only)))
 
     virtual = is_virtual()
     worker = None if virtual else ThreadPoolExecutor(1, thread_name_prefix=f"echelon-bus-{path.name}")
@@ -196,7 +196,7 @@ def _file(place: str) -> Path:
     return Path(unquote(place[1:])).resolve()
 
 
-def _acquire(name: str, make: Callable[[], _Log]) -> _Log:
+def _acquire(name: str, make: Callable[[], _SharedLog]) -> _SharedLog:
     with _logs_lock:
         log = _logs.get(name)
         if log is None:

@@ -110,7 +110,7 @@ class _Link:
 
 
 @dataclass(slots=True, eq=False)
-class _Sending:
+class _FaultySending:
     """One publish on its way."""
 
     records: list[Outgoing]  # what will be appended, repeats included
@@ -139,9 +139,9 @@ class FaultyBus(Bus):
         if origin is None:
             origin = 0.0 if is_virtual() else self.loop.time()
         self._outages = sorted((origin + start, origin + end) for start, end in plan.outages)
-        self._way: deque[tuple[float, _Sending]] = deque()
+        self._way: deque[tuple[float, _FaultySending]] = deque()
         self._pump: asyncio.Task[None] | None = None
-        self._appending: dict[asyncio.Task[None], _Sending] = {}
+        self._appending: dict[asyncio.Task[None], _FaultySending] = {}
         self._readers: dict[FaultyReader, None] = {}
         self._closing: asyncio.Task[None] | None = None
 
@@ -215,7 +215,7 @@ class FaultyBus(Bus):
         if self._happens(self.plan.lose_before):
             cut = self.random.randrange(len(records))
         answered = not self._happens(self.plan.lose_after) and cut == len(records)
-        sending = _Sending([], [], answered, self.loop.create_future())
+        sending = _FaultySending([], [], answered, self.loop.create_future())
         for record in records[:cut]:
             sending.firsts.append(len(sending.records))
             sending.records += [record, record] if self._happens(self.plan.duplicate) else [record]
@@ -241,7 +241,7 @@ class FaultyBus(Bus):
         finally:
             self._pump = None
 
-    async def _append(self, sending: _Sending) -> None:
+    async def _append(self, sending: _FaultySending) -> None:
         offsets: list[int] = []
         error: Exception | None = None
         try:

@@ -20,9 +20,9 @@ from typing_extensions import override
 
 from echelon.bus.base import Bus, Direction, Meter, Moved, Outgoing, TopicPartition, Traffic
 from echelon.bus.kafka_group import KafkaMember
-from echelon.bus.kafka_link import Link
+from echelon.bus.kafka_link import KafkaLink
 from echelon.bus.kafka_reader import READ_UNCOMMITTED, KafkaReader
-from echelon.bus.kafka_writer import BATCH_BYTES, Writer
+from echelon.bus.kafka_writer import BATCH_BYTES, KafkaWriter
 from echelon.bus.store import MAX_RECORD_BYTES, check_batch, check_same_partitions, check_topic
 from echelon.bus.tls import Identity
 from echelon.errors import BusClosed, BusError
@@ -65,9 +65,9 @@ class KafkaBus(Bus):
         self._read_only = read_only
         self._max_read_bytes = max_read_bytes
         self._meter = Meter()
-        self._link = Link(servers, identity, timeout)
+        self._link = KafkaLink(servers, identity, timeout)
         self._known: dict[str, int] = {}
-        self._writer = Writer(self._link, self._partitions, _check, self._meter)
+        self._writer = KafkaWriter(self._link, self._partitions, _check, self._meter)
         self._readers: dict[KafkaReader, None] = {}
         self._members: set[KafkaMember] = set()
         self._ending: set[asyncio.Task[None]] = set()

@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from echelon.backoff import Backoff
 from echelon.bus.base import Committed, GroupMember, Moved
-from echelon.bus.kafka_link import BACKOFF_S, Link
+from echelon.bus.kafka_link import BACKOFF_S, KafkaLink
 from echelon.errors import BusClosed, BusDenied, BusError, ConnectionLost
 
 SESSION_S = 20.0
@@ -47,7 +47,7 @@ class KafkaMember(GroupMember):
 
     def __init__(
         self,
-        link: Link,
+        link: KafkaLink,
         group: str,
         topic: str,
         *,
@@ -96,7 +96,7 @@ class KafkaMember(GroupMember):
             rebalance_timeout_ms=int(REBALANCE_S * 1000),
             max_poll_interval_ms=FOREVER_MS,  # liveness is the heartbeat; nothing is polled for
         )
-        consumer.subscribe([self._topic], listener=_Listener(self, consumer))
+        consumer.subscribe([self._topic], listener=_RebalanceListener(self, consumer))
         try:
             async with asyncio.timeout(self._link.timeout + REBALANCE_S):
                 await consumer.start()
@@ -245,7 +245,7 @@ class KafkaMember(GroupMember):
         )
 
 
-class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
+class _RebalanceListener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
     """Passes on which partitions a member has."""
 
     def __init__(self, member: KafkaMember, consumer: AIOKafkaConsumer) -> None:

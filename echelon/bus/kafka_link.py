@@ -67,7 +67,7 @@ async def hang_up(client: AIOKafkaClient) -> None:
             closing.cancel()
 
 
-class Link:
+class KafkaLink:
     """One process's connection to one broker.
 
     Args:

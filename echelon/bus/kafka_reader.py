@@ -21,7 +21,7 @@ from aiokafka.record.memory_records import MemoryRecords
 
 from echelon.backoff import Backoff
 from echelon.bus.base import Meter, Reader, Record, RecordDamaged, TopicPartition
-from echelon.bus.kafka_link import BACKOFF_S, BULK_S, STALL_S, Link, hang_up
+from echelon.bus.kafka_link import BACKOFF_S, BULK_S, STALL_S, KafkaLink, hang_up
 from echelon.errors import BusClosed, BusError, ConnectionLost, OffsetOutOfRange
 
 LONG_POLL_S = 0.5
@@ -43,7 +43,7 @@ LOOK_S = 2.0
 
 
 @dataclass(slots=True, eq=False)
-class _Part:
+class _PartitionState:
     """What a reader knows of one partition. A seek makes a new one, so that late answers find nobody."""
 
     at: TopicPartition
@@ -154,7 +154,7 @@ class KafkaReader(Reader):
 
     def __init__(
         self,
-        link: Link,
+        link: KafkaLink,
         meter: Meter,
         positions: Mapping[TopicPartition, int],
         max_read_bytes: int,
@@ -165,7 +165,7 @@ class KafkaReader(Reader):
         self._max_read_bytes = max_read_bytes
         self._forget = forget
         self._loop = asyncio.get_running_loop()
-        self._parts: dict[TopicPartition, _Part] = {}  # in the order in which they are read
+        self._parts: dict[TopicPartition, _PartitionState] = {}  # in the order in which they are read
         self._closed = False
         self._pump: asyncio.Task[None] | None = None
         self._news = asyncio.Event()  # for `next`: something came
@@ -192,7 +192,7 @@ class KafkaReader(Reader):
     def seek(self, at: TopicPartition, offset: int) -> None:
         """See `Reader.seek`. Whether the offset exists is checked by `next`."""
         self._check_open()
-        part = self._parts[at] = _Part(at, offset, offset)
+        part = self._parts[at] = _PartitionState(at, offset, offset)
         if offset < 0:
             part.error = OffsetOutOfRange(
                 f"{at.topic}/{at.partition}: offset {offset} is below 0; offsets begin there"
@@ -296,7 +296,7 @@ class KafkaReader(Reader):
         self._room.set()
         return records
 
-    def _raise(self, part: _Part, error: BusError) -> None:
+    def _raise(self, part: _PartitionState, error: BusError) -> None:
         if part.position >= 0 and not isinstance(error, RecordDamaged):
             part.error, part.looked = None, False  # the next call asks the broker again
             self._room.set()
@@ -352,9 +352,11 @@ class KafkaReader(Reader):
                 task.cancel()
             await asyncio.wait([room, *flights.values()])
 
-    async def _plan(self, client: AIOKafkaClient, busy: Mapping[int, object]) -> dict[int, list[_Part]]:
+    async def _plan(
+        self, client: AIOKafkaClient, busy: Mapping[int, object]
+    ) -> dict[int, list[_PartitionState]]:
         """What to ask which node now."""
-        plan: dict[int, list[_Part]] = {}
+        plan: dict[int, list[_PartitionState]] = {}
         if sum(part.size for part in self._parts.values()) >= self._max_read_bytes:
             return plan
         # A broker fills its answer in the order of the question: those that have least come first.
@@ -376,7 +378,9 @@ class KafkaReader(Reader):
                 plan.setdefault(node, []).append(part)
         return plan
 
-    async def _fetch(self, client: AIOKafkaClient, node: int, parts: list[_Part], backoff: Backoff) -> None:
+    async def _fetch(
+        self, client: AIOKafkaClient, node: int, parts: list[_PartitionState], backoff: Backoff
+    ) -> None:
         most = min(self._most, self._max_read_bytes)
         asked = {part.at: part for part in parts}
         topics: dict[str, list[tuple[int, int, int]]] = {}
@@ -411,7 +415,7 @@ class KafkaReader(Reader):
             await client.force_metadata_update()
             await backoff.wait()
 
-    def _refusal(self, part: _Part, code: int) -> BusError:
+    def _refusal(self, part: _PartitionState, code: int) -> BusError:
         at = part.at
         if code == kafka.OffsetOutOfRangeError.errno:
             return OffsetOutOfRange(

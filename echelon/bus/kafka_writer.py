@@ -22,7 +22,7 @@ from aiokafka.structs import RecordMetadata
 
 from echelon.backoff import Backoff
 from echelon.bus.base import Meter, Outgoing, TopicPartition
-from echelon.bus.kafka_link import BACKOFF_S, BULK_S, STALL_S, Link, hang_up
+from echelon.bus.kafka_link import BACKOFF_S, BULK_S, STALL_S, KafkaLink, hang_up
 from echelon.errors import BusClosed, BusDenied, BusError, ConnectionLost
 
 BATCH_BYTES = 1_048_588
@@ -69,7 +69,7 @@ class _Lane:
     size: int = 0
 
 
-class Writer:
+class KafkaWriter:
     """Appends records for one bus.
 
     Args:
@@ -81,7 +81,7 @@ class Writer:
 
     def __init__(
         self,
-        link: Link,
+        link: KafkaLink,
         partitions: Callable[[set[str]], Awaitable[Mapping[str, int]]],
         check: Callable[[Sequence[Outgoing], Mapping[str, int]], None],
         meter: Meter,

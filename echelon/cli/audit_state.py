@@ -12,7 +12,7 @@ from typing import Any
 from echelon import __version__
 from echelon.audit.findings import Report
 from echelon.audit.incremental import OpenFrom, verify_new
-from echelon.audit.progress import MAX_STATE_BYTES, Progress
+from echelon.audit.progress import MAX_STATE_BYTES, AuditProgress
 from echelon.config.reading import read_file
 from echelon.errors import ConfigError, StateError
 
@@ -55,11 +55,11 @@ class StateFile:
             self.said = f"{self.path} was not written: {outcome.why_not}"
         return outcome.report
 
-    def _read(self) -> Progress | None:
+    def _read(self) -> AuditProgress | None:
         if not os.path.lexists(self.path):
             return None
         data = read_file(self.path, "--incremental", MAX_STATE_BYTES)
-        return Progress.decode(data, reader=__version__)
+        return AuditProgress.decode(data, reader=__version__)
 
 
 def write_file(path: Path, data: bytes, option: str) -> None:

@@ -13,7 +13,7 @@ from echelon.cli.output import change, count, duration, size
 from echelon.report.data import RunSummary
 
 
-class Outcome(RunSummary):
+class ClosingSummary(RunSummary):
     """`summary.json`, with what the closing table shows besides what a report does.
 
     `best_commit` is the one that `echelon export --commit best` writes.
@@ -25,7 +25,9 @@ class Outcome(RunSummary):
     windows_void: int = 0
 
 
-def show(console: Console, outcome: Outcome, files: Mapping[str, str], alarms: Sequence[str] = ()) -> None:
+def show(
+    console: Console, outcome: ClosingSummary, files: Mapping[str, str], alarms: Sequence[str] = ()
+) -> None:
     """Print losses, figures, verdict and where the files lie.
 
     Args:
@@ -90,7 +92,7 @@ def _points(base: float, final: float) -> str:
     return f"{100 * (final - base):+.1f}".replace("-", "−")
 
 
-def _figures(outcome: Outcome) -> Table:
+def _figures(outcome: ClosingSummary) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", min_width=12, no_wrap=True)
     table.add_column(justify="right", min_width=12, no_wrap=True)

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from echelon.cli.output import count, duration, size
-from echelon.cli.progress import STOPPING, Progress, Story, event_of
+from echelon.cli.progress import STOPPING, ProgressDisplay, Story, event_of
 
 EVERY = 30.0
 """Longest silence, in seconds."""
 
 
-class LineProgress(Progress):
+class LineProgress(ProgressDisplay):
     """Writes lines to a stream; see the module's docstring.
 
     Args:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from echelon.cli.output import count, duration
-from echelon.cli.progress import STOPPING, Event, Progress, Story, event_of
+from echelon.cli.progress import STOPPING, Event, ProgressDisplay, Story, event_of
 from echelon.run.recorder import BoundaryView
 
 REFRESH = 4
@@ -26,7 +26,7 @@ WIDE = 100
 """Columns from which there is room for more."""
 
 
-class LiveProgress(Progress):
+class LiveProgress(ProgressDisplay):
     """Draws a story on a terminal; see the module's docstring.
 
     Args:

@@ -171,7 +171,7 @@ def data_words(facts: Mapping[str, Any]) -> str:
     return text
 
 
-class Progress(AbstractContextManager["Progress"], Protocol):
+class ProgressDisplay(AbstractContextManager["ProgressDisplay"], Protocol):
     """How a run is shown while it goes on."""
 
     def status(self, text: str) -> None:

@@ -39,10 +39,10 @@ def run_command(
     Exit codes: 0 good; 1 failed, or findings of the audit; 2 wrong configuration; 130 stopped.
     """
     with guarded():
-        from echelon.cli.running import Order, execute
+        from echelon.cli.running import RunArguments, execute
 
         code = execute(
-            Order(
+            RunArguments(
                 config=config,
                 out=out,
                 overrides=tuple(overrides or ()),

@@ -22,7 +22,7 @@ from echelon.cli.live import LiveProgress
 from echelon.cli.logs import LOG_FILE, logging_to, quiet_libraries, stderr_to
 from echelon.cli.output import FAILED, print_json, show_error
 from echelon.cli.parents import load_parent
-from echelon.cli.progress import Progress, Story
+from echelon.cli.progress import ProgressDisplay, Story
 from echelon.cli.stopping import Stopped, Stopper
 from echelon.cli.tensorboard import FOLDER, TensorBoard
 from echelon.compute.warm_start import Parent
@@ -45,7 +45,7 @@ ADJUSTABLE = ("compute", "window", "cost", "simulation", "logging")
 
 
 @dataclass(frozen=True)
-class Order:
+class RunArguments:
     """The arguments of `echelon run`."""
 
     config: Path | None
@@ -57,7 +57,7 @@ class Order:
     start: str | None = None
 
 
-def execute(order: Order) -> int:
+def execute(order: RunArguments) -> int:
     """Carry out an order; the exit code.
 
     Raises:
@@ -91,7 +91,7 @@ def execute(order: Order) -> int:
             _remove(out, folder_too=not existed)
 
 
-def _settings(order: Order) -> tuple[RunSettings, Path]:
+def _settings(order: RunArguments) -> tuple[RunSettings, Path]:
     """The settings to run with, and the run folder."""
     if order.resume is None:
         if order.config is None:
@@ -147,7 +147,9 @@ def _locked(out: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _run(order: Order, settings: RunSettings, out: Path, offset: float, parent: Parent | None) -> Result:
+def _run(
+    order: RunArguments, settings: RunSettings, out: Path, offset: float, parent: Parent | None
+) -> Result:
     """Run the federation while it is shown."""
     quiet_libraries()
     virtual = settings.clock == "virtual"
@@ -155,7 +157,7 @@ def _run(order: Order, settings: RunSettings, out: Path, offset: float, parent: 
     on_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not order.quiet
     with ExitStack() as stack:
         # First of all, so that a signal is taken from here on, before anything can be seen of the run.
-        progress: Progress = Silent()
+        progress: ProgressDisplay = Silent()
         stopper = stack.enter_context(Stopper(lambda: progress.stopping(), lambda: progress.abandon()))
         recorder = Recorder({b.name: len(b.device_list()) for b in settings.boundaries}, metrics, offset)
         stack.callback(recorder.close)
@@ -189,7 +191,7 @@ def _run(order: Order, settings: RunSettings, out: Path, offset: float, parent: 
         return asyncio.run(stopper.run(federation.run))
 
 
-class Silent(Progress):
+class Silent(ProgressDisplay):
     """Shows nothing."""
 
     def __exit__(self, *_: object) -> None:
@@ -219,7 +221,7 @@ def _lines(path: Path) -> Iterator[dict[str, object]]:
                     yield line
 
 
-def _close(order: Order, out: Path, result: Result) -> int:
+def _close(order: RunArguments, out: Path, result: Result) -> int:
     """The report, the closing table, and the exit code."""
     try:
         page = build_report(out)
@@ -240,7 +242,7 @@ def _close(order: Order, out: Path, result: Result) -> int:
             "verify with": f"echelon audit verify {out}",
             "genesis": result.audit.genesis_sha256.hex(),
         }
-        outcome = closing.Outcome.model_validate(result.summary)
+        outcome = closing.ClosingSummary.model_validate(result.summary)
         closing.show(Console(highlight=False), outcome, shown, alarms)
     return 0 if result.audit.ok else FAILED
 

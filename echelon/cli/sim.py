@@ -19,7 +19,7 @@ from echelon.cli.output import FAILED, JsonOption, guarded, print_json, show_err
 from echelon.cli.stopping import Stopper
 
 if TYPE_CHECKING:
-    from echelon.sim.explorer import Summary, Verdict
+    from echelon.sim.explorer import SeedVerdict, Summary
     from echelon.sim.schedule import Schedule
 
 EVERY = 30.0
@@ -111,7 +111,7 @@ def explore_command(
 
             with _progress(total) as shown:
 
-                def told(verdict: Verdict, summary: Summary) -> bool:
+                def told(verdict: SeedVerdict, summary: Summary) -> bool:
                     shown.tick(summary.seeds, len(summary.failed))
                     if verdict.findings:
                         files[verdict.seed] = _keep(out, draw(verdict.seed), f"seed-{verdict.seed}.json")
@@ -126,7 +126,7 @@ def explore_command(
                     lost = error
             if shrink and summary.failed and not stopped():
                 smallest = _shrunk(draw(min(summary.failed)), out, stopped)
-        report = Report(summary, files, smallest, total, _left(wanted, summary.ran, seeds))
+        report = ExplorationReport(summary, files, smallest, total, _left(wanted, summary.ran, seeds))
         if as_json:
             print_json(_facts(report))
         else:
@@ -283,7 +283,7 @@ def repeat(seed: int) -> str:
 
 
 @dataclass(frozen=True)
-class Report:
+class ExplorationReport:
     """What is printed of an exploration.
 
     Attributes:
@@ -314,7 +314,7 @@ def _left(wanted: tuple[range, ...], ran: set[int], text: str) -> str:
     return ",".join(part for part in parts if part)
 
 
-def _facts(report: Report) -> dict[str, Any]:
+def _facts(report: ExplorationReport) -> dict[str, Any]:
     summary, files, smallest = report.summary, report.files, report.smallest
     return {
         "seeds": summary.seeds,
@@ -339,7 +339,7 @@ def _facts(report: Report) -> dict[str, Any]:
     }
 
 
-def _show(report: Report) -> None:
+def _show(report: ExplorationReport) -> None:
     summary, files, smallest = report.summary, report.files, report.smallest
     from rich import box
     from rich.console import Console

@@ -11,7 +11,7 @@ import typer
 from echelon.cli.output import FAILED, JsonOption, guarded, print_json
 
 if TYPE_CHECKING:
-    from echelon.provision.kafka import Drift
+    from echelon.provision.kafka import TopicDrift
 
 ConfigOption = Annotated[
     Path,
@@ -150,7 +150,7 @@ def check_command(config: ConfigOption, as_json: JsonOption = False) -> None:
             raise typer.Exit(FAILED)
 
 
-def _plain(drift: Drift) -> dict[str, str]:
+def _plain(drift: TopicDrift) -> dict[str, str]:
     return {
         "kind": drift.kind.value,
         "subject": drift.subject,
@@ -160,11 +160,11 @@ def _plain(drift: Drift) -> dict[str, str]:
     }
 
 
-def _rules_counted(drifts: Iterable[Drift]) -> list[Drift]:
+def _rules_counted(drifts: Iterable[TopicDrift]) -> list[TopicDrift]:
     """The same with one line for all new rules of a principal: a new broker gets hundreds."""
-    from echelon.provision.kafka import Drift, Kind, Remedy
+    from echelon.provision.kafka import Kind, Remedy, TopicDrift
 
-    lines: list[Drift] = []
+    lines: list[TopicDrift] = []
     counts: dict[str, int] = {}
     for drift in drifts:
         if drift.kind is Kind.RULE_MISSING and drift.binding is not None:
@@ -173,12 +173,12 @@ def _rules_counted(drifts: Iterable[Drift]) -> list[Drift]:
         else:
             lines.append(drift)
     return lines + [
-        Drift(Kind.RULE_MISSING, f"of {principal}", f"{number} rules", "none", Remedy.APPLY)
+        TopicDrift(Kind.RULE_MISSING, f"of {principal}", f"{number} rules", "none", Remedy.APPLY)
         for principal, number in sorted(counts.items())
     ]
 
 
-def _table(drifts: Iterable[Drift]) -> None:
+def _table(drifts: Iterable[TopicDrift]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from echelon.config.boundary import BoundarySettings
-from echelon.config.profile import ComputeSettings, DeviceClassSettings, EdgeSettings
+from echelon.config.profile import ComputeSettings, DeviceClassSettings, EdgeProfileSettings
 from echelon.config.run import RunSettings
 from echelon.config.split import ClassSettings, DeviceProfileSettings, EncodingSettings, SplitSettings
 from echelon.elsa.costs import Load
@@ -129,7 +129,7 @@ def device_profile(name: str, profile: DeviceProfileSettings | DeviceClassSettin
     )
 
 
-def edge_profile(edge: EdgeSettings) -> EdgeProfile:
+def edge_profile(edge: EdgeProfileSettings) -> EdgeProfile:
     """An edge's profile as the planner takes it."""
     return EdgeProfile(_processor(edge), edge.devices, edge.memory or math.inf)
 

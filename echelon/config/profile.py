@@ -82,7 +82,7 @@ class DeviceClassSettings(ComputeSettings):
     rtt: Duration = Field(default=0.0, description="Round trip between device and edge, e.g. `40 ms`.")
 
 
-class EdgeSettings(ComputeSettings):
+class EdgeProfileSettings(ComputeSettings):
     """The edge server that devices share."""
 
     devices: int = Field(default=1, ge=1, le=10_000, description="How many devices share it.")
@@ -131,7 +131,7 @@ class ProfileFile(Settings):
     """Everything that a split is planned from, apart from the model."""
 
     work: WorkSettings = Field(default=WorkSettings(), description="What is trained.")
-    edge: EdgeSettings = Field(description="The edge server.")
+    edge: EdgeProfileSettings = Field(description="The edge server.")
     classes: tuple[DeviceClassSettings, ...] = Field(
         min_length=1, max_length=64, description="Classes of devices, each planned on its own."
     )

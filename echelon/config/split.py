@@ -7,7 +7,7 @@ from typing import Annotated, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from echelon.config.profile import RUNTIME, RUNTIME_TEXT, BitRate, Bytes, ComputeSettings, Duration
-from echelon.config.profile import EdgeSettings as EdgeProfileSettings
+from echelon.config.profile import EdgeProfileSettings as EdgeProfileSettings
 from echelon.config.training import Settings
 from echelon.messages.names import EdgeId
 

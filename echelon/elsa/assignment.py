@@ -25,7 +25,7 @@ Costs = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
+class PlacedDevice:
     """A device to be placed: its cluster, its trust in millionths, and round trips in microseconds by edge.
 
     An edge that is missing from `rtt_us` cannot be reached.
@@ -57,7 +57,7 @@ class AssignmentRule:
             raise ProtocolError(f"{self}: base is in (0, {PPM}], weights are at most {100 * PPM}")
 
 
-def hosts(devices: Mapping[str, Device], capacity: Mapping[str, int]) -> dict[tuple[int, str], int]:
+def hosts(devices: Mapping[str, PlacedDevice], capacity: Mapping[str, int]) -> dict[tuple[int, str], int]:
     """How many devices of each cluster each edge is meant for, by (cluster, edge): where clusters should sit together.
 
     Clusters, the largest first, take the edge with the least mean round trip among those with the most room for them,
@@ -83,13 +83,13 @@ def hosts(devices: Mapping[str, Device], capacity: Mapping[str, int]) -> dict[tu
     return target
 
 
-def _mean_rtt(members: list[Device], edge: str) -> float:
+def _mean_rtt(members: list[PlacedDevice], edge: str) -> float:
     known = [device.rtt_us[edge] for device in members if edge in device.rtt_us]
     missing = len(members) - len(known)
     return (sum(known) + missing * 60_000_000) / len(members)
 
 
-def cost(device: Device, edge: str, share: int, rule: AssignmentRule) -> int | None:
+def cost(device: PlacedDevice, edge: str, share: int, rule: AssignmentRule) -> int | None:
     """What a device at an edge costs in millionths, or None if it cannot be reached.
 
     (base + (1 - base) · trust) · (affinity · (1 - share) + latency · rtt / unit), with `share` in millionths the part
@@ -110,7 +110,7 @@ def cost(device: Device, edge: str, share: int, rule: AssignmentRule) -> int | N
 
 
 def assign(
-    devices: Mapping[str, Device],
+    devices: Mapping[str, PlacedDevice],
     capacity: Mapping[str, int],
     current: Mapping[str, str] | None = None,
     rule: AssignmentRule | None = None,
@@ -159,7 +159,7 @@ def assign(
 
 
 def _table(
-    devices: Mapping[str, Device],
+    devices: Mapping[str, PlacedDevice],
     capacity: Mapping[str, int],
     current: Mapping[str, str],
     *,
@@ -196,7 +196,7 @@ def moves(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[str, ...
     return tuple(sorted(name for name, edge in after.items() if name in before and before[name] != edge))
 
 
-def _check(devices: Mapping[str, Device], capacity: Mapping[str, int]) -> None:
+def _check(devices: Mapping[str, PlacedDevice], capacity: Mapping[str, int]) -> None:
     if any(places < 0 for places in capacity.values()):
         raise ProtocolError("an edge has a negative capacity")
     if (

@@ -4,7 +4,7 @@ Under secure aggregation nobody can weigh a device down afterwards, so trust dec
 out of the cohort. The measure and every constant are ours; docs/elsa.md says what they were chosen from.
 
 Divergences are floats and may differ in their last bits between machines. They are rounded to integers once
-(`Evidence`), and everything from there on is integer arithmetic, so that a recorded decision can be taken again.
+(`TrustEvidence`), and everything from there on is integer arithmetic, so that a recorded decision can be taken again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MOST = 10**9
 """Largest magnitude of a deviation, in thousandths."""
 
 
-class Verdict(StrEnum):
+class TrustVerdict(StrEnum):
     """Why a device is admitted or kept out: the closed list that goes with a refusal."""
 
     ADMITTED = "admitted"
@@ -42,7 +42,7 @@ class Verdict(StrEnum):
     @property
     def admitted(self) -> bool:
         """Whether the device may take part in a window."""
-        return self is Verdict.ADMITTED
+        return self is TrustVerdict.ADMITTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class TrustRule:
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class TrustEvidence:
     """What one record says about a device, as integers.
 
     `apart` is the robust deviation of its divergence from the consensus, `moved` of its divergence from its own past,
@@ -140,7 +140,7 @@ def evidence(
     labels: Sequence[int],
     standing: Sequence[Standing],
     rule: TrustRule | None = None,
-) -> tuple[Evidence, ...]:
+) -> tuple[TrustEvidence, ...]:
     """What a round of records says about every device, in their order.
 
     `now` are predictive distributions, uint16[rows, classes]; `past` those of each device's record before, None at its
@@ -192,7 +192,7 @@ def evidence(
         middle = float(np.median(typical)) if typical else 0.0
         still = own is not None and middle > rule.floor and own < rule.still * middle
         found.append(
-            Evidence(
+            TrustEvidence(
                 _deviation(apart[place], [apart[other] for other in peers[place]], rule),
                 _deviation(own, typical, rule),
                 still,
@@ -212,14 +212,14 @@ def _deviation(value: float | None, others: Sequence[float | None], rule: TrustR
     return max(-MOST, min(MOST, scaled))
 
 
-def score(seen: Evidence, rule: TrustRule) -> int:
+def score(seen: TrustEvidence, rule: TrustRule) -> int:
     """How well a record agrees, in millionths: by the larger of both deviations; only being too far counts."""
     fine, bad = round(rule.fine * MILLI), round(rule.bad * MILLI)
     worst = max(seen.apart, seen.moved)
     return max(0, min(PPM, PPM * (bad - worst) // (bad - fine)))
 
 
-def update(standing: Standing, seen: Evidence, rule: TrustRule | None = None) -> Standing:
+def update(standing: Standing, seen: TrustEvidence, rule: TrustRule | None = None) -> Standing:
     """The standing after one more record.
 
     trust ← trust + (score - trust) · half / 256, in integers rounded down; the first record's score is taken as it is,
@@ -247,19 +247,19 @@ def update(standing: Standing, seen: Evidence, rule: TrustRule | None = None) ->
     )
 
 
-def admit(standing: Standing | None, rule: TrustRule | None = None) -> Verdict:
+def admit(standing: Standing | None, rule: TrustRule | None = None) -> TrustVerdict:
     """Whether a device may take part in the next window, and if not, why.
 
     `None` or no record yet: kept out, because a record costs a device one warm-up and says all that is asked for.
     """
     rule = rule or TrustRule()
     if standing is None or standing.records == 0:
-        return Verdict.NO_RECORD
+        return TrustVerdict.NO_RECORD
     if not standing.out:
-        return Verdict.ADMITTED
+        return TrustVerdict.ADMITTED
     if standing.idle >= rule.patience:
-        return Verdict.STALE
-    return Verdict.ERRATIC if standing.moved > standing.apart else Verdict.INCONSISTENT
+        return TrustVerdict.STALE
+    return TrustVerdict.ERRATIC if standing.moved > standing.apart else TrustVerdict.INCONSISTENT
 
 
 def judge(
@@ -268,7 +268,7 @@ def judge(
     labels: Mapping[str, int],
     standing: Mapping[str, Standing],
     rule: TrustRule | None = None,
-) -> tuple[dict[str, Standing], dict[str, Evidence]]:
+) -> tuple[dict[str, Standing], dict[str, TrustEvidence]]:
     """One round over named devices: the new standing of all, and the evidence that a replay needs.
 
     Devices without a record in `now` keep their standing. The result does not depend on the order of the maps.

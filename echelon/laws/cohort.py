@@ -26,7 +26,7 @@ from echelon.messages.exchange import MAX_WINDOW_TOKENS, WindowSummary
 from echelon.messages.manifest import MILLION, RunManifest, SecureTerms
 from echelon.messages.split import EdgePart
 from echelon.messages.wire import DeviceId, pack
-from echelon.secagg.context import Context, Member, ring_threshold, threshold
+from echelon.secagg.context import Context, ContextMember, ring_threshold, threshold
 from echelon.secagg.floors import weight_cap, weight_holds
 from echelon.secagg.graph import Ring
 from echelon.secagg.ring import LIMBS, bound, centred, unpack_sum
@@ -224,7 +224,7 @@ def context_of(cohort: Cohort, manifest: RunManifest, dim: int) -> Context:
         window=cohort.window,
         version=cohort.version,
         members=tuple(
-            Member(DeviceId(member.device), member.n, member.weight, member.base_version)
+            ContextMember(DeviceId(member.device), member.n, member.weight, member.base_version)
             for member in cohort.members
         ),
         bases_root=bases_root((base.version, base.sha256) for base in cohort.bases),

@@ -46,7 +46,7 @@ START = Decision("reference", "start")
 _MAGIC = b"echelon drift pace v2\x00"
 
 
-class Phase(StrEnum):
+class PacePhase(StrEnum):
     """What the controller is doing."""
 
     REFERENCE = "reference"
@@ -93,7 +93,7 @@ class DriftPace:
     terms: PaceTerms
     pace: Pace
     unit: int
-    phase: Phase = Phase.REFERENCE
+    phase: PacePhase = PacePhase.REFERENCE
     newest: int = 0
     since: int = 0
     left: int = 0
@@ -211,7 +211,7 @@ class DriftPace:
         )  # fmt: skip
         if core.left > 0:
             return core._stay("measuring")
-        return core._try_next("measured") if self.phase is Phase.REFERENCE else core._decide()
+        return core._try_next("measured") if self.phase is PacePhase.REFERENCE else core._decide()
 
     def _try_next(self, reason: str) -> DriftPace:
         """Start the next trial that bounds, floor and measurements allow."""
@@ -225,7 +225,7 @@ class DriftPace:
                 continue
             if trial.shorter and coherence + self.terms.hysteresis_ppm >= MILLION:
                 continue  # there is nothing left to gain
-            core = replace(self, phase=Phase.PROBE, reference=measured, place=place,
+            core = replace(self, phase=PacePhase.PROBE, reference=measured, place=place,
                            before=(self.pace.steps, self.pace.windows))  # fmt: skip
             word = "shorter" if trial.shorter else "longer"
             return core._move(*target, f"{reason}; trying a {word} {'H' if trial.steps else 'R'}")
@@ -258,13 +258,13 @@ class DriftPace:
         if trial.shorter:
             if gain > self.terms.hysteresis_ppm:
                 # It paid: try half of it again, held against what was just measured.
-                return replace(self, phase=Phase.REFERENCE, failed=0)._try_next(
+                return replace(self, phase=PacePhase.REFERENCE, failed=0)._try_next(
                     "shorter is more coherent, kept"
                 )
             return self._back(following, "shorter is no more coherent")
         if gain < -self.terms.hysteresis_ppm:
             return self._back(following, "longer is less coherent")
-        return replace(self, phase=Phase.REFERENCE, place=following, failed=0)._try_next(
+        return replace(self, phase=PacePhase.REFERENCE, place=following, failed=0)._try_next(
             "longer is as coherent, kept"
         )
 
@@ -274,7 +274,7 @@ class DriftPace:
         return replace(core, failed=self.failed + 1, left=self.terms.period << min(self.failed, MOST_WAITS))
 
     def _restart(self, steps: int, windows: int, reason: str) -> DriftPace:
-        return replace(self, phase=Phase.REFERENCE)._move(steps, windows, reason)
+        return replace(self, phase=PacePhase.REFERENCE)._move(steps, windows, reason)
 
     def _move(self, steps: int, windows: int, reason: str) -> DriftPace:
         """Announce another pace, and measure afresh from the deltas that follow it."""
@@ -323,7 +323,7 @@ class DriftPace:
             found = replace(
                 self,
                 pace=Pace.model_validate(pace),
-                phase=Phase(phase),
+                phase=PacePhase(phase),
                 newest=newest,
                 since=since,
                 left=left,

@@ -31,7 +31,7 @@ def ring_threshold(degree: int, colluding: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class ContextMember:
     """One device of a cohort.
 
     Attributes:
@@ -75,7 +75,7 @@ class Context:
     run: bytes
     window: int
     version: int
-    members: tuple[Member, ...]
+    members: tuple[ContextMember, ...]
     bases_root: bytes
     terms_sha256: bytes
     threshold: int

@@ -131,7 +131,7 @@ def _json(start_response: StartResponse, status: str, body: dict[str, object]) -
 
 
 @dataclass(frozen=True)
-class _Open:
+class _OpenConnection:
     """A connection whose request is not finished."""
 
     socket: socket.socket
@@ -152,7 +152,7 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
     def __init__(self, address: tuple[str, int], clock: Callable[[], float]) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._open: dict[int, _Open] = {}  # oldest first
+        self._open: dict[int, _OpenConnection] = {}  # oldest first
         self._threads_alive: dict[int, threading.Thread] = {}
         self._count = 0
         super().__init__(address, _Handler)
@@ -184,7 +184,7 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
             daemon=True,
         )
         thread.start()  # what it does to these two waits for the lock
-        self._open[number] = _Open(request, self._clock() + REQUEST_SECONDS)
+        self._open[number] = _OpenConnection(request, self._clock() + REQUEST_SECONDS)
         self._threads_alive[number] = thread
 
     def _serve(self, number: int, request: Any, client_address: Any) -> None:

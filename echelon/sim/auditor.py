@@ -13,9 +13,9 @@ from typing import Any
 
 from echelon.audit.findings import Severity
 from echelon.audit.heads import GLOBAL
-from echelon.audit.incremental import Outcome, verify_new
+from echelon.audit.incremental import IncrementalOutcome, verify_new
 from echelon.audit.interlock import Sighting
-from echelon.audit.progress import Progress
+from echelon.audit.progress import AuditProgress
 from echelon.bus.base import Record
 from echelon.bus.chunks import is_chunk
 
@@ -76,9 +76,9 @@ class Auditor:
             if finding.severity is Severity.ERROR:
                 self.accused.append(f"at {size} records of {GLOBAL}: {finding}")
 
-    def verify(self, topics: Topics, **options: Any) -> Outcome:
+    def verify(self, topics: Topics, **options: Any) -> IncrementalOutcome:
         """Verify from where the state ends; what is to be kept of it becomes the state."""
-        progress = None if self.state is None else Progress.decode(self.state, reader=READER)
+        progress = None if self.state is None else AuditProgress.decode(self.state, reader=READER)
 
         def open_from(topic: str, offset: int) -> Iterator[Record]:
             return iter(topics[topic][offset:])

@@ -34,7 +34,7 @@ class WorkerLost(EchelonError):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class SeedVerdict:
     """One run.
 
     Attributes:
@@ -67,7 +67,7 @@ class Summary:
     """
 
     ran: set[int] = field(default_factory=set)
-    failed: dict[int, Verdict] = field(default_factory=dict)
+    failed: dict[int, SeedVerdict] = field(default_factory=dict)
     coverage: Coverage = field(default_factory=Coverage)
     cpu: float = 0.0
     wall: float = 0.0
@@ -77,7 +77,7 @@ class Summary:
         """How many were run."""
         return len(self.ran)
 
-    def add(self, verdict: Verdict) -> None:
+    def add(self, verdict: SeedVerdict) -> None:
         """One more run."""
         self.ran.add(verdict.seed)
         self.cpu += verdict.cpu
@@ -86,7 +86,7 @@ class Summary:
             self.failed[verdict.seed] = verdict
 
 
-def judge(schedule: Schedule) -> Verdict:
+def judge(schedule: Schedule) -> SeedVerdict:
     """Run a schedule and check every invariant. An error of the simulation itself is a finding, too."""
     begun = time.process_time()
     try:
@@ -100,7 +100,7 @@ def judge(schedule: Schedule) -> Verdict:
         findings = [Finding("no-error", f"{type(error).__name__} at {where}: {error}")]
         digest, coverage, seconds = "", Coverage(), 0.0
     cpu = time.process_time() - begun
-    return Verdict(
+    return SeedVerdict(
         seed=schedule.seed,
         findings=tuple(findings),
         digest=digest,
@@ -110,7 +110,7 @@ def judge(schedule: Schedule) -> Verdict:
     )
 
 
-def _judge_all(seeds: tuple[int, ...]) -> list[Verdict]:
+def _judge_all(seeds: tuple[int, ...]) -> list[SeedVerdict]:
     return [judge(draw(seed)) for seed in seeds]
 
 
@@ -136,7 +136,7 @@ def _out_of_hearing() -> Iterator[None]:
 
 def explore(
     seeds: Iterable[int], *, workers: int = 1, stopped: Callable[[], bool] = lambda: False
-) -> Iterator[Verdict]:
+) -> Iterator[SeedVerdict]:
     """Verdicts of seeds, as they come; with one worker in order and in this process.
 
     Once `stopped` says so, no other seed is begun: one worker sees the seed through that it is at; several, and those
@@ -159,7 +159,7 @@ def explore(
     todo = iter(seeds)
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start)
-    running: set[Future[list[Verdict]]] = set()
+    running: set[Future[list[SeedVerdict]]] = set()
     try:
         while not stopped():
             while len(running) < 2 * workers:
@@ -189,7 +189,7 @@ def explore_all(
     seeds: Iterable[int],
     *,
     workers: int = 1,
-    told: Callable[[Verdict, Summary], bool | None] = lambda *_: None,
+    told: Callable[[SeedVerdict, Summary], bool | None] = lambda *_: None,
     stopped: Callable[[], bool] = lambda: False,
     summary: Summary | None = None,
 ) -> Summary:

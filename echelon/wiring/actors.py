@@ -22,11 +22,11 @@ from echelon.messages.manifest import RunManifest
 from echelon.messages.names import aggregator_of, gate_of, witness_of
 from echelon.messages.wire import DeviceId
 from echelon.outer.custom import Allowed
-from echelon.rounds.aggregator.core import AggregatorCore, AggregatorTerms
-from echelon.rounds.aggregator.edge_assignment import EdgesTerms
+from echelon.rounds.aggregator.core import AggregatorCore, AggregatorOptions
+from echelon.rounds.aggregator.edge_assignment import EdgeAssignmentOptions
 from echelon.rounds.device.core import DeviceCore
-from echelon.rounds.device.state import DeviceTerms
-from echelon.rounds.edge.core import EdgeCore, EdgeTerms
+from echelon.rounds.device.state import DeviceOptions
+from echelon.rounds.edge.core import EdgeCore, EdgeOptions
 from echelon.rounds.edge.jobs import Cuts
 from echelon.rounds.gate.derivation import BoundaryLog
 from echelon.secagg.entropy import Entropy
@@ -94,7 +94,7 @@ def make_device(
     senders = (1, ("model",)) if half is None else (1 + len(roster.edges), ("model", "split.down"))
     core = DeviceCore(
         manifest=manifest,
-        terms=_device_terms(window, shards, half, split),
+        terms=_device_options(window, shards, half, split),
         me=DeviceId(name),
         signer=signer,
         roster=roster,
@@ -119,11 +119,11 @@ def make_device(
     )
 
 
-def _device_terms(
+def _device_options(
     window: WindowSettings, shards: int | None, half: DeviceSide | None, split: SplitSettings | None
-) -> DeviceTerms:
+) -> DeviceOptions:
     trips = None if split is None else split.trips
-    return DeviceTerms(
+    return DeviceOptions(
         window.patience, window.ahead, shards, 2 * window.deadline, split=half is not None, trips=trips
     )
 
@@ -170,7 +170,7 @@ def make_edge(
     dim, catalogue = manifest.adapter_layout().dim, load_catalogue()
     core = EdgeCore(
         manifest=manifest,
-        terms=EdgeTerms(split.beat, split.timeout),
+        terms=EdgeOptions(split.beat, split.timeout),
         name=name,
         roster=roster,
         entropy=entropy,
@@ -225,11 +225,11 @@ def make_aggregator(
     if signer.public != roster.aggregator:
         raise ConfigError(other_key("aggregator", roster))
     dim, devices = manifest.adapter_layout().dim, len(roster.entries)
-    edges = None if split is None else _edges_terms(manifest, roster, split, sequence)
+    edges = None if split is None else _edge_assignment_options(manifest, roster, split, sequence)
     cohort = min(window.cohort or devices, shards or devices, manifest.secure.cohort_max)
     core = AggregatorCore(
         manifest=manifest,
-        terms=AggregatorTerms(cohort, window.deadline, window.round_timeout, shards, edges),
+        terms=AggregatorOptions(cohort, window.deadline, window.round_timeout, shards, edges),
         boundary=roster.boundary,
         roster=roster,
         dim=dim,
@@ -252,9 +252,11 @@ def make_aggregator(
     )
 
 
-def _edges_terms(manifest: RunManifest, roster: Roster, split: SplitSettings, sequence: int) -> EdgesTerms:
+def _edge_assignment_options(
+    manifest: RunManifest, roster: Roster, split: SplitSettings, sequence: int
+) -> EdgeAssignmentOptions:
     """What an aggregator knows of the edges of its boundary."""
-    return EdgesTerms(
+    return EdgeAssignmentOptions(
         edges=tuple(entry.edge for entry in roster.edges),
         devices=tuple(entry.device for entry in roster.entries if split.splits(entry.device)),
         look=LOOKS * split.beat,

@@ -13,7 +13,7 @@ from echelon.audit.note import Checkpoint, NoteSignature, SignedNote
 from echelon.audit.policy import Policy
 from echelon.audit.records import StoredRecord
 from echelon.audit.verify import verify
-from echelon.audit.witness import Refusal
+from echelon.audit.witness import HeadRefusal
 from echelon.messages.envelope import Signer
 from tests.adversary.case import Cases, Noticed, Played
 from tests.audit.synthetic import GATES, OPERATOR, Exchange
@@ -76,7 +76,9 @@ def announced(
         found = core.take(topic, Head(old, proof, note).encode())
         taken = core.known[topic] != before
         said = (
-            (Noticed("witness", found.reason.value, f"head.{topic}"),) if isinstance(found, Refusal) else ()
+            (Noticed("witness", found.reason.value, f"head.{topic}"),)
+            if isinstance(found, HeadRefusal)
+            else ()
         )
         return Played(said, taken)
 

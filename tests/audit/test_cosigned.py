@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echelon.audit.cosigned import Evidence, evidence
+from echelon.audit.cosigned import AnnouncementProof, evidence
 from echelon.audit.findings import Code, Finding, Report, Severity
 from echelon.audit.heads import CONFLICT, Conflict, headers_of
 from echelon.audit.note import NoteSignature, SignedNote, cosigner_vkey
@@ -376,7 +376,7 @@ def test_the_order_of_records_shows_nothing() -> None:
     watching.announce("delta.a", 2)
     watching.round("w")
 
-    def shown(topics: Topics) -> list[Evidence]:
+    def shown(topics: Topics) -> list[AnnouncementProof]:
         verifier = Verifier(topics, genesis=RUN_W.genesis_sha256, allow_open=True)
         for _ in verifier.run():
             pass
@@ -403,7 +403,7 @@ def test_cosignatures_of_another_history_are_no_evidence() -> None:
     assert {one.size for one in _evidence(watching.topics) if one.topic == "delta.a"} == before | {1}
 
 
-def _evidence(topics: Topics) -> tuple[Evidence, ...]:
+def _evidence(topics: Topics) -> tuple[AnnouncementProof, ...]:
     verifier = Verifier(topics, genesis=RUN_W.genesis_sha256)
     for _ in verifier.run():
         pass
@@ -421,7 +421,7 @@ def test_the_smallest_proven_size_is_given_and_nothing_without_global() -> None:
         ("v", "delta.a", 2, 1),
         ("u", "global", 3, 1),
     ]
-    assert evidence(said) == (Evidence("w", "delta.a", 2, 5, 10),)
+    assert evidence(said) == (AnnouncementProof("w", "delta.a", 2, 5, 10),)
     assert evidence(reversed(said)) == evidence(said)
     assert evidence([]) == ()
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from echelon.audit.findings import Code, Severity
-from echelon.audit.incremental import OpenFrom, Outcome, ResumableVerifier, verify_new
+from echelon.audit.incremental import IncrementalOutcome, OpenFrom, ResumableVerifier, verify_new
 from echelon.audit.note import Checkpoint, origin
-from echelon.audit.progress import Progress
+from echelon.audit.progress import AuditProgress
 from echelon.audit.records import StoredRecord
 from echelon.audit.verify import Verifier, verify
 from echelon.cli.audit import as_plain
@@ -40,12 +40,12 @@ def reading(topics: Topics) -> OpenFrom:
     return open_from
 
 
-def again(topics: Topics, state: bytes | None, **options: object) -> Outcome:
-    progress = None if state is None else Progress.decode(state, reader=READER)
+def again(topics: Topics, state: bytes | None, **options: object) -> IncrementalOutcome:
+    progress = None if state is None else AuditProgress.decode(state, reader=READER)
     return verify_new(list(topics), reading(topics), progress, reader=READER, **options)  # type: ignore[arg-type]
 
 
-def stored(outcome: Outcome, before: bytes | None) -> bytes | None:
+def stored(outcome: IncrementalOutcome, before: bytes | None) -> bytes | None:
     return before if outcome.progress is None else outcome.progress.encode()
 
 
@@ -175,7 +175,7 @@ def _longer(close: bool) -> Exchange:
     return exchange
 
 
-def rewritten(outcome: Outcome) -> list[tuple[str, int | None]]:
+def rewritten(outcome: IncrementalOutcome) -> list[tuple[str, int | None]]:
     return [(f.topic, f.offset) for f in outcome.report.findings if f.code is Code.REWRITTEN]
 
 
@@ -189,7 +189,7 @@ def test_a_changed_record_of_the_verified_part_is_found(topic: str) -> None:
         outcome = again(topics, state)
         if len(RUN_A.topics[topic]) == index + 1 and topic != "global":
             continue  # behind what any commit has read: verified with what is new
-        drained = Progress.decode(state, reader=READER).topics[topic].last < record.offset
+        drained = AuditProgress.decode(state, reader=READER).topics[topic].last < record.offset
         assert (topic, record.offset) in rewritten(outcome) or drained
         assert not outcome.report.ok
         assert outcome.progress is None
@@ -208,7 +208,7 @@ def test_another_history_under_the_same_genesis_and_all_keys_is_found(close: boo
 @pytest.mark.parametrize("topic", ["global", "delta.a", "delta.b"])
 def test_a_rollback_is_found_however_far_it_goes(topic: str) -> None:
     state = _full_state()
-    known = Progress.decode(state, reader=READER).topics[topic]
+    known = AuditProgress.decode(state, reader=READER).topics[topic]
     for left in range(len(RUN_A.topics[topic])):
         topics = {**RUN_A.topics, topic: RUN_A.topics[topic][:left]}
         if left and RUN_A.topics[topic][left - 1].offset >= known.last:
@@ -295,20 +295,20 @@ def test_every_damage_to_a_state_is_found() -> None:
         spoiled = bytearray(state)
         spoiled[at] ^= 0x40
         with pytest.raises(StateError, match="verify from the start"):
-            Progress.decode(bytes(spoiled), reader=READER)
+            AuditProgress.decode(bytes(spoiled), reader=READER)
     for size in range(0, len(state), 997):
         with pytest.raises(StateError, match="verify from the start"):
-            Progress.decode(state[:size], reader=READER)
+            AuditProgress.decode(state[:size], reader=READER)
 
 
 def test_a_state_of_another_version_is_refused_in_words() -> None:
     with pytest.raises(StateError, match="version test, this is two"):
-        Progress.decode(_full_state(), reader="two")
+        AuditProgress.decode(_full_state(), reader="two")
 
 
 def test_a_state_is_the_same_bytes_after_reading() -> None:
     state = _full_state()
-    assert Progress.decode(state, reader=READER).encode() == state
+    assert AuditProgress.decode(state, reader=READER).encode() == state
 
 
 def test_chunks_of_an_unfinished_transfer_are_taken_over() -> None:
@@ -325,7 +325,7 @@ def test_chunks_of_an_unfinished_transfer_are_taken_over() -> None:
 
 
 def test_every_attribute_of_a_verifier_is_kept_or_is_not_state() -> None:
-    """Who adds state to the verifier must say here whether it goes into `Progress`: else reports would differ."""
+    """Who adds state to the verifier must say here whether it goes into `AuditProgress`: else reports would differ."""
     kept = {"report", "_core", "_interlock", "_manifest", "_deltas", "_owed", "_faulty", "_closed"}
     given = {"_topics", "_pinned", "_notes", "_allow_open", "_files", "_rules", "_policy", "_sightings"}
     derived = {"_marks", "_witnessed", "_heads"}  # from the leaves, the manifest, the close record

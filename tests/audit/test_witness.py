@@ -22,7 +22,7 @@ from echelon.audit.heads import (
 )
 from echelon.audit.merkle import Tree, leaf_hash
 from echelon.audit.note import Checkpoint, NoteSignature, SignedNote
-from echelon.audit.witness import MAX_CONFLICTS, Known, Refusal, RefusedBecause, WitnessCore, decide
+from echelon.audit.witness import MAX_CONFLICTS, HeadRefusal, Known, RefusedBecause, WitnessCore, decide
 from echelon.errors import CodecError, StateError
 from echelon.messages.envelope import Signer
 from echelon.messages.manifest import RunManifest, WitnessTerms
@@ -66,8 +66,8 @@ def known(tree: Tree, size: int, topic: str = A) -> Known:
     return Known(size, tree.root(size), head(tree, 0, size, topic).note.encode())
 
 
-def reason(found: Known | Refusal) -> RefusedBecause:
-    assert isinstance(found, Refusal), found
+def reason(found: Known | HeadRefusal) -> RefusedBecause:
+    assert isinstance(found, HeadRefusal), found
     return found.reason
 
 
@@ -98,11 +98,11 @@ def test_the_first_checkpoint_is_trusted_and_later_ones_are_not() -> None:
     assert decide(log, state, head(tree, 0, 5).encode()) == state, "a repeat"
     same = decide(log, state, head(beside, 0, 5).encode())
     assert reason(same) is RefusedBecause.FORK
-    assert isinstance(same, Refusal)
+    assert isinstance(same, HeadRefusal)
     assert same.conflict == Conflict(known=state.note, refused=head(beside, 0, 5).note.encode())
     rolled = decide(log, state, head(tree, 0, 4).encode())
     assert reason(rolled) is RefusedBecause.BEHIND
-    assert isinstance(rolled, Refusal)
+    assert isinstance(rolled, HeadRefusal)
     assert rolled.conflict is None, "an old checkpoint proves nothing"
     assert reason(decide(log, state, head(beside, 4, 6).encode())) is RefusedBecause.FORK
     assert reason(decide(log, state, head(tree, 6, 9).encode())) is RefusedBecause.GAP
@@ -134,7 +134,7 @@ def test_no_bytes_make_it_raise(data: bytes) -> None:
 def test_no_changed_byte_is_taken(place: int, mask: int) -> None:
     data = bytearray(head(grown(7), 3, 7).encode())
     data[place] ^= mask
-    assert isinstance(decide(BY_TOPIC[A], known(grown(7), 3), bytes(data)), Refusal)
+    assert isinstance(decide(BY_TOPIC[A], known(grown(7), 3), bytes(data)), HeadRefusal)
 
 
 def test_an_announcement_is_the_body_of_an_add_checkpoint_request() -> None:

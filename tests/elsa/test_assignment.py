@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from echelon.elsa.assignment import PPM, AssignmentRule, Device, assign, cost, hosts, moves
+from echelon.elsa.assignment import PPM, AssignmentRule, PlacedDevice, assign, cost, hosts, moves
 from echelon.errors import LimitExceeded, ProtocolError
 
-Instance = tuple[dict[str, Device], dict[str, int], dict[str, str]]
+Instance = tuple[dict[str, PlacedDevice], dict[str, int], dict[str, str]]
 
 
 @st.composite
@@ -18,7 +18,7 @@ def instances(draw: st.DrawFn) -> Instance:
     edges = [f"e{number}" for number in range(draw(st.integers(1, 3)))]
     count = draw(st.integers(1, 5))
     devices = {
-        f"d{number}": Device(
+        f"d{number}": PlacedDevice(
             cluster=draw(st.integers(0, 2)),
             trust=draw(st.integers(0, PPM)),
             rtt_us={edge: draw(st.integers(0, 200_000)) for edge in edges if draw(st.integers(0, 9))},
@@ -86,8 +86,8 @@ def test_an_assignment_that_stands_is_kept(instance: Instance) -> None:
     assert assign(devices, capacity, first) == first
 
 
-def near(*edges: str, cluster: int = 0, trust: int = PPM) -> Device:
-    return Device(cluster, trust, {edge: 5_000 if edge in edges else 90_000 for edge in ("a", "b")})
+def near(*edges: str, cluster: int = 0, trust: int = PPM) -> PlacedDevice:
+    return PlacedDevice(cluster, trust, {edge: 5_000 if edge in edges else 90_000 for edge in ("a", "b")})
 
 
 def test_clusters_sit_together_and_devices_near_their_edge() -> None:
@@ -116,7 +116,7 @@ def test_a_move_has_to_gain_more_than_the_hysteresis() -> None:
 def test_devices_of_a_lost_edge_move_at_once_and_the_others_stay() -> None:
     draw = np.random.default_rng(0)
     devices = {
-        f"d{n:02}": Device(n % 3, PPM, {e: int(draw.integers(1_000, 60_000)) for e in "abcd"})
+        f"d{n:02}": PlacedDevice(n % 3, PPM, {e: int(draw.integers(1_000, 60_000)) for e in "abcd"})
         for n in range(24)
     }
     before = assign(devices, dict.fromkeys("abcd", 8))
@@ -128,7 +128,7 @@ def test_devices_of_a_lost_edge_move_at_once_and_the_others_stay() -> None:
 def test_too_few_places_and_links_are_named() -> None:
     with pytest.raises(LimitExceeded, match="3 devices need a place, the 2 edges have 2"):
         assign({f"d{n}": near("a") for n in range(3)}, {"a": 1, "b": 1})
-    cut_off = {"p": Device(0, PPM, {"b": 1}), "q": Device(0, PPM, {"b": 1})}
+    cut_off = {"p": PlacedDevice(0, PPM, {"b": 1}), "q": PlacedDevice(0, PPM, {"b": 1})}
     with pytest.raises(LimitExceeded, match="edge that they can reach"):
         assign(cut_off, {"a": 5, "b": 1})
     assert assign({}, {"a": 1}) == {}

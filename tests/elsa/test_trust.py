@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from echelon.elsa.predictions import quantise
 from echelon.elsa.trust import (
     PPM,
-    Evidence,
     Standing,
+    TrustEvidence,
     TrustRule,
-    Verdict,
+    TrustVerdict,
     admit,
     judge,
     score,
@@ -65,7 +65,7 @@ def softmax(logits: Float64s) -> Counts:
     return quantise(powers / powers.sum(axis=1, keepdims=True))
 
 
-def verdicts(boundary: Boundary, rounds: int, *bad: str) -> list[dict[str, Verdict]]:
+def verdicts(boundary: Boundary, rounds: int, *bad: str) -> list[dict[str, TrustVerdict]]:
     standing: dict[str, Standing] = {}
     past: dict[str, Counts] = {}
     found = []
@@ -80,12 +80,12 @@ def verdicts(boundary: Boundary, rounds: int, *bad: str) -> list[dict[str, Verdi
 @pytest.mark.parametrize(
     ("kind", "reasons", "by"),
     [
-        ("shuffled", {Verdict.INCONSISTENT}, 0),
-        ("random", {Verdict.INCONSISTENT, Verdict.ERRATIC}, 0),
-        ("stale", {Verdict.STALE}, 2),
+        ("shuffled", {TrustVerdict.INCONSISTENT}, 0),
+        ("random", {TrustVerdict.INCONSISTENT, TrustVerdict.ERRATIC}, 0),
+        ("stale", {TrustVerdict.STALE}, 2),
     ],
 )
-def test_a_faulty_device_is_kept_out_with_its_reason(kind: str, reasons: set[Verdict], by: int) -> None:
+def test_a_faulty_device_is_kept_out_with_its_reason(kind: str, reasons: set[TrustVerdict], by: int) -> None:
     caught = 0
     for seed in range(20):
         rounds = verdicts(Boundary(seed), 5, kind)
@@ -128,7 +128,7 @@ def test_a_large_cluster_is_judged_by_its_own_consensus() -> None:
 
 def test_a_device_that_recovers_comes_back_only_over_the_higher_threshold() -> None:
     rule = TrustRule()
-    bad, good = Evidence(20_000, 0, still=False), Evidence(0, 0, still=False)
+    bad, good = TrustEvidence(20_000, 0, still=False), TrustEvidence(0, 0, still=False)
     standing = Standing()
     for _ in range(3):
         standing = update(standing, good, rule)
@@ -136,8 +136,8 @@ def test_a_device_that_recovers_comes_back_only_over_the_higher_threshold() -> N
     standing = update(standing, bad, rule)
     assert admit(standing, rule).admitted  # one bad record is forgiven
     standing = update(standing, bad, rule)
-    assert admit(standing, rule) is Verdict.INCONSISTENT
-    between = update(standing, Evidence(6_600, 0, still=False), rule)
+    assert admit(standing, rule) is TrustVerdict.INCONSISTENT
+    between = update(standing, TrustEvidence(6_600, 0, still=False), rule)
     assert rule.low <= between.trust + 50_000
     assert not admit(between, rule).admitted
     again = update(update(between, good, rule), good, rule)
@@ -147,27 +147,27 @@ def test_a_device_that_recovers_comes_back_only_over_the_higher_threshold() -> N
 
 def test_between_the_thresholds_a_device_stays_what_it_was() -> None:
     rule = TrustRule(half=256)
-    middle = Evidence(7_000, 0, still=False)  # a score of one half
+    middle = TrustEvidence(7_000, 0, still=False)  # a score of one half
     assert score(middle, rule) == PPM // 2
     assert admit(update(Standing(trust=PPM, records=3), middle, rule), rule).admitted
     assert not admit(update(Standing(trust=0, records=3, out=True), middle, rule), rule).admitted
 
 
 def test_a_newcomer_has_no_credit() -> None:
-    assert admit(None) is Verdict.NO_RECORD
-    assert admit(Standing()) is Verdict.NO_RECORD
-    assert admit(update(Standing(), Evidence(20_000, 0, still=False))) is Verdict.INCONSISTENT
-    assert admit(update(Standing(), Evidence(0, 20_000, still=False))) is Verdict.ERRATIC
+    assert admit(None) is TrustVerdict.NO_RECORD
+    assert admit(Standing()) is TrustVerdict.NO_RECORD
+    assert admit(update(Standing(), TrustEvidence(20_000, 0, still=False))) is TrustVerdict.INCONSISTENT
+    assert admit(update(Standing(), TrustEvidence(0, 20_000, still=False))) is TrustVerdict.ERRATIC
 
 
 def test_being_close_is_no_fault() -> None:
-    assert score(Evidence(-50_000, -50_000, still=False), TrustRule()) == PPM
+    assert score(TrustEvidence(-50_000, -50_000, still=False), TrustRule()) == PPM
 
 
 def test_devices_alone_have_nothing_to_be_compared_with() -> None:
     one = softmax(np.zeros((ROWS, CLASSES)))
     standing, seen = judge({"a": one}, {"a": one}, {"a": 0}, {})
-    assert seen["a"] == Evidence(0, 0, still=False)
+    assert seen["a"] == TrustEvidence(0, 0, still=False)
     assert admit(standing["a"]).admitted
 
 
@@ -207,9 +207,9 @@ def test_recorded_integers_take_the_same_decision_again(
     trust: int, records: int, out: bool, apart: int, moved: int, still: bool
 ) -> None:
     before = Standing(trust, records, 0, out)
-    after = update(before, Evidence(apart, moved, still))
+    after = update(before, TrustEvidence(apart, moved, still))
     assert 0 <= after.trust <= PPM
-    replayed = update(Standing.decode(before.encode()), Evidence(apart, moved, still))
+    replayed = update(Standing.decode(before.encode()), TrustEvidence(apart, moved, still))
     assert replayed.encode() == after.encode()
     assert admit(replayed) is admit(after)
 

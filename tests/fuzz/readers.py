@@ -34,7 +34,7 @@ from echelon.audit.merkle import Frontier
 from echelon.audit.note import Checkpoint, SignedNote, cosigner_vkey, parse_cosigner_vkey
 from echelon.audit.openings import Answer, Request
 from echelon.audit.prefix import PrefixChain
-from echelon.audit.progress import Progress
+from echelon.audit.progress import AuditProgress
 from echelon.audit.records import StoredRecord, read_chunk, read_manifest
 from echelon.audit.verify import verify
 from echelon.audit.witness import WitnessCore
@@ -483,14 +483,14 @@ def _behind_digest() -> tuple[bytes, bytes]:
     return data[:at], data[at + 32 :]
 
 
-def _sealed(body: bytes) -> Progress:
+def _sealed(body: bytes) -> AuditProgress:
     """Read a state whose digest fits what it holds, so that the damage reaches the fields."""
-    return Progress.decode(_behind_digest()[0] + hashlib.sha256(body).digest() + body, reader="fuzz")
+    return AuditProgress.decode(_behind_digest()[0] + hashlib.sha256(body).digest() + body, reader="fuzz")
 
 
 def _interlocks() -> tuple[bytes, ...]:
     (data,) = _progress()
-    return (Progress.decode(data, reader="fuzz").interlock,)
+    return (AuditProgress.decode(data, reader="fuzz").interlock,)
 
 
 def _interlock_restored(data: bytes) -> None:
@@ -535,11 +535,11 @@ def _openings_read() -> list[Reader]:
         ),
         Reader(
             "audit state",
-            lambda data: Progress.decode(data, reader="fuzz"),
+            lambda data: AuditProgress.decode(data, reader="fuzz"),
             _progress,
             mutate.raw,
             (StateError,),
-            ("audit.progress.Progress.decode",),
+            ("audit.progress.AuditProgress.decode",),
             0.1,
         ),
         Reader(
@@ -548,7 +548,7 @@ def _openings_read() -> list[Reader]:
             lambda: (_behind_digest()[1],),
             mutate.packed,
             (StateError,),
-            ("audit.progress.Progress.decode",),
+            ("audit.progress.AuditProgress.decode",),
             0.1,
         ),
         Reader(

@@ -12,7 +12,7 @@ from echelon.laws.timing import NOTHING
 from echelon.messages.exchange import Pace
 from echelon.messages.manifest import PaceKind, PaceTerms
 from echelon.pace.base import PaceInputs
-from echelon.pace.echelon_da import DriftPace, Phase
+from echelon.pace.echelon_da import DriftPace, PacePhase
 from echelon.pace.fixed import FixedPace
 from tests.worlds.drift_world import UNIT, World, cluster, drifting
 
@@ -119,7 +119,7 @@ def test_the_first_commit_is_not_measured() -> None:
 def test_deltas_of_the_pace_before_are_not_measured() -> None:
     world = World({b: cluster(b, 4, 1.0) for b in range(2)})
     after, pace = world.run(controller(), START, 3)
-    assert after.phase is Phase.PROBE
+    assert after.phase is PacePhase.PROBE
     old = [item for item in world.deltas(pace)]
     late = [replace(item, delta=item.delta.model_copy(update={"base_commit": 1})) for item in old]
     held, same = after.observe(PaceInputs(4, late, (1000,)))

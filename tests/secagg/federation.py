@@ -13,7 +13,7 @@ from echelon.messages.envelope import Signer
 from echelon.messages.handshake import Deliver, Included, KeyList, SharesList, Signatures
 from echelon.messages.wire import DeviceId
 from echelon.secagg.client import Client
-from echelon.secagg.context import Context, Member, ring_threshold, threshold
+from echelon.secagg.context import Context, ContextMember, ring_threshold, threshold
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.graph import Ring
 from echelon.secagg.roster import Roster, RosterEntry
@@ -57,7 +57,7 @@ def context_for(
         run=b"r" * 16,
         window=window,
         version=11,
-        members=tuple(Member(d, 1, (weights or {}).get(d, 1), 10) for d in devices),
+        members=tuple(ContextMember(d, 1, (weights or {}).get(d, 1), 10) for d in devices),
         bases_root=b"b" * 32,
         terms_sha256=b"m" * 32,
         threshold=least if t is None else t,

@@ -18,10 +18,10 @@ from echelon.messages.envelope import Dsse, Signer
 from echelon.messages.exchange import Commit, Genesis, Merged, Pace, Payload
 from echelon.messages.manifest import RunManifest
 from echelon.messages.wire import DeviceId, Message
-from echelon.rounds.aggregator.core import AggregatorCore, AggregatorTerms
+from echelon.rounds.aggregator.core import AggregatorCore, AggregatorOptions
 from echelon.rounds.aggregator.events import BoundaryCommit, RefusedDelta
 from echelon.rounds.device.core import DeviceCore
-from echelon.rounds.device.state import DeviceTerms
+from echelon.rounds.device.state import DeviceOptions
 from echelon.rounds.effects import (
     Effect,
     Evaluate,
@@ -221,13 +221,13 @@ class World:
             dim=DIM,
         )
 
-    def device_terms(self) -> DeviceTerms:
-        return DeviceTerms(patience=1.0, ahead=self.ahead, shards=self.shards, hold=10.0)
+    def device_terms(self) -> DeviceOptions:
+        return DeviceOptions(patience=1.0, ahead=self.ahead, shards=self.shards, hold=10.0)
 
     def new_aggregator(self) -> AggregatorCore:
         return AggregatorCore(
             manifest=self.manifest,
-            terms=AggregatorTerms(cohort=self.cohort, deadline=5.0, round_timeout=1.0, shards=self.shards),
+            terms=AggregatorOptions(cohort=self.cohort, deadline=5.0, round_timeout=1.0, shards=self.shards),
             boundary="ward",
             roster=self.roster,
             dim=DIM,

@@ -7,11 +7,11 @@ import hashlib
 import numpy as np
 
 from echelon.messages.manifest import RunManifest
-from echelon.rounds.aggregator.core import AggregatorCore, AggregatorTerms
-from echelon.rounds.aggregator.edge_assignment import EdgesTerms
+from echelon.rounds.aggregator.core import AggregatorCore, AggregatorOptions
+from echelon.rounds.aggregator.edge_assignment import EdgeAssignmentOptions
 from echelon.rounds.aggregator.trust_standings import RecordShape
-from echelon.rounds.device.state import DeviceTerms
-from echelon.rounds.edge.core import EdgeCore, EdgeTerms
+from echelon.rounds.device.state import DeviceOptions
+from echelon.rounds.edge.core import EdgeCore, EdgeOptions
 from echelon.rounds.edge.kept import KeptJobs
 from echelon.rounds.effects import Effect, Evaluate, Evaluated, Save, TrainJob, TrainOutcome
 from echelon.rounds.gate.derivation import BoundaryLog
@@ -86,16 +86,16 @@ class SplitWorld(World):
             self.people[edge] = person
             self.carry_out(person, person.core.start())
 
-    def device_terms(self) -> DeviceTerms:
-        return DeviceTerms(patience=1.0, ahead=2, split=True)
+    def device_terms(self) -> DeviceOptions:
+        return DeviceOptions(patience=1.0, ahead=2, split=True)
 
     def new_aggregator(self) -> AggregatorCore:
-        edges = EdgesTerms(
+        edges = EdgeAssignmentOptions(
             self.edges, tuple(self.names), 2.0, self.probed, self.clusters, self.admission, shape=SHAPE
         )
         return AggregatorCore(
             manifest=self.manifest,
-            terms=AggregatorTerms(cohort=self._count, deadline=5.0, round_timeout=1.0, edges=edges),
+            terms=AggregatorOptions(cohort=self._count, deadline=5.0, round_timeout=1.0, edges=edges),
             boundary="ward",
             roster=self.roster,
             dim=DIM,
@@ -105,7 +105,7 @@ class SplitWorld(World):
         self.lives += 1
         return EdgeCore(
             manifest=self.manifest,
-            terms=EdgeTerms(1.0, 10.0),
+            terms=EdgeOptions(1.0, 10.0),
             name=edge,
             roster=self.roster,
             entropy=Entropy.seeded(f"{edge} {self.lives}".encode()),

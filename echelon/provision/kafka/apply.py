@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from echelon.provision.kafka.admin import TIMEOUT, Connection
 from echelon.provision.kafka.desired import Desired, desired
-from echelon.provision.kafka.drift import Drift, Kind, Remedy, compare
+from echelon.provision.kafka.drift import Kind, Remedy, TopicDrift, compare
 from echelon.provision.kafka.live import Binding, read, result
 from echelon.provision.kafka.scope import Scope
 from echelon.topics import Catalogue, load_catalogue
@@ -31,11 +31,11 @@ class Applied:
         left: those that are still there.
     """
 
-    done: tuple[Drift, ...]
-    left: tuple[Drift, ...]
+    done: tuple[TopicDrift, ...]
+    left: tuple[TopicDrift, ...]
 
 
-def check(scope: Scope, catalogue: Catalogue | None = None) -> list[Drift]:
+def check(scope: Scope, catalogue: Catalogue | None = None) -> list[TopicDrift]:
     """Every difference of a broker from the catalogue; none is an empty list. Nothing is changed.
 
     Raises:
@@ -77,9 +77,9 @@ def apply(
     return Applied(tuple(drift for drift in todo if drift not in still), tuple(now))
 
 
-def _carry_out(connection: Connection, target: Desired, todo: list[Drift]) -> None:
+def _carry_out(connection: Connection, target: Desired, todo: list[TopicDrift]) -> None:
     # Rules that should not be there go first, and topics come before the rules about them.
-    by_kind: dict[Kind, list[Drift]] = defaultdict(list)
+    by_kind: dict[Kind, list[TopicDrift]] = defaultdict(list)
     for drift in todo:
         by_kind[drift.kind].append(drift)
     _remove_rules(connection, [drift.binding for drift in by_kind[Kind.RULE_EXTRA] if drift.binding])
@@ -119,7 +119,7 @@ def _add_partitions(connection: Connection, target: Desired, names: list[str]) -
         result(connection, answer, f"add partitions to topic {name}")
 
 
-def _change_settings(connection: Connection, target: Desired, drifts: list[Drift]) -> None:
+def _change_settings(connection: Connection, target: Desired, drifts: list[TopicDrift]) -> None:
     from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
     changes: dict[str, list[ConfigEntry]] = defaultdict(list)

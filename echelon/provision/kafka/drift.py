@@ -33,7 +33,7 @@ class Remedy(Enum):
 
 
 @dataclass(frozen=True)
-class Drift:
+class TopicDrift:
     """One difference.
 
     Attributes:
@@ -67,10 +67,10 @@ _KINDS = {
 }
 
 
-def compare(desired: Desired, live: Live) -> list[Drift]:
+def compare(desired: Desired, live: Live) -> list[TopicDrift]:
     """Every difference: the broker's own settings first, then topics by name, then rules."""
     found = [
-        Drift(
+        TopicDrift(
             kind=Kind.BROKER,
             subject="the broker",
             wanted=f"{name}={BROKER_SETTINGS[name]}",
@@ -85,30 +85,32 @@ def compare(desired: Desired, live: Live) -> list[Drift]:
         if there is None:
             assert wanted is not None
             found.append(
-                Drift(Kind.TOPIC_MISSING, name, _partitions(wanted.partitions), "none", Remedy.APPLY)
+                TopicDrift(Kind.TOPIC_MISSING, name, _partitions(wanted.partitions), "none", Remedy.APPLY)
             )
         elif wanted is None:
-            found.append(Drift(Kind.TOPIC_EXTRA, name, "none", _partitions(there.partitions), Remedy.BY_HAND))
+            found.append(
+                TopicDrift(Kind.TOPIC_EXTRA, name, "none", _partitions(there.partitions), Remedy.BY_HAND)
+            )
         else:
             found += _topic(name, wanted, there)
     granted = {Binding(rule) for rule in desired.rules}
     found += [
-        Drift(Kind.RULE_MISSING, str(binding), "that rule", "none", Remedy.APPLY, binding=binding)
+        TopicDrift(Kind.RULE_MISSING, str(binding), "that rule", "none", Remedy.APPLY, binding=binding)
         for binding in sorted(granted - live.bindings, key=str)
     ]
     found += [
-        Drift(Kind.RULE_EXTRA, str(binding), "none", "that rule", Remedy.REPAIR, binding=binding)
+        TopicDrift(Kind.RULE_EXTRA, str(binding), "none", "that rule", Remedy.REPAIR, binding=binding)
         for binding in sorted(live.bindings - granted, key=str)
     ]
     return found
 
 
-def _topic(name: str, wanted: WantedTopic, there: LiveTopic) -> list[Drift]:
+def _topic(name: str, wanted: WantedTopic, there: LiveTopic) -> list[TopicDrift]:
     found = []
     if there.partitions != wanted.partitions:
         more = there.partitions < wanted.partitions
         found.append(
-            Drift(
+            TopicDrift(
                 Kind.PARTITIONS,
                 name,
                 str(wanted.partitions),
@@ -124,7 +126,7 @@ def _topic(name: str, wanted: WantedTopic, there: LiveTopic) -> list[Drift]:
             if is_there == value:
                 said += " by the broker's default alone"
             found.append(
-                Drift(
+                TopicDrift(
                     kind=_KINDS.get(setting, Kind.SETTING),
                     subject=name,
                     wanted=f"{setting}={value}",
@@ -134,7 +136,7 @@ def _topic(name: str, wanted: WantedTopic, there: LiveTopic) -> list[Drift]:
                 )
             )
     found += [
-        Drift(
+        TopicDrift(
             kind=Kind.SETTING,
             subject=name,
             wanted=f"{setting} as the broker has it",

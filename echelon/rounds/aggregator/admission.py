@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from echelon.elsa.trust import Verdict
+from echelon.elsa.trust import TrustVerdict
 from echelon.messages.boundary import DeadLetter
 from echelon.messages.wire import DeviceId, Reason
 from echelon.rounds.aggregator.attendance import CheckIn
@@ -89,7 +89,7 @@ def _probed(ready: Mapping[DeviceId, CheckIn]) -> dict[DeviceId, CheckIn]:
     return {device: check for device, check in ready.items() if check.edge}
 
 
-def _low_trust(device: str, check: CheckIn, verdict: Verdict) -> DeadLetter:
+def _low_trust(device: str, check: CheckIn, verdict: TrustVerdict) -> DeadLetter:
     """What goes to `deadletter` about an offer that is kept out; its digest is over who offered what."""
     return DeadLetter(
         topic="checkin", partition=0, offset=check.offset, reason=Reason.LOW_TRUST,

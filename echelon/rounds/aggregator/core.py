@@ -47,7 +47,7 @@ from echelon.messages.split import Assignment, EdgePart, Trips
 from echelon.messages.wire import DeviceId, Message
 from echelon.rounds.aggregator.admission import Admission, assigned
 from echelon.rounds.aggregator.attendance import Attendance, CheckIn, StoredCheckIn
-from echelon.rounds.aggregator.edge_assignment import Edges, EdgesTerms
+from echelon.rounds.aggregator.edge_assignment import EdgeAssignmentOptions, Edges
 from echelon.rounds.aggregator.events import BoundaryCommit, Closed, RefusedDelta
 from echelon.rounds.aggregator.merging import BoundaryAdapter
 from echelon.rounds.aggregator.offers import check_base, check_work, shards_fit
@@ -75,7 +75,7 @@ EDGES = "edges"
 
 
 @dataclass(frozen=True, slots=True)
-class AggregatorTerms:
+class AggregatorOptions:
     """What an aggregator's own configuration says.
 
     Attributes:
@@ -91,7 +91,7 @@ class AggregatorTerms:
     deadline: float
     round_timeout: float
     shards: int | None = None
-    edges: EdgesTerms | None = None
+    edges: EdgeAssignmentOptions | None = None
 
 
 @dataclass
@@ -99,7 +99,7 @@ class AggregatorCore:
     """The state machine; see the module's docstring."""
 
     manifest: RunManifest
-    terms: AggregatorTerms
+    terms: AggregatorOptions
     boundary: str
     roster: Roster
     dim: int

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from echelon.elsa.assignment import PPM, AssignmentRule, Device, assign
+from echelon.elsa.assignment import PPM, AssignmentRule, PlacedDevice, assign
 from echelon.errors import ConfigError
 from echelon.laws.snapshot import SnapshotMap
 from echelon.messages.split import Assigned, Assignment, Trips
@@ -19,7 +19,7 @@ SILENT = 2
 
 
 @dataclass(frozen=True, slots=True)
-class EdgesTerms:
+class EdgeAssignmentOptions:
     """What the aggregator's configuration says of edges.
 
     Attributes:
@@ -152,7 +152,9 @@ def by_cost(
     ranked = sorted(devices, key=lambda device: (-trust.get(device, PPM), not before.get(device), device))
     placed = ranked[: sum(room.values())]
     far = distances(placed, tuple(room), trips)
-    known = {device: Device(labels.get(device, 0), trust.get(device, PPM), far[device]) for device in placed}
+    known = {
+        device: PlacedDevice(labels.get(device, 0), trust.get(device, PPM), far[device]) for device in placed
+    }
     current = {device: edge for device, edge in before.items() if edge in room and device in known}
     # Nobody is a stranger where nothing is known of clusters.
     rule = AssignmentRule() if labels else AssignmentRule(affinity=0)
@@ -204,7 +206,7 @@ class StoredEdges(SnapshotMap, frozen=True, kw_only=True):
 class Edges:
     """The state; `look` and `heard` say whether the assignment changed."""
 
-    terms: EdgesTerms
+    terms: EdgeAssignmentOptions
     assignment: dict[str, str] = field(default_factory=dict)
     number: int = 0
     lost: set[str] = field(default_factory=set)

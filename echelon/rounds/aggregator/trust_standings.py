@@ -14,7 +14,7 @@ import numpy as np
 
 from echelon.elsa.clustering import cluster
 from echelon.elsa.fingerprint import Gaussian, divergences
-from echelon.elsa.trust import PPM, Standing, TrustRule, Verdict, admit, judge
+from echelon.elsa.trust import PPM, Standing, TrustRule, TrustVerdict, admit, judge
 from echelon.errors import ProtocolError
 from echelon.laws.snapshot import SnapshotList
 from echelon.messages.behaviour import Behaviour, Counts
@@ -138,10 +138,10 @@ class TrustStandings:
         self._now = {}
         return True
 
-    def verdict(self, device: str) -> Verdict:
+    def verdict(self, device: str) -> TrustVerdict:
         """Whether the device may be in a window now, and if not, why; who reported and was not judged yet may be."""
         if device in self._now and device not in self.standing:
-            return Verdict.ADMITTED
+            return TrustVerdict.ADMITTED
         return admit(self.standing.get(device), self.rule)
 
     def trust(self, device: str) -> int:

@@ -29,7 +29,7 @@ from echelon.pace.base import Decision, PaceController, PaceInputs
 from echelon.pace.registry import pace_controller
 from echelon.rounds.controller import state
 from echelon.rounds.controller.budget import Evaluation, EvaluationSums, bound_reached
-from echelon.rounds.controller.deltas import Bytes, Rejected, TakenDelta, WaitingDelta, chosen, values_of
+from echelon.rounds.controller.deltas import Bytes, RejectedDelta, TakenDelta, WaitingDelta, chosen, values_of
 from echelon.rounds.controller.drafts import CommitDraft, CommitMismatch, DerivedCommit, check_commit
 from echelon.rounds.controller.limits import coordinate_limit, examine_window
 
@@ -207,7 +207,7 @@ class ControllerCore:
         """
         return self._derive(measured).draft
 
-    def apply(self, commit: Commit) -> tuple[Rejected, ...]:
+    def apply(self, commit: Commit) -> tuple[RejectedDelta, ...]:
         """Check every derived field of a commit and make it the newest version; nothing else does.
 
         `run`, `index`, `heads`, `payload.transfer` and `prefix` are about the logs and are checked where
@@ -286,14 +286,14 @@ class ControllerCore:
         first = self.manifest.pace.steps * self.manifest.pace.windows
         return octaves_between(self._intervals[max(bases)], first)
 
-    def _drop_stale(self) -> tuple[Rejected, ...]:
+    def _drop_stale(self) -> tuple[RejectedDelta, ...]:
         dropped = []
         for boundary, seq in self.pending:
             item = self._pending[boundary, seq]
             if self._staleness(item.delta) >= len(self._table):
                 del self._pending[boundary, seq]
                 self._windows[boundary].difference_update(window.window for window in item.delta.windows)
-                dropped.append(Rejected(boundary, seq, item.offset, RefusalReason.STALE))
+                dropped.append(RejectedDelta(boundary, seq, item.offset, RefusalReason.STALE))
         return tuple(dropped)
 
     # ---- evaluation, budget ----------------------------------------

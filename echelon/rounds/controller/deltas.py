@@ -17,7 +17,7 @@ Bytes = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
+class RejectedDelta:
     """A delta that will not be merged; `offset` is where its manifest stands."""
 
     boundary: int

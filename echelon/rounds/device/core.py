@@ -46,8 +46,8 @@ from echelon.rounds.device.state import (
     PATIENCE,
     RETRY,
     TRIPS,
+    DeviceOptions,
     DeviceState,
-    DeviceTerms,
 )
 from echelon.rounds.device.trips import first_measurement
 from echelon.rounds.device.trips import report as trips_report
@@ -76,7 +76,7 @@ class DeviceCore:
     """The state machine. `handle` takes one event and returns effects; it never waits."""
 
     manifest: RunManifest
-    terms: DeviceTerms
+    terms: DeviceOptions
     me: DeviceId
     signer: Signer
     roster: Roster

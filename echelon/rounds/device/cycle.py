@@ -9,7 +9,7 @@ from echelon.messages.split import Assignment
 from echelon.rounds.device.leaving import Leaving
 from echelon.rounds.device.offers import ready_of
 from echelon.rounds.device.snapshot import DeviceParts
-from echelon.rounds.device.state import HOLD, PATIENCE, RETRY, DeviceTerms, Offer
+from echelon.rounds.device.state import HOLD, PATIENCE, RETRY, DeviceOptions, Offer
 from echelon.rounds.effects import (
     Effect,
     Publish,
@@ -36,7 +36,7 @@ class WorkCycle:
     """
 
     def __init__(
-        self, manifest: RunManifest, terms: DeviceTerms, parts: DeviceParts, leaving: Leaving
+        self, manifest: RunManifest, terms: DeviceOptions, parts: DeviceParts, leaving: Leaving
     ) -> None:
         self._manifest, self._terms, self._leaving = manifest, terms, leaving
         self._state, self._adapters = parts.state, parts.adapters

@@ -18,7 +18,7 @@ from echelon.messages.wire import DeviceId
 from echelon.outer.alternating import Factors
 from echelon.rounds.device.adapters import DeviceAdapters
 from echelon.rounds.device.offers import DeviceOffers
-from echelon.rounds.device.state import F32, RETRY, DeviceState, DeviceTerms, Update
+from echelon.rounds.device.state import F32, RETRY, DeviceOptions, DeviceState, Update
 from echelon.rounds.effects import Effect, Note, Publish, Save, StartTimer, note
 from echelon.rounds.shards import Holding
 
@@ -75,7 +75,7 @@ class DeviceJobs:
         unevaluated: (commit, its adapter) that is to be evaluated.
     """
 
-    def __init__(self, manifest: RunManifest, terms: DeviceTerms, me: DeviceId, state: DeviceState) -> None:
+    def __init__(self, manifest: RunManifest, terms: DeviceOptions, me: DeviceId, state: DeviceState) -> None:
         self._terms, self._me, self._state = terms, me, state
         self._factors = Factors(manifest)
         self.shards = Holding(terms.shards)

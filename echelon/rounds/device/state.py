@@ -17,7 +17,7 @@ PATIENCE, HOLD, LEAVE, RETRY, TRIPS = "patience", "hold", "leave", "retry", "tri
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceTerms:
+class DeviceOptions:
     """What a device is told by its own configuration, besides the signed manifest.
 
     Attributes:

@@ -46,7 +46,7 @@ DERIVED = 512
 
 
 @dataclass(frozen=True, slots=True)
-class EdgeTerms:
+class EdgeOptions:
     """What an edge's own configuration says.
 
     Attributes:
@@ -66,7 +66,7 @@ class EdgeCore:
     """
 
     manifest: RunManifest
-    terms: EdgeTerms
+    terms: EdgeOptions
     name: str
     roster: Roster
     entropy: Entropy

@@ -17,8 +17,8 @@ from echelon.messages.exchange import Payload
 from echelon.messages.handshake import Signatures
 from echelon.messages.split import Assignment, EdgePart, Trip, Trips
 from echelon.rounds.aggregator.edge_assignment import (
+    EdgeAssignmentOptions,
     Edges,
-    EdgesTerms,
     admitted,
     by_cost,
     distances,
@@ -545,7 +545,7 @@ def test_rooms_that_are_even_stay_within_limits() -> None:
 
 def test_no_edge_is_left_with_fewer_devices_than_it_can_release() -> None:
     trips = {one: {"x": [1000] * 2, "y": [300_000] * 2} for one in "abcdef"}
-    terms = EdgesTerms(("x", "y"), tuple("abcdef"), 2.0, limits={"x": 5}, floor=3)
+    terms = EdgeAssignmentOptions(("x", "y"), tuple("abcdef"), 2.0, limits={"x": 5}, floor=3)
     found = Edges(terms)
     found.trips = {device: {edge: list(us) for edge, us in edges.items()} for device, edges in trips.items()}
     assert found.assign()
