@@ -7,7 +7,6 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from echelon.actors.aggregator import Aggregator
@@ -24,10 +23,8 @@ from echelon.bus.faults import FaultPlan, FaultyBus
 from echelon.compute.pool import LearnerPool, SplitPlace
 from echelon.config.boundary import BoundarySettings
 from echelon.config.experiments import LinkSettings
-from echelon.config.run import RunSettings
 from echelon.errors import ConfigError
 from echelon.messages.adapter import Vector
-from echelon.messages.manifest import RunManifest
 from echelon.messages.names import aggregator_of, gate_of
 from echelon.provision.identities import Identities
 from echelon.secagg.entropy import Entropy
@@ -40,26 +37,18 @@ from echelon.wiring.actors import (
     make_gate,
     make_witness,
 )
-from echelon.wiring.context import BoundaryContext, Place, manifest_digest
+from echelon.wiring.context import BoundaryContext, Place
 from echelon.wiring.plugins import rules_of
 from echelon.wiring.shards import FixedShards, dealt
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What every party agreed to: the manifest, its signed bytes, and the adapter of genesis."""
-
-    manifest: RunManifest
-    sealed: bytes
-    initial: Vector
+from echelon.wiring.signed_run import SignedRun
 
 
 class Assembly:
     """Makes actors. Each call of a maker gives a new actor over the same durable state, as a restart needs.
 
     Args:
-        settings: the run file.
-        terms: what was agreed to.
+        signed: the run file and the signed manifest.
+        initial: the adapter of genesis, float32[d].
         identities: every private key; each actor gets its own alone.
         folder: the run folder, or None to keep brokers and state in memory.
         compute: where training runs.
@@ -71,8 +60,8 @@ class Assembly:
 
     def __init__(
         self,
-        settings: RunSettings,
-        terms: Terms,
+        signed: SignedRun,
+        initial: Vector,
         identities: Identities,
         *,
         folder: Path | None,
@@ -82,18 +71,18 @@ class Assembly:
         entropy: Callable[[str], Entropy] = lambda _name: Entropy(os.urandom),
         interceptor: Interceptor | None = None,
     ) -> None:
-        self.settings, self.terms, self.identities = settings, terms, identities
+        self.settings, self.manifest, self.identities = signed.settings, signed.manifest, identities
+        self.sealed, self._digest, self.initial = signed.sealed, signed.sha256, initial
         self.folder, self.compute, self.services = folder, compute, services
         self.split = split
         self.catalogue = load_catalogue()
         self._entropy, self._interceptor = entropy, interceptor
-        self._digest = manifest_digest(terms.sealed)
         self._derived: dict[str, BoundaryContext] = {}
         self._stores: list[StateStore] = []
         self._connections: list[tuple[str, str, Bus]] = []
         self._latency = {
             boundary.edge_name(edge): edge.latency
-            for boundary in settings.boundaries
+            for boundary in self.settings.boundaries
             if boundary.split is not None
             for edge in boundary.split.edge_list()
         }
@@ -103,7 +92,7 @@ class Assembly:
     def url(self, broker: str) -> str:
         """The broker's URL: one file each, or one memory log each."""
         if self.folder is None:
-            return f"memory://{self.terms.manifest.run}-{broker}"
+            return f"memory://{self.manifest.run}-{broker}"
         # A run's brokers live in one process: power cuts apart, the write-ahead log survives a killed process.
         return sqlite_url(self.folder / "brokers" / f"{broker}.sqlite") + "?synchronous=normal"
 
@@ -134,7 +123,7 @@ class Assembly:
         """Create every topic of the catalogue on its broker; what is there already stays."""
         async with await open_bus(self.url("exchange")) as bus:
             names = [Boundary(boundary.name) for boundary in self.settings.boundaries]
-            witnesses = [terms.name for terms in self.terms.manifest.witnesses]
+            witnesses = [terms.name for terms in self.manifest.witnesses]
             for topic, partitions in self.catalogue.exchange_topics(names, witnesses).items():
                 await bus.create_topic(topic, partitions)
         for boundary in self.settings.boundaries:
@@ -146,7 +135,7 @@ class Assembly:
     def store(self, name: str) -> StateStore:
         """The state file of an actor."""
         path = None if self.folder is None else self.folder / "state" / f"{name}.db"
-        store = StateStore(path, self.terms.manifest.run_id + name.encode())
+        store = StateStore(path, self.manifest.run_id + name.encode())
         self._stores.append(store)
         return store
 
@@ -168,12 +157,10 @@ class Assembly:
         """A device of the boundary."""
         keys = self.identities.boundaries[boundary.name]
         if boundary.name not in self._derived:
-            self._derived[boundary.name] = BoundaryContext.derive(
-                self.terms.manifest, keys.roster, self.catalogue
-            )
+            self._derived[boundary.name] = BoundaryContext.derive(self.manifest, keys.roster, self.catalogue)
         return make_device(
             await self._place(boundary.name, name),
-            self.terms.manifest,
+            self.manifest,
             keys.roster,
             name=name,
             key=keys.devices[name],
@@ -206,7 +193,7 @@ class Assembly:
         keys = self.identities.boundaries[boundary.name]
         return make_aggregator(
             await self._place(boundary.name, aggregator_of(boundary.name)),
-            self.terms.manifest,
+            self.manifest,
             self._digest,
             keys.roster,
             key=keys.aggregator,
@@ -224,7 +211,7 @@ class Assembly:
         self.split.forget(name)
         return make_edge(
             await self._place(boundary.name, name),
-            self.terms.manifest,
+            self.manifest,
             keys.roster,
             name=name,
             key=keys.edges[name],
@@ -242,7 +229,7 @@ class Assembly:
         exchange = await self.connect("exchange", name)
         return make_gate(
             await self._place(boundary.name, name),
-            self.terms.manifest,
+            self.manifest,
             self._digest,
             keys.roster,
             key=keys.gate,
@@ -256,7 +243,7 @@ class Assembly:
         """A witness that is no gate."""
         return make_witness(
             await self._place("exchange", f"{name}.witness"),
-            self.terms.manifest,
+            self.manifest,
             witness=name,
             key=self.identities.witnesses[name],
             every=self.settings.witnesses.every,
@@ -266,9 +253,9 @@ class Assembly:
         """The controller."""
         return make_controller(
             await self._place("exchange", "controller"),
-            self.terms.sealed,
+            self.sealed,
             key=self.identities.controller,
-            initial=self.terms.initial,
+            initial=self.initial,
             deadline=self.settings.sync.deadline,
             rules=rules_of(self.settings),
         )

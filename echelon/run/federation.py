@@ -34,7 +34,6 @@ from echelon.config.reading import read_text
 from echelon.config.run import RunSettings
 from echelon.errors import BusError, ConfigError, StateError, TrainingError
 from echelon.messages.adapter import Vector, adapter_files
-from echelon.messages.manifest import RunManifest
 from echelon.messages.names import aggregator_of, gate_of
 from echelon.messages.stored import ANEW, stored
 from echelon.private import write_private, write_whole
@@ -43,16 +42,18 @@ from echelon.provision.manifest_from_settings import build_manifest
 from echelon.report.best import best_evaluated
 from echelon.report.data import ReportData, RunSummary
 from echelon.rounds.effects import Evaluate, note
-from echelon.run.assembly import Assembly, Terms
+from echelon.run.assembly import Assembly
 from echelon.run.data import read_data
-from echelon.run.folder import INITIAL_FILE, MANIFEST_FILE, MAX_STATE_FILE, PROGRESS_FILE, SAMPLES_FILE
+from echelon.run.folder import MAX_STATE_FILE, PROGRESS_FILE, SAMPLES_FILE
 from echelon.run.losses import accuracies, losses
 from echelon.run.recorder import Recorder
+from echelon.run.signed import keep, kept
 from echelon.run.vanishing import vanishing
 from echelon.secagg.entropy import Entropy
 from echelon.training.learner import DataFacts, EvalResult
 from echelon.wiring.plugins import rules_of
 from echelon.wiring.shards import dealt
+from echelon.wiring.signed_run import SignedRun
 
 GRACE = 20.0
 """Seconds that the boundaries get to end after the run was closed."""
@@ -117,30 +118,21 @@ class Federation:
         life = self._entropies[name] = self._entropies.get(name, 0) + 1
         return Entropy.seeded(f"{self.settings.seed} {name} {life} {self.recorder.offset}".encode())
 
-    async def _terms(self, compute: LearnerPool) -> tuple[Terms, Identities]:
+    async def _signed(self, compute: LearnerPool) -> tuple[SignedRun, Vector, Identities]:
+        """What is agreed to, the adapter of genesis, and every private key: made, or read from the folder."""
         state = None if self.out is None else self.out / "state"
         if self.resume and state is not None:
-            identities = Identities.load(state / "keys", self.settings)
-            try:
-                sealed = (state / MANIFEST_FILE).read_bytes()
-                with stored(f"{state / INITIAL_FILE}", ConfigError, advice=ANEW):
-                    initial = np.frombuffer((state / INITIAL_FILE).read_bytes(), "<f4").astype(np.float32)
-            except OSError as error:
-                raise ConfigError(
-                    f"{self.out} cannot be resumed: {error.filename} is missing. Start it anew"
-                ) from error
-            return Terms(RunManifest.open(sealed), sealed, initial), identities
+            return kept(state, self.settings)
         self.status("loading model and data")
         facts = started_from(await compute.facts(), self.parent, self.settings.model.labels)
         token = self._token("setup")
         identities = Identities.create(self.settings, token)
         manifest, sealed = build_manifest(self.settings, facts, identities, token(16))
         initial = np.ascontiguousarray(facts.initial, "<f4")
+        signed = SignedRun(self.settings, manifest, sealed)
         if state is not None:
-            identities.save(state / "keys")
-            write_private(state / INITIAL_FILE, initial.tobytes())
-            write_private(state / MANIFEST_FILE, sealed)
-        return Terms(manifest, sealed, initial), identities
+            keep(state, signed, initial, identities)
+        return signed, initial, identities
 
     # ---- the run ---------------------------------------------------------------------------------
 
@@ -156,15 +148,15 @@ class Federation:
         split: SplitPlace | None = None
         assembly: Assembly | None = None
         try:
-            terms, identities = await self._terms(compute)
+            signed, initial, identities = await self._signed(compute)
             data = await read_data(compute, [one.name for one in self.settings.boundaries], self.recorder)
-            before = await self._evaluate(compute, terms.initial, "base")
+            before = await self._evaluate(compute, initial, "base")
             services = Services(Offload(self._threads), self.recorder, self.log)
-            if terms.manifest.split:
+            if signed.manifest.split:
                 split = build_split(self.settings)
             assembly = Assembly(
-                self.settings,
-                terms,
+                signed,
+                initial,
                 identities,
                 folder=self.out,
                 compute=compute,
@@ -186,7 +178,15 @@ class Federation:
             after = await self._evaluate(compute, adapter, "final")
             await self._evaluate_last(compute, adapter)
             result = await self._finish(
-                compute, terms, adapter, wall=wall, before=before, after=after, topics=topics, data=data
+                compute,
+                signed,
+                adapter,
+                initial=initial,
+                wall=wall,
+                before=before,
+                after=after,
+                topics=topics,
+                data=data,
             )
             return replace(result, traffic=assembly.traffic())
         finally:
@@ -388,9 +388,10 @@ class Federation:
     async def _finish(
         self,
         compute: LearnerPool,
-        terms: Terms,
+        signed: SignedRun,
         adapter: Vector,
         *,
+        initial: Vector,
         wall: float,
         before: dict[str, EvalResult],
         after: dict[str, EvalResult],
@@ -399,7 +400,7 @@ class Federation:
     ) -> Result:
         self.status("auditing")
         files = adapter_files(
-            terms.manifest.adapter_layout(), terms.manifest.adapter_config.encode(), adapter
+            signed.manifest.adapter_layout(), signed.manifest.adapter_config.encode(), adapter
         )
         pinned = self.controller.genesis_sha256 if self.controller is not None else None
         report = verify(
@@ -420,7 +421,7 @@ class Federation:
         dropouts = sum(view.dropouts for view in self.recorder.views.values())
         summary: dict[str, Any] = {
             "name": self.settings.name,
-            "run_id": terms.manifest.run,
+            "run_id": signed.manifest.run,
             "genesis_sha256": report.genesis_sha256.hex(),
             "base_loss": losses(before),
             "final_loss": losses(after),
@@ -449,10 +450,10 @@ class Federation:
             "events": dict(sorted(self.recorder.counts.items())),
             "audit": {"ok": report.ok, "findings": [str(finding) for finding in report.findings]},
         }
-        if terms.manifest.parent is not None:
-            summary["parent"] = terms.manifest.parent.model_dump()
+        if signed.manifest.parent is not None:
+            summary["parent"] = signed.manifest.parent.model_dump()
         if self.out is not None:
-            await self._write(compute, terms, adapter, summary, files)
+            await self._write(compute, initial, adapter, summary, files)
         return Result(summary, report, adapter, topics)
 
     def _best_commit(
@@ -467,7 +468,7 @@ class Federation:
     async def _write(
         self,
         compute: LearnerPool,
-        terms: Terms,
+        initial: Vector,
         adapter: Vector,
         summary: dict[str, Any],
         files: dict[str, bytes],
@@ -488,7 +489,7 @@ class Federation:
             samples = [
                 {
                     "prompt": prompt,
-                    "before": await compute.generate(terms.initial, prompt, tokens),
+                    "before": await compute.generate(initial, prompt, tokens),
                     "after": await compute.generate(adapter, prompt, tokens),
                 }
                 for prompt in prompts

@@ -3,41 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from echelon.config.reading import read_file
-from echelon.config.run import RunSettings, load
+from echelon.config.run import load
 from echelon.errors import ConfigError, EchelonError
 from echelon.messages.adapter import Vector
 from echelon.messages.manifest import MAX_MANIFEST_BYTES, RunManifest
 from echelon.secagg.roster import MAX_ROSTER_BYTES, Roster
 from echelon.services.config import BoundaryConfig, ControllerConfig, ServiceConfig
+from echelon.wiring.signed_run import SignedRun
 
 
-@dataclass(frozen=True)
-class Agreed:
-    """The run's terms as one service knows them."""
-
-    settings: RunSettings
-    manifest: RunManifest
-    sealed: bytes
-    sha256: bytes
-
-
-def read_agreed(config: ServiceConfig) -> Agreed:
+def read_agreed(config: ServiceConfig) -> SignedRun:
     """The run file and the manifest.
 
     Raises:
         ConfigError: a file cannot be read, the manifest is not the pinned one, or the run file is for another clock.
     """
     sealed = _read(config.manifest, "manifest", 2 * MAX_MANIFEST_BYTES)
-    digest = hashlib.sha256(sealed)
-    if digest.hexdigest() != config.manifest_sha256:
+    digest = hashlib.sha256(sealed).hexdigest()
+    if digest != config.manifest_sha256:
         raise ConfigError(
-            f"manifest {config.manifest} has SHA-256 {digest.hexdigest()}, and manifest_sha256 pins "
+            f"manifest {config.manifest} has SHA-256 {digest}, and manifest_sha256 pins "
             f"{config.manifest_sha256}: get the right file, or the right pin from the operator of the federation"
         )
     settings = load(config.settings)
@@ -46,20 +36,20 @@ def read_agreed(config: ServiceConfig) -> Agreed:
             f"{config.settings}: clock: virtual is for `echelon run`; a service needs clock: real"
         )
     try:
-        return Agreed(settings, RunManifest.open(sealed), sealed, digest.digest())
+        return SignedRun(settings, RunManifest.open(sealed), sealed)
     except EchelonError as error:
         raise ConfigError(f"manifest {config.manifest}: {error}") from error
 
 
-def read_roster(config: BoundaryConfig, agreed: Agreed) -> Roster:
+def read_roster(config: BoundaryConfig, signed: SignedRun) -> Roster:
     """The boundary's roster, verified and the manifest's.
 
     Raises:
         ConfigError: it is not, or the run file or the manifest has no such boundary.
     """
-    if config.boundary not in (boundary.name for boundary in agreed.settings.boundaries):
+    if config.boundary not in (boundary.name for boundary in signed.settings.boundaries):
         raise ConfigError(f"run file {config.settings} has no boundary {config.boundary}: check `boundary`")
-    terms = next((terms for terms in agreed.manifest.boundaries if terms.name == config.boundary), None)
+    terms = next((terms for terms in signed.manifest.boundaries if terms.name == config.boundary), None)
     if terms is None:
         raise ConfigError(f"manifest {config.manifest} has no boundary {config.boundary}: check `boundary`")
     try:
@@ -74,13 +64,13 @@ def read_roster(config: BoundaryConfig, agreed: Agreed) -> Roster:
     return roster
 
 
-def read_initial(config: ControllerConfig, agreed: Agreed) -> Vector:
+def read_initial(config: ControllerConfig, signed: SignedRun) -> Vector:
     """The adapter of genesis, float32[d].
 
     Raises:
         ConfigError: the file cannot be read, or has another length than the manifest's layout.
     """
-    dim = agreed.manifest.adapter_layout().dim
+    dim = signed.manifest.adapter_layout().dim
     data = _read(config.initial, "initial", 4 * dim)
     if len(data) != 4 * dim:
         raise ConfigError(

@@ -27,7 +27,7 @@ from echelon.messages.names import aggregator_of, gate_of
 from echelon.passphrase import read_optional
 from echelon.provision.identities import read_key
 from echelon.secagg.entropy import Entropy
-from echelon.services.agreed import Agreed, read_agreed, read_initial, read_roster
+from echelon.services.agreed import read_agreed, read_initial, read_roster
 from echelon.services.config import (
     AggregatorConfig,
     BoundaryConfig,
@@ -52,6 +52,7 @@ from echelon.wiring.actors import (
 from echelon.wiring.context import Place
 from echelon.wiring.plugins import rules_of
 from echelon.wiring.shards import KafkaShards, ShardTerms, data_digest
+from echelon.wiring.signed_run import SignedRun
 
 if TYPE_CHECKING:
     from echelon.compute.pool import LearnerPool, SplitPlace
@@ -307,7 +308,7 @@ class EdgeRole(BoundaryRole):
             self._split.close()
 
 
-def load_split(config: BoundaryConfig, agreed: Agreed, log: logging.Logger) -> SplitPlace:
+def load_split(config: BoundaryConfig, agreed: SignedRun, log: logging.Logger) -> SplitPlace:
     """Where this process computes its part of the model.
 
     Raises:

@@ -90,7 +90,7 @@ class Garbage:
 
     def __post_init__(self) -> None:
         self.keys = self.assembly.identities.boundaries["a"]
-        self.run = self.assembly.terms.manifest.run_id
+        self.run = self.assembly.manifest.run_id
 
     def writer(self, topic: str) -> tuple[str, Signer]:
         if topic in FROM_DEVICES:

@@ -570,7 +570,7 @@ def in_the_name(
         envelope = Envelope.seal(
             Signer(signer(assembly)),
             message,
-            run=assembly.terms.manifest.run_id,
+            run=assembly.manifest.run_id,
             topic=topic,
             window=0,
             sender=sender,

@@ -188,7 +188,7 @@ def _frames() -> tuple[bytes, ...]:
 
 @cache
 def _manifest() -> RunManifest:
-    return seeds.outcome().assembly.terms.manifest
+    return seeds.outcome().assembly.manifest
 
 
 def _sealed_dsse(payload: bytes) -> bytes:
@@ -384,8 +384,8 @@ def _restored(body: bytes) -> object:
 
 @cache
 def _genesis() -> tuple[Genesis, bytes]:
-    terms_of_run = seeds.outcome().assembly.terms
-    payload = terms_of_run.sealed + np.ascontiguousarray(terms_of_run.initial, "<f4").tobytes()
+    assembly = seeds.outcome().assembly
+    payload = assembly.sealed + np.ascontiguousarray(assembly.initial, "<f4").tobytes()
     (message,) = (read for value in seeds.dsse() if isinstance(read := _exchange_read(value)[1], Genesis))
     return message, payload
 

@@ -42,7 +42,7 @@ def check(outcome: Outcome) -> None:
     check_windows(control, outcome.messages("a", "delta", SealedDelta))
     check_bodies("masked", outcome.records("a", "masked"), "window")
     check_jobs(outcome)
-    floor = outcome.assembly.terms.manifest.secure.k_min
+    floor = outcome.assembly.manifest.secure.k_min
     cohorts = {cohort.window: cohort for cohort in outcome.messages("a", "control", Cohort)}
     named = {
         (window.window, part.sha256): set(window.included)

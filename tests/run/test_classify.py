@@ -75,9 +75,9 @@ def test_a_few_commits_tell_the_classes_apart(family: str) -> None:
     learner = TorchLearner(spec_of(settings(family, 0)))
     found = learner.evaluate_boundary("a", outcome.result.adapter)
     assert found.accuracy == summary["final_accuracy"]["a"]
-    manifest = outcome.assembly.terms.manifest
+    manifest = outcome.assembly.manifest
     assert manifest.labels == LABELS
-    assert RunManifest.open(outcome.assembly.terms.sealed) == manifest
+    assert RunManifest.open(outcome.assembly.sealed) == manifest
 
 
 @pytest.mark.filterwarnings("ignore:.*checkpointing:FutureWarning")
@@ -112,7 +112,7 @@ def test_a_split_run_learns_what_the_whole_one_does(family: str) -> None:
     whole, split = (run(settings(family, edges, commits=1, steps=3)) for edges in (0, 1))
     check(split)
     assert refused(split) == []
-    start = whole.assembly.terms.initial
+    start = whole.assembly.initial
     theirs, mine = whole.result.adapter, split.result.adapter
     assert np.linalg.norm(theirs - mine) <= 0.01 * np.linalg.norm(theirs - start)
     assert whole.drop > 0.01
@@ -139,9 +139,7 @@ def test_eight_bits_a_rotation_and_probes_work_with_padded_rows() -> None:
 
 
 def test_a_run_of_a_language_model_has_no_labels_in_its_manifest() -> None:
-    manifest = run(
-        split_federation(edges=0, learner={"kind": "quadratic"}, commits=1)
-    ).assembly.terms.manifest
+    manifest = run(split_federation(edges=0, learner={"kind": "quadratic"}, commits=1)).assembly.manifest
     assert b"labels" not in manifest.canonical()
 
 

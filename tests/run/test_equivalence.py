@@ -57,7 +57,7 @@ def check_premise(outcome: Outcome, devices: int, windows: int = 1) -> None:
 
 def grid_of(outcome: Outcome) -> float:
     """The module's docstring's `grid`."""
-    secure = outcome.assembly.terms.manifest.secure
+    secure = outcome.assembly.manifest.secure
     cohort = outcome.messages("a", "control", Cohort)[0]
     return 2.0**-secure.scale_bits * secure.weight_max / (cohort.members[0].n * secure.staleness[0])
 

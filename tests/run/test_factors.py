@@ -33,7 +33,7 @@ def versions(outcome: Outcome) -> list[Version]:
 
 def check_deltas(outcome: Outcome) -> int:
     """Each delta that crossed is exactly zero in the factor that its base commit froze; returns how many there were."""
-    manifest = outcome.assembly.terms.manifest
+    manifest = outcome.assembly.manifest
     layout, count = manifest.adapter_layout(), 0
     for terms in manifest.boundaries:
         payload = b""

@@ -86,7 +86,7 @@ def test_the_example_of_the_page_runs_learns_and_is_derived_again() -> None:
     assert outcome.drop > 0
     plain = run(federation(boundaries=boundaries(3, 3, 3), sync={"windows": 2}))
     assert outcome.adapter != plain.adapter
-    terms = outcome.assembly.terms.manifest.rule(RuleSlot.OUTER)
+    terms = outcome.assembly.manifest.rule(RuleSlot.OUTER)
     assert terms is not None
     assert terms.name == NAME
     assert terms.arguments() == {"momentum_ppm": 500_000}
@@ -214,7 +214,7 @@ def test_a_table_of_ones_own_stands_in_the_manifest_and_needs_no_code_later() ->
             secure={"staleness": rule | {"parameters": {"least": 100}}},
         )
     )
-    manifest = outcome.assembly.terms.manifest
+    manifest = outcome.assembly.manifest
     assert manifest.exchange.staleness == (256, 128, 64, 32)
     assert manifest.secure.staleness == (256, 128, 100, 100)
     assert {terms.slot for terms in manifest.rules} == {RuleSlot.STALENESS_DELTAS, RuleSlot.STALENESS_UPDATES}

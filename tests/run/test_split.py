@@ -42,7 +42,7 @@ def test_a_split_run_learns_what_the_unsplit_one_learns() -> None:
     assert abs(outcome.drop - unsplit().drop) <= 1e-3 * unsplit().drop
     # Not only the loss: the adapters are the same up to the rounding of other sums.
     theirs, mine = unsplit().result.adapter, outcome.result.adapter
-    assert np.linalg.norm(mine - theirs) <= 1e-3 * np.linalg.norm(theirs - outcome.assembly.terms.initial)
+    assert np.linalg.norm(mine - theirs) <= 1e-3 * np.linalg.norm(theirs - outcome.assembly.initial)
 
 
 def evaluations(outcome: Outcome) -> list[tuple[float, int]]:
@@ -115,8 +115,8 @@ def test_encodings_that_are_chosen_by_what_they_lose_are_told_and_learn_nearly_a
 
 
 def test_the_manifest_says_that_the_run_is_split() -> None:
-    assert split().assembly.terms.manifest.split
-    assert not unsplit().assembly.terms.manifest.split
+    assert split().assembly.manifest.split
+    assert not unsplit().assembly.manifest.split
 
 
 def test_the_same_seed_gives_the_same_bits() -> None:

@@ -212,7 +212,7 @@ def test_one_boundary_with_one_window_per_delta_is_federated_averaging() -> None
     cohorts = outcome.messages("a", "control", Cohort)
     assert all(m.base_version == cohort.version for cohort in cohorts for m in cohort.members)
     check_offers(control)
-    secure = outcome.assembly.terms.manifest.secure
+    secure = outcome.assembly.manifest.secure
     n = cohorts[0].members[0].n
     step = 2.0**-secure.scale_bits * secure.weight_max / (n * secure.staleness[0])
     expected = bare_fedavg(settings, commits)
@@ -232,7 +232,7 @@ def test_the_gate_alone_holds_the_key_of_the_exchange() -> None:
     async def look(assembly: Any) -> None:
         boundary = settings.boundaries[0]
         secret = assembly.identities.boundaries["a"].exchange
-        public = bytes.fromhex(assembly.terms.manifest.boundaries[0].gate_public)
+        public = bytes.fromhex(assembly.manifest.boundaries[0].gate_public)
         actors = {
             "gate": await assembly.gate(boundary),
             "aggregator": await assembly.aggregator(boundary),

@@ -47,7 +47,7 @@ def test_gates_and_services_cosign_all_of_a_run_by_default() -> None:
         "delta.b": {"a", "w"},
         "global": {"a", "b", "w"},
     }
-    assert [terms.name for terms in outcome.assembly.terms.manifest.witnesses] == ["a", "b", "w"]
+    assert [terms.name for terms in outcome.assembly.manifest.witnesses] == ["a", "b", "w"]
 
 
 def test_a_setting_switches_gates_off_and_the_run_is_the_same() -> None:
@@ -132,7 +132,7 @@ def test_a_run_writes_no_more_than_was_calculated() -> None:
 
 
 def test_every_key_of_a_run_is_another() -> None:
-    manifest = watched().assembly.terms.manifest
+    manifest = watched().assembly.manifest
     keys = [manifest.controller_public, manifest.operator_public]
     keys += [one.gate_public for one in manifest.boundaries] + [one.public for one in manifest.witnesses]
     assert len(set(keys)) == len(keys)

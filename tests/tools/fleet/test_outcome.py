@@ -44,7 +44,7 @@ def says(topics: Topics, topic: str, message: Message, window: int = 0) -> None:
     """The aggregator of boundary a says one thing more."""
     outcome = finished()
     key = Signer(outcome.assembly.identities.boundaries["a"].aggregator)
-    run_id = outcome.assembly.terms.manifest.run_id
+    run_id = outcome.assembly.manifest.run_id
     sealed = Envelope.seal(key, message, run=run_id, topic=topic, window=window, sender="a.aggregator")
     last = topics[topic][-1]
     topics[topic].append(replace(last, offset=last.offset + 1, value=sealed.encode(), headers=()))
@@ -152,7 +152,7 @@ def test_every_fault_of_a_boundary_is_found(meddle: Callable[[Topics], None], sa
 def signed(message: Message, like: Record) -> Record:
     outcome = finished()
     key, headers, value = manifest_record(
-        Signer(outcome.assembly.identities.controller), message, outcome.assembly.terms.manifest.run_id
+        Signer(outcome.assembly.identities.controller), message, outcome.assembly.manifest.run_id
     )
     return replace(like, offset=like.offset + 1, key=key, headers=headers, value=value)
 
