@@ -51,7 +51,7 @@ demo-kafka *ARGS:
 test *ARGS:
     pytest -n {{ workers }} --dist loadgroup "$@"
 
-# run the tests that take a few seconds at most
+# run the tests that take a second or so at most, and start no broker
 [no-exit-message]
 test-fast *ARGS:
     pytest -n {{ workers }} --dist loadgroup -m "not slow and not nightly" "$@"

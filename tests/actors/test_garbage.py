@@ -246,6 +246,7 @@ def test_the_other_boundary_hears_nothing_of_it() -> None:
     assert outcome.records("b", "deadletter") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("topic", ["global", "delta.a"])
 def test_what_a_stranger_writes_on_the_exchange_is_never_merged_and_never_passes_the_audit(
     topic: str,

@@ -138,6 +138,7 @@ def endless(length: int) -> Iterable[Record]:
         yield Record(chunk.topic, 0, number, chunk.key, chunk.value, chunk.headers, 0)
 
 
+@pytest.mark.slow
 def test_endless_unfinished_chunks_of_one_gate_do_not_bloat_the_controller() -> None:
     """Whether they announce what a delta has, or anything else."""
 

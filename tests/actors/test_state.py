@@ -219,6 +219,7 @@ outgoing = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(outgoing, max_size=6))
 def test_a_record_comes_out_of_the_file_byte_for_byte(records: list[Outgoing]) -> None:
     store = StateStore(None, OWNER)

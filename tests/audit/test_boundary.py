@@ -159,6 +159,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_runs_of_every_shape_are_derived(shape: str) -> None:
     """Stale deltas that come back, boundaries that wait, devices that are lost in a round."""
@@ -171,6 +172,7 @@ def test_runs_of_every_shape_are_derived(shape: str) -> None:
         assert one.facts.versions == len(found.messages(name, "model", Model))
 
 
+@pytest.mark.slow
 def test_a_split_run_is_derived_with_what_edges_add() -> None:
     found = run(split_federation())
     outside, inside, roster = of(found)
@@ -378,6 +380,7 @@ def test_answers_below_the_threshold_are_no_sum(outcome: Outcome) -> None:
     assert found[0][0] == "a/control"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("topic", ["control", "handshake", "masked", "model", "delta"])
 def test_a_changed_byte_of_any_record_is_no_members_record(outcome: Outcome, topic: str) -> None:
     outside, inside, roster = of(outcome)

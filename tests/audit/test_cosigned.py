@@ -317,6 +317,7 @@ def test_what_is_no_cosignature_of_the_topics_witness_is_found_and_named(
     assert (found.topic, found.offset) == ("witness.a", topics["witness.a"][-1].offset)
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_no_changed_byte_of_a_head_or_cosignature_passes_for_another(data: st.DataObject) -> None:
     topics = SEEN.topics

@@ -86,6 +86,7 @@ def test_at_every_prefix_of_global_the_rest_gives_the_same_report(topics: Topics
     assert kept > lengths[0] // 2, "it would prove nothing if no state were ever kept"
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(data=st.data())
 def test_random_pieces_give_the_report_of_the_whole_at_each_step(data: st.DataObject) -> None:

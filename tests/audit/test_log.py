@@ -188,6 +188,7 @@ def test_genesis_says_how_long_payloads_of_global_are() -> None:
     assert [fault.code for fault in again.read(writer.records[-1]).faults] == [FaultCode.OVERSIZED]
 
 
+@pytest.mark.slow
 def test_a_topic_ends_with_too_many_records_that_are_part_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of them is remembered, so that a repeat is known: there is a bound to that, also over a restart."""
     monkeypatch.setattr(module, "MAX_VOID_RECORDS", 40)

@@ -228,6 +228,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "run"
 
 
+@pytest.mark.slow
 def test_a_run_folder_and_an_export_verify_from_within(folder: Path, tmp_path: Path) -> None:
     whole = invoke("audit", "verify", folder, "--boundary", folder, "--json")
     assert whole.exit_code == 0, whole.output
@@ -267,6 +268,7 @@ def test_a_device_is_asked_for_shown_and_checked(folder: Path, tmp_path: Path) -
     assert invoke("audit", "open", "check", folder, request, answer, "--genesis", "00" * 32).exit_code == 1
 
 
+@pytest.mark.slow
 def test_wrong_usage_ends_with_two_and_a_sentence(folder: Path, tmp_path: Path) -> None:
     a = folder / "brokers" / "a.sqlite"
     request = tmp_path / "request.json"

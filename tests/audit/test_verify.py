@@ -175,6 +175,7 @@ def test_a_record_altered_and_appended_again_is_found(at: tuple[str, int], where
     assert named(report, topic, len(records))
 
 
+@pytest.mark.slow
 @given(places(), st.integers(0, 40))
 def test_a_byte_identical_repeat_is_told_and_harmless(at: tuple[str, int], later: int) -> None:
     topic, index = at
@@ -186,6 +187,7 @@ def test_a_byte_identical_repeat_is_told_and_harmless(at: tuple[str, int], later
     assert (Code.REPEAT, topic, place) in [(f.code, f.topic, f.offset) for f in report.findings]
 
 
+@pytest.mark.slow
 @given(
     places(),
     st.binary(max_size=300),

@@ -26,6 +26,7 @@ def test_the_whole_size_is_a_billion_parameters() -> None:
     assert 1.2e9 < total < 1.3e9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_the_model_loads_in_its_dtype_and_trains_in_both_loops(tmp_path: Path, dtype: str) -> None:
     parameters = make_model(TINY, dtype, tmp_path)
@@ -42,6 +43,7 @@ def test_the_model_loads_in_its_dtype_and_trains_in_both_loops(tmp_path: Path, d
     assert last < first
 
 
+@pytest.mark.slow
 def test_accumulation_is_the_mean_over_all_micro_batches(tmp_path: Path) -> None:
     """Four micro-batches of six are one step on twenty-four sequences."""
     make_model(TINY, "fp32", tmp_path)

@@ -44,6 +44,7 @@ def test_what_is_computed_counts_in_the_step_in_which_it_ended() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_played_step_takes_its_bound_at_least_and_less_with_overlap(tmp_path: Path) -> None:
     pair = Pair(settings_of(None, None), tmp_path)
     assert pair.plan.middle > 0  # else there is nothing to measure

@@ -294,6 +294,7 @@ def test_above_the_common_bound_the_greatest_sender_pays():
     assert receiving.complete(b"small", transfer.id, transfer.length, transfer.sha256) == payload_of(CHUNK)
 
 
+@pytest.mark.slow
 def test_empty_chunks_are_not_free():
     receiving = assembler(sender=CHUNK, transfers=10**9, total=CHUNK)
     for n in range(10 * CHUNK // OVERHEAD):

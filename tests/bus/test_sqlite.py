@@ -381,6 +381,7 @@ def test_headers_survive_the_table(headers):
     assert decode_headers(encode_headers(headers).encode()) == headers
 
 
+@pytest.mark.slow
 @given(headers.filter(bool), st.data())
 def test_a_changed_byte_of_stored_headers_never_passes_for_the_same(headers, data):
     text = bytearray(encode_headers(headers).encode())

@@ -54,6 +54,7 @@ def losses(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[float], float
     return put
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("commits", [1, 3, 8])
 def test_where_devices_report_losses(cli: Cli, tmp_path: Path, commits: int) -> None:
     best, _ = named(cli, tmp_path, budget={"commits": commits})
@@ -68,11 +69,13 @@ def test_the_last_commit_may_be_it_though_no_delta_carried_its_loss(cli: Cli, tm
     assert audit["best_commit"] == 0
 
 
+@pytest.mark.slow
 def test_where_no_loss_crosses(cli: Cli, tmp_path: Path) -> None:
     best, summary = named(cli, tmp_path, sync={"report_loss": False})
     assert best == summary["commits"] == 3
 
 
+@pytest.mark.slow
 def test_where_all_are_equal_it_is_the_earliest(
     cli: Cli, tmp_path: Path, losses: Callable[[Callable[[float], float]], None]
 ) -> None:
@@ -80,6 +83,7 @@ def test_where_all_are_equal_it_is_the_earliest(
     assert named(cli, tmp_path)[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reported", [True, False])
 def test_where_training_made_it_worse_it_is_genesis(
     cli: Cli, tmp_path: Path, losses: Callable[[Callable[[float], float]], None], reported: bool

@@ -34,6 +34,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- export --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_final_adapter_comes_out_of_the_exchange_byte_for_byte(
     cli: Cli, run_folder: Path, tmp_path: Path
 ) -> None:

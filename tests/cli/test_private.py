@@ -192,6 +192,7 @@ async def test_a_service_closes_its_state_folder_and_all_in_it(tmp_path: Path) -
         assert_private(state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
 def test_a_run_folder_is_private_but_for_what_is_meant_to_be_shared(
     cli: Cli, tmp_path: Path, umask: int
@@ -210,6 +211,7 @@ def test_a_run_folder_is_private_but_for_what_is_meant_to_be_shared(
     assert list((out / "state" / "keys").rglob("*.pem"))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_closes_what_an_earlier_version_left_open(cli: Cli, tmp_path: Path) -> None:
     os.umask(0)
     out = tmp_path / "out"

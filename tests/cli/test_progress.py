@@ -191,6 +191,7 @@ def on_terminal(*arguments: str | Path) -> tuple[int, str, str]:
     return running.returncode, stdout, b"".join(sent).decode()
 
 
+@pytest.mark.slow
 def test_on_a_terminal_the_display_is_live_and_goes_away(tmp_path: Path) -> None:
     config = write(
         tmp_path,
@@ -244,6 +245,7 @@ def test_what_others_write_to_stderr_does_not_reach_the_terminal(
 # ---- TensorBoard ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_aggregates_only(cli: Cli, tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     out = tmp_path / "out"

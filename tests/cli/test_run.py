@@ -58,6 +58,7 @@ def test_a_run_leaves_a_folder_with_everything_in_it(cli: Cli, tmp_path: Path) -
     assert cli("audit", "verify", out, "--genesis", summary["genesis_sha256"]).exit_code == 0
 
 
+@pytest.mark.slow
 def test_off_a_terminal_each_commit_is_one_line_on_stderr(cli: Cli, tmp_path: Path) -> None:
     result = cli("run", write(tmp_path), "--out", tmp_path / "out")
     commits = re.findall(
@@ -67,11 +68,13 @@ def test_off_a_terminal_each_commit_is_one_line_on_stderr(cli: Cli, tmp_path: Pa
     assert "\x1b" not in result.stderr
 
 
+@pytest.mark.slow
 def test_quiet_says_nothing(cli: Cli, tmp_path: Path) -> None:
     result = cli("run", write(tmp_path), "--out", tmp_path / "out", "--quiet")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_json_is_the_summary_and_where_the_files_are(cli: Cli, tmp_path: Path) -> None:
     printed = finished(cli, write(tmp_path), tmp_path / "out")
     files = printed.pop("files")
@@ -79,6 +82,7 @@ def test_json_is_the_summary_and_where_the_files_are(cli: Cli, tmp_path: Path) -
     assert all(Path(path).exists() for path in files.values())
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(cli: Cli, tmp_path: Path) -> None:
     config = write(tmp_path, simulation={"exchange_link": {"latency": 0.1, "jitter": 0.05}})
     first, again = (finished(cli, config, tmp_path / name)["adapter_sha256"] for name in ("first", "again"))
@@ -87,6 +91,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(cli: Cli, tmp
     assert first != other
 
 
+@pytest.mark.slow
 def test_overrides_are_in_force_and_kept(cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "out"
     printed = finished(
@@ -97,6 +102,7 @@ def test_overrides_are_in_force_and_kept(cli: Cli, tmp_path: Path) -> None:
     assert (kept["budget"]["commits"], kept["boundaries"][0]["devices"]) == (2, 5)
 
 
+@pytest.mark.slow
 def test_a_run_is_named_after_its_file_by_default(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +114,7 @@ def test_a_run_is_named_after_its_file_by_default(
 # ---- resuming ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_resumed(cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "out"
     finished(cli, write(tmp_path), out)
@@ -208,6 +215,7 @@ def test_a_stopped_run_goes_on_and_verifies(tmp_path: Path, number: signal.Signa
     assert json.loads(best.stdout)["commit"] == summary["best_commit"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_run_that_goes_on_in_one_process_is_refused_to_another(tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -242,6 +250,7 @@ def test_the_second_ctrl_c_ends_a_run_at_once_and_its_state_is_safe(tmp_path: Pa
     assert (out / "state" / "manifest.dsse").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_run_stopped_before_it_began_leaves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"

@@ -29,6 +29,7 @@ def qwen(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_example_plans_every_class_of_the_shipped_model(cli: Cli) -> None:
     result = cli("split", "plan", "echelon:tiny", "--profile", EXAMPLE, "--json")
     assert result.exit_code == 0, result.output

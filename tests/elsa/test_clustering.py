@@ -24,6 +24,7 @@ def points(*groups: tuple[int, float], spread: float = 0.1, seed: int = 0, dim: 
     return np.asarray((gaps + gaps.T) / 2, dtype=np.float64)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(2, 6), min_size=2, max_size=5), st.integers(0, 1000))
 def test_planted_clusters_are_found(sizes: list[int], seed: int) -> None:

@@ -77,6 +77,7 @@ def verdicts(boundary: Boundary, rounds: int, *bad: str) -> list[dict[str, Trust
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "reasons", "by"),
     [
@@ -93,6 +94,7 @@ def test_a_faulty_device_is_kept_out_with_its_reason(kind: str, reasons: set[Tru
     assert caught == 20
 
 
+@pytest.mark.slow
 def test_honest_devices_are_not_thrown_out_whatever_their_data() -> None:
     false = total = 0
     for seed in range(30):

@@ -100,6 +100,7 @@ def test_damaged_inputs_end_in_declared_errors(reader: Reader) -> None:
     )
 
 
+@pytest.mark.slow
 @ALL
 def test_a_hostile_input_costs_bounded_memory(reader: Reader) -> None:
     reader.seeds()  # made before anything is measured

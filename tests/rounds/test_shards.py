@@ -540,6 +540,7 @@ def test_overlapping_offers_do_not_keep_a_boundary_below_its_floor_for_ever() ->
 
 
 # Each example is many windows of real secure aggregation: few of them, and none is made smaller when one fails.
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(st.data())
 def test_whatever_moves_nothing_is_trained_twice_in_a_window_and_windows_go_on(data: st.DataObject) -> None:

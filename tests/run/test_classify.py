@@ -63,6 +63,7 @@ def settings(family: str, edges: int, commits: int = 4, steps: int = 12, split: 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_a_few_commits_tell_the_classes_apart(family: str) -> None:
     outcome = run(settings(family, 0))
@@ -107,6 +108,7 @@ def test_heads_and_poolers_that_the_base_does_not_have_are_in_the_adapter(name: 
     assert loss < outcome.summary["base_loss"]["overall"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_a_split_run_learns_what_the_whole_one_does(family: str) -> None:
     whole, split = (run(settings(family, edges, commits=1, steps=3)) for edges in (0, 1))
@@ -119,6 +121,7 @@ def test_a_split_run_learns_what_the_whole_one_does(family: str) -> None:
     assert abs(split.drop - whole.drop) <= 0.01 * whole.drop
 
 
+@pytest.mark.slow
 def test_a_split_run_tells_the_classes_apart() -> None:
     outcome = run(settings("bert", 1, commits=3, steps=10))
     check(outcome)
@@ -127,6 +130,7 @@ def test_a_split_run_tells_the_classes_apart() -> None:
     assert outcome.summary["final_accuracy"]["overall"] > 0.75
 
 
+@pytest.mark.slow
 def test_eight_bits_a_rotation_and_probes_work_with_padded_rows() -> None:
     exact = run(settings("bert", 0, commits=1, steps=3))
     outcome = run(

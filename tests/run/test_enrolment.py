@@ -28,6 +28,7 @@ def crowded(**changes: Any) -> Any:
     return federation(**(fields | changes))
 
 
+@pytest.mark.slow
 def test_more_devices_than_any_cohort_holds_take_turns() -> None:
     outcome = run(crowded())
     assert outcome.summary["audit"]["ok"]

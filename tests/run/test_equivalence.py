@@ -186,6 +186,7 @@ def test_fedbuff_with_a_buffer_of_everybody_is_fedavg() -> None:
     assert bound < 1e-3 * peak
 
 
+@pytest.mark.slow
 def test_staleness_rules_make_no_difference_where_nobody_is_late() -> None:
     """Bit for bit: w/W and W/(s(0)·Σn) cancel exactly for tables with one s(0)."""
     found = {
@@ -233,6 +234,7 @@ def test_devices_that_are_all_alike_are_the_bare_loop_of_one(monkeypatch: pytest
 # ---- the proximal term -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_mu_of_zero_is_no_proximal_term(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit: a run with μ = 0, and one whose learner has no such term at all."""
     with_term = run(settings_for(sync={"mu": 0.0}))
@@ -276,6 +278,7 @@ def test_mu_of_zero_is_no_proximal_term(monkeypatch: pytest.MonkeyPatch) -> None
 # ---- delayed Nesterov ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_delayed_nesterov_with_a_delay_of_one_is_nesterov() -> None:
     """Bit for bit, in whole federations where every commit merges one delta of each boundary."""
     nesterov = {"kind": "nesterov", "lr": 0.7, "momentum": 0.9}

@@ -60,6 +60,7 @@ def moved(before: Version, after: Version) -> set[Factor]:
     return {factor for factor in Factor if different[factor_mask(layout, factor)].any()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outer", [{}, {"kind": "nesterov", "lr": 0.7, "momentum": 0.9}])
 def test_with_barriers_exactly_one_factor_moves_in_each_commit(outer: dict[str, Any]) -> None:
     outcome = run(
@@ -77,6 +78,7 @@ def test_with_barriers_exactly_one_factor_moves_in_each_commit(outer: dict[str, 
     assert both.adapter != outcome.adapter
 
 
+@pytest.mark.slow
 def test_with_overlap_late_deltas_move_the_factor_that_they_trained() -> None:
     """Boundaries of unequal speed over a slow link: deltas are late, so commits meet deltas of the other phase."""
     slow = boundaries(4, 4)

@@ -50,6 +50,7 @@ def check(outcome: Outcome) -> None:
         check_bodies("masked", outcome.records(name, "masked"), "window")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["start", "advertise", "sealed", "masked", "consistency", "unmask"])
 def test_a_device_that_leaves(at: str) -> None:
     outcome = faulty(simulation={"faults": [{"device": "a-1", "at": at, "window": 1}]})
@@ -77,6 +78,7 @@ def test_a_device_that_leaves(at: str) -> None:
         assert max(joined) == max(summed)  # its upload was in, and is in the sum
 
 
+@pytest.mark.slow
 def test_a_device_that_is_three_times_slower() -> None:
     outcome = faulty(boundaries=boundaries(6, 6, slow="a-1"))
     check(outcome)
@@ -92,6 +94,7 @@ def test_a_device_that_is_three_times_slower() -> None:
     assert any(age > 0 and weight < 256 * n for age, weight, n in mine)
 
 
+@pytest.mark.slow
 def test_links_with_latency_repeats_and_losses() -> None:
     outcome = faulty(
         simulation={

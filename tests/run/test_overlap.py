@@ -50,6 +50,7 @@ def check_barriers(found: Outcome) -> int:
     return barriers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("latency", [0.2, 0.5])
 def test_without_overlap_each_commit_costs_its_way_there_and_back(latency: float) -> None:
     """The start (genesis) is waited for in both cases; then it is four times the latency per commit, exactly.
@@ -93,6 +94,7 @@ def test_no_cohort_and_no_fresh_model_stand_behind_a_barrier(latency: float) -> 
         check_barriers(outcome(True, 0.5))
 
 
+@pytest.mark.slow
 def test_a_boundary_that_lags_is_not_waited_for_beyond_the_deadline_and_nobody_stands_still() -> None:
     """b is five times slower and a's commits are made at the deadline without it: its late deltas are merged or refused
     as stale, come again, and both go on to the end."""
@@ -115,6 +117,7 @@ def test_a_boundary_that_lags_is_not_waited_for_beyond_the_deadline_and_nobody_s
     check_offers(found.records("b", "control"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["advertise", "masked"])
 def test_a_device_that_vanishes_does_not_hold_the_barrier(at: str) -> None:
     found = run(

@@ -85,6 +85,7 @@ def deltas(outcome: Outcome) -> list[Delta]:
     return exchange.deltas
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind.value for kind in PaceKind])
 def test_every_decision_is_taken_again_by_a_replay(kind: str) -> None:
     outcome = paced(kind)
@@ -106,6 +107,7 @@ def test_devices_train_as_many_steps_as_were_announced() -> None:
     assert len(told & announced) > 1
 
 
+@pytest.mark.slow
 def test_the_interval_comes_to_hide_a_slow_exchange() -> None:
     """4 steps take 80 ms and a sync more than 800: the interval grows to what hides it, and only then."""
     last = commits(paced("echelon-da"))[-1].pace

@@ -33,6 +33,7 @@ def controller() -> Signer:
     return Signer(finished().assembly.identities.controller)
 
 
+@pytest.mark.slow
 def test_the_same_plan_gives_the_same_bytes() -> None:
     topics = stored(finished())
     again = rewritten(topics, plan_of(topics), controller())

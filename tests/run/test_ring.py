@@ -15,6 +15,7 @@ from tests.run.runs import boundaries, check_windows, federation, run
 RING = {"neighbours": 6}
 
 
+@pytest.mark.slow
 def test_a_large_cohort_masks_on_a_ring_and_a_small_one_does_not() -> None:
     settings = federation(boundaries=boundaries(14, 4), secure=RING)
     outcome = run(settings)

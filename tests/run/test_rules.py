@@ -79,6 +79,7 @@ def with_rule() -> Outcome:
 # ---- the outer step ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_example_of_the_page_runs_learns_and_is_derived_again() -> None:
     outcome = with_rule()
     assert outcome.summary["audit"]["ok"], outcome.summary["audit"]
@@ -95,6 +96,7 @@ def test_the_example_of_the_page_runs_learns_and_is_derived_again() -> None:
     assert np.array_equal(last.adapter, outcome.result.adapter)
 
 
+@pytest.mark.slow
 def test_nobody_derives_anything_with_code_that_nobody_allowed(workplace: Path) -> None:
     outcome = with_rule()
     topics = outcome.topics["exchange"]

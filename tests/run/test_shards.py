@@ -62,6 +62,7 @@ def test_a_run_with_shards_learns_and_its_audit_holds() -> None:
         assert outcome.messages(name, "control", Void) == []
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_and_shards_other_ones() -> None:
     again = run(sharded(8, 4, 4))
     assert again.adapter == eight().adapter

@@ -19,7 +19,8 @@ from echelon.training.split.parts import DeviceModel
 from tests.run.runs import Outcome, float_bytes, run
 from tests.run.splits import assignments, check, parts_of, refused, split_federation
 
-pytestmark = pytest.mark.timeout(600)  # whole runs of a real model, on a busy machine
+# Whole runs of a real model; some are looked at by several tests, which therefore run in one process.
+pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("run-split")]
 
 
 @cache
@@ -51,6 +52,7 @@ def evaluations(outcome: Outcome) -> list[tuple[float, int]]:
     return [(one.eval_loss / 65536 / max(1, one.eval_tokens), one.eval_tokens) for one in summaries]
 
 
+@pytest.mark.slow
 def test_split_devices_evaluate_every_commit_as_whole_ones_do() -> None:
     sync = {"windows": 1, "steps": 2, "overlap": False}  # each window then waits for the commit before
     outcome = run(split_federation(commits=3, sync=sync))
@@ -62,6 +64,7 @@ def test_split_devices_evaluate_every_commit_as_whole_ones_do() -> None:
     assert "evaluation-lost" not in outcome.summary["events"]
 
 
+@pytest.mark.slow
 def test_an_edge_that_is_not_there_yet_is_asked_again() -> None:
     """Its links are so slow that devices have asked it before it knows where to read on: none waits for a time-out."""
     edges = [{"id": "edge-0", "latency": 0.3}, {"id": "edge-1"}]
@@ -73,6 +76,7 @@ def test_an_edge_that_is_not_there_yet_is_asked_again() -> None:
     assert outcome.summary["wall_s"] < 60
 
 
+@pytest.mark.slow
 def test_devices_measure_how_far_edges_are_and_go_to_the_near_one() -> None:
     edges = [{"id": "edge-0", "most": 6, "latency": 0.15}, {"id": "edge-1", "most": 6}]
     window = {"deadline": 20, "round_timeout": 5, "patience": 2.0}
@@ -97,6 +101,7 @@ def test_devices_measure_how_far_edges_are_and_go_to_the_near_one() -> None:
     assert parts_of(outcome)[-1][1] == ("a.edge-1",)
 
 
+@pytest.mark.slow
 def test_encodings_that_are_chosen_by_what_they_lose_are_told_and_learn_nearly_as_well() -> None:
     streams = {"up_activations": "error:0.05", "down_activations": "error:0.05", "up_gradients": "error:0.3"}
     lines: list[dict[str, Any]] = []
@@ -119,10 +124,12 @@ def test_the_manifest_says_that_the_run_is_split() -> None:
     assert not unsplit().assembly.manifest.split
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits() -> None:
     assert run(split_federation()).adapter == split().adapter
 
 
+@pytest.mark.slow
 def test_two_edges_add_their_parts_to_one_window() -> None:
     outcome = run(split_federation(devices=6, edges=2))
     check(outcome)
@@ -131,6 +138,7 @@ def test_two_edges_add_their_parts_to_one_window() -> None:
     assert sorted(dealt.values()) == ["a.edge-0"] * 3 + ["a.edge-1"] * 3
 
 
+@pytest.mark.slow
 def test_activations_and_middle_updates_stand_on_no_broker_in_the_clear(monkeypatch: Any) -> None:
     """The bytes of every tensor and of every middle update are looked for in everything that stands on any broker."""
     needles: list[bytes] = []
@@ -167,6 +175,7 @@ def test_activations_and_middle_updates_stand_on_no_broker_in_the_clear(monkeypa
     assert float_bytes(outcome.result.adapter) in haystack  # the search works
 
 
+@pytest.mark.slow
 def test_eight_bits_and_a_secret_rotation_change_next_to_nothing() -> None:
     """The default encoding and a perturbation."""
     plain = run(split_federation(devices=4, edges=0))
@@ -176,6 +185,7 @@ def test_eight_bits_and_a_secret_rotation_change_next_to_nothing() -> None:
     assert abs(outcome.drop - plain.drop) <= 0.05 * plain.drop
 
 
+@pytest.mark.slow
 def test_devices_that_are_cut_elsewhere_learn_together_what_enough_of_them_have_in_common() -> None:
     """A class that is cut elsewhere, and one that holds the whole: blocks that too few leave to the edge stay."""
     classes = [
@@ -197,6 +207,7 @@ def test_devices_that_are_cut_elsewhere_learn_together_what_enough_of_them_have_
     assert outcome.summary["events"]["split-session"] == 4  # the strong one has no need of an edge
 
 
+@pytest.mark.slow
 def test_only_so_many_micro_batches_are_under_way_and_a_step_may_have_more_than_an_edge_keeps(
     monkeypatch: Any,
 ) -> None:
@@ -255,6 +266,7 @@ def planned_federation(replan: float | None) -> RunSettings:
     return split_federation(split=split, commits=5)
 
 
+@pytest.mark.slow
 def test_devices_that_are_slower_than_declared_move_their_cut_while_they_train() -> None:
     kept, moved = run(planned_federation(None)), run(planned_federation(0.1))
     for outcome in (kept, moved):

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import pytest
 
 from echelon.audit.replay import replay
 from echelon.compute.pool import spec_of
@@ -33,6 +34,7 @@ def plain(seed: int = 1) -> Outcome:
     return run(federation(seed=seed))
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others() -> None:
     again = run(federation(seed=1))
     assert again.adapter == plain().adapter

@@ -36,6 +36,7 @@ def audited(result: Result, policy: Policy) -> list[tuple[Code, str]]:
     return [(one.code, one.topic) for one in report.findings if one.severity is Severity.ERROR]
 
 
+@pytest.mark.slow
 def test_gates_and_services_cosign_all_of_a_run_by_default() -> None:
     outcome = watched()
     assert outcome.summary["audit"]["ok"]
@@ -50,6 +51,7 @@ def test_gates_and_services_cosign_all_of_a_run_by_default() -> None:
     assert [terms.name for terms in outcome.assembly.manifest.witnesses] == ["a", "b", "w"]
 
 
+@pytest.mark.slow
 def test_a_setting_switches_gates_off_and_the_run_is_the_same() -> None:
     outcome = run(federation(witnesses={"gates": False}, budget={"commits": 4}))
     assert outcome.summary["audit"]["ok"]

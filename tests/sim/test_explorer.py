@@ -318,6 +318,7 @@ def exploring(tmp_path: Path, *options: str, **environment: str) -> subprocess.P
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_exploration_that_is_stopped_says_what_it_found_and_how_to_go_on(
@@ -367,6 +368,7 @@ def test_an_exploration_that_is_stopped_says_what_it_found_and_how_to_go_on(
         raise AssertionError("processes that ran seeds are still there")
 
 
+@pytest.mark.slow
 def test_a_stop_reaches_no_process_that_is_still_importing(tmp_path: Path) -> None:
     child = exploring(tmp_path, "--seeds", "0..99999", "--workers", "2", SLOW="1")
     assert child.stderr is not None
@@ -382,6 +384,7 @@ def test_a_stop_reaches_no_process_that_is_still_importing(tmp_path: Path) -> No
     assert "stopping after the seeds under way" in errors
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     child = exploring(tmp_path, "--seeds", "0..99999", "--workers", "2")
     assert child.stderr is not None
@@ -394,6 +397,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     assert child.returncode in (128 + signal.SIGTERM, 128 + signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_an_exploration_whose_process_dies_says_what_it_found(tmp_path: Path) -> None:
     child = exploring(tmp_path, "--seeds", "0..99", "--workers", "2", "--json", DIES="1")
     output, errors = child.communicate(timeout=100)
@@ -402,6 +406,7 @@ def test_an_exploration_whose_process_dies_says_what_it_found(tmp_path: Path) ->
     assert json.loads(output)["left"] == "0..99"
 
 
+@pytest.mark.slow
 def test_going_on_runs_what_is_left(tmp_path: Path) -> None:
     options = ["--seeds", "3..4,7", "--workers", "1", "--json", "--fail-fast"]
     child = exploring(tmp_path, *options)

@@ -216,6 +216,7 @@ def test_the_loss_is_the_librarys_own_by_row_whatever_the_padding(family, folder
     assert (found.tokens, found.correct, found.read) == (len(data), correct, data.lengths.sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_training_tells_classes_apart_and_counts_rows(family, folders, tmp_path, monkeypatch):
     # Which rows are held out, and the order of the others, go by the file's name as the run file has it.

@@ -44,6 +44,7 @@ print("trained")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)  # a process that imports torch, on a busy machine
 def test_a_part_trains_without_packages_that_it_does_not_call_and_others_get_them_later() -> None:
     done = subprocess.run(

@@ -115,6 +115,7 @@ def test_a_tiny_contest_gives_tables_and_is_not_run_twice(tiny: Tier, tmp_path: 
         assert {k: (one[k], other[k]) for k in one if one[k] != other[k] and k != "cpu_s"} == {}
 
 
+@pytest.mark.slow
 def test_a_broken_run_is_reported_and_the_others_go_on(tiny: Tier, tmp_path: Path) -> None:
     from bench.contest.execute import execute
     from bench.contest.results import Results
@@ -164,6 +165,7 @@ def test_what_was_trained_is_looked_up_by_all_that_it_depends_on(tmp_path: Path)
     assert learner.train(task) is not first
 
 
+@pytest.mark.slow
 def test_the_controls_use_the_whole_budget_and_are_charged_for_it(tmp_path: Path) -> None:
     found = {}
     learner = None
@@ -177,6 +179,7 @@ def test_the_controls_use_the_whole_budget_and_are_charged_for_it(tmp_path: Path
     assert found["centralised"]["final"]["loss"] != found["local"]["final"]["loss"]
 
 
+@pytest.mark.slow
 def test_a_missing_cost_model_and_missing_choices_are_named(tiny: Tier, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--calibrate"):
         Contest(tiny.name, tmp_path, tmp_path, 1).run()
@@ -205,6 +208,7 @@ def test_throughput_is_from_the_first_job_s_end_to_the_last_s() -> None:
     assert throughput([(1.0, 100)]) == throughput([]) == 0.0
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_wherever_its_rows_lie(tmp_path: Path) -> None:
     """Rows are dealt to devices by their ids; a folder's name must not be in those."""
     from bench.contest.execute import execute

@@ -60,6 +60,7 @@ def test_shingles_of_short_and_empty_texts() -> None:
     assert near_duplicates([("empty", " ")]) == {"empty": "empty"}
 
 
+@pytest.mark.slow
 def test_the_shipped_models_have_not_seen_the_domains() -> None:
     seen = json.loads((ROOT / "echelon/assets/base/corpus.json").read_text())
     names = {file.path for files in corpus().files.values() for file in files}
@@ -75,6 +76,7 @@ def test_every_file_is_in_one_split_and_every_domain_in_all_of_them() -> None:
         assert {file.domain for file in corpus().files[split]} == set(DOMAINS)
 
 
+@pytest.mark.slow
 def test_no_test_or_dev_file_is_a_near_duplicate_of_a_training_file() -> None:
     everything = [(file.path, file.text) for split in SPLITS for file in corpus().files[split]]
     assert near_duplicates(everything) == {}

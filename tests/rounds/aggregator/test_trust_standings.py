@@ -60,6 +60,7 @@ def cohorts(world: SplitWorld) -> list[set[str]]:
     ]
 
 
+@pytest.mark.slow
 def test_a_window_waits_until_every_ready_device_was_looked_at() -> None:
     world = started()
     world.train()
@@ -212,6 +213,7 @@ def test_a_first_reporter_pins_nothing_and_a_record_of_another_shape_stops_nobod
     world.restart_aggregator()
 
 
+@pytest.mark.slow
 @given(
     means=st.lists(st.floats(-1e9, 1e9), min_size=5, max_size=5),
     scales=st.lists(st.floats(1e-8, 1e9), min_size=5, max_size=5),

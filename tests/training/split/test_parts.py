@@ -128,6 +128,7 @@ class Pair:
         return self.joined(self.device.finish()[0], self.edge.take("d")[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "task", "padded"),
     [(*case, True) for case in CASES] + [("llama", "causal", False), ("bert", "masked", False)],
