@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from echelon.cli.output import JsonOption, PassphraseOption, StartOption, guarded, print_json
+
+if TYPE_CHECKING:
+    from echelon.passphrase import Passphrase
+    from echelon.provision.deployment import Deployment
+
+ReplicationOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=9,
+        show_default=False,
+        help="Nodes of each broker's cluster that hold each partition; the broker map may say it for each.",
+    ),
+]
+InsyncOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=9,
+        show_default="replication less one",
+        help="Nodes that must have a record before it counts as written; with --replication.",
+    ),
+]
 
 
 def deploy_command(
@@ -23,6 +46,8 @@ def deploy_command(
             "--set", metavar="A.B=VALUE", help="Change one setting; may be repeated.", show_default=False
         ),
     ] = None,
+    replication: ReplicationOption = None,
+    min_insync: InsyncOption = None,
     start: StartOption = None,
     passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,
@@ -39,6 +64,7 @@ def deploy_command(
         from echelon.compute.pool import build_learner, facts_of, spec_of
         from echelon.compute.warm_start import started_from
         from echelon.config.run import load
+        from echelon.errors import ConfigError
         from echelon.passphrase import read_optional
         from echelon.provision.broker_map import load_brokers
         from echelon.provision.deployment import deploy
@@ -47,6 +73,10 @@ def deploy_command(
         settings = load(config, tuple(overrides or ()))
         passphrase = read_optional(passphrase_file)
         known = load_brokers(brokers)
+        if replication is not None:
+            known = known.replicated(replication, min_insync)
+        elif min_insync is not None:
+            raise ConfigError("--min-insync says how many of the nodes of --replication: give both")
         facts = facts_of(build_learner(spec_of(settings), settings.learner))
         if start is not None:
             facts = started_from(facts, load_parent(start, rules_of(settings)), settings.model.labels)
@@ -60,22 +90,27 @@ def deploy_command(
                 }
             )
             return
-        typer.echo(f"deployment     {made.folder}")
-        typer.echo(f"manifest       {made.manifest_sha256}  (every service pins it)")
-        witnesses = "".join(f", witnesses/{name}" for name in settings.witnesses.names)
-        typer.echo(f"exchange       controller{witnesses}, auditor, operator, admin")
-        for boundary in settings.boundaries:
-            slots = len(boundary.device_list())
-            edges = "".join(f", edges/{name.partition('.')[2]}" for name in boundary.edge_names())
-            typer.echo(
-                f"{boundary.name:<14} aggregator, gate, devices ({slots} slots){edges}, auditor, operator, admin"
-            )
-        if made.requests:
-            typer.echo(
-                f"\n{len(made.requests)} certificates are to be signed, each beside its request as tls.pem:"
-            )
-            for path in made.requests:
-                typer.echo(f"  {path}")
-        how = "not encrypted" if passphrase is None else f"encrypted with the passphrase in {passphrase.path}"
-        typer.echo(f"\nPrivate keys are {how}: give each folder to its owner, and delete it here.")
-        typer.echo("Next, for each broker: echelon topics apply --config .../admin/topics.yaml")
+        _show(made, passphrase)
+
+
+def _show(made: Deployment, passphrase: Passphrase | None) -> None:
+    """Say what was made, and what its owners do next."""
+    typer.echo(f"deployment     {made.folder}")
+    typer.echo(f"manifest       {made.manifest_sha256}  (every service pins it)")
+    witnesses = "".join(f", witnesses/{name}" for name in made.settings.witnesses.names)
+    typer.echo(f"exchange       controller{witnesses}, auditor, operator, admin")
+    for boundary in made.settings.boundaries:
+        slots = len(boundary.device_list())
+        edges = "".join(f", edges/{name.partition('.')[2]}" for name in boundary.edge_names())
+        typer.echo(
+            f"{boundary.name:<14} aggregator, gate, devices ({slots} slots){edges}, auditor, operator, admin"
+        )
+    if made.requests:
+        typer.echo(
+            f"\n{len(made.requests)} certificates are to be signed, each beside its request as tls.pem:"
+        )
+        for path in made.requests:
+            typer.echo(f"  {path}")
+    how = "not encrypted" if passphrase is None else f"encrypted with the passphrase in {passphrase.path}"
+    typer.echo(f"\nPrivate keys are {how}: give each folder to its owner, and delete it here.")
+    typer.echo("Next, for each broker: echelon topics apply --config .../admin/topics.yaml")

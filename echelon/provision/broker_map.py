@@ -38,12 +38,27 @@ class BrokerEntry(Settings):
         default=None, max_length=2048, description="The listener for SASL/SCRAM over TLS, if there is one."
     )
 
+    replication: int = Field(
+        default=1,
+        ge=1,
+        le=9,
+        description="Nodes of the cluster that hold each partition; 1: a single broker.",
+    )
+    min_insync: int = Field(
+        default=1, ge=1, le=9,
+        description="Nodes that must have a record before it counts as written; 2 where replication is 3.",
+    )  # fmt: skip
+
     @model_validator(mode="after")
     def _belongs_together(self) -> Self:
         if not self.url.startswith(("kafka://", "sqlite://")):
             raise ValueError(f"url {self.url!r}: use kafka://host:port,… or sqlite:///path")
         if self.url.startswith("sqlite://") and (self.ca is not None or self.scram_url is not None):
             raise ValueError("an embedded log has no TLS: leave out ca, ca_key and scram_url")
+        if self.min_insync > self.replication:
+            raise ValueError(f"min_insync {self.min_insync} is above replication {self.replication}")
+        if self.url.startswith("sqlite://") and self.replication > 1:
+            raise ValueError("an embedded log is one file: leave out replication")
         if self.ca_key is not None and self.ca is None:
             raise ValueError("ca_key belongs to a ca: give both")
         if self.ca_passphrase_file is not None and self.ca_key is None:
@@ -89,6 +104,28 @@ class BrokerMap(Settings):
     def entries(self) -> Mapping[str, BrokerEntry]:
         """Every broker by name: `exchange`, then the boundaries."""
         return {EXCHANGE: self.exchange, **self.boundaries}
+
+    def replicated(self, replication: int, min_insync: int | None) -> BrokerMap:
+        """The same where every broker is a cluster that holds each partition on so many nodes.
+
+        Args:
+            replication: nodes that hold each partition.
+            min_insync: nodes that must have a record before it counts as written; None: all but one.
+
+        Raises:
+            ConfigError: more nodes must have a record than hold the partition, or an entry is an embedded log.
+        """
+        least = max(1, replication - 1) if min_insync is None else min_insync
+        more = {"replication": replication, "min_insync": least}
+        fields = self.model_dump()
+        fields["exchange"] |= more
+        for entry in fields["boundaries"].values():
+            entry |= more
+        try:
+            return BrokerMap.model_validate(fields)
+        except ValidationError as error:
+            reason = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+            raise ConfigError(f"replication {replication}, min-insync {least}: {reason}") from None
 
     def dump(self) -> str:
         """The file's text."""

@@ -328,7 +328,16 @@ class _Folders:
             reached = self._connect(broker, place, principal)
             self._yaml(place / BROKER_FILE, _plain(reached))
             if role != AUDITOR:
-                self._yaml(place / TOPICS_FILE, {"broker": _plain(reached), **scope})
+                self._yaml(
+                    place / TOPICS_FILE, {"broker": _plain(reached), **scope, **self._replication(broker)}
+                )
+
+    def _replication(self, broker: str) -> dict[str, object]:
+        """What a cluster of several nodes needs besides."""
+        entry = self.brokers.entries[broker]
+        if entry.replication == 1:
+            return {}
+        return {"replication": entry.replication, "min_insync": entry.min_insync}
 
     # ---- one broker ------------------------------------------------------------------------------
 

@@ -298,3 +298,13 @@ def test_more_partitions_than_wanted_are_found(admin, files):
         assert "partitions" in checked(files["operator"], 1).output
     finally:
         delete_topic(admin, "control")
+
+
+def test_topics_on_fewer_nodes_than_the_scope_says_are_found(clean_stack, admin, files, tmp_path):
+    fields = yaml.safe_load(files["operator"].read_text())
+    three = tmp_path / "three.yaml"
+    three.write_text(yaml.safe_dump({**fields, "replication": 3, "min_insync": 1}))
+    found = json.loads(checked(three, 1, "--json").stdout)["drift"]
+    assert {each["kind"] for each in found} == {"replication"}
+    assert {each["remedy"] for each in found} == {"by hand"}
+    assert "model" in {each["subject"] for each in found}

@@ -23,6 +23,7 @@ from echelon.errors import ConfigError
 from echelon.messages.envelope import Signer
 from echelon.provision.broker_map import BrokerMap, load_brokers
 from echelon.provision.deployment import Deployment, deploy
+from echelon.provision.kafka.scope import load_scope
 from echelon.provision.pki import Authority
 from echelon.secagg.roster import Roster
 from echelon.services.config import (
@@ -300,6 +301,11 @@ def test_run_file_and_broker_map_must_fit_together(made: Deployment, tmp_path: P
         ("exchange: {url: 'http://h'}\nboundaries: {}", "use kafka://"),
         ("exchange: {url: 'kafka://h:1', ca_key: k}\nboundaries: {}", "ca_key belongs to a ca"),
         ("exchange: {url: 'sqlite:///x', ca: k}\nboundaries: {}", "has no TLS"),
+        (
+            "exchange: {url: 'kafka://h:1', min_insync: 2}\nboundaries: {}",
+            "min_insync 2 is above replication 1",
+        ),
+        ("exchange: {url: 'sqlite:///x', replication: 3}\nboundaries: {}", "leave out replication"),
         ("exchange: {url: 'kafka://h:1', password: x}\nboundaries: {}", "exchange.password"),
         ("{", "not YAML"),
     ],
@@ -346,6 +352,65 @@ def test_the_command(tmp_path: Path) -> None:
     again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 2
     assert "never overwritten" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "scope"),
+    [
+        ([], {}),
+        (["--replication", "3"], {"replication": 3, "min_insync": 2}),
+        (["--replication", "3", "--min-insync", "1"], {"replication": 3, "min_insync": 1}),
+        (["--replication", "1"], {}),
+    ],
+)
+def test_what_a_cluster_of_several_nodes_needs_stands_in_its_topics_files(
+    tmp_path: Path, options: list[str], scope: dict[str, int]
+) -> None:
+    brokers = broker_map(tmp_path / "stack")
+    run = tmp_path / "run.yaml"
+    run.write_text(yaml.safe_dump(settings().model_dump(mode="json")))
+    arguments = [
+        "deploy",
+        run,
+        "--brokers",
+        tmp_path / "stack/brokers.yaml",
+        "--out",
+        tmp_path / "out",
+        *options,
+    ]
+    found = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert found.exit_code == 0, found.output
+    made = Deployment.load(tmp_path / "out")
+    for place in ("exchange", *brokers.boundaries):
+        text = yaml.safe_load(made.topics(place).read_text())
+        assert {name: text[name] for name in ("replication", "min_insync") if name in text} == scope
+        assert load_scope(made.topics(place)).replication == scope.get("replication", 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--min-insync", "2"], "give both"),
+        (["--replication", "2", "--min-insync", "3"], "min_insync 3 is above replication 2"),
+    ],
+)
+def test_replication_that_cannot_be_is_refused(tmp_path: Path, options: list[str], said: str) -> None:
+    broker_map(tmp_path / "stack")
+    run = tmp_path / "run.yaml"
+    run.write_text(yaml.safe_dump(settings().model_dump(mode="json")))
+    arguments = [
+        "deploy",
+        run,
+        "--brokers",
+        tmp_path / "stack/brokers.yaml",
+        "--out",
+        tmp_path / "out",
+        *options,
+    ]
+    found = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert found.exit_code == 2
+    assert said in " ".join(found.stderr.split())
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_deployment_checks_its_pin(tmp_path: Path) -> None:

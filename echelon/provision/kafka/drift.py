@@ -15,6 +15,7 @@ class Kind(Enum):
     TOPIC_MISSING = "missing topic"
     TOPIC_EXTRA = "extra topic"
     PARTITIONS = "partitions"
+    REPLICATION = "replication"
     RETENTION = "retention"
     COMPACTION = "compaction"
     MESSAGE_SIZE = "message size"
@@ -92,6 +93,7 @@ def compare(desired: Desired, live: Live) -> list[TopicDrift]:
                 TopicDrift(Kind.TOPIC_EXTRA, name, "none", _partitions(there.partitions), Remedy.BY_HAND)
             )
         else:
+            found += _replication(name, desired.replication, there.replication)
             found += _topic(name, wanted, there)
     granted = {Binding(rule) for rule in desired.rules}
     found += [
@@ -103,6 +105,21 @@ def compare(desired: Desired, live: Live) -> list[TopicDrift]:
         for binding in sorted(live.bindings - granted, key=str)
     ]
     return found
+
+
+def _replication(name: str, wanted: int, there: int) -> list[TopicDrift]:
+    """More nodes than wanted are no harm; with fewer a node that dies may take records with it."""
+    if there >= wanted:
+        return []
+    return [
+        TopicDrift(
+            kind=Kind.REPLICATION,
+            subject=name,
+            wanted=f"{wanted} nodes for each partition",
+            found=f"{there} (move it with Kafka's kafka-reassign-partitions)",
+            remedy=Remedy.BY_HAND,
+        )
+    ]
 
 
 def _topic(name: str, wanted: WantedTopic, there: LiveTopic) -> list[TopicDrift]:

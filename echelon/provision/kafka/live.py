@@ -37,11 +37,13 @@ class LiveTopic:
 
     Attributes:
         partitions: how many.
+        replication: nodes that hold a partition; of the partition that the fewest hold.
         settings: every setting in effect.
         own: names of those that are set on the topic itself.
     """
 
     partitions: int
+    replication: int
     settings: Mapping[str, str]
     own: frozenset[str]
 
@@ -123,6 +125,10 @@ def read(connection: Connection) -> Live:
     topics = {
         name: LiveTopic(
             partitions=len(metadata.topics[name].partitions),
+            replication=min(
+                (len(partition.replicas) for partition in metadata.topics[name].partitions.values()),
+                default=0,
+            ),
             settings={key: value or "" for key, (value, _) in settings[name].items()},
             own=frozenset(key for key, (_, own) in settings[name].items() if own),
         )

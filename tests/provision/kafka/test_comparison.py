@@ -27,7 +27,10 @@ WANTED = desired(
 EXACT = Live(
     topics={
         name: LiveTopic(
-            topic.partitions, {**topic.settings, "segment.bytes": "1073741824"}, frozenset(topic.settings)
+            partitions=topic.partitions,
+            replication=1,
+            settings={**topic.settings, "segment.bytes": "1073741824"},
+            own=frozenset(topic.settings),
         )
         for name, topic in WANTED.topics.items()
     },
@@ -106,6 +109,24 @@ def test_partitions_can_be_added_and_not_taken_away():
     (more,) = compare(WANTED, changed("inbox", partitions=3))
     assert (fewer.kind, fewer.remedy, fewer.wanted, fewer.found) == (Kind.PARTITIONS, Remedy.REPAIR, "2", "1")
     assert (more.kind, more.remedy) == (Kind.PARTITIONS, Remedy.BY_HAND)
+
+
+def test_a_partition_on_fewer_nodes_than_wanted_is_found_and_mended_by_hand():
+    wanted = replace(WANTED, replication=3)
+    on_three = replace(EXACT, topics={name: replace(t, replication=3) for name, t in EXACT.topics.items()})
+    assert compare(wanted, on_three) == []
+    one_less = replace(
+        on_three, topics={**on_three.topics, "model": replace(EXACT.topics["model"], replication=2)}
+    )
+    (drift,) = compare(wanted, one_less)
+    assert (drift.kind, drift.subject, drift.remedy) == (Kind.REPLICATION, "model", Remedy.BY_HAND)
+    assert drift.wanted.startswith("3 nodes")
+    assert drift.found.startswith("2 ")
+    assert {d.subject for d in compare(wanted, EXACT)} == set(EXACT.topics)
+
+
+def test_more_copies_than_wanted_are_no_drift():
+    assert compare(WANTED, changed("model", replication=3)) == []
 
 
 def test_topics_too_few_and_too_many_are_found():
