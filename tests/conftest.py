@@ -25,7 +25,8 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever needs a broker's process is slow."""
+    """Whatever needs a broker's process is slow; and what is slow comes first, so that no process is left with it."""
     for item in items:
         if item.get_closest_marker("kafka") is not None:
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
