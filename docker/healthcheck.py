@@ -11,7 +11,8 @@ import os
 import sys
 
 DEFAULT_PORT = 9464
-TIMEOUT = 4.0
+TIMEOUT = 12.0
+"""Seconds; docker's own limit, 15, has to hold for the start of Python as well."""
 MAX_ANSWER_BYTES = 65536
 
 

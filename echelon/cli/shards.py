@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from echelon.cli.output import JsonOption, PassphraseOption, guarded, print_json
+from echelon.cli.output import JsonOption, PassphraseOption, WaitOption, guarded, print_json
 
 app = typer.Typer(
     name="shards", no_args_is_help=True, help="Data shards, which move between replicas of a device service."
@@ -42,6 +42,7 @@ def publish_command(
         typer.Option("--key", help="The enrolment key.", show_default="enrolment.pem beside CONFIG"),
     ] = None,
     passphrase_file: PassphraseOption = None,
+    wait: WaitOption = 0.0,
     as_json: JsonOption = False,
 ) -> None:
     """Publish one signed record for each shard of a boundary's data. It may be repeated.
@@ -61,7 +62,7 @@ def publish_command(
         from echelon.passphrase import read_optional
         from echelon.provision.identities import read_key
         from echelon.provision.kafka import load_scope
-        from echelon.wiring.shards import ShardTerms, publish_shards, terms_of
+        from echelon.wiring.shards import patiently, publish_shards, terms_of
 
         scope = load_scope(config)
         if scope.boundary is None:
@@ -75,11 +76,13 @@ def publish_command(
         terms = terms_of(load(run or beside / "run.yaml"), scope.boundary, RunManifest.open(sealed))
         signer = Signer(read_key(key or beside / "enrolment.pem", passphrase, "--passphrase-file"))
 
-        async def publish(terms: ShardTerms) -> list[int]:
-            async with await open_bus(scope.broker.url, security=scope.broker.security) as bus:
-                return await publish_shards(bus, terms, signer, logging.getLogger("echelon"))
+        log = logging.getLogger("echelon")
 
-        published = asyncio.run(publish(terms))
+        async def publish() -> list[int]:
+            async with await open_bus(scope.broker.url, security=scope.broker.security) as bus:
+                return await publish_shards(bus, terms, signer, log)
+
+        published = asyncio.run(patiently(publish, wait, log))
         if as_json:
             print_json({"broker": scope.broker.url, "shards": terms.count, "published": published})
         else:

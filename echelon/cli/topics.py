@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from echelon.cli.output import FAILED, JsonOption, guarded, print_json
+from echelon.cli.output import FAILED, JsonOption, WaitOption, guarded, print_json
 
 if TYPE_CHECKING:
     from echelon.provision.kafka import TopicDrift
@@ -96,6 +96,7 @@ def apply_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Change nothing; say what would be done.")
     ] = False,
+    wait: WaitOption = 0.0,
     as_json: JsonOption = False,
 ) -> None:
     """Create the topics and access rules that a broker lacks, as break-glass. It may be repeated.
@@ -106,7 +107,7 @@ def apply_command(
         from echelon.provision.kafka import apply, load_scope
 
         scope = load_scope(config)
-        found = apply(scope, repair=repair, dry_run=dry_run)
+        found = apply(scope, repair=repair, dry_run=dry_run, patience=wait)
         if as_json:
             print_json(
                 {

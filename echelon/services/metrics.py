@@ -180,6 +180,21 @@ class Metrics:
         """Say who this is, once that is known."""
         self._info.info(dict(facts))
 
+    def stands(self, values: Mapping[str, float]) -> None:
+        """Take what an actor's state says, by names of gauges without `echelon_`."""
+        gauges = {
+            "window": self._window,
+            "ready_devices": self._ready,
+            "adopted_commit": self._adopted,
+            "commit": self._commit,
+            "committed_tokens": self._committed,
+            "steps": self._steps,
+            "windows_per_delta": self._per_delta,
+            "closed": self._closed,
+        }
+        for name, value in values.items():
+            gauges[name].set(value)
+
     def stalled(self, late: list[float]) -> None:
         """Take delays of the event loop, in seconds."""
         for delay in late:

@@ -32,14 +32,17 @@ from echelon.errors import (
     TrainingError,
 )
 from echelon.private import write_private
+from echelon.rounds.effects import Note
 from echelon.services.broker_patience import BrokerPatience
 from echelon.services.config import ServiceConfig
 from echelon.services.health import Health, State
 from echelon.services.http import HttpServer
+from echelon.services.journal import tell
 from echelon.services.locks import lock_state
 from echelon.services.logs import logging_as
 from echelon.services.metrics import Metrics
 from echelon.services.roles import Actor, Role, check_identity, role_of
+from echelon.services.standing import standing
 
 T = TypeVar("T")
 GOOD, FAILED, WRONG = 0, 1, 2
@@ -332,7 +335,7 @@ class Service:
                 buses[name] = await _connect(broker, self.role.name)
             owner = bytes.fromhex(self.role.facts["run"]) + self.role.name.encode()
             store = StateStore(self.role.state / STATE_FILE, owner)
-            services = Services(Offload(self._threads), self.metrics, self.log)
+            services = Services(Offload(self._threads), self._happened, self.log)
             actor = self.role.make(buses, store, services)
             self._actor = actor
             self.metrics.sampler.attach(buses, lambda: self.role.pending(actor))
@@ -353,6 +356,11 @@ class Service:
             where = {"host": self.config.http.host, "port": self._port, "pid": os.getpid()}
             _replace(self.role.state / HTTP_FILE, json.dumps(where).encode())
 
+    def _happened(self, actor: str, moment: float, note: Note) -> None:
+        """Count a fact of the actor's, and log it if a person wants to see it."""
+        self.metrics(actor, moment, note)
+        tell(self.log, note)
+
     def _write_checkpoint(self, actor: Actor) -> None:
         """Keep the signed head of the log that this actor writes, for auditors."""
         if isinstance(actor, Gate | Controller):
@@ -366,6 +374,8 @@ class Service:
             waited_for = self.health.state in (State.STARTING, State.DEGRADED)
             if waited_for and self._actor is not None and self._actor.running:
                 self.health.become(State.RUNNING)
+            if self._actor is not None:
+                self.metrics.stands(standing(self._actor))
             self.metrics.sampler.look()
             self.health.brokers = dict.fromkeys(self._brokers, False) | self.metrics.sampler.connected()
             await asyncio.sleep(LOOK_SECONDS)

@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Awaitable, Callable, Iterable, Set
 from dataclasses import dataclass
 
 from echelon.actors.device import ShardChange
@@ -403,6 +403,34 @@ async def publish_shards(bus: Bus, terms: ShardTerms, signer: Signer, log: loggi
             await bus.publish(shard_record(shard, terms, signer))
             published.append(shard)
     return published
+
+
+async def patiently(
+    publish: Callable[[], Awaitable[list[int]]], patience: float, log: logging.Logger
+) -> list[int]:
+    """Publish, and try again while the broker is away or does not know yet what it was told.
+
+    Args:
+        publish: one attempt; what was published stays when it fails, and is not published again.
+        patience: seconds after which a failure is raised.
+        log: told of every failure before.
+
+    Returns:
+        What the last attempt published.
+
+    Raises:
+        BusError: the last failure.
+    """
+    loop = asyncio.get_running_loop()
+    until = loop.time() + patience
+    while True:
+        try:
+            return await publish()
+        except BusError as error:
+            if loop.time() >= until:
+                raise
+            log.warning("trying again: %s", error)
+        await asyncio.sleep(RETRY_SECONDS)
 
 
 def _listed(shards: Iterable[int]) -> str:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.docker import dockerfile
-from tests.docker.composed import DOCKER, ROOT, Service
+from tests.docker.composed import ROOT, Service
 from tests.docker.dockerfile import Folder
 
 BROKER_FOLDERS = dict.fromkeys(
@@ -73,10 +73,10 @@ class Image:
         head, body = script.read_text().split("\n", 1)
         assert head.startswith("#!"), head
         script.write_text(f"#!/opt/venv/bin/python\n{body}")
-        scripts = self.folder / "opt" / "echelon"
-        scripts.mkdir()
-        for name in ("healthcheck.py", "init.py"):
-            shutil.copy(DOCKER / name, scripts / name)
+        for target, source in dockerfile.scripts().items():
+            placed = self.folder / target.lstrip("/")
+            placed.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / source, placed)
 
 
 @dataclass

@@ -6,6 +6,7 @@ import argparse
 import re
 import shlex
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from tests.docker.composed import DOCKER
 
@@ -46,6 +47,16 @@ def environment(text: str = TEXT) -> dict[str, str]:
         if name == "ENV":
             found.update(pair.split("=", 1) for pair in shlex.split(arguments))
     found["PATH"] = found["PATH"].replace("$PATH", SYSTEM_PATH)
+    return found
+
+
+def scripts(text: str = TEXT) -> dict[str, str]:
+    """Files of this repository that the image has as they are: path in the image to path here."""
+    found: dict[str, str] = {}
+    for name, arguments in last_stage(text):
+        if name == "COPY" and not arguments.startswith("--from="):
+            *sources, target = shlex.split(arguments)
+            found.update({f"{target}{PurePosixPath(source).name}": source for source in sources})
     return found
 
 

@@ -13,7 +13,7 @@ from echelon.config.run import load as load_run
 from echelon.services.config import ServiceConfig
 from tests.docker.composed import DOCKER, GPU, MAIN, MONITORING, RUN, SPLIT, SPLIT_RUN, Mount, Service, load
 from tests.docker.dockerfile import Folder, folders
-from tests.docker.initialiser import init
+from tests.docker.initialiser import healthcheck, init
 
 PROJECT = load()
 SERVICES = PROJECT.services
@@ -108,9 +108,22 @@ def test_state_belongs_to_one_service() -> None:
         for mount in service.mounts:
             if mount.source.startswith(("state-", "log-", "exports")):
                 assert not mount.read_only, (service.name, mount)
+            if mount.source.startswith(("state-", "log-")):
                 holders[mount.source].append(service.name)
     assert all(len(found) == 1 for found in holders.values()), holders
-    assert len(holders) == len(LONG_RUNNING) + len(BROKERS) + 1
+    assert len(holders) == len(LONG_RUNNING) + len(BROKERS)
+
+
+def test_no_volume_outlives_its_removal_and_none_is_left_behind_by_a_start() -> None:
+    # `down --volumes` passes over volumes that only services of a profile mount.
+    started = [service for service in SERVICES.values() if "profiles" not in service.fields]
+    assert {mount.source for service in started for mount in service.mounts if mount.named} == set(
+        PROJECT.fields["volumes"]
+    )
+    # A volume that an image declares is made anew at each start unless something is mounted there.
+    for broker in BROKERS:
+        covered = {mount.target for mount in broker.mounts} | set(broker.fields["tmpfs"])
+        assert covered == {"/etc/kafka/secrets", "/var/lib/kafka/data", "/mnt/shared/config"}, broker.name
 
 
 def test_only_init_mounts_anything_of_the_host_and_only_the_run_file() -> None:
@@ -223,8 +236,11 @@ def test_our_image_is_built_here_and_asked_of_no_registry(name: str) -> None:
 @pytest.mark.parametrize("name", LONG_RUNNING)
 def test_services_are_watched_restarted_and_given_time_to_stop(name: str) -> None:
     fields = SERVICES[name].fields
-    assert fields["restart"] == "on-failure"
-    assert fields["healthcheck"]["test"] == ["CMD", "python", "/opt/echelon/healthcheck.py", "livez"]
+    assert fields["restart"] == "on-failure"  # one that ended well, since the run closed, stays down
+    check = fields["healthcheck"]
+    assert check["test"] == ["CMD", "python", "/opt/echelon/healthcheck.py", "livez"]
+    assert (seconds(check["timeout"]), seconds(check["interval"])) == (15, 30)
+    assert seconds(check["timeout"]) > healthcheck.TIMEOUT  # its own answer comes before docker's
     shutdown = ServiceConfig.model_fields["shutdown"].default
     assert seconds(fields["stop_grace_period"]) >= shutdown + 5
 
@@ -241,6 +257,22 @@ def test_every_other_service_of_ours_is_a_job_without_a_check() -> None:
     for name in jobs:
         assert SERVICES[name].job
         assert SERVICES[name].fields["healthcheck"] == {"disable": True}
+
+
+def test_jobs_try_for_minutes_and_an_open_run_is_no_finding() -> None:
+    for name in ("topics-a", "topics-b", "topics-exchange", "shards-a", "shards-b"):
+        command = SERVICES[name].command
+        assert float(command[command.index("--wait") + 1]) >= 180, name
+    assert "--allow-open" in SERVICES["auditor"].command
+
+
+def test_a_busy_broker_is_not_taken_for_gone() -> None:
+    text = (DOCKER / "kafka" / "server.properties").read_text("utf-8")
+    (session,) = re.findall(r"^broker\.session\.timeout\.ms=(\d+)$", text, re.MULTILINE)
+    assert int(session) >= 9000
+    for broker in BROKERS:
+        assert broker.fields["restart"] == "unless-stopped"
+        assert seconds(broker.fields["healthcheck"]["timeout"]) == 15
 
 
 def test_nobody_starts_before_what_it_needs() -> None:
@@ -275,7 +307,7 @@ def test_devices_can_be_scaled() -> None:
 
 def test_init_mounts_a_volume_for_every_folder_that_it_fills() -> None:
     places = init.Places(init.Path("/deployment"), ("a", "b"))
-    mounted = {mount.target for mount in SERVICES["init"].mounts if mount.named}
+    mounted = {mount.target for mount in SERVICES["init"].mounts if mount.target.startswith("/deployment/")}
     assert mounted == {str(path) for path in places.all()}
     assert SERVICES["init"].command[-2:] == ("--folder", "/deployment")
 
@@ -394,7 +426,9 @@ def test_volumes_of_edges_are_declared_and_used() -> None:
 
 def test_init_mounts_a_volume_for_every_edge_of_its_run_file() -> None:
     places = init.Places.of(init.Path("/deployment"), load_run(SPLIT_RUN))
-    mounted = {mount.target for mount in SPLIT_SERVICES["init"].mounts if mount.named}
+    mounted = {
+        mount.target for mount in SPLIT_SERVICES["init"].mounts if mount.target.startswith("/deployment/")
+    }
     assert mounted == {str(path) for path in places.all()}
     assert {"/deployment/a/edges/edge-0", "/deployment/b/edges/edge-0"} < mounted
 

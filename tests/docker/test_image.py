@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import http.server
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from tests.docker.composed import ROOT
-from tests.docker.dockerfile import TEXT, Folder, folders, instructions, last_stage
+from tests.docker.dockerfile import TEXT, Folder, folders, instructions, last_stage, scripts
 from tests.docker.initialiser import healthcheck
 
 INSTRUCTIONS = instructions()
@@ -35,9 +40,11 @@ def ignored(path: str) -> bool:
     return out
 
 
-def test_there_are_two_stages_and_the_last_holds_no_tools() -> None:
-    stages = arguments("FROM")
-    assert [stage.partition(" AS ")[2] for stage in stages] == ["build", "run"]
+def test_the_last_stage_holds_no_tools() -> None:
+    stages = [stage.partition(" AS ")[2] for stage in arguments("FROM")]
+    assert stages == ["build", "slim", "package", "run"]
+    copied = [step.split()[0] for step in arguments("COPY", LAST_STAGE) if step.startswith("--from=")]
+    assert copied == ["--from=slim", "--from=package"]  # a change of the code alone moves the second only
     assert not any(
         re.search(r"\b(pip|apt|apt-get|curl|wget) ", step) for step in arguments("RUN", LAST_STAGE)
     )
@@ -46,7 +53,8 @@ def test_there_are_two_stages_and_the_last_holds_no_tools() -> None:
 def test_the_base_is_pinned_to_a_version() -> None:
     (base,) = [found for found in arguments("ARG") if found.startswith("PYTHON_IMAGE=")]
     assert re.fullmatch(r"PYTHON_IMAGE=python:3\.\d+\.\d+-slim-[a-z]+", base)
-    assert all(stage.startswith("${PYTHON_IMAGE} ") for stage in arguments("FROM"))
+    bases = {stage.partition(" AS ")[0] for stage in arguments("FROM")}
+    assert bases == {"${PYTHON_IMAGE}", "build"}
 
 
 def test_everything_that_is_installed_is_pinned() -> None:
@@ -104,6 +112,42 @@ def test_the_service_gets_signals_itself() -> None:
     assert 'CMD ["python", "/opt/echelon/healthcheck.py", "livez"]' in check
 
 
+def test_what_no_service_uses_stays_behind() -> None:
+    (slimming,) = [step for step in arguments("RUN") if "pip uninstall --yes triton pip" in step]
+    for word in ("-name tests", "-name include", '-name "*.a"'):
+        assert word in slimming, word
+    assert "torch_shm_manager" not in slimming  # torch looks for it when it is imported
+    assert "PIP_NO_CACHE_DIR=1" in " ".join(arguments("ENV"))
+
+
+@pytest.mark.parametrize("name", ["init", "healthcheck"])
+def test_scripts_import_nothing_that_the_image_lacks(name: str) -> None:
+    tree = ast.parse((ROOT / "docker" / f"{name}.py").read_text("utf-8"))
+    wanted = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    wanted |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    placed = scripts()
+    ours = {module for module in wanted if (ROOT / module.partition(".")[0]).is_dir()}
+    for module in ours:
+        in_wheel = module.partition(".")[0] == "echelon"
+        assert in_wheel or f"/opt/echelon/{module.replace('.', '/')}.py" in placed, module
+    assert ours if name == "init" else not ours
+
+
+def test_the_rendering_of_brokers_properties_finds_its_templates_in_the_image(tmp_path: Path) -> None:
+    for target, source in scripts().items():
+        place = tmp_path / target.lstrip("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / source, place)
+    (tmp_path / "wheel").mkdir()
+    (tmp_path / "wheel/echelon").symlink_to(ROOT / "echelon")  # the wheel has no tools
+    code = "from tools.kafka.properties import templates, render; print(templates())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "opt/echelon", env={"PYTHONPATH": f".:{tmp_path}/wheel"},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.stdout.strip() == str(tmp_path / "opt/echelon/docker/kafka"), done.stderr
+
+
 def test_what_is_copied_is_there_and_not_ignored() -> None:
     sources = [
         word
@@ -111,14 +155,26 @@ def test_what_is_copied_is_there_and_not_ignored() -> None:
         if "--from=" not in step
         for word in shlex.split(step)[:-1]
     ]  # fmt: skip
-    assert {"echelon", "topics", "constraints.txt", "docker/init.py", "docker/healthcheck.py"} <= set(sources)
+    assert {"echelon", "topics", "constraints.txt", *scripts().values()} <= set(sources)
     for source in sources:
         assert (ROOT / source).exists(), source
         assert not ignored(source), source
 
 
 @pytest.mark.parametrize(
-    "path", ["tests", "runs", ".venv", ".git", ".kafka", "docker/run.yaml", "docs", "bench", "tools"]
+    "path",
+    [
+        "tests",
+        "runs",
+        ".venv",
+        ".git",
+        ".kafka",
+        "docker/run.yaml",
+        "docs",
+        "bench",
+        "tools",
+        "tools/kafka/broker.py",
+    ],
 )
 def test_nothing_else_reaches_the_builder(path: str) -> None:
     assert ignored(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import time
 from collections import Counter
@@ -91,6 +92,7 @@ def test_a_federation_of_processes_outlives_a_stop_of_each_role(fleet: Fleet) ->
         fleet.launch(name)
         eventually(lambda service=service: ready(service), 60.0, fleet.tend)  # type: ignore[misc]
     check_metrics(fleet)
+    check_gauges_after_a_restart(fleet)
     fleet.terminate("controller")
     eventually(lambda: not fleet.services["controller"].running, 70.0, fleet.tend)
     asyncio.run(close_run(fleet))
@@ -159,6 +161,35 @@ def check_metrics(fleet: Fleet) -> None:
     assert not any("loss" in name for name in scrape(port_of(state_of(services["b.device.0"]))))
 
 
+def check_gauges_after_a_restart(fleet: Fleet) -> None:
+    """What the state says is told from the start, while nothing new happens: nothing crosses without gates."""
+    shown = {
+        "controller": ("commit", "committed_tokens", "steps", "windows_per_delta"),
+        "b.aggregator": ("window", "adopted_commit"),
+    }
+
+    def gauge(name: str, metric: str) -> float:
+        return scrape(port_of(state_of(fleet.services[name])))[f"echelon_{metric}"][()]
+
+    def stop(name: str) -> None:
+        fleet.terminate(name)
+        eventually(lambda: not fleet.services[name].running, 70.0, fleet.tend)
+
+    for name in ("a.gate", "b.gate"):
+        stop(name)
+    before = {(name, metric): gauge(name, metric) for name, metrics in shown.items() for metric in metrics}
+    assert all(value > 0 for value in before.values()), before
+    for name in shown:
+        stop(name)
+        fleet.launch(name)
+        service = fleet.services[name]
+        eventually(lambda service=service: ready(service), 60.0, fleet.tend)  # type: ignore[misc]
+    for (name, metric), value in before.items():
+        eventually(lambda n=name, m=metric, v=value: gauge(n, m) >= v, 60.0, fleet.tend)  # type: ignore[misc]
+    for name in ("a.gate", "b.gate"):
+        fleet.launch(name)
+
+
 def check_logs(fleet: Fleet) -> None:
     """Nothing but JSON lines, each saying who wrote it."""
     for name, service in fleet.services.items():
@@ -170,6 +201,10 @@ def check_logs(fleet: Fleet) -> None:
             assert (line["service"], line["run"]) == (service.role, run)
             assert line.get("boundary", "exchange") == service.broker
         assert not [line for line in said if line["level"] in ("ERROR", "CRITICAL")], name
+    commits = [
+        line["message"] for line in lines(fleet.services["controller"].log) if "commit " in line["message"]
+    ]
+    assert any(re.match(r"commit 1: merged deltas [ab] 0", message) for message in commits), commits
     taken = [state_of(service).name for service in fleet.services.values() if service.role == "device"]
     assert sorted(taken) == [f"{boundary}-{number}" for boundary in "ab" for number in range(4)]
     for topic, holder in (("global", "controller"), ("delta.a", "a.gate"), ("delta.b", "b.gate")):

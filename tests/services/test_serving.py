@@ -18,6 +18,7 @@ from echelon.rounds.effects import note
 from echelon.services.config import HttpSettings, LogSettings
 from echelon.services.health import ALIVE_SECONDS, Health, State
 from echelon.services.http import HttpServer
+from echelon.services.journal import tell
 from echelon.services.logs import logging_as
 from echelon.services.metrics import RATE_SECONDS, Metrics, Sampler
 from tests.services.asking import ask, scrape
@@ -179,6 +180,47 @@ def test_the_controllers_commits_and_the_devices_speed(clock: Clock) -> None:
     assert value(device, "echelon_tokens_per_second") == 500
     clock.now += RATE_SECONDS
     assert value(device, "echelon_tokens_per_second") == 0
+
+
+def test_gauges_show_what_a_state_says(clock: Clock) -> None:
+    controller = Metrics(Health({"service": "controller"}, clock), clock)
+    controller.stands(
+        {"commit": 7, "committed_tokens": 900, "steps": 10, "windows_per_delta": 2, "closed": 0.0}
+    )
+    assert value(controller, "echelon_commit") == 7
+    assert value(controller, "echelon_committed_tokens") == 900
+    assert value(controller, "echelon_steps") == 10
+    assert value(controller, "echelon_windows_per_delta") == 2
+    assert value(controller, "echelon_closed") == 0
+    assert value(controller, "echelon_commits_total") == 0  # this process has made none
+    controller.stands({"closed": 1.0})
+    assert (value(controller, "echelon_commit"), value(controller, "echelon_closed")) == (7, 1)
+
+
+def test_a_person_can_follow_a_run_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    merged = [{"boundary": "a", "seq": 1, "staleness": 2, "weight": 1}, {"boundary": "b", "seq": 0}]
+    log = logging.getLogger("followed")
+    caplog.set_level(logging.INFO)
+    for found in (
+        note("commit", commit=3, tokens=900, merged=merged, H=10, R=2),
+        note("refusal", boundary="b", seq=1, reason="stale"),
+        note("window", window=7, outcome="closed", cohort=5, included=4, tokens=4096),
+        note("window", window=8, outcome="void", reason="too_few", cohort=3, included=0),
+        note("sealed", seq=0, windows=2, bytes=10),
+        note("adopted", commit=4, merged=1),
+        note("phase", window=7, phase="keys", cohort=5),
+        note("close", reason="commits", commits=3),
+    ):
+        tell(log, found)
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("INFO", "commit 3: merged deltas a 1, b 0; 900 tokens in all, H=10, R=2"),
+        ("INFO", "delta 1 of b refused: stale"),
+        ("INFO", "window 7 closed: 4 of 5 devices, 4096 tokens"),
+        ("INFO", "window 8 void: too_few"),
+        ("INFO", "delta 0 sealed: 2 windows"),
+        ("INFO", "commit 4 adopted, 1 own deltas in it"),
+        ("INFO", "the run closes after 3 commits: commits"),
+    ]
 
 
 def test_stalls_are_a_histogram(metrics: Metrics) -> None:

@@ -19,12 +19,13 @@ from echelon.bus import Bus, open_bus
 from echelon.bus.base import Committed, GroupMember, TopicPartition
 from echelon.cli.app import app
 from echelon.config.run import RunSettings, load
-from echelon.errors import BusError, ConfigError, ConnectionLost
+from echelon.errors import BusDenied, BusError, ConfigError, ConnectionLost
 from echelon.messages.boundary import Shard
 from echelon.messages.envelope import Envelope, Signer
 from echelon.messages.manifest import RunManifest
 from echelon.provision.deployment import OPERATOR
 from echelon.rounds.effects import ShardsGained, ShardsLost
+from echelon.virtual_loop import run_virtual
 from echelon.wiring import shards as module
 from echelon.wiring.shards import (
     TOPIC,
@@ -32,6 +33,7 @@ from echelon.wiring.shards import (
     ShardTerms,
     data_digest,
     newest,
+    patiently,
     publish_shards,
     shard_record,
     terms_of,
@@ -327,6 +329,24 @@ async def test_publishing_twice_changes_nothing_and_other_settings_are_published
         found = await newest(bus, 2, TERMS, LOG)
         assert found is not None
         assert found[1].data_sha256 == b"e" * 32
+
+
+@pytest.mark.parametrize(("patience", "reached"), [(60.0, True), (3.0, False)])
+def test_publishing_is_tried_again_for_as_long_as_it_is_asked_to(patience: float, reached: bool) -> None:
+    failures = [ConnectionLost("away"), ConnectionLost("away"), BusDenied("not yet"), ConnectionLost("away")]
+    tries = iter(failures)
+
+    async def publish() -> list[int]:
+        for failure in tries:
+            raise failure
+        return [2]
+
+    if reached:
+        assert run_virtual(lambda: patiently(publish, patience, LOG)) == [2]
+        return
+    with pytest.raises(BusDenied, match="not yet"):
+        run_virtual(lambda: patiently(publish, patience, LOG))
+    assert len(list(tries)) == 1
 
 
 async def test_nobody_but_the_operator_can_publish_a_shard(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from echelon.errors import BusError
 from echelon.provision.kafka.admin import TIMEOUT, Connection
 from echelon.provision.kafka.desired import Desired, desired
 from echelon.provision.kafka.drift import Kind, Remedy, TopicDrift, compare
-from echelon.provision.kafka.live import Binding, read, result
+from echelon.provision.kafka.live import Binding, NotAllowed, read, result
 from echelon.provision.kafka.scope import Scope
 from echelon.topics import Catalogue, load_catalogue
 
@@ -19,7 +21,12 @@ if TYPE_CHECKING:
 
 SETTLE = 10.0
 """Seconds until a broker must show what it said it has done."""
-RULES_AT_ONCE = 500
+RETRY_SECONDS = 2.0
+"""Between two attempts."""
+TOPICS_AT_ONCE, RULES_AT_ONCE = 20, 100
+"""In one request: a busy broker answers each of them in time."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,12 @@ def check(scope: Scope, catalogue: Catalogue | None = None) -> list[TopicDrift]:
 
 
 def apply(
-    scope: Scope, catalogue: Catalogue | None = None, *, repair: bool = False, dry_run: bool = False
+    scope: Scope,
+    catalogue: Catalogue | None = None,
+    *,
+    repair: bool = False,
+    dry_run: bool = False,
+    patience: float = 0.0,
 ) -> Applied:
     """Create what is missing. It may be repeated: what is there already stays as it is.
 
@@ -56,25 +68,71 @@ def apply(
         repair: also change settings back, add partitions, and remove rules that should not be there. No topic is
             ever deleted.
         dry_run: change nothing, and say what would be done.
+        patience: seconds in which a broker that does not answer, or does not show what it confirmed, is tried again.
 
     Raises:
         ConfigError: confluent-kafka is missing, or the broker's settings are not usable.
         BusError: the broker does not answer, denies it to this principal, or does not show what it confirmed.
     """
     target = desired(catalogue or load_catalogue(), scope)
+    remedies = {Remedy.APPLY, Remedy.REPAIR} if repair else {Remedy.APPLY}
+    if dry_run:
+        found = compare(target, read(Connection(scope.broker)))
+        return Applied(*_parted(found, remedies))
+    until = time.monotonic() + patience
+    wanted: dict[TopicDrift, None] = {}
+    while True:
+        try:
+            found = _attempt(scope, target, remedies, wanted)
+            lacking = len(_parted(found, remedies)[0])
+            if not lacking or time.monotonic() >= until:
+                still = set(found)
+                return Applied(tuple(drift for drift in wanted if drift not in still), tuple(found))
+            _log.warning("%s: %d differences are left; trying again", scope.broker.url, lacking)
+        except NotAllowed:
+            raise
+        except BusError as error:
+            if time.monotonic() >= until:
+                raise
+            _log.warning("trying again: %s", error)
+        time.sleep(RETRY_SECONDS)
+
+
+def _parted(
+    found: list[TopicDrift], remedies: set[Remedy]
+) -> tuple[tuple[TopicDrift, ...], tuple[TopicDrift, ...]]:
+    """Those that these remedies mend, and the others."""
+    mended = tuple(drift for drift in found if drift.remedy in remedies)
+    return mended, tuple(drift for drift in found if drift.remedy not in remedies)
+
+
+def _attempt(
+    scope: Scope, target: Desired, remedies: set[Remedy], wanted: dict[TopicDrift, None]
+) -> list[TopicDrift]:
+    """Do what is missing, once; the differences that are there afterwards.
+
+    Args:
+        scope: which broker.
+        target: what it should have.
+        remedies: which differences are mended.
+        wanted: takes the differences that were to be mended, in order.
+    """
     connection = Connection(scope.broker)
     found = compare(target, read(connection))
-    remedies = {Remedy.APPLY, Remedy.REPAIR} if repair else {Remedy.APPLY}
-    todo = [drift for drift in found if drift.remedy in remedies]
-    left = tuple(drift for drift in found if drift.remedy not in remedies)
-    if dry_run or not todo:
-        return Applied(tuple(todo), left)
-    _carry_out(connection, target, todo)
+    todo, left = _parted(found, remedies)
+    wanted |= dict.fromkeys(todo)
+    if not todo:
+        return found
+    _carry_out(connection, target, list(todo))
+    return _settled(connection, target, set(left))
+
+
+def _settled(connection: Connection, target: Desired, left: set[TopicDrift]) -> list[TopicDrift]:
+    """The differences once they are those that should be left, or after `SETTLE` seconds."""
     until = time.monotonic() + SETTLE
-    while set(left) != set(now := compare(target, read(connection))) and time.monotonic() < until:
+    while left != set(now := compare(target, read(connection))) and time.monotonic() < until:
         time.sleep(0.1)  # brokers take over what their controller decided a moment later
-    still = set(now)
-    return Applied(tuple(drift for drift in todo if drift not in still), tuple(now))
+    return now
 
 
 def _carry_out(connection: Connection, target: Desired, todo: list[TopicDrift]) -> None:
@@ -92,21 +150,20 @@ def _carry_out(connection: Connection, target: Desired, todo: list[TopicDrift]) 
 def _create_topics(connection: Connection, target: Desired, names: list[str]) -> None:
     from confluent_kafka.admin import NewTopic
 
-    if not names:
-        return
-    wanted = [
-        NewTopic(
-            name,
-            num_partitions=target.topics[name].partitions,
-            replication_factor=target.replication,
-            config=dict(target.topics[name].settings),
-        )
-        for name in names
-    ]
-    for name, answer in connection.client.create_topics(
-        wanted, operation_timeout=TIMEOUT, request_timeout=TIMEOUT
-    ).items():
-        result(connection, answer, f"create topic {name}")
+    for start in range(0, len(names), TOPICS_AT_ONCE):
+        wanted = [
+            NewTopic(
+                name,
+                num_partitions=target.topics[name].partitions,
+                replication_factor=target.replication,
+                config=dict(target.topics[name].settings),
+            )
+            for name in names[start : start + TOPICS_AT_ONCE]
+        ]
+        for name, answer in connection.client.create_topics(
+            wanted, operation_timeout=TIMEOUT, request_timeout=TIMEOUT
+        ).items():
+            result(connection, answer, f"create topic {name}")
 
 
 def _add_partitions(connection: Connection, target: Desired, names: list[str]) -> None:
