@@ -1,7 +1,7 @@
 """An engine with images, by hand: `python -m tests.containers start | bases | image | stop`.
 
-`start` prints what to put before docker's own commands; `bases` makes the base images that are missing; `image` builds ours;
-`stop` ends the daemon that `start` has started. Each does what comes before it.
+`start` prints what to put before docker's own commands; `bases` makes the base images that are missing; `image` builds
+ours; `stop` ends the daemon that `start` has started. Each does what comes before it.
 """
 
 from __future__ import annotations

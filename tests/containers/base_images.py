@@ -1,8 +1,8 @@
 """Stand-ins for the base images where no registry can be reached, under the names that our files use.
 
 A minimal Debian by `debootstrap`; on it Debian's Python for `python`, Debian's Java with Kafka's own jar files for
-`apache/kafka`, and Debian's Prometheus for `prom/prometheus`. Packages come from where this machine's apt, Maven and pip
-are told to take them; no address stands here. What depends on the real images is not tested with these.
+`apache/kafka`, and Debian's Prometheus for `prom/prometheus`. Packages come from where this machine's apt, Maven and
+pip are told to take them; no address stands here. What depends on the real images is not tested with these.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def build(engine: Engine) -> dict[str, str]:
         return wanted
     if not engine.own:
         raise NoEngine(
-            f"the engine has no {', '.join(lacking.values())}: pull them. Stand-ins are built only in an engine of our own"
+            f"the engine has no {', '.join(lacking.values())}: pull them. Stand-ins are built only in an engine of "
+            "our own"
         )
     _debian(engine)
     context = engine.folder / "context"

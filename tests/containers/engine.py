@@ -1,7 +1,8 @@
 """A docker engine for tests: the one that is configured, or a daemon of our own in a folder of its own.
 
-An engine that answers (`DOCKER_HOST`, or the usual socket) is used as it is. Otherwise, as root, `dockerd` is started with
-everything of it in one folder: `ECHELON_ENGINE`, or `~/.cache/echelon/engine`. Images stay there from one night to the next.
+An engine that answers (`DOCKER_HOST`, or the usual socket) is used as it is. Otherwise, as root, `dockerd` is started
+with everything of it in one folder: `ECHELON_ENGINE`, or `~/.cache/echelon/engine`. Images stay there from one night to
+the next.
 """
 
 from __future__ import annotations
@@ -96,6 +97,15 @@ def find() -> Engine:
     raise NoEngine("no docker engine answers")
 
 
+def running() -> bool:
+    """Whether an engine answers now."""
+    try:
+        find()
+    except NoEngine:
+        return False
+    return True
+
+
 def start() -> Engine:
     """An engine that answers, started if need be.
 
@@ -110,7 +120,8 @@ def start() -> Engine:
         missing = [name for name in ("docker", "dockerd", "iptables") if shutil.which(name) is None]
         if missing:
             raise NoEngine(
-                f"{error}, and to start one {', '.join(missing)} must be on PATH (Debian: apt install docker.io iptables)"
+                f"{error}, and to start one {', '.join(missing)} must be on PATH "
+                "(Debian: apt install docker.io iptables)"
             ) from None
     folder = place()
     folder.mkdir(parents=True, exist_ok=True)
