@@ -115,6 +115,11 @@ class DeviceConfig(BoundaryConfig):
         default=60.0, ge=0, le=3600, allow_inf_nan=False,
         description="Seconds to wait for a free slot: a killed replica's may take a moment.",
     )  # fmt: skip
+    own_slot_only: bool = Field(
+        default=False,
+        description="Whether the process, once it has its slot, can read no other slot's files (Linux's Landlock). A "
+        "file beside the slots that is replaced later is then read at the next start only.",
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -38,6 +38,7 @@ from echelon.services.config import (
     ServiceConfig,
     WitnessConfig,
 )
+from echelon.services.confine import confine
 from echelon.services.locks import FolderLock, make_state
 from echelon.services.slots import key_of, slots_in, take_slot
 from echelon.training.slim_imports import lean_imports
@@ -187,6 +188,13 @@ class DeviceRole(BoundaryRole):
         self.state = self.config.state / self.name
         self.facts["device"] = self.name
         log.info("took the slot of %s", self.name)
+        if self.config.own_slot_only and self.config.slots is not None:
+            if confine(self.config.slots, lock.folder, self.config.state):
+                log.info("no other slot's keys can be read from now on")
+            else:
+                log.warning(
+                    "this kernel has no Landlock: whoever breaks in here can read the other slots' keys"
+                )
         return lock
 
     async def prepare(self, log: logging.Logger) -> None:

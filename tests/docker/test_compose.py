@@ -297,6 +297,7 @@ def test_people_tools_are_not_started_by_up() -> None:
 def test_devices_can_be_scaled() -> None:
     for name in ("device-a", "device-b"):
         fields = SERVICES[name].fields
+        assert SERVICES[name].environment["ECHELON_OWN_SLOT_ONLY"] == "true"
         assert fields["deploy"]["replicas"] == 4
         assert "container_name" not in fields
         assert "hostname" not in fields
@@ -407,7 +408,8 @@ def test_an_edge_has_the_rights_life_and_place_of_its_boundarys_services(name: s
     same += ("stop_grace_period", "networks", "depends_on")
     assert {key: edge.fields[key] for key in same} == {key: other.fields[key] for key in same}
     assert edge.fields.keys() == other.fields.keys()
-    assert edge.environment == SERVICES[f"device-{EDGES[name]}"].environment
+    device = SERVICES[f"device-{EDGES[name]}"].environment
+    assert edge.environment == {key: value for key, value in device.items() if key != "ECHELON_OWN_SLOT_ONLY"}
     assert edge.mounts == (
         Mount(f"conf-{name}", "/etc/echelon", True),
         Mount(f"state-{name}", "/var/lib/echelon", False),
