@@ -123,9 +123,21 @@ def test_nothing_but_the_gates_reaches_two_networks(stack: Stack) -> None:
                     container, "timeout", "5", "bash", "-c", f"exec 3<>/dev/tcp/{target}/9092"
                 )
                 assert (code == 0) == (plane in attached), (service, target, said)
-        routes = stack.inside(container, "cat", "/proc/net/route")[1].splitlines()[1:]
-        assert routes
-        assert not [line for line in routes if line.split()[1] == "00000000"], f"{service} has a way out"
+
+
+def test_no_network_leads_out(stack: Stack) -> None:
+    """A listener on docker's ordinary network stands for the world."""
+    listen = "import socket; s = socket.create_server(('0.0.0.0', 8080))\nwhile True: s.accept()[0].close()"
+    run = ["run", "--detach", "--rm", "--entrypoint", "python", IMAGE, "-c", listen]
+    outside = stack.engine.docker(*run).strip()
+    try:
+        address = stack.inspect(outside, "{{.NetworkSettings.Networks.bridge.IPAddress}}")
+        connect = ("timeout", "5", "bash", "-c", f"exec 3<>/dev/tcp/{address}/8080")
+        eventually(lambda: stack.inside(outside, *connect)[0] == 0, WITHIN, "it listens")
+        for service in (*LONG, *BROKERS):
+            assert stack.inside(stack.containers(service)[0], *connect)[0] != 0, f"{service} has a way out"
+    finally:
+        stack.engine.docker("kill", outside)
 
 
 def test_no_container_may_do_more_than_it_needs(stack: Stack) -> None:

@@ -266,6 +266,12 @@ def test_jobs_try_for_minutes_and_an_open_run_is_no_finding() -> None:
     assert "--allow-open" in SERVICES["auditor"].command
 
 
+@pytest.mark.parametrize("service", OURS, ids=names(OURS))
+def test_the_name_of_a_broker_that_is_down_is_not_asked_for_long(service: Service) -> None:
+    waits = dict(option.split(":") for option in service.fields["dns_opt"])
+    assert int(waits["timeout"]) * int(waits["attempts"]) <= 2
+
+
 def test_a_busy_broker_is_not_taken_for_gone() -> None:
     text = (DOCKER / "kafka" / "server.properties").read_text("utf-8")
     (session,) = re.findall(r"^broker\.session\.timeout\.ms=(\d+)$", text, re.MULTILINE)
@@ -402,6 +408,7 @@ def test_an_edge_has_the_rights_life_and_place_of_its_boundarys_services(name: s
         "user",
         "read_only",
         "tmpfs",
+        "dns_opt",
         "restart",
         "healthcheck",
     )
