@@ -81,6 +81,12 @@ coverage *ARGS:
 kill-matrix *ARGS:
     pytest -m nightly --timeout 1800 tests/kafka "$@"
 
+# compose.yaml on a docker engine, base images and ours built where they are missing: an hour on two cores; skipped, with
+# the reason, where no engine can run. ECHELON_FIGURES=bench/results/containers.json keeps the figures
+[no-exit-message]
+containers *ARGS:
+    pytest -m nightly -p no:xdist tests/containers "$@"
+
 # a million damaged inputs through every decoder and reader: some ten minutes on one core
 [no-exit-message]
 fuzz *ARGS:
