@@ -111,7 +111,7 @@ class WorkCycle:
             ProtocolError: no job runs.
         """
         update, effects = self._jobs.end(done)
-        self._offers.carry(update)
+        effects += self._offers.carry(update)
         if not self._leaving.active:
             effects += self._jobs.assess()
         return effects + self.go_on()

@@ -56,13 +56,21 @@ class DeviceOffers:
         """The offer, if it was spent in this window and is in no adapter."""
         return self.open if self.open is not None and self.open.undecided_in(window) else None
 
-    def carry(self, update: Update) -> None:
-        """Add what a job trained to what is carried."""
+    def carry(self, update: Update) -> list[Effect]:
+        """Add what a job trained to what is carried.
+
+        An offer that came back while the job ran may lie with another edge, or be trained from another version: no
+        update has two edges, and an edge adds up what was trained from one version. Then the later one is carried.
+        """
+        self.ahead += 1
         if self.carried is None:
             self.carried = update
-        else:
+        elif self.carried.fits_with(update):
             self.carried.add(update)
-        self.ahead += 1
+        else:
+            self.carried = update
+            return [note("progress-left")]
+        return []
 
     def offer(self, number: int) -> Offer | None:
         """Offer what is carried, under this number; None if an offer is open or nothing is carried."""

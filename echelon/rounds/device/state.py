@@ -77,7 +77,6 @@ class Update:
 
     def add(self, later: Update) -> None:
         """Add a later update to this one; it keeps its own base, which is the older one."""
-        self.edge = later.edge or self.edge
         self.jobs = (*self.jobs, *later.jobs)
         self.vector = self.vector + later.vector
         self.held = joined(self.held, later.held)

@@ -12,10 +12,10 @@ import echelon.rounds.device.member as device_module
 from echelon.errors import ProtocolError
 from echelon.laws.cohort import AUX, norm2_bound, read_part, releasable, weight_cap_of
 from echelon.laws.versions import largest_step
-from echelon.messages.boundary import Cohort, End, Ready, Void
+from echelon.messages.boundary import Cohort, End, Masked, Model, Ready, Void
 from echelon.messages.exchange import Payload
 from echelon.messages.handshake import Signatures
-from echelon.messages.split import Assignment, EdgePart, Trip, Trips
+from echelon.messages.split import Assigned, Assignment, EdgePart, Trip, Trips
 from echelon.rounds.aggregator.edge_assignment import (
     EdgeAssignmentOptions,
     Edges,
@@ -43,7 +43,7 @@ from echelon.rounds.effects import (
 )
 from echelon.rounds.gate.derivation import BoundaryLog
 from echelon.secagg.ring import centred
-from tests.worlds.boundary_world import DIM, World, manifest_for, update_of
+from tests.worlds.boundary_world import AGGREGATOR, DIM, World, manifest_for, update_of
 from tests.worlds.split_world import MIDDLE, SplitWorld, parted, split_manifest
 
 
@@ -330,6 +330,36 @@ def test_a_split_device_offers_what_it_carries_before_it_trains_from_a_newer_ver
     assert (ready.base_version, ready.jobs) == (0, carried.jobs)
     (job,) = [effect for effect in effects if isinstance(effect, TrainJob)] or [None]
     assert job is None or (job.split is not None and job.split.version == 1)
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_an_offer_that_comes_back_is_not_joined_with_a_job_of_another_edge(moved: bool) -> None:
+    """No update has two edges: neither could release its sum. With the same edge both are one update, as before."""
+    world = started()
+    world.drop = lambda sender, message: sender == "d0" and isinstance(message, Masked)
+    world.train()
+    world.pump()
+    core = world.device("d0")
+    offer = core.offers.open
+    assert offer is not None
+    first, other = offer.update, "e1" if offer.update.edge == "e0" else "e0"
+    if moved:
+        entries = (Assigned(device="d0", edge=other),)
+        world.give("d0", Incoming("control", 900, AGGREGATOR, 0, Assignment(number=900, entries=entries)))
+    world.fire("d0", PATIENCE)  # a job begins while the offer is undecided
+    world.drop = lambda sender, message: isinstance(message, Model)
+    world.round_over()
+    assert ("d0", "offer-returned") in [(name, fact.kind) for name, fact in world.notes]
+    assert core.offers.carried is first
+    jobs = first.jobs
+    world.train("d0")
+    assert core.offers.open is not None
+    update = core.offers.open.update
+    if moved:
+        assert (update.edge, update.jobs) == (other, (jobs[-1] + 1,))
+        assert ("d0", "progress-left") in [(name, fact.kind) for name, fact in world.notes]
+    else:
+        assert (update.edge, update.jobs) == (first.edge, (*jobs, jobs[-1] + 1))
 
 
 def test_weights_are_capped_so_that_the_part_of_every_edge_can_go_out() -> None:
