@@ -52,7 +52,7 @@ class DeviceAdapters:
         """`control` has said what is in this version."""
         self.known_version = max(self.known_version, version)
 
-    def read(self, message: Model, payload: bytes, offset: int) -> bool:
+    def take(self, message: Model, payload: bytes, offset: int) -> bool:
         """Take a record of `model`.
 
         Args:

@@ -188,7 +188,7 @@ class DeviceCore:
         message = event.message
         match message:
             case Model():
-                if not self.adapters.read(message, event.payload or b"", event.offset):
+                if not self.adapters.take(message, event.payload or b"", event.offset):
                     return []
                 return [*self._advance(), *self._join_held()]
             case Derived():
