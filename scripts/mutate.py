@@ -235,7 +235,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         name="the gate derives the sum",
-        file="echelon/rounds/gate/derivation.py",
+        file="echelon/rounds/gate/window.py",
         find="digest != message.sum_sha256\n            or summary",
         replace="summary",
         tests=("tests/rounds/gate/test_derivation.py",),
@@ -243,7 +243,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         name="the gate asks the exchange",
-        file="echelon/rounds/gate/derivation.py",
+        file="echelon/rounds/gate/global_facts.py",
         find="if self.refusals[seq].stale is not stale:",
         replace="if False:",
         tests=("tests/rounds/gate/test_derivation.py",),
@@ -331,7 +331,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         name="the base of a delta",
-        file="echelon/rounds/gate/derivation.py",
+        file="echelon/rounds/gate/global_facts.py",
         find="if set(message.merged) != merged:",
         replace="if False:",
         tests=("tests/rounds/gate/test_derivation.py",),
@@ -339,7 +339,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         name="refusals before an adoption",
-        file="echelon/rounds/gate/derivation.py",
+        file="echelon/rounds/gate/global_facts.py",
         find="if due - told:",
         replace="if False:",
         tests=("tests/rounds/gate/test_derivation.py",),
@@ -737,8 +737,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         name="inputs before their window",
-        file="echelon/rounds/gate/derivation.py",
-        find="if self._early_bytes[incoming.sender] + size > most:",
+        file="echelon/rounds/gate/early_inputs.py",
+        find="if self._bytes[incoming.sender] + size > self._most:",
         replace="if False:",
         tests=("tests/rounds/gate/test_derivation.py",),
         why="A device could fill whoever derives with uploads of windows to come.",

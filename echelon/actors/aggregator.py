@@ -27,7 +27,7 @@ from echelon.rounds.aggregator.core import AggregatorCore
 from echelon.rounds.aggregator.events import BoundaryCommit, Closed, RefusedDelta
 from echelon.rounds.aggregator.recovery import History, HistoryReader
 from echelon.rounds.effects import Effect, Incoming, TimerFired
-from echelon.rounds.gate.derivation import INPUTS
+from echelon.rounds.gate.early_inputs import INPUTS
 from echelon.secagg.faults import InputRefused
 
 GLOBAL = TopicPartition("global")

@@ -39,8 +39,9 @@ from echelon.messages.exchange import Close, Commit, Delta, Genesis, Payload, Re
 from echelon.messages.stored import stored
 from echelon.messages.wire import Refused
 from echelon.rounds.effects import Effect, Incoming, Publish, Save, Stop, note
-from echelon.rounds.gate.derivation import MAX_ADAPTERS, BoundaryLog
+from echelon.rounds.gate.derivation import BoundaryLog
 from echelon.rounds.gate.facts import CommitFacts, DerivedVersion
+from echelon.rounds.gate.global_facts import MAX_ADAPTERS
 
 GLOBAL = TopicPartition("global")
 VERSIONS = TopicPartition("versions")
@@ -234,7 +235,7 @@ class Gate(BoundaryActor):
             return [*self._derived(), *self._sign(), *([Stop()] if self._closed else [])]
         if isinstance(event, _Adapter):
             self._wanted = None
-            self._log.adapters[event.commit] = event.adapter
+            self._log.take_adapter(event.commit, event.adapter)
             self._log.progress()
             return [*self._derived(), *self._sign()]
         if not isinstance(event, Incoming):

@@ -299,7 +299,7 @@ class BoundaryAudit:
             self._log.versions = []
             wanted = self._log.wanted
             if wanted is not None:
-                self._log.adapters[wanted.commit] = self._adapter(wanted)
+                self._log.take_adapter(wanted.commit, self._adapter(wanted))
             self._log.progress()
             if not self._log.versions and self._log.wanted is None:
                 return

@@ -10,17 +10,19 @@ refused, or sent while another is in flight counts once or never. The aggregator
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from echelon.errors import ProtocolError
 from echelon.laws.delta_codec import decode, encode
+from echelon.laws.snapshot import SnapshotMap
+from echelon.messages.boundary import SealedDelta
 from echelon.messages.exchange import MAX_WINDOWS, DeltaCodec, WindowSummary
 from echelon.messages.manifest import SecureTerms
-from echelon.messages.wire import plain
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -59,6 +61,14 @@ class RoundedDelta:
     exponent: int
     payload: bytes
 
+    def is_sealed_as(self, message: SealedDelta) -> bool:
+        """Whether the record of a sealed delta is this one's."""
+        mine = (self.base_commit, self.windows, self.codec, self.exponent)
+        return (
+            mine == (message.base_commit, message.windows, message.codec, message.exponent)
+            and hashlib.sha256(self.payload).digest() == message.payload.sha256
+        )
+
 
 @dataclass(slots=True)
 class PendingDelta:
@@ -66,6 +76,28 @@ class PendingDelta:
 
     value: F64
     windows: tuple[WindowSummary, ...]
+
+
+Summary: TypeAlias = dict[str, int | bytes]
+"""The fields of a `WindowSummary`."""
+
+
+class StoredLedger(SnapshotMap, frozen=True, kw_only=True):
+    """A ledger without its anchor; vectors are float64[d], little-endian.
+
+    Attributes:
+        commit: of the anchor.
+        next_seq: of the delta that is sealed next.
+        remainder: what no delta holds.
+        windows: in the remainder.
+        pending: seq, value and windows of each delta that is not decided.
+    """
+
+    commit: int
+    next_seq: int
+    remainder: bytes
+    windows: list[Summary]
+    pending: list[tuple[int, bytes, list[Summary]]]
 
 
 @dataclass(slots=True)
@@ -187,34 +219,53 @@ class Ledger:
         self.anchor = adapter
         self.commit = commit
 
-    def facts(self) -> dict[str, Any]:
-        """The state without its anchor, as plain values."""
-        return {
-            "commit": self.commit,
-            "next_seq": self.next_seq,
-            "remainder": self.remainder.astype("<f8", copy=False).tobytes(),
-            "windows": [plain(window) for window in self.windows],
-            "pending": [
-                [seq, delta.value.astype("<f8", copy=False).tobytes(), [plain(one) for one in delta.windows]]
+    def facts(self) -> StoredLedger:
+        """What is stored of the state beside its anchor."""
+        return StoredLedger(
+            commit=self.commit,
+            next_seq=self.next_seq,
+            remainder=self.remainder.astype("<f8", copy=False).tobytes(),
+            windows=[_fields(window) for window in self.windows],
+            pending=[
+                (
+                    seq,
+                    delta.value.astype("<f8", copy=False).tobytes(),
+                    [_fields(one) for one in delta.windows],
+                )
                 for seq, delta in sorted(self.pending.items())
             ],
-        }
+        )
 
     @classmethod
-    def of(cls, anchor: F32, facts: dict[str, Any]) -> Ledger:
-        """The ledger of an anchor and those facts."""
+    def of(cls, anchor: F32, stored: StoredLedger) -> Ledger:
+        """The ledger of an anchor and those facts.
 
-        def summaries(windows: list[Any]) -> tuple[WindowSummary, ...]:
-            return tuple(WindowSummary.model_validate(window) for window in windows)
+        Raises:
+            ValueError: a vector has another length than the anchor, or a number of a summary is out of its range.
+        """
+
+        def values(data: bytes) -> F64:
+            found = np.frombuffer(data, "<f8")
+            if found.size != anchor.size:
+                raise ValueError(f"a vector of the ledger has {found.size} numbers, its anchor {anchor.size}")
+            return found
 
         return cls(
             anchor=anchor,
-            commit=facts["commit"],
-            next_seq=facts["next_seq"],
-            remainder=np.frombuffer(facts["remainder"], "<f8"),
-            windows=summaries(facts["windows"]),
+            commit=stored.commit,
+            next_seq=stored.next_seq,
+            remainder=values(stored.remainder),
+            windows=_summaries(stored.windows),
             pending={
-                seq: PendingDelta(np.frombuffer(value, "<f8"), summaries(windows))
-                for seq, value, windows in facts["pending"]
+                seq: PendingDelta(values(value), _summaries(windows))
+                for seq, value, windows in stored.pending
             },
         )
+
+
+def _fields(summary: WindowSummary) -> Summary:
+    return {name: getattr(summary, name) for name in WindowSummary.model_fields}
+
+
+def _summaries(stored: list[Summary]) -> tuple[WindowSummary, ...]:
+    return tuple(WindowSummary.model_validate(fields) for fields in stored)

@@ -53,7 +53,7 @@ from echelon.rounds.aggregator.merging import BoundaryAdapter
 from echelon.rounds.aggregator.offers import check_base, check_work, shards_fit
 from echelon.rounds.aggregator.recovery import History
 from echelon.rounds.aggregator.rounds import ROUND, WindowRounds
-from echelon.rounds.aggregator.state import AggregatorSnapshot, StoredCommit, stored_ledger
+from echelon.rounds.aggregator.state import AggregatorSnapshot, StoredCommit
 from echelon.rounds.aggregator.trust_standings import quorum
 from echelon.rounds.aggregator.window import cohort_of, select
 from echelon.rounds.effects import (
@@ -488,7 +488,7 @@ class AggregatorCore:
         return encode(
             AggregatorSnapshot(
                 anchor=None if adapter.ledger is None else adapter.ledger.anchor.tobytes(),
-                ledger=stored_ledger(adapter.ledger),
+                ledger=None if adapter.ledger is None else adapter.ledger.facts(),
                 version=adapter.version,
                 window=self.window,
                 pace=None if adapter.pace is None else StoredPace.of(adapter.pace),

@@ -132,7 +132,7 @@ class HistoryReader:
         log = self._log
         while log.blocked and log.wanted is not None:
             commit = log.wanted.commit
-            log.adapters[commit] = self._adapters[commit]
+            log.take_adapter(commit, self._adapters[commit])
             log.progress()
         return log.wants if log.blocked else frozenset()
 

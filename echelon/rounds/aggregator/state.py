@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import msgspec
 import numpy as np
 
-from echelon.laws.ledger import Ledger
+from echelon.laws.ledger import Ledger, StoredLedger
 from echelon.laws.snapshot import SnapshotList, SnapshotMap, StoredPace
 from echelon.messages.boundary import Base
 from echelon.messages.wire import DeviceId
@@ -13,27 +12,6 @@ from echelon.rounds.aggregator.attendance import Attendance, StoredCheckIn
 from echelon.rounds.aggregator.edge_assignment import StoredEdges
 from echelon.rounds.aggregator.events import BoundaryCommit
 from echelon.rounds.aggregator.merging import BoundaryAdapter
-
-Summary = dict[str, int | bytes]
-"""The fields of a `WindowSummary`."""
-
-
-class StoredLedger(SnapshotMap, frozen=True, kw_only=True):
-    """A ledger without its anchor; vectors are float64[d], little-endian.
-
-    Attributes:
-        commit: of the anchor.
-        next_seq: of the delta that is sealed next.
-        remainder: what no delta holds.
-        windows: in the remainder.
-        pending: seq, value and windows of each delta that is not decided.
-    """
-
-    commit: int
-    next_seq: int
-    remainder: bytes
-    windows: list[Summary]
-    pending: list[tuple[int, bytes, list[Summary]]]
 
 
 class StoredCommit(SnapshotList, frozen=True, kw_only=True):
@@ -123,7 +101,7 @@ class AggregatorSnapshot(SnapshotMap, frozen=True, kw_only=True):
         """
         if self.ledger is not None and self.anchor is not None:
             anchor = np.frombuffer(self.anchor, "<f4")
-            adapter.ledger = Ledger.of(anchor, msgspec.structs.asdict(self.ledger))
+            adapter.ledger = Ledger.of(anchor, self.ledger)
         adapter.version, adapter.tokens, adapter.signed = self.version, self.tokens, self.signed
         adapter.pace = None if self.pace is None else self.pace.pace()
         adapter.bases = tuple(Base(version=version, sha256=sha256) for version, sha256 in self.bases)
@@ -137,8 +115,3 @@ class AggregatorSnapshot(SnapshotMap, frozen=True, kw_only=True):
             there={DeviceId(device) for device in self.there},
             served={DeviceId(device): window for device, window in self.served},
         )
-
-
-def stored_ledger(ledger: Ledger | None) -> StoredLedger | None:
-    """What is stored of a ledger beside its anchor."""
-    return None if ledger is None else msgspec.convert(ledger.facts(), StoredLedger)

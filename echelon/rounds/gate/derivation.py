@@ -13,18 +13,17 @@ the inputs of one window. What is fed unasked is kept within a bound for each se
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass, field
 
-import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from echelon.errors import ProtocolError, StateError
-from echelon.laws.cohort import Part, close_window, context_of, read_part, ring_vector, vector_length
+from echelon.errors import ProtocolError
+from echelon.laws.cohort import context_of
 from echelon.laws.ledger import Ledger, RoundedDelta
+from echelon.laws.snapshot import decode, encode
 from echelon.messages.boundary import (
     Adopt,
     Cohort,
@@ -48,29 +47,21 @@ from echelon.messages.handshake import (
 )
 from echelon.messages.manifest import RunManifest
 from echelon.messages.split import EdgePart
-from echelon.messages.wire import DeviceId, Message, Reason
+from echelon.messages.wire import Message
 from echelon.outer.alternating import Factors
 from echelon.rounds.effects import Incoming
-from echelon.rounds.gate.facts import CommitFacts, DerivedVersion, RefusedFacts
+from echelon.rounds.gate.early_inputs import INPUTS, EarlyInputs
+from echelon.rounds.gate.facts import CommitFacts, DerivedSoFar, DerivedVersion
+from echelon.rounds.gate.global_facts import GlobalFacts
+from echelon.rounds.gate.snapshot import DerivationSnapshot
 from echelon.rounds.gate.window import WindowUnderWay
-from echelon.secagg.faults import InputRefused
 from echelon.secagg.roster import Roster
 from echelon.secagg.server import Server
 
 F32 = NDArray[np.float32]
 
-MAX_ADAPTERS = 4
-"""Adapters of newer commits that are kept for adoptions to come; those that an adoption wants later are read again."""
-MAX_EARLY_WINDOWS = 1024
-"""Inputs are kept for at most so many windows ahead of the decisions that were read."""
 MAX_WAITING = 512
 """Most records of `control` that may wait for inputs which were not read yet: 32 MiB of the largest."""
-RECORD_COST = 64 * 1024
-"""What a record counts as besides its payload: the largest that one without payload can have."""
-EARLY_INPUTS = 16
-"""Inputs of the largest kind that one sender may have kept before their decisions were read: those of a few windows."""
-INPUTS = ("handshake", "masked", "parts")
-"""Topics whose records are inputs of windows."""
 
 
 @dataclass
@@ -94,12 +85,7 @@ class BoundaryLog:
     def __post_init__(self) -> None:
         self.ledger = Ledger(np.zeros(self.dim, np.float32))
         self._factors = Factors(self.manifest)
-        self.commits: dict[int, CommitFacts] = {}
-        """Commits of `global` from the anchor on, by number."""
-        self.refusals: dict[int, RefusedFacts] = {}
-        """Refused deltas of the boundary, by seq."""
-        self.adapters: dict[int, F32] = {}
-        """Adapters of commits that may become the anchor, at most `MAX_ADAPTERS`; see `wanted`."""
+        self.known = GlobalFacts()
         self.versions: list[DerivedVersion] = []
         self._moved = False
         """Whether a window was added since the newest version."""
@@ -107,8 +93,7 @@ class BoundaryLog:
         """The adoption since the newest version, if there was one."""
         self.sealed: dict[int, RoundedDelta] = {}
         self._waiting: deque[Incoming] = deque()
-        self._early: dict[int, list[Incoming]] = {}
-        self._early_bytes: Counter[str] = Counter()
+        self._early = EarlyInputs(self.dim)
         self._open: WindowUnderWay | None = None
         self._lacks: str | None = None
         self._contradiction: str | None = None
@@ -122,17 +107,15 @@ class BoundaryLog:
             facts: the commit.
             adapter: float32[d], its adapter; None if that is to be asked for when it is `wanted`.
         """
-        if facts.commit < self.ledger.commit:
-            return
-        self.commits[facts.commit] = facts
-        if adapter is not None and (facts.commit > self.ledger.commit or self.version < 0):
-            self.adapters[facts.commit] = adapter
-            if len(self.adapters) > MAX_ADAPTERS:
-                del self.adapters[max(self.adapters)]  # far ahead of the derivation: it asks for it again
+        self.known.learn(facts, adapter, anchor=self.ledger.commit, started=self.version >= 0)
+
+    def take_adapter(self, commit: int, adapter: F32) -> None:
+        """Take the adapter of a commit that was `wanted`, float32[d]."""
+        self.known.adapters[commit] = adapter
 
     def refuse(self, seq: int, stale: bool) -> None:
         """Take a verified refusal of one of the boundary's deltas; it stands behind the newest commit learned."""
-        self.refusals.setdefault(seq, RefusedFacts(stale, max(self.commits, default=0)))
+        self.known.refuse(seq, stale)
 
     @property
     def wanted(self) -> CommitFacts | None:
@@ -141,7 +124,7 @@ class BoundaryLog:
         number = message.commit if isinstance(message, Adopt | Version) else self.ledger.commit
         if number == self.ledger.commit and self.version >= 0:
             return None
-        return None if number in self.adapters else self.commits.get(number)
+        return None if number in self.known.adapters else self.known.commits.get(number)
 
     # ---- what the boundary says ------------------------------------------------------------------
 
@@ -163,46 +146,13 @@ class BoundaryLog:
         elif not isinstance(incoming.message, Unmask | Masked | EdgePart):
             raise ProtocolError(f"{incoming.message.kind} is not an input of a window")
         elif incoming.window >= self.window:
-            self._keep(incoming)
+            self._early.keep(incoming, due=self.window, wants=self.wants)
         self.progress()
-
-    def _keep(self, incoming: Incoming) -> None:
-        """Keep an input until its window is closed.
-
-        A window's inputs stand on their topic before those of any later one: its decision was made when they had been
-        read, and nobody has anything to send for a later window before that. So what stands between them was sent by
-        somebody who does not keep to the protocol, and the aggregator has not taken it.
-        """
-        early, due = f"an input of window {incoming.window}", f"window {self.window} is due"
-        if incoming.window - self.window > MAX_EARLY_WINDOWS:
-            raise InputRefused(Reason.OUT_OF_ORDER, f"{early} while {due}")
-        if incoming.window > self.window and incoming.topic in self.wants:
-            raise InputRefused(
-                Reason.OUT_OF_ORDER, f"{early} before the last one of its topic that {due} with"
-            )
-        size = _cost(incoming)
-        most = EARLY_INPUTS * (RECORD_COST + 4 * vector_length(self.dim))
-        if self._early_bytes[incoming.sender] + size > most:
-            raise InputRefused(
-                Reason.OUT_OF_ORDER,
-                f"{early} while {due}: {most} bytes that came early are kept of {incoming.sender} already",
-            )
-        self._early_bytes[incoming.sender] += size
-        self._early.setdefault(incoming.window, []).append(incoming)
-
-    def _kept(self, window: int) -> list[Incoming]:
-        """The inputs of a window that were kept; they count no longer."""
-        found = self._early.pop(window, [])
-        for incoming in found:
-            self._early_bytes[incoming.sender] -= _cost(incoming)
-            if not self._early_bytes[incoming.sender]:
-                del self._early_bytes[incoming.sender]
-        return found
 
     @property
     def early_bytes(self) -> int:
         """Bytes of inputs that came before their decisions, as they are counted."""
-        return self._early_bytes.total()
+        return self._early.bytes
 
     @property
     def blocked(self) -> bool:
@@ -231,28 +181,13 @@ class BoundaryLog:
             self._contradiction = str(error)
             self._waiting.clear()
             self._early.clear()
-            self._early_bytes.clear()
             if not self.versions:  # what was derived before it is for the caller to collect first
                 raise
 
-    def _repeats(self, message: Message) -> bool:
-        """Whether a decision repeats one that was applied."""
-        match message:
-            case WindowOpen() | Cohort() | Window() | Void():
-                return message.window < self.window
-            case KeyList() | SharesList() | Included() | Signatures():
-                return message.window < self.window
-            case Sealing():
-                return message.seq < self.ledger.next_seq
-            case Adopt() | Version():
-                return message.version <= self.version
-            case _:
-                return False
-
     def _apply(self, message: Message) -> bool:
         """Apply a decision; False when it has to wait for inputs."""
-        if self._repeats(message):
-            return True
+        if DerivedSoFar(self.window, self.version, self.ledger.next_seq).has(message):
+            return True  # it repeats one that was applied
         match message:
             case WindowOpen():
                 if message.window != self.window:
@@ -324,47 +259,20 @@ class BoundaryLog:
     def _end(self, window: int) -> None:
         if window != self.window:
             raise ProtocolError(f"window {window} ended while window {self.window} is due")
-        self._kept(window)
+        self._early.take(window)
         self._open = None
         self.window += 1
 
     def _close(self, message: Window) -> bool:
         window = self._current(message.window)
-        if window.included is None or window.signatures is None:
-            raise ProtocolError(f"window {message.window} closed without an included set that was signed")
-        for incoming in self._kept(message.window):
-            self._sort(window, window.included, message, incoming)
-        server = window.server
-        for entry in window.included.entries:
-            key = (DeviceId(entry.device), entry.upload_sha256)
-            if key in window.added:
-                continue
-            if key not in window.uploads:
-                self._lacks = "masked"
-                return False
-            server.on_masked(key[0], ring_vector(window.uploads.pop(key)), key[1])
-            window.added.add(key)
-        for device, answer in window.answers:
-            with contextlib.suppress(InputRefused):  # what a server refuses is no part of the sum
-                server.on_unmask(device, answer)
-        window.answers.clear()
-        if not server.complete:
-            self._lacks = "handshake"
+        window.check_signed()
+        for incoming in self._early.take(message.window):
+            window.take(incoming, message)
+        closed = window.close(message, self.manifest, self.dim)
+        if closed is None:
+            self._lacks = window.lacks
             return False
-        parts = self._parts(window, window.included, message)
-        if parts is None:
-            return False
-        result = server.finish()
-        digest = hashlib.sha256(result.total.astype("<u4", copy=False).tobytes()).digest()
-        summary, mean = close_window(window.cohort, result, self.manifest, parts)
-        if (
-            digest != message.sum_sha256
-            or summary != message.summary
-            or tuple(result.included) != message.included
-        ):
-            raise ProtocolError(
-                f"the record of window {message.window} is not what its devices' records add up to"
-            )
+        summary, mean = closed
         self._settled(f"window {message.window} closed")
         if message.version != self.version + 1:
             raise ProtocolError(
@@ -374,47 +282,6 @@ class BoundaryLog:
         self._moved = True
         self._end(message.window)
         return True
-
-    def _parts(self, window: WindowUnderWay, included: Included, message: Window) -> list[Part] | None:
-        """The parts that a window record names, held against its included set; None while one was not read."""
-        edges = [ref.edge for ref in message.parts]
-        if edges != sorted(set(edges)):
-            raise ProtocolError(f"the record of window {message.window} names an edge's part twice")
-        devices = {entry.device for entry in included.entries}
-        parts = []
-        for ref in message.parts:
-            found = window.parts.get((ref.edge, ref.sha256))
-            if found is None:
-                self._lacks = "parts"
-                return None
-            parts.append(
-                read_part(
-                    ref.edge,
-                    *found,
-                    cohort=window.cohort,
-                    included=devices,
-                    manifest=self.manifest,
-                    dim=self.dim,
-                )
-            )
-        return parts
-
-    def _sort(self, window: WindowUnderWay, included: Included, closing: Window, incoming: Incoming) -> None:
-        """Put an input to those of its window, if it counts there: the others are not kept."""
-        device = DeviceId(incoming.sender)
-        match incoming.message:
-            case Unmask():
-                window.answers.append((device, incoming.message))
-            case Masked():
-                upload = incoming.message.payload.sha256
-                if any((entry.device, entry.upload_sha256) == (device, upload) for entry in included.entries):
-                    window.uploads[device, upload] = incoming.payload or b""
-            case EdgePart():
-                part = incoming.message.payload.sha256
-                if any((ref.edge, ref.sha256) == (incoming.sender, part) for ref in closing.parts):
-                    window.parts[incoming.sender, part] = incoming.message, incoming.payload or b""
-            case _:
-                raise StateError(f"{incoming.message.kind} was kept as an input of a window")
 
     def _settled(self, what: str) -> None:
         """Refuse a decision that comes before the version which the records before it lead to."""
@@ -433,21 +300,16 @@ class BoundaryLog:
         ledger = self.ledger
         if message.commit < ledger.commit:
             raise ProtocolError(f"{where}: the anchor is commit {ledger.commit} already")
-        if message.commit not in self.commits:
-            return False  # not read here yet; one that does not exist stops the derivation for good
-        self._check_merged(message, where)
-        if not self._refusals_read(message):
+        if not self.known.confirms(message, ledger.commit, ledger.pending):
             return False
-        told = {*message.returned, *message.dropped}
-        self._check_told(message, told, where)
-        bare = message.commit == ledger.commit and not told
+        bare = message.commit == ledger.commit and not message.returned and not message.dropped
         if bare and (self._open is None or self._open.signatures is None):
             raise ProtocolError(
                 f"{where} changes nothing, and no window ends that its devices may have unmasked"
             )
-        if message.commit > ledger.commit and message.commit not in self.adapters:
+        if message.commit > ledger.commit and message.commit not in self.known.adapters:
             return False
-        anchor = self.adapters.get(message.commit, ledger.anchor)
+        anchor = self.known.adapters.get(message.commit, ledger.anchor)
         ledger.adopt(
             message.commit, anchor, merged=message.merged, returned=message.returned, dropped=message.dropped
         )
@@ -455,49 +317,8 @@ class BoundaryLog:
         self._adopted = message
         return True
 
-    def _check_merged(self, message: Adopt, where: str) -> None:
-        """Refuse an adoption that takes other deltas as merged than the commits up to its own merged."""
-        # They are read in order: one that is missing before this one was believed by nobody here.
-        merged = {
-            seq
-            for number, facts in self.commits.items()
-            if self.ledger.commit < number <= message.commit
-            for seq in facts.merged
-        }
-        if set(message.merged) != merged:
-            raise ProtocolError(
-                f"{where} takes deltas {sorted(message.merged)} as merged; by `global` they are {sorted(merged)}"
-            )
-
-    def _refusals_read(self, message: Adopt) -> bool:
-        """Whether every refusal that an adoption names was read; each must be of the kind that it is told as."""
-        for seqs, stale in ((message.returned, True), (message.dropped, False)):
-            for seq in seqs:
-                if seq not in self.refusals:
-                    return False
-                if self.refusals[seq].stale is not stale:
-                    raise ProtocolError(f"the boundary says of delta {seq} what the exchange did not say")
-        return True
-
-    def _check_told(self, message: Adopt, told: set[int], where: str) -> None:
-        """Refuse an adoption that is silent about a refusal which stands before its commit."""
-        due = {
-            seq
-            for seq, refusal in self.refusals.items()
-            if refusal.after < message.commit and seq in self.ledger.pending
-        }
-        if due - told:
-            raise ProtocolError(f"{where} passes over the refusal of delta {min(due - told)}")
-
     def _forget(self, commit: int) -> None:
-        """Let go of what no adoption after this commit's can need."""
-        self.commits = {number: facts for number, facts in self.commits.items() if number >= commit}
-        self.adapters = {number: adapter for number, adapter in self.adapters.items() if number > commit}
-        self.refusals = {
-            seq: one
-            for seq, one in self.refusals.items()
-            if seq in self.ledger.pending or seq >= self.ledger.next_seq
-        }
+        self.known.forget(commit, self.ledger.pending, self.ledger.next_seq)
 
     def _reached(self, message: Version) -> bool:
         """The boundary names its adapter's next version: derive it, and compare."""
@@ -507,9 +328,9 @@ class BoundaryLog:
                 f"version {message.version} was named where nothing led to it; the newest is {self.version}"
             )
         if first:
-            if 0 not in self.adapters:
+            if 0 not in self.known.adapters:
                 return False
-            self.ledger.anchor = self.adapters[0]
+            self.ledger.anchor = self.known.adapters[0]
             self._forget(0)
         theta = self.ledger.theta().astype("<f4", copy=False)
         sha256 = hashlib.sha256(theta.data).digest()
@@ -531,14 +352,7 @@ class BoundaryLog:
         derived = self.sealed.get(delta.seq)
         if derived is None:
             return None
-        proposed = (delta.base_commit, delta.windows, delta.codec, delta.exponent, delta.payload.sha256)
-        if proposed != (
-            derived.base_commit,
-            derived.windows,
-            derived.codec,
-            derived.exponent,
-            hashlib.sha256(derived.payload).digest(),
-        ):
+        if not derived.is_sealed_as(delta):
             raise ProtocolError(f"delta {delta.seq} is not what the boundary's windows add up to")
         return derived
 
@@ -553,14 +367,27 @@ class BoundaryLog:
 
     def snapshot(self) -> bytes:
         """The state between two windows; `global` is learned again after a restart."""
-        return bytes(
-            msgpack.packb([self.window, self.version, self.ledger.anchor.tobytes(), self.ledger.facts()])
+        return encode(
+            DerivationSnapshot(
+                window=self.window,
+                version=self.version,
+                anchor=self.ledger.anchor,
+                ledger=self.ledger.facts(),
+            )
         )
 
     def restore(self, data: bytes) -> None:
-        """Take a snapshot over."""
-        self.window, self.version, anchor, ledger = msgpack.unpackb(data, strict_map_key=False)
-        self.ledger = Ledger.of(np.frombuffer(anchor, "<f4"), ledger)
+        """Take a snapshot over.
+
+        Raises:
+            CodecError: a field is missing, or too many, or has another type.
+            ValueError: a vector has another length, or a number is out of its range; nothing has changed.
+        """
+        stored = decode(data, DerivationSnapshot)
+        if stored.anchor.size != self.dim:
+            raise ValueError(f"the anchor has {stored.anchor.size} numbers, the adapter {self.dim}")
+        self.ledger = Ledger.of(stored.anchor, stored.ledger)
+        self.window, self.version = stored.window, stored.version
         self._forget(self.ledger.commit)
 
     def current(self) -> DerivedVersion | None:
@@ -571,8 +398,3 @@ class BoundaryLog:
         return DerivedVersion(
             self.version, self.ledger.commit, hashlib.sha256(theta.data).digest(), self.window
         )
-
-
-def _cost(incoming: Incoming) -> int:
-    """What an input counts as while it is kept."""
-    return RECORD_COST + len(incoming.payload or b"")

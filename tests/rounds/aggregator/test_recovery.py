@@ -21,7 +21,7 @@ from echelon.messages.wire import Message
 from echelon.rounds.aggregator.events import BoundaryCommit, Closed, RefusedDelta
 from echelon.rounds.aggregator.recovery import History, HistoryReader
 from echelon.rounds.effects import Effect
-from echelon.rounds.gate.derivation import MAX_EARLY_WINDOWS, InputRefused
+from echelon.rounds.gate.early_inputs import MAX_EARLY_WINDOWS, InputRefused
 from tests.worlds.boundary_world import AGGREGATOR, DIM, Line, World, manifest_for
 
 DERIVED_INPUTS = ("handshake", "masked")

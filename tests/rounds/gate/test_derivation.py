@@ -37,13 +37,8 @@ from echelon.messages.handshake import (
     Upload,
 )
 from echelon.messages.wire import Message, Reason
-from echelon.rounds.gate.derivation import (
-    EARLY_INPUTS,
-    INPUTS,
-    MAX_WAITING,
-    RECORD_COST,
-    BoundaryLog,
-)
+from echelon.rounds.gate.derivation import MAX_WAITING, BoundaryLog
+from echelon.rounds.gate.early_inputs import EARLY_INPUTS, INPUTS, RECORD_COST
 from echelon.rounds.gate.facts import CommitFacts
 from echelon.secagg.faults import InputRefused
 from tests.worlds.boundary_world import DERIVED, DIM, Line, World, manifest_for
@@ -306,7 +301,7 @@ def test_an_adapter_that_was_not_kept_is_asked_for() -> None:
     feed(log, world.log)
     assert log.wanted == world.known[1][0]
     assert sorted(log.sealed) == [0]
-    log.adapters[1] = world.known[1][1]
+    log.take_adapter(1, world.known[1][1])
     log.progress()
     assert log.wanted is None
     assert sorted(log.sealed) == [0, 1]
