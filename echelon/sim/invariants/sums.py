@@ -1,6 +1,6 @@
 """What must hold of versions and of sums: what is trained from was derived, and what is released is over enough.
 
-Invariants of `echelon.sim.invariants`, with its rules.
+With the rules of `echelon.sim.invariants`.
 """
 
 from __future__ import annotations

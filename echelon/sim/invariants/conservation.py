@@ -1,0 +1,141 @@
+"""What must hold of what windows moved: it is in the deltas and in the adapters, all of it and nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from echelon.laws.delta_codec import decode
+from echelon.messages.boundary import (
+    Adopt,
+    Model,
+    SealedDelta,
+    Sealing,
+    Window,
+)
+from echelon.messages.exchange import Commit
+from echelon.sim.left import F64, RunRecords, is_closing, moved_by, sums_of
+
+
+def nothing_is_lost_or_added(left: RunRecords) -> Iterator[str]:
+    """What windows moved is in the deltas, all of it and nothing else, to the rounding of the newest delta.
+
+    The updates under the masks are added up as they are, window by window; each sealed delta is subtracted. What
+    remains may never exceed half a unit of that delta's grid (and the rounding of the masked integers).
+    """
+    secure = left.outcome.manifest.secure
+    dim = left.outcome.initial.size
+    grain = 2.0**-secure.scale_bits
+    for boundary in left.boundaries:
+        means: dict[int, tuple[F64, float]] = {}
+        for window, n, uploads in sums_of(left, boundary):
+            total = moved_by(left, boundary, window, uploads)
+            factor = secure.weight_max / (secure.staleness[0] * n)
+            means[window.window] = (total * factor, 2 * len(uploads) * grain * factor)
+        payloads = left.payloads(boundary, "delta")
+        deltas = {delta.seq: delta for delta in left.messages(boundary, "delta", SealedDelta)}
+        values: dict[int, F64] = {}
+        slacks: dict[int, float] = {}
+        remainder, slack = np.zeros(dim), 1e-9
+        held: list[int] = []
+        for one in left.said(boundary, "control"):
+            match one.message:
+                case Window():
+                    mean, error = means[one.message.window]
+                    remainder, slack = remainder + mean, slack + error
+                    held.append(one.message.window)
+                case Sealing() if one.message.seq in deltas:
+                    delta = deltas[one.message.seq]
+                    if sorted(held) != [window.window for window in delta.windows]:
+                        covered = [window.window for window in delta.windows]
+                        yield f"{boundary}: delta {delta.seq} holds windows {covered}, due were {sorted(held)}"
+                    payload = payloads.get(delta.payload.sha256)
+                    if payload is None:
+                        yield f"{boundary}: delta {delta.seq} has no payload"
+                        break
+                    value = decode(payload, delta.exponent, delta.codec)
+                    remainder = remainder - value
+                    grid = 0.5 * math.ldexp(1.0, delta.exponent)
+                    worst = float(np.abs(remainder).max())
+                    if worst > grid + slack:
+                        yield (
+                            f"{boundary}: after delta {delta.seq} {worst:.3g} remain of a coordinate, at most "
+                            f"{grid:.3g} of rounding and {slack:.3g} of masking may"
+                        )
+                        break
+                    values[delta.seq], slacks[delta.seq] = value, slack
+                    held = []
+                case Sealing():
+                    if left.outcome.closed and not is_closing(left):
+                        yield f"{boundary}: delta {one.message.seq} was sealed and never proposed"
+                    break
+                case Adopt():
+                    for seq in one.message.returned:
+                        remainder = remainder + values[seq]
+                        held += [window.window for window in deltas[seq].windows]
+                case _:
+                    pass
+
+
+def adapters_inside(left: RunRecords) -> Iterator[str]:
+    """Every version of the boundary adapter is anchor + pending deltas + remainder, to the rounding of float32."""
+    secure = left.outcome.manifest.secure
+    dim = left.outcome.initial.size
+    anchors = _anchors(left)
+    for boundary in left.boundaries:
+        means = {}
+        for window, n, uploads in sums_of(left, boundary):
+            total = moved_by(left, boundary, window, uploads)
+            factor = secure.weight_max / (secure.staleness[0] * n)
+            means[window.window] = total * factor
+        payloads = left.payloads(boundary, "model")
+        models = {model.version: model for model in left.messages(boundary, "model", Model)}
+        moved, commit = np.zeros(dim), 0
+        merged: dict[int, F64] = {}
+        deltas = {delta.seq: delta for delta in left.messages(boundary, "delta", SealedDelta)}
+        inside = left.payloads(boundary, "delta")
+        versions: dict[int, F64] = {}
+        for one in left.said(boundary, "control"):
+            match one.message:
+                case Window():
+                    moved = moved + means[one.message.window]
+                    versions[one.message.version] = _at(anchors, commit) + moved
+                case Sealing() if one.message.seq in deltas:
+                    delta = deltas[one.message.seq]
+                    payload = inside.get(delta.payload.sha256)
+                    if payload is not None:
+                        merged[delta.seq] = decode(payload, delta.exponent, delta.codec)
+                case Adopt():
+                    commit = one.message.commit
+                    for seq in (*one.message.merged, *one.message.dropped):
+                        if seq in merged:
+                            moved = moved - merged[seq]
+                    versions[one.message.version] = _at(anchors, commit) + moved
+                case _:
+                    pass
+        for version, expected in versions.items():
+            model = models.get(version)
+            payload = None if model is None else payloads.get(model.payload.sha256)
+            if payload is None:
+                continue
+            theta = np.frombuffer(payload[: 4 * dim], "<f4").astype(np.float64)
+            worst = float(np.abs(theta - expected).max())
+            if worst > 1e-3 * (1.0 + float(np.abs(expected).max())):
+                yield f"{boundary}: version {version} is off by {worst:.3g} from what its windows add up to"
+                break
+
+
+def _anchors(left: RunRecords) -> dict[int, F64]:
+    payloads = left.payloads("exchange", "global")
+    found = {0: left.outcome.initial.astype(np.float64)}
+    for message in left.exchange["global"]:
+        if isinstance(message, Commit) and message.payload.sha256 in payloads:
+            payload = payloads[message.payload.sha256]
+            found[message.commit] = np.frombuffer(payload, "<f4").astype(np.float64)
+    return found
+
+
+def _at(anchors: dict[int, F64], commit: int) -> F64:
+    return anchors[commit]
