@@ -18,7 +18,7 @@ from multiprocessing import resource_tracker
 from echelon.errors import EchelonError
 from echelon.sim.coverage import Coverage
 from echelon.sim.draw import draw
-from echelon.sim.invariants import Finding, check
+from echelon.sim.invariants import Violation, check
 from echelon.sim.schedule import Schedule
 from echelon.sim.signature_cache import remembering
 from echelon.sim.world import play
@@ -47,7 +47,7 @@ class SeedVerdict:
     """
 
     seed: int
-    findings: tuple[Finding, ...]
+    findings: tuple[Violation, ...]
     digest: str
     coverage: Coverage
     cpu: float
@@ -97,7 +97,7 @@ def judge(schedule: Schedule) -> SeedVerdict:
     except Exception as error:  # whatever it is, it belongs to this seed, and the next one is to run
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{place.filename.rpartition('/')[2]}:{place.lineno}"
-        findings = [Finding("no-error", f"{type(error).__name__} at {where}: {error}")]
+        findings = [Violation("no-error", f"{type(error).__name__} at {where}: {error}")]
         digest, coverage, seconds = "", Coverage(), 0.0
     cpu = time.process_time() - begun
     return SeedVerdict(

@@ -43,7 +43,7 @@ from echelon.sim.world import Outcome
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Violation:
     """An invariant that does not hold, and how."""
 
     invariant: str
@@ -87,7 +87,7 @@ MOST = 5
 """Findings of one invariant that are kept."""
 
 
-def check(outcome: Outcome) -> list[Finding]:
+def check(outcome: Outcome) -> list[Violation]:
     """Everything that does not hold after a run."""
     left = RunRecords(outcome)
     findings = []
@@ -95,8 +95,8 @@ def check(outcome: Outcome) -> list[Finding]:
         for number, detail in enumerate(invariant(left)):
             if number == MOST:
                 break
-            findings.append(Finding(name, detail))
+            findings.append(Violation(name, detail))
     return findings
 
 
-__all__ = ["INVARIANTS", "Finding", "RunRecords", "check"]
+__all__ = ["INVARIANTS", "RunRecords", "Violation", "check"]

@@ -28,35 +28,35 @@ def windows_end_once(left: RunRecords) -> Iterator[str]:
 
 def windows_in_one_delta(left: RunRecords) -> Iterator[str]:
     """Every window is in at most one delta that counts, and only windows with a sum are in one."""
+    merged = [
+        (merged.boundary, merged.seq)
+        for message in left.exchange["global"]
+        if isinstance(message, Commit)
+        for merged in message.merged
+    ]
     for index, boundary in enumerate(left.boundaries):
-        closed = {window.window for window in left.messages(boundary, "control", Window)}
-        merged = [
-            (merged.boundary, merged.seq)
-            for message in left.exchange["global"]
-            if isinstance(message, Commit)
-            for merged in message.merged
-        ]
         for key, times in Counter(merged).items():
             if times > 1:
                 yield f"delta {key} was merged {times} times"
-        deltas = {
-            message.seq: message
-            for message in left.exchange[f"delta.{boundary}"]
-            if isinstance(message, Delta)
-        }
-        covered = Counter(
-            window.window
-            for number, seq in set(merged)
-            if number == index and seq in deltas
-            for window in deltas[seq].windows
-        )
-        for _, seq in (key for key in set(merged) if key[0] == index and key[1] not in deltas):
+        seqs = [seq for number, seq in set(merged) if number == index]
+        yield from _covered_once(left, boundary, seqs)
+
+
+def _covered_once(left: RunRecords, boundary: str, merged: list[int]) -> Iterator[str]:
+    """A boundary's merged deltas were sent, and hold closed windows, each once."""
+    closed = {window.window for window in left.messages(boundary, "control", Window)}
+    deltas = {
+        message.seq: message for message in left.exchange[f"delta.{boundary}"] if isinstance(message, Delta)
+    }
+    for seq in merged:
+        if seq not in deltas:
             yield f"{boundary}: delta {seq} was merged and never sent"
-        for window, times in covered.items():
-            if times > 1:
-                yield f"{boundary}: window {window} is in {times} merged deltas"
-            if window not in closed:
-                yield f"{boundary}: window {window} was merged and never closed"
+    covered = Counter(window.window for seq in merged if seq in deltas for window in deltas[seq].windows)
+    for window, times in covered.items():
+        if times > 1:
+            yield f"{boundary}: window {window} is in {times} merged deltas"
+        if window not in closed:
+            yield f"{boundary}: window {window} was merged and never closed"
 
 
 def updates_in_one_sum(left: RunRecords) -> Iterator[str]:
