@@ -27,7 +27,7 @@ from echelon.messages.handshake import Included
 from echelon.messages.split import EdgePart
 from echelon.messages.wire import Message
 from echelon.sim.auditor import sightings
-from echelon.sim.world import Outcome, Upload
+from echelon.sim.outcome import MaskedUpload, SimOutcome
 
 M = TypeVar("M", bound=Message)
 F64 = NDArray[np.float64]
@@ -47,7 +47,7 @@ class DecodedRecord:
 class RunRecords:
     """What a run left, decoded once for all invariants."""
 
-    outcome: Outcome
+    outcome: SimOutcome
     _said: dict[tuple[str, str], list[DecodedRecord]] = field(default_factory=dict)
 
     @property
@@ -127,12 +127,12 @@ def is_closing(left: RunRecords) -> bool:
     return any(isinstance(message, Close) for message in left.exchange["global"])
 
 
-def sums_of(left: RunRecords, boundary: str) -> Iterator[tuple[Window, int, list[Upload | str]]]:
+def sums_of(left: RunRecords, boundary: str) -> Iterator[tuple[Window, int, list[MaskedUpload | str]]]:
     """Each window with a sum, Σn, and its included uploads; a name for one that the device did not make."""
     cohorts = {cohort.window: cohort for cohort in left.messages(boundary, "control", Cohort)}
     included = {one.window: one for one in left.messages(boundary, "control", Included)}
     for window in left.messages(boundary, "control", Window):
-        uploads: list[Upload | str] = []
+        uploads: list[MaskedUpload | str] = []
         entries = included[window.window].entries if window.window in included else ()
         for entry in entries:
             upload = left.outcome.uploads.get(entry.upload_sha256)
@@ -160,7 +160,7 @@ def parts_of(left: RunRecords, boundary: str, window: Window) -> Iterator[tuple[
                 yield ref.edge, part, np.frombuffer(payloads[ref.sha256], "<i4") * scale
 
 
-def moved_by(left: RunRecords, boundary: str, window: Window, uploads: list[Upload | str]) -> F64:
+def moved_by(left: RunRecords, boundary: str, window: Window, uploads: list[MaskedUpload | str]) -> F64:
     """What a window's uploads and parts add up to, float64[d] in units of w/W·Δ.
 
     Args:

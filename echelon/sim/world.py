@@ -8,16 +8,12 @@ quadratic whose optimum is known. A run is a function of its schedule: the same 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import hashlib
 import logging
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 
-import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,35 +22,26 @@ from echelon.actors.device import Device
 from echelon.actors.runtime import Services
 from echelon.backoff import Backoff
 from echelon.bus.base import Outgoing, Record, TopicPartition
-from echelon.compute.pool import LearnerPool, spec_of
-from echelon.compute.quadratic import QuadraticLearner
-from echelon.compute.quadratic_halves import QuadraticHalf, QuadraticHalves
+from echelon.compute.pool import LearnerPool
+from echelon.compute.quadratic_halves import QuadraticHalves
 from echelon.config.boundary import BoundarySettings
-from echelon.config.run import RunSettings
 from echelon.errors import BusError
-from echelon.jobs.device_part import DeviceDone, DeviceTask, Front, StartTraining
-from echelon.messages.frames import Finish
-from echelon.messages.manifest import MILLION, RunManifest
+from echelon.messages.manifest import MILLION
 from echelon.provision.identities import Identities
 from echelon.provision.manifest_from_settings import build_manifest
 from echelon.rounds.effects import (
-    EdgeDone,
-    EdgeTask,
     Effect,
-    Evaluate,
-    Evaluated,
     Note,
     Publish,
-    TrainJob,
-    TrainOutcome,
 )
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.ring import Codec
-from echelon.sim.auditor import Auditor
 from echelon.sim.broker import Link, SimBroker, SimBus
-from echelon.sim.coverage import Coverage, phase_of
+from echelon.sim.coverage import phase_of
 from echelon.sim.life import Call, Disk, ProcessLife, SimStore, Stage
+from echelon.sim.outcome import MaskedUpload, SimOutcome, Started, kind_of
 from echelon.sim.schedule import Fault, LinkSpec, Schedule, reachable, role_of
+from echelon.sim.watched import CoverageListener, WatchedHalf, WatchedMiddles, WatchedPool, optimum_of
 from echelon.topics import Boundary, load_catalogue
 from echelon.virtual_loop import run_virtual
 from echelon.wiring.actors import (
@@ -75,208 +62,6 @@ MOST_RECORDS = 20_000
 SAMPLE_S = 0.25
 """Seconds between two looks at what the actors hold in memory."""
 VERSIONS = TopicPartition("versions")
-CANARY = 16
-"""Bytes that are put into every device's optimiser state, to be searched for elsewhere."""
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """A masked upload as its device made it: what is under the mask."""
-
-    device: str
-    window: int
-    offer: int
-    update: NDArray[np.float32]
-    """The whole offered update, float32[d]."""
-    scaled: NDArray[np.float64]
-    """Clipped and times w/W: what the masked integers stand for, float64[d]."""
-    memory: int = 0
-    """How often its device had lost its state file: one that did may train the same data again."""
-    evaluated: bool = False
-    """Whether an evaluation's loss is under the mask, too."""
-    edge: str = ""
-    """Which edge holds the middle of the update; empty: there is none."""
-    jobs: tuple[int, ...] = ()
-    """The training jobs behind it."""
-    middle: NDArray[np.float32] | None = None
-    """Where the middle moved, float32[d]. None: there is none, or some of it is unknown."""
-    share: float = 0.0
-    """w/W."""
-    derived: int = 0
-    """Records that stood on the boundary's `versions` when it was made."""
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """A training job as it began: on which version of its boundary's adapter.
-
-    Attributes:
-        boundary, device: whose.
-        version: the version's number.
-        sha256: of the adapter that the device held for it.
-        derived: records that stood on the boundary's `versions` then.
-    """
-
-    boundary: str
-    device: str
-    version: int
-    sha256: bytes
-    derived: int
-
-
-@dataclass(repr=False)
-class Outcome:
-    """What a run left: every record, what its devices know, and what went wrong beyond the records.
-
-    Attributes:
-        schedule: of the run.
-        settings: its run file.
-        manifest: its signed terms.
-        topics: records by broker and topic.
-        arrivals: topic and offset of the exchange's records, in the order in which they came.
-        uploads: by SHA-256 of the masked bytes.
-        started: every training job.
-        auditor: the one beside the run.
-        secrets: device-level bytes: weights, updates (float32, little-endian), marks in optimiser states.
-        failures: actors that ended with an error, and what else could not go on.
-        closed: whether every actor ended in order.
-        seconds: virtual seconds that it took.
-        adapter: the controller's last, float32[d].
-        memory: most bytes of open transfers by actor, and most that it may hold.
-        coverage: the states that it was in.
-    """
-
-    schedule: Schedule
-    settings: RunSettings
-    manifest: RunManifest
-    genesis: bytes = b""
-    topics: dict[str, dict[str, list[Record]]] = field(default_factory=dict)
-    arrivals: list[tuple[str, int]] = field(default_factory=list)
-    uploads: dict[bytes, Upload] = field(default_factory=dict)
-    started: list[Started] = field(default_factory=list)
-    auditor: Auditor = field(default_factory=Auditor)
-    secrets: list[bytes] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-    closed: bool = False
-    stuck: str = ""
-    seconds: float = 0.0
-    adapter: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
-    initial: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
-    optimum: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0, np.float64))
-    memory: dict[str, tuple[int, int]] = field(default_factory=dict)
-    coverage: Coverage = field(default_factory=Coverage)
-
-    def digest(self) -> str:
-        """SHA-256 over every record (without the advisory wall-clock times) and the time that the run took."""
-        found = hashlib.sha256(repr(self.seconds).encode())
-        for broker, topics in sorted(self.topics.items()):
-            for topic, records in sorted(topics.items()):
-                for record in records:
-                    place = (broker, topic, record.partition, record.offset, record.headers)
-                    found.update(repr(place).encode() + record.key + record.value)
-        return found.hexdigest()
-
-
-class _Watched:
-    """The learner's calls, with what leaves them kept for the search for device state; marks go into moments.
-
-    Args:
-        inner: the learner.
-        outcome: where it is kept.
-        begun: told of every job of a device.
-    """
-
-    def __init__(self, inner: LearnerPool, outcome: Outcome, begun: Callable[[str], None]) -> None:
-        self._inner, self._outcome, self._begun = inner, outcome, begun
-
-    async def train(self, device: str, job: TrainJob) -> TrainOutcome:
-        """See `LearnerPool.train`."""
-        self._begun(device)
-        done = await self._inner.train(device, _unmarked(job))
-        return _marked(done, job, device, self._outcome)
-
-    async def evaluate(self, device: str, job: Evaluate) -> Evaluated:
-        """See `LearnerPool.evaluate`."""
-        return await self._inner.evaluate(device, job)
-
-
-def _mark(seed: int, owner: str) -> bytes:
-    return hashlib.sha256(f"canary {seed} {owner}".encode()).digest()[:CANARY]
-
-
-def _unmarked(job: TrainJob) -> TrainJob:
-    return job if job.state is None else dataclasses.replace(job, state=job.state[CANARY:])
-
-
-def _marked(done: TrainOutcome, job: TrainJob, device: str, outcome: Outcome) -> TrainOutcome:
-    moved = done.weights - job.start
-    # Where nothing moved, an edge's middle, the weights are those of the boundary's adapter, which are on a topic.
-    outcome.secrets += [np.where(moved != 0, done.weights, 0).astype("<f4").tobytes(), moved.tobytes()]
-    return dataclasses.replace(done, state=_mark(outcome.schedule.seed, device) + done.state)
-
-
-class _WatchedHalf:
-    """A device's half, likewise; what it says to its edge is kept, too."""
-
-    def __init__(
-        self, inner: QuadraticHalf, device: str, outcome: Outcome, begun: Callable[[str], None]
-    ) -> None:
-        self._inner, self._device, self._outcome, self._begun = inner, device, outcome, begun
-        self._job: TrainJob | None = None
-
-    async def part(self, task: DeviceTask) -> DeviceDone:
-        """See `DeviceSide.part`."""
-        if isinstance(task, StartTraining):
-            self._begun(self._device)
-            self._job = task.train
-            task = dataclasses.replace(task, train=_unmarked(task.train))
-        done = await self._inner.part(task)
-        if isinstance(task, Front):
-            self._outcome.secrets.append(done.tensor)
-        if isinstance(done.outcome, TrainOutcome):
-            assert self._job is not None
-            done = dataclasses.replace(
-                done, outcome=_marked(done.outcome, self._job, self._device, self._outcome)
-            )
-        return done
-
-
-class _WatchedMiddles:
-    """The middles of edges, with where each job's moved to kept by device and job."""
-
-    def __init__(self, inner: QuadraticHalves, outcome: Outcome) -> None:
-        self._inner, self._outcome = inner, outcome
-        self.moved: dict[tuple[str, int], NDArray[np.float32]] = {}
-
-    async def part(self, edge: str, task: EdgeTask) -> EdgeDone:
-        """See `EdgeSide.part`."""
-        done = await self._inner.part(edge, task)
-        if done.tensor:
-            self._outcome.secrets.append(done.tensor)
-        if isinstance(task.head, Finish) and done.moved is not None:
-            self.moved[task.device, task.job] = done.moved
-            self._outcome.secrets.append(done.moved.tobytes())
-            mark = _mark(self._outcome.schedule.seed, f"{edge} {task.device}")
-            done = dataclasses.replace(done, state=mark + (done.state or b""))
-        return done
-
-    async def drop(self, edge: str, device: str) -> None:
-        """See `EdgeSide.drop`."""
-        await self._inner.drop(edge, device)
-
-
-class _Listener(logging.Handler):
-    """Takes what actors log, for the states that only their words tell of."""
-
-    def __init__(self, coverage: Coverage) -> None:
-        super().__init__(logging.WARNING)
-        self._coverage = coverage
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Look for a rebuild."""
-        if "no state file; rebuilding" in str(record.msg):
-            role = "controller" if str(record.msg).startswith("controller") else "aggregator"
-            self._coverage.see(f"{role}: rebuilt from topics")
 
 
 class World:
@@ -304,7 +89,7 @@ class World:
     def _entropy(self, name: str) -> Entropy:
         return Entropy.seeded(f"{self.schedule.seed} {name} {self.lives.get(name, 0)}".encode())
 
-    async def run(self) -> Outcome:
+    async def run(self) -> SimOutcome:
         """Run it to its end, or until it fails or is stuck."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _loop, _context: None)  # what a dead process leaves behind
@@ -315,16 +100,16 @@ class World:
         self.identities = Identities.create(settings, setup.token)
         self.manifest, self.sealed = build_manifest(settings, facts, self.identities, setup.token(16))
         self.initial = np.ascontiguousarray(facts.initial, "<f4")
-        self.outcome = Outcome(self.schedule, settings, self.manifest, initial=self.initial)
-        self.outcome.optimum = _optimum(settings)
-        self.compute = _Watched(compute, self.outcome, self._begun)
+        self.outcome = SimOutcome(self.schedule, settings, self.manifest, initial=self.initial)
+        self.outcome.optimum = optimum_of(settings)
+        self.compute = WatchedPool(compute, self.outcome, self._begun)
         if self.manifest.split:
             self.halves = QuadraticHalves(settings)
-            self.middles = _WatchedMiddles(self.halves, self.outcome)
+            self.middles = WatchedMiddles(self.halves, self.outcome)
         secure = self.manifest.secure
         self._codec = Codec(secure.clip_micro / MILLION, secure.scale_bits, secure.cohort_max)
         log = logging.Logger("simulated", logging.WARNING)
-        log.addHandler(_Listener(self.outcome.coverage))
+        log.addHandler(CoverageListener(self.outcome.coverage))
         self.services = Services(sink=self._note, log=log)
         self.brokers = self._brokers()
         self.links = self._links()
@@ -528,7 +313,7 @@ class World:
         """A device's half of its model, a new one in each life; None for a device that trains the whole."""
         if boundary.split is None or not boundary.split.splits(device):
             return None
-        return _WatchedHalf(self.halves.half(boundary.name, device), device, self.outcome, self._begun)
+        return WatchedHalf(self.halves.half(boundary.name, device), device, self.outcome, self._begun)
 
     def _make_edge(self, edge: str, boundary: BoundarySettings, place: Place) -> Any:
         assert boundary.split is not None
@@ -677,7 +462,7 @@ class World:
             evaluated = cohort.evaluation[1] > 0 and cohort.client.adds_evaluation(cohort.shares)
             edge, jobs = offer.update.edge, offer.update.jobs
             said = self.brokers[self._boundary(name).name].logs[VERSIONS]
-            self.outcome.uploads[sha256] = Upload(
+            self.outcome.uploads[sha256] = MaskedUpload(
                 name, effect.window, offer.number, update, scaled, self.wiped[name], evaluated, edge, jobs,
                 self._middle_of(name, jobs), share, len(said),
             )  # fmt: skip
@@ -698,35 +483,6 @@ class World:
         self.outcome.started.append(Started(boundary, device, job.version, job.sha256, len(said)))
 
 
-def kind_of(record: Outgoing | Record) -> str:
-    """The kind of message that a record carries; "chunk" for a part of a payload."""
-    for name, value in record.headers:
-        if name == "kind":
-            return value.decode(errors="replace")
-    fields = msgpack.unpackb(record.value)
-    return str(fields["type"]) if isinstance(fields, dict) else ""
-
-
-def _optimum(settings: RunSettings) -> NDArray[np.float64]:
-    """The mean of the devices' optima, float64[d]: each boundary counts alike."""
-    learner = QuadraticLearner(spec_of(settings), settings.learner.dim)
-    per_boundary = [
-        np.mean([learner.optimum(name) for name in boundary.data_names()], axis=0)
-        for boundary in settings.boundaries
-    ]
-    return cast(NDArray[np.float64], np.mean(per_boundary, axis=0))
-
-
-def play(schedule: Schedule) -> Outcome:
+def play(schedule: Schedule) -> SimOutcome:
     """Run a schedule on a virtual loop of its own."""
     return run_virtual(World(schedule).run)
-
-
-def counts(outcome: Outcome) -> Counter[str]:
-    """Records by kind over all brokers: a first look at what a run did."""
-    return Counter(
-        kind_of(record)
-        for topics in outcome.topics.values()
-        for records in topics.values()
-        for record in records
-    )

@@ -28,14 +28,15 @@ from echelon.messages.exchange import Close, Commit, Payload
 from echelon.messages.split import EdgePart
 from echelon.messages.wire import Message, Reason
 from echelon.sim.invariants import INVARIANTS, RunRecords, check
+from echelon.sim.outcome import SimOutcome
 from echelon.sim.schedule import Schedule
-from echelon.sim.world import Outcome, play
+from echelon.sim.world import play
 
 SIGNER = Signer(bytes(range(32)))
 
 
 @cache
-def good() -> Outcome:
+def good() -> SimOutcome:
     names = ("a", "b")
     split = {"b": {"split": {"edges": 1, "timeout": 2.0, "beat": 0.5}}}
     run = {
@@ -51,7 +52,7 @@ def good() -> Outcome:
     return play(Schedule(seed=7, run=run))
 
 
-def meddled() -> Outcome:
+def meddled() -> SimOutcome:
     """A copy whose records and facts may be changed."""
     outcome = dataclasses.replace(good())
     outcome.topics = {
@@ -65,7 +66,7 @@ def meddled() -> Outcome:
 
 
 def change(
-    outcome: Outcome,
+    outcome: SimOutcome,
     boundary: str,
     topic: str,
     kind: type[Message],
@@ -90,7 +91,7 @@ def sealed(message: Message, topic: str, sender: str) -> bytes:
     return Envelope.seal(SIGNER, message, run=bytes(16), topic=topic, window=window, sender=sender).encode()
 
 
-def add(outcome: Outcome, boundary: str, topic: str, value: bytes) -> None:
+def add(outcome: SimOutcome, boundary: str, topic: str, value: bytes) -> None:
     records = outcome.topics[boundary][topic]
     records.append(Record(topic, 0, len(records), b"", value, (), 0))
 
@@ -102,41 +103,41 @@ def updated(message: Message, **fields: object) -> Message:
 # ---- how each is violated --------------------------------------------------------------------------
 
 
-def an_actor_failed(outcome: Outcome) -> None:
+def an_actor_failed(outcome: SimOutcome) -> None:
     outcome.failures.append("a.gate: StateError: lost")
 
 
-def it_is_stuck(outcome: Outcome) -> None:
+def it_is_stuck(outcome: SimOutcome) -> None:
     outcome.closed, outcome.stuck = False, "a-0 (keys)"
 
 
-def a_byte_of_the_log_is_changed(outcome: Outcome) -> None:
+def a_byte_of_the_log_is_changed(outcome: SimOutcome) -> None:
     records = outcome.topics["exchange"]["delta.a"]
     value = bytearray(records[0].value)
     value[0] ^= 1
     records[0] = dataclasses.replace(records[0], value=bytes(value))
 
 
-def another_adapter_is_used(outcome: Outcome) -> None:
+def another_adapter_is_used(outcome: SimOutcome) -> None:
     outcome.adapter = np.nextafter(outcome.adapter, np.float32(9))
 
 
-def a_delta_is_proposed_twice(outcome: Outcome) -> None:
+def a_delta_is_proposed_twice(outcome: SimOutcome) -> None:
     [first, *_] = RunRecords(outcome).messages("a", "delta", SealedDelta)
     other = updated(first, base_commit=first.base_commit + 1)
     add(outcome, "a", "delta", sealed(other, "delta", "a.aggregator"))
 
 
-def a_window_ends_twice(outcome: Outcome) -> None:
+def a_window_ends_twice(outcome: SimOutcome) -> None:
     [first, *_] = RunRecords(outcome).messages("a", "control", Window)
     add(outcome, "a", "control", sealed(updated(first, version=77), "control", "a.aggregator"))
 
 
-def a_window_that_never_closed_is_merged(outcome: Outcome) -> None:
+def a_window_that_never_closed_is_merged(outcome: SimOutcome) -> None:
     change(outcome, "a", "control", Window, lambda window: updated(window, window=99))
 
 
-def an_update_is_in_two_sums(outcome: Outcome) -> None:
+def an_update_is_in_two_sums(outcome: SimOutcome) -> None:
     (one, first), (two, second) = [
         (sha, upload) for sha, upload in outcome.uploads.items() if upload.device == "a-0"
     ][:2]
@@ -144,7 +145,7 @@ def an_update_is_in_two_sums(outcome: Outcome) -> None:
     outcome.uploads[two] = dataclasses.replace(second, update=first.update)
 
 
-def two_members_have_one_shard(outcome: Outcome) -> None:
+def two_members_have_one_shard(outcome: SimOutcome) -> None:
     def how(cohort: Message) -> Message:
         assert isinstance(cohort, Cohort)
         return updated(cohort, members=tuple(updated(member, shards=(3,)) for member in cohort.members))
@@ -152,21 +153,21 @@ def two_members_have_one_shard(outcome: Outcome) -> None:
     change(outcome, "a", "control", Cohort, how)
 
 
-def an_included_set_is_too_small(outcome: Outcome) -> None:
+def an_included_set_is_too_small(outcome: SimOutcome) -> None:
     change(outcome, "a", "control", Window, lambda w: updated(w, included=w.included[:2]))  # type: ignore[attr-defined]
 
 
-def what_was_rounded_off_is_gone(outcome: Outcome) -> None:
+def what_was_rounded_off_is_gone(outcome: SimOutcome) -> None:
     """An update is a little larger than what was summed: its window's mean is not in the deltas as a whole."""
     sha, upload = next((sha, upload) for sha, upload in outcome.uploads.items() if upload.device == "a-1")
     outcome.uploads[sha] = dataclasses.replace(upload, scaled=upload.scaled * 1.01)
 
 
-def a_record_of_global_is_not_mirrored(outcome: Outcome) -> None:
+def a_record_of_global_is_not_mirrored(outcome: SimOutcome) -> None:
     del outcome.topics["a"]["global"][3]
 
 
-def a_version_is_another_adapter(outcome: Outcome) -> None:
+def a_version_is_another_adapter(outcome: SimOutcome) -> None:
     models = RunRecords(outcome).messages("a", "model", Model)
     payloads = {hashlib.sha256(record.value).digest(): record for record in outcome.topics["a"]["model"]}
     old = payloads[models[-1].payload.sha256]
@@ -177,11 +178,11 @@ def a_version_is_another_adapter(outcome: Outcome) -> None:
     change(outcome, "a", "model", Model, lambda model: updated(model, payload=described), nth=len(models) - 1)
 
 
-def weights_of_a_device_leave(outcome: Outcome) -> None:
+def weights_of_a_device_leave(outcome: SimOutcome) -> None:
     add(outcome, "b", "deadletter", b"\x00\x01\x02" + outcome.secrets[5])
 
 
-def an_upload_is_not_masked(outcome: Outcome) -> None:
+def an_upload_is_not_masked(outcome: SimOutcome) -> None:
     [first, *_] = RunRecords(outcome).messages("a", "masked", Masked)
     upload = outcome.uploads[first.payload.sha256]
     bits = outcome.manifest.secure.scale_bits
@@ -200,7 +201,7 @@ def an_upload_is_not_masked(outcome: Outcome) -> None:
     )
 
 
-def an_honest_record_is_refused(outcome: Outcome) -> None:
+def an_honest_record_is_refused(outcome: SimOutcome) -> None:
     letter = DeadLetter(
         topic="masked",
         partition=0,
@@ -212,19 +213,19 @@ def an_honest_record_is_refused(outcome: Outcome) -> None:
     add(outcome, "a", "deadletter", sealed(letter, "deadletter", "a.gate"))
 
 
-def more_is_open_than_may_be(outcome: Outcome) -> None:
+def more_is_open_than_may_be(outcome: SimOutcome) -> None:
     outcome.memory["a.gate"] = (2, 1)
 
 
-def the_adapter_runs_away(outcome: Outcome) -> None:
+def the_adapter_runs_away(outcome: SimOutcome) -> None:
     outcome.adapter = outcome.adapter - 3 * outcome.optimum.astype(np.float32)
 
 
-def a_witness_goes_back_in_time(outcome: Outcome) -> None:
+def a_witness_goes_back_in_time(outcome: SimOutcome) -> None:
     outcome.topics["exchange"]["witness.a"].reverse()
 
 
-def a_verified_record_is_changed(outcome: Outcome) -> None:
+def a_verified_record_is_changed(outcome: SimOutcome) -> None:
     records = outcome.topics["exchange"]["global"]
     place = next(at for at, record in enumerate(records) if not is_chunk(record))
     value = bytearray(records[place].value)
@@ -232,11 +233,11 @@ def a_verified_record_is_changed(outcome: Outcome) -> None:
     records[place] = dataclasses.replace(records[place], value=bytes(value))
 
 
-def a_version_is_derived_otherwise(outcome: Outcome) -> None:
+def a_version_is_derived_otherwise(outcome: SimOutcome) -> None:
     change(outcome, "a", "versions", Derived, lambda derived: updated(derived, sha256=bytes(32)), nth=1)
 
 
-def one_device_alone_adds_its_evaluation(outcome: Outcome) -> None:
+def one_device_alone_adds_its_evaluation(outcome: SimOutcome) -> None:
     window = next(
         window
         for window in RunRecords(outcome).messages("a", "control", Window)
@@ -247,17 +248,17 @@ def one_device_alone_adds_its_evaluation(outcome: Outcome) -> None:
         outcome.uploads[sha] = dataclasses.replace(outcome.uploads[sha], evaluated=False)
 
 
-def a_part_is_of_two(outcome: Outcome) -> None:
+def a_part_is_of_two(outcome: SimOutcome) -> None:
     change(outcome, "b", "parts", EdgePart, lambda part: updated(part, devices=part.devices[:2]))  # type: ignore[attr-defined]
 
 
-def a_middle_is_not_what_was_added(outcome: Outcome) -> None:
+def a_middle_is_not_what_was_added(outcome: SimOutcome) -> None:
     for sha, upload in list(outcome.uploads.items()):
         if upload.device == "b-1" and upload.middle is not None:
             outcome.uploads[sha] = dataclasses.replace(upload, middle=upload.middle * np.float32(1.01))
 
 
-VIOLATIONS: dict[str, Callable[[Outcome], None]] = {
+VIOLATIONS: dict[str, Callable[[SimOutcome], None]] = {
     "no-actor-fails": an_actor_failed,
     "progress": it_is_stuck,
     "audit-verifies": a_byte_of_the_log_is_changed,

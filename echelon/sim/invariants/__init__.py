@@ -39,7 +39,7 @@ from echelon.sim.invariants.windows import (
     windows_in_one_delta,
 )
 from echelon.sim.left import RunRecords
-from echelon.sim.world import Outcome
+from echelon.sim.outcome import SimOutcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ MOST = 5
 """Findings of one invariant that are kept."""
 
 
-def check(outcome: Outcome) -> list[Violation]:
+def check(outcome: SimOutcome) -> list[Violation]:
     """Everything that does not hold after a run."""
     left = RunRecords(outcome)
     findings = []

@@ -17,7 +17,7 @@ from echelon.messages.handshake import Included
 from echelon.messages.manifest import MILLION
 from echelon.messages.split import EdgePart
 from echelon.sim.left import F64, RunRecords, is_closing, parts_of, sums_of
-from echelon.sim.world import Upload
+from echelon.sim.outcome import MaskedUpload
 
 
 def versions_are_derived(left: RunRecords) -> Iterator[str]:
@@ -66,7 +66,7 @@ def every_sum_holds_the_floor(left: RunRecords) -> Iterator[str]:
     for boundary in left.boundaries:
         for window, _, uploads in sums_of(left, boundary):
             where = f"{boundary}: window {window.window}"
-            known = [upload for upload in uploads if isinstance(upload, Upload)]
+            known = [upload for upload in uploads if isinstance(upload, MaskedUpload)]
             evaluated = sum(upload.evaluated for upload in known)
             if 0 < evaluated < floor:
                 yield f"{where} has evaluations of {evaluated} devices, the floor is {floor}"
@@ -113,7 +113,7 @@ def parts_add_up(left: RunRecords) -> Iterator[str]:
     for boundary in left.boundaries:
         jobs: Counter[tuple[str, int, int]] = Counter()
         for window, _, uploads in sums_of(left, boundary):
-            known = {upload.device: upload for upload in uploads if isinstance(upload, Upload)}
+            known = {upload.device: upload for upload in uploads if isinstance(upload, MaskedUpload)}
             for edge, part, total in parts_of(left, boundary, window):
                 where = f"{boundary}: window {window.window}: the part of {edge}"
                 counted = [known[device] for device in part.devices if device in known]
@@ -133,14 +133,14 @@ def parts_add_up(left: RunRecords) -> Iterator[str]:
                 yield f"{boundary}: job {job} of {device} is in {times} parts"
 
 
-def _rounded(left: RunRecords, uploads: list[Upload]) -> float:
+def _rounded(left: RunRecords, uploads: list[MaskedUpload]) -> float:
     """What vectors that were clipped in float32 may differ by from those clipped in float64."""
     clip = left.outcome.manifest.secure.clip_micro / MILLION
     norms = [float(np.linalg.norm(one.middle)) for one in uploads if one.middle is not None]
     return sum(one.share * clip * 2.0**-23 for one, norm in zip(uploads, norms, strict=True) if norm > clip)
 
 
-def _middles(left: RunRecords, uploads: list[Upload]) -> F64 | None:
+def _middles(left: RunRecords, uploads: list[MaskedUpload]) -> F64 | None:
     """What these devices' middles add up to, float64[d]; blocks that too few of them move are left out."""
     secure = left.outcome.manifest.secure
     moved: list[F64] = []
