@@ -1,8 +1,8 @@
 """From a seed to a schedule: topology, settings, links and faults, weighted so that rare states are reached.
 
-Every choice is a function of its own. `SETTINGS` (`draw_settings`) are applied in turn to the fields of the run file. One
-of `STORIES` (`draw_faults`), each a few faults that together lead somewhere, is told now and then beside what is merely
-random. A new kind of setting or fault is one more function in one of the two.
+Every choice is a function of its own. `SETTINGS` (`draw_settings`) are applied in turn to the fields of the run file.
+One of `STORIES` (`draw_faults`), each a few faults that together lead somewhere, is told now and then beside what is
+merely random. A new kind of setting or fault is one more function in one of the two.
 """
 
 from __future__ import annotations
