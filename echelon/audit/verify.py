@@ -61,6 +61,8 @@ class Version:
     manifest: RunManifest
     pace: Pace
     decision: Decision | None = None
+    genesis_sha256: bytes = b""
+    """Of the run that it is of."""
 
     def files(self) -> dict[str, bytes]:
         """The adapter as PEFT's two files, by name."""
@@ -277,7 +279,14 @@ class Verifier:
             return
         self._core.transcript = self._interlock.transcript
         report.adapter_sha256 = adapter_digest(log.initial)
-        yield Version(0, log.initial, report.adapter_sha256, manifest, manifest.pace)
+        yield Version(
+            0,
+            log.initial,
+            report.adapter_sha256,
+            manifest,
+            manifest.pace,
+            genesis_sha256=report.genesis_sha256,
+        )
 
     def _commit(self, entry: Entry, commit: Commit) -> Iterator[Version]:
         self._check_heads(entry.offset, commit.heads)
@@ -309,7 +318,13 @@ class Verifier:
             )
         )
         yield Version(
-            commit.commit, core.adapter, commit.adapter_sha256, core.manifest, core.pace, core.decision
+            commit.commit,
+            core.adapter,
+            commit.adapter_sha256,
+            core.manifest,
+            core.pace,
+            decision=core.decision,
+            genesis_sha256=self.report.genesis_sha256,
         )
 
     def _refusal(self, offset: int, refusal: Refusal) -> None:

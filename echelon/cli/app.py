@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from echelon import __version__
-from echelon.cli import keys, services, shards, sim, split, topics
+from echelon.cli import keys, push, services, shards, sim, split, topics
 from echelon.cli.deploy import deploy_command
 from echelon.cli.export import export_command
 from echelon.cli.report import report_command
@@ -78,6 +78,7 @@ app.add_typer(
     name="audit",
 )
 app.command("export")(export_command)
+app.add_typer(push.app)
 app.command("report")(report_command)
 app.add_typer(topics.app)
 app.add_typer(shards.app)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,10 +10,11 @@ import typer
 
 from echelon.cli.output import JsonOption, guarded, print_json
 from echelon.errors import ConfigError
-from echelon.private import write_whole
 
 if TYPE_CHECKING:
     from echelon.audit.verify import Version
+    from echelon.config.run import RunSettings
+    from echelon.report.card import CardFacts
 
 BEST, FINAL = "best", "final"
 
@@ -26,6 +28,14 @@ def export_command(
     ],
     out: Annotated[Path, typer.Option(help="New folder for the adapter.", metavar="DIR", show_default=False)],
     commit: Annotated[str, typer.Option(help="A commit's number, 0 for genesis; best; or final.")] = FINAL,
+    *,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Write the whole model, the adapter merged into its base.")
+    ] = False,
+    base: Annotated[
+        str | None,
+        typer.Option(help="With --merge: where the base is now, a folder or an id.", metavar="MODEL"),
+    ] = None,
     as_json: JsonOption = False,
     rule: Annotated[
         list[str] | None,
@@ -45,14 +55,20 @@ def export_command(
     The run's own evaluations decide, or else the losses that crossed with the deltas.
     """
     with guarded():
+        if base is not None and not merge:
+            raise ConfigError(f"--base {base} goes with --merge: an adapter names the base of its run")
         number, why = _chosen(source, commit, rule)
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ConfigError(f"--out {out}: exists and is not empty; name a new folder")
+        from echelon.run.adapter import write_adapter
+
         version = _derive(source, number, rule)
         try:
-            out.mkdir(parents=True, exist_ok=True)
-            for name, data in version.files().items():
-                write_whole(out / name, data)
+            card = _card(source, version)
+            if merge:
+                _merge(out, version, card.settings, base)
+            else:
+                write_adapter(out, version.files(), card)
         except OSError as error:
             raise ConfigError(
                 f"--out {out}: cannot be written ({error.strerror}); name another folder"
@@ -96,6 +112,46 @@ def _chosen(source: str, commit: str, rules: list[str] | None) -> tuple[int | No
     if best is None:
         raise ConfigError(f"{source} holds no evaluation of any commit: name a number, or {FINAL}")
     return best, "the best by the losses that crossed with the deltas"
+
+
+def _merge(out: Path, version: Version, settings: RunSettings | None, base: str | None) -> None:
+    """Write the full model of a version. What the log does not say of the base is taken from the run file."""
+    from echelon.config.training import AdapterSettings, ModelSettings
+    from echelon.training.merge import Weights, merge_into
+
+    manifest = version.manifest
+    if settings is not None:
+        model, adapter = settings.model, settings.adapter
+    else:
+        config = json.loads(manifest.adapter_config)
+        model = ModelSettings(
+            model=manifest.model,
+            revision=config.get("revision"),
+            task="classify" if manifest.labels else "causal",
+            labels=manifest.labels,
+        )
+        adapter = AdapterSettings(
+            rank=config["r"], alpha=config["lora_alpha"], targets=tuple(config["target_modules"])
+        )
+    if base is not None:
+        model = model.model_copy(update={"model": base, "revision": None})
+    layout = manifest.adapter_layout()
+    merge_into(out, model, adapter, Weights(layout, version.adapter, manifest.model_sha256))
+
+
+def _card(source: str, version: Version) -> CardFacts:
+    """What the log says, and what the run folder says besides, if there is one."""
+    from echelon.config.run import load
+    from echelon.report.card import CardFacts
+    from echelon.report.data import RunSummary
+    from echelon.report.data import load as load_report
+
+    folder, summary = Path(source), None
+    if (folder / "summary.json").is_file():
+        summary = load_report(folder).summary
+    summary = (summary or RunSummary()).model_copy(update={"genesis_sha256": version.genesis_sha256.hex()})
+    settings = load(folder / "config.yaml") if (folder / "config.yaml").is_file() else None
+    return CardFacts(version.manifest, summary, settings, version.sha256.hex(), version.commit)
 
 
 def _derive(source: str, number: int | None, rules: list[str] | None) -> Version:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from echelon.audit.findings import Code, Finding, ParentFacts, Report, Severity
 from echelon.audit.note import MAX_NOTE_BYTES
@@ -14,8 +14,9 @@ from echelon.audit.verify import Verifier, Version
 from echelon.cli.source import MAX_FILE_BYTES, opened
 from echelon.config.reading import read_file
 from echelon.errors import ConfigError
-from echelon.messages.adapter import CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHTS_FILE, adapter_digest
+from echelon.messages.adapter import CARD_FILE, CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHTS_FILE, adapter_digest
 from echelon.outer.custom import Allowed
+from echelon.report.card import BASE, GENESIS, MAX_CARD_BYTES
 
 if TYPE_CHECKING:
     from echelon.compute.warm_start import Parent
@@ -54,6 +55,7 @@ def load_parent(source: str, rules: Allowed) -> Parent:
 
 
 def _from_folder(folder: Path) -> Parent:
+    """An adapter that lies in a folder. Which run it is of, and which base, a card of ours says, if there is one."""
     from echelon.compute.warm_start import Parent, read_weights
 
     weights = folder / WEIGHTS_FILE
@@ -69,7 +71,17 @@ def _from_folder(folder: Path) -> Parent:
         raise ConfigError(f"--from {folder}: {CONFIG_FILE} is no JSON: {error}") from error
     if not isinstance(config, dict):
         raise ConfigError(f"--from {folder}: {CONFIG_FILE} is no map of settings")
-    return Parent(str(folder), adapter, layout, config)
+    card = b""
+    if (folder / CARD_FILE).is_file():
+        card = read_file(folder / CARD_FILE, "model card", MAX_CARD_BYTES)
+    return Parent(str(folder), adapter, layout, config, **_known(card))
+
+
+def _known(card: bytes) -> dict[str, Any]:
+    """What a card of ours says of the adapter's run."""
+    text = card.decode("utf-8", "replace")
+    found = {"genesis_sha256": GENESIS.search(text), "model_sha256": BASE.search(text)}
+    return {name: line[1] for name, line in found.items() if line is not None}
 
 
 @dataclass(frozen=True)

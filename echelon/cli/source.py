@@ -22,7 +22,7 @@ from echelon.bus import Bus, Reader, RecordDamaged, TopicPartition, open_bus, sq
 from echelon.config.broker import SecuritySettings, load_broker
 from echelon.config.reading import open_regular, read_file
 from echelon.errors import BusError, ConfigError, EchelonError
-from echelon.messages.adapter import CONFIG_FILE, MAX_LAYOUT_BYTES, WEIGHTS_FILE
+from echelon.messages.adapter import CARD_FILE, CONFIG_FILE, MAX_LAYOUT_BYTES, WEIGHTS_FILE
 
 MAX_FILE_BYTES = 8 << 30
 """Largest adapter file that is read for comparison."""
@@ -186,6 +186,8 @@ def _adapter(source: Source, path: Path, *, most: int) -> None:
     strange = []
     for name in _listed(path):
         kind = _kind(path / name)
+        if name == CARD_FILE and not kind:
+            continue  # a text for people, which nothing is derived from
         if name not in (CONFIG_FILE, WEIGHTS_FILE) or kind:
             what = kind or "a file"
             strange.append(f"adapter/{_shown(name)} is {what} that no run writes: {_REMOVE}")

@@ -33,6 +33,8 @@ WHOLE: Held = (0, 0)
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
+CARD_FILE = "README.md"
+"""The model card, which stands beside the two and is not part of what is derived."""
 
 MAX_ENTRIES = 1 << 16
 MAX_KEY = 512

@@ -40,8 +40,10 @@ from echelon.private import write_private, write_whole
 from echelon.provision.identities import Identities
 from echelon.provision.manifest_from_settings import build_manifest
 from echelon.report.best import best_evaluated
+from echelon.report.card import CardFacts
 from echelon.report.data import ReportData, RunSummary
 from echelon.rounds.effects import Evaluate, note
+from echelon.run.adapter import parent_of, write_adapter
 from echelon.run.assembly import Assembly
 from echelon.run.data import read_data
 from echelon.run.folder import MAX_STATE_FILE, PROGRESS_FILE, SAMPLES_FILE
@@ -449,11 +451,11 @@ class Federation:
             "best_commit": self._best_commit(len(report.commits), before, after),
             "events": dict(sorted(self.recorder.counts.items())),
             "audit": {"ok": report.ok, "findings": [str(finding) for finding in report.findings]},
+            **parent_of(signed.manifest),
         }
-        if signed.manifest.parent is not None:
-            summary["parent"] = signed.manifest.parent.model_dump()
         if self.out is not None:
-            await self._write(compute, initial, adapter, summary, files)
+            write_adapter(self.out / "adapter", files, CardFacts.of(signed.manifest, summary, self.settings))
+            await self._write(compute, initial, adapter, summary)
         return Result(summary, report, adapter, topics)
 
     def _best_commit(
@@ -471,13 +473,8 @@ class Federation:
         initial: Vector,
         adapter: Vector,
         summary: dict[str, Any],
-        files: dict[str, bytes],
     ) -> None:
         assert self.out is not None
-        folder = self.out / "adapter"
-        folder.mkdir(exist_ok=True)
-        for name, data in files.items():
-            write_whole(folder / name, data)
         notes = self.out / "checkpoints"
         notes.mkdir(exist_ok=True)
         for topic, data in self._checkpoints.items():

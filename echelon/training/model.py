@@ -88,12 +88,6 @@ def tokenizer_path(settings: ModelSettings) -> str:
     return str(SHIPPED_PATH) if settings.model in SHIPPED else model_path(settings)
 
 
-def portable_name(settings: ModelSettings) -> str:
-    """The model's name for files that travel: the id, or the last part of a local path."""
-    path = Path(settings.model).expanduser()
-    return path.resolve().name if path.is_dir() else settings.model
-
-
 def read_config(settings: ModelSettings) -> dict[str, Any]:
     """The model's configuration as plain values; no weights are read. Raises `ConfigError` when it cannot be had."""
     options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
@@ -423,9 +417,9 @@ def initial_adapter(layout: AdapterLayout, seed: int, heads: Mapping[str, Vector
 
 
 def adapter_config_json(model: PeftModel, settings: ModelSettings) -> bytes:
-    """PEFT's `adapter_config.json` in canonical form: sorted keys and lists, and no path of this machine."""
+    """PEFT's `adapter_config.json` in canonical form: sorted keys and lists. The base is named as the run file does."""
     fields = model.peft_config[ADAPTER].to_dict()
-    fields["base_model_name_or_path"] = portable_name(settings)
+    fields["base_model_name_or_path"] = settings.model
     fields["revision"] = settings.revision
     fields["inference_mode"] = True
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in fields.items()}

@@ -17,7 +17,6 @@ from echelon.training.model import (
     initial_adapter,
     load_base,
     model_path,
-    portable_name,
 )
 
 FAMILIES = ["llama", "qwen2", "gpt2"]
@@ -97,12 +96,12 @@ def test_initial_embedding_adapter_leaves_the_product_zero():
     assert parts["e.lora_embedding_B"].any()
 
 
-def test_adapter_config_is_canonical_and_names_no_folder(make_spec):
+def test_adapter_config_is_canonical_and_names_the_base_as_given(make_spec):
     spec = make_spec(adapter={"targets": ("v_proj", "q_proj")})
     data = TorchLearner(spec).adapter_config_json
     assert data == TorchLearner(spec).adapter_config_json
     fields = json.loads(data)
-    assert fields["base_model_name_or_path"] == "llama"
+    assert fields["base_model_name_or_path"] == spec.model.model
     assert fields["target_modules"] == ["q_proj", "v_proj"]
     assert (fields["r"], fields["lora_alpha"], fields["inference_mode"]) == (2, 4.0, True)
     assert list(fields) == sorted(fields)
@@ -192,7 +191,7 @@ def test_sequences_longer_than_the_model_are_refused(make_spec):
 
 def test_the_shipped_base_loads_and_speaks_python():
     settings = ModelSettings()
-    assert settings.model == SHIPPED_NAME == portable_name(settings)
+    assert settings.model == SHIPPED_NAME
     model, tokenizer, _ = load_base(settings, torch.device("cpu"))
     assert 0.9e6 < sum(p.numel() for p in model.parameters()) < 1.2e6
     text = "def main():\n    import sys\n    return self.name\n"
