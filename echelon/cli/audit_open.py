@@ -15,7 +15,7 @@ from rich.console import Console
 
 from echelon.audit.boundary import CONTROL, ExchangeFacts, Unopened
 from echelon.audit.openings import MAX_OPENING_BYTES, Answer, Request, WindowRoster
-from echelon.cli.audit import (
+from echelon.cli.audit_options import (
     GenesisOption,
     RosterOption,
     SecurityOption,

@@ -16,7 +16,7 @@ from echelon.audit.note import Checkpoint, origin
 from echelon.audit.progress import AuditProgress
 from echelon.audit.records import StoredRecord
 from echelon.audit.verify import Verifier, verify
-from echelon.cli.audit import as_plain
+from echelon.cli.audit_output import as_plain
 from echelon.errors import StateError
 from echelon.messages.exchange import Delta, Payload, RefusalReason
 from tests.audit.synthetic import CONTROLLER, GATES, RUN, Exchange, scenario, terms

@@ -42,7 +42,7 @@ from echelon.bus.base import Record
 from echelon.bus.chunks import Assembler, ChunkError, to_chunks, transfer_of
 from echelon.bus.sqlite import SqliteStore, decode_headers, encode_headers
 from echelon.bus.store import Hub
-from echelon.cli.audit import read_policy
+from echelon.cli.audit_options import read_policy
 from echelon.config.broker import load_broker
 from echelon.config.profile import load_profile
 from echelon.config.reading import load_yaml
@@ -952,7 +952,7 @@ def _configuration() -> list[Reader]:
             "policy",
             read_policy,
             lambda: [{"quorum": 1, "logs": {"global": 1}, "witnesses": {"w": "ab" * 32}, "lag": 3}],
-            "cli.audit.read_policy",
+            "cli.audit_options.read_policy",
         ),
         _yaml_file(
             "topic catalogue",
