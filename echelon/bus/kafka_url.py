@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
+from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
 from echelon.bus.kafka import KafkaBus
@@ -40,6 +41,37 @@ def open_kafka(
     """
     if is_virtual():
         raise ConfigError(f"bus {url!r}: Kafka does not run on a virtual clock; use memory:// or sqlite://")
+    found = read_kafka(url, rest)
+    servers, timeout = found.servers, found.timeout
+    check_plaintext(url, found, secured=security is not None)
+    identity = None if security is None else Identity(security)
+    return KafkaBus(servers, identity, timeout=timeout, read_only=read_only, max_read_bytes=max_read_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaAddress:
+    """What stands in a `kafka://` URL: nodes (host, port), seconds to try, and whether no TLS is allowed."""
+
+    servers: tuple[tuple[str, int], ...]
+    timeout: float
+    plaintext: bool
+
+
+def check_kafka(url: str, *, secured: bool) -> None:
+    """Check a `kafka://` URL as whoever opens it does.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    check_plaintext(url, read_kafka(url, url.partition("://")[2]), secured=secured)
+
+
+def read_kafka(url: str, rest: str) -> KafkaAddress:
+    """The parts of a URL; `rest` is what follows `kafka://`.
+
+    Raises:
+        ConfigError: it is none.
+    """
     place, _, query = rest.partition("?")
     servers = tuple(_server(url, server) for server in place.rstrip("/").split(","))
     if len(servers) > MAX_SERVERS:
@@ -49,17 +81,29 @@ def open_kafka(
     timeout = _timeout(url, options.pop("timeout", None))
     if options or plaintext not in (None, "allow"):
         raise ConfigError(f"bus {url!r}: the options are timeout=SECONDS and plaintext=allow, no others")
-    if security is None and plaintext is None and not all(_is_loopback(host) for host, _ in servers):
+    return KafkaAddress(servers, timeout, plaintext is not None)
+
+
+def check_plaintext(url: str, address: KafkaAddress, *, secured: bool) -> None:
+    """Check that TLS is used, or is not needed.
+
+    Args:
+        url: for messages.
+        address: what it says.
+        secured: whether TLS is used.
+
+    Raises:
+        ConfigError: neither, or both are said.
+    """
+    if not secured and not address.plaintext and not all(_is_loopback(host) for host, _ in address.servers):
         raise ConfigError(
             f"bus {url!r}: without TLS only a broker on this machine is spoken to; "
             "give a `security` block, or add ?plaintext=allow if the network is safe"
         )
-    if security is not None and plaintext is not None:
+    if secured and address.plaintext:
         raise ConfigError(
             f"bus {url!r}: plaintext=allow and a `security` block contradict each other; drop one"
         )
-    identity = None if security is None else Identity(security)
-    return KafkaBus(servers, identity, timeout=timeout, read_only=read_only, max_read_bytes=max_read_bytes)
 
 
 def _server(url: str, server: str) -> tuple[str, int]:

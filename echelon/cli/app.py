@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from echelon import __version__
 from echelon.cli import keys, push, services, shards, sim, split, topics
+from echelon.cli.check import check_command
 from echelon.cli.deploy import deploy_command
 from echelon.cli.export import export_command
 from echelon.cli.report import report_command
@@ -67,6 +68,7 @@ def _echelon(
 
 
 app.command("run")(run_command)
+app.command("check")(check_command)
 app.command("deploy")(deploy_command)
 services.register(app)
 app.add_typer(

@@ -66,11 +66,17 @@ def deploy_command(
         from echelon.config.run import load
         from echelon.errors import ConfigError
         from echelon.passphrase import read_optional
+        from echelon.preflight.check import check
+        from echelon.preflight.findings import together
         from echelon.provision.broker_map import load_brokers
         from echelon.provision.deployment import deploy
-        from echelon.wiring.plugins import rules_of
+        from echelon.wiring.plugins import look_beside, rules_of
 
+        look_beside(config.absolute().parent)
         settings = load(config, tuple(overrides or ()))
+        # What the boundaries' data is, only their own devices can see.
+        if faults := check(settings, brokers=brokers, data=False).faults:
+            raise together(faults, f"{config} and {brokers}")
         passphrase = read_optional(passphrase_file)
         known = load_brokers(brokers)
         if replication is not None:

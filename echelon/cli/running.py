@@ -29,6 +29,9 @@ from echelon.compute.warm_start import Parent
 from echelon.config.run import RunSettings, dump, load
 from echelon.errors import ConfigError, EchelonError
 from echelon.messages.stored import ANEW, stored
+from echelon.preflight.check import everything_wrong
+from echelon.preflight.findings import RunFault, together
+from echelon.preflight.rules import check_rules
 from echelon.private import append_private, write_whole
 from echelon.provision.manifest_from_settings import secure_terms
 from echelon.report import build_report
@@ -37,9 +40,11 @@ from echelon.run.folder import MANIFEST_FILE, prepare_folder
 from echelon.run.recorder import Recorder
 from echelon.topics import Boundary, load_catalogue
 from echelon.virtual_loop import run_virtual
-from echelon.wiring.plugins import rules_of
+from echelon.wiring.plugins import copy_rules, look_beside, rules_of
 
 CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.yaml", "metrics.jsonl", "summary.json"
+RULES_FOLDER = "rules"
+"""Sources of the run's own rules, so that it can be resumed from anywhere."""
 ADJUSTABLE = ("compute", "window", "cost", "simulation", "logging")
 """Sections that a resumed run may change; the rest is fixed by the signed manifest."""
 
@@ -64,6 +69,7 @@ def execute(order: RunArguments) -> int:
         ConfigError: it cannot be carried out as it stands; nothing is left behind.
     """
     settings, out = _settings(order)
+    _check_rules(settings)
     parent = None if order.start is None else load_parent(order.start, rules_of(settings))
     secure_terms(settings)
     names = [Boundary(boundary.name) for boundary in settings.boundaries]
@@ -74,7 +80,12 @@ def execute(order: RunArguments) -> int:
         with _locked(out):
             if order.resume is not None:
                 write_whole(out / CONFIG_FILE, dump(settings).encode())
-            result = _run(order, settings, out, offset, parent)
+            else:
+                copy_rules(settings, out / RULES_FOLDER)
+            try:
+                result = _run(order, settings, out, offset, parent)
+            except ConfigError as error:
+                raise everything_wrong(settings, error) from error
             return _close(order, out, result)
     except Stopped as stopped:
         typed = "stopped cleanly" if _resumable(out) else "stopped before training began"
@@ -91,6 +102,17 @@ def execute(order: RunArguments) -> int:
             _remove(out, folder_too=not existed)
 
 
+def _check_rules(settings: RunSettings) -> None:
+    """Make the run's own rules once, before anything is written."""
+    faults: list[RunFault] = []
+    warnings: list[str] = []
+    check_rules(settings, faults, warnings)
+    if faults:
+        raise together(faults, "the run's rules")
+    for warning in warnings:
+        _say(f"warning: {warning}")
+
+
 def _settings(order: RunArguments) -> tuple[RunSettings, Path]:
     """The settings to run with, and the run folder."""
     if order.resume is None:
@@ -98,6 +120,7 @@ def _settings(order: RunArguments) -> tuple[RunSettings, Path]:
             raise ConfigError(
                 "name a run file (examples/quickstart.yaml is one), or a folder to go on with: --resume DIR"
             )
+        look_beside(order.config.absolute().parent)
         settings = load(order.config, order.overrides)
         return settings, order.out or Path("runs") / settings.name
     if order.start is not None:
@@ -113,6 +136,7 @@ def _settings(order: RunArguments) -> tuple[RunSettings, Path]:
         raise ConfigError(
             f"{order.resume} holds no run that could be resumed: {CONFIG_FILE} is missing there"
         )
+    look_beside(order.resume / RULES_FOLDER)
     stored = load(stored_file)
     settings = load(order.config or stored_file, order.overrides)
     before, after = stored.model_dump(), settings.model_dump()

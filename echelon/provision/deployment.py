@@ -40,6 +40,7 @@ from echelon.provision.pki import (
     write_private,
     write_public,
 )
+from echelon.wiring.plugins import copy_rules
 
 RUN_FILE, BROKERS_FILE, MANIFEST_FILE, PIN_FILE, INITIAL_FILE = (
     "run.yaml",
@@ -238,6 +239,7 @@ class _Folders:
         folder = self.place / EXCHANGE
         controller = folder / CONTROLLER
         self._service(controller, _for_controller(self.settings))
+        copy_rules(self.settings, controller)
         write_public(controller / INITIAL_FILE, self._initial())
         write_private(controller / SIGNING_FILE, self._key(self.identities.controller))
         broker = self._connect(EXCHANGE, controller, CONTROLLER)

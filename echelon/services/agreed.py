@@ -14,6 +14,7 @@ from echelon.messages.adapter import Vector
 from echelon.messages.manifest import MAX_MANIFEST_BYTES, RunManifest
 from echelon.secagg.roster import MAX_ROSTER_BYTES, Roster
 from echelon.services.config import BoundaryConfig, ControllerConfig, ServiceConfig
+from echelon.wiring.plugins import look_beside
 from echelon.wiring.signed_run import SignedRun
 
 
@@ -30,6 +31,7 @@ def read_agreed(config: ServiceConfig) -> SignedRun:
             f"manifest {config.manifest} has SHA-256 {digest}, and manifest_sha256 pins "
             f"{config.manifest_sha256}: get the right file, or the right pin from the operator of the federation"
         )
+    look_beside(config.settings.absolute().parent)
     settings = load(config.settings)
     if settings.clock != "real":
         raise ConfigError(

@@ -28,7 +28,7 @@ from echelon.errors import ConfigError
 from echelon.messages.adapter import AdapterLayout, Vector
 from echelon.training.adapter_layers import choose_targets, linear_names
 from echelon.training.layout import ADAPTER
-from echelon.training.model_files import check_tokenizer, check_weights
+from echelon.training.model_files import check_tokenizer, check_weights, is_local
 from echelon.training.new_weights import draw_missing, new_modules, saved_whole
 from echelon.training.tasks.registry import task_named
 
@@ -78,7 +78,7 @@ def model_path(settings: ModelSettings) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         return str(path)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if is_local(name):
         raise ConfigError(f"model {name!r} is not a folder; give a folder with config.json, or a model id")
     return name
 

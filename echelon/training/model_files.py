@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from echelon.errors import ConfigError
@@ -22,6 +23,21 @@ TOKENIZERS = (
 _LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100 << 20
 """The largest header that the format allows."""
+
+
+_HUB_NAME = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
+_FILES = (".gguf", ".safetensors", ".bin", ".pt", ".jsonl", ".json", ".csv", ".parquet", ".txt")
+
+
+def is_local(name: str) -> bool:
+    """Whether a name can only be a path of this machine, so that no hub is asked for it.
+
+    It begins or ends as paths do, has what no name of a hub has, or its first part is a folder here.
+    """
+    if _HUB_NAME.fullmatch(name) is None or ".." in name or name.endswith(_FILES):
+        return True
+    first, slash, _ = name.partition("/")
+    return bool(slash) and Path(first).is_dir()
 
 
 def check_weights(folder: Path) -> None:

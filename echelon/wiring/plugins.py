@@ -1,9 +1,10 @@
 """Users' own rules: from the name in a run file, or on an auditor's command line, to code that may run.
 
-A name is `package.module:Class`. Its source is one file, found on Python's search path or in the working folder without
-running anything. Those bytes are hashed, and those very bytes are compiled when the rule is first made: never a
-cached or changed version of them. Because the digest covers that file alone, it may import the standard library,
-numpy and echelon, and nothing that lies beside it.
+A name is `package.module:Class`. Its source is one file, found beside the run file, on Python's search path or in the
+working folder without running anything.
+Those bytes are hashed, and those very bytes are compiled when the rule is first made: never a cached or changed version
+of them. Because the digest covers that file alone, it may import the standard library, numpy and echelon, and nothing
+that lies beside it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import ast
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -24,8 +26,11 @@ from echelon.config.secure import StalenessSettings
 from echelon.errors import ConfigError
 from echelon.messages.manifest import RuleParameter, RuleSlot, RuleTerms
 from echelon.outer.custom import Allowed, AllowedRule, table_of
+from echelon.private import write_whole
 
 MAX_SOURCE_BYTES = 1 << 20
+_beside: list[str] = []
+"""Folders of `look_beside`, the newest first."""
 ALSO_IMPORTED = frozenset({"numpy", "echelon"})
 """What a rule may import besides the standard library: it is the same wherever the run's version of echelon is."""
 
@@ -36,10 +41,7 @@ def read_rule(name: str) -> AllowedRule:
     Raises:
         ConfigError: not `package.module:Class`, no such file, or a source that imports what its digest does not cover.
     """
-    module, colon, attribute = name.partition(":")
-    if not (colon and module and attribute.isidentifier()):
-        raise ConfigError(f"rule {name!r}: write it as package.module:Class")
-    path = _source(module, name)
+    path = source_of(name)
     data = path.read_bytes()
     if len(data) > MAX_SOURCE_BYTES:
         raise ConfigError(f"rule {name}: {path} has {len(data)} bytes; at most {MAX_SOURCE_BYTES} are taken")
@@ -63,7 +65,7 @@ def rules_of(settings: RunSettings) -> Allowed:
         ConfigError: as `read_rule`.
     """
     named = (RuleSlot.OUTER, RuleSlot.PACE)  # a staleness table stands in the manifest as integers
-    return allow(name for slot, name, _ in _named(settings) if slot in named)
+    return allow(rule.name for rule in named_rules(settings) if rule.slot in named)
 
 
 def terms_of(settings: RunSettings) -> tuple[RuleTerms, ...]:
@@ -74,14 +76,14 @@ def terms_of(settings: RunSettings) -> tuple[RuleTerms, ...]:
     """
     return tuple(
         RuleTerms(
-            slot=slot,
-            name=name,
+            slot=rule.slot,
+            name=rule.name,
             parameters=tuple(
-                RuleParameter(name=key, value=value) for key, value in sorted(parameters.items())
+                RuleParameter(name=key, value=value) for key, value in sorted(rule.parameters.items())
             ),
-            sha256=read_rule(name).sha256.hex(),
+            sha256=rule.code().sha256.hex(),
         )
-        for slot, name, parameters in _named(settings)
+        for rule in named_rules(settings)
     )
 
 
@@ -98,23 +100,90 @@ def own_table(settings: StalenessSettings) -> tuple[int, ...] | None:
     return table_of(settings.rule, made(dict(settings.parameters)), settings.horizon)
 
 
-def _named(settings: RunSettings) -> Iterator[tuple[RuleSlot, str, dict[str, int | str]]]:
-    sync = settings.sync
+@dataclass(frozen=True)
+class NamedRule:
+    """A rule that a run file names.
+
+    Attributes:
+        slot: what it decides.
+        name: `package.module:Class`.
+        parameters: that it is made from.
+        place: the setting that names it.
+        parameters_at: the setting that holds its parameters.
+        horizon: of a staleness table: the greatest lateness that it has a weight for.
+    """
+
+    slot: RuleSlot
+    name: str
+    parameters: Mapping[str, int | str]
+    place: str
+    parameters_at: str
+    horizon: int = 0
+
+    def code(self) -> AllowedRule:
+        """Its code. Raises `ConfigError` as `read_rule`."""
+        return read_rule(self.name)
+
+
+def named_rules(settings: RunSettings) -> tuple[NamedRule, ...]:
+    """Every rule of the user's own that a run file names."""
+    sync, found = settings.sync, []
     if sync.outer.rule is not None:
-        yield RuleSlot.OUTER, sync.outer.rule, dict(sync.outer.parameters)
+        place, at = "sync.outer.rule", "sync.outer.parameters"
+        found.append(NamedRule(RuleSlot.OUTER, sync.outer.rule, dict(sync.outer.parameters), place, at))
     if sync.pace_rule is not None:
-        yield RuleSlot.PACE, sync.pace_rule, dict(sync.pace_parameters)
-    for slot, table in (
-        (RuleSlot.STALENESS_UPDATES, settings.secure.staleness),
-        (RuleSlot.STALENESS_DELTAS, sync.staleness),
+        place, at = "sync.pace_rule", "sync.pace_parameters"
+        found.append(NamedRule(RuleSlot.PACE, sync.pace_rule, dict(sync.pace_parameters), place, at))
+    for slot, table, at in (
+        (RuleSlot.STALENESS_UPDATES, settings.secure.staleness, "secure.staleness"),
+        (RuleSlot.STALENESS_DELTAS, sync.staleness, "sync.staleness"),
     ):
         if ":" in table.rule:
-            yield slot, table.rule, dict(table.parameters)
+            parameters = dict(table.parameters)
+            places = f"{at}.rule", f"{at}.parameters"
+            found.append(NamedRule(slot, table.rule, parameters, *places, horizon=table.horizon))
+    return tuple(found)
 
 
-def _source(module: str, name: str) -> Path:
-    """The file of a module, found without importing its packages."""
-    places: list[str] | None = [*sys.path, os.getcwd()]
+def look_beside(folder: Path) -> None:
+    """Look for rules in a folder, too, and there first: where the run file lies, or a run keeps its rules.
+
+    The folder does not become a part of Python's search path: what else lies there is never imported.
+    """
+    place = str(folder.absolute())
+    if place in _beside:
+        _beside.remove(place)
+    _beside.insert(0, place)
+
+
+def copy_rules(settings: RunSettings, folder: Path) -> None:
+    """Copy the sources of a run's rules into a folder, where `look_beside` finds them; nothing for a run without.
+
+    Raises:
+        ConfigError: as `read_rule`, or a copy cannot be written.
+    """
+    for rule in named_rules(settings):
+        path = source_of(rule.name)
+        place = folder.joinpath(*rule.name.partition(":")[0].split(".")).with_suffix(".py")
+        if path.name == "__init__.py":
+            place = place.with_suffix("") / path.name
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(place, path.read_bytes())
+        except OSError as error:
+            raise ConfigError(f"rule {rule.name}: {place} cannot be written: {error.strerror}") from error
+
+
+def source_of(name: str) -> Path:
+    """The file of a rule, found without importing its packages.
+
+    Raises:
+        ConfigError: the name is not `package.module:Class`, or there is no such file.
+    """
+    module, colon, attribute = name.partition(":")
+    if not (colon and module and attribute.isidentifier()):
+        raise ConfigError(f"rule {name!r}: write it as package.module:Class")
+    places: list[str] | None = [*_beside, *sys.path, os.getcwd()]
     spec: ModuleSpec | None = None
     parts = module.split(".")
     for at in range(len(parts)):
@@ -125,7 +194,7 @@ def _source(module: str, name: str) -> Path:
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         raise ConfigError(
             f"rule {name}: there is no source file of the module {module}. "
-            f"Put it in the working folder or on PYTHONPATH"
+            f"Put it beside the run file, in the working folder or on PYTHONPATH"
         )
     return Path(spec.origin)
 

@@ -107,6 +107,50 @@ def _dealt(
     left_out: LeftOut,
     whole: bool = False,
 ) -> BoundaryData[Part]:
+    made = divided(settings, len(devices), documents, left_out=left_out, whole=whole)
+    return BoundaryData(
+        training={device: pack(hand) for device, hand in zip(devices, made.hands, strict=True)},
+        validation={device: pack_held(hand) for device, hand in zip(devices, made.held, strict=True)},
+        training_tokens={
+            device: sum(document.size for document in hand)
+            for device, hand in zip(devices, made.hands, strict=True)
+        },
+        validation_tokens=made.facts.validation_tokens,
+        validation_digest=split_digest(made.validation),
+        facts=made.facts,
+    )
+
+
+@dataclass(frozen=True)
+class Divided:
+    """Documents of a boundary: what is held out, each device's share of the rest and of that, and all in counts."""
+
+    validation: Sequence[Document]
+    hands: Sequence[Sequence[Document]]
+    held: Sequence[Sequence[Document]]
+    facts: DataFacts
+
+
+def divided(
+    settings: DataSettings,
+    count: int,
+    documents: Sequence[Document],
+    *,
+    left_out: LeftOut,
+    whole: bool,
+) -> Divided:
+    """Split documents into training and validation, and deal both.
+
+    Args:
+        settings: how.
+        count: to how many devices or shards.
+        documents: all of a boundary.
+        left_out: what is not among them.
+        whole: whether no document may be shortened.
+
+    Raises:
+        ConfigError: there are too few documents.
+    """
     training, validation = split(
         documents,
         settings.validation_fraction,
@@ -114,27 +158,17 @@ def _dealt(
         settings.seed,
         whole=whole,
     )
-    count = len(devices)
     by_domain = settings.partition == "by-domain"
     shares = shares_of(documents, count, settings.dirichlet_alpha, by_domain, settings.seed)
     hands = fill_empty_hands(deal(training, shares, count, settings.seed))
     held = deal(validation, shares, count, settings.seed)
-    return BoundaryData(
-        training={device: pack(hand) for device, hand in zip(devices, hands, strict=True)},
-        validation={device: pack_held(hand) for device, hand in zip(devices, held, strict=True)},
-        training_tokens={
-            device: sum(document.size for document in hand)
-            for device, hand in zip(devices, hands, strict=True)
-        },
+    facts = DataFacts(
+        documents=len(documents),
+        held_out=len(validation),
+        tokens=sum(document.size for document in documents),
+        training_tokens=sum(document.size for document in training),
         validation_tokens=sum(document.size for document in validation),
-        validation_digest=split_digest(validation),
-        facts=DataFacts(
-            documents=len(documents),
-            held_out=len(validation),
-            tokens=sum(document.size for document in documents),
-            training_tokens=sum(document.size for document in training),
-            validation_tokens=sum(document.size for document in validation),
-            left_out=dict(left_out.rows.most_common()),
-            mended=dict(left_out.mended.most_common()),
-        ),
+        left_out=dict(left_out.rows.most_common()),
+        mended=dict(left_out.mended.most_common()),
     )
+    return Divided(validation, hands, held, facts)

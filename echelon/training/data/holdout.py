@@ -28,6 +28,10 @@ SKEWED = 4
 """Held-out documents whose typical size differs by this factor from that of all are not a sample of them."""
 
 
+SHORTEST = 8
+"""Tokens that a held-out document keeps on average: where the cap leaves less, fewer documents are read."""
+
+
 def split(
     documents: Sequence[Document], fraction: float, cap: int, seed: int, *, whole: bool = False
 ) -> tuple[list[Document], list[Document]]:
@@ -36,7 +40,7 @@ def split(
     Validation takes documents in hash order while they fit into `fraction` of all tokens. Where that would hold out
     small documents alone, every class of size gives its own share; a class whose documents are all too large for it
     gives the end of one of them. If that is more than `cap` tokens, each is shortened in proportion; what is cut off
-    is not trained on either.
+    is not trained on either. Where less than `SHORTEST` tokens of each would be left, some are left out instead.
 
     Args:
         documents: of one boundary.
@@ -65,6 +69,9 @@ def split(
     held = held + [end for _, end in ends]
     if whole:
         held = _fewer(held, cap)
+    elif cap < SHORTEST * len(held):
+        # So many that nothing would be left of each: fewer of them, the first in hash order.
+        held = sorted(held, key=lambda document: rank(seed, "cap", document.id))[: max(1, cap // SHORTEST)]
     return sorted(training, key=lambda d: d.id), _shorten(sorted(held, key=lambda d: d.id), cap)
 
 

@@ -30,8 +30,10 @@ from echelon.training.data.conversations import (
     conversation_of,
     named_fields,
 )
+from echelon.training.model_files import is_local
 
 MAX_ROW_BYTES = 64 << 20
+_BUFFER = 1 << 20
 _TEST_FOLDERS = frozenset({"test", "tests", "idle_test", "__pycache__"})
 _SUFFIXES = {
     "text": (".txt", ".md", ".text", ".rst"),
@@ -52,10 +54,16 @@ class LeftOut:
     Attributes:
         rows: how many documents were left out, by reason.
         mended: how many documents are among those read, but not as they stood, by reason.
+        read_bytes: how many bytes of files were read, as they lie on the disk.
     """
 
     rows: Counter[str] = field(default_factory=Counter)
     mended: Counter[str] = field(default_factory=Counter)
+    read_bytes: int = 0
+
+    def refuse(self, error: ConfigError) -> None:
+        """Take a row or file that cannot be used: raise the error. A check may collect it instead, and read on."""
+        raise error
 
     @property
     def total(self) -> int:
@@ -96,6 +104,17 @@ def read_source(settings: DataSettings, left_out: LeftOut | None = None) -> list
             the documents was left out than `max_left_out` allows.
     """
     left_out = LeftOut() if left_out is None else left_out
+    documents = list(documents_of(settings, left_out))
+    check_left_out(settings, left_out, len(documents))
+    return documents
+
+
+def documents_of(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocument]:
+    """The first `max_documents` documents of the source, in a fixed order, one at a time.
+
+    Raises:
+        ConfigError: the source cannot be read, or a row lacks a field.
+    """
     readers = {
         "stdlib": _read_stdlib,
         "text": _read_text,
@@ -104,20 +123,43 @@ def read_source(settings: DataSettings, left_out: LeftOut | None = None) -> list
         "parquet": _read_parquet,
         "hf": _read_hf,
     }
-    documents = list(islice(readers[settings.kind](settings, left_out), settings.max_documents))
+    return islice(readers[settings.kind](settings, left_out), settings.max_documents)
+
+
+def source_bytes(settings: DataSettings) -> int | None:
+    """How many bytes the files of a source have on the disk; None where that is not known before.
+
+    Raises:
+        ConfigError: there are no such files.
+    """
+    if settings.kind in ("stdlib", "hf"):
+        return None
+    return sum(file.stat().st_size for file in _matching_files(settings))
+
+
+def check_left_out(settings: DataSettings, left_out: LeftOut, documents: int) -> None:
+    """Check that enough of a source is used.
+
+    Args:
+        settings: says which share may be left out.
+        left_out: what was left out.
+        documents: how many were not.
+
+    Raises:
+        ConfigError: there is no document, or too large a share was left out.
+    """
     if not documents:
         reasons = f" (left out: {left_out.words()})" if left_out.total else ""
         raise ConfigError(
             f"data source {settings.source!r} has no document to train on{reasons}; name files or packages that have "
             "text"
         )
-    share = left_out.total / (left_out.total + len(documents))
-    if share > settings.max_left_out:
+    total = left_out.total + documents
+    if left_out.total > settings.max_left_out * total:
         raise ConfigError(
-            f"data source {settings.source!r}: {left_out.total} of {left_out.total + len(documents)} documents would "
-            f"be left out ({left_out.words()}): correct them, or raise data.max_left_out ({settings.max_left_out:g})"
+            f"data source {settings.source!r}: {left_out.total} of {total} documents would be left out "
+            f"({left_out.words()}): correct them, or raise data.max_left_out ({settings.max_left_out:g})"
         )
-    return documents
 
 
 def _read_stdlib(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocument]:
@@ -188,13 +230,32 @@ def _reading(file: Path) -> Iterator[None]:
         raise ConfigError(f"{_named(file)} cannot be read: {error.strerror or error}") from error
 
 
-def _open(file: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(file, "rb")) if file.name.endswith(".gz") else file.open("rb")
+class _Counted(io.FileIO):
+    """A file that tells how much of it was read."""
+
+    def __init__(self, file: Path, left_out: LeftOut) -> None:
+        super().__init__(file)
+        self._left_out = left_out
+
+    def readinto(self, buffer: Any) -> int:
+        found = super().readinto(buffer) or 0
+        self._left_out.read_bytes += found
+        return found
 
 
-def _text_of(file: Path) -> str:
+@contextmanager
+def _open(file: Path, left_out: LeftOut) -> Iterator[BinaryIO]:
+    with io.BufferedReader(_Counted(file, left_out), _BUFFER) as raw:
+        if file.name.endswith(".gz"):
+            with gzip.open(raw, "rb") as unpacked:
+                yield cast(BinaryIO, unpacked)
+        else:
+            yield cast(BinaryIO, raw)
+
+
+def _text_of(file: Path, left_out: LeftOut) -> str:
     """A whole file as text; the byte order mark at its begin is no text."""
-    with _reading(file), _open(file) as stream:
+    with _reading(file), _open(file, left_out) as stream:
         return stream.read().decode("utf-8-sig")
 
 
@@ -203,7 +264,11 @@ def _read_text(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocumen
     # Files of several folders: the folder is the domain. Files of one folder: each file is its own.
     by_folder = len({file.parent for file in files}) > 1
     for file in files:
-        text = _text_of(file)
+        try:
+            text = _text_of(file, left_out)
+        except ConfigError as error:
+            left_out.refuse(error)
+            continue
         if text.strip():
             yield RawDocument(_named(file), _named(file.parent if by_folder else file), text)
         else:
@@ -212,46 +277,71 @@ def _read_text(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocumen
 
 def _read_jsonl(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocument]:
     for file in _matching_files(settings):
-        with _reading(file), _open(file) as lines:
-            for number in range(1, 1 << 62):
-                line = lines.readline(MAX_ROW_BYTES + 1)
-                if not line:
-                    break
-                where = f"{_named(file)}:{number}"
-                if len(line) > MAX_ROW_BYTES:
-                    raise ConfigError(f"{where}: the line is longer than {MAX_ROW_BYTES} bytes")
-                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if line.strip():
-                    try:
-                        row = json.loads(line)
-                    except UnicodeDecodeError as error:
-                        raise ConfigError(
-                            f"{where} is not UTF-8 text ({error.reason}); convert the file"
-                        ) from error
-                    except (ValueError, RecursionError) as error:
-                        raise ConfigError(f"{where} is not JSON: {error}") from error
-                    yield from _row(settings, row, where, _named(file), left_out)
+        try:
+            yield from _lines_of(settings, file, left_out)
+        except ConfigError as error:
+            left_out.refuse(error)
+
+
+def _lines_of(settings: DataSettings, file: Path, left_out: LeftOut) -> Iterator[RawDocument]:
+    with _reading(file), _open(file, left_out) as lines:
+        for number in range(1, 1 << 62):
+            line = lines.readline(MAX_ROW_BYTES + 1)
+            if not line:
+                break
+            where = f"{_named(file)}:{number}"
+            if len(line) > MAX_ROW_BYTES:
+                raise ConfigError(f"{where}: the line is longer than {MAX_ROW_BYTES} bytes")
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if line.strip():
+                try:
+                    found = list(_row(settings, _json(line, where), where, _named(file), left_out))
+                except ConfigError as error:
+                    left_out.refuse(error)
+                    continue
+                yield from found
+
+
+def _json(line: bytes, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where} is not UTF-8 text ({error.reason}); convert the file") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where} is not JSON: {error}") from error
 
 
 def _read_csv(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocument]:
     """Rows under a line of field names; `.tsv` files are separated by tabs, all others by commas."""
     csv.field_size_limit(MAX_ROW_BYTES)
     for file in _matching_files(settings):
-        delimiter = "\t" if file.name.removesuffix(".gz").endswith(".tsv") else ","
-        with _reading(file), _open(file) as stream:
-            rows = csv.DictReader(
-                io.TextIOWrapper(stream, "utf-8-sig", newline=""), delimiter=delimiter, strict=True
-            )
-            try:
-                for row in rows:
-                    where = f"{_named(file)}:{rows.line_num}"
+        try:
+            yield from _records_of(settings, file, left_out)
+        except ConfigError as error:
+            left_out.refuse(error)
+
+
+def _records_of(settings: DataSettings, file: Path, left_out: LeftOut) -> Iterator[RawDocument]:
+    delimiter = "\t" if file.name.removesuffix(".gz").endswith(".tsv") else ","
+    with _reading(file), _open(file, left_out) as stream:
+        rows = csv.DictReader(
+            io.TextIOWrapper(stream, "utf-8-sig", newline=""), delimiter=delimiter, strict=True
+        )
+        try:
+            for row in rows:
+                where = f"{_named(file)}:{rows.line_num}"
+                try:
                     if None in row or None in row.values():
                         raise ConfigError(
                             f"{where} has another number of fields than the first line, which names them"
                         )
-                    yield from _row(settings, row, where, _named(file), left_out)
-            except csv.Error as error:
-                raise ConfigError(f"{_named(file)}:{rows.line_num} is not CSV: {error}") from error
+                    found = list(_row(settings, row, where, _named(file), left_out))
+                except ConfigError as error:
+                    left_out.refuse(error)
+                    continue
+                yield from found
+        except csv.Error as error:
+            raise ConfigError(f"{_named(file)}:{rows.line_num} is not CSV: {error}") from error
 
 
 def _read_parquet(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocument]:
@@ -273,20 +363,23 @@ def _read_parquet(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocu
             for batch in table.iter_batches(batch_size=256, columns=columns):
                 for row in batch.to_pylist():
                     number += 1
-                    yield from _row(settings, row, f"{_named(file)}:{number}", _named(file), left_out)
+                    try:
+                        found = list(_row(settings, row, f"{_named(file)}:{number}", _named(file), left_out))
+                    except ConfigError as error:
+                        left_out.refuse(error)
+                        continue
+                    yield from found
+            left_out.read_bytes += file.stat().st_size
         except (ArrowException, OSError, ValueError, OverflowError) as error:
-            raise ConfigError(
-                f"{_named(file)} cannot be read as Parquet (after row {number}): {error}"
-            ) from error
+            left_out.refuse(
+                ConfigError(f"{_named(file)} cannot be read as Parquet (after row {number}): {error}")
+            )
 
 
 def _read_hf(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocument]:
     name, _, rest = settings.location.partition(":")
     config, _, split = rest.partition(":")
-    looks_local = name.startswith((".", "/", "~")) or name.endswith(
-        (".jsonl", ".json", ".csv", ".parquet", ".txt")
-    )
-    if looks_local and not Path(name).expanduser().exists():
+    if is_local(name) and not Path(name).expanduser().exists():
         raise ConfigError(f"data source {settings.source!r}: there is no {name} here; check the path")
     try:
         from datasets import load_dataset
@@ -300,7 +393,12 @@ def _read_hf(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocument]
             "configuration and split; without a network, fill the datasets cache first or use jsonl: or parquet:"
         ) from error
     for number, row in enumerate(rows, 1):
-        yield from _row(settings, row, f"{name}:{number}", name, left_out)
+        try:
+            found = list(_row(settings, row, f"{name}:{number}", name, left_out))
+        except ConfigError as error:
+            left_out.refuse(error)
+            continue
+        yield from found
 
 
 def _row(

@@ -1,0 +1,141 @@
+"""The model of a run without its weights: files, tokenizer, adapter layers, positions and memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from echelon.config.run import RunSettings
+from echelon.config.training import ModelSettings
+from echelon.errors import ConfigError
+from echelon.preflight.findings import ModelFacts, RunFault
+from echelon.preflight.memory import Shape, estimate
+from echelon.training.model import (
+    attach_adapter,
+    load_tokenizer,
+    longest_sequence,
+    model_config,
+    model_path,
+)
+from echelon.training.model_files import check_weights
+from echelon.training.tasks.registry import task_named
+
+MODEL = "model"
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of a model's modules."""
+
+
+def check_model(settings: RunSettings, faults: list[RunFault]) -> tuple[ModelFacts | None, Any]:
+    """Look at the model.
+
+    Args:
+        settings: the run file.
+        faults: takes what is wrong.
+
+    Returns:
+        What it is, and its tokenizer; None for what could not be read.
+    """
+
+    def wrong(error: ConfigError) -> None:
+        faults.append(RunFault(MODEL, str(error)))
+
+    try:
+        folder = Path(model_path(settings.model))
+        if folder.is_dir():
+            check_weights(folder)
+    except ConfigError as error:
+        wrong(error)
+        if not Path(settings.model.model).expanduser().is_dir():
+            return None, None  # everything else would say the same again
+    tokenizer: Any = None
+    try:
+        tokenizer = load_tokenizer(settings.model)
+    except ConfigError as error:
+        wrong(error)
+    try:
+        base = _without_weights(settings.model)
+    except ConfigError as error:
+        if not any(fault.message == str(error) for fault in faults):
+            wrong(error)
+        return None, tokenizer
+    for sentence in unfit(settings, base, tokenizer):
+        faults.append(RunFault(MODEL, sentence))
+    try:
+        return _facts(settings, base), tokenizer
+    except ConfigError as error:
+        wrong(error)
+        return None, tokenizer
+
+
+def _without_weights(settings: ModelSettings) -> PreTrainedModel:
+    """The model as its configuration describes it, its weights without content: it takes no memory.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    config, task = model_config(settings), task_named(settings.task)
+    try:
+        with torch.device("meta"):
+            made: PreTrainedModel = task.library.from_config(
+                config, attn_implementation=settings.attention, trust_remote_code=settings.trust_remote_code
+            )
+    except Exception as error:  # the library, and code that a model brings, raise whatever they like
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ConfigError(f"model {settings.model!r} cannot be built: {reason}") from error
+    return made.requires_grad_(False)
+
+
+def unfit(settings: RunSettings, base: PreTrainedModel, tokenizer: Any) -> Iterable[str]:
+    """What of the run file or of the tokenizer does not fit the model, a sentence each.
+
+    Args:
+        settings: the run file.
+        base: the model.
+        tokenizer: its tokenizer; None where it could not be loaded.
+    """
+    length, longest = settings.training.sequence_length, longest_sequence(base)
+    if longest is not None and length > longest:
+        yield f"training.sequence_length {length} is more than the model's {longest} positions: lower it"
+    rows = getattr(base.get_input_embeddings(), "num_embeddings", None)
+    if tokenizer is not None and isinstance(rows, int) and len(tokenizer) > rows:
+        yield f"the tokenizer has {len(tokenizer)} tokens, the model {rows}: they do not belong together"
+
+
+def _facts(settings: RunSettings, base: PreTrainedModel) -> ModelFacts:
+    config = model_config(settings.model).get_text_config()
+    parameters = sum(parameter.numel() for parameter in base.parameters())
+    linear = {name for name, module in base.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    with torch.device("meta"):
+        wrapped = attach_adapter(base, settings.adapter, False, task_named(settings.model.task).name)
+    adapter = sum(one.numel() for one in wrapped.parameters() if one.requires_grad)
+    trained = (name for name, one in wrapped.named_parameters() if one.requires_grad)
+    adapted = {name.removeprefix(PREFIX).partition(".lora_")[0] for name in trained}
+    shape = Shape(
+        parameters=parameters,
+        adapter=adapter,
+        hidden=int(getattr(config, "hidden_size", 0) or 0),
+        layers=int(getattr(config, "num_hidden_layers", 0) or 0),
+        heads=int(getattr(config, "num_attention_heads", 0) or 0),
+        outputs=len(settings.model.labels) or int(getattr(config, "vocab_size", 0) or 0),
+    )
+    return ModelFacts(
+        name=settings.model.model,
+        parameters=parameters,
+        adapter=adapter,
+        adapted=_by_kind(adapted),
+        left=_by_kind(linear - adapted),
+        positions=longest_sequence(base),
+        memory=estimate(shape, settings.model, settings.training),
+    )
+
+
+def _by_kind(names: Iterable[str]) -> dict[str, int]:
+    """How many layers end with each name."""
+    return dict(sorted(Counter(name.rpartition(".")[2] for name in names).items()))
