@@ -25,6 +25,7 @@ class LineProgress(ProgressDisplay):
 
     def __init__(self, story: Story, stream: TextIO, every: float = EVERY) -> None:
         self._story, self._stream, self._every = story, stream, every
+        self._deaf = False
         self._said, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._now_and_then, name="progress", daemon=True)
         story.recorder.listeners.append(self._take)
@@ -80,8 +81,13 @@ class LineProgress(ProgressDisplay):
 
     def _say(self, text: str) -> None:
         self._said.set()
-        self._stream.write(self._line(text))
-        self._stream.flush()
+        if self._deaf:
+            return
+        try:
+            self._stream.write(self._line(text))
+            self._stream.flush()
+        except OSError:
+            self._deaf = True  # a full disk, or nobody who reads: the run does not end for it
 
     def _line(self, text: str) -> str:
         return f"[{duration(self._story.elapsed)}] {self._story.name}: {text}\n"

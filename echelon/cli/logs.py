@@ -28,6 +28,25 @@ class Counting(logging.Handler):
         self._tell(record.getMessage())
 
 
+class LogFile(logging.FileHandler):
+    """A log file that, once it cannot be written, says so in one line and not by a traceback for each record."""
+
+    def __init__(self, path: Path, tell: Callable[[str], None]) -> None:
+        super().__init__(path, encoding="utf-8")
+        self._path, self._say, self._told = path, tell, False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # logging's name
+        """Say it once."""
+        if not self._told:
+            self._told = True
+            self._say(f"the log {self._path} cannot be written any more: {sys.exc_info()[1]}")
+
+    def close(self) -> None:
+        """Close it; what could not be written is lost."""
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def logging_to(path: Path, *, to_stderr: bool, tell: Callable[[str], None]) -> Iterator[Counting]:
     """Send warnings and errors of all loggers to a file while the block runs.
@@ -38,7 +57,7 @@ def logging_to(path: Path, *, to_stderr: bool, tell: Callable[[str], None]) -> I
         tell: also given each message, for the live display.
     """
     os.close(append_private(path))
-    written = logging.FileHandler(path, encoding="utf-8")
+    written = LogFile(path, tell)
     written.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     counting = Counting(tell)
     handlers: list[logging.Handler] = [written, counting]
@@ -77,7 +96,8 @@ def stderr_to(path: Path) -> Iterator[int]:
         os.close(log)
         yield real
     finally:
-        with suppress(ValueError):  # a test's stand-in for stderr may be closed already
+        # A test's stand-in for stderr may be closed already, and the log may lie on a full disk.
+        with suppress(ValueError, OSError):
             sys.stderr.flush()
         os.dup2(real, 2)
         os.close(real)

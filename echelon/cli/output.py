@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from echelon.errors import ConfigError, EchelonError
+from echelon.unforeseen import disk_full
 
 FAILED = 1
 """A finding, or a run that failed."""
@@ -55,14 +56,15 @@ def show_error(message: str) -> None:
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Errors that Echelon raises on purpose become a message and an exit code; others keep their traceback."""
+    """Errors that Echelon raises on purpose become a message and an exit code; for others see `echelon.cli.main`."""
     try:
         yield
     except ConfigError as error:
-        show_error(str(error))
-        raise typer.Exit(USAGE) from None
+        full = disk_full(error)
+        show_error(full or str(error))
+        raise typer.Exit(FAILED if full else USAGE) from None
     except EchelonError as error:
-        show_error(str(error))
+        show_error(disk_full(error) or str(error))
         raise typer.Exit(FAILED) from None
 
 

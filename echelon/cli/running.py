@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from echelon import __version__
 from echelon.audit.findings import Code, Severity
 from echelon.cli import closing
 from echelon.cli.lines import LineProgress
@@ -39,6 +40,7 @@ from echelon.run.federation import Federation, Result
 from echelon.run.folder import MANIFEST_FILE, prepare_folder
 from echelon.run.recorder import Recorder
 from echelon.topics import Boundary, load_catalogue
+from echelon.unforeseen import disk_full, explained
 from echelon.virtual_loop import run_virtual
 from echelon.wiring.plugins import copy_rules, look_beside, rules_of
 
@@ -94,7 +96,12 @@ def execute(order: RunArguments) -> int:
     except ConfigError:
         raise
     except EchelonError as error:
-        show_error(str(error))
+        show_error(disk_full(error) or str(error))
+        _say(_way_on(out))
+        return FAILED
+    except Exception as error:
+        # Training that has begun can go on, whatever it was.
+        show_error(explained(error, __version__))
         _say(_way_on(out))
         return FAILED
     finally:

@@ -299,11 +299,12 @@ class Federation:
                     task.result()
             return self.controller.core.adapter, wall
         finally:
-            self._remember(loop.time() - begun + self.recorder.offset)
+            seconds = loop.time() - begun + self.recorder.offset
             everything = [closing, *rest.values(), *([watch] if watch is not None else [])]
             for task in everything:
                 task.cancel()
             await asyncio.gather(*everything, return_exceptions=True)
+            self._remember(seconds)  # last of all: it may find the disk full
 
     async def _device(self, boundary: BoundarySettings, device: Device) -> None:
         """Run a device. One whose training fails drops out, unless its boundary would then be below the floor."""

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from echelon import __version__
 from echelon.actors.controller import Controller
 from echelon.actors.device import Device
 from echelon.actors.gate import Gate
@@ -43,6 +44,7 @@ from echelon.services.logs import logging_as
 from echelon.services.metrics import Metrics
 from echelon.services.roles import Actor, Role, check_identity, role_of
 from echelon.services.standing import standing
+from echelon.unforeseen import disk_full, explained
 
 T = TypeVar("T")
 GOOD, FAILED, WRONG = 0, 1, 2
@@ -128,10 +130,10 @@ class Service:
                 self.log.error("wrong configuration: %s", error)
                 return WRONG
             except EchelonError as error:
-                self.log.error("failed: %s", error)
+                self.log.error("failed: %s", disk_full(error) or error)
                 return FAILED
-            except Exception:
-                self.log.exception("failed for a reason that this program does not know")
+            except Exception as error:
+                self.log.error("failed: %s", explained(error, __version__))
                 return FAILED
             finally:
                 await self._let_go()
