@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 ConfigOption = Annotated[
     Path,
     typer.Option(
-        "--config", help="The service's YAML file; ECHELON_A__B=VALUE overrides its a.b.", show_default=False
+        "--config",
+        help="The service's YAML file; ECHELON_SET_A__B=VALUE overrides its a.b.",
+        show_default=False,
     ),
 ]
 CheckOption = Annotated[

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
@@ -19,7 +20,10 @@ from echelon.config.training import Settings
 from echelon.errors import ConfigError
 from echelon.messages.names import BoundaryName
 
-PREFIX = "ECHELON_"
+PREFIX = "ECHELON_SET_"
+"""Variables that begin so are settings of a service, or an error."""
+SHORT_PREFIX = "ECHELON_"
+"""Variables that begin so are settings where they name one; others, such as compose's ECHELON_IMAGE, are not ours."""
 LEVEL = "__"
 MAX_FILE_BYTES = 1 << 16
 
@@ -227,8 +231,8 @@ def load_service(kind: type[C], path: Path, environ: Mapping[str, str] | None = 
     Args:
         kind: the schema of the role.
         path: the YAML file.
-        environ: variables laid over it: `ECHELON_BROKER__URL` overrides `broker.url`; values are YAML. None: the
-            process's own.
+        environ: variables laid over it: `ECHELON_SET_BROKER__URL`, or in short `ECHELON_BROKER__URL`, overrides
+            `broker.url`; values are YAML. None: the process's own.
 
     Raises:
         ConfigError: the file cannot be read, or a field or a variable is wrong; every problem has a line that says
@@ -248,14 +252,19 @@ def load_service(kind: type[C], path: Path, environ: Mapping[str, str] | None = 
 def overlay(fields: dict[str, Any], environ: Mapping[str, str]) -> dict[tuple[str, ...], str]:
     """Lay the environment's settings over the file's; returns which variable set which field.
 
+    Of two variables for one field that with the long prefix counts.
+
     Raises:
         ConfigError: a value is not YAML, or a variable goes below something that has no fields.
     """
     names: dict[tuple[str, ...], str] = {}
-    for name in sorted(environ):
-        if not name.startswith(PREFIX):
+    for name in sorted(environ, key=lambda one: (one.startswith(PREFIX), one)):
+        if not name.startswith(SHORT_PREFIX):
             continue
-        at = tuple(part.lower() for part in name.removeprefix(PREFIX).split(LEVEL))
+        prefix = PREFIX if name.startswith(PREFIX) else SHORT_PREFIX
+        at = tuple(part.lower() for part in name.removeprefix(prefix).split(LEVEL))
+        if prefix == SHORT_PREFIX and at[0] not in known_settings():
+            continue
         value = load_yaml(environ[name], f"environment variable {name}: its value")
         place: Any = fields
         for part in at[:-1]:
@@ -269,6 +278,15 @@ def overlay(fields: dict[str, Any], environ: Mapping[str, str]) -> dict[tuple[st
         place[at[-1]] = value
         names[at] = name
     return names
+
+
+@cache
+def known_settings() -> frozenset[str]:
+    """Settings at the top of any service's file: what one service has, another one refuses."""
+    kinds: list[type[ServiceConfig]] = [ServiceConfig]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return frozenset(name for kind in kinds for name in kind.model_fields)
 
 
 def _line(

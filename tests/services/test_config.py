@@ -121,8 +121,8 @@ def test_others_are_refused_with_credentials_of_the_gate(
 ) -> None:
     said = refusal(written(tmp_path, kind, **{field: "secret.pem"}), kind)
     assert f"{field}: unknown setting" in said
-    said = refusal(written(tmp_path, kind), kind, {f"ECHELON_{field.upper()}": "secret.pem"})
-    assert f"{field} (from the environment, ECHELON_{field.upper()}): unknown setting" in said
+    said = refusal(written(tmp_path, kind), kind, {f"ECHELON_SET_{field.upper()}": "secret.pem"})
+    assert f"{field} (from the environment, ECHELON_SET_{field.upper()}): unknown setting" in said
 
 
 # ---- reading -----------------------------------------------------------------------------------------
@@ -184,12 +184,25 @@ def test_the_environment_lies_over_the_file(tmp_path: Path) -> None:
     assert none.http.port is None
 
 
+@pytest.mark.parametrize(
+    "name", ["ECHELON_IMAGE", "ECHELON_KAFKA_CACHE", "ECHELON_", "ECHELON_UPDATE_GOLDEN", "ECHELON_SVC__PORT"]
+)
+def test_variables_of_somebody_else_are_passed_over(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path, GateConfig)
+    assert load_service(GateConfig, path, {name: "[not YAML"}) == load_service(GateConfig, path, {})
+
+
+def test_the_long_prefix_counts_more_than_the_short_one(tmp_path: Path) -> None:
+    environ = {"ECHELON_SET_SHUTDOWN": "7", "ECHELON_SHUTDOWN": "5"}
+    assert load_service(GateConfig, written(tmp_path, GateConfig), environ).shutdown == 7
+
+
 def test_what_the_file_lacks_may_come_from_the_environment(tmp_path: Path) -> None:
     path = written(tmp_path, AggregatorConfig, broker=None, boundary=None)
     environ = {"ECHELON_BROKER__URL": "sqlite:////x", "ECHELON_BOUNDARY": "a"}
     assert load_service(AggregatorConfig, path, environ).broker.url == "sqlite:////x"
     said = refusal(path, AggregatorConfig)
-    assert "broker: is missing; add it to the file, or set ECHELON_BROKER" in said
+    assert "broker: is missing; add it to the file, or set ECHELON_SET_BROKER" in said
     assert "boundary: is missing" in said
 
 
@@ -226,11 +239,13 @@ def test_a_wrong_value_is_named_with_its_place(
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("ECHELON_BROKR__URL", "x", ["brokr", "ECHELON_BROKR__URL", "unknown setting"]),
+        ("ECHELON_SET_BROKR__URL", "x", ["brokr", "ECHELON_SET_BROKR__URL", "unknown setting"]),
+        ("ECHELON_SET_IMAGE", "x", ["image", "ECHELON_SET_IMAGE", "unknown setting"]),
+        ("ECHELON_EXCHANGE_KEY", "x", ["exchange_key", "ECHELON_EXCHANGE_KEY", "unknown setting"]),
         ("ECHELON_HTTP__PORT", "many", ["http.port", "ECHELON_HTTP__PORT", "integer"]),
         ("ECHELON_HTTP__PORT", "[", ["ECHELON_HTTP__PORT", "not YAML"]),
         ("ECHELON_BOUNDARY__NAME", "x", ["ECHELON_BOUNDARY__NAME", "no settings below it"]),
-        ("ECHELON_", "x", ["ECHELON_", "unknown setting"]),
+        ("ECHELON_SET_", "x", ["ECHELON_SET_", "unknown setting"]),
     ],
 )
 def test_a_wrong_variable_is_named(tmp_path: Path, name: str, value: str, words: list[str]) -> None:
