@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from echelon.config.run import RunSettings
 from echelon.config.training import ModelSettings
 from echelon.errors import ConfigError
 from echelon.preflight.findings import ModelFacts, RunFault
 from echelon.preflight.memory import Shape, estimate
+from echelon.training.adapter_layers import layers_of
 from echelon.training.model import (
     attach_adapter,
     load_tokenizer,
@@ -28,8 +27,6 @@ from echelon.training.model_files import check_weights
 from echelon.training.tasks.registry import task_named
 
 MODEL = "model"
-PREFIX = "base_model.model."
-"""What PEFT puts before the names of a model's modules."""
 
 
 def check_model(settings: RunSettings, faults: list[RunFault]) -> tuple[ModelFacts | None, Any]:
@@ -111,15 +108,12 @@ def unfit(settings: RunSettings, base: PreTrainedModel, tokenizer: Any) -> Itera
 def _facts(settings: RunSettings, base: PreTrainedModel) -> ModelFacts:
     config = model_config(settings.model).get_text_config()
     parameters = sum(parameter.numel() for parameter in base.parameters())
-    linear = {name for name, module in base.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     with torch.device("meta"):
         wrapped = attach_adapter(base, settings.adapter, False, task_named(settings.model.task).name)
-    adapter = sum(one.numel() for one in wrapped.parameters() if one.requires_grad)
-    trained = (name for name, one in wrapped.named_parameters() if one.requires_grad)
-    adapted = {name.removeprefix(PREFIX).partition(".lora_")[0] for name in trained}
+    layers = layers_of(wrapped)
     shape = Shape(
         parameters=parameters,
-        adapter=adapter,
+        adapter=layers.elements,
         hidden=int(getattr(config, "hidden_size", 0) or 0),
         layers=int(getattr(config, "num_hidden_layers", 0) or 0),
         heads=int(getattr(config, "num_attention_heads", 0) or 0),
@@ -128,14 +122,17 @@ def _facts(settings: RunSettings, base: PreTrainedModel) -> ModelFacts:
     return ModelFacts(
         name=settings.model.model,
         parameters=parameters,
-        adapter=adapter,
-        adapted=_by_kind(adapted),
-        left=_by_kind(linear - adapted),
+        adapter=layers.elements,
+        adapted=_by_kind(layers.found),
+        left=_by_kind(layers.left),
         positions=longest_sequence(base),
         memory=estimate(shape, settings.model, settings.training),
     )
 
 
-def _by_kind(names: Iterable[str]) -> dict[str, int]:
+def _by_kind(layers: Mapping[str, int]) -> dict[str, int]:
     """How many layers end with each name."""
-    return dict(sorted(Counter(name.rpartition(".")[2] for name in names).items()))
+    found: Counter[str] = Counter()
+    for name, number in layers.items():
+        found[name.rpartition(".")[2]] += number
+    return dict(sorted(found.items()))
