@@ -75,7 +75,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_a_good_run_file(cli: Cli, tmp_path: Path) -> None:
     found = cli("check", file(tmp_path))
     assert found.exit_code == 0, found.output
-    for text in ("a ", "b ", "40", "echelon:micro", "q_proj ×2", "lm_head", "about", "good"):
+    for text in ("a ", "b ", "40", "echelon:micro", "q_proj ×2", "about", "good"):
         assert text in found.stdout
     assert all(len(line) <= 80 for line in found.stdout.splitlines())
     assert list(tmp_path.iterdir()) == [tmp_path / "run.yaml"]
