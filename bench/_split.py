@@ -9,14 +9,16 @@ import numpy as np
 
 from echelon.config.training import AdapterSettings, DataSettings, ModelSettings, TrainSettings
 from echelon.training.data.boundary import load_boundary
+from echelon.training.data.examples import IGNORED
 from echelon.training.data.packing import Blocks, Order
 from echelon.training.model import initial_adapter, load_base, model_config
 from echelon.training.split.choose import ErrorFeedback
 from echelon.training.split.compress import Array, Compressor, Exact
 from echelon.training.split.cut import Cut, device_indices, part_ranges
-from echelon.training.split.parts import IGNORED, Batch, DeviceModel, EdgeModel, Segment, SplitSpec
+from echelon.training.split.parts import DeviceModel, EdgeModel
 from echelon.training.split.segment import count_blocks, whole_layout
 from echelon.training.split.tensor_format import Limits, decode, encode, tensor_key
+from echelon.training.split.tensors import Batch, Segment, SplitSpec
 
 SECRET = bytes(range(32))
 STREAMS = ("up.hidden", "down.hidden", "up.gradient", "down.gradient")

@@ -34,7 +34,7 @@ from echelon.config.broker import BrokerSettings
 from echelon.config.run import RunSettings, dump, load
 from echelon.messages.adapter import Vector
 from echelon.training.split.link import TensorCodec
-from echelon.training.split.parts import Hidden
+from echelon.training.split.tensors import Hidden
 from tools.fleet.outcome import read_broker
 
 CANARY, PREFIX = 16, 8

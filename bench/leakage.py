@@ -34,10 +34,11 @@ from torch import nn
 from bench._split import SECRET, Setting, to_batch
 from echelon.training.model import limit_threads
 from echelon.training.split.compress import Array, Bfloat16, Compressor
-from echelon.training.split.parts import Batch, DeviceModel
+from echelon.training.split.parts import DeviceModel
 from echelon.training.split.perturb import Perturbation, leading_subspace
 from echelon.training.split.sketch import Sketch
 from echelon.training.split.tensor_format import Limits, decode, encode, tensor_key
+from echelon.training.split.tensors import Batch
 
 ATTACKER = bytes(32)
 

@@ -24,10 +24,10 @@ from echelon.actors.runtime import (
 )
 from echelon.actors.state import REMEMBERED, Row, StateStore
 from echelon.actors.verified_records import Membership, RecordOpener
+from echelon.bus.assembler import Assembler
 from echelon.bus.base import Bus, Outgoing, Reader, Record, TopicPartition
 from echelon.bus.chunks import (
     NO_SCOPE,
-    Assembler,
     ChunkError,
     Dropped,
     Origin,

@@ -14,8 +14,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from echelon.bus.assembler import Assembler
 from echelon.bus.base import Record, TopicPartition
-from echelon.bus.chunks import NO_SCOPE, Assembler, Dropped, TransferId, is_chunk, read_chunk
+from echelon.bus.chunks import NO_SCOPE, Dropped, TransferId, is_chunk, read_chunk
 from echelon.messages.boundary import BOUNDARY, SealedDelta
 from echelon.messages.envelope import Envelope, verify_signature
 from echelon.messages.exchange import EXCHANGE, Payload

@@ -18,8 +18,9 @@ from echelon.audit.heads import GLOBAL
 from echelon.audit.incremental import OpenFrom
 from echelon.audit.records import CHUNK_BYTES, Damaged, LogRecord
 from echelon.audit.verify import Verifier
+from echelon.bus.assembler import Assembler
 from echelon.bus.base import Record, TopicPartition
-from echelon.bus.chunks import Assembler, ChunkError
+from echelon.bus.chunks import ChunkError
 from echelon.config.reading import read_file
 from echelon.errors import ConfigError, EchelonError
 from echelon.messages.wire import Refused

@@ -42,7 +42,8 @@ from echelon.services.journal import tell
 from echelon.services.locks import lock_state
 from echelon.services.logs import logging_as
 from echelon.services.metrics import Metrics
-from echelon.services.roles import Actor, Role, check_identity, role_of
+from echelon.services.role import Actor, ServiceRole, check_identity
+from echelon.services.roles import role_of
 from echelon.services.standing import standing
 from echelon.unforeseen import disk_full, explained
 
@@ -75,7 +76,7 @@ def run_service(config: ServiceConfig) -> int:
         return asyncio.run(_serve(config, role))
 
 
-async def _serve(config: ServiceConfig, role: Role) -> int:
+async def _serve(config: ServiceConfig, role: ServiceRole) -> int:
     service = Service(config, role)
     code = await service.run()
     if service.left_over:
@@ -89,7 +90,7 @@ async def _serve(config: ServiceConfig, role: Role) -> int:
 class Service:
     """One process's actor, and what is around it."""
 
-    def __init__(self, config: ServiceConfig, role: Role) -> None:
+    def __init__(self, config: ServiceConfig, role: ServiceRole) -> None:
         self.config, self.role = config, role
         self.log = logging.getLogger(f"echelon.{config.role}")
         self.health = Health(role.facts)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from echelon.actors.aggregator import Aggregator
 from echelon.actors.controller import Controller
-from echelon.services.roles import Actor
+from echelon.services.role import Actor
 
 
 def standing(actor: Actor) -> Mapping[str, float]:

@@ -9,7 +9,8 @@ from echelon.actors.boundary import Membership
 from echelon.actors.runtime import Services
 from echelon.actors.state import StateStore
 from echelon.bus import Bus
-from echelon.bus.chunks import CHUNK, Assembler, open_cost
+from echelon.bus.assembler import Assembler, open_cost
+from echelon.bus.chunks import CHUNK
 from echelon.errors import ConfigError
 from echelon.laws.lengths import boundary_lengths
 from echelon.messages.envelope import Signer

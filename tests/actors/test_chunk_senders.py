@@ -17,7 +17,8 @@ import pytest
 from echelon.actors.runtime import Services
 from echelon.actors.state import StateStore
 from echelon.bus import Bus, Outgoing, TopicPartition, open_bus
-from echelon.bus.chunks import CHUNK, Assembler, Origin, Transfer, TransferId, to_chunks, transfer_of
+from echelon.bus.assembler import Assembler
+from echelon.bus.chunks import CHUNK, Origin, Transfer, TransferId, to_chunks, transfer_of
 from echelon.messages.boundary import DeadLetter, Masked
 from echelon.messages.envelope import Envelope, Signer
 from echelon.messages.exchange import Payload

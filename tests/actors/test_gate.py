@@ -15,8 +15,8 @@ from echelon.actors.state import StateStore
 from echelon.audit.log import TopicLog
 from echelon.audit.records import StoredRecord, is_chunk, manifest_record, read_manifest
 from echelon.bus import open_bus
+from echelon.bus.assembler import Assembler
 from echelon.bus.base import Outgoing, Record
-from echelon.bus.chunks import Assembler
 from echelon.errors import ProtocolError, StateError
 from echelon.messages.boundary import SealedDelta, Window
 from echelon.messages.exchange import Delta, Payload

@@ -12,7 +12,8 @@ from echelon.actors.boundary import BoundaryActor, Membership
 from echelon.actors.runtime import Services
 from echelon.actors.state import StateStore
 from echelon.bus import Bus, Outgoing, TopicPartition, open_bus
-from echelon.bus.chunks import Assembler, Origin, Transfer, TransferId, to_chunks
+from echelon.bus.assembler import Assembler
+from echelon.bus.chunks import Origin, Transfer, TransferId, to_chunks
 from echelon.messages.boundary import DeadLetter, Masked
 from echelon.messages.envelope import Envelope, Signer
 from echelon.messages.exchange import Payload

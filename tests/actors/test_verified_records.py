@@ -6,7 +6,8 @@ import pytest
 
 from echelon.actors.verified_records import KEPT, Membership, OpenedRecords, RecordOpener
 from echelon.bus import Outgoing, Record, TopicPartition, open_bus
-from echelon.bus.chunks import Assembler, ChunkError, Origin, Transfer, TransferId, to_chunks
+from echelon.bus.assembler import Assembler
+from echelon.bus.chunks import ChunkError, Origin, Transfer, TransferId, to_chunks
 from echelon.messages.boundary import DeadLetter
 from echelon.messages.envelope import Envelope, Signer
 from echelon.messages.exchange import Payload

@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from echelon.bus import Outgoing, Record, TopicPartition
+from echelon.bus.assembler import MAX_SETTLED, Assembler
 from echelon.bus.chunks import (
     CHUNK,
-    MAX_SETTLED,
     NO_SCOPE,
     OVERHEAD,
-    Assembler,
     ChunkError,
     ChunkFault,
     Origin,

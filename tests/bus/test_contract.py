@@ -10,7 +10,8 @@ from collections import defaultdict
 import pytest
 
 from echelon.bus import Outgoing, TopicPartition
-from echelon.bus.chunks import CHUNK, Assembler, TransferId, is_chunk, to_chunks, transfer_of
+from echelon.bus.assembler import Assembler
+from echelon.bus.chunks import CHUNK, TransferId, is_chunk, to_chunks, transfer_of
 from echelon.errors import BusClosed, BusError, OffsetOutOfRange
 
 T = TopicPartition("t")

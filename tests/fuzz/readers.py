@@ -38,8 +38,9 @@ from echelon.audit.progress import AuditProgress
 from echelon.audit.records import StoredRecord, read_chunk, read_manifest
 from echelon.audit.verify import verify
 from echelon.audit.witness import WitnessCore
+from echelon.bus.assembler import Assembler
 from echelon.bus.base import Record
-from echelon.bus.chunks import Assembler, ChunkError, to_chunks, transfer_of
+from echelon.bus.chunks import ChunkError, to_chunks, transfer_of
 from echelon.bus.sqlite import SqliteStore, decode_headers, encode_headers
 from echelon.bus.store import Hub
 from echelon.cli.audit_options import read_policy

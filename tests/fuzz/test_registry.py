@@ -26,8 +26,8 @@ EXEMPT: dict[str, str] = {
     # Names that read nothing from elsewhere.
     "audit.log.TopicLog.open_transfers": "a count",
     "audit.log.TopicLog.open_bytes": "a count",
-    "bus.chunks.open_cost": "a count",
-    "bus.chunks.Assembler.open_bytes": "a count",
+    "bus.assembler.open_cost": "a count",
+    "bus.assembler.Assembler.open_bytes": "a count",
     "audit.export.Readable.read": "the interface of an open file",
     "config.run.parse": "takes fields that `load_yaml` has read; `config.run.load` goes through it",
     "audit.boundary.ExchangeFacts.read": "`TopicLog.read`, record by record, of the topics that it needs",
@@ -101,7 +101,7 @@ EXEMPT: dict[str, str] = {
     "services.agreed.read_agreed": "the pinned manifest and the run file",
     "services.agreed.read_initial": "float32 of the manifest's length",
     "services.agreed.read_roster": "the roster, verified",
-    "services.roles.load_split": "makes a model",
+    "services.role.load_split": "makes a model",
     # Models and corpora: transformers and datasets read them, and the project catches what those raise.
     **dict.fromkeys(
         (

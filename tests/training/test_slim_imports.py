@@ -25,7 +25,8 @@ with lean_imports():
         raise SystemExit("sklearn was found")
     from echelon.config.training import AdapterSettings, ModelSettings
     from echelon.training.split.cut import Cut
-    from echelon.training.split.parts import Batch, DeviceModel, SplitSpec
+    from echelon.training.split.tensors import Batch, SplitSpec
+    from echelon.training.split.parts import DeviceModel
     import echelon.training.split.device_worker
 
 import numpy as np

@@ -34,12 +34,10 @@ from echelon.training.split.link import (
     TensorCodec,
     name_of,
 )
-from echelon.training.split.parts import (
-    Batch,
-    DeviceModel,
-)
+from echelon.training.split.parts import DeviceModel
 from echelon.training.split.perturb import Perturbation, decode_basis, encode_basis, leading_subspace
 from echelon.training.split.shared_modules import SharedModules
+from echelon.training.split.tensors import Batch
 from echelon.training.state import of_cut, with_cut
 
 

@@ -26,12 +26,10 @@ from echelon.training.split.link import (
     Codecs,
     TensorCodec,
 )
-from echelon.training.split.parts import (
-    EdgeModel,
-    Mask,
-)
+from echelon.training.split.parts import EdgeModel
 from echelon.training.split.perturb import Perturbation, decode_basis
 from echelon.training.split.shared_modules import SharedModules
+from echelon.training.split.tensors import Mask
 from echelon.training.state import of_cut, with_cut
 
 MAX_CUTS = 8

@@ -15,7 +15,6 @@ import numpy as np
 from echelon.config.split import EncodingSettings
 from echelon.training.split.choose import ErrorFeedback, candidates, choose
 from echelon.training.split.compress import Array, Bfloat16, Compressor, Exact, LowRank, Quantised, TopK
-from echelon.training.split.parts import Mask
 from echelon.training.split.perturb import Perturbation
 from echelon.training.split.sketch import Sketch
 from echelon.training.split.tensor_format import (
@@ -27,6 +26,7 @@ from echelon.training.split.tensor_format import (
     header,
     tensor_key,
 )
+from echelon.training.split.tensors import Mask
 
 UP_LOOK, DOWN_LOOK = "up.look", "down.look"
 UP_HIDDEN, DOWN_HIDDEN, UP_GRADIENT, DOWN_GRADIENT = (

@@ -22,165 +22,32 @@ are averaged. The frozen weights are held once.
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
 
 from echelon.config.split import MAX_IN_FLIGHT
-from echelon.config.training import AdapterSettings, ModelSettings, TrainSettings
 from echelon.errors import CodecError, ProtocolError, TrainingError
 from echelon.messages.adapter import AdapterLayout, Vector
-from echelon.training.data.examples import IGNORED, Inputs
-from echelon.training.layout import FlatAdapter
 from echelon.training.split.cut import Cut
-from echelon.training.split.segment import Runner, Side, TaskName, load_side
+from echelon.training.split.tensors import (
+    BackResult,
+    Batch,
+    Hidden,
+    Mask,
+    Segment,
+    SplitSpec,
+    Trainer,
+    check_hidden,
+    leaf_of,
+    to_array,
+    to_mask,
+)
 from echelon.training.state import TrainerState
-from echelon.training.step import FlatOptimizer, clip_factor
-from echelon.training.tasks.registry import task_named
-
-Hidden = npt.NDArray[np.float32]
-"""A hidden state or its gradient: float32[b, L, h], contiguous."""
-Mask = npt.NDArray[np.bool_]
-"""bool[b, L], true where a position is attended to."""
-Ids = npt.NDArray[np.int64]
-
-
-class SplitSpec(BaseModel):
-    """Everything either side is made from; both sides of a device must have the same."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: ModelSettings = ModelSettings()
-    adapter: AdapterSettings = AdapterSettings()
-    train: TrainSettings = TrainSettings()
-    task: TaskName = "causal"
-    labels: int = Field(default=0, ge=0, le=65536, description="Classes of the task `classify`.")
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One micro-batch: int64[b, L] tokens, and their targets where they are predicted.
-
-    `labels` are int64[b, L] with `IGNORED` where the loss counts nothing (a causal model's are shifted already), or
-    int64[b] for a classifier. Without a mask all positions are attended to.
-    """
-
-    tokens: Ids
-    labels: Ids
-    mask: Mask | None = None
-
-    @classmethod
-    def of(cls, inputs: Inputs) -> Batch:
-        """What `Examples` gives, in main memory."""
-        tokens, labels, mask = inputs
-        return cls(tokens.long().numpy(), labels.numpy(), None if mask is None else mask.numpy())
-
-    @property
-    def counted(self) -> int:
-        """Number of targets that the loss counts."""
-        return int(np.count_nonzero(self.labels != IGNORED))
-
-
-@dataclass(frozen=True, slots=True)
-class BackResult:
-    """Sum of the counted targets' losses in nats, their number, and the objective's gradient by the hidden state."""
-
-    loss_sum: float
-    counted: int
-    gradient: Hidden
-
-
-class Segment:
-    """One side's frozen modules, held once; `Trainer`s on it have adapters of their own."""
-
-    def __init__(self, spec: SplitSpec, cut: Cut, side: Side) -> None:
-        self.spec = spec
-        self.cut = cut
-        self.task = task_named(spec.task)
-        runner, self._wrapped = load_side(
-            spec.model, spec.adapter, task=spec.task, labels=spec.labels, cut=cut, side=side
-        )
-        self.anatomy = runner.anatomy
-        self.layout: AdapterLayout = FlatAdapter(self._wrapped).layout
-        self.width = int(runner.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
-        self.dtype = next(p.dtype for p in self._wrapped.parameters() if not p.requires_grad)
-
-    def trainer(self) -> Trainer:
-        """A new adapter on these modules."""
-        shared = {
-            id(t): t for t in (*self._wrapped.parameters(), *self._wrapped.buffers()) if not t.requires_grad
-        }
-        wrapped = copy.deepcopy(self._wrapped, shared)
-        model = wrapped.get_base_model()  # type: ignore[operator]
-        return Trainer(wrapped, Runner(model, self.anatomy), self.spec.train)
-
-
-class Trainer:
-    """One adapter of one side: its weights, gradient and optimiser."""
-
-    def __init__(self, wrapped: nn.Module, runner: Runner, settings: TrainSettings) -> None:
-        self.wrapped = wrapped
-        self.runner = runner
-        self.settings = settings
-        self.flat = FlatAdapter(wrapped)
-        self.optimizer = FlatOptimizer(self.flat, settings)
-        self.norm: float | None = None
-
-    def norm_squared(self) -> float:
-        """Squared norm of this side's gradient with the proximal term, which it adds; ends a step's backward passes."""
-        if self.norm is None:
-            self.optimizer.add_proximal()
-            self.norm = self.optimizer.norm_squared()
-        return self.norm
-
-    @contextlib.contextmanager
-    def looking(self) -> Iterator[None]:
-        """Evaluation: no dropout, nothing kept for a backward pass."""
-        self.wrapped.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            self.wrapped.train()
-
-    def step(self, factor: float) -> None:
-        """Take the step. Raises `TrainingError` if the weights are no longer finite."""
-        if not 0 <= factor <= 1:
-            raise ProtocolError(f"a clip's factor of {factor} is not in [0, 1]: refuse the message")
-        self.norm_squared()
-        self.norm = None
-        self.optimizer.step(factor)
-        if not bool(torch.isfinite(self.flat.weights.data).all()):
-            raise TrainingError("adapter weights are not finite; lower lr, set clip_norm, or use fp32")
-
-
-def check_hidden(hidden: Hidden, shape: tuple[int, ...], what: str) -> None:
-    """Raise `CodecError` unless `hidden` is float32 of this shape and finite everywhere."""
-    if hidden.dtype != np.float32 or hidden.shape != shape:
-        raise CodecError(f"{what} is {hidden.dtype}{list(hidden.shape)}, expected float32{list(shape)}")
-    if not np.isfinite(hidden).all():
-        raise CodecError(f"{what} has values that are not finite: drop the micro-batch")
-
-
-def _mask(mask: Mask | None) -> torch.Tensor | None:
-    return None if mask is None else torch.from_numpy(mask.astype(np.int64))
-
-
-def _leaf(hidden: Hidden, dtype: torch.dtype) -> torch.Tensor:
-    """A tensor that gradients are collected in. A copy: what came over the wire may be read-only memory."""
-    return torch.from_numpy(hidden.copy()).to(dtype).requires_grad_()
-
-
-def _array(tensor: torch.Tensor) -> Hidden:
-    return np.ascontiguousarray(tensor.detach().float().numpy())
+from echelon.training.step import clip_factor
 
 
 @dataclass(slots=True)
@@ -252,9 +119,9 @@ class DeviceModel:
         divisor = batch.counted if divisor is None else divisor
         if divisor < 1:
             raise TrainingError(f"micro-batch {micro} has no target that the loss counts: leave it out")
-        output = self._trainer.runner.hidden(self._first, torch.from_numpy(batch.tokens), _mask(batch.mask))
+        output = self._trainer.runner.hidden(self._first, torch.from_numpy(batch.tokens), to_mask(batch.mask))
         self._flights[micro] = _Flight(batch, divisor, output)
-        return _array(output)
+        return to_array(output)
 
     def back(self, micro: int, hidden: Hidden) -> BackResult:
         """Loss from the edge's hidden state, float32[b, L, h], and the gradient by it; adds to the back's own gradient.
@@ -266,10 +133,10 @@ class DeviceModel:
         if flight.done:
             raise ProtocolError(f"the hidden state of micro-batch {micro} came twice")
         check_hidden(hidden, tuple(flight.front.shape), f"hidden state of micro-batch {micro}")
-        leaf = _leaf(hidden, flight.front.dtype)
+        leaf = leaf_of(hidden, flight.front.dtype)
         batch = flight.batch
         tokens, labels = torch.from_numpy(batch.tokens), torch.from_numpy(batch.labels)
-        logits = self._trainer.runner.logits(self._last, leaf, tokens, _mask(batch.mask))
+        logits = self._trainer.runner.logits(self._last, leaf, tokens, to_mask(batch.mask))
         loss = self.segment.task.loss_sum(logits, labels)
         if not math.isfinite(loss.item()):
             raise TrainingError(
@@ -278,7 +145,7 @@ class DeviceModel:
         (loss / flight.divisor).backward()
         assert leaf.grad is not None
         flight.done = True
-        return BackResult(loss.item(), batch.counted, _array(leaf.grad))
+        return BackResult(loss.item(), batch.counted, to_array(leaf.grad))
 
     def front_backward(self, micro: int, gradient: Hidden) -> None:
         """Carry the gradient by the front's output back through the first blocks; the micro-batch is done.
@@ -296,8 +163,8 @@ class DeviceModel:
     def look(self, batch: Batch) -> Hidden:
         """The hidden state after the first p blocks for an evaluation: nothing is kept for a backward pass."""
         with self._trainer.looking():
-            return _array(
-                self._trainer.runner.hidden(self._first, torch.from_numpy(batch.tokens), _mask(batch.mask))
+            return to_array(
+                self._trainer.runner.hidden(self._first, torch.from_numpy(batch.tokens), to_mask(batch.mask))
             )
 
     def logits(self, batch: Batch, hidden: Hidden) -> Hidden:
@@ -305,15 +172,15 @@ class DeviceModel:
         check_hidden(hidden, (*batch.tokens.shape, self.width), "hidden state of an evaluation")
         leaf = torch.from_numpy(hidden.copy()).to(self.segment.dtype)
         with self._trainer.looking():
-            tokens, mask = torch.from_numpy(batch.tokens), _mask(batch.mask)
-            return _array(self._trainer.runner.logits(self._last, leaf, tokens, mask))
+            tokens, mask = torch.from_numpy(batch.tokens), to_mask(batch.mask)
+            return to_array(self._trainer.runner.logits(self._last, leaf, tokens, mask))
 
     def last_state(self, batch: Batch, hidden: Hidden) -> Hidden:
         """The evaluated batch behind the last q blocks, before the final norm and the head: float32[b, L, h]."""
         check_hidden(hidden, (*batch.tokens.shape, self.width), "hidden state of an evaluation")
         leaf = torch.from_numpy(hidden.copy()).to(self.segment.dtype)
         with self._trainer.looking():
-            return _array(self._trainer.runner.between(self._last, leaf, _mask(batch.mask)))
+            return to_array(self._trainer.runner.between(self._last, leaf, to_mask(batch.mask)))
 
     def evaluate(self, batch: Batch, hidden: Hidden) -> tuple[float, int]:
         """Sum of the losses of an evaluated batch in nats, and how many targets it counts."""
@@ -439,10 +306,10 @@ class EdgeModel:
                 f"{key} has {len(mine.flights)} micro-batches in flight, the most that are held"
             )
         self._check(f"hidden state of micro-batch {micro} of {key}", hidden, mask)
-        leaf = _leaf(hidden, self.segment.dtype)
-        output = mine.trainer.runner.between(self._run, leaf, _mask(mask))
+        leaf = leaf_of(hidden, self.segment.dtype)
+        output = mine.trainer.runner.between(self._run, leaf, to_mask(mask))
         mine.flights[micro] = leaf, output
-        return _array(output)
+        return to_array(output)
 
     def backward(self, key: str, micro: int, gradient: Hidden) -> Hidden:
         """The gradient by the micro-batch's input, from that by its output; adds to the device's copy's gradient.
@@ -457,7 +324,7 @@ class EdgeModel:
         del mine.flights[micro]
         output.backward(torch.from_numpy(gradient.copy()).to(output.dtype))
         assert leaf.grad is not None
-        return _array(leaf.grad)
+        return to_array(leaf.grad)
 
     def norm_squared(self, key: str) -> float:
         """Squared norm of the copy's gradient, proximal term included, once a step's backward passes are done."""
@@ -505,7 +372,7 @@ class EdgeModel:
         self._check(f"hidden state of an evaluation of {key}", hidden, mask)
         with trainer.looking():
             leaf = torch.from_numpy(hidden.copy()).to(self.segment.dtype)
-            return _array(trainer.runner.between(self._run, leaf, _mask(mask)))
+            return to_array(trainer.runner.between(self._run, leaf, to_mask(mask)))
 
     def _check(self, what: str, hidden: Hidden, mask: Mask | None) -> None:
         if hidden.ndim != 3 or 0 in hidden.shape:

@@ -17,13 +17,8 @@ from echelon.training.fingerprint import load_probes
 from echelon.training.learner import BoundarySpec, LearnerSpec
 from echelon.training.model import load_tokenizer
 from echelon.training.split.cut import Cut
-from echelon.training.split.parts import (
-    Batch,
-    Ids,
-    Segment,
-    SplitSpec,
-)
 from echelon.training.split.segment import count_blocks, whole_layout
+from echelon.training.split.tensors import Batch, Ids, Segment, SplitSpec
 from echelon.training.tasks.registry import task_named
 
 CPU = torch.device("cpu")

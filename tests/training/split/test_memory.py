@@ -24,7 +24,8 @@ import numpy as np
 from echelon.config.training import AdapterSettings, ModelSettings
 from echelon.training.model import limit_threads
 from echelon.training.split.cut import Cut
-from echelon.training.split.parts import Batch, DeviceModel, SplitSpec
+from echelon.training.split.tensors import Batch, SplitSpec
+from echelon.training.split.parts import DeviceModel
 
 limit_threads()
 spec = SplitSpec(model=ModelSettings(model=sys.argv[1]), adapter=AdapterSettings(rank=4))

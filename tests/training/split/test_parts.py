@@ -9,11 +9,13 @@ import torch.nn.functional as F
 
 from echelon.config.training import AdapterSettings, ModelSettings, TrainSettings
 from echelon.errors import CodecError, ConfigError, ProtocolError
+from echelon.training.data.examples import IGNORED
 from echelon.training.layout import FlatAdapter
 from echelon.training.model import attach_lora, load_pretrained, model_config
 from echelon.training.split.cut import Cut, device_indices, part_layout, part_ranges
-from echelon.training.split.parts import IGNORED, Batch, DeviceModel, EdgeModel, SplitSpec
+from echelon.training.split.parts import DeviceModel, EdgeModel
 from echelon.training.split.segment import model_class, whole_layout
+from echelon.training.split.tensors import Batch, SplitSpec
 from echelon.training.state import TrainerState
 from echelon.training.step import FlatOptimizer, clip_factor
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from echelon.config.training import AdapterSettings, ModelSettings
 from echelon.errors import CodecError, ConfigError
 from echelon.training.split.cut import Cut
-from echelon.training.split.parts import DeviceModel, EdgeModel, SplitSpec
+from echelon.training.split.parts import DeviceModel, EdgeModel
 from echelon.training.split.perturb import (
     Perturbation,
     decode_basis,
@@ -17,6 +17,7 @@ from echelon.training.split.perturb import (
     rotation,
 )
 from echelon.training.split.segment import whole_layout
+from echelon.training.split.tensors import SplitSpec
 
 from .conftest import BLOCKS
 from .test_parts import Pair, make_batch, random_vector
