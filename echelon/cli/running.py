@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,11 +31,12 @@ from echelon.messages.stored import ANEW, stored
 from echelon.preflight.check import everything_wrong
 from echelon.preflight.findings import RunFault, together
 from echelon.preflight.rules import check_rules
-from echelon.private import append_private, write_whole
+from echelon.private import write_whole
 from echelon.provision.manifest_from_settings import secure_terms
 from echelon.report import build_report
 from echelon.run.federation import Federation, Result
-from echelon.run.folder import MANIFEST_FILE, prepare_folder
+from echelon.run.folder import prepare_folder
+from echelon.run.holding import locked, remove_unstarted, resumable
 from echelon.run.recorder import Recorder
 from echelon.topics import Boundary, load_catalogue
 from echelon.unforeseen import disk_full, explained
@@ -79,7 +78,7 @@ def execute(order: RunArguments) -> int:
     existed = out.exists()
     offset = prepare_folder(settings, out, resume=order.resume is not None)
     try:
-        with _locked(out):
+        with locked(out):
             if order.resume is not None:
                 write_whole(out / CONFIG_FILE, dump(settings).encode())
             else:
@@ -90,7 +89,7 @@ def execute(order: RunArguments) -> int:
                 raise everything_wrong(settings, error) from error
             return _close(order, out, result)
     except Stopped as stopped:
-        typed = "stopped cleanly" if _resumable(out) else "stopped before training began"
+        typed = "stopped cleanly" if resumable(out) else "stopped before training began"
         _say(f"{typed}; {_way_on(out)}")
         return stopped.code
     except ConfigError:
@@ -105,8 +104,8 @@ def execute(order: RunArguments) -> int:
         _say(_way_on(out))
         return FAILED
     finally:
-        if not _resumable(out):
-            _remove(out, folder_too=not existed)
+        if not resumable(out):
+            remove_unstarted(out, folder_too=not existed)
 
 
 def _check_rules(settings: RunSettings) -> None:
@@ -154,28 +153,6 @@ def _settings(order: RunArguments) -> tuple[RunSettings, Path]:
             f"or start a new one with --out; a resumed run may change {', '.join(ADJUSTABLE)}"
         )
     return settings, order.resume
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Hold the run folder, so that no second process runs the same actors."""
-    path = out / "state" / "lock"
-    try:
-        handle = append_private(path)
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be written: {error.strerror}. Choose another folder with --out"
-        ) from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(
-                f"{out} is in use by another process: wait for its end, or stop it first"
-            ) from error
-        yield
-    finally:
-        os.close(handle)
 
 
 def _run(
@@ -278,28 +255,12 @@ def _close(order: RunArguments, out: Path, result: Result) -> int:
     return 0 if result.audit.ok else FAILED
 
 
-def _resumable(out: Path) -> bool:
-    """Whether anything began that would be lost: before there are brokers, nothing was trained."""
-    return (out / "state" / MANIFEST_FILE).exists() and any((out / "brokers").glob("*.sqlite"))
-
-
 def _way_on(out: Path) -> str:
     if (out / SUMMARY_FILE).exists():
         return f"the run itself is finished: its results are in {out}"
-    if not _resumable(out):
+    if not resumable(out):
         return f"nothing is left in {out}"
     return f"go on with: echelon run --resume {out}"
-
-
-def _remove(out: Path, *, folder_too: bool) -> None:
-    """Take away what a run that never began left in its folder, so that the same command works again."""
-    for entry in list(out.iterdir()) if out.is_dir() else []:
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
-    if folder_too and out.is_dir():
-        out.rmdir()
 
 
 def _say(text: str) -> None:

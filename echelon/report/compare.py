@@ -46,7 +46,7 @@ LOSS = Axis(
 
 
 @dataclass(frozen=True)
-class Run:
+class ComparedRun:
     """One run of the comparison: its data, and the name and the colour that it has on the page."""
 
     name: str
@@ -113,7 +113,7 @@ def flat(value: object, path: str = "") -> list[tuple[str, str]]:
     return [(path, text)]
 
 
-def named(data: Sequence[ReportData]) -> list[Run]:
+def named(data: Sequence[ReportData]) -> list[ComparedRun]:
     """The runs with names that tell them apart: the run's own, or its folder where two share one.
 
     Raises:
@@ -126,7 +126,7 @@ def named(data: Sequence[ReportData]) -> list[Run]:
     own = [(d.summary.name if d.summary else "") or d.folder for d in data]
     names = [name if own.count(name) == 1 else d.folder for name, d in zip(own, data, strict=True)]
     names = [name if names.count(name) == 1 else f"{name} ({k})" for k, name in enumerate(names, 1)]
-    return [Run(name, k, d) for k, (name, d) in enumerate(zip(names, data, strict=True))]
+    return [ComparedRun(name, k, d) for k, (name, d) in enumerate(zip(names, data, strict=True))]
 
 
 # ---- the table ----------------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ class ComparedFigure:
     """One figure of every run; `better` is -1 where less is better, 1 where more is, 0 where neither."""
 
     name: str
-    read: Callable[[Run], float | None]
+    read: Callable[[ComparedRun], float | None]
     write: Callable[[float], str]
     better: int = 0
 
@@ -147,23 +147,23 @@ def mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _staleness(run: Run, devices: bool) -> float | None:
+def _staleness(run: ComparedRun, devices: bool) -> float | None:
     if devices:
         return mean([float(tau) for w in run.data.windows for tau in w.staleness])
     return mean([float(m.staleness) for c in run.data.commits for m in c.merged])
 
 
-def _change(run: Run) -> float | None:
+def _change(run: ComparedRun) -> float | None:
     base, final = run.summary.base_loss.get(OVERALL), run.summary.final_loss.get(OVERALL)
     return None if not base or final is None else (final - base) / base * 100
 
 
-def rows(runs: Sequence[Run]) -> list[ComparedFigure]:
+def rows(runs: Sequence[ComparedRun]) -> list[ComparedFigure]:
     """The figures that are compared."""
     boundaries = sorted({name for run in runs for name in run.summary.final_loss if name != OVERALL})
     percent = "{:+.2f} %".format
 
-    def final(boundary: str) -> Callable[[Run], float | None]:
+    def final(boundary: str) -> Callable[[ComparedRun], float | None]:
         return lambda run: run.summary.final_loss.get(boundary)
 
     return [
@@ -188,7 +188,7 @@ def rows(runs: Sequence[Run]) -> list[ComparedFigure]:
     ]
 
 
-def table(runs: Sequence[Run]) -> Markup:
+def table(runs: Sequence[ComparedRun]) -> Markup:
     """Figures side by side; the best of a row, where there is one, stands out."""
     body: list[dict[str, object]] = []
     for row in rows(runs):
@@ -207,7 +207,7 @@ def table(runs: Sequence[Run]) -> Markup:
     return fill(FILE, "figures", names=names, rows=body, verdicts=[verdict(run) for run in runs])
 
 
-def verdict(run: Run) -> tuple[str, str]:
+def verdict(run: ComparedRun) -> tuple[str, str]:
     """The audit of a run: how it is coloured, and a word."""
     audit = run.summary.audit
     if audit is None or audit.ok is None:
@@ -218,15 +218,15 @@ def verdict(run: Run) -> tuple[str, str]:
 # ---- charts ------------------------------------------------------------------------------------------------
 
 
-def by_commit(read: Callable[[CommitLine], float | None]) -> Callable[[Run], list[Point]]:
+def by_commit(read: Callable[[CommitLine], float | None]) -> Callable[[ComparedRun], list[Point]]:
     """A figure of each commit."""
     return lambda run: [(float(c.commit), float(v)) for c in run.data.commits if (v := read(c)) is not None]
 
 
-def loss_against(x: Callable[[Run, CommitLine], float]) -> Callable[[Run], list[Point]]:
+def loss_against(x: Callable[[ComparedRun, CommitLine], float]) -> Callable[[ComparedRun], list[Point]]:
     """The loss over all boundaries against something that grows; where it stands still, the last loss counts."""
 
-    def points(run: Run) -> list[Point]:
+    def points(run: ComparedRun) -> list[Point]:
         base = run.summary.base_loss.get(OVERALL)
         found = {0.0: base} if base is not None and run.losses else {}
         return sorted((found | {float(x(run, commit)): loss for commit, loss in run.losses}).items())
@@ -234,19 +234,19 @@ def loss_against(x: Callable[[Run, CommitLine], float]) -> Callable[[Run], list[
     return points
 
 
-def stale_deltas(run: Run) -> list[Point]:
+def stale_deltas(run: ComparedRun) -> list[Point]:
     """Mean staleness of the deltas of each commit, over time."""
     return [(c.t, sum(m.staleness for m in c.merged) / len(c.merged)) for c in run.data.commits if c.merged]
 
 
-def stale_updates(run: Run) -> list[Point]:
+def stale_updates(run: ComparedRun) -> list[Point]:
     """Mean staleness of the updates of each window, over time."""
     return [(w.t, sum(w.staleness) / len(w.staleness)) for w in run.data.windows if w.staleness]
 
 
 def drawn(
-    runs: Sequence[Run],
-    points: Callable[[Run], Sequence[Point]],
+    runs: Sequence[ComparedRun],
+    points: Callable[[ComparedRun], Sequence[Point]],
     x: Axis,
     y: Axis,
     *,
@@ -278,12 +278,12 @@ def drawn(
     return panel(key(runs) + chart + said, "", title)
 
 
-def key(runs: Sequence[Run]) -> Markup:
+def key(runs: Sequence[ComparedRun]) -> Markup:
     """The legend."""
     return legend([(run.name, run.colour) for run in runs])
 
 
-def charts(runs: Sequence[Run]) -> Markup:
+def charts(runs: Sequence[ComparedRun]) -> Markup:
     """Loss, throughput, pace, coherence, staleness."""
     return joined(
         section(title, words_on_it, body)
@@ -306,7 +306,7 @@ def charts(runs: Sequence[Run]) -> Markup:
     )
 
 
-def _losses(runs: Sequence[Run]) -> Markup:
+def _losses(runs: Sequence[ComparedRun]) -> Markup:
     none = "No run has an evaluation."
     by_tokens, by_time = loss_against(lambda _, c: c.tokens), loss_against(lambda _, c: c.t)
     by_bytes = loss_against(lambda r, c: r.crossed.get(c.commit, 0))
@@ -318,7 +318,7 @@ def _losses(runs: Sequence[Run]) -> Markup:
     )
 
 
-def _throughput(runs: Sequence[Run]) -> list[Markup]:
+def _throughput(runs: Sequence[ComparedRun]) -> list[Markup]:
     work = Axis("tokens merged", words.amount, low=0)
     return [
         drawn(
@@ -340,7 +340,7 @@ def _throughput(runs: Sequence[Run]) -> list[Markup]:
     ]
 
 
-def _paces(runs: Sequence[Run]) -> list[Markup]:
+def _paces(runs: Sequence[ComparedRun]) -> list[Markup]:
     def half(title: str, caption: str, read: Callable[[CommitLine], float | None], whole: bool) -> Markup:
         axis = Axis(caption, COUNT if whole else words.plain, low=0, whole=whole)
         return drawn(runs, by_commit(read), COMMIT, axis, title=title, empty="No commit was made.", step=True)
@@ -353,7 +353,7 @@ def _paces(runs: Sequence[Run]) -> list[Markup]:
     ]
 
 
-def _agreement(runs: Sequence[Run]) -> list[Markup]:
+def _agreement(runs: Sequence[ComparedRun]) -> list[Markup]:
     unknown = "No run recorded its controller's figures."
     drift_axis = Axis("drift = 1 − coherence", signed, low=0)
     return [
@@ -392,7 +392,7 @@ def _agreement(runs: Sequence[Run]) -> list[Markup]:
     ]
 
 
-def _lateness(runs: Sequence[Run]) -> list[Markup]:
+def _lateness(runs: Sequence[ComparedRun]) -> list[Markup]:
     return [
         drawn(
             runs,
@@ -416,7 +416,7 @@ def _lateness(runs: Sequence[Run]) -> list[Markup]:
 # ---- settings ----------------------------------------------------------------------------------------------
 
 
-def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+def differences(runs: Sequence[ComparedRun]) -> list[tuple[str, list[str]]]:
     """Settings that are not the same in every run that has a readable run file: path, and a value per run."""
     paths = dict.fromkeys(path for run in runs for path in run.settings)
     out = []
@@ -427,7 +427,7 @@ def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     return out
 
 
-def settings_section(runs: Sequence[Run]) -> Markup:
+def settings_section(runs: Sequence[ComparedRun]) -> Markup:
     """What differed; and whose run file could not be read."""
     found = differences(runs)
     missing = [run.name for run in runs if not run.settings]

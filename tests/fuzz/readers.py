@@ -82,7 +82,7 @@ from echelon.passphrase import read_passphrase
 from echelon.provision.broker_map import load_brokers
 from echelon.provision.identities import key_pem, read_key
 from echelon.provision.kafka.scope import load_scope
-from echelon.report.compare import Run as ComparedRun
+from echelon.report.compare import ComparedRun
 from echelon.report.data import load as load_report
 from echelon.rounds.controller.core import ControllerCore
 from echelon.secagg.roster import Roster, WindowLeaf, roster_root

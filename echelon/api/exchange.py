@@ -1,0 +1,225 @@
+"""Following a deployed run: its exchange is read, with an auditor's access, and nothing is written."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from echelon.api.feed import Feed
+from echelon.audit.heads import DELTA_PREFIX, GLOBAL
+from echelon.audit.log import Entry, FaultCode, TopicLog
+from echelon.bus import Bus, Record, TopicPartition, open_bus
+from echelon.config.broker import SecuritySettings, load_broker
+from echelon.errors import AuditError
+from echelon.laws.lengths import delta_length
+from echelon.messages.exchange import Close, Commit, Delta, Genesis, LogHead
+from echelon.messages.manifest import RunManifest
+
+POLL = 1.0
+"""Seconds that one read waits for new records."""
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """The genesis of the run.
+
+    Attributes:
+        genesis_sha256: what is pinned, in hex.
+        manifest: the signed terms.
+    """
+
+    genesis_sha256: str
+    manifest: RunManifest
+
+
+@dataclass(frozen=True)
+class DeltaCrossed:
+    """A boundary's delta, which crossed to the exchange: sums over the devices of its windows.
+
+    Attributes:
+        boundary: its name.
+        seq: its number within the boundary.
+        windows: how many windows it is of.
+        tokens: that were trained on.
+        loss: mean training loss in nats; None unless the boundary reports it.
+    """
+
+    boundary: str
+    seq: int
+    windows: int
+    tokens: int
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class CommitMade:
+    """A commit of the controller.
+
+    Attributes:
+        commit: its number.
+        tokens: trained by all merged windows so far.
+        adapter_sha256: of the new adapter, in hex.
+        merged: the boundaries' deltas that it merged, as (boundary, number, staleness in commits).
+    """
+
+    commit: int
+    tokens: int
+    adapter_sha256: str
+    merged: tuple[tuple[str, int, int], ...]
+
+
+@dataclass(frozen=True)
+class RunClosed:
+    """The end of the run.
+
+    Attributes:
+        reason: commits, tokens, seconds, patience or another bound.
+        commits: how many it has.
+        adapter_sha256: of the final adapter, in hex.
+    """
+
+    reason: str
+    commits: int
+    adapter_sha256: str
+
+
+Happening: TypeAlias = RunStarted | DeltaCrossed | CommitMade | RunClosed
+
+
+class Attached:
+    """A deployed run that is followed, from its genesis to its close: for `async for` and for `for` alike.
+
+    Signatures, chains and chunks are checked as they are read, and what does not hold raises `AuditError`. That commits
+    follow from their deltas is not checked here: `echelon audit verify` does it.
+    """
+
+    def __init__(self, url: str, security: SecuritySettings | None) -> None:
+        self.url = url
+        self._security = security
+
+    async def __aiter__(self) -> AsyncIterator[Happening]:
+        async with await open_bus(self.url, read_only=True, security=self._security) as bus:
+            async for happening in _follow(bus):
+                yield happening
+
+    def __iter__(self) -> Iterator[Happening]:
+        """The same without a loop: one runs on a thread."""
+        feed: Feed[Happening | BaseException] = Feed()
+
+        async def read() -> None:
+            async for happening in self:
+                feed.add(happening)
+
+        def work() -> None:
+            try:
+                asyncio.run(read())
+            except BaseException as error:  # whoever iterates gets it
+                feed.add(error)
+            finally:
+                feed.end()
+
+        threading.Thread(target=work, name="echelon attached", daemon=True).start()
+        for item in feed:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+
+def attach(broker: str | Path, security: str | Path | None = None) -> Attached:
+    """Follow the exchange of a run that goes on elsewhere, or has ended.
+
+    Args:
+        broker: its URL, or a broker's .yaml file, as `echelon audit` reads it.
+        security: a broker's file whose `security` goes with a URL.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
+    text = str(broker)
+    if "://" not in text:
+        found = load_broker(Path(text))
+        return Attached(found.url, found.security)
+    return Attached(text, None if security is None else load_broker(Path(security)).security)
+
+
+async def _follow(bus: Bus) -> AsyncIterator[Happening]:
+    """What stands on the exchange. What the controller wrote comes after the deltas that it had read by then."""
+    logs = {GLOBAL: TopicLog(GLOBAL, hash_commits=False)}
+    at = TopicPartition(GLOBAL)
+    positions = {at: await bus.first_offset(at)}
+    names: tuple[str, ...] = ()
+    while not names:
+        async with bus.reader(positions) as reader:
+            for record in await reader.next(timeout=POLL):
+                positions[at] = record.next_offset
+                entry = _read(logs[GLOBAL], record)
+                manifest = logs[GLOBAL].manifest
+                if entry is not None and isinstance(entry.message, Genesis) and manifest is not None:
+                    names = tuple(terms.name for terms in manifest.boundaries)
+                    logs |= _delta_logs(manifest)
+                    yield RunStarted(entry.sha256.hex(), manifest)
+                    break  # and read on together with the boundaries' logs
+    for topic in logs.keys() - {GLOBAL}:
+        positions[TopicPartition(topic)] = await bus.first_offset(TopicPartition(topic))
+    held: deque[Commit | Close] = deque()
+    async with bus.reader(positions) as reader:
+        while True:
+            for record in await reader.next(timeout=POLL):
+                entry = _read(logs[record.topic], record)
+                if entry is None:
+                    continue
+                if isinstance(entry.message, Commit | Close):
+                    held.append(entry.message)
+                elif isinstance(entry.message, Delta):
+                    yield _crossed(entry.message, names)
+            while held and _has_read(held[0].heads, names, logs):
+                message = held.popleft()
+                yield _written(message, names)
+                if isinstance(message, Close):
+                    return
+
+
+def _read(log: TopicLog, record: Record) -> Entry | None:
+    step = log.read(record)
+    for fault in step.faults:
+        if fault.code not in (FaultCode.REPEAT, FaultCode.VOID):
+            raise AuditError(f"{record.topic}@{fault.offset}: {fault.detail}")
+    return step.entry
+
+
+def _delta_logs(manifest: RunManifest) -> dict[str, TopicLog]:
+    dim = manifest.adapter_layout().dim
+    return {
+        DELTA_PREFIX + terms.name: TopicLog(
+            DELTA_PREFIX + terms.name,
+            public=bytes.fromhex(terms.gate_public),
+            run=manifest.run_id,
+            boundary=index,
+            largest=delta_length(manifest, dim),
+        )
+        for index, terms in enumerate(manifest.boundaries)
+    }
+
+
+def _has_read(heads: tuple[LogHead, ...], names: tuple[str, ...], logs: dict[str, TopicLog]) -> bool:
+    return all(logs[DELTA_PREFIX + names[head.boundary]].tree.size >= head.size for head in heads)
+
+
+def _crossed(delta: Delta, names: tuple[str, ...]) -> DeltaCrossed:
+    tokens = sum(window.tokens for window in delta.windows)
+    counted = sum(window.loss_tokens for window in delta.windows)
+    loss = sum(window.loss for window in delta.windows) / (1 << 16) / counted if counted else None
+    return DeltaCrossed(names[delta.boundary], delta.seq, len(delta.windows), tokens, loss)
+
+
+def _written(message: Commit | Close, names: tuple[str, ...]) -> CommitMade | RunClosed:
+    digest = message.adapter_sha256.hex()
+    if isinstance(message, Close):
+        return RunClosed(message.reason.value, message.commits, digest)
+    merged = tuple((names[one.boundary], one.seq, one.staleness) for one in message.merged)
+    return CommitMade(message.commit, message.tokens, digest, merged)

@@ -1,0 +1,186 @@
+"""Runs that Python starts, plainly and on a loop, and runs that it follows from outside."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+import echelon
+from echelon.bus import sqlite_url
+from echelon.errors import ConfigError, EchelonError
+from tests.cli.commands import settings, write
+
+
+def small(folder: Path, **changes: Any) -> echelon.Run:
+    return echelon.Run.from_yaml(write(folder), out=folder / "out", **changes)
+
+
+def test_a_run_from_a_file_with_changes_gives_its_result(tmp_path: Path) -> None:
+    run = small(tmp_path, budget={"commits": 2}, seed=7)
+    assert run.settings.budget.commits == 2
+    assert run.settings.seed == 7
+    assert run.settings.learner.dim == 16, "a map changes what it names, and leaves the rest"
+    result = run.result()
+    assert result.ok
+    assert result.summary.commits == 2
+    assert result.adapter == tmp_path / "out" / "adapter"
+    assert result.weights.shape == (16,)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["commits"] == 2
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert "verified" in str(result)
+    assert "<td>verified</td>" in result._repr_html_()
+
+
+def test_settings_may_be_objects(tmp_path: Path) -> None:
+    run = echelon.Run.from_settings(settings(), out=tmp_path / "out")
+    assert run.result().summary.name == "small"
+
+
+def test_callbacks_and_own_metrics(tmp_path: Path) -> None:
+    windows: list[str] = []
+    commits: list[int] = []
+    run = small(tmp_path)
+    run.on_window = lambda line: windows.append(line.boundary)
+    run.on_commit = lambda line: commits.append(line.commit)
+    run.metrics = {"norm": lambda result: float((result.weights**2).sum() ** 0.5)}
+    result = run.result()
+    assert commits == [1, 2, 3]
+    assert set(windows) == {"a", "b"}
+    assert result.metrics["norm"] > 0
+    assert "norm" in str(result)
+
+
+def test_an_error_of_a_callback_ends_the_run_and_comes_out_of_the_result(tmp_path: Path) -> None:
+    run = small(tmp_path)
+
+    def fail(_line: object) -> None:
+        raise ZeroDivisionError("in the callback")
+
+    run.on_commit = fail
+    with pytest.raises(ZeroDivisionError, match="in the callback"):
+        run.result()
+
+
+async def test_on_a_running_loop_as_in_a_notebook(tmp_path: Path) -> None:
+    run = small(tmp_path).start()
+    kinds = [event.kind async for event in run.events()]
+    assert kinds.count("commit") == 3
+    assert {"window", "commit", "eval"} >= set(kinds) >= {"window", "commit"}
+    result = await run
+    assert result.ok
+    assert [event.kind for event in run.events()] == kinds, "whoever comes late sees all of it"
+
+
+async def test_several_follow_one_run(tmp_path: Path) -> None:
+    run = small(tmp_path).start()
+
+    async def count() -> int:
+        return len([event async for event in run.events()])
+
+    first, second = await asyncio.gather(count(), count())
+    assert first == second > 3
+
+
+def test_show_prints_words_plain_and_in_colour(tmp_path: Path) -> None:
+    console = Console(record=True, width=100, file=(tmp_path / "shown").open("w"))
+    result = small(tmp_path).show(console)
+    text = console.export_text()
+    assert "commit 3: merged" in text
+    assert result.ok
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
+    run = small(tmp_path)
+    run.on_commit = lambda line: run.stop() if line.commit == 1 else None
+    with pytest.raises(EchelonError, match=r"go on with Run\.resume"):
+        run.result()
+    rest = echelon.Run.resume(tmp_path / "out")
+    assert rest.result().summary.commits == 3
+    with pytest.raises(ConfigError, match="started before"):
+        rest.start()
+
+
+def test_a_warm_start(tmp_path: Path) -> None:
+    first = small(tmp_path).result()
+    (tmp_path / "second").mkdir()
+    second = small(tmp_path / "second")
+    second.start_from = first.folder
+    assert second.result().audit.parent is not None
+    assert second.result().summary.base_loss == first.summary.final_loss
+
+
+def test_wrong_settings_are_said_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="budget"):
+        small(tmp_path, budget={"commmits": 2})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("with_loop", [True, False])
+def test_a_deployed_run_is_followed_to_its_close(tmp_path: Path, with_loop: bool) -> None:
+    result = small(tmp_path, sync={"report_loss": True}).result()
+    attached = echelon.attach(sqlite_url(tmp_path / "out" / "brokers" / "exchange.sqlite"))
+
+    async def collect() -> list[Any]:
+        return [happening async for happening in attached]
+
+    found: list[Any] = asyncio.run(collect()) if with_loop else list(attached)
+    assert isinstance(found[0], echelon.RunStarted)
+    assert found[0].genesis_sha256 == result.summary.genesis_sha256
+    assert [one.commit for one in found if isinstance(one, echelon.CommitMade)] == [1, 2, 3]
+    crossed = [one for one in found if isinstance(one, echelon.DeltaCrossed)]
+    assert {one.boundary for one in crossed} == {"a", "b"}
+    assert all(one.loss is not None and one.tokens > 0 for one in crossed)
+    last = found[-1]
+    assert isinstance(last, echelon.RunClosed)
+    assert (last.reason, last.adapter_sha256) == ("commits", result.summary.adapter_sha256)
+
+
+def test_a_brokers_file_names_the_exchange(tmp_path: Path) -> None:
+    small(tmp_path).result()
+    url = sqlite_url(tmp_path / "out" / "brokers" / "exchange.sqlite")
+    (tmp_path / "broker.yaml").write_text(yaml.safe_dump({"url": url}))
+    assert isinstance(next(iter(echelon.attach(tmp_path / "broker.yaml"))), echelon.RunStarted)
+
+
+def test_importing_the_package_is_light() -> None:
+    heavy = "torch", "numpy", "scipy"
+    code = f"import sys, echelon.cli.app; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_there_and_no_other() -> None:
+    assert all(getattr(echelon, name) is not None for name in echelon.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Ruun'"):
+        _ = echelon.Ruun  # type: ignore[attr-defined]
+
+
+def test_a_shipped_base_has_a_folder() -> None:
+    assert (Path(echelon.base_folder("echelon:tiny")) / "config.json").is_file()
+    assert echelon.base_folder("org/base") == "org/base"
+
+
+def test_the_example_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
+    blocks = [block.partition("\n```")[0] for block in text.split("```python\n")[1:]]
+    assert len(blocks) >= 4
+    write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in blocks:
+        code = compile(block, "docs/python.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        found = eval(code, names)
+        if inspect.iscoroutine(found):
+            asyncio.run(found)
