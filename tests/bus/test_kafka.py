@@ -172,7 +172,7 @@ async def test_replaced_certificates_are_used_after_the_broker_was_away(
         await until(lambda: "cannot be used, the old ones stay" in caplog.text)
         before.write_bytes(broker.authority.issue("after"))
         await until(lambda: "certificates of 'after' were replaced" in caplog.text)
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.5)  # nothing happens, which no event tells
         assert not waiting.done(), "open connections stay"
         await asyncio.to_thread(stack.restart, "exchange")
         await other.publish(Outgoing("t", b"by the new one"))
@@ -245,11 +245,9 @@ async def test_a_broker_that_is_stopped_for_a_while_loses_and_reorders_nothing(s
     async with traffic(settings) as (publisher, acknowledged, seen):
         stack["exchange"].pause()
         try:
-            await asyncio.sleep(1)
+            await until(lambda: not publisher.connected)
             before = len(acknowledged)
-            await until(lambda: not publisher.connected, 20)
-            await asyncio.sleep(3)
-            assert publisher.away_seconds > 2
+            await until(lambda: publisher.away_seconds > 2)
             assert len(acknowledged) == before
         finally:
             stack["exchange"].resume()
@@ -268,8 +266,8 @@ async def test_a_broker_that_is_killed_and_started_again_loses_and_reorders_noth
     caplog.set_level(logging.INFO, "echelon.bus")
     async with traffic(settings) as (publisher, acknowledged, seen):
         stack["exchange"].kill()
+        await until(lambda: not publisher.connected)
         before = len(acknowledged)
-        await asyncio.sleep(1)
         await asyncio.to_thread(stack.start, "exchange")
         await until(lambda: len(acknowledged) > before + 30, 60)
         assert publisher.connected
@@ -297,7 +295,7 @@ async def test_every_call_to_a_broker_that_does_not_answer_ends_in_time(stack, b
             began = time.monotonic()
             with pytest.raises(ConnectionLost):
                 await call()
-            assert 1.5 < time.monotonic() - began < 15
+            assert 1.5 < time.monotonic() - began < 15  # the bus's own time-out of 2 s, against a real broker
         assert reader.position(T) == 1
         publishing = asyncio.create_task(other.publish(Outgoing("t", b"3")))
         await asyncio.sleep(0)
