@@ -280,7 +280,7 @@ class Service:
 
     async def _with_room(self, step: Callable[[], Awaitable[T]]) -> T:
         """What a step gives; while there is no room on the disk for it, it is taken again and again."""
-        backoff = Backoff(self.role.name)
+        backoff = Backoff()  # a device has no name yet: it is its slot's
         while True:
             try:
                 return await step()

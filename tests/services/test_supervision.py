@@ -20,7 +20,7 @@ from echelon.bus import Bus, open_bus
 from echelon.errors import BusDenied, BusError, ConnectionLost, StateError
 from echelon.private import private_folder
 from echelon.services.broker_patience import BrokerPatience
-from echelon.services.config import AggregatorConfig, load_service
+from echelon.services.config import AggregatorConfig, DeviceConfig, load_service
 from echelon.services.roles import role_of
 from echelon.services.run import FAILED, GOOD, Service
 from tests.services.deployed import deployed
@@ -75,6 +75,19 @@ async def test_a_broker_that_is_away_is_waited_for_whatever_the_number_of_tries(
     assert await work == GOOD
     assert len(opened) == 4
     assert one.metrics.registry.get_sample_value("echelon_restarts_total") == 3
+
+
+async def test_a_device_that_has_yet_to_take_a_slot_takes_one(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = failing(monkeypatch, ConnectionLost("away"))
+    path = config.parents[1] / "devices" / config.name
+    found = load_service(DeviceConfig, path, {**NO_HTTP, "ECHELON_STATE": str(tmp_path)})
+    one = Service(found, role_of(found))
+    work = asyncio.create_task(one.run())
+    await stop_when(lambda: opened or work.done(), within=60.0)
+    assert await work == GOOD
+    assert one.role.facts["device"] == "a-0"
 
 
 async def test_stopping_works_while_the_broker_is_away(
