@@ -41,9 +41,11 @@ from echelon.audit.witness import WitnessCore
 from echelon.bus.assembler import Assembler
 from echelon.bus.base import Record
 from echelon.bus.chunks import ChunkError, to_chunks, transfer_of
+from echelon.bus.kafka_url import read_kafka
 from echelon.bus.sqlite import SqliteStore, decode_headers, encode_headers
 from echelon.bus.store import Hub
 from echelon.cli.audit_options import read_policy
+from echelon.compute.warm_start import read_weights
 from echelon.config.broker import load_broker
 from echelon.config.profile import load_profile
 from echelon.config.reading import load_yaml
@@ -296,6 +298,22 @@ def _codecs() -> list[Reader]:
             mutate.raw,
             (CodecError, LimitExceeded),
             ("messages.adapter.vector_from_files",),
+        ),
+        Reader(
+            "weights of an adapter to start from",
+            lambda data: read_weights(data, "x"),
+            lambda: (_files()["adapter_model.safetensors"],),
+            mutate.raw,
+            (ConfigError,),
+            ("compute.warm_start.read_weights",),
+        ),
+        Reader(
+            "address of brokers",
+            lambda data: read_kafka("kafka://x", data.decode("utf-8", "replace")),
+            lambda: (b"a:9092,b.example.org:9093?timeout=3", b"[::1]:1?plaintext=allow"),
+            mutate.raw,
+            (ConfigError,),
+            ("bus.kafka_url.read_kafka",),
         ),
         Reader(
             "frame", decode_frame, cache(_frames), mutate.raw, (Refused,), ("messages.frames.decode_frame",)
