@@ -121,6 +121,7 @@ def test_an_adapter_that_does_not_fit_is_refused(
 ) -> None:
     run(cli, tmp_path / "first")
     out = tmp_path / "first" / "out" / "adapter"
+    (out / "README.md").unlink()  # which names the base, and is refused first where that is another
     assert words in refused(cli, tmp_path / "second", "--from", out, **changes)
 
 
