@@ -138,7 +138,7 @@ def test_what_is_started_again_and_what_is_not(tmp_path: Path, brokers: Path) ->
         Deployment.load(deployment.folder),
         restart=when_failed,
         spawn=by_fork,
-        environment={"ECHELON_NO_SUCH": "1"},
+        environment={"ECHELON_SET_NO_SUCH": "1"},
     )
     with wrong:
         wrong.launch("b.gate")
