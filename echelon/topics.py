@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import Enum
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Literal, NewType
 
@@ -18,6 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from echelon.config.reading import load_yaml, read_file
 from echelon.errors import ConfigError
+from echelon.messages.boundary import BOUNDARY
+from echelon.messages.exchange import EXCHANGE, NOTES
+from echelon.messages.wire import Message
 
 Boundary = NewType("Boundary", str)
 """Name of a boundary, as it stands in topic names: lower-case letters, digits and hyphens."""
@@ -55,31 +58,27 @@ _ROLES = {
     Plane.EXCHANGE: {Role.GATE, Role.CONTROLLER, Role.WITNESS, Role.AUDITOR},
 }
 
-MESSAGES: dict[Plane, frozenset[str]] = {
-    Plane.BOUNDARY: frozenset(
-        {
-            *("window.open", "cohort", "roster", "shares", "included", "signatures", "window", "void"),
-            *("sealing", "adopt", "version", "released", "end", "assignment"),
-            "derived",
-            *("model.chunk", "model"),
-            *("join", "heartbeat", "ready", "leave", "trips"),
-            *("advertise", "sealed", "consistency", "unmask", "deliver"),
-            *("masked.chunk", "masked", "delta.chunk", "delta", "exchange.record"),
-            *("shard", "refused"),
-            *("split.chunk", "split.open", "split.accept", "split.frame", "split.ping", "split.pong"),
-            *("parts.chunk", "edge.part"),
-            "behaviour",
-        }
-    ),
-    Plane.EXCHANGE: frozenset(
-        {
-            *("delta.chunk", "delta"),
-            *("global.chunk", "genesis", "commit", "refusal", "close"),
-            *("head", "cosignature", "conflict"),
-        }
-    ),
+_CHUNK = ".chunk"
+MIRRORED = "exchange.record"
+"""What a record of the exchange is called on the boundary topic that mirrors it: it keeps its own bytes and type."""
+_BODIES: dict[Plane, dict[str, tuple[type[Message], ...]]] = {
+    plane: {
+        kind: tuple(message for message in registry if message.kind == kind)
+        for kind in (message.kind for message in registry)
+    }
+    for plane, registry in ((Plane.BOUNDARY, BOUNDARY), (Plane.EXCHANGE, EXCHANGE))
 }
-"""The closed set of message types of each plane. A catalogue may name no others."""
+MESSAGES: dict[Plane, frozenset[str]] = {
+    Plane.BOUNDARY: frozenset({*_BODIES[Plane.BOUNDARY], MIRRORED}),
+    Plane.EXCHANGE: frozenset({*_BODIES[Plane.EXCHANGE], *NOTES}),
+}
+"""The closed set of message types of each plane, as the messages' registries have it. A catalogue may name no others,
+and each of them has a topic. Chunks of payloads come to them: `Topic.chunk_type`."""
+
+
+def has_payload(plane: Plane, message_type: str) -> bool:
+    """Whether messages of the type travel behind chunks of a payload."""
+    return any("payload" in message.model_fields for message in _BODIES[plane].get(message_type, ()))
 
 
 class Topic(BaseModel):
@@ -97,6 +96,8 @@ class Topic(BaseModel):
         largest_record: bytes of key, value and headers together.
         messages: message types that may stand there.
         crosses_boundary: whether the gate mirrors it outward.
+        stored_first: whether its writers store a record before they send it, so that a restart sends it again.
+        passed_over: whether readers go on behind something there that is no record.
         carries: what it is for, for people.
     """
 
@@ -112,12 +113,37 @@ class Topic(BaseModel):
     largest_record: Annotated[int, Field(ge=1, le=1_000_000)]
     messages: Annotated[tuple[str, ...], Field(min_length=1)]
     crosses_boundary: bool
+    stored_first: bool
+    passed_over: bool
     carries: Annotated[str, Field(min_length=1, max_length=200)]
 
     @property
     def holes(self) -> tuple[str, ...]:
         """Names of the holes in the template."""
         return tuple(_HOLE.findall(self.name))
+
+    @property
+    def transient(self) -> bool:
+        """Whether its records are kept for some time only: a reader that was away jumps over what it missed."""
+        return self.retention != "unlimited"
+
+    @property
+    def chunk_type(self) -> str:
+        """What chunks of payloads are called there, if the topic takes any."""
+        return self.name.split(".")[0] + _CHUNK
+
+    @property
+    def takes_chunks(self) -> bool:
+        """Whether payloads travel there."""
+        return self.chunk_type in self.messages
+
+    def written_by(self, *roles: Role) -> bool:
+        """Whether one of the roles may write it."""
+        return not {*roles}.isdisjoint(self.writers)
+
+    def read_by(self, *roles: Role) -> bool:
+        """Whether each of the roles may read it."""
+        return {*roles}.issubset(self.readers)
 
     def named(self, **values: str) -> str:
         """The name with its holes filled, as in `named(boundary="a")`.
@@ -150,6 +176,33 @@ class Topic(BaseModel):
         return slots if self.partitions == "slots" else self.partitions
 
 
+def _check_roles(topic: Topic, plane: Plane) -> None:
+    """Refuse a topic whose writers and readers cannot be what it says."""
+    where = f"{plane.value}/{topic.name}"
+    if any(len(set(names)) != len(names) for names in (topic.writers, topic.readers, topic.messages)):
+        raise ValueError(f"{where}: writers, readers or messages name something twice")
+    if strangers := {*topic.writers, *topic.readers} - _ROLES[plane]:
+        raise ValueError(
+            f"{where}: {sorted(role.value for role in strangers)} have no business on this plane"
+        )
+    if topic.written_by(Role.DEVICE, Role.EDGE) and not topic.passed_over:
+        raise ValueError(f"{where}: a device or an edge could end its readers; set passed_over: true")
+    kept_whole = (topic.partitions, topic.retention, len(topic.writers)) == (1, "unlimited", 1)
+    if plane is Plane.EXCHANGE and not kept_whole:
+        raise ValueError(f"{where}: needs 1 partition, 1 writer and unlimited retention")
+
+
+def _check_messages(topic: Topic, plane: Plane) -> None:
+    """Refuse a topic with messages that its plane does not have, or whose payloads have no chunks."""
+    where = f"{plane.value}/{topic.name}"
+    if unknown := {*topic.messages} - MESSAGES[plane] - {topic.chunk_type}:
+        raise ValueError(f"{where}: unknown message types {sorted(unknown)}")
+    if topic.takes_chunks != any(has_payload(plane, message) for message in topic.messages):
+        raise ValueError(
+            f"{where}: {topic.chunk_type} stands there if, and only if, a message with a payload does"
+        )
+
+
 class PlaneTopics(BaseModel):
     """One file: the topics of one plane."""
 
@@ -162,33 +215,48 @@ class PlaneTopics(BaseModel):
     def _check(self) -> PlaneTopics:
         declared = [topic.name for topic in self.topics]
         for topic in self.topics:
-            where = f"{self.plane.value}/{topic.name}"
             if declared.count(topic.name) > 1:
-                raise ValueError(f"{where}: is declared twice")
-            if any(len(set(names)) != len(names) for names in (topic.writers, topic.readers, topic.messages)):
-                raise ValueError(f"{where}: writers, readers or messages name something twice")
-            if strangers := {*topic.writers, *topic.readers} - _ROLES[self.plane]:
-                raise ValueError(
-                    f"{where}: {sorted(role.value for role in strangers)} have no business on this plane"
-                )
-            if unknown := set(topic.messages) - MESSAGES[self.plane]:
-                raise ValueError(f"{where}: unknown message types {sorted(unknown)}")
-        if homeless := MESSAGES[self.plane] - {
-            message for topic in self.topics for message in topic.messages
-        }:
+                raise ValueError(f"{self.plane.value}/{topic.name}: is declared twice")
+            _check_roles(topic, self.plane)
+            _check_messages(topic, self.plane)
+        homes = {message for topic in self.topics for message in topic.messages}
+        if homeless := MESSAGES[self.plane] - homes:
             raise ValueError(f"{self.plane.value}: no topic carries {sorted(homeless)}")
         crossing = [topic.name for topic in self.topics if topic.crosses_boundary]
         if crossing != (["delta"] if self.plane is Plane.BOUNDARY else []):
             raise ValueError(
                 f"{self.plane.value}: crosses_boundary is true for {crossing}; only delta may cross"
             )
-        if self.plane is Plane.EXCHANGE:
-            for topic in self.topics:
-                if (topic.partitions, topic.retention, len(topic.writers)) != (1, "unlimited", 1):
-                    raise ValueError(
-                        f"exchange/{topic.name}: needs 1 partition, 1 writer and unlimited retention"
-                    )
         return self
+
+    def where(self, holds: Callable[[Topic], bool]) -> frozenset[str]:
+        """Names, or templates, of the topics of which something holds."""
+        return frozenset(topic.name for topic in self.topics if holds(topic))
+
+    @cached_property
+    def transient(self) -> frozenset[str]:
+        """Topics whose records are kept for some time only."""
+        return self.where(lambda topic: topic.transient)
+
+    @cached_property
+    def not_stored(self) -> frozenset[str]:
+        """Topics whose records a restart makes worthless, or derives again: sent in order, and not stored first."""
+        return self.where(lambda topic: not topic.stored_first)
+
+    @cached_property
+    def large(self) -> frozenset[str]:
+        """Topics of adapters and vectors: their payloads are put together and hashed off the event loop.
+
+        Frames of split training have payloads, too; those are smaller, and somebody waits for each.
+        """
+        return self.where(lambda topic: topic.takes_chunks and not topic.transient)
+
+    @cached_property
+    def for_all_members(self) -> frozenset[str]:
+        """Topics on which the aggregator speaks to every device and every edge, which all read the same."""
+        return self.where(
+            lambda topic: topic.written_by(Role.AGGREGATOR) and topic.read_by(Role.DEVICE, Role.EDGE)
+        )
 
     def find(self, name: str) -> Topic | None:
         """The entry of a topic or template; None if there is none."""
@@ -224,6 +292,13 @@ class Catalogue(BaseModel):
             known = ", ".join(topic.name for topic in self.plane(plane).topics)
             raise ConfigError(f"there is no topic {name!r} on the {plane.value} plane; there are {known}")
         return topic
+
+    def entry(self, name: str) -> Topic | None:
+        """The entry of a topic whose plane its reader does not know; None if there is none.
+
+        No two topics of both planes have one name, but `global` and its mirror: readers treat these alike.
+        """
+        return self.boundary.find(name) or self.exchange.find(name)
 
     def allows(self, plane: Plane, topic_name: str, message_type: str) -> bool:
         """Whether messages of the type may stand on the topic. Unknown topics allow nothing.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 from pathlib import Path
 
@@ -10,11 +11,18 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from echelon.actors.runtime import may_pass_over, may_read_back
+from echelon.bus.base import TopicPartition
 from echelon.bus.chunks import CHUNK
 from echelon.errors import ConfigError
-from echelon.topics import MESSAGES, Catalogue, Plane, Role, load_catalogue
+from echelon.messages.boundary import BOUNDARY as BOUNDARY_MESSAGES
+from echelon.messages.boundary import INPUTS
+from echelon.messages.exchange import EXCHANGE as EXCHANGE_MESSAGES
+from echelon.messages.exchange import NOTES
+from echelon.topics import MESSAGES, MIRRORED, Catalogue, Plane, Role, load_catalogue
 
-TOPICS = Path(__file__).resolve().parents[1] / "topics"
+ROOT = Path(__file__).resolve().parents[1]
+TOPICS = ROOT / "topics"
 LOADED = load_catalogue()
 BOUNDARY, EXCHANGE = Plane.BOUNDARY, Plane.EXCHANGE
 
@@ -71,18 +79,84 @@ def test_what_the_gate_derives_again_it_may_read(catalogue):
 def test_chunks_fit_where_they_are_allowed_and_messages_are_small_elsewhere(catalogue):
     for plane in Plane:
         for topic in catalogue.plane(plane).topics:
-            large = any(message.endswith(".chunk") for message in topic.messages) or topic.name in (
-                "global",
-                "split.up",
-                "split.down",
-            )
+            large = topic.takes_chunks or topic.name == "global"
             assert topic.largest_record == (CHUNK + 4096 if large else 64 * 1024), topic.name
 
 
 def test_every_message_type_has_a_home(catalogue):
     for plane in Plane:
-        homes = {message for topic in catalogue.plane(plane).topics for message in topic.messages}
+        topics = catalogue.plane(plane).topics
+        homes = {message for topic in topics for message in topic.messages if message != topic.chunk_type}
         assert homes == MESSAGES[plane]
+    assert MESSAGES[BOUNDARY] == {message.kind for message in BOUNDARY_MESSAGES} | {MIRRORED}
+    assert MESSAGES[EXCHANGE] == {message.kind for message in EXCHANGE_MESSAGES} | {*NOTES}
+
+
+def test_chunks_are_taken_where_messages_have_payloads_and_nowhere_else(catalogue):
+    takes = {plane: catalogue.plane(plane).where(lambda topic: topic.takes_chunks) for plane in Plane}
+    assert takes == {
+        BOUNDARY: {"model", "masked", "delta", "split.up", "split.down", "parts"},
+        EXCHANGE: {"delta.{boundary}", "global"},
+    }
+
+
+def test_what_actors_ask_of_a_topic_follows_from_its_entry(catalogue):
+    boundary = catalogue.boundary
+    assert boundary.transient == {"split.up", "split.down", "behaviour"}
+    assert boundary.not_stored == {
+        *("checkin", "handshake", "masked", "split.up", "split.down", "behaviour", "versions")
+    }
+    assert not catalogue.exchange.not_stored
+    assert boundary.large == {"masked", "model", "delta", "parts"}
+    assert boundary.for_all_members == {"control", "model"}
+
+
+def test_a_reader_goes_on_behind_what_others_may_damage_and_not_over_a_hole_in_decisions(catalogue):
+    passed = {"checkin", "handshake", "masked", "split.up", "split.down", "parts", "behaviour", "deadletter"}
+    assert catalogue.boundary.where(lambda topic: topic.written_by(Role.DEVICE, Role.EDGE)) == passed
+    names = {*catalogue.boundary_topics(2), *catalogue.exchange_topics(["a", "b"], ["w"]), "of-nobody"}
+    assert {name for name in names if may_pass_over(TopicPartition(name))} == passed | {
+        *("delta.a", "delta.b", "head.delta.a", "head.delta.b", "head.global", "witness.w")
+    }
+
+
+def test_a_stored_record_is_looked_for_wherever_its_writers_may_read(catalogue):
+    stored = {
+        *catalogue.boundary_topics(2),
+        *catalogue.exchange_topics(["a"], ["w"]),
+    } - catalogue.boundary.not_stored
+    assert {name for name in stored if not may_read_back(TopicPartition(name))} == {"deadletter"}
+
+
+def test_the_inputs_of_a_window_are_what_members_write_and_a_gate_reads(catalogue):
+    assert (
+        tuple(
+            topic.name
+            for topic in catalogue.boundary.topics
+            if topic.written_by(Role.DEVICE, Role.EDGE) and topic.read_by(Role.GATE)
+        )
+        == INPUTS
+    )
+
+
+def test_only_messages_that_are_costly_to_take_leave_the_loop():
+    costly = {message.kind for message in (*BOUNDARY_MESSAGES, *EXCHANGE_MESSAGES) if message.costly}
+    assert costly == {"roster", "shares", "signatures", "unmask", "window"}
+
+
+def test_no_module_keeps_a_second_list_of_topics_or_messages(catalogue):
+    topics = {topic.name.split("{")[0] for plane in Plane for topic in catalogue.plane(plane).topics}
+    found = set()
+    for path in sorted((ROOT / "echelon").rglob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if not isinstance(node, ast.Assign | ast.AnnAssign):
+                continue
+            for listed in ast.walk(node):
+                if isinstance(listed, ast.Set | ast.Tuple | ast.List) and len(listed.elts) > 1:
+                    words = {item.value for item in listed.elts if isinstance(item, ast.Constant)}
+                    if len(words) == len(listed.elts) and words <= topics:
+                        found.add((path.relative_to(ROOT).as_posix(), tuple(sorted(words))))
+    assert found == {("echelon/messages/boundary.py", tuple(sorted(INPUTS)))}
 
 
 def test_allows_is_a_closed_list(catalogue):
@@ -166,6 +240,11 @@ def _edit(plane, change):
         (_edit("exchange", lambda _, t: t["global"]["messages"].append("masked")), "unknown message"),
         (_edit("exchange", lambda _, t: t["global"]["messages"].remove("close")), "no topic carries"),
         (_edit("exchange", lambda _, t: t["global"]["writers"].append("aggregator")), "no business"),
+        (_edit("exchange", lambda _, t: t["global"]["messages"].append("delta.chunk")), "unknown message"),
+        (_edit("exchange", lambda _, t: t["global"]["messages"].remove("global.chunk")), "if, and only if"),
+        (_edit("boundary", lambda _, t: t["control"]["messages"].append("control.chunk")), "if, and only if"),
+        (_edit("boundary", lambda _, t: t["masked"].update(passed_over=False)), "end its readers"),
+        (_edit("boundary", lambda _, t: t["masked"].pop("stored_first")), "stored_first"),
         (_edit("exchange", lambda _, t: t["global"].update(partitions=2)), "1 partition"),
         (_edit("exchange", lambda _, t: t["global"].update(retention=60)), "unlimited"),
         (_edit("exchange", lambda _, t: t["global"]["writers"].append("gate")), "1 writer"),

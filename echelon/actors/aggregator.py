@@ -18,6 +18,7 @@ from echelon.bus.chunks import ChunkError
 from echelon.errors import ProtocolError, StateError
 from echelon.laws.lengths import genesis_length
 from echelon.messages.boundary import (
+    INPUTS,
     Released,
 )
 from echelon.messages.exchange import Close, Commit, Genesis, Refusal, RefusalReason
@@ -27,7 +28,6 @@ from echelon.rounds.aggregator.core import AggregatorCore
 from echelon.rounds.aggregator.events import BoundaryCommit, Closed, RefusedDelta
 from echelon.rounds.aggregator.recovery import History, HistoryReader
 from echelon.rounds.effects import Effect, Incoming, TimerFired
-from echelon.rounds.gate.early_inputs import INPUTS
 from echelon.secagg.faults import InputRefused
 
 GLOBAL = TopicPartition("global")
@@ -61,7 +61,7 @@ class Aggregator(BoundaryActor):
 
     def inputs(self) -> Iterable[TopicPartition]:
         """Check-ins, rounds, masked updates, edges' parts, and the exchange's decisions as the gate mirrored them."""
-        boundary = ("checkin", "handshake", "masked", "parts", "behaviour", "versions")
+        boundary = ("checkin", *INPUTS, "behaviour", "versions")
         return (*(TopicPartition(topic) for topic in boundary), GLOBAL)
 
     async def drain(self, pump: asyncio.Task[None]) -> None:

@@ -13,7 +13,6 @@ from echelon.actors.runtime import (
     BATCHES,
     DRAIN_SECONDS,
     STEP_COST,
-    TRANSIENT,
     Publisher,
     Room,
     Services,
@@ -55,14 +54,8 @@ from echelon.rounds.effects import (
 )
 from echelon.topics import Catalogue
 
-EPHEMERAL = frozenset({"checkin", "handshake", "masked", "split.up", "split.down", "behaviour", "versions"})
-"""Topics whose records a restart makes worthless, or derives again: published in order, and not stored first."""
 TRIM_EVERY = 32
 """Records of a transient topic that are read before the log is told to drop them."""
-HEAVY = frozenset({"roster", "shares", "signatures", "unmask", "window"})
-"""Messages whose handling computes enough to be kept off the event loop."""
-LARGE = frozenset({"masked", "model", "delta", "parts"})
-"""Topics whose messages have payloads: putting them together and hashing them is kept off it too."""
 
 
 _ARRIVED = object()
@@ -295,12 +288,12 @@ class BoundaryActor(ABC):
 
     async def _record(self, record: Record) -> list[Effect]:
         try:
-            if record.topic in LARGE and not is_chunk(record):
+            if record.topic in self.catalogue.boundary.large and not is_chunk(record):
                 return await self.services.offload(self._open_and_take, record, cost=STEP_COST)
             incoming = self.open(record)
             if incoming is None:
                 return []
-            if incoming.message.kind in HEAVY:
+            if incoming.message.costly:
                 return await self.services.offload(self.take, incoming, cost=STEP_COST)
             return self.take(incoming)
         except Refused as refused:
@@ -359,7 +352,7 @@ class BoundaryActor(ABC):
         taken = {
             at: list(signatures)
             for at, signatures in self._unstored.items()
-            if at in self._positions and at.topic not in TRANSIENT
+            if at in self._positions and at.topic not in self.catalogue.boundary.transient
         }
         self._unstored.clear()
         return taken
@@ -386,7 +379,7 @@ class BoundaryActor(ABC):
         """Store the step, then let go of what it publishes, starts and stops."""
         durable = any(
             isinstance(effect, Save | Cross)
-            or (isinstance(effect, Publish) and effect.topic not in EPHEMERAL)
+            or (isinstance(effect, Publish) and effect.topic not in self.catalogue.boundary.not_stored)
             for effect in effects
         )
         if durable:
@@ -433,7 +426,7 @@ class BoundaryActor(ABC):
             elif isinstance(effect, Publish):
                 records = self.seal(effect)
                 order += records
-                if effect.topic not in EPHEMERAL:
+                if effect.topic not in self.catalogue.boundary.not_stored:
                     kept += records
         save = any(isinstance(effect, Save) for effect in effects)
         rows = self.store.commit(

@@ -33,7 +33,7 @@ from echelon.bus.base import Bus, Outgoing, Record, TopicPartition
 from echelon.errors import ConnectionLost, ProtocolError, StateError
 from echelon.laws.ledger import RoundedDelta
 from echelon.laws.lengths import delta_length, genesis_length
-from echelon.messages.boundary import Derived, SealedDelta
+from echelon.messages.boundary import INPUTS, Derived, SealedDelta
 from echelon.messages.envelope import Signer
 from echelon.messages.exchange import Close, Commit, Delta, Genesis, Payload, Refusal, RefusalReason
 from echelon.messages.stored import stored
@@ -125,7 +125,7 @@ class Gate(BoundaryActor):
 
     def inputs(self) -> Iterable[TopicPartition]:
         """Decisions, rounds, masked updates, edges' parts, and the deltas that the aggregator proposes."""
-        return tuple(TopicPartition(topic) for topic in ("control", "handshake", "masked", "parts", "delta"))
+        return tuple(TopicPartition(topic) for topic in ("control", *INPUTS, "delta"))
 
     def on_demand(self) -> Iterable[TopicPartition]:
         """All of them: a decision at a time, and of the devices' records those that it waits for."""
@@ -242,7 +242,7 @@ class Gate(BoundaryActor):
             raise TypeError(f"{self.name}: {event!r} is not an event of a gate")
         if isinstance(event.message, SealedDelta):
             self._proposed[event.message.seq] = event.message
-        elif event.topic in ("control", "handshake", "masked", "parts"):
+        elif event.topic == "control" or event.topic in INPUTS:
             self._log.feed(event)
         return [*self._derived(), *self._sign()]  # whatever record was the last that a delta waited for
 

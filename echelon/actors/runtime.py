@@ -21,6 +21,7 @@ from echelon.bus.base import Bus, Outgoing, Reader, Record, RecordDamaged, Topic
 from echelon.clock import Offload
 from echelon.errors import BusError, ConnectionLost, OffsetOutOfRange
 from echelon.rounds.effects import Note, TimerFired
+from echelon.topics import load_catalogue
 
 BATCH_BYTES = 8 * 1024 * 1024
 """Most bytes that are handed to the broker at once."""
@@ -31,12 +32,6 @@ BATCHES = 4
 """Batches that may be read ahead of the step under way, each of at most what the bus reads at once."""
 STEP_COST = 0.0005
 """Seconds that storing a step is taken to need on the virtual clock."""
-UNREAD = frozenset({"deadletter"})
-"""Topics that those who write them may not read: what may stand there already is sent once more."""
-SHARED = frozenset(
-    {"checkin", "handshake", "masked", "split.up", "split.down", "parts", "behaviour", "deadletter"}
-)
-"""Topics that every device, or every edge, of a boundary may write."""
 DRAIN_SECONDS = 5.0
 """Seconds that a stopping actor gives its last records to reach the broker."""
 
@@ -139,7 +134,7 @@ class Publisher:
         scanned = self._store.scanned()
         missing = {_fingerprint(row.record): row for row in rows}
         written = {TopicPartition(row.record.topic, row.record.partition) for row in rows}
-        for at in sorted(at for at in written if at.topic not in UNREAD):
+        for at in sorted(at for at in written if may_read_back(at)):
             async for record in read_to_end(self._bus, at, scanned.get(at, 0), self._name):
                 again = Outgoing(record.topic, record.value, record.key, record.headers, record.partition)
                 missing.pop(_fingerprint(again), None)
@@ -221,13 +216,20 @@ def _fingerprint(record: Outgoing) -> bytes:
     return digest.digest()
 
 
+def may_read_back(at: TopicPartition) -> bool:
+    """Whether those who write a topic may read it, too; where nobody may, what stands there already is sent again."""
+    topic = load_catalogue().entry(at.topic)
+    return topic is None or not {*topic.writers}.isdisjoint(topic.readers)
+
+
 def may_pass_over(at: TopicPartition) -> bool:
     """Whether a record there that is none is passed over, as any other garbage is, instead of ending the reader.
 
     That is so where others write: a device must not be able to stop its aggregator, nor a gate the controller, nor a
     log's writer its witnesses. A topic that carries decisions is not read on over a hole.
     """
-    return at.topic in SHARED or at.topic.startswith(("delta.", "head.", "witness."))
+    topic = load_catalogue().entry(at.topic)
+    return topic is not None and topic.passed_over
 
 
 def pass_over(reader: Reader, damaged: RecordDamaged, name: str) -> None:
@@ -326,10 +328,6 @@ class Timers:
             self.stop(name)
 
 
-TRANSIENT = frozenset({"split.up", "split.down", "behaviour"})
-"""Topics whose records are kept for some time only: a reader that was away jumps over what it missed."""
-
-
 async def jump(bus: Bus, reader: Reader, positions: Iterable[TopicPartition]) -> bool:
     """Go on with the first kept record wherever what would come next on a transient topic is gone; whether any was.
 
@@ -340,7 +338,8 @@ async def jump(bus: Bus, reader: Reader, positions: Iterable[TopicPartition]) ->
     """
     moved = False
     for at in positions:
-        if at.topic in TRANSIENT:
+        topic = load_catalogue().entry(at.topic)
+        if topic is not None and topic.transient:
             first = await bus.first_offset(at)
             if reader.position(at) < first:
                 log.warning("%s/%d: passes over what is gone, up to offset %d", at.topic, at.partition, first)

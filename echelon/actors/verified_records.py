@@ -25,8 +25,6 @@ from echelon.messages.wire import Message, Reason, Refused
 from echelon.rounds.effects import Incoming
 from echelon.topics import Catalogue, Plane, Role
 
-SHARED_TOPICS = frozenset({"control", "model"})
-"""Topics that every device reads from the start to the end."""
 KEPT = 128
 """Records that are remembered: devices read the newest ones at about the same time."""
 
@@ -117,7 +115,7 @@ class RecordOpener:
         if is_chunk(record):
             self._chunk(record)
             return None
-        if self._shared is not None and record.topic in SHARED_TOPICS:
+        if self._shared is not None and record.topic in self.catalogue.boundary.for_all_members:
             key = (self.membership.run, self.membership.boundary, record.topic, record.value)
             envelope, message = self._shared.get(key, lambda: self.verified(record))
         else:
@@ -172,7 +170,7 @@ class RecordOpener:
                 f"a chunk under the key of {sender} ({role.value}), who may not write {record.topic}",
             )
         chunk = read_chunk(record, signed=True)
-        if not any(kind.endswith(".chunk") for kind in topic.messages):
+        if not topic.takes_chunks:
             raise Refused(Reason.WRONG_TOPIC, f"a chunk may not stand on {record.topic}")
         if not self._expects(record.topic, sender, chunk.scope):
             return

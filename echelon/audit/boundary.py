@@ -23,7 +23,7 @@ from echelon.audit.records import Damaged, LogRecord, StoredRecord
 from echelon.audit.verify import MAX_FINDINGS
 from echelon.audit.verify import Version as Adapter
 from echelon.errors import AuditError, ProtocolError
-from echelon.messages.boundary import Adopt, Cohort, Derived, Model, SealedDelta, Window
+from echelon.messages.boundary import INPUTS, Adopt, Cohort, Derived, Model, SealedDelta, Window
 from echelon.messages.exchange import Commit, Delta, Genesis, Refusal, RefusalReason, WindowSummary
 from echelon.messages.manifest import RunManifest
 from echelon.rounds.effects import Incoming
@@ -33,7 +33,6 @@ from echelon.secagg.faults import InputRefused
 from echelon.secagg.roster import Roster, WindowLeaf, roster_root
 
 CONTROL = "control"
-INPUTS = ("handshake", "masked", "parts")
 TOPICS = (CONTROL, *INPUTS, "delta", "versions", "model", GLOBAL)
 """What a boundary's auditor reads. Not `inbox` (sealed to one device), nor `split.*`, nor `behaviour`."""
 F32 = NDArray[np.float32]

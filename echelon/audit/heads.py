@@ -17,12 +17,13 @@ from typing import ClassVar
 from echelon.audit.note import Checkpoint, SignedNote, note_key_hash, origin
 from echelon.audit.records import Headers, LogRecord
 from echelon.errors import CodecError
+from echelon.messages.exchange import NOTES
 from echelon.messages.manifest import RunManifest
 from echelon.messages.wire import Message
 
 GLOBAL = "global"
 HEAD_PREFIX, WITNESS_PREFIX, DELTA_PREFIX = "head.", "witness.", "delta."
-HEAD, COSIGNATURE, CONFLICT = b"head", b"cosignature", b"conflict"
+HEAD, COSIGNATURE, CONFLICT = (kind.encode() for kind in NOTES)
 MAX_PROOF = 63
 """Most hashes of a consistency proof, as tlog-witness says."""
 MAX_HEAD_BYTES = 8 * 1024

@@ -82,6 +82,10 @@ class VoidReason(StrEnum):
     RESTART = "restart"
 
 
+INPUTS = ("handshake", "masked", "parts")
+"""Topics whose records windows are derived from: what members write and gates read, in the order of `Window.inputs`."""
+
+
 class WindowOpen(Message):
     """The aggregator takes check-ins for this window."""
 
@@ -145,6 +149,7 @@ class Window(Message):
 
     kind: ClassVar[str] = "window"
     revision: ClassVar[int] = 2
+    costly: ClassVar[bool] = True
     window: U63
     version: U63
     """The boundary adapter's version after this window."""

@@ -223,5 +223,7 @@ class Close(Message):
     prefix: Digest
 
 
+NOTES = ("head", "cosignature", "conflict")
+"""What stands on the exchange as text in other people's formats and is no message: `audit/heads.py` reads it."""
 EXCHANGE = Registry("exchange", (Genesis, Delta, Commit, Refusal, Close), former={("delta", 1): 1})
 """The closed set: nothing else crosses."""

@@ -91,6 +91,7 @@ class KeyList(Message):
 
     kind: ClassVar[str] = "roster"
     revision: ClassVar[int] = 2
+    costly: ClassVar[bool] = True
     window: U63
     entries: Annotated[tuple[KeyEntry, ...], Field(max_length=MAX_MEMBERS), AfterValidator(_ascending)]
 
@@ -114,6 +115,7 @@ class SharesList(Message):
     """Decision U2: the devices whose shares are with their neighbours; pairwise masks run among these."""
 
     kind: ClassVar[str] = "shares"
+    costly: ClassVar[bool] = True
     window: U63
     devices: Annotated[tuple[Slug, ...], Field(max_length=MAX_MEMBERS), AfterValidator(_ascending_names)]
 
@@ -161,6 +163,7 @@ class Signatures(Message):
     """Decision U4: the signatures over U3 that were collected."""
 
     kind: ClassVar[str] = "signatures"
+    costly: ClassVar[bool] = True
     window: U63
     entries: Annotated[tuple[SignatureEntry, ...], Field(max_length=MAX_MEMBERS), AfterValidator(_ascending)]
 
@@ -176,6 +179,7 @@ class Unmask(Message):
     """Round 4: shares of the seeds of U3 and of the mask keys of U2 without U3, never both of a device."""
 
     kind: ClassVar[str] = "unmask"
+    costly: ClassVar[bool] = True
     window: U63
     seeds: Annotated[tuple[RevealedShare, ...], Field(max_length=MAX_MEMBERS), AfterValidator(_ascending)]
     keys: Annotated[tuple[RevealedShare, ...], Field(max_length=MAX_MEMBERS), AfterValidator(_ascending)]

@@ -95,6 +95,8 @@ class Message(Fields):
 
     kind: ClassVar[str]
     revision: ClassVar[int] = 1
+    costly: ClassVar[bool] = False
+    """Whether taking one computes so much that an actor does it off its event loop."""
 
     def encode(self) -> bytes:
         """The one canonical encoding of the fields: a msgpack map in order of declaration."""

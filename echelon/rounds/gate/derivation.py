@@ -18,13 +18,13 @@ from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from echelon.errors import ProtocolError
 from echelon.laws.cohort import context_of
 from echelon.laws.ledger import Ledger, RoundedDelta
-from echelon.laws.snapshot import decode, encode
+from echelon.laws.snapshot import F32, decode, encode
 from echelon.messages.boundary import (
+    INPUTS,
     Adopt,
     Cohort,
     Masked,
@@ -50,15 +50,13 @@ from echelon.messages.split import EdgePart
 from echelon.messages.wire import Message
 from echelon.outer.alternating import Factors
 from echelon.rounds.effects import Incoming
-from echelon.rounds.gate.early_inputs import INPUTS, EarlyInputs
+from echelon.rounds.gate.early_inputs import EarlyInputs
 from echelon.rounds.gate.facts import CommitFacts, DerivedSoFar, DerivedVersion
 from echelon.rounds.gate.global_facts import GlobalFacts
 from echelon.rounds.gate.snapshot import DerivationSnapshot
 from echelon.rounds.gate.window import WindowUnderWay
 from echelon.secagg.roster import Roster
 from echelon.secagg.server import Server
-
-F32 = NDArray[np.float32]
 
 MAX_WAITING = 512
 """Most records of `control` that may wait for inputs which were not read yet: 32 MiB of the largest."""

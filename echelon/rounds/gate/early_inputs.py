@@ -15,8 +15,6 @@ RECORD_COST = 64 * 1024
 """What a record counts as besides its payload: the largest that one without payload can have."""
 EARLY_INPUTS = 16
 """Inputs of the largest kind that one sender may have kept before their decisions were read: those of a few windows."""
-INPUTS = ("handshake", "masked", "parts")
-"""Topics whose records are inputs of windows."""
 
 
 class EarlyInputs:

@@ -15,6 +15,7 @@ from echelon.errors import ProtocolError
 from echelon.laws.cohort import vector_length
 from echelon.laws.ledger import PendingDelta
 from echelon.messages.boundary import (
+    INPUTS,
     Adopt,
     Cohort,
     Masked,
@@ -38,7 +39,7 @@ from echelon.messages.handshake import (
 )
 from echelon.messages.wire import Message, Reason
 from echelon.rounds.gate.derivation import MAX_WAITING, BoundaryLog
-from echelon.rounds.gate.early_inputs import EARLY_INPUTS, INPUTS, RECORD_COST
+from echelon.rounds.gate.early_inputs import EARLY_INPUTS, RECORD_COST
 from echelon.rounds.gate.facts import CommitFacts
 from echelon.secagg.faults import InputRefused
 from tests.worlds.boundary_world import DERIVED, DIM, Line, World, manifest_for
