@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from echelon.errors import ProtocolError
+from echelon.laws.snapshot import F32
 from echelon.laws.versions import Adapter, KnownVersions, SignedCommit
 from echelon.messages.boundary import Model
 from echelon.messages.exchange import Pace
 from echelon.messages.manifest import MILLION, RunManifest
-from echelon.rounds.device.state import F32
 
 MAX_WAITING_ADAPTERS = 3
 """Adapters that a device keeps until they are derived: the oldest, so that it always comes to one, and the newest."""

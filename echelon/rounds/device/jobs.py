@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from echelon.errors import ProtocolError
 from echelon.jobs.training import Abandoned, Evaluate, Evaluated, SplitJob, TrainJob, TrainOutcome
+from echelon.laws.snapshot import F32
 from echelon.laws.update_encoding import loss_units
 from echelon.messages.exchange import Pace
 from echelon.messages.manifest import MILLION, RunManifest
@@ -18,7 +19,7 @@ from echelon.messages.wire import DeviceId
 from echelon.outer.alternating import Factors
 from echelon.rounds.device.adapters import DeviceAdapters
 from echelon.rounds.device.offers import DeviceOffers
-from echelon.rounds.device.state import F32, RETRY, DeviceOptions, DeviceState, Update
+from echelon.rounds.device.state import RETRY, DeviceOptions, DeviceState, Update
 from echelon.rounds.effects import Effect, Note, Publish, Save, StartTimer, note
 from echelon.rounds.shards import Holding
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from echelon.errors import ProtocolError
 from echelon.laws.blocks import block_ranges, holds
 from echelon.laws.cohort import context_of
+from echelon.laws.snapshot import F32
 from echelon.laws.update_encoding import UpdateEncoder, loss_units
 from echelon.laws.versions import KnownVersions
 from echelon.messages.boundary import Cohort, Masked, Member
@@ -19,7 +20,7 @@ from echelon.messages.exchange import Payload
 from echelon.messages.handshake import Deliver, Included, KeyList, SharesList, Signatures
 from echelon.messages.manifest import RunManifest
 from echelon.messages.wire import DeviceId
-from echelon.rounds.device.state import F32, DeviceState, Offer
+from echelon.rounds.device.state import DeviceState, Offer
 from echelon.rounds.effects import Effect, Publish, Save
 from echelon.secagg.client import Client
 from echelon.secagg.entropy import Entropy

@@ -6,12 +6,13 @@ set without this device; otherwise it is lost.
 
 from __future__ import annotations
 
+from echelon.laws.snapshot import F32
 from echelon.laws.staleness import buckets
 from echelon.messages.boundary import Cohort, Ready
 from echelon.messages.manifest import SecureTerms
 from echelon.messages.split import MAX_JOBS
 from echelon.messages.wire import DeviceId
-from echelon.rounds.device.state import F32, Offer, Update
+from echelon.rounds.device.state import Offer, Update
 from echelon.rounds.effects import Effect, Note, note
 
 

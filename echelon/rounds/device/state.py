@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from echelon.laws.blocks import joined
+from echelon.laws.snapshot import F32
 from echelon.messages.adapter import WHOLE, Held
 from echelon.messages.split import MAX_JOBS
 
-F32 = NDArray[np.float32]
 PATIENCE, HOLD, LEAVE, RETRY, TRIPS = "patience", "hold", "leave", "retry", "trips"
 """Names of a device's timers."""
 

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-import numpy as np
-from numpy.typing import NDArray
-
 from echelon.errors import ProtocolError
+from echelon.laws.snapshot import F32
 from echelon.messages.boundary import Adopt
 from echelon.rounds.gate.facts import CommitFacts, RefusedFacts
-
-F32 = NDArray[np.float32]
 
 MAX_ADAPTERS = 4
 """Adapters of newer commits that are kept for adoptions to come; those that an adoption wants later are read again."""
