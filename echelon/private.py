@@ -22,12 +22,21 @@ SIDECARS = ("-wal", "-shm", "-journal")
 """What SQLite adds to a database's name."""
 
 
-def may_pass(error: OSError | sqlite3.Error) -> bool:
-    """Whether what a file failed with may go well later: no room on the disk, no quota, a disk that fails."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the kind, without what distinguishes cases of it
-    return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+def is_full(error: BaseException) -> bool:
+    """Whether a file failed since there is no room on its disk, or in its owner's quota."""
+    return _failed_with(error, (errno.ENOSPC, errno.EDQUOT), sqlite3.SQLITE_FULL)
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether what a file failed with may go well later: no room, or a disk that fails."""
+    return is_full(error) or _failed_with(error, (errno.EIO,), sqlite3.SQLITE_IOERR)
+
+
+def _failed_with(error: BaseException, numbers: tuple[int, ...], kind: int) -> bool:
+    if isinstance(error, sqlite3.Error):
+        code = getattr(error, "sqlite_errorcode", 0)
+        return code & 0xFF == kind  # without what distinguishes cases of the kind
+    return isinstance(error, OSError) and error.errno in numbers
 
 
 def private_folder(path: Path) -> None:

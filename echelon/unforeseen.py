@@ -5,30 +5,26 @@ A full disk is foreseen everywhere: it has a sentence and no report.
 
 from __future__ import annotations
 
-import errno
 import os
 import platform
-import sqlite3
 import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from echelon.private import create_private
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
-_SQLITE_FULL = 13
+from echelon.private import create_private, is_full
 
 
 def disk_full(error: BaseException) -> str | None:
     """A sentence for an error that comes of a full disk, wherever in its chain of causes; None for any other."""
     for one in _chain(error):
-        if isinstance(one, OSError) and one.errno in FULL:
+        if not is_full(one):
+            continue
+        if isinstance(one, OSError):
             where = "" if one.filename is None else f": {_text(one.filename)} cannot be written"
             return f"the disk is full{where}. Make room, and start again"
-        if isinstance(one, sqlite3.Error) and getattr(one, "sqlite_errorcode", None) == _SQLITE_FULL:
-            return "the disk is full: a log or a state file cannot be written. Make room, and start again"
+        return "the disk is full: a log or a state file cannot be written. Make room, and start again"
     return None
 
 
