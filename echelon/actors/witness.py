@@ -250,7 +250,7 @@ class Witness:
         if stored is not None:
             self._restore(stored)
         own = [record async for record in read_to_end(self.bus, TopicPartition(self.topic), 0, self.name)]
-        for record in (*own, *(_standing(record) for record in unsent)):
+        for record in (*own, *(record.at(0, 0) for record in unsent)):
             if kind_of(record) == COSIGNATURE:
                 self.core.recall(record.key.decode("utf-8", "replace"), record.value)
         await self._recall_last()
@@ -278,16 +278,3 @@ class Witness:
                 "on from its own topic"
             ) from None
         self.core.restore(core)
-
-
-def _standing(record: Outgoing) -> Record:
-    """A record of the outbox as it will stand on its topic."""
-    return Record(
-        topic=record.topic,
-        partition=record.partition,
-        offset=0,
-        key=record.key,
-        value=record.value,
-        headers=record.headers,
-        timestamp_ms=0,
-    )

@@ -68,6 +68,23 @@ class Outgoing:
         """Bytes of key, value and headers together, as `Bus.max_record_bytes` counts them."""
         return len(self.key) + len(self.value) + sum(len(name) + len(value) for name, value in self.headers)
 
+    def at(self, offset: int, timestamp_ms: int) -> Record:
+        """The record as it stands in the log.
+
+        Args:
+            offset: its place in the partition.
+            timestamp_ms: wall-clock time of its writer, in milliseconds.
+        """
+        return Record(
+            topic=self.topic,
+            partition=self.partition,
+            offset=offset,
+            key=self.key,
+            value=self.value,
+            headers=self.headers,
+            timestamp_ms=timestamp_ms,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Record:

@@ -280,17 +280,7 @@ class MemoryStore(Store):
                     log = self._topics[out.topic][out.partition]
                     offset = len(log) + self._first(TopicPartition(out.topic, out.partition))
                     offsets.append(offset)
-                    log.append(
-                        Record(
-                            topic=out.topic,
-                            partition=out.partition,
-                            offset=offset,
-                            key=out.key,
-                            value=out.value,
-                            headers=out.headers,
-                            timestamp_ms=timestamp_ms,
-                        )
-                    )
+                    log.append(out.at(offset, timestamp_ms))
                 results.append(offsets)
         return results
 

@@ -61,17 +61,7 @@ class SimBroker:
         at = TopicPartition(out.topic, out.partition)
         log = self.logs[at]
         offset = len(log)
-        log.append(
-            Record(
-                topic=out.topic,
-                partition=out.partition,
-                offset=offset,
-                key=out.key,
-                value=out.value,
-                headers=out.headers,
-                timestamp_ms=timestamp_ms,
-            )
-        )
+        log.append(out.at(offset, timestamp_ms))
         self.arrivals.append((out.topic, offset))
         for reader in self._listeners.get(at, ()):
             reader.grown(at)
