@@ -21,7 +21,15 @@ from echelon.messages.boundary import (
     INPUTS,
     Released,
 )
-from echelon.messages.exchange import Close, Commit, Genesis, Refusal, RefusalReason
+from echelon.messages.exchange import (
+    OTHER_RECORD,
+    SOURCE_HEADER,
+    Close,
+    Commit,
+    Genesis,
+    Refusal,
+    RefusalReason,
+)
 from echelon.messages.stored import stored
 from echelon.messages.wire import Message, Refused
 from echelon.rounds.aggregator.core import AggregatorCore
@@ -216,11 +224,6 @@ class Aggregator(BoundaryActor):
                 return Closed(message.commits)
             case _:
                 return None
-
-
-OTHER_RECORD = frozenset({RefusalReason.FORK, RefusalReason.BAD_SEQUENCE})
-"""Refusals of a record whose number belongs, or will belong, to another delta: that one is not decided by them."""
-SOURCE_HEADER = "source-offset"
 
 
 def without_source(record: Record) -> Record:

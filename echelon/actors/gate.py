@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from echelon.actors.aggregator import OTHER_RECORD, SOURCE_HEADER
 from echelon.actors.announcing import Announcer
 from echelon.actors.boundary import BoundaryActor, Cross, raise_if_failed
 from echelon.actors.exchange import Writer, reportable_faults
@@ -35,7 +34,17 @@ from echelon.laws.ledger import RoundedDelta
 from echelon.laws.lengths import delta_length, genesis_length
 from echelon.messages.boundary import INPUTS, Derived, SealedDelta
 from echelon.messages.envelope import Signer
-from echelon.messages.exchange import Close, Commit, Delta, Genesis, Payload, Refusal, RefusalReason
+from echelon.messages.exchange import (
+    OTHER_RECORD,
+    SOURCE_HEADER,
+    Close,
+    Commit,
+    Delta,
+    Genesis,
+    Payload,
+    Refusal,
+    RefusalReason,
+)
 from echelon.messages.stored import stored
 from echelon.messages.wire import Refused
 from echelon.rounds.effects import Effect, Incoming, Publish, Save, Stop, note

@@ -24,7 +24,16 @@ from echelon.audit.verify import MAX_FINDINGS
 from echelon.audit.verify import Version as Adapter
 from echelon.errors import AuditError, ProtocolError
 from echelon.messages.boundary import INPUTS, Adopt, Cohort, Derived, Model, SealedDelta, Window
-from echelon.messages.exchange import Commit, Delta, Genesis, Refusal, RefusalReason, WindowSummary
+from echelon.messages.exchange import (
+    OTHER_RECORD,
+    SOURCE_HEADER,
+    Commit,
+    Delta,
+    Genesis,
+    Refusal,
+    RefusalReason,
+    WindowSummary,
+)
 from echelon.messages.manifest import RunManifest
 from echelon.rounds.effects import Incoming
 from echelon.rounds.gate.derivation import BoundaryLog
@@ -36,9 +45,6 @@ CONTROL = "control"
 TOPICS = (CONTROL, *INPUTS, "delta", "versions", "model", GLOBAL)
 """What a boundary's auditor reads. Not `inbox` (sealed to one device), nor `split.*`, nor `behaviour`."""
 F32 = NDArray[np.float32]
-SOURCE_HEADER = "source-offset"
-"""The header under which a gate writes where a record stood on the exchange."""
-_OTHER_RECORD = {RefusalReason.FORK, RefusalReason.BAD_SEQUENCE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +133,7 @@ class ExchangeFacts:
                 self.envelopes[message.commit] = entry.sha256
                 mine = tuple(merged.seq for merged in message.merged if merged.boundary == self.index)
                 self.decided.append(CommitFacts(message.commit, mine, message.adapter_sha256))
-            case Refusal() if message.boundary == self.index and message.reason not in _OTHER_RECORD:
+            case Refusal() if message.boundary == self.index and message.reason not in OTHER_RECORD:
                 self.decided.append(message)
             case _:
                 pass

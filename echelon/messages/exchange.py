@@ -44,6 +44,12 @@ class RefusalReason(StrEnum):
     LIMIT = "limit"
 
 
+OTHER_RECORD = frozenset({RefusalReason.FORK, RefusalReason.BAD_SEQUENCE})
+"""Refusals of a record whose number belongs, or will belong, to another delta: that one is not decided by them."""
+SOURCE_HEADER = "source-offset"
+"""The header under which a gate writes where a record of a boundary's `global` stands on the exchange."""
+
+
 class CloseReason(StrEnum):
     """Why a run ended."""
 

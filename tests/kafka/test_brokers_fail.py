@@ -7,11 +7,12 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from echelon.actors.aggregator import without_source
 from echelon.bus import Record
 from echelon.messages.boundary import SealedDelta, Window
 from echelon.messages.exchange import Commit, Merged, Refusal
@@ -22,7 +23,7 @@ from tests.kafka.federations import NAMES, Left, deployed, fleet
 from tools.fleet.fleet import Fleet
 from tools.fleet.follow import Follower, View
 from tools.fleet.links import CUT, CUT_PORT, DUPLICATES
-from tools.fleet.outcome import SOURCE_OFFSET, manifests, messages, read_broker
+from tools.fleet.outcome import manifests, messages, read_broker
 from tools.kafka.stack import Stack
 
 SECONDS = 400.0
@@ -97,7 +98,7 @@ class Meanwhile:
 
         sealed = {delta.seq for delta in messages(topics["delta"], SealedDelta)}
         mine = NAMES.index(name)
-        for said in manifests(map(unmirrored, topics["global"])):
+        for said in manifests(map(without_source, topics["global"])):
             if isinstance(said, Commit):
                 sealed -= {one.seq for one in said.merged if one.boundary == mine}
             elif isinstance(said, Refusal) and said.boundary == mine:
@@ -107,11 +108,6 @@ class Meanwhile:
             frozenset(sealed),
             frozenset(one.seq for one in messages(written("delta"), SealedDelta)) & sealed,
         )
-
-
-def unmirrored(record: Record) -> Record:
-    """A record as it stands on the exchange, without what the gate adds as it mirrors it."""
-    return replace(record, headers=tuple(header for header in record.headers if header[0] != SOURCE_OFFSET))
 
 
 def merged(left: Left) -> list[list[Merged]]:

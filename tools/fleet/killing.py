@@ -28,6 +28,7 @@ from echelon.bus.embedded import EmbeddedBus
 from echelon.bus.kafka import KafkaBus
 from echelon.errors import ConfigError
 from echelon.messages.envelope import Envelope
+from echelon.messages.exchange import SOURCE_HEADER
 from echelon.messages.split import SplitFrame
 from echelon.messages.wire import Refused
 from echelon.rounds.effects import Effect, Publish
@@ -179,7 +180,7 @@ class _AsRead:
 
     def __init__(self, record: Outgoing) -> None:
         self.topic, self.key, self.value = record.topic, record.key, record.value
-        self.headers = tuple(header for header in record.headers if header[0] != "source-offset")
+        self.headers = tuple(header for header in record.headers if header[0] != SOURCE_HEADER)
 
 
 class Killer:

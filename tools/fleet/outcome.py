@@ -19,12 +19,12 @@ from echelon.messages.boundary import BOUNDARY, Adopt, Cohort, SealedDelta, Void
 from echelon.messages.envelope import Envelope
 from echelon.messages.exchange import Close, Commit, Delta, Genesis, Refusal
 from echelon.messages.wire import Message
+from echelon.sim.invariants.crossing import origin_of
 
 Topics = Mapping[str, list[Record]]
 M = TypeVar("M", bound=Message)
 SILENCE = 30.0
 """Seconds after which a record that a broker promised counts as lost."""
-SOURCE_OFFSET = "source-offset"
 
 
 async def read_broker(broker: BrokerSettings, topics: Iterable[str] | None = None) -> dict[str, list[Record]]:
@@ -272,14 +272,8 @@ def _mirrored(inside: list[Record], outside: list[Record]) -> Iterator[str]:
     following = next(due, None)
     seen: set[int] = set()
     for record in inside:
-        offsets = [int.from_bytes(value, "big") for key, value in record.headers if key == SOURCE_OFFSET]
-        origin = by_offset.get(offsets[0]) if len(offsets) == 1 else None
-        headers = tuple(header for header in record.headers if header[0] != SOURCE_OFFSET)
-        if origin is None or (origin.key, origin.value, origin.headers) != (
-            record.key,
-            record.value,
-            headers,
-        ):
+        origin = origin_of(record, by_offset)
+        if origin is None:
             yield f"global@{record.offset} is no record of the exchange"
             continue
         if origin.offset == following:

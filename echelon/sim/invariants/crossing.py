@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from echelon.messages.boundary import (
-    SealedDelta,
-)
-from echelon.messages.exchange import Delta
+from echelon.actors.aggregator import without_source
+from echelon.bus import Record
+from echelon.messages.boundary import SealedDelta
+from echelon.messages.exchange import SOURCE_HEADER, Delta
 from echelon.sim.left import RunRecords
-
-SOURCE_OFFSET = "source-offset"
 
 
 def crossed_as_sealed(left: RunRecords) -> Iterator[str]:
@@ -27,18 +25,31 @@ def crossed_as_sealed(left: RunRecords) -> Iterator[str]:
         yield from _mirrored(left, boundary)
 
 
+def origin_of(record: Record, outside: Mapping[int, Record]) -> Record | None:
+    """The record of the exchange's `global` that a boundary's is a copy of, byte for byte; None if there is none.
+
+    Args:
+        record: of a boundary's `global`.
+        outside: records of the exchange's `global` by offset.
+    """
+    offsets = [int.from_bytes(value, "big") for name, value in record.headers if name == SOURCE_HEADER]
+    origin = outside.get(offsets[0]) if len(offsets) == 1 else None
+    copied = without_source(record)
+    if origin is None or (origin.key, origin.value, origin.headers) != (
+        copied.key,
+        copied.value,
+        copied.headers,
+    ):
+        return None
+    return origin
+
+
 def _mirrored(left: RunRecords, boundary: str) -> Iterator[str]:
     outside = {record.offset: record for record in left.outcome.topics["exchange"]["global"]}
     following = 0
     for record in left.outcome.topics[boundary]["global"]:
-        offsets = [int.from_bytes(value, "big") for name, value in record.headers if name == SOURCE_OFFSET]
-        origin = outside.get(offsets[0]) if len(offsets) == 1 else None
-        headers = tuple(header for header in record.headers if header[0] != SOURCE_OFFSET)
-        if origin is None or (origin.key, origin.value, origin.headers) != (
-            record.key,
-            record.value,
-            headers,
-        ):
+        origin = origin_of(record, outside)
+        if origin is None:
             yield f"{boundary}: global@{record.offset} is no record of the exchange"
         elif origin.offset > following:
             yield f"{boundary}: global@{record.offset} was mirrored before what stands ahead of it"
