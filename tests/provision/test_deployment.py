@@ -13,7 +13,7 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import NameOID
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from echelon.cli.app import app
 from echelon.compute.pool import build_learner, facts_of, spec_of
@@ -331,25 +331,23 @@ def test_embedded_logs_are_found_from_the_map_and_need_no_certificates(tmp_path:
     assert load_service(AggregatorConfig, made.config("a", "aggregator"), {}).broker.security is None
 
 
+def deploys(folder: Path, *options: str) -> Result:
+    """What `echelon deploy` answers for the settings of these tests and the broker map in `folder`/stack."""
+    run = folder / "run.yaml"
+    run.write_text(yaml.safe_dump(settings().model_dump(mode="json")))
+    places = ["--brokers", str(folder / "stack/brokers.yaml"), "--out", str(folder / "out")]
+    return CliRunner().invoke(app, ["deploy", str(run), *places, *options])
+
+
 def test_the_command(tmp_path: Path) -> None:
     broker_map(tmp_path / "stack")
-    run = tmp_path / "run.yaml"
-    run.write_text(yaml.safe_dump(settings().model_dump(mode="json")))
-    arguments = [
-        "deploy",
-        str(run),
-        "--brokers",
-        str(tmp_path / "stack/brokers.yaml"),
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    found = CliRunner().invoke(app, [*arguments, "--set", "budget.commits=5", "--json"])
+    found = deploys(tmp_path, "--set", "budget.commits=5", "--json")
     assert found.exit_code == 0, found.output
     said = json.loads(found.stdout)
     made = Deployment.load(tmp_path / "out")
     assert said == {"folder": str(made.folder), "manifest_sha256": made.manifest_sha256, "requests": []}
     assert made.manifest().budget.commits == 5
-    again = CliRunner().invoke(app, arguments)
+    again = deploys(tmp_path)
     assert again.exit_code == 2
     assert "never overwritten" in again.stderr
 
@@ -367,18 +365,7 @@ def test_what_a_cluster_of_several_nodes_needs_stands_in_its_topics_files(
     tmp_path: Path, options: list[str], scope: dict[str, int]
 ) -> None:
     brokers = broker_map(tmp_path / "stack")
-    run = tmp_path / "run.yaml"
-    run.write_text(yaml.safe_dump(settings().model_dump(mode="json")))
-    arguments = [
-        "deploy",
-        run,
-        "--brokers",
-        tmp_path / "stack/brokers.yaml",
-        "--out",
-        tmp_path / "out",
-        *options,
-    ]
-    found = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    found = deploys(tmp_path, *options)
     assert found.exit_code == 0, found.output
     made = Deployment.load(tmp_path / "out")
     for place in ("exchange", *brokers.boundaries):
@@ -396,18 +383,7 @@ def test_what_a_cluster_of_several_nodes_needs_stands_in_its_topics_files(
 )
 def test_replication_that_cannot_be_is_refused(tmp_path: Path, options: list[str], said: str) -> None:
     broker_map(tmp_path / "stack")
-    run = tmp_path / "run.yaml"
-    run.write_text(yaml.safe_dump(settings().model_dump(mode="json")))
-    arguments = [
-        "deploy",
-        run,
-        "--brokers",
-        tmp_path / "stack/brokers.yaml",
-        "--out",
-        tmp_path / "out",
-        *options,
-    ]
-    found = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    found = deploys(tmp_path, *options)
     assert found.exit_code == 2
     assert said in " ".join(found.stderr.split())
     assert not (tmp_path / "out").exists()
