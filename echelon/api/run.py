@@ -24,11 +24,10 @@ from echelon.errors import ConfigError, EchelonError
 from echelon.report import build_report
 from echelon.report.data import CommitLine, EvaluationLine, WindowLine
 from echelon.run.federation import Federation, Result
-from echelon.run.folder import prepare_folder
-from echelon.run.holding import locked, remove_unstarted, resumable
+from echelon.run.opening import CONFIG_FILE, RULES_FOLDER, check_settings, opened_folder, saying_everything
 from echelon.run.recorder import Recorder
 from echelon.virtual_loop import run_virtual
-from echelon.wiring.plugins import rules_of
+from echelon.wiring.plugins import look_beside, rules_of
 
 Event: TypeAlias = WindowLine | CommitLine | EvaluationLine
 """A window of a boundary, a commit, or an evaluation of a commit by a boundary. All of them are aggregates."""
@@ -95,6 +94,7 @@ class Run:
         Raises:
             ConfigError: the file, or what was changed of it, is no run file; the message says what and where.
         """
+        look_beside(Path(path).absolute().parent)
         fields = read_map(Path(path), "run file", MAX_FILE_BYTES)
         return cls(parse(_merged(fields, overrides), str(path)), None if out is None else Path(out))
 
@@ -114,7 +114,8 @@ class Run:
         Raises:
             ConfigError: no run is there that could go on.
         """
-        run = cls(load(Path(folder) / "config.yaml"), Path(folder))
+        look_beside(Path(folder) / RULES_FOLDER)
+        run = cls(load(Path(folder) / CONFIG_FILE), Path(folder))
         run._resumes = True
         return run
 
@@ -217,33 +218,30 @@ class Run:
     def _run(self) -> RunResult:
         settings, out = self.settings, self.folder
         quiet_libraries()
+        for warning in check_settings(settings):
+            self._say(f"warning: {warning}")
         parent = None if self.start_from is None else load_parent(str(self.start_from), rules_of(settings))
-        existed = out.exists()
-        offset = prepare_folder(settings, out, resume=self._resumes)
-        try:
-            with locked(out), ExitStack() as stack:
-                devices = {boundary.name: len(boundary.device_list()) for boundary in settings.boundaries}
-                recorder = Recorder(devices, out / "metrics.jsonl", offset)
-                stack.callback(recorder.close)
-                if self._resumes:
-                    recorder.reload()
-                recorder.listeners.append(self._take)
-                if settings.logging.tensorboard:
-                    board = TensorBoard(out / FOLDER, offset)
-                    stack.callback(board.close)
-                    recorder.listeners.append(board.take)
-                stack.enter_context(logging_to(out / LOG_FILE, to_stderr=False, tell=lambda _text: None))
-                federation = Federation(
-                    settings, out, recorder, resume=self._resumes, status=self._say, parent=parent
-                )
+        with opened_folder(settings, out, resume=self._resumes) as offset, ExitStack() as stack:
+            devices = {boundary.name: len(boundary.device_list()) for boundary in settings.boundaries}
+            recorder = Recorder(devices, out / "metrics.jsonl", offset)
+            stack.callback(recorder.close)
+            if self._resumes:
+                recorder.reload()
+            recorder.listeners.append(self._take)
+            if settings.logging.tensorboard:
+                board = TensorBoard(out / FOLDER, offset)
+                stack.callback(board.close)
+                recorder.listeners.append(board.take)
+            stack.enter_context(logging_to(out / LOG_FILE, to_stderr=False, tell=lambda _text: None))
+            federation = Federation(
+                settings, out, recorder, resume=self._resumes, status=self._say, parent=parent
+            )
+            with saying_everything(settings):
                 result = self._on_its_clock(federation)
-                build_report(out)
-                found = RunResult.of(out, result, settings.model)
-                found.metrics.update({name: float(metric(found)) for name, metric in self.metrics.items()})
-                return found
-        finally:
-            if not resumable(out):
-                remove_unstarted(out, folder_too=not existed)
+            build_report(out)
+            found = RunResult.of(out, result, settings.model)
+            found.metrics.update({name: float(metric(found)) for name, metric in self.metrics.items()})
+            return found
 
     def _on_its_clock(self, federation: Federation) -> Result:
         if self.settings.clock == "virtual":

@@ -25,27 +25,19 @@ from echelon.cli.progress import ProgressDisplay, Story
 from echelon.cli.stopping import Stopped, Stopper
 from echelon.cli.tensorboard import FOLDER, TensorBoard
 from echelon.compute.warm_start import Parent
-from echelon.config.run import RunSettings, dump, load
+from echelon.config.run import RunSettings, load
 from echelon.errors import ConfigError, EchelonError
 from echelon.messages.stored import ANEW, stored
-from echelon.preflight.check import everything_wrong
-from echelon.preflight.findings import RunFault, together
-from echelon.preflight.rules import check_rules
-from echelon.private import write_whole
-from echelon.provision.manifest_from_settings import secure_terms
 from echelon.report import build_report
 from echelon.run.federation import Federation, Result
-from echelon.run.folder import prepare_folder
-from echelon.run.holding import locked, remove_unstarted, resumable
+from echelon.run.holding import resumable
+from echelon.run.opening import CONFIG_FILE, RULES_FOLDER, check_settings, opened_folder, saying_everything
 from echelon.run.recorder import Recorder
-from echelon.topics import Boundary, load_catalogue
 from echelon.unforeseen import disk_full, explained
 from echelon.virtual_loop import run_virtual
-from echelon.wiring.plugins import copy_rules, look_beside, rules_of
+from echelon.wiring.plugins import look_beside, rules_of
 
-CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.yaml", "metrics.jsonl", "summary.json"
-RULES_FOLDER = "rules"
-"""Sources of the run's own rules, so that it can be resumed from anywhere."""
+METRICS_FILE, SUMMARY_FILE = "metrics.jsonl", "summary.json"
 ADJUSTABLE = ("compute", "window", "cost", "simulation", "logging")
 """Sections that a resumed run may change; the rest is fixed by the signed manifest."""
 
@@ -70,23 +62,13 @@ def execute(order: RunArguments) -> int:
         ConfigError: it cannot be carried out as it stands; nothing is left behind.
     """
     settings, out = _settings(order)
-    _check_rules(settings)
+    for warning in check_settings(settings):
+        _say(f"warning: {warning}")
     parent = None if order.start is None else load_parent(order.start, rules_of(settings))
-    secure_terms(settings)
-    names = [Boundary(boundary.name) for boundary in settings.boundaries]
-    load_catalogue().exchange_topics(names, settings.witness_names())
-    existed = out.exists()
-    offset = prepare_folder(settings, out, resume=order.resume is not None)
     try:
-        with locked(out):
-            if order.resume is not None:
-                write_whole(out / CONFIG_FILE, dump(settings).encode())
-            else:
-                copy_rules(settings, out / RULES_FOLDER)
-            try:
+        with opened_folder(settings, out, resume=order.resume is not None) as offset:
+            with saying_everything(settings):
                 result = _run(order, settings, out, offset, parent)
-            except ConfigError as error:
-                raise everything_wrong(settings, error) from error
             return _close(order, out, result)
     except Stopped as stopped:
         typed = "stopped cleanly" if resumable(out) else "stopped before training began"
@@ -103,20 +85,6 @@ def execute(order: RunArguments) -> int:
         show_error(explained(error, __version__))
         _say(_way_on(out))
         return FAILED
-    finally:
-        if not resumable(out):
-            remove_unstarted(out, folder_too=not existed)
-
-
-def _check_rules(settings: RunSettings) -> None:
-    """Make the run's own rules once, before anything is written."""
-    faults: list[RunFault] = []
-    warnings: list[str] = []
-    check_rules(settings, faults, warnings)
-    if faults:
-        raise together(faults, "the run's rules")
-    for warning in warnings:
-        _say(f"warning: {warning}")
 
 
 def _settings(order: RunArguments) -> tuple[RunSettings, Path]:

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
+from echelon import Run
 from echelon.config.run import parse
+from echelon.errors import ConfigError
 from echelon.preflight.rules import check_rules
 from echelon.wiring import plugins
 from echelon.wiring.plugins import look_beside
@@ -134,6 +136,20 @@ def test_a_run_with_a_wrong_rule_leaves_nothing(cli: Cli, tmp_path: Path) -> Non
     run = cli("run", write(tmp_path, sync=outer(momentum=1)), "--out", out)
     assert run.exit_code == 2
     assert "momentum_ppm" in run.stderr
+    assert not out.exists()
+
+
+def test_a_run_that_python_starts_finds_its_rule_and_keeps_it(tmp_path: Path) -> None:
+    plugins._beside.clear()
+    out = tmp_path / "out"
+    assert Run.from_yaml(write(tmp_path, sync=outer(momentum_ppm=1)), out=out).result().ok
+    assert (out / "rules" / "trimmed.py").read_text() == TRIMMED
+
+
+def test_a_run_that_python_starts_with_a_wrong_rule_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(ConfigError, match="momentum_ppm"):
+        Run.from_yaml(write(tmp_path, sync=outer(momentum=1)), out=out).result()
     assert not out.exists()
 
 
