@@ -33,6 +33,8 @@ EXEMPT: dict[str, str] = {
     "audit.boundary.ExchangeFacts.read": "`TopicLog.read`, record by record, of the topics that it needs",
     "cli.boundary_source.opened_records": "`RecordOpener.open`, record by record",
     "cli.boundary_source.read_roster": "`read_file`, then `Roster.decode`",
+    "topics.Topic.read_by": "whether a role reads a topic",
+    "run.opening.opened_folder": "makes or holds a folder; of a run that goes on it reads what `run.folder` does",
     "run.data.read_data": "asks learners, which go through `read_source`",
     "preflight.data.Reading.read": "documents that `documents_of` gives",
     "api.result.RunResult.load": "a model folder, read by transformers and PEFT",
