@@ -60,6 +60,7 @@ def test_every_setting_has_one_row(table: ModuleType) -> None:
 
 def test_defaults_in_the_table_are_those_in_force(table: ModuleType) -> None:
     text = table.render()
+    assert "10^21" in text
     assert re.search(r"^\| `sync\.steps` \| integer, ≥ 1, ≤ 100000 \| `10` \|", text, re.MULTILINE)
     assert re.search(r"^\| `secure\.k_min` \| integer, ≥ 2, ≤ 200 \| `3` \|", text, re.MULTILINE)
     assert re.search(r"^\| `boundaries\[\]\.data\.source` \| text \| \*\*required\*\* \|", text, re.MULTILINE)
@@ -110,5 +111,9 @@ def test_every_problem_of_a_file_is_named_at_once() -> None:
         parse({"name": "x", "boundaries": [], "budget": {"commits": 0}, "colour": "red"}, "file.yaml")
     message = str(raised.value)
     assert message.startswith("file.yaml:\n")
-    for words in ("boundaries: ", "budget.commits: ", "colour is no setting; see docs/settings.md"):
+    for words in (
+        "boundaries: ",
+        "budget.commits: ",
+        "colour is no setting; `echelon settings` lists all of them",
+    ):
         assert words in message

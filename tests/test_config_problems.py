@@ -68,7 +68,7 @@ def boundary(**changes: Any) -> dict[str, Any]:
                 "sync.stepz is no setting; did you mean steps?",
             ],
         ),
-        (run_file(colour="red"), ["colour is no setting; see docs/settings.md"]),
+        (run_file(colour="red"), ["colour is no setting; `echelon settings` lists all of them"]),
         (
             {"name": "x", "boundaries": 3},
             ["boundaries: Input should be a list", "budget: Input should be given: it has no default"],

@@ -15,6 +15,7 @@ from echelon.cli.deploy import deploy_command
 from echelon.cli.export import export_command
 from echelon.cli.report import report_command
 from echelon.cli.run import run_command
+from echelon.cli.settings import settings_command
 
 if TYPE_CHECKING:
     from typer._click import Command
@@ -69,6 +70,7 @@ def _echelon(
 
 app.command("run")(run_command)
 app.command("check")(check_command)
+app.command("settings")(settings_command)
 app.command("deploy")(deploy_command)
 services.register(app)
 app.add_typer(

@@ -145,7 +145,7 @@ def _line(problem: Problem, fields: object, schema: type[BaseModel]) -> str:
     if problem.kind != "extra_forbidden":
         return f"  {at or 'the file'}: {problem.message}"
     nearest = _nearest(problem.path, schema)
-    advice = "see docs/settings.md" if nearest is None else f"did you mean {nearest}?"
+    advice = "`echelon settings` lists all of them" if nearest is None else f"did you mean {nearest}?"
     return f"  {at} is no setting; {advice}"
 
 
