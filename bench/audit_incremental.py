@@ -24,7 +24,7 @@ from pathlib import Path
 from echelon.bus import Outgoing, open_bus, sqlite_url
 from echelon.cli.audit_output import as_plain
 from echelon.cli.audit_state import StateFile
-from echelon.cli.source import opened
+from echelon.sources.exchange import opened
 from tests.audit.synthetic import Exchange, terms
 
 

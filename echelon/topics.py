@@ -137,11 +137,11 @@ class Topic(BaseModel):
         """Whether payloads travel there."""
         return self.chunk_type in self.messages
 
-    def written_by(self, *roles: Role) -> bool:
+    def is_written_by(self, *roles: Role) -> bool:
         """Whether one of the roles may write it."""
         return not {*roles}.isdisjoint(self.writers)
 
-    def read_by(self, *roles: Role) -> bool:
+    def is_read_by(self, *roles: Role) -> bool:
         """Whether each of the roles may read it."""
         return {*roles}.issubset(self.readers)
 
@@ -185,7 +185,7 @@ def _check_roles(topic: Topic, plane: Plane) -> None:
         raise ValueError(
             f"{where}: {sorted(role.value for role in strangers)} have no business on this plane"
         )
-    if topic.written_by(Role.DEVICE, Role.EDGE) and not topic.passed_over:
+    if topic.is_written_by(Role.DEVICE, Role.EDGE) and not topic.passed_over:
         raise ValueError(f"{where}: a device or an edge could end its readers; set passed_over: true")
     kept_whole = (topic.partitions, topic.retention, len(topic.writers)) == (1, "unlimited", 1)
     if plane is Plane.EXCHANGE and not kept_whole:
@@ -255,7 +255,7 @@ class PlaneTopics(BaseModel):
     def for_all_members(self) -> frozenset[str]:
         """Topics on which the aggregator speaks to every device and every edge, which all read the same."""
         return self.where(
-            lambda topic: topic.written_by(Role.AGGREGATOR) and topic.read_by(Role.DEVICE, Role.EDGE)
+            lambda topic: topic.is_written_by(Role.AGGREGATOR) and topic.is_read_by(Role.DEVICE, Role.EDGE)
         )
 
     def find(self, name: str) -> Topic | None:

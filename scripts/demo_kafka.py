@@ -38,7 +38,7 @@ from echelon.audit.replay import replay
 from echelon.bus import Record
 from echelon.bus.chunks import is_chunk
 from echelon.cli import closing
-from echelon.cli.output import change, count, duration, show_error, size
+from echelon.cli.output import change, count, duration, show_error
 from echelon.compute.pool import Facts, LearnerPool
 from echelon.config.run import RunSettings, load
 from echelon.errors import ConfigError, EchelonError
@@ -46,6 +46,7 @@ from echelon.messages.adapter import Vector
 from echelon.messages.exchange import Genesis
 from echelon.provision.broker_map import EXCHANGE, BrokerMap, load_brokers
 from echelon.provision.deployment import AUDITOR, OPERATOR, Deployment, deploy
+from echelon.units import size
 from tools.fleet.fleet import Fleet, FleetError, when_failed
 from tools.fleet.follow import Follower, View
 from tools.fleet.outcome import Tally, faults_of_boundary, faults_of_exchange, read_broker

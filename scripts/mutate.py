@@ -769,7 +769,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         name="what lies beside the adapter",
-        file="echelon/cli/source.py",
+        file="echelon/sources/exchange.py",
         find="if name not in (CONFIG_FILE, WEIGHTS_FILE) or kind:",
         replace="if kind:",
         tests=("tests/audit/test_hostile_sources.py",),

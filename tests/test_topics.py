@@ -113,7 +113,7 @@ def test_what_actors_ask_of_a_topic_follows_from_its_entry(catalogue):
 
 def test_a_reader_goes_on_behind_what_others_may_damage_and_not_over_a_hole_in_decisions(catalogue):
     passed = {"checkin", "handshake", "masked", "split.up", "split.down", "parts", "behaviour", "deadletter"}
-    assert catalogue.boundary.where(lambda topic: topic.written_by(Role.DEVICE, Role.EDGE)) == passed
+    assert catalogue.boundary.where(lambda topic: topic.is_written_by(Role.DEVICE, Role.EDGE)) == passed
     names = {*catalogue.boundary_topics(2), *catalogue.exchange_topics(["a", "b"], ["w"]), "of-nobody"}
     assert {name for name in names if may_pass_over(TopicPartition(name))} == passed | {
         *("delta.a", "delta.b", "head.delta.a", "head.delta.b", "head.global", "witness.w")
@@ -133,7 +133,7 @@ def test_the_inputs_of_a_window_are_what_members_write_and_a_gate_reads(catalogu
         tuple(
             topic.name
             for topic in catalogue.boundary.topics
-            if topic.written_by(Role.DEVICE, Role.EDGE) and topic.read_by(Role.GATE)
+            if topic.is_written_by(Role.DEVICE, Role.EDGE) and topic.is_read_by(Role.GATE)
         )
         == INPUTS
     )

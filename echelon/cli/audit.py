@@ -52,9 +52,9 @@ from echelon.cli.audit_output import (
 )
 from echelon.cli.audit_replay import replay_command
 from echelon.cli.audit_state import StateFile, write_file
-from echelon.cli.source import opened
 from echelon.errors import ConfigError
 from echelon.outer.custom import Allowed
+from echelon.sources.exchange import opened
 
 app = typer.Typer(
     name="audit", no_args_is_help=True, help="Check an exchange offline: every claim, from its topics alone."
@@ -177,7 +177,7 @@ def _boundaries(
     """Audit each boundary from within, and add what was found to the report."""
     if not boundaries:
         return []
-    from echelon.cli import boundary_source
+    from echelon.sources import boundary as boundary_source
 
     facts = []
     for place in [place for name in boundaries for place in boundary_source.places(name, roster)]:

@@ -28,9 +28,10 @@ from echelon.cli.audit_options import (
     guarded,
     notes_of,
 )
-from echelon.cli.audit_output import size_text, write_folder
-from echelon.cli.source import Records, opened
+from echelon.cli.audit_output import write_folder
 from echelon.errors import AuditError, ConfigError
+from echelon.sources.exchange import Records, opened
+from echelon.units import size
 
 
 def export_command(
@@ -98,7 +99,7 @@ class _Exported:
 
 def _boundary_of(source: str, roster: Path | None) -> _Exported:
     """A boundary's topics, and its signed roster."""
-    from echelon.cli import boundary_source
+    from echelon.sources import boundary as boundary_source
 
     (place, *others) = boundary_source.places(source, roster)
     if others:
@@ -143,7 +144,7 @@ def _write_topics(target: Path, source: str, exported: _Exported, security: Path
             ) from error
     total = sum(line.bytes for line in lines)
     count = sum(line.records for line in lines)
-    return f"{len(lines)} topics, {count} records, {size_text(total)} written to {target}"
+    return f"{len(lines)} topics, {count} records, {size(total)} written to {target}"
 
 
 def _target(folder: Path | None, out: Path | None) -> Path:

@@ -24,9 +24,9 @@ from echelon.cli.audit_options import (
     guarded,
 )
 from echelon.cli.audit_state import write_file
-from echelon.cli.source import opened
 from echelon.config.reading import read_file
 from echelon.errors import AuditError, CodecError, ConfigError
+from echelon.sources.exchange import opened
 
 app = typer.Typer(
     name="open", no_args_is_help=True, help="Show one device of one window, under the root that crossed."
@@ -108,7 +108,7 @@ def answer_command(
 
 
 def _answer(source: str, path: Path | None, asked: Request) -> Answer:
-    from echelon.cli import boundary_source
+    from echelon.sources import boundary as boundary_source
 
     for place in boundary_source.places(source, path):
         roster = boundary_source.read_roster(place.roster)

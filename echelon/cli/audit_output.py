@@ -12,6 +12,7 @@ from rich.text import Text
 from echelon.audit.findings import Code, Finding, Report, Severity
 from echelon.cli import parents
 from echelon.errors import ConfigError
+from echelon.units import size
 
 SHOWN = 50
 """Findings that a terminal shows; --json has all that the report keeps."""
@@ -68,15 +69,6 @@ def as_plain(report: Report) -> dict[str, object]:
     }
 
 
-def size_text(count: int) -> str:
-    """A number of bytes, as people read it."""
-    value, units = float(count), ["B", "KiB", "MiB", "GiB"]
-    while value >= 1024 and len(units) > 1:
-        value /= 1024
-        units.pop(0)
-    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
-
-
 def print_logs(console: Console, report: Report) -> None:
     """The topics: records, bytes, roots, and who cosigned them."""
     table = Table("topic", title="Logs", box=box.SIMPLE_HEAD, title_justify="left")
@@ -84,7 +76,7 @@ def print_logs(console: Console, report: Report) -> None:
         table.add_column(name, justify="right")
     table.add_column("Merkle root")
     for topic, facts in report.topics.items():
-        counts = (str(facts.records), size_text(facts.size), str(facts.manifests), str(facts.repeats))
+        counts = (str(facts.records), size(facts.size), str(facts.manifests), str(facts.repeats))
         table.add_row(topic, *counts, facts.root.hex()[:16])
     console.print(table)
     if any(report.cosigned.values()):

@@ -26,9 +26,9 @@ from echelon.cli.audit_options import (
     guarded,
 )
 from echelon.cli.audit_output import write_folder
-from echelon.cli.source import opened
 from echelon.errors import ConfigError
 from echelon.messages.manifest import PaceKind
+from echelon.sources.exchange import opened
 
 
 def replay_command(

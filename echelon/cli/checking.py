@@ -18,10 +18,11 @@ from rich.table import Table
 from rich.text import Text
 
 from echelon.cli.logs import quiet_libraries
-from echelon.cli.output import count, print_json, size
+from echelon.cli.output import count, print_json
 from echelon.config.run import RunSettings, load
 from echelon.preflight.check import Follower, check
 from echelon.preflight.findings import Checked, ModelFacts, RunFault, SourceFacts
+from echelon.units import size
 from echelon.wiring.plugins import look_beside
 
 ABOUT = "≈"
@@ -83,7 +84,7 @@ def watched(silent: bool = False) -> Iterator[Follower]:
 
 
 def _line(what: str, total: int | None) -> None:
-    sys.stderr.write(f"reading {what}" + (f" ({size(total)})" if total is not None else "") + "\n")
+    sys.stderr.write(f"reading {what}" + (f" ({size(total, 2)})" if total is not None else "") + "\n")
     sys.stderr.flush()
 
 
@@ -172,8 +173,8 @@ def _model(settings: RunSettings, model: ModelFacts) -> Table:
     table.add_column(overflow="fold")
     memory = model.memory
     parts = (
-        f"weights {size(memory.weights)}, adapter {size(memory.adapter)}, "
-        f"activations {size(memory.activations)}, libraries {size(memory.libraries)}"
+        f"weights {size(memory.weights, 2)}, adapter {size(memory.adapter, 2)}, "
+        f"activations {size(memory.activations, 2)}, libraries {size(memory.libraries, 2)}"
     )
     workers = settings.compute.workers
     each = (
@@ -187,7 +188,7 @@ def _model(settings: RunSettings, model: ModelFacts) -> Table:
         ("positions", f"{positions}; sequences have {settings.training.sequence_length:,}"),
         ("adapter", f"{count(model.adapter)} numbers on {_listed(model.adapted)}"),
         ("left as is", _listed(model.left) or "no linear layer"),
-        ("memory", f"about {size(memory.total)}{each}: {parts}"),
+        ("memory", f"about {size(memory.total, 2)}{each}: {parts}"),
     ]
     for name, text in rows:
         table.add_row(f" {name}", text)

@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from echelon.cli.output import change, count, duration, size
+from echelon.cli.output import change, count, duration
 from echelon.report.data import RunSummary
+from echelon.units import size
 
 
 class ClosingSummary(RunSummary):
@@ -108,9 +109,9 @@ def _figures(outcome: ClosingSummary) -> Table:
         ("best commit", best, "dropouts", str(outcome.dropouts or 0)),
         (
             "bytes out",
-            size(outcome.exchange_bytes_out or 0),
+            size(outcome.exchange_bytes_out or 0, 2),
             "bytes in",
-            size(outcome.exchange_bytes_in or 0),
+            size(outcome.exchange_bytes_in or 0, 2),
         ),
         ("time", duration(outcome.wall_s or 0), "ended by", outcome.closed or "–"),
     ]

@@ -102,7 +102,7 @@ def _chosen(source: str, commit: str, rules: list[str] | None) -> tuple[int | No
             return found[0], f"the best by the run's own evaluations, loss {found[1]:.4f}"
     from echelon.audit.verify import Verifier
     from echelon.cli.audit_options import allowed
-    from echelon.cli.source import opened
+    from echelon.sources.exchange import opened
 
     with opened(source) as log:
         verifier = Verifier(log.topics, allow_open=True, rules=allowed(rules), findings=log.findings)
@@ -157,7 +157,7 @@ def _card(source: str, version: Version) -> CardFacts:
 def _derive(source: str, number: int | None, rules: list[str] | None) -> Version:
     from echelon.audit.replay import replay
     from echelon.cli.audit_options import allowed
-    from echelon.cli.source import opened
+    from echelon.sources.exchange import opened
 
     chosen: Version | None = None
     newest = 0

@@ -7,8 +7,9 @@ import threading
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from echelon.cli.output import count, duration, size
+from echelon.cli.output import count, duration
 from echelon.cli.progress import STOPPING, ProgressDisplay, Story, event_of
+from echelon.units import size
 
 EVERY = 30.0
 """Longest silence, in seconds."""
@@ -76,7 +77,7 @@ class LineProgress(ProgressDisplay):
             elif train is not None:
                 parts.append(f"{boundary} training {train:.4f}")
         crossed = sum(view.bytes_out for view in story.recorder.views.values())
-        parts.append(f"{size(crossed)} out")
+        parts.append(f"{size(crossed, 2)} out")
         return ", ".join(parts)
 
     def _say(self, text: str) -> None:

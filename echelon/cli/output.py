@@ -84,12 +84,6 @@ def count(number: float) -> str:
     return f"{number:.0f}P"
 
 
-def size(number: float) -> str:
-    """A number of bytes in at most seven characters: 950 B, 9.5 kB, 95 MB (powers of 1000)."""
-    short = count(number)
-    return f"{short} B" if short[-1].isdigit() else f"{short[:-1]} {short[-1]}B"
-
-
 def duration(seconds: float) -> str:
     """Seconds as 0:05, 12:34 or 1:02:03."""
     whole = int(seconds)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from echelon.audit.findings import Code, Finding, ParentFacts, Report, Severity
 from echelon.audit.note import MAX_NOTE_BYTES
 from echelon.audit.verify import Verifier, Version
-from echelon.cli.source import MAX_FILE_BYTES, opened
 from echelon.config.reading import read_file
 from echelon.errors import ConfigError
 from echelon.messages.adapter import CARD_FILE, CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHTS_FILE, adapter_digest
 from echelon.outer.custom import Allowed
 from echelon.report.card import BASE, GENESIS, MAX_CARD_BYTES
+from echelon.sources.exchange import MAX_FILE_BYTES, opened
 
 if TYPE_CHECKING:
     from echelon.compute.warm_start import Parent

@@ -10,7 +10,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from echelon.cli.output import JsonOption, guarded, print_json, size
+from echelon.cli.output import JsonOption, guarded, print_json
+from echelon.units import quantity, size
 
 if TYPE_CHECKING:
     from echelon.config.profile import DeviceClassSettings, ProfileFile
@@ -151,7 +152,7 @@ def _show(
     console.print(
         f"[bold]{model}[/]: {shape.family.value}, {shape.layers} blocks, {count(shape.parameters)} parameters; "
         f"{work.batch_size} sequences of {work.sequence_length} tokens a step, {work.dtype}, LoRA rank {work.rank}; "
-        f"{edge.devices} device(s) share an edge of {count(edge.flops)}FLOP/s",
+        f"{edge.devices} device(s) share an edge of {quantity(edge.flops, 'FLOP/s')}",
         highlight=False,
     )
     for device in settings.classes:
@@ -165,8 +166,8 @@ def _show(
 
 def _table(device: DeviceClassSettings, found: SplitPlan, alternatives: int) -> Table:
     title = (
-        f"{device.name}: {size(device.memory)}, {size(device.flops).removesuffix('B')}FLOP/s, "
-        f"up {size(device.uplink).removesuffix('B')}bit/s, down {size(device.downlink).removesuffix('B')}bit/s, "
+        f"{device.name}: {size(device.memory)}, {quantity(device.flops, 'FLOP/s')}, "
+        f"up {quantity(device.uplink, 'bit/s')}, down {quantity(device.downlink, 'bit/s')}, "
         f"round trip {_time(device.rtt)}"
     )
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")

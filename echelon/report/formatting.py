@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from echelon import units
+
 ABSENT = "–"
 """Stands where a figure is not known."""
 
@@ -26,15 +28,8 @@ def amount(value: float | None) -> str:
 
 
 def size(value: float | None) -> str:
-    """Bytes with a binary prefix: 512 B, 3.4 KiB, 1.2 GiB."""
-    if value is None or not math.isfinite(value):
-        return ABSENT
-    scaled = float(value)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(scaled) < 1000:
-            return f"{scaled:.0f} {unit}" if unit == "B" or abs(scaled) >= 100 else f"{scaled:.3g} {unit}"
-        scaled /= 1024
-    return f"{scaled:.3g} TiB"
+    """Bytes with a decimal prefix: 512 B, 3.48 kB, 1.2 GB."""
+    return ABSENT if value is None or not math.isfinite(value) else units.size(value)
 
 
 def duration(seconds: float | None) -> str:

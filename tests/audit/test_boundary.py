@@ -18,7 +18,6 @@ from echelon.audit.findings import Code, Severity
 from echelon.audit.verify import Verifier
 from echelon.bus import Record
 from echelon.bus.chunks import Origin, Transfer, TransferId, is_chunk, to_chunks
-from echelon.cli.boundary_source import audit_boundary, opened_records
 from echelon.errors import AuditError, ConfigError
 from echelon.messages.boundary import Adopt, Cohort, Masked, Model, SealedDelta, Sealing, Version, Window
 from echelon.messages.boundary import Derived as Said
@@ -27,6 +26,7 @@ from echelon.messages.exchange import Payload
 from echelon.messages.handshake import Included, Signatures, Unmask
 from echelon.messages.wire import Message
 from echelon.secagg.roster import Roster
+from echelon.sources.boundary import audit_boundary, opened_records
 from echelon.wiring.context import BoundaryContext, gate_assembler
 from tests.run.runs import Outcome, boundaries, federation, run
 from tests.run.splits import split_federation

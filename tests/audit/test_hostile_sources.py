@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from echelon.cli.source import MAX_NAMED
+from echelon.sources.exchange import MAX_NAMED
 from tests.audit.synthetic import scenario
 from tests.audit.test_cli import invoke, write_run
 

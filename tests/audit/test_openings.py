@@ -15,10 +15,10 @@ from echelon.audit.boundary import ExchangeFacts, Unopened
 from echelon.audit.merkle import inclusion_proof, leaf_hash
 from echelon.audit.openings import Answer, Request, WindowRoster
 from echelon.cli.app import app
-from echelon.cli.boundary_source import members, no_payloads, opened_records
 from echelon.errors import AuditError, CodecError
 from echelon.messages.exchange import Delta
 from echelon.secagg.roster import WindowLeaf
+from echelon.sources.boundary import members, no_payloads, opened_records
 from tests.run.runs import Outcome, boundaries, federation, run
 
 NONCES = [bytes([number]) * 32 for number in range(40)]

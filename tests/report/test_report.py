@@ -122,8 +122,8 @@ def test_bytes_are_those_of_the_last_cumulative_line(tmp_path: Path) -> None:
     ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     page = page_of(tmp_path)
-    assert "Out of the boundaries: 9 KiB" in page.text
-    assert "delta.chunk 3 9 KiB" in page.text
+    assert "Out of the boundaries: 9.22 kB" in page.text
+    assert "delta.chunk 3 9.22 kB" in page.text
     assert "Nothing was recorded into the boundaries." in page.text
 
 
