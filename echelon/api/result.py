@@ -93,6 +93,10 @@ class RunResult:
     def __str__(self) -> str:
         return "\n".join(f"{name:<16} {value}" for name, value in self.rows())
 
+    def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
+        """How IPython shows it on a terminal."""
+        printer.text(str(self))
+
     def _repr_html_(self) -> str:
         """How a notebook shows it."""
         rows = "".join(
