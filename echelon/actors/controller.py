@@ -30,6 +30,7 @@ from echelon.bus.base import Bus, Outgoing, Reader, Record, TopicPartition
 from echelon.errors import EchelonError, StateError
 from echelon.laws.delta_codec import decode
 from echelon.laws.lengths import delta_length
+from echelon.laws.rules import Allowed
 from echelon.messages.adapter import Vector
 from echelon.messages.envelope import Signer
 from echelon.messages.exchange import (
@@ -45,7 +46,6 @@ from echelon.messages.exchange import (
 )
 from echelon.messages.manifest import MILLION, RunManifest
 from echelon.messages.stored import stored
-from echelon.outer.custom import Allowed
 from echelon.rounds.controller.catching_up import CatchingUp
 from echelon.rounds.controller.core import ControllerCore
 from echelon.rounds.effects import Note, TimerFired, note

@@ -25,11 +25,11 @@ from echelon.audit.progress import AuditProgress, Journal, TopicProgress
 from echelon.audit.records import Damaged, LogRecord, read_manifest
 from echelon.audit.verify import Verifier, Version, _Source
 from echelon.errors import StateError
+from echelon.laws.rules import RuleRefused
 from echelon.messages.exchange import Genesis
 from echelon.messages.manifest import RunManifest
 from echelon.messages.stored import stored
 from echelon.messages.wire import Refused
-from echelon.outer.custom import RuleRefused
 from echelon.rounds.controller.core import ControllerCore
 
 Records = Iterable[LogRecord | Damaged]

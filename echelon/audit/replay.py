@@ -8,7 +8,7 @@ from echelon.audit.findings import Code, Finding, Severity
 from echelon.audit.records import Damaged, LogRecord
 from echelon.audit.verify import Verifier, Version
 from echelon.errors import AuditError
-from echelon.outer.custom import Allowed
+from echelon.laws.rules import Allowed
 
 
 def replay(

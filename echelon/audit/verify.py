@@ -23,6 +23,7 @@ from echelon.audit.policy import Policy
 from echelon.audit.records import Damaged, LogRecord
 from echelon.errors import AuditError, EchelonError
 from echelon.laws.lengths import delta_length
+from echelon.laws.rules import Allowed, RuleRefused
 from echelon.messages.adapter import adapter_digest, adapter_files
 from echelon.messages.exchange import (
     Close,
@@ -36,7 +37,6 @@ from echelon.messages.exchange import (
     RefusalReason,
 )
 from echelon.messages.manifest import RunManifest
-from echelon.outer.custom import Allowed, RuleRefused
 from echelon.pace.base import Decision
 from echelon.rounds.controller.core import ControllerCore
 from echelon.rounds.controller.drafts import CommitMismatch

@@ -53,7 +53,7 @@ from echelon.cli.audit_output import (
 from echelon.cli.audit_replay import replay_command
 from echelon.cli.audit_state import StateFile, write_file
 from echelon.errors import ConfigError
-from echelon.outer.custom import Allowed
+from echelon.laws.rules import Allowed
 from echelon.sources.exchange import opened
 
 app = typer.Typer(

@@ -13,7 +13,7 @@ from rich.text import Text
 from echelon.audit.policy import MAX_POLICY_BYTES, Policy
 from echelon.config.reading import load_yaml, read_file
 from echelon.errors import AuditError, ConfigError, EchelonError
-from echelon.outer.custom import Allowed
+from echelon.laws.rules import Allowed
 
 MAX_NOTE_BYTES = 1 << 20
 """Largest file of a checkpoint."""

@@ -13,8 +13,8 @@ from echelon.audit.note import MAX_NOTE_BYTES
 from echelon.audit.verify import Verifier, Version
 from echelon.config.reading import read_file
 from echelon.errors import ConfigError
+from echelon.laws.rules import Allowed
 from echelon.messages.adapter import CARD_FILE, CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHTS_FILE, adapter_digest
-from echelon.outer.custom import Allowed
 from echelon.report.card import BASE, GENESIS, MAX_CARD_BYTES
 from echelon.sources.exchange import MAX_FILE_BYTES, opened
 

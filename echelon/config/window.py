@@ -33,3 +33,13 @@ class WindowSettings(Settings):
         le=64,
         description="Training jobs a device may run while one of its offers is undecided.",
     )
+
+    @property
+    def hold(self) -> float:
+        """Seconds that an offer may wait for a cohort once other devices have some of its shards: two deadlines.
+
+        A window that is open already closes within one deadline, and the next window within another. What keeps an
+        offer out of both cohorts is an offer of the devices that have its shards now: a cohort takes one of the two.
+        The device drops its offer then, because two such offers can keep a boundary below its floor for ever.
+        """
+        return 2 * self.deadline

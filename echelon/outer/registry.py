@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from echelon.laws.rules import Allowed
 from echelon.messages.manifest import OuterKind, OuterTerms, RuleSlot, RunManifest
 from echelon.outer.average import Average
 from echelon.outer.base import Outer, OuterOptimiser, Scale
 from echelon.outer.corrected import Corrected
-from echelon.outer.custom import Allowed, custom_step
+from echelon.outer.custom import custom_step
 from echelon.outer.fedadam import FedAdam
 from echelon.outer.nesterov import Nesterov
 

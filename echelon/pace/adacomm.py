@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from math import isqrt
+from typing import ClassVar
 
 from echelon.errors import CodecError
 from echelon.messages.exchange import Pace
-from echelon.messages.manifest import MILLION, PaceTerms
+from echelon.messages.manifest import MILLION, PaceKind, PaceTerms, RunManifest
 from echelon.messages.stored import stored
 from echelon.messages.wire import pack
 from echelon.pace.base import SCHEDULE_START, Decision, PaceInputs, checked, unpacked
@@ -23,6 +24,7 @@ class AdaComm:
     H = ⌈H0 · √(F / F0)⌉, or ⌈γ·H⌉ where that is not below the H before. Needs losses on the exchange.
     """
 
+    kind: ClassVar[PaceKind] = PaceKind.ADACOMM
     terms: PaceTerms
     pace: Pace
     steps: int = 0
@@ -31,6 +33,11 @@ class AdaComm:
     current: tuple[int, int] = (0, 0)
     seen: int = 0
     decision: Decision = SCHEDULE_START
+
+    @classmethod
+    def of(cls, manifest: RunManifest) -> AdaComm:
+        """The pace of a run in its initial state."""
+        return cls(manifest.control, manifest.pace)
 
     def observe(self, inputs: PaceInputs) -> tuple[AdaComm, Pace]:
         """Add the commit's losses, and decide at the end of a period."""

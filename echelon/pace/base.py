@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import msgpack
 
@@ -16,6 +16,7 @@ from echelon.errors import CodecError
 from echelon.laws.delta_codec import Integers
 from echelon.laws.timing import CONTROLLER, Spacing, middle
 from echelon.messages.exchange import Delta, Pace
+from echelon.messages.manifest import PaceKind, RunManifest
 from echelon.messages.stored import stored
 
 MEASURED_SPACING = 0
@@ -128,6 +129,16 @@ class PaceController(Protocol):
 
     def digest(self) -> bytes:
         """SHA-256 of `encode()`, 32 bytes."""
+
+
+class PaceRule(PaceController, Protocol):
+    """A pace of this package, which `pace/registry.py` names by its kind."""
+
+    kind: ClassVar[PaceKind]
+
+    @classmethod
+    def of(cls, manifest: RunManifest) -> Self:
+        """The pace of a run in its initial state, by the manifest's settings."""
 
 
 def unpacked(data: bytes, magic: bytes, length: int) -> tuple[Any, ...]:

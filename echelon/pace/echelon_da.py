@@ -22,13 +22,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import ClassVar
 
 import msgpack
 
 from echelon.errors import CodecError
 from echelon.laws.timing import NOTHING, Reports, middle, second_smallest
 from echelon.messages.exchange import Pace
-from echelon.messages.manifest import MILLION, PaceTerms
+from echelon.messages.manifest import MILLION, PaceKind, PaceTerms, RunManifest
 from echelon.messages.stored import stored
 from echelon.messages.wire import pack, plain
 from echelon.pace.base import Decision, PaceInputs
@@ -90,6 +91,7 @@ class DriftPace:
         announced: (commit, interval) as the newest commits announced them; genesis is 0.
     """
 
+    kind: ClassVar[PaceKind] = PaceKind.ECHELON_DA
     terms: PaceTerms
     pace: Pace
     unit: int
@@ -109,6 +111,12 @@ class DriftPace:
     raised: tuple[int, int] = (0, 0)
     announced: tuple[tuple[int, int], ...] = ()
     decision: Decision = START
+
+    @classmethod
+    def of(cls, manifest: RunManifest) -> DriftPace:
+        """The pace of a run in its initial state."""
+        terms, unit = manifest.control, manifest.secure.staleness[0]
+        return cls(terms, manifest.pace, unit, left=terms.period, count=len(manifest.boundaries))
 
     # ---- one commit ------------------------------------------------------------------------------
 

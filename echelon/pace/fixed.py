@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import ClassVar
 
 from echelon.errors import CodecError
 from echelon.messages.exchange import Pace
+from echelon.messages.manifest import PaceKind, RunManifest
 from echelon.messages.wire import pack, plain
 from echelon.pace.base import Decision, PaceInputs
 
@@ -15,7 +17,13 @@ from echelon.pace.base import Decision, PaceInputs
 class FixedPace:
     """Always the pace of the run manifest."""
 
+    kind: ClassVar[PaceKind] = PaceKind.FIXED
     pace: Pace
+
+    @classmethod
+    def of(cls, manifest: RunManifest) -> FixedPace:
+        """The pace of a run in its initial state."""
+        return cls(manifest.pace)
 
     @property
     def decision(self) -> Decision:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from echelon.errors import CodecError
 from echelon.messages.exchange import Pace
-from echelon.messages.manifest import MILLION, PaceTerms, RateShape, RateTerms
+from echelon.messages.manifest import MILLION, PaceKind, PaceTerms, RateShape, RateTerms, RunManifest
 from echelon.messages.stored import stored
 from echelon.messages.wire import pack
 from echelon.pace.base import SCHEDULE_START, Decision, PaceInputs, checked, unpacked
@@ -26,10 +27,16 @@ class QuadraticSync:
     per commit.
     """
 
+    kind: ClassVar[PaceKind] = PaceKind.QSR
     terms: PaceTerms
     pace: Pace
     steps: int = 0
     decision: Decision = SCHEDULE_START
+
+    @classmethod
+    def of(cls, manifest: RunManifest) -> QuadraticSync:
+        """The pace of a run in its initial state."""
+        return cls(manifest.control, manifest.pace)
 
     def observe(self, inputs: PaceInputs) -> tuple[QuadraticSync, Pace]:
         """H for the learning rate that devices will use after this commit."""

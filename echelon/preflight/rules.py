@@ -9,9 +9,10 @@ import numpy as np
 
 from echelon.config.run import RunSettings
 from echelon.errors import ConfigError, EchelonError
+from echelon.laws.rules import table_of
 from echelon.messages.manifest import RuleSlot
 from echelon.outer.base import Scale, WeightedDelta
-from echelon.outer.custom import Custom, table_of
+from echelon.outer.custom import Custom
 from echelon.pace.base import PaceInputs
 from echelon.preflight.findings import RunFault
 from echelon.provision.manifest_from_settings import outer_terms, pace_terms

@@ -23,8 +23,8 @@ from echelon.bus.base import Record, TopicPartition
 from echelon.bus.chunks import ChunkError
 from echelon.config.reading import read_file
 from echelon.errors import ConfigError, EchelonError
+from echelon.laws.rules import Allowed
 from echelon.messages.wire import Refused
-from echelon.outer.custom import Allowed
 from echelon.provision.identities import ROSTER_FILE
 from echelon.secagg.roster import MAX_ROSTER_BYTES, Roster
 from echelon.topics import load_catalogue

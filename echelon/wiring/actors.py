@@ -16,12 +16,12 @@ from echelon.compute.probing import probe_shape, probe_terms
 from echelon.config.split import SplitSettings
 from echelon.config.window import WindowSettings
 from echelon.errors import ConfigError
+from echelon.laws.rules import Allowed
 from echelon.messages.adapter import Vector
 from echelon.messages.envelope import Signer
 from echelon.messages.manifest import RunManifest
 from echelon.messages.names import aggregator_of, gate_of, witness_of
 from echelon.messages.wire import DeviceId
-from echelon.outer.custom import Allowed
 from echelon.rounds.aggregator.core import AggregatorCore, AggregatorOptions
 from echelon.rounds.aggregator.edge_assignment import EdgeAssignmentOptions
 from echelon.rounds.device.core import DeviceCore
@@ -124,7 +124,7 @@ def _device_options(
 ) -> DeviceOptions:
     trips = None if split is None else split.trips
     return DeviceOptions(
-        window.patience, window.ahead, shards, 2 * window.deadline, split=half is not None, trips=trips
+        window.patience, window.ahead, shards, window.hold, split=half is not None, trips=trips
     )
 
 

@@ -24,8 +24,8 @@ from typing import Any
 from echelon.config.run import RunSettings
 from echelon.config.secure import StalenessSettings
 from echelon.errors import ConfigError
+from echelon.laws.rules import Allowed, AllowedRule, table_of
 from echelon.messages.manifest import RuleParameter, RuleSlot, RuleTerms
-from echelon.outer.custom import Allowed, AllowedRule, table_of
 from echelon.private import write_whole
 
 MAX_SOURCE_BYTES = 1 << 20

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 
 from echelon.audit.log import Entry, TopicLog
 from echelon.audit.records import LogRecord, StoredRecord, read_manifest
+from echelon.laws.rules import Allowed
 from echelon.messages.envelope import Signer
 from echelon.messages.exchange import Close as CloseRecord
 from echelon.messages.exchange import CloseReason, Commit, Delta, Genesis
 from echelon.messages.manifest import RunManifest
-from echelon.outer.custom import Allowed
 from echelon.rounds.controller.core import ControllerCore
 from tests.audit.synthetic import Exchange, TopicWriter
 

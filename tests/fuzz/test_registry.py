@@ -11,8 +11,8 @@ import msgpack
 import pytest
 
 from echelon.errors import CodecError, ProtocolError, StateError
+from echelon.laws.rules import RuleRefused
 from echelon.messages.stored import stored
-from echelon.outer.custom import RuleRefused
 from tests.fuzz.readers import readers
 
 PACKAGE = Path(__file__).parents[2] / "echelon"
@@ -94,7 +94,7 @@ EXEMPT: dict[str, str] = {
         (
             "outer.alternating.Alternating.decode",
             "outer.custom.Custom.decode",
-            "outer.custom.CustomPace.decode",
+            "pace.custom.CustomPace.decode",
         ),
         "parts of the controller's stored state: ControllerCore.restore goes through them",
     ),

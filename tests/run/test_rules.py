@@ -18,8 +18,8 @@ from echelon.audit.findings import Code
 from echelon.audit.replay import replay
 from echelon.audit.verify import verify
 from echelon.errors import AuditError, ConfigError, EchelonError
+from echelon.laws.rules import RuleRefused
 from echelon.messages.manifest import RuleSlot
-from echelon.outer.custom import RuleRefused
 from echelon.wiring.plugins import allow, read_rule, rules_of
 from tests.cli.commands import settings as small_settings
 from tests.run.runs import Outcome, boundaries, federation, run

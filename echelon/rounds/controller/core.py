@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 
 from echelon.errors import CodecError, ProtocolError, StateError
 from echelon.laws.delta_codec import Integers
+from echelon.laws.rules import Allowed
 from echelon.laws.transcript import Contradiction, Transcript
 from echelon.messages.exchange import CloseReason, Commit, Delta, Pace, RefusalReason
 from echelon.messages.manifest import RunManifest, Weighting
 from echelon.messages.stored import stored
 from echelon.outer.alternating import Alternating, Factors
 from echelon.outer.base import EncodableState, Outer, octaves_between
-from echelon.outer.custom import Allowed, pace_of
 from echelon.outer.registry import outer_of
 from echelon.pace.base import Decision, PaceController, PaceInputs
-from echelon.pace.registry import pace_controller
+from echelon.pace.registry import pace_of
 from echelon.rounds.controller import state
 from echelon.rounds.controller.budget import Evaluation, EvaluationSums, bound_reached
 from echelon.rounds.controller.deltas import Bytes, RejectedDelta, TakenDelta, WaitingDelta, chosen, values_of
@@ -82,9 +82,7 @@ class ControllerCore:
         self._intervals = {0: manifest.pace.steps * manifest.pace.windows}
         """R·H that each commit announced, as far back as a delta may depart from."""
         self._outer: EncodableState = self._optimiser.initial(dim)
-        if pace is None:
-            pace = pace_of(manifest, rules or {})
-        self._controller: PaceController = pace if pace is not None else pace_controller(manifest)
+        self._controller: PaceController = pace_of(manifest, rules or {}) if pace is None else pace
         self._pending: dict[tuple[int, int], WaitingDelta] = {}
         self._known: list[list[bytes]] = [[] for _ in range(count)]
         self._windows: list[set[int]] = [set() for _ in range(count)]
