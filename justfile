@@ -109,11 +109,16 @@ contest-ci *ARGS:
 contest TIER="small" *ARGS:
     python -m bench contest --tier "$@"
 
+# build the pages of docs/ as a site into site/; a link that leads nowhere fails. ARGS go to `mkdocs build`
+[no-exit-message]
+docs *ARGS:
+    NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet "$@"
+
 # write docs/settings.md, the table of all settings, from the code
 docs-settings:
     python scripts/settings.py docs/settings.md
 
 # remove caches and build outputs; .venv and runs stay
 clean:
-    rm -rf build dist htmlcov .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+    rm -rf build dist htmlcov site .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
     find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
