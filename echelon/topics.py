@@ -16,11 +16,13 @@ from typing import Annotated, Literal, NewType
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from echelon.config.problems import describe
 from echelon.config.reading import load_yaml, read_file
 from echelon.errors import ConfigError
 from echelon.messages.boundary import BOUNDARY
 from echelon.messages.exchange import EXCHANGE, NOTES
 from echelon.messages.wire import Message
+from echelon.validation import sentence
 
 Boundary = NewType("Boundary", str)
 """Name of a boundary, as it stands in topic names: lower-case letters, digits and hyphens."""
@@ -374,7 +376,7 @@ def _read(folder: Path) -> Catalogue:
     try:
         return Catalogue(boundary=_load(folder / "boundary.yaml"), exchange=_load(folder / "exchange.yaml"))
     except ValidationError as error:
-        raise ConfigError(f"{folder}: {_first(error)}") from error
+        raise ConfigError(f"{folder}: {sentence(error.errors()[0])}") from error
 
 
 def _load(path: Path) -> PlaneTopics:
@@ -384,10 +386,5 @@ def _load(path: Path) -> PlaneTopics:
         # By way of JSON, in which strict validation takes lists for tuples and names for enumerations.
         return PlaneTopics.model_validate_json(json.dumps(fields))
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_first(error)}") from error
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(step) for step in first["loc"])
-    return f"{where}: {first['msg']}" if where else first["msg"]
+        lines = describe(error, fields, PlaneTopics)
+        raise ConfigError(f"topic catalogue {path}:\n" + "\n".join(lines)) from error

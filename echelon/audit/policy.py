@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from echelon.audit.note import parse_cosigner_vkey
 from echelon.errors import CodecError, ConfigError
 from echelon.messages.wire import Slug
+from echelon.validation import sentence
 
 MAX_POLICY_BYTES = 1 << 16
 """Largest policy file: a hundred witnesses need less than a quarter of it."""
@@ -88,7 +89,7 @@ def _lines(error: ValidationError) -> list[str]:
     lines = []
     for problem in error.errors(include_url=False, include_input=False):
         at = ".".join(str(part)[:64] for part in problem["loc"]) or "the file"
-        what = problem["msg"]
+        what = sentence(problem)
         if problem["type"] == "extra_forbidden":
             what = f"unknown; there are {known}"
         elif problem["type"] == "missing":

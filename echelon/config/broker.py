@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from echelon.config.problems import describe
 from echelon.config.reading import load_yaml, read_file
 from echelon.config.training import Settings
 from echelon.errors import ConfigError
@@ -97,10 +98,7 @@ def load_broker(path: Path) -> BrokerSettings:
     try:
         found = BrokerSettings.model_validate(fields)
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(str(part) for part in problem['loc']) or 'the file'}: {problem['msg']}"
-            for problem in error.errors(include_url=False, include_input=False)
-        ]
+        lines = describe(error, fields, BrokerSettings)
         raise ConfigError(
             f"broker file {path} is not one (it needs `url` and, with TLS, `security`):\n" + "\n".join(lines)
         ) from None

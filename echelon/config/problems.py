@@ -1,4 +1,4 @@
-"""What is wrong with a run file, in sentences: where the problem stands, what is expected, and which name was meant."""
+"""What is wrong with a file of settings, in sentences: where it stands, what is expected, and which name was meant."""
 
 from __future__ import annotations
 
@@ -11,35 +11,18 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from echelon.config.schema import models_at
+from echelon.validation import INPUT, sentence
 
 Path = tuple[int | str, ...]
 NAME_LENGTH = 64
 """Most characters of a name that a message repeats."""
 MAX_PROBLEMS = 256
 """Most problems that are described; any others are counted."""
-EXPECTED = {
-    "tuple_type": "be a list",
-    "list_type": "be a list",
-    "dict_type": "be a map",
-    "model_type": "be a map of settings",
-    "model_attributes_type": "be a map of settings",
-    "string_type": "be a text",
-    "int_parsing": "be a valid integer",
-    "float_parsing": "be a valid number",
-    "too_short": "have at least {min_length} items, not {actual_length}",
-    "too_long": "have at most {max_length} items, not {actual_length}",
-    "string_too_short": "have at least {min_length} characters",
-    "string_too_long": "have at most {max_length} characters",
-    "string_pattern_mismatch": "match the pattern {pattern}",
-    "missing": "be given: it has no default",
-}
-"""What a value should do, by pydantic's kind of a problem. Pydantic's own sentence serves where it names no type."""
-INPUT = "Input should "
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem of a run file.
+    """One problem of a file of settings.
 
     Attributes:
         path: the setting, without the alternatives of its type.
@@ -54,20 +37,50 @@ class Problem:
     choice: tuple[Path, str] | None
 
 
-def describe(error: ValidationError, fields: object, schema: type[BaseModel]) -> list[str]:
-    """Describe the problems of a run file, one line each.
+class Wording:
+    """How messages speak of a kind of file; those of a run file, unless a kind has its own."""
+
+    def listed(self, known: Sequence[str]) -> str:
+        """Where to look for a name that is near none of the known ones."""
+        return "`echelon settings` lists all of them"
+
+    def origin(self, path: Path) -> str:
+        """Where the value at a path comes from, if that is not the file: with a space before it."""
+        return ""
+
+    def missing(self, path: Path, expected: str) -> str:
+        """What to do about a setting that is not there."""
+        return expected
+
+
+class Plain(Wording):
+    """Messages about a file whose settings are few: those that there are stand in the message."""
+
+    def listed(self, known: Sequence[str]) -> str:
+        """The names that there are."""
+        return f"there are {', '.join(known)}" if known else "leave it out"
+
+
+RUN_FILE, PLAIN = Wording(), Plain()
+
+
+def describe(
+    error: ValidationError, fields: object, schema: type[BaseModel], wording: Wording = PLAIN
+) -> list[str]:
+    """Describe the problems of a file, one line each.
 
     Args:
         error: what validation found.
         fields: the fields that were validated.
         schema: the model that validated them.
+        wording: how to speak of this kind of file.
     """
     found = error.errors(include_url=False)
     problems = [_problem(details, fields) for details in found[:MAX_PROBLEMS]]
     problems = _without_consequences(list(_joined(problems)), schema)
     more = len(found) - MAX_PROBLEMS
     rest = [f"  and {more} more"] if more > 0 else []
-    return [*(_line(problem, fields, schema) for problem in problems), *rest]
+    return [*(_line(problem, fields, schema, wording) for problem in problems), *rest]
 
 
 def _problem(details: ErrorDetails, fields: object) -> Problem:
@@ -85,15 +98,9 @@ def _problem(details: ErrorDetails, fields: object) -> Problem:
                 choice = (tuple(path), str(part))
             continue
         path.append(part)
-    return Problem(tuple(path), kind, _message(details), choice)
-
-
-def _message(details: ErrorDetails) -> str:
-    expected = EXPECTED.get(details["type"])
-    if expected is None:
-        return details["msg"].removeprefix("Value error, ")
-    text = INPUT + expected.format(**details.get("ctx", {}))
-    return text.replace(" 1 items", " 1 item").replace(" 1 characters", " 1 character")
+    if kind == "literal_error" and not isinstance(details["input"], str):
+        kind = "literal_type"  # one alternative of several, and none of its kind was given
+    return Problem(tuple(path), kind, sentence(details), choice)
 
 
 def _joined(problems: Sequence[Problem]) -> Iterator[Problem]:
@@ -140,20 +147,29 @@ def _without_consequences(problems: list[Problem], schema: type[BaseModel]) -> l
     return [one for one in problems if not follows(one)]
 
 
-def _line(problem: Problem, fields: object, schema: type[BaseModel]) -> str:
+def _line(problem: Problem, fields: object, schema: type[BaseModel], wording: Wording) -> str:
     at = _where(problem.path, fields)
+    if problem.path:
+        at += wording.origin(problem.path)
+    if problem.kind == "missing":
+        return f"  {at}: {wording.missing(problem.path, problem.message)}"
     if problem.kind != "extra_forbidden":
         return f"  {at or 'the file'}: {problem.message}"
     nearest = _nearest(problem.path, schema)
-    advice = "`echelon settings` lists all of them" if nearest is None else f"did you mean {nearest}?"
+    known = _known(problem.path, schema)
+    advice = wording.listed(known) if nearest is None else f"did you mean {nearest}?"
     return f"  {at} is no setting; {advice}"
 
 
 def _nearest(path: Path, schema: type[BaseModel]) -> str | None:
     """The setting that a name is likely to mean."""
-    known = [name for model in models_at(schema, path[:-1]) for name in model.model_fields]
-    found = difflib.get_close_matches(str(path[-1])[:NAME_LENGTH], known, n=1)
+    found = difflib.get_close_matches(str(path[-1])[:NAME_LENGTH], _known(path, schema), n=1)
     return found[0] if found else None
+
+
+def _known(path: Path, schema: type[BaseModel]) -> list[str]:
+    """Names of the settings that there are where a path ends."""
+    return [name for model in models_at(schema, path[:-1]) for name in model.model_fields]
 
 
 def _where(path: Path, fields: object) -> str:

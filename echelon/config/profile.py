@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 
+from echelon.config.problems import describe
 from echelon.config.reading import load_yaml, read_file
 from echelon.config.training import FieldName, Settings
 from echelon.errors import ConfigError
@@ -149,9 +150,8 @@ def load_profile(path: Path) -> ProfileFile:
     try:
         profile = ProfileFile.model_validate(document)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"profile {path}: {where}: {first['msg']}") from None
+        lines = describe(error, document, ProfileFile)
+        raise ConfigError(f"profile {path}:\n" + "\n".join(lines)) from None
     names = [device.name for device in profile.classes]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

@@ -12,7 +12,7 @@ from echelon.config.boundary import BoundarySettings
 from echelon.config.checks import check_run
 from echelon.config.experiments import CostSettings, LearnerSettings, SimulationSettings
 from echelon.config.overrides import override
-from echelon.config.problems import describe
+from echelon.config.problems import RUN_FILE, describe
 from echelon.config.process import BudgetSettings, LoggingSettings, ProcessSettings
 from echelon.config.reading import read_map
 from echelon.config.secure import SecureSettings
@@ -119,7 +119,7 @@ def parse(fields: dict[str, Any], where: str) -> RunSettings:
     try:
         return RunSettings.model_validate(fields)
     except ValidationError as error:
-        lines = describe(error, fields, RunSettings)
+        lines = describe(error, fields, RunSettings, RUN_FILE)
         raise ConfigError(f"{where}:\n" + "\n".join(lines)) from None
 
 

@@ -13,11 +13,15 @@ TEXTS = (str, pathlib.Path)
 
 
 def models_at(schema: type[BaseModel], path: Iterable[int | str]) -> list[type[BaseModel]]:
-    """Models that may stand at a path; items of a list are of the models that the list has."""
-    found = [schema]
+    """Models that may stand at a path; items of a list or a map are of its models."""
+    found, maps = [schema], False
     for part in path:
-        if not _is_index(part):
-            found = [model for kind in _kinds(found, str(part)) for model in _models(kind)]
+        if maps:  # a key of the file's own: what stands there is of the map's models
+            maps = False
+        elif not _is_index(part):
+            kinds = _kinds(found, str(part))
+            maps = any(get_origin(one) is dict for kind in kinds for one in alternatives(kind))
+            found = [model for kind in kinds for model in _models(kind)]
     return found
 
 
@@ -64,6 +68,8 @@ def _models(kind: Any) -> Iterator[type[BaseModel]]:
     for one in alternatives(kind):
         if isinstance(one, type) and issubclass(one, BaseModel):
             yield one
+        elif get_origin(one) is dict:
+            yield from _models(get_args(one)[1])
         elif get_origin(one) in (tuple, list):
             for inner in get_args(one):
                 if inner is not Ellipsis:

@@ -10,10 +10,12 @@ from urllib.parse import quote, unquote
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from echelon.config.problems import describe
 from echelon.config.reading import load_yaml, read_file
 from echelon.config.training import Settings
 from echelon.errors import ConfigError
 from echelon.messages.names import BoundaryName
+from echelon.validation import sentence
 
 MAX_FILE_BYTES = 1 << 20
 EXCHANGE = "exchange"
@@ -124,7 +126,7 @@ class BrokerMap(Settings):
         try:
             return BrokerMap.model_validate(fields)
         except ValidationError as error:
-            reason = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+            reason = sentence(error.errors(include_url=False)[0])
             raise ConfigError(f"replication {replication}, min-insync {least}: {reason}") from None
 
     def dump(self) -> str:
@@ -143,11 +145,7 @@ def load_brokers(path: Path) -> BrokerMap:
     try:
         found = BrokerMap.model_validate(fields)
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(str(part) for part in problem['loc']) or 'the file'}: "
-            f"{problem['msg'].removeprefix('Value error, ')}"
-            for problem in error.errors(include_url=False, include_input=False)
-        ]
+        lines = describe(error, fields, BrokerMap)
         raise ConfigError(f"broker map {path}:\n" + "\n".join(lines)) from None
     folder = path.absolute().parent
     return BrokerMap(

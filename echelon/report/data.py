@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from echelon.config.reading import read_file
 from echelon.errors import ConfigError, LimitExceeded
+from echelon.validation import sentence
 
 SMALL_FILE_MAX_BYTES = 4 << 20
 """Largest `summary.json`, `config.yaml` or `samples.json` that is read."""
@@ -319,7 +320,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        return f"{where}: {first['msg']}" if where else str(first["msg"])
+        return f"{where}: {sentence(first)}" if where else sentence(first)
     return str(error)
 
 

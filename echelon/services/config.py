@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from echelon.config.broker import BrokerSettings
+from echelon.config.problems import Plain, describe
 from echelon.config.reading import load_yaml, read_map
 from echelon.config.training import Settings
 from echelon.errors import ConfigError
@@ -243,8 +244,7 @@ def load_service(kind: type[C], path: Path, environ: Mapping[str, str] | None = 
     try:
         found = kind.model_validate(fields)
     except ValidationError as error:
-        lines = [_line(problem["loc"], problem["type"], problem["msg"], names, kind)
-                 for problem in error.errors(include_url=False, include_input=False)]  # fmt: skip
+        lines = describe(error, fields, kind, _Overlaid(names))
         raise ConfigError(f"configuration {path} ({kind.role}):\n" + "\n".join(lines)) from None
     return found.resolved(path.absolute().parent)
 
@@ -289,21 +289,22 @@ def known_settings() -> frozenset[str]:
     return frozenset(name for kind in kinds for name in kind.model_fields)
 
 
-def _line(
-    loc: tuple[int | str, ...], kind: str, message: str, names: Mapping[tuple[str, ...], str], schema: type[C]
-) -> str:
-    at = tuple(str(part) for part in loc)
-    field = ".".join(at) or "the file"
-    # A variable for this field, for one around it, or for one inside it.
-    setters = [name for path, name in names.items() if path[: len(at)] == at or at[: len(path)] == path]
-    where = f"{field} (from the environment, {', '.join(setters)})" if at and setters else field
-    if kind == "extra_forbidden":
-        known = ", ".join(schema.model_fields) if len(at) == 1 else ""
-        hint = f"; there are {known}" if known else ""
-        return f"  {where}: unknown setting, check its spelling{hint}"
-    if kind == "missing":
-        return f"  {where}: is missing; add it to the file, or set {PREFIX}{LEVEL.join(at).upper()}"
-    return f"  {where}: {message.removeprefix('Value error, ')}"
+class _Overlaid(Plain):
+    """Messages about a service's settings, which name the variable where the environment has set one."""
+
+    def __init__(self, names: Mapping[tuple[str, ...], str]) -> None:
+        self._names = names
+
+    def origin(self, path: tuple[int | str, ...]) -> str:
+        """The variables for a setting, for one around it, or for one inside it."""
+        at = tuple(str(part) for part in path)
+        setters = [name for one, name in self._names.items() if one[: len(at)] == at or at[: len(one)] == one]
+        return f" (from the environment, {', '.join(setters)})" if setters else ""
+
+    def missing(self, path: tuple[int | str, ...], expected: str) -> str:
+        """Both places where it may be given."""
+        variable = PREFIX + LEVEL.join(str(part) for part in path).upper()
+        return f"is missing; add it to the file, or set {variable}"
 
 
 def _ca_beside(broker: BrokerSettings, folder: Path) -> BrokerSettings:

@@ -16,6 +16,7 @@ from echelon.errors import ConfigError
 from echelon.messages.names import witness_of
 from echelon.sim.coverage import PHASES
 from echelon.sim.life import Call, Stage
+from echelon.validation import sentence
 
 MAX_FILE_BYTES = 1 << 20
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
@@ -157,7 +158,7 @@ def load(path: Path) -> Schedule:
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in problem["loc"]) or "the file"
-        raise ConfigError(f"schedule {path}: {place}: {problem['msg']}") from None
+        raise ConfigError(f"schedule {path}: {place}: {sentence(problem)}") from None
 
 
 def role_of(actor: str, settings: RunSettings) -> str:

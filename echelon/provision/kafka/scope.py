@@ -8,6 +8,7 @@ from typing import Annotated, Self
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from echelon.config.broker import BrokerSettings
+from echelon.config.problems import describe
 from echelon.config.reading import load_yaml, read_file
 from echelon.config.training import Settings
 from echelon.errors import ConfigError
@@ -100,10 +101,6 @@ def load_scope(path: Path) -> Scope:
     try:
         found = Scope.model_validate(fields)
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(str(part) for part in problem['loc']) or 'the file'}: "
-            f"{problem['msg'].removeprefix('Value error, ')}"
-            for problem in error.errors(include_url=False, include_input=False)
-        ]
+        lines = describe(error, fields, Scope)
         raise ConfigError(f"topics file {path}:\n" + "\n".join(lines)) from None
     return found.model_copy(update={"broker": found.broker.beside(path.absolute().parent)})
