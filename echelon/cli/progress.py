@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from echelon.cli.output import change, count
 from echelon.config.process import BudgetSettings
 from echelon.run.recorder import Recorder
+from echelon.training.learner import AdapterLayers
 
 RECENT = 30.0
 """Seconds over which rates are taken."""
@@ -141,6 +142,9 @@ def event_of(line: Mapping[str, Any]) -> Event | None:
             return Event(t, f"commit {line['commit']}: merged {merged}", "green")
         case "refusal":
             return Event(t, f"{line['boundary']}#{line['seq']} was refused: {line['reason']}", "red")
+        case "adapter":
+            layers = AdapterLayers(line["found"], line["whole"], line["left"], line["elements"])
+            return Event(t, layers.sentence, "")
         case "data":
             return Event(t, f"{line['boundary']}: {data_words(line)}", "yellow" if line["left_out"] else "")
         case "window" if line["outcome"] != "closed":

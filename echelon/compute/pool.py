@@ -28,7 +28,7 @@ from echelon.errors import TrainingError
 from echelon.jobs.training import Evaluate, Evaluated, TrainJob, TrainOutcome
 from echelon.messages.adapter import AdapterLayout, Vector
 from echelon.messages.manifest import ParentTerms
-from echelon.training.learner import BoundarySpec, DataFacts, EvalResult, Learner, LearnerSpec
+from echelon.training.learner import AdapterLayers, BoundarySpec, DataFacts, EvalResult, Learner, LearnerSpec
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -58,6 +58,11 @@ class FullLearner(Learner, Protocol):
 
     def evaluate_boundary(self, boundary: str, weights: Vector) -> EvalResult:
         """Loss on a boundary's whole validation split."""
+        ...
+
+    @property
+    def layers(self) -> AdapterLayers | None:
+        """Which layers got an adapter and which are left; None where there is no model."""
         ...
 
     def data_facts(self, boundary: str) -> DataFacts | None:
@@ -235,6 +240,10 @@ def _data_facts(boundary: str) -> DataFacts | None:
     return _in_worker().data_facts(boundary)
 
 
+def _layers() -> AdapterLayers | None:
+    return _in_worker().layers
+
+
 def _generate(weights: Vector, prompt: str, tokens: int) -> str:
     return _in_worker().generate(weights, prompt, tokens)
 
@@ -356,6 +365,10 @@ class LearnerPool:
         if self._inline is not None:
             return await self._call(self._inline.evaluate_boundary, boundary, weights)
         return await self._call(_evaluate_boundary, boundary, weights)
+
+    async def layers(self) -> AdapterLayers | None:
+        """Which layers got an adapter; see `FullLearner.layers`."""
+        return self._inline.layers if self._inline is not None else await self._call(_layers)
 
     async def data_facts(self, boundary: str) -> DataFacts | None:
         """What a boundary's data is, in counts; see `FullLearner.data_facts`."""

@@ -81,6 +81,10 @@ class QuadraticLearner:
         seed = hashlib.sha256(f"{self.spec.seed} {name}".encode()).digest()
         return np.random.default_rng(np.frombuffer(seed, np.uint32)).standard_normal(self._dim)
 
+    @property
+    def layers(self) -> None:
+        """None: there are no layers."""
+
     def data_facts(self, boundary: str) -> DataFacts | None:
         """None: there is no data."""
         return None

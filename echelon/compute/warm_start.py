@@ -19,7 +19,7 @@ from echelon.messages.manifest import ParentTerms
 
 SCALE = ("peft_type", "lora_alpha", "alpha_pattern", "use_rslora", "use_dora", "lora_bias")
 """Fields of adapter_config.json that change what an adapter of given tensors computes."""
-OWN_WORD = {"lora_alpha": "adapter.alpha"}
+OWN_WORD = {"lora_alpha": "adapter.alpha", "use_rslora": "adapter.rslora", "use_dora": "adapter.dora"}
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,12 @@ def _check_stand_in_has_a_middle(run: RunSettings, where: str, split: SplitSetti
 def _check_factors(run: RunSettings, where: str) -> None:
     if run.adapter.factors != "both":
         raise ValueError(f"{where}: adapter.factors must be both; alternating ones are not split")
+    if run.adapter.dora:
+        raise ValueError(f"{where}: adapter.dora must be false; the lengths of its layers are not split")
+    if run.training.packing != "joined":
+        raise ValueError(
+            f"{where}: training.packing must be joined; parts of a model do not keep documents apart"
+        )
 
 
 def _check_classes(where: str, split: SplitSettings, devices: list[str]) -> None:

@@ -92,6 +92,17 @@ class AdapterSettings(Settings):
         allow_inf_nan=False,
         description="Dropout on the adapter's input, a probability in [0, 1).",
     )
+    rslora: bool = Field(
+        default=False,
+        description="Rank-stabilised: the scale is alpha / sqrt(rank), so that larger ranks do not learn less "
+        "(Kalajdzievski 2023).",
+    )
+    dora: bool = Field(
+        default=False,
+        description="Weight-decomposed: A and B change the direction of a layer's weights, whose lengths are trained "
+        "beside them (Liu et al. 2024). More time in each step; not for stacked weights of experts, nor for split "
+        "training.",
+    )
     factors: Literal["both", "alternating"] = Field(
         default="both",
         description="Which factors are trained: both at once, or in turn (RoLoRA): B from even commits, A from "
@@ -162,6 +173,12 @@ class TrainSettings(Settings):
     )
     batch_size: int = Field(default=8, ge=1, le=65536, description="Sequences per forward pass.")
     accumulation: int = Field(default=1, ge=1, le=65536, description="Forward passes per optimiser step.")
+    packing: Literal["joined", "apart"] = Field(
+        default="joined",
+        description="Of a language model's sequences, which hold several short documents each: joined: tokens also see "
+        "the documents before their own; apart: they see their own alone, and positions begin anew with each. A model "
+        "that cannot do that is refused. Not for split training.",
+    )
     sequence_length: int = Field(
         default=128,
         ge=2,

@@ -18,6 +18,8 @@ async def read_data(
 ) -> dict[str, DataFacts]:
     """Read, split and deal the data of all boundaries, and tell the recorder what each of them has.
 
+    The adapter's layers are told with them.
+
     Args:
         compute: where training runs, which keeps the data.
         boundaries: their names.
@@ -40,6 +42,9 @@ async def read_data(
     ]
     if faults:
         raise ConfigError("\n".join(faults))
+    if (layers := await compute.layers()) is not None:
+        recorder.layers = asdict(layers)
+        recorder.write("adapter", recorder.now, **recorder.layers)
     facts = {name: one for name, one in by_name.items() if isinstance(one, DataFacts)}
     for name, one in facts.items():
         recorder.write("data", recorder.now, boundary=name, **asdict(one))

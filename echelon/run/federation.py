@@ -420,7 +420,6 @@ class Federation:
             for record in records
         )
         inward = len(self.settings.boundaries) * sum(record.size for record in topics["global"])
-        windows = sum(view.closed for view in self.recorder.views.values())
         dropouts = sum(view.dropouts for view in self.recorder.views.values())
         summary: dict[str, Any] = {
             "name": self.settings.name,
@@ -429,12 +428,13 @@ class Federation:
             "base_loss": losses(before),
             "final_loss": losses(after),
             **accuracies(base=before, final=after),
+            **({} if (layers := self.recorder.layers) is None else {"adapter": layers}),
             "data": {name: asdict(facts) for name, facts in data.items()},
             "tokens": self.recorder.tokens,
             "wall_s": round(wall, 3),
             "tokens_per_s": round(self.recorder.tokens / wall, 1) if wall > 0 else None,
             "commits": len(report.commits),
-            "windows": windows,
+            "windows": sum(view.closed for view in self.recorder.views.values()),
             "windows_void": sum(view.void for view in self.recorder.views.values()),
             "dropouts": dropouts,
             "exchange_bytes_out": outward,

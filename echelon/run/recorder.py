@@ -95,6 +95,8 @@ class Recorder:
         """Bytes of sealed activations and gradients, by boundary and direction."""
         self.standings: dict[str, dict[str, Any]] = {}
         """Clusters, trust in millionths, and who is kept out, by boundary, as of the newest judgement."""
+        self.layers: dict[str, Any] | None = None
+        """Which layers of the model got an adapter, and which weights are left; None without a model."""
         self._file: IO[str] | None = None if self.path is None else self.path.open("a", buffering=1)
 
     def reload(self) -> None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer, ParamWrapper
@@ -20,52 +20,12 @@ from transformers import PreTrainedModel
 
 from echelon.config.training import AdapterSettings
 from echelon.errors import ConfigError
+from echelon.training.learner import AdapterLayers
 
 _NUMBER = re.compile(r"\.\d+(?=\.|$)")
 _WRAPPED = re.compile(r"\.base_layer(?=\.|$)")
 _TO_BLOCK = re.compile(r".*\*\.")
 _PREFIX = "base_model.model."
-
-
-@dataclass(frozen=True)
-class AdapterLayers:
-    """What an adapter holds of a model: each layer's name, and in how many blocks it is.
-
-    Attributes:
-        found: layers and stacked weights (of experts, and their routers) that get A and B.
-        whole: modules that are trained whole and travel in the adapter: heads, and what the model's files do not have.
-        left: weights that multiply like a linear layer's and get no adapter; the output layer is one of them.
-        elements: numbers that are trained, in all.
-    """
-
-    found: Mapping[str, int]
-    whole: Mapping[str, int] = field(default_factory=dict)
-    left: Mapping[str, int] = field(default_factory=dict)
-    elements: int = 0
-
-    def lines(self) -> list[str]:
-        """Sentences for the screen: what is found, what is trained whole, what is left."""
-        said = [f"adapter: {self.elements:,} numbers on {_listed(self.found)}"]
-        if self.whole:
-            said.append(f"trained whole: {_listed(self.whole)}")
-        if self.left:
-            said.append(f"left as they are: {_listed(self.left)}")
-        return said
-
-    def document(self) -> dict[str, object]:
-        """As plain values, for a summary."""
-        return {
-            "found": dict(self.found),
-            "whole": dict(self.whole),
-            "left": dict(self.left),
-            "elements": self.elements,
-        }
-
-
-def _listed(layers: Mapping[str, int]) -> str:
-    return ", ".join(
-        _TO_BLOCK.sub("", name) + (f" ×{count}" if count > 1 else "") for name, count in layers.items()
-    )
 
 
 @dataclass(frozen=True)
@@ -121,9 +81,10 @@ def choose_targets(model: nn.Module, settings: AdapterSettings, whole: Sequence[
     """
     targets = settings.targets
     chosen = _all_linear(model, whole) if isinstance(targets, str) else _named(model, targets)
-    if chosen.parameters and settings.dropout > 0:
+    unfit = "adapter.dropout" if settings.dropout > 0 else "adapter.dora" if settings.dora else None
+    if chosen.parameters and unfit is not None:
         raise ConfigError(
-            f"adapter.dropout is not possible on stacked weights ({chosen.parameters[0]}): set it to 0, or name linear "
+            f"{unfit} is not possible on stacked weights ({chosen.parameters[0]}): leave it out, or name linear "
             "layers in adapter.targets"
         )
     return chosen
@@ -197,21 +158,30 @@ def _minimal(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted({_short(name) for name in names}))
 
 
+def adapted_names(wrapped: nn.Module) -> list[str]:
+    """Paths of the layers and stacked weights that got A and B, as in the base."""
+    found = []
+    for path, module in wrapped.named_modules():
+        name = _WRAPPED.sub("", path.removeprefix(_PREFIX))
+        if isinstance(module, ParamWrapper):
+            found.append(name if module.parameter_name == "weight" else f"{name}.{module.parameter_name}")
+        elif isinstance(module, LoraLayer):
+            found.append(name)
+    return found
+
+
 def layers_of(wrapped: nn.Module) -> AdapterLayers:
     """What the adapter of a PEFT model holds, read off the model."""
-    found: Counter[str] = Counter()
+    found = Counter(_NUMBER.sub(".*", name) for name in adapted_names(wrapped))
     whole: Counter[str] = Counter()
     done: set[int] = set()
     for path, module in wrapped.named_modules():
-        name = _plain(path)
         if isinstance(module, ModulesToSaveWrapper):
-            whole[name] += 1
+            whole[_plain(path)] += 1
             done.update(id(parameter) for parameter in module.parameters())
         elif isinstance(module, ParamWrapper):
-            found[name if module.parameter_name == "weight" else f"{name}.{module.parameter_name}"] += 1
             done.add(id(module.get_param()))
         elif isinstance(module, LoraLayer):
-            found[name] += 1
             done.update(id(parameter) for parameter in module.get_base_layer().parameters())
         elif isinstance(module, nn.Embedding):
             done.update(id(parameter) for parameter in module.parameters())

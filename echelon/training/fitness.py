@@ -35,7 +35,7 @@ def check_fitness(model: PreTrainedModel, task: str, name: str, vocabulary: int)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"model {name!r} cannot read a text for the task {task}: {reason}. Choose another model, or set "
-            "model.attention: eager"
+            "model.attention: eager or model.dtype: fp32"
         ) from error
     finally:
         model.train(training)
@@ -51,6 +51,38 @@ def check_fitness(model: PreTrainedModel, task: str, name: str, vocabulary: int)
     raise ConfigError(
         f"model {name!r} (type {kind}) tells a text's class from the padding behind it, too: choose another model"
     )
+
+
+def check_apart(model: PreTrainedModel, name: str, vocabulary: int) -> None:
+    """Ask the model about two documents in one sequence: the second must be read as if it were alone.
+
+    Args:
+        model: a language model without an adapter.
+        name: of the model, for the error.
+        vocabulary: how many tokens there are.
+
+    Raises:
+        ConfigError: the model sees the first document, too.
+    """
+    training = model.training
+    model.eval()
+    tokens = _tokens(model, vocabulary)
+    joined = torch.cat([tokens.flip(1), tokens], dim=1)
+    places = torch.arange(LENGTH, device=model.device).repeat(1, 2)
+    refusal = ConfigError(
+        f"model {name!r} (type {model.config.model_type}) does not keep the documents of one sequence apart: set "
+        "training.packing: joined"
+    )
+    try:
+        with torch.no_grad():
+            alone = model(input_ids=tokens, use_cache=False).logits[0].float()
+            found = model(input_ids=joined, position_ids=places, use_cache=False).logits[0, LENGTH:].float()
+    except TypeError as error:  # it takes no positions
+        raise refusal from error
+    finally:
+        model.train(training)
+    if float((alone - found).abs().max()) > _TOLERANCE.get(model.dtype, _HALF) * float(alone.abs().max()):
+        raise refusal
 
 
 def _tokens(model: PreTrainedModel, vocabulary: int) -> torch.Tensor:

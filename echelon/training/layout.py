@@ -19,6 +19,7 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         if parameter.requires_grad:
             # A head that is trained whole, of a classifier, lies in a wrapper that the file does not know of.
             plain = name.replace(f".modules_to_save.{ADAPTER}.", ".")
+            plain = plain.replace(f".lora_magnitude_vector.{ADAPTER}.weight", ".lora_magnitude_vector")
             found[plain.replace(f".{ADAPTER}.", ".").removesuffix(f".{ADAPTER}")] = parameter
     return found
 

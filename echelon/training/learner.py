@@ -88,6 +88,40 @@ class DataFacts:
     mended: Mapping[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterLayers:
+    """What an adapter holds of a model: each layer's name, `*` in it for the number of a block, and in how many it is.
+
+    Attributes:
+        found: layers and stacked weights (of experts, and their routers) that get A and B.
+        whole: modules that are trained whole and travel in the adapter: heads, and what the model's files do not have.
+        left: weights that multiply like a linear layer's and get no adapter; the output layer is one of them.
+        elements: numbers that are trained, in all.
+    """
+
+    found: Mapping[str, int]
+    whole: Mapping[str, int] = field(default_factory=dict)
+    left: Mapping[str, int] = field(default_factory=dict)
+    elements: int = 0
+
+    @property
+    def sentence(self) -> str:
+        """For the screen: what is found, what is trained whole, what is left."""
+        said = f"adapter of {self.elements:,} numbers on {_listed(self.found)}"
+        if self.whole:
+            said += f"; trained whole: {_listed(self.whole)}"
+        if self.left:
+            said += f"; left as they are: {_listed(self.left)}"
+        return said
+
+
+def _listed(layers: Mapping[str, int]) -> str:
+    """Names within a block, with how many there are."""
+    return ", ".join(
+        name.rpartition("*.")[2] + (f" ×{count}" if count > 1 else "") for name, count in layers.items()
+    )
+
+
 def _sum(one: int | None, other: int | None) -> int | None:
     return other if one is None else one if other is None else one + other
 

@@ -17,12 +17,13 @@ from echelon.config.training import DataSettings, TrainSettings
 from echelon.errors import ConfigError, TrainingError
 from echelon.jobs.training import TrainJob, TrainOutcome
 from echelon.messages.adapter import AdapterLayout, Factor, Vector, factor_mask
+from echelon.training.adapter_layers import layers_of
 from echelon.training.data.boundary import BoundaryData
 from echelon.training.data.examples import Chosen, Examples
 from echelon.training.data.packing import Order
-from echelon.training.fitness import check_fitness
+from echelon.training.fitness import check_apart, check_fitness
 from echelon.training.layout import FlatAdapter
-from echelon.training.learner import BoundarySpec, DataFacts, EvalResult, LearnerSpec
+from echelon.training.learner import AdapterLayers, BoundarySpec, DataFacts, EvalResult, LearnerSpec
 from echelon.training.model import (
     adapter_config_json,
     attach_adapter,
@@ -116,7 +117,10 @@ class TorchLearner:
                 f"the tokenizer has {len(self.tokenizer)} tokens, the model {rows}: they do not "
                 "belong together"
             )
-        check_fitness(base, self.spec.model.task, self.spec.model.model, len(self.tokenizer))
+        name, words = self.spec.model.model, len(self.tokenizer)
+        check_fitness(base, self.spec.model.task, name, words)
+        if self.spec.train.packing == "apart" and self.spec.model.task == "causal":
+            check_apart(base, name, words)
 
     # ------------------------------------------------------------------------------------------- what it is
 
@@ -149,6 +153,11 @@ class TorchLearner:
         if boundary not in self._boundaries:
             self._boundaries[boundary] = self._load(self._boundary(boundary))
         return self._boundaries[boundary]
+
+    @cached_property
+    def layers(self) -> AdapterLayers:
+        """Which layers got an adapter, and which weights are left."""
+        return layers_of(self.model)
 
     def data_facts(self, boundary: str) -> DataFacts | None:
         """What the data of a boundary is, in counts. Raises `ConfigError`."""
@@ -250,8 +259,10 @@ class TorchLearner:
         settings = self.spec.train
         total = torch.zeros((), device=self.device)
         for at in range(0, chosen.size, settings.batch_size):
-            tokens, labels, mask = data.batch(chosen[at : at + settings.batch_size])
-            loss = self.task.loss_sum(self._logits(tokens, mask), labels)
+            part = chosen[at : at + settings.batch_size]
+            tokens, labels, mask = data.batch(part)
+            places = data.positions(part) if settings.packing == "apart" else None
+            loss = self.task.loss_sum(self._logits(tokens, mask, places), labels)
             (loss / counted).backward()
             total += loss.detach()
         self._optimizer.add_proximal()
@@ -278,10 +289,16 @@ class TorchLearner:
             self._masks[factor] = ~moving
         return self._masks[factor]
 
-    def _logits(self, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """[b, l, vocabulary], or [b, classes] of a classifier; see `Inputs`."""
+    def _logits(
+        self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """[b, l, vocabulary], or [b, classes] of a classifier; see `Inputs` and `Examples.positions`."""
         seen = None if mask is None else mask.long()  # some families calculate with it
-        found: torch.Tensor = self.model(input_ids=tokens, attention_mask=seen, use_cache=False).logits
+        # The library keeps documents apart whose positions begin anew, unless it is given a mask.
+        more = {} if positions is None else {"position_ids": positions}
+        found: torch.Tensor = self.model(
+            input_ids=tokens, attention_mask=seen, use_cache=False, **more
+        ).logits
         return found
 
     # ----------------------------------------------------------------------------------------- evaluation

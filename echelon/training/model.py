@@ -26,9 +26,10 @@ from transformers.utils import logging as transformers_logging
 from echelon.config.training import AdapterSettings, ModelSettings
 from echelon.errors import ConfigError
 from echelon.messages.adapter import AdapterLayout, Vector
-from echelon.training.adapter_layers import choose_targets, linear_names
+from echelon.training.adapter_layers import adapted_names, choose_targets, layers_of, linear_names
 from echelon.training.layout import ADAPTER
-from echelon.training.model_files import check_tokenizer, check_weights, is_local
+from echelon.training.learner import AdapterLayers
+from echelon.training.model_files import check_path, check_tokenizer, check_weights
 from echelon.training.new_weights import draw_missing, new_modules, saved_whole
 from echelon.training.tasks.registry import task_named
 
@@ -38,6 +39,9 @@ SHIPPED = {SHIPPED_NAME: SHIPPED_PATH, "echelon:micro": SHIPPED_PATH.parent / "m
 """What ships: about 1M and 0.2M parameters. All of them use the tokenizer in `SHIPPED_PATH`."""
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+UNPACKED = ("mxfp4",)
+"""Methods of quantisation whose weights the library turns into floating-point numbers where they cannot be used."""
+_FACTOR = re.compile(r"\.lora_(A|B|embedding_A|embedding_B)(\.|$)")
 _WRAPPED = re.compile(r"(\.base_layer)+\.")
 _HEADS = {"classify": ("classifier", "score")}
 """By task: how names of modules end that PEFT trains whole by itself."""
@@ -78,8 +82,7 @@ def model_path(settings: ModelSettings) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         return str(path)
-    if is_local(name):
-        raise ConfigError(f"model {name!r} is not a folder; give a folder with config.json, or a model id")
+    check_path(name, path)
     return name
 
 
@@ -180,6 +183,7 @@ def load_pretrained(
         ConfigError: files cannot be read, or lack weights that no head has.
     """
     _check_weights(settings)
+    _check_quantised(settings, config)
     task = settings.task if task is None else task
     # A classifier's head is made here when the files have none, and a language model's is not missed.
     expected = partial or place is not None or task_named(task).head_is_new
@@ -193,11 +197,17 @@ def load_pretrained(
             attn_implementation=None if settings.attention == "sdpa" else settings.attention,
             device_map=place,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report, by name
             **_options(settings),
         )
     loaded: PreTrainedModel = model
     for parameter in loaded.parameters():
         parameter.requires_grad_(False)
+    for name, theirs, ours in sorted(report["mismatched_keys"])[:1]:
+        raise ConfigError(
+            f"weights {name} of model {settings.model!r} are {list(theirs)}, and {list(ours)} are wanted: name as many "
+            "labels as its head has, take a model without a head, or mend config.json"
+        )
     missing = sorted(report["missing_keys"])
     new = new_modules(loaded, missing, settings.model)
     if new and not task_named(task).head_is_new:
@@ -208,6 +218,19 @@ def load_pretrained(
     if place is None:
         draw_missing(loaded, missing, float(getattr(config, "initializer_range", 0.02)))
     return Loaded(loaded, new)
+
+
+def _check_quantised(settings: ModelSettings, config: Any) -> None:
+    """Raise `ConfigError` for weights that are no floating-point numbers, unless the library unpacks them."""
+    found = getattr(config, "quantization_config", None)
+    if found is None:
+        return
+    method = str(found.get("quant_method") if isinstance(found, dict) else found.quant_method)
+    if method not in UNPACKED:
+        raise ConfigError(
+            f"model {settings.model!r} is quantised ({method}), and adapters are trained on its unquantised weights: "
+            "name the model that it was made of"
+        )
 
 
 def _check_weights(settings: ModelSettings) -> None:
@@ -245,7 +268,9 @@ def _refusals(settings: ModelSettings, kind: str) -> Iterator[None]:
     except ConfigError:
         raise
     except Exception as error:  # the libraries, and code that a model brings, raise whatever they like
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (
+            str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+        )
         raise ConfigError(
             f"model {settings.model!r} cannot be loaded: {reason}. Check the id or path, {kind}, and, for a model of "
             "the hub, that it is reachable or in the local cache"
@@ -297,7 +322,7 @@ def attach_adapter(
     advice = _advice(model)
     wrapped = attach_lora(model, settings, task, checkpointing, new)
     if not isinstance(settings.targets, str):
-        adapted = _adapted_layers(wrapped)
+        adapted = adapted_names(wrapped)
         unused = [
             t for t in sorted(settings.targets) if not any(n == t or n.endswith(f".{t}") for n in adapted)
         ]
@@ -330,6 +355,8 @@ def attach_lora(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT divides it by the rank
         lora_dropout=settings.dropout,
+        use_rslora=settings.rslora,
+        use_dora=settings.dora,
         target_modules=targets.modules if isinstance(targets.modules, str) else list(targets.modules),
         target_parameters=list(targets.parameters) or None,
         modules_to_save=[name for name in whole if name not in heads] or None,
@@ -379,15 +406,27 @@ def _known_warnings_silent() -> Iterator[None]:
         yield
 
 
-def _adapted_layers(model: nn.Module) -> set[str]:
-    """Names of the layers of the base that got an adapter."""
-    names = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    return {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in names}
+def find_adapter_layers(settings: ModelSettings, adapter: AdapterSettings) -> AdapterLayers:
+    """Which layers of a model get an adapter, without reading its weights.
+
+    Args:
+        settings: of the model.
+        adapter: its settings.
+
+    Raises:
+        ConfigError: the model's files cannot be used, or an adapter's target is no layer of it.
+    """
+    config = model_config(settings)
+    task = settings.task
+    kind = task_named(task).library if settings.trust_remote_code else model_class(config, task)
+    model, new = load_pretrained(kind, settings, config, place="meta")
+    with torch.device("meta"):
+        return layers_of(attach_adapter(model, adapter, False, task, new))
 
 
 def whole_modules(layout: AdapterLayout, vector: Vector) -> dict[str, Vector]:
-    """The tensors of an adapter that are no LoRA factors: of a classifier its head, which is trained whole; by key."""
-    return {key: part.copy() for key, part in layout.split(vector).items() if ".lora_" not in key}
+    """An adapter's tensors that are no LoRA factors, by key: modules that are trained whole, and DoRA's lengths."""
+    return {key: part.copy() for key, part in layout.split(vector).items() if not _FACTOR.search(key)}
 
 
 def initial_adapter(layout: AdapterLayout, seed: int, heads: Mapping[str, Vector] | None = None) -> Vector:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from pathlib import Path
 
 from echelon.errors import ConfigError
 
 POINTER = b"version https://git-lfs.github.com/spec/"
 WEIGHTS = ("*.safetensors", "*.bin")
-INDEX = "*.safetensors.index.json"
+INDEXES = ("*.safetensors.index.json", "*.bin.index.json")
+ADAPTER = "adapter_config.json"
 TOKENIZERS = (
     "tokenizer.json",
     "tokenizer.model",
@@ -47,20 +49,17 @@ def check_weights(folder: Path) -> None:
         folder: where the model is.
 
     Raises:
-        ConfigError: there is no configuration; a file of weights is a Git LFS pointer or cut off; or a part that the
-            index names is missing.
+        ConfigError: there is no configuration, or it is of something else; a file of weights is a Git LFS pointer or
+            cut off; or a part that the index names is missing.
     """
-    if not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"model folder {folder} has no config.json, so there is no model in it: check the path"
-        )
+    _check_config(folder)
     files = sorted(path for pattern in WEIGHTS for path in folder.glob(pattern) if path.is_file())
     for path in files:
         try:
             _check_file(path)
         except OSError as error:
             raise ConfigError(f"model weights {path} cannot be read: {error.strerror}") from error
-    for index in folder.glob(INDEX):
+    for index in sorted(path for pattern in INDEXES for path in folder.glob(pattern)):
         try:
             parts = set(json.loads(index.read_bytes())["weight_map"].values())
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -71,6 +70,51 @@ def check_weights(folder: Path) -> None:
                 f"model folder {folder} lacks {len(absent)} of {len(parts)} parts of its weights ({absent[0]}): fetch "
                 "them"
             )
+
+
+def check_path(name: str, path: Path) -> None:
+    """Say what a model's path should be, where it is none.
+
+    Args:
+        name: as the run file has it.
+        path: that, and no folder.
+
+    Raises:
+        ConfigError: always, if the name looks like a path or a file is there.
+    """
+    if path.suffix == ".gguf" or (path.is_file() and path.suffix != ""):
+        kind = "one file in the format of llama.cpp" if path.suffix == ".gguf" else "a file"
+        raise ConfigError(
+            f"model {name!r} is {kind}, and a folder with config.json is wanted: "
+            + (
+                "have transformers convert it (from_pretrained with gguf_file, then save_pretrained)"
+                if path.suffix == ".gguf"
+                else "give the folder that it is in"
+            )
+        )
+    if is_local(name):
+        raise ConfigError(f"model {name!r} is not a folder; give a folder with config.json, or a model id")
+
+
+def _check_config(folder: Path) -> None:
+    if (folder / ADAPTER).is_file():
+        raise ConfigError(
+            f"model folder {folder} holds an adapter ({ADAPTER}): name its base as the model; --from starts a run from "
+            "an adapter"
+        )
+    path = folder / "config.json"
+    if not path.is_file():
+        there = sorted(one.name for one in folder.glob("*.gguf"))
+        more = f" (only {there[0]}, which transformers has to convert first)" if there else ""
+        raise ConfigError(
+            f"model folder {folder} has no config.json, so there is no model in it{more}: check the path"
+        )
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is no configuration of a model ({error}): fetch it again") from error
+    if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
+        raise ConfigError(f"{path} names no model_type, so it is no configuration of a model: fetch it again")
 
 
 def check_tokenizer(folder: Path) -> None:
@@ -103,6 +147,9 @@ def _check_file(path: Path) -> None:
                 f"model weights {path} are a Git LFS pointer and no weights: fetch them (git lfs pull)"
             )
         if path.suffix != ".safetensors":
+            # Files of weights are zip archives; older ones are pickles, which begin with this byte.
+            if not begin.startswith(b"\x80") and not zipfile.is_zipfile(path):
+                raise ConfigError(f"model weights {path} are cut off, or no weights: fetch them again")
             return
         length = int.from_bytes(begin[:_LENGTH_BYTES], "little")
         if len(begin) < _LENGTH_BYTES or length > MAX_HEADER_BYTES:

@@ -109,6 +109,15 @@ def test_the_nearest_bound_of_the_budget_counts() -> None:
     assert told.done() == 1.0
 
 
+def test_the_adapters_layers_are_said_once() -> None:
+    facts = {"found": {"model.layers.*.mlp.up_proj": 2}, "whole": {"score": 1}, "left": {"lm_head": 1}}
+    event = event_of({"kind": "adapter", "t": 0, "elements": 1200, **facts})
+    assert event is not None
+    assert event.text == (
+        "adapter of 1,200 numbers on mlp.up_proj ×2; trained whole: score; left as they are: lm_head"
+    )
+
+
 def test_commits_are_told_with_what_they_merged() -> None:
     merged = [{"boundary": "a", "seq": 2, "staleness": 0}, {"boundary": "b", "seq": 2, "staleness": 1}]
     event = event_of({"kind": "commit", "t": 1, "commit": 3, "merged": merged})

@@ -105,6 +105,9 @@ def test_heads_and_poolers_that_the_base_does_not_have_are_in_the_adapter(name: 
     loss, accuracy = measured(reloaded(learner, outcome.result.adapter, base, tmp_path), learner)
     assert loss == pytest.approx(outcome.summary["final_loss"]["overall"], rel=1e-5)
     assert accuracy == outcome.summary["final_accuracy"]["overall"]
+    said = outcome.summary["adapter"]
+    assert len(said["whole"]) == 2
+    assert said["elements"] == learner.dim
     assert loss < outcome.summary["base_loss"]["overall"]
 
 

@@ -113,3 +113,118 @@ def test_a_model_that_cannot_do_the_task_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         learner_of(found.save(tmp_path / "model"), rows, task)
+
+
+@pytest.mark.filterwarnings("ignore:.*checkpointing:FutureWarning")
+@pytest.mark.parametrize(
+    ("name", "task", "adapter"),
+    [
+        ("llama", "causal", {"dora": True}),
+        ("gpt2", "causal", {"dora": True, "rslora": True}),
+        ("deberta-bare", "classify", {"dora": True}),
+        ("llama", "causal", {"rslora": True}),
+        ("gpt_oss", "causal", {"rslora": True}),
+        ("mixtral", "causal", {"rslora": True, "rank": 4}),
+    ],
+)
+def test_other_kinds_of_adapters_reload(
+    name: str, task: str, adapter: dict[str, Any], saved: Saved, rows: Path, tmp_path: Path
+) -> None:
+    check_reload(learner_of(saved(name), rows, task, adapter=adapter), saved(name), tmp_path)
+
+
+def test_a_rank_stabilised_adapter_has_the_larger_scale(saved: Saved, rows: Path) -> None:
+    """alpha / sqrt(rank) with alpha 4 and rank 4 is what alpha / rank is with alpha 8."""
+    stabilised = learner_of(saved("llama"), rows, "causal", adapter={"rslora": True, "rank": 4, "alpha": 4})
+    plain = learner_of(saved("llama"), rows, "causal", adapter={"rank": 4, "alpha": 8})
+    assert trained(stabilised).tobytes() == trained(plain).tobytes()
+
+
+def test_lengths_begin_as_the_bases_are_and_change_nothing(saved: Saved, rows: Path) -> None:
+    dora = learner_of(saved("llama"), rows, "causal", adapter={"dora": True})
+    start = dora.initial_adapter()
+    lengths = [part for key, part in dora.layout.split(start).items() if key.endswith("magnitude_vector")]
+    assert len(lengths) == 14
+    assert all((part > 0).all() for part in lengths)
+    plain = learner_of(saved("llama"), rows, "causal")
+    expected = plain.evaluate_boundary("a", plain.initial_adapter()).loss
+    assert dora.evaluate_boundary("a", start).loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_lengths_are_not_possible_for_experts(saved: Saved, rows: Path) -> None:
+    with pytest.raises(ConfigError, match=r"adapter\.dora is not possible on stacked weights"):
+        learner_of(saved("gpt_oss"), rows, "causal", adapter={"dora": True})
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_oss", "deepseek_v3", "falcon", "mpt"])
+def test_activations_that_are_computed_again_give_the_same_adapter(
+    name: str, saved: Saved, rows: Path
+) -> None:
+    plain, again = (
+        trained(learner_of(saved(name), rows, "causal", gradient_checkpointing=on)) for on in (False, True)
+    )
+    np.testing.assert_allclose(again, plain, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*checkpointing:FutureWarning")
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [("llama", "causal"), ("gpt2", "causal"), ("gpt_oss", "causal"), ("bert-masked", "classify")],
+)
+def test_a_base_of_half_precision_reloads(
+    name: str, task: str, saved: Saved, rows: Path, tmp_path: Path
+) -> None:
+    """The stock base is loaded in the precision of its files, so that sums are rounded alike."""
+    folder = saved(f"{name} bf16")
+    learner = learner_of(folder, rows, task, dtype="bf16")
+    weights = trained(learner)
+    reported = learner.evaluate_boundary("a", weights)
+    with torch.autocast("cpu", torch.bfloat16, enabled=task == "classify"):  # heads are of full precision
+        loss, _ = measured(reloaded(learner, weights, folder, tmp_path), learner)
+    assert loss == pytest.approx(reported.loss, rel=0.02)
+
+
+PACKED = ["llama", "qwen3", "gemma", "phi3", "gpt_neox", "mixtral", "olmo2"]
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_documents_of_a_sequence_are_kept_apart(name: str, saved: Saved, rows: Path) -> None:
+    """A step on packed documents has the loss of each document by itself."""
+    data = data_of(rows, label_field=None)
+    spec = LearnerSpec.model_validate(
+        {
+            "model": {"model": str(saved(name))},
+            "adapter": {"rank": 2},
+            "train": {"batch_size": 2, "sequence_length": 40, "packing": "apart", "lr": 1e-9},
+            "boundaries": [{"name": "a", "devices": ["a0"], "data": data}],
+        }
+    )
+    learner = TorchLearner(spec)
+    start = learner.initial_adapter()
+    done = learner.train(TrainJob(data="a0", base=start, start=start, steps=1, mu=0.0, progress=0.0))
+    blocks = learner.boundary_data("a").training["a0"]
+    chosen = learner._device_data("a0").order.take(0, 2)
+    model, total = learner.model.eval(), 0.0
+    for block in chosen:
+        starts = np.flatnonzero(blocks.starts[block] | (np.arange(40) == 0))
+        assert len(starts) > 1
+        for begin, end in zip(starts, [*starts[1:], int(blocks.lengths[block])], strict=True):
+            tokens = torch.from_numpy(blocks.tokens[block, begin : end + 1].astype(np.int64))[None]
+            with torch.no_grad():
+                logits = model(input_ids=tokens[:, :-1]).logits[0]
+            total += torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="sum").item()
+    assert done.loss_sum == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mpt", "bloom", "mamba", "gpt_oss"])
+def test_a_model_that_joins_documents_is_refused(name: str, saved: Saved, rows: Path) -> None:
+    with pytest.raises(ConfigError, match=r"set training\.packing: joined"):
+        TorchLearner(
+            LearnerSpec.model_validate(
+                {
+                    "model": {"model": str(saved(name))},
+                    "train": {"packing": "apart", "sequence_length": 40},
+                    "boundaries": [{"name": "a", "devices": ["a0"], "data": data_of(rows, label_field=None)}],
+                }
+            )
+        )

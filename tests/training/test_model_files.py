@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, RobertaConfig, RobertaForMaskedLM
 
 from echelon.config.training import ModelSettings
@@ -78,7 +79,59 @@ def test_a_tokenizer_that_is_missing_or_a_pointer(folder: Path) -> None:
 @pytest.mark.parametrize("text", ["{", "[]", '{"model_type": "no such family"}', ""])
 def test_a_configuration_that_is_none(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
-    assert "cannot be loaded" in refused(folder)
+    known = "does not recognize" if "no such" in text else "config.json "
+    assert known in refused(folder)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "bitsandbytes", "compressed-tensors", "no such"])
+def test_a_quantised_model(folder: Path, method: str) -> None:
+    changed(folder, quantization_config={"quant_method": method, "bits": 4})
+    assert f"is quantised ({method})" in refused(folder)
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_an_adapter_is_no_model(folder: Path, beside: bool) -> None:
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "x/y"}')
+    if not beside:
+        (folder / "config.json").unlink()
+    assert "holds an adapter" in refused(folder)
+
+
+def test_a_file_is_no_folder(folder: Path) -> None:
+    assert "give the folder that it is in" in refused(folder / "model.safetensors")
+    (folder / "model.gguf").write_bytes(b"GGUF")
+    assert "in the format of llama.cpp" in refused(folder / "model.gguf")
+    (folder / "config.json").unlink()
+    assert "only model.gguf" in refused(folder)
+
+
+@pytest.mark.parametrize("kept", [0, 0.6, 0.999])
+def test_older_weights_that_are_cut_off(folder: Path, kept: float) -> None:
+    path = folder / "pytorch_model.bin"
+    torch.save(load_file(folder / "model.safetensors"), path)
+    (folder / "model.safetensors").unlink()
+    load_base(ModelSettings(model=str(folder)), CPU)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(kept * len(data))])
+    assert "pytorch_model.bin are cut off" in refused(folder)
+
+
+def test_parts_of_older_weights_that_are_missing(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"a": "pytorch_model-00001-of-00002.bin"}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert "lacks 1 of 1 parts of its weights (pytorch_model-00001-of-00002.bin)" in refused(folder)
+
+
+def test_weights_of_other_sizes(folder: Path) -> None:
+    changed(folder, intermediate_size=48)
+    assert "model.layers.0.mlp.down_proj.weight" in refused(folder)
+    assert "[16, 32], and [16, 48] are wanted" in refused(folder)
+
+
+def changed(folder: Path, **fields: object) -> None:
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | fields))
 
 
 def test_positions_are_counted_as_the_model_has_them() -> None:

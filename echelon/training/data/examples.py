@@ -41,6 +41,10 @@ class Examples(Protocol):
         """These blocks or rows as the inputs of one forward pass."""
         ...
 
+    def positions(self, chosen: Chosen) -> torch.Tensor | None:
+        """Of each token its place in its document, int64[b, l]; None: sequences are of one document."""
+        ...
+
     def batches(self, size: int) -> Iterator[Inputs]:
         """All of them in the order in which they lie, `size` at a time, each batch as wide as its longest needs."""
         ...
@@ -84,6 +88,10 @@ class BlockExamples:
         part = torch.from_numpy(chosen)
         return self.tokens[part, :-1], self.labels[part], None
 
+    def positions(self, chosen: Chosen) -> torch.Tensor:
+        """See `Examples`."""
+        return torch.from_numpy(self.blocks.positions(chosen)).to(self.tokens.device)
+
     def batches(self, size: int) -> Iterator[Inputs]:
         """See `Examples`. Blocks lie longest first, so the first block of a batch says where its padding starts."""
         for start in range(0, len(self.blocks), size):
@@ -111,6 +119,9 @@ class RowExamples:
         """See `Examples`."""
         tokens, labels, mask = (torch.from_numpy(array) for array in self.rows.batch(chosen))
         return tokens.to(self.device), labels.to(self.device), mask.to(self.device)
+
+    def positions(self, chosen: Chosen) -> None:
+        """See `Examples`."""
 
     def batches(self, size: int) -> Iterator[Inputs]:
         """See `Examples`."""

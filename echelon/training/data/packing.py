@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,19 +17,29 @@ class Blocks:
     """Sequences of L + 1 tokens: positions 0..L-1 are input, 1..L are targets.
 
     `tokens` int32[n, L + 1], `counted` bool[n, L] marks the targets that the loss counts, `lengths` int32[n]
-    is the number of targets that are not padding (only the last block of a stream has padding).
+    is the number of targets that are not padding (only the last block of a stream has padding). `starts` bool[n, L]
+    marks the inputs that begin a document, where blocks hold several; None: each block is of one document.
     """
 
     tokens: Tokens
     counted: Mask
     lengths: npt.NDArray[np.int32]
+    starts: Mask | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def every(self, stride: int) -> Blocks:
         """Every so many-th block."""
-        return Blocks(self.tokens[::stride], self.counted[::stride], self.lengths[::stride])
+        return _select(self, np.arange(0, len(self), stride))
+
+    def positions(self, chosen: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
+        """int64[b, L]: of each input of these blocks, how far it is from the beginning of its document, or block."""
+        places = np.arange(self.tokens.shape[1] - 1)
+        if self.starts is None:
+            return np.broadcast_to(places, (len(chosen), places.size))
+        begin = np.maximum.accumulate(np.where(self.starts[chosen], places, 0), axis=1)
+        return np.asarray(places - begin, dtype=np.int64)
 
     def at_most(self, tokens: int) -> Blocks:
         """Every k-th block, about so many counted tokens in all: the same ones each time, of every length."""
@@ -53,7 +63,8 @@ def _cut(stream: Tokens, counted: Mask, length: int, eos: int) -> Blocks:
 
 
 def _select(blocks: Blocks, which: npt.NDArray[np.intp]) -> Blocks:
-    return Blocks(blocks.tokens[which], blocks.counted[which], blocks.lengths[which])
+    starts = None if blocks.starts is None else blocks.starts[which]
+    return Blocks(blocks.tokens[which], blocks.counted[which], blocks.lengths[which], starts)
 
 
 def _stream(documents: Sequence[Document], eos: int) -> tuple[Tokens, Mask]:
@@ -70,7 +81,7 @@ def pack_training(documents: Sequence[Document], length: int, eos: int) -> Block
     """The documents as one stream with EOS between them; blocks without a counted target are dropped.
 
     Attention is not masked at document borders: a block may begin with the end of another document, as is
-    usual in pre-training.
+    usual in pre-training. Where documents begin is kept, for models that are to see their own document alone.
 
     Args:
         documents: encoded documents, in the order of the stream.
@@ -79,6 +90,10 @@ def pack_training(documents: Sequence[Document], length: int, eos: int) -> Block
     """
     tokens, counted = _stream(documents, eos)
     blocks = _cut(tokens, counted, length, eos)
+    starts = np.zeros(len(blocks) * length, np.bool_)
+    # A document begins with the mark before it, which is what its first token is predicted from.
+    starts[np.cumsum([0, *(document.size + 1 for document in documents)])[:-1]] = True
+    blocks = replace(blocks, starts=starts.reshape(len(blocks), length))
     return _select(blocks, np.flatnonzero(blocks.counted.any(axis=1)))
 
 
