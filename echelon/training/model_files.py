@@ -82,7 +82,7 @@ def check_path(name: str, path: Path) -> None:
     Raises:
         ConfigError: always, if the name looks like a path or a file is there.
     """
-    if path.suffix == ".gguf" or (path.is_file() and path.suffix != ""):
+    if path.is_file() and path.suffix != "":
         kind = "one file in the format of llama.cpp" if path.suffix == ".gguf" else "a file"
         raise ConfigError(
             f"model {name!r} is {kind}, and a folder with config.json is wanted: "
