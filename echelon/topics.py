@@ -92,8 +92,8 @@ class Topic(BaseModel):
         writers: roles that may write.
         readers: roles that may read.
         key: what the records' key is, for people.
-        partitions: a number, or `slots`: one for each slot that the boundary enrols, or `shards`: one for each shard
-            that its data is dealt into (1 if it is not).
+        partitions: a number, or `slots`: one for each slot that the boundary enrols, or `streams`: the same where it
+            has edges (1 if it has none), or `shards`: one for each shard that its data is dealt into (1 if it is not).
         retention: seconds, or `unlimited`.
         largest_record: bytes of key, value and headers together.
         messages: message types that may stand there.
@@ -110,7 +110,7 @@ class Topic(BaseModel):
     writers: Annotated[tuple[Role, ...], Field(min_length=1)]
     readers: Annotated[tuple[Role, ...], Field(min_length=1)]
     key: Annotated[str, Field(min_length=1, max_length=100)]
-    partitions: Annotated[int, Field(ge=1, le=1000)] | Literal["slots", "shards"]
+    partitions: Annotated[int, Field(ge=1, le=1000)] | Literal["slots", "streams", "shards"]
     retention: Annotated[int, Field(ge=1)] | Literal["unlimited"]
     largest_record: Annotated[int, Field(ge=1, le=1_000_000)]
     messages: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -171,10 +171,18 @@ class Topic(BaseModel):
         )
         return re.fullmatch(pattern, name) is not None
 
-    def partition_count(self, slots: int, shards: int | None = None) -> int:
-        """Number of partitions in a boundary that enrols so many slots and deals its data into so many shards."""
+    def partition_count(self, slots: int, shards: int | None = None, *, edges: bool = True) -> int:
+        """Number of partitions in a boundary.
+
+        Args:
+            slots: devices that it enrols.
+            shards: into how many shards its data is dealt; None: into none.
+            edges: whether it has any.
+        """
         if self.partitions == "shards":
             return shards or 1
+        if self.partitions == "streams":
+            return slots if edges else 1
         return slots if self.partitions == "slots" else self.partitions
 
 

@@ -17,11 +17,11 @@ from typing import TypeVar
 import aiokafka.errors as kafka
 from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.client import AIOKafkaClient
-from aiokafka.conn import create_conn
 from aiokafka.protocol.metadata import MetadataRequest
 
 from echelon.backoff import Backoff
 from echelon.bus.base import TopicPartition
+from echelon.bus.kafka_bearer import BearerTokens, TokenCheckingConnection
 from echelon.bus.tls import Identity
 from echelon.errors import BusClosed, BusDenied, BusError, ConnectionLost
 
@@ -148,10 +148,15 @@ class KafkaLink:
         sasl = self.identity.settings.sasl
         if sasl is None:
             return {"security_protocol": "SSL", "ssl_context": self.identity.context}
-        return {
+        secured: dict[str, object] = {
             "security_protocol": "SASL_SSL",
             "ssl_context": self.identity.context,
             "sasl_mechanism": sasl.mechanism,
+        }
+        if self.identity.bearer is not None:
+            return {**secured, "sasl_oauth_token_provider": BearerTokens(self.identity.bearer)}
+        return {
+            **secured,
             "sasl_plain_username": sasl.username,
             "sasl_plain_password": self.identity.password,
         }
@@ -211,8 +216,10 @@ class KafkaLink:
                     f"{error.reason or error}. Use a certificate that this broker's own authority issued"
                 ) from error
             except (kafka.SaslAuthenticationFailed, kafka.AuthenticationFailedError) as error:
+                bearer = self.identity is not None and self.identity.bearer is not None
                 raise BusDenied(
-                    f"broker {host}:{port} does not accept the password of {self.principal}: {error}"
+                    f"broker {host}:{port} does not accept the {'token' if bearer else 'password'} of "
+                    f"{self.principal}: {error}"
                 ) from error
             except (kafka.UnsupportedSaslMechanismError, kafka.IllegalSaslStateError) as error:
                 raise BusDenied(f"broker {host}:{port} does not do that kind of SASL: {error}") from error
@@ -234,7 +241,8 @@ class KafkaLink:
             writer.close()
         if identity is not None and identity.settings.sasl is not None:
             request_ms = int(PROBE_S * 1000)
-            conn = await create_conn(host, port, request_timeout_ms=request_ms, **self._secured())
+            conn = TokenCheckingConnection(host, port, request_timeout_ms=request_ms, **self._secured())
+            await conn.connect()
             await conn.close()
 
     # ---- questions -------------------------------------------------------------------------------
@@ -266,6 +274,7 @@ class KafkaLink:
                         why = str(error)
                         if client is not None:
                             await self._drop(client)
+                        await self._check_token()
                     else:
                         self.alive()
                         return answer
@@ -277,6 +286,13 @@ class KafkaLink:
             raise ConnectionLost(
                 f"broker {self.name} did not answer within {self.timeout:g} s ({why}); try again later"
             ) from None
+
+    async def _check_token(self) -> None:
+        """After a failure: raises BusDenied where the broker refuses the token, which looks like a lost line."""
+        if self.identity is not None and self.identity.bearer is not None:
+            denied = await self.failure()
+            if isinstance(denied, BusDenied):
+                raise denied
 
     async def _shared(self) -> AIOKafkaClient:
         async with self._opening:

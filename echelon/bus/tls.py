@@ -11,6 +11,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
+from echelon.bus.bearer import Bearer
 from echelon.config.broker import SecuritySettings
 from echelon.config.reading import read_file
 from echelon.errors import ConfigError
@@ -52,7 +53,8 @@ class Identity:
         settings: where the files are.
         context: for `asyncio.open_connection` and its like.
         principal: the certificate's common name, or the SASL user name.
-        password: the SASL password; None with a certificate.
+        password: the SASL password; None with a certificate or a token.
+        bearer: source of SASL's tokens; None with a certificate or a password.
 
     Raises:
         ConfigError: a file cannot be read, or is not what it should be.
@@ -63,6 +65,8 @@ class Identity:
         files = _read(settings)
         self.context = _Context(ssl.PROTOCOL_TLS_CLIENT)
         self.context.current, self.principal, self.password = _load(settings, files)
+        token = None if settings.sasl is None else settings.sasl.token
+        self.bearer = None if token is None else Bearer(token)
         self._files: _Files | None = files
         self._problem = ""
 
@@ -97,7 +101,9 @@ def _read(settings: SecuritySettings) -> _Files:
         certificate=None if settings.certificate is None else _bytes(settings.certificate, "certificate"),
         key=None if settings.key is None else _bytes(settings.key, "key"),
         passphrase=read_optional(settings.passphrase_file),
-        password=None if sasl is None else _bytes(sasl.password_file, "sasl.password_file"),
+        password=None
+        if sasl is None or sasl.password_file is None
+        else _bytes(sasl.password_file, "sasl.password_file"),
     )
 
 
@@ -116,8 +122,9 @@ def _load(settings: SecuritySettings, files: _Files) -> tuple[ssl.SSLContext, st
             "give the file of the broker's certificate authority"
         ) from error
     if settings.sasl is not None:
-        assert files.password is not None
-        return context, settings.sasl.username, _password(settings.sasl.password_file, files.password)
+        where = settings.sasl.password_file
+        password = None if where is None else _password(where, files.password or b"")
+        return context, settings.sasl.principal, password
     assert settings.certificate is not None
     assert files.certificate is not None
     where = settings.certificate if settings.key is None else settings.key

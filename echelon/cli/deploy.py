@@ -101,6 +101,8 @@ def deploy_command(
 
 def _show(made: Deployment, passphrase: Passphrase | None) -> None:
     """Say what was made, and what its owners do next."""
+    from echelon.provision.broker_map import EXCHANGE, PASSWORD_FILE, TOKEN_FILE
+
     typer.echo(f"deployment     {made.folder}")
     typer.echo(f"manifest       {made.manifest_sha256}  (every service pins it)")
     witnesses = "".join(f", witnesses/{name}" for name in made.settings.witnesses.names)
@@ -117,6 +119,14 @@ def _show(made: Deployment, passphrase: Passphrase | None) -> None:
         )
         for path in made.requests:
             typer.echo(f"  {path}")
+    for name, entry in made.brokers.entries.items():
+        if entry.sasl is not None and entry.sasl.token is None:
+            what = TOKEN_FILE if entry.sasl.mechanism == "OAUTHBEARER" else PASSWORD_FILE
+            where = f"exchange-{what} in every gate's folder, and {what} in those under {name}"
+            typer.echo(
+                f"\nClients of {name} log in with {entry.sasl.mechanism}: put files named "
+                f"{where if name == EXCHANGE else f'{what} into each folder of {name}'}"
+            )
     how = "not encrypted" if passphrase is None else f"encrypted with the passphrase in {passphrase.path}"
     typer.echo(f"\nPrivate keys are {how}: give each folder to its owner, and delete it here.")
     typer.echo("Next, for each broker: echelon topics apply --config .../admin/topics.yaml")

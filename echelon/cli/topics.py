@@ -147,6 +147,10 @@ def check_command(config: ConfigOption, as_json: JsonOption = False) -> None:
                 _table(found)
             number = {0: "no drift", 1: "1 difference"}.get(len(found), f"{len(found)} differences")
             typer.echo(f"{scope.broker.url}: {number}")
+            if scope.authorizer is None:
+                typer.echo(
+                    "access rules were not looked at: `authorizer: null` says that others decide on access"
+                )
         if found:
             raise typer.Exit(FAILED)
 

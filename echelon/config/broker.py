@@ -13,16 +13,104 @@ from echelon.config.training import Settings
 from echelon.errors import ConfigError
 
 MAX_FILE_BYTES = 1 << 16
+STANDARD_AUTHORIZER = "org.apache.kafka.metadata.authorizer.StandardAuthorizer"
+"""What keeps the access rules of a Kafka of one's own."""
+
+
+Mechanism = Literal["SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN", "OAUTHBEARER"]
+
+
+class TokenSettings(Settings):
+    """Where a bearer token comes from: a file that somebody keeps fresh, or an endpoint that gives one for a secret."""
+
+    file: Path | None = Field(
+        default=None,
+        description="File with the token, read at each new connection. None: `url` is asked.",
+    )
+    url: str | None = Field(
+        default=None, max_length=2048,
+        description="https://… of an OAuth 2 token endpoint, asked with client credentials. None: `file` has it.",
+    )  # fmt: skip
+    client_id: str | None = Field(
+        default=None, min_length=1, max_length=256, description="Who asks the endpoint."
+    )
+    client_secret_file: Path | None = Field(
+        default=None, description="File with that client's secret; a final newline is left out."
+    )
+    scope: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1024,
+        description="Scope that is asked for. None: none is named.",
+    )
+    ca: Path | None = Field(
+        default=None,
+        description="PEM file with the endpoint's certificate authority. None: those of the system.",
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        asked = (self.client_id, self.client_secret_file, self.scope, self.ca)
+        if (self.file is None) == (self.url is None):
+            raise ValueError("give either file (a token) or url (an endpoint that gives one), one of them")
+        if self.file is not None and any(field is not None for field in asked):
+            raise ValueError("client_id, client_secret_file, scope and ca belong to url: leave them out")
+        if self.url is not None:
+            if not self.url.startswith("https://"):
+                raise ValueError(f"url {self.url!r}: a secret is sent there, so use https://")
+            if self.client_id is None or self.client_secret_file is None:
+                raise ValueError("url needs client_id and client_secret_file")
+        return self
+
+    def beside(self, folder: Path) -> TokenSettings:
+        """The same with relative paths taken from `folder`."""
+        return self.model_copy(update=_taken_from(folder, self, ("file", "client_secret_file", "ca")))
 
 
 class SaslSettings(Settings):
-    """SASL/SCRAM over TLS, for brokers that know users by name instead of by certificate."""
+    """SASL over TLS, for brokers that know clients by a password or a token instead of by a certificate."""
 
-    mechanism: Literal["SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
-        default="SCRAM-SHA-512", description="Which SCRAM."
+    mechanism: Mechanism = Field(
+        default="SCRAM-SHA-512",
+        description="SCRAM and PLAIN take a password, OAUTHBEARER a token. PLAIN shows the broker the password itself.",
     )
-    username: str = Field(min_length=1, max_length=256, description="The principal's name.")
-    password_file: Path = Field(description="File that holds the password; a final newline is left out.")
+    username: str | None = Field(
+        default=None, min_length=1, max_length=256,
+        description="The principal's name. With OAUTHBEARER the token names it, and this is for messages alone.",
+    )  # fmt: skip
+    password_file: Path | None = Field(
+        default=None,
+        description="File that holds the password (SCRAM, PLAIN); a final newline is left out.",
+    )
+    token: TokenSettings | None = Field(default=None, description="Where the token comes from (OAUTHBEARER).")
+
+    @model_validator(mode="after")
+    def _fits_the_mechanism(self) -> Self:
+        if self.mechanism == "OAUTHBEARER":
+            if self.token is None or self.password_file is not None:
+                raise ValueError("OAUTHBEARER needs token, and no password_file")
+        elif self.username is None or self.password_file is None or self.token is not None:
+            raise ValueError(f"{self.mechanism} needs username and password_file, and no token")
+        return self
+
+    @property
+    def principal(self) -> str:
+        """Who this is to the broker, for messages."""
+        if self.username is not None:
+            return self.username
+        assert self.token is not None  # only OAUTHBEARER goes without a name
+        return self.token.client_id or f"of the token in {self.token.file}"
+
+    def beside(self, folder: Path) -> SaslSettings:
+        """The same with relative paths taken from `folder`."""
+        token = None if self.token is None else self.token.beside(folder)
+        return self.model_copy(update={**_taken_from(folder, self, ("password_file",)), "token": token})
+
+
+def _taken_from(folder: Path, settings: Settings, names: tuple[str, ...]) -> dict[str, Path]:
+    """Paths of the fields, those that are set, taken from `folder`."""
+    found: dict[str, Path | None] = {name: getattr(settings, name) for name in names}
+    return {name: folder / path for name, path in found.items() if path is not None}
 
 
 class SecuritySettings(Settings):
@@ -39,7 +127,7 @@ class SecuritySettings(Settings):
         default=None,
         description="File with the private key's passphrase, for an encrypted key. None: it is not encrypted.",
     )
-    sasl: SaslSettings | None = Field(default=None, description="SASL/SCRAM, instead of a certificate.")
+    sasl: SaslSettings | None = Field(default=None, description="SASL, instead of a certificate.")
     reload: float = Field(
         default=10.0, gt=0, le=86_400, allow_inf_nan=False,
         description="Seconds between two looks whether certificates were replaced.",
@@ -48,7 +136,9 @@ class SecuritySettings(Settings):
     @model_validator(mode="after")
     def _one_identity(self) -> Self:
         if (self.certificate is None) == (self.sasl is None):
-            raise ValueError("give either certificate (mutual TLS) or sasl (SCRAM over TLS), one of them")
+            raise ValueError(
+                "give either certificate (mutual TLS) or sasl (password or token over TLS), one of them"
+            )
         if self.key is not None and self.certificate is None:
             raise ValueError("key belongs to a certificate: give both")
         if self.passphrase_file is not None and self.certificate is None:
@@ -57,17 +147,9 @@ class SecuritySettings(Settings):
 
     def beside(self, folder: Path) -> SecuritySettings:
         """The same with relative paths taken from `folder`."""
-        sasl = None
-        if self.sasl is not None:
-            sasl = self.sasl.model_copy(update={"password_file": folder / self.sasl.password_file})
+        paths = _taken_from(folder, self, ("ca", "certificate", "key", "passphrase_file"))
         return self.model_copy(
-            update={
-                "ca": folder / self.ca,
-                "certificate": None if self.certificate is None else folder / self.certificate,
-                "key": None if self.key is None else folder / self.key,
-                "passphrase_file": None if self.passphrase_file is None else folder / self.passphrase_file,
-                "sasl": sasl,
-            }
+            update={**paths, "sasl": None if self.sasl is None else self.sasl.beside(folder)}
         )
 
 

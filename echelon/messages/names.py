@@ -4,7 +4,8 @@ A boundary's name becomes part of topics (`delta.NAME`), of principals (`NAME.ga
 and the sender of a record) and of folders and files (`NAME/`, `NAME.sqlite`). No two parties have one of those in
 common. So all names are checked here, and principals are put together here and nowhere else:
 
-    NAME.aggregator, NAME.gate, NAME.witness     fixed words after the one dot
+    NAME.aggregator, NAME.gate, NAME.witness,
+    NAME.devices                                 fixed words after the one dot
     NAME.ID                                      an edge; its id is none of the fixed words
     a device's name                              no part of it between dots is a fixed word, and it is no edge's name
     controller, operator, auditor, ...           fixed words without a dot
@@ -120,6 +121,11 @@ def aggregator_of(boundary: str) -> str:
 def gate_of(boundary: str) -> str:
     """The principal that a boundary's gate is, inside and on the exchange."""
     return f"{boundary}.gate"
+
+
+def devices_of(boundary: str) -> str:
+    """The principal that all devices of a boundary are where they share one."""
+    return f"{boundary}.devices"
 
 
 def edge_of(boundary: str, edge: str) -> str:

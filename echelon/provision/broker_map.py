@@ -10,6 +10,7 @@ from urllib.parse import quote, unquote
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from echelon.config.broker import STANDARD_AUTHORIZER, Mechanism, SaslSettings, TokenSettings
 from echelon.config.problems import describe
 from echelon.config.reading import load_yaml, read_file
 from echelon.config.training import Settings
@@ -19,7 +20,46 @@ from echelon.validation import sentence
 
 MAX_FILE_BYTES = 1 << 20
 EXCHANGE = "exchange"
+PASSWORD_FILE, TOKEN_FILE = "password", "token"
+"""Beside a configuration, where a broker takes passwords or tokens."""
 _SQLITE = "sqlite:///"
+
+
+class SaslEntry(Settings):
+    """How clients of a broker log in over TLS."""
+
+    mechanism: Mechanism = Field(
+        default="SCRAM-SHA-512",
+        description="SCRAM and PLAIN: everybody has a file `password` beside their configuration. OAUTHBEARER: a file "
+        "`token`, or `token` below.",
+    )
+    token: TokenSettings | None = Field(
+        default=None,
+        description="Where each client's token comes from, its paths as that client sees them (OAUTHBEARER). None: the "
+        "file `token` beside its configuration. {principal} in client_id stands for the client's name.",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.token is not None and self.mechanism != "OAUTHBEARER":
+            raise ValueError(f"{self.mechanism} takes a password: leave out token")
+        return self
+
+    def of(self, principal: str, prefix: str = "") -> SaslSettings:
+        """What stands in the configuration of a client; the broker takes it for `principal`.
+
+        Args:
+            principal: its name.
+            prefix: before names of files, where one configuration has two brokers.
+        """
+        if self.mechanism != "OAUTHBEARER":
+            return SaslSettings(
+                mechanism=self.mechanism, username=principal, password_file=Path(f"{prefix}{PASSWORD_FILE}")
+            )
+        token = TokenSettings(file=Path(f"{prefix}{TOKEN_FILE}")) if self.token is None else self.token
+        if token.client_id is not None:
+            token = token.model_copy(update={"client_id": token.client_id.replace("{principal}", principal)})
+        return SaslSettings(mechanism=self.mechanism, username=principal, token=token)
 
 
 class BrokerEntry(Settings):
@@ -40,6 +80,20 @@ class BrokerEntry(Settings):
         default=None, max_length=2048, description="The listener for SASL/SCRAM over TLS, if there is one."
     )
 
+    sasl: SaslEntry | None = Field(
+        default=None,
+        description="How clients prove who they are, where they have no certificates. None: by certificates of `ca`.",
+    )
+    one_device_principal: bool = Field(
+        default=False,
+        description="Whether all devices of the boundary are one principal, BOUNDARY.devices: access rules then do not "
+        "grow with enrolment, and no device can be shut out by itself.",
+    )
+    authorizer: str | None = Field(
+        default=STANDARD_AUTHORIZER,
+        min_length=1, max_length=256,
+        description="Class that keeps the broker's access rules. null: access is decided elsewhere.",
+    )  # fmt: skip
     replication: int = Field(
         default=1,
         ge=1,
@@ -61,6 +115,10 @@ class BrokerEntry(Settings):
             raise ValueError(f"min_insync {self.min_insync} is above replication {self.replication}")
         if self.url.startswith("sqlite://") and self.replication > 1:
             raise ValueError("an embedded log is one file: leave out replication")
+        if self.sasl is not None and (self.ca is None or self.ca_key is not None):
+            raise ValueError(
+                "sasl needs ca, which vouches for the broker, and no ca_key: nobody gets a certificate"
+            )
         if self.ca_key is not None and self.ca is None:
             raise ValueError("ca_key belongs to a ca: give both")
         if self.ca_passphrase_file is not None and self.ca_key is None:
@@ -95,6 +153,11 @@ class BrokerMap(Settings):
 
     @model_validator(mode="after")
     def _apart(self) -> Self:
+        for name, entry in self.boundaries.items():
+            if entry.sasl is not None and not entry.one_device_principal:
+                raise ValueError(
+                    f"boundary {name}: with sasl all devices log in as one user, so it needs one_device_principal: true"
+                )
         urls = [entry.url for entry in self.entries.values()]
         if len(set(urls)) < len(urls):
             raise ValueError(

@@ -20,13 +20,13 @@ import yaml
 from echelon.compute.planning import planned
 from echelon.compute.pool import Facts
 from echelon.config.boundary import BoundarySettings
-from echelon.config.broker import BrokerSettings, SecuritySettings, load_broker
+from echelon.config.broker import STANDARD_AUTHORIZER, BrokerSettings, SecuritySettings, load_broker
 from echelon.config.reading import read_file, read_text
 from echelon.config.run import RunSettings, dump, load
 from echelon.config.training import DataSettings
 from echelon.errors import ConfigError
 from echelon.messages.manifest import MAX_MANIFEST_BYTES, RunManifest
-from echelon.messages.names import aggregator_of, gate_of, witness_of
+from echelon.messages.names import aggregator_of, devices_of, gate_of, witness_of
 from echelon.passphrase import Passphrase, read_optional
 from echelon.private import private_folder
 from echelon.provision.broker_map import EXCHANGE, BrokerEntry, BrokerMap, load_brokers
@@ -285,14 +285,16 @@ class _Folders:
             both["witness_key"] = f"witness-{SIGNING_FILE}"
         self._yaml(gate / SERVICE_FILE, {**common, **both, "key": SIGNING_FILE})
 
+        shared = self.brokers.entries[name].one_device_principal
         devices = folder / DEVICES
         self._service(devices, own, keys)
         for device, key in keys.devices.items():
             slot = devices / SLOTS / device
             write_private(slot / SIGNING_FILE, self._key(key))
-            # Every slot reaches the broker alike: with the certificate that lies in it.
-            broker = self._connect(name, slot, device, ca_at=devices)
-        self._yaml(devices / SERVICE_FILE, {**common, **self._common(broker), "slots": SLOTS})
+            # Every slot reaches the broker alike: with the certificate that lies in it, or as all others do.
+            broker = self._connect(name, slot, devices_of(name) if shared else device, ca_at=devices)
+        more = {"one_principal": True} if shared else {}
+        self._yaml(devices / SERVICE_FILE, {**common, **self._common(broker), **more, "slots": SLOTS})
 
         for edge in () if boundary.split is None else boundary.split.edge_list():
             place, principal = folder / EDGES / edge.id, boundary.edge_name(edge)
@@ -331,15 +333,16 @@ class _Folders:
             self._yaml(place / BROKER_FILE, _plain(reached))
             if role != AUDITOR:
                 self._yaml(
-                    place / TOPICS_FILE, {"broker": _plain(reached), **scope, **self._replication(broker)}
+                    place / TOPICS_FILE, {"broker": _plain(reached), **scope, **self._of_cluster(broker)}
                 )
 
-    def _replication(self, broker: str) -> dict[str, object]:
-        """What a cluster of several nodes needs besides."""
+    def _of_cluster(self, broker: str) -> dict[str, object]:
+        """What is not as on a single node of one's own."""
         entry = self.brokers.entries[broker]
-        if entry.replication == 1:
-            return {}
-        return {"replication": entry.replication, "min_insync": entry.min_insync}
+        several = {"replication": entry.replication, "min_insync": entry.min_insync}
+        shared = {"one_device_principal": True} if entry.one_device_principal and broker != EXCHANGE else {}
+        others = {} if entry.authorizer == STANDARD_AUTHORIZER else {"authorizer": entry.authorizer}
+        return {**(several if entry.replication > 1 else {}), **shared, **others}
 
     # ---- one broker ------------------------------------------------------------------------------
 
@@ -353,6 +356,9 @@ class _Folders:
         authority = (ca_at or folder) / f"{prefix}{CA_FILE}"
         if not authority.exists():
             write_public(authority, _read(entry.ca))
+        if entry.sasl is not None:
+            security = SecuritySettings(ca=Path(f"{prefix}{CA_FILE}"), sasl=entry.sasl.of(principal, prefix))
+            return BrokerSettings(url=entry.url, security=security)
         key: Path | None = None
         if entry.ca_key is None:
             private, asked = request(principal, self.passphrase)

@@ -120,6 +120,11 @@ class DeviceConfig(BoundaryConfig):
         default=60.0, ge=0, le=3600, allow_inf_nan=False,
         description="Seconds to wait for a free slot: a killed replica's may take a moment.",
     )  # fmt: skip
+    one_principal: bool = Field(
+        default=False,
+        description="Whether all devices of the boundary are one principal to the broker, BOUNDARY.devices. False: "
+        "each is the one that its slot is named after.",
+    )
     own_slot_only: bool = Field(
         default=False,
         description="Whether the process, once it has its slot, can read no other slot's files (Linux's Landlock). A "
@@ -142,9 +147,11 @@ class DeviceConfig(BoundaryConfig):
         if (self.slots is None) == (self.slot is None):
             raise ValueError("give either slots (a folder of them) or slot (one that is always this one's)")
         security = self.broker.security
-        if self.slots is not None and security is not None and security.sasl is not None:
+        one_user = security is not None and security.sasl is not None
+        if self.slots is not None and one_user and not self.one_principal:
             raise ValueError(
-                "broker.security.sasl names one user, so it needs `slot`; with `slots` use certificates"
+                "broker.security.sasl names one user, so it needs `slot`; with `slots` use certificates, or "
+                "one_principal: true where all devices share one"
             )
         return self
 
@@ -310,11 +317,12 @@ class _Overlaid(Plain):
 def _ca_beside(broker: BrokerSettings, folder: Path) -> BrokerSettings:
     if broker.security is None:
         return broker
-    passphrase = broker.security.passphrase_file
+    passphrase, sasl = broker.security.passphrase_file, broker.security.sasl
     security = broker.security.model_copy(
         update={
             "ca": folder / broker.security.ca,
             "passphrase_file": None if passphrase is None else folder / passphrase,
+            "sasl": None if sasl is None else sasl.beside(folder),
         }
     )
     return broker.model_copy(update={"security": security})

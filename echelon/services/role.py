@@ -62,6 +62,11 @@ class ServiceRole(ABC):
     def name(self) -> str:
         """The actor's name, which its records carry and its state file belongs to."""
 
+    @property
+    def principal(self) -> str:
+        """Whom its brokers take it for: its name."""
+        return self.name
+
     @abstractmethod
     def brokers(self) -> Mapping[str, BrokerSettings]:
         """The brokers that it connects to."""
@@ -73,7 +78,7 @@ class ServiceRole(ABC):
             ConfigError: a certificate cannot be used, or is not this service's.
         """
         for broker in self.brokers().values():
-            check_identity(broker, self.name)
+            check_identity(broker, self.principal)
 
     async def claim(self, log: logging.Logger) -> FolderLock | None:
         """Become somebody, where the configuration leaves that open."""
@@ -170,7 +175,11 @@ def check_identity(broker: BrokerSettings, name: str) -> None:
     """
     if broker.security is None:
         return
-    principal = Identity(broker.security).principal
+    identity = Identity(broker.security)
+    if identity.bearer is not None:
+        identity.bearer.check()
+        return  # whom a token names is between its issuer and the broker
+    principal = identity.principal
     if principal != name:
         raise ConfigError(
             f"the broker {broker.url} would take {name} for {principal!r}, by its certificate or user name: put the "

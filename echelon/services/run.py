@@ -335,7 +335,7 @@ class Service:
         try:
             self._write_address()
             for name, broker in self.role.brokers().items():
-                buses[name] = await _connect(broker, self.role.name)
+                buses[name] = await _connect(broker, self.role.principal)
             owner = bytes.fromhex(self.role.facts["run"]) + self.role.name.encode()
             store = StateStore(self.role.state / STATE_FILE, owner)
             services = Services(Offload(self._threads), self._happened, self.log)

@@ -15,6 +15,7 @@ from echelon.actors.state import StateStore
 from echelon.bus import Bus
 from echelon.config.broker import BrokerSettings
 from echelon.errors import ConfigError
+from echelon.messages.names import devices_of
 from echelon.secagg.entropy import Entropy
 from echelon.services.config import (
     DeviceConfig,
@@ -78,11 +79,19 @@ class DeviceRole(BoundaryRole):
         """The boundary's, with the slot's certificate."""
         return {"boundary": self.config.broker_of(self.slot)}
 
+    @property
+    def principal(self) -> str:
+        """The slot's name, or that of all the boundary's devices."""
+        return self._principal(self.name)
+
+    def _principal(self, device: str) -> str:
+        return devices_of(self.config.boundary) if self.config.one_principal else device
+
     def check(self) -> None:
         """Check every slot that it may take."""
         for slot in self._slots:
             key_of(slot, self.roster, self.passphrase)
-            check_identity(self.config.broker_of(slot), slot.name)
+            check_identity(self.config.broker_of(slot), self._principal(slot.name))
 
     async def claim(self, log: logging.Logger) -> FolderLock:
         """Take a slot, and with it the state folder of that name."""

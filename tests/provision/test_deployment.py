@@ -402,3 +402,98 @@ def test_signers_of_two_deployments_differ(made: Deployment, tmp_path: Path) -> 
     other = deployed(tmp_path)
     assert not set(private_keys(other.folder)) & set(private_keys(made.folder))
     assert Signer(bytes(32)).public.hex() != other.manifest().controller_public
+
+
+def with_sasl(folder: Path, entry: dict[str, Any], **more: Any) -> Path:
+    """A broker map whose boundary a has such an entry, beside the authority of the others."""
+    path = broker_map(folder) and folder / "brokers.yaml"
+    fields = yaml.safe_load(path.read_text())
+    fields["boundaries"]["a"] = {"url": "kafka://127.0.0.1:1", "ca": "a/ca.pem", **entry}
+    path.write_text(yaml.safe_dump({**fields, **more}))
+    return path
+
+
+def test_where_a_broker_takes_passwords_or_tokens_each_configuration_names_its_own(tmp_path: Path) -> None:
+    run = settings()
+    facts = facts_of(build_learner(spec_of(run), run.learner))
+    endpoint = {"url": "https://x/token", "client_id": "echelon-{principal}", "client_secret_file": "secret"}
+    exchange = {
+        "url": "kafka://127.0.0.1:2",
+        "ca": "exchange/ca.pem",
+        "sasl": {"mechanism": "OAUTHBEARER", "token": endpoint},
+        "authorizer": None,
+    }
+    entry = {"sasl": {"mechanism": "PLAIN"}, "one_device_principal": True}
+    path = with_sasl(tmp_path / "stack", entry, exchange=exchange)
+    made = deploy(run, load_brokers(path), tmp_path / "out", facts)
+    gate = load_service(GateConfig, made.config("a", "gate"))
+    inside, outside = gate.broker.security.sasl, gate.exchange.security.sasl
+    assert (inside.mechanism, inside.username) == ("PLAIN", "a.gate")
+    assert inside.password_file == made.folder / "a" / "gate" / "password"
+    assert (outside.mechanism, outside.token.client_id) == ("OAUTHBEARER", "echelon-a.gate")
+    assert outside.token.client_secret_file == made.folder / "a" / "gate" / "secret"
+    devices = load_service(DeviceConfig, made.config("a", "devices"))
+    assert devices.one_principal
+    of_slot = devices.broker_of(devices.slots / "a-0").security
+    assert of_slot.sasl.username == "a.devices"
+    assert of_slot.sasl.password_file == made.folder / "a" / "devices" / "password", "one file for all slots"
+    assert not list((made.folder / "a").rglob("tls.pem"))
+    assert load_scope(made.topics("a")).device_principals == ("a.devices",)
+    assert load_scope(made.topics("exchange")).authorizer is None
+    assert load_scope(made.topics("b")).device_principals == ("b-0", "b-1", "b-2", "b-3")
+
+
+def test_devices_that_share_a_principal_have_certificates_of_their_own_with_its_name(tmp_path: Path) -> None:
+    run = settings()
+    facts = facts_of(build_learner(spec_of(run), run.learner))
+    path = with_sasl(tmp_path / "stack", {"ca_key": "a/ca-key.pem", "one_device_principal": True})
+    made = deploy(run, load_brokers(path), tmp_path / "out", facts)
+    found = [
+        x509.load_pem_x509_certificate(
+            (made.folder / "a/devices/slots" / f"a-{slot}" / "tls.pem").read_bytes()
+        )
+        for slot in range(4)
+    ]
+    names = {one.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value for one in found}
+    assert names == {"a.devices"}
+    assert len({one.serial_number for one in found}) == len({public(one) for one in found}) == 4
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"sasl": {"mechanism": "PLAIN"}}, "boundary a: with sasl .* one_device_principal: true"),
+        ({"sasl": {}, "ca_key": "a/ca-key.pem"}, "no ca_key"),
+        ({"sasl": {}, "ca": None}, "sasl needs ca"),
+        ({"sasl": {"mechanism": "PLAIN", "token": {"file": "t"}}}, "takes a password"),
+        ({"sasl": {"mechanism": "MD5"}}, "mechanism"),
+    ],
+)
+def test_a_way_of_logging_in_that_cannot_be_is_named(
+    tmp_path: Path, entry: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_brokers(with_sasl(tmp_path, entry))
+
+
+def test_the_command_says_which_files_owners_put_where(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "name": "small",
+                "boundaries": [{"name": name, "devices": 4, "data": {"source": "text:x"}} for name in "ab"],
+                "budget": {"commits": 3},
+                "learner": {"kind": "quadratic", "dim": 16},
+            }
+        )
+    )
+    exchange = {"url": "kafka://127.0.0.1:2", "ca": "exchange/ca.pem", "sasl": {"mechanism": "OAUTHBEARER"}}
+    entry = {"sasl": {"mechanism": "PLAIN"}, "one_device_principal": True}
+    path = with_sasl(tmp_path / "stack", entry, exchange=exchange)
+    command = ["deploy", str(tmp_path / "run.yaml"), "--brokers", str(path), "--out", str(tmp_path / "out")]
+    said = CliRunner().invoke(app, command)
+    assert said.exit_code == 0, said.output
+    assert (
+        "Clients of exchange log in with OAUTHBEARER: put files named exchange-token in every" in said.output
+    )
+    assert "Clients of a log in with PLAIN: put files named password into each folder of a" in said.output

@@ -61,8 +61,17 @@ class Broker:
         authority: the certificate authority that it alone trusts.
     """
 
-    def __init__(self, name: str, folder: Path, ports: Ports, *, jvm: Sequence[str] = JVM) -> None:
+    def __init__(
+        self, name: str, folder: Path, ports: Ports, *, jvm: Sequence[str] = JVM, extra: str = ""
+    ) -> None:
         """Find its files, or make its authority and its certificate when they are not there yet.
+
+        Args:
+            name: `exchange`, or the boundary's name.
+            folder: everything of this broker.
+            ports: where it listens.
+            jvm: options of the virtual machine.
+            extra: properties that stand after those of the templates.
 
         Raises:
             ConfigError: the folder cannot be written, or holds an authority that cannot be used.
@@ -71,6 +80,7 @@ class Broker:
         self.folder = folder.absolute()
         self.ports = ports
         self._jvm = tuple(jvm)
+        self._extra = extra
         self._process: subprocess.Popen[bytes] | None = None
         ca, key = self.folder / "ca.pem", self.folder / "ca-key.pem"
         if ca.exists():
@@ -188,7 +198,7 @@ class Broker:
             secrets=self.folder,
         )
         self._properties.unlink(missing_ok=True)
-        write_public(self._properties, render(listening).encode())
+        write_public(self._properties, f"{render(listening)}\n{self._extra}".encode())
         command = [str(java), *self._jvm, "-cp", f"{jars}/*"]
         command += [
             f"-Dlog4j2.configurationFile={templates() / 'log4j2.properties'}",

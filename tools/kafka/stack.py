@@ -19,7 +19,7 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
@@ -83,6 +83,7 @@ class Stack:
         scram: bool = False,
         first_port: int | None = None,
         jvm: Sequence[str] = JVM,
+        extra: Mapping[str, str] | None = None,
     ) -> None:
         """Find the brokers of a folder, and add those that are not there yet; nothing is started.
 
@@ -92,6 +93,7 @@ class Stack:
             scram: whether new brokers also listen for users with passwords.
             first_port: where to look for free ports; a random place by default, so that stacks do not meet.
             jvm: options of the virtual machines.
+            extra: by broker, properties that stand after those of the templates; they are not kept in the folder.
 
         Raises:
             ConfigError: a name is not one of a boundary, the folder is not that of a stack, or no port is free.
@@ -126,7 +128,11 @@ class Stack:
                 self._write(_FILE, self._kept.model_dump_json(indent=2))
             self.brokers: dict[str, Broker] = {
                 name: Broker(
-                    name, self.folder / name, Ports(port.client, port.controller, port.scram), jvm=jvm
+                    name,
+                    self.folder / name,
+                    Ports(port.client, port.controller, port.scram),
+                    jvm=jvm,
+                    extra=(extra or {}).get(name, ""),
                 )
                 for name, port in self._kept.brokers.items()
             }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from echelon.config.broker import BrokerSettings
+from echelon.bus.bearer import Bearer
+from echelon.config.broker import BrokerSettings, SaslSettings
 from echelon.config.reading import read_text
 from echelon.errors import BusError, ConfigError
 from echelon.passphrase import check_encrypted, read_optional
@@ -20,6 +22,9 @@ TIMEOUT = 20.0
 CONTACT = 10.0
 """Seconds that a broker has to answer at all."""
 MAX_PASSWORD_BYTES = 1024
+
+Setting = str | int | Callable[[str], tuple[str, float]]
+"""Value of one of librdkafka's settings: text, a number, or the function that gives a token and when it ends."""
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +80,7 @@ class Connection:
             self._errors.append(str(error))
 
 
-def client_settings(settings: BrokerSettings) -> dict[str, str | int]:
+def client_settings(settings: BrokerSettings) -> dict[str, Setting]:
     """A broker and a principal in librdkafka's words.
 
     Raises:
@@ -84,7 +89,7 @@ def client_settings(settings: BrokerSettings) -> dict[str, str | int]:
     scheme, mark, servers = settings.url.partition("://")
     if scheme != "kafka" or not mark or not servers:
         raise ConfigError(f"broker {settings.url!r}: administration needs a URL like kafka://host:port")
-    found: dict[str, str | int] = {
+    found: dict[str, Setting] = {
         "bootstrap.servers": servers.rstrip("/"),
         "client.id": "echelon-admin",
         "socket.timeout.ms": int(TIMEOUT * 1000),
@@ -100,8 +105,7 @@ def client_settings(settings: BrokerSettings) -> dict[str, str | int]:
         found |= {
             "security.protocol": "SASL_SSL",
             "sasl.mechanism": security.sasl.mechanism,
-            "sasl.username": security.sasl.username,
-            "sasl.password": _password(security.sasl.password_file),
+            **_credentials(security.sasl),
         }
     else:
         assert security.certificate is not None  # SecuritySettings takes one of the two
@@ -121,6 +125,17 @@ def client_settings(settings: BrokerSettings) -> dict[str, str | int]:
                     f"passphrase file {passphrase.path} is not UTF-8 text, which administration needs"
                 ) from error
     return found
+
+
+def _credentials(sasl: SaslSettings) -> dict[str, Setting]:
+    """The password, or who gives a token."""
+    if sasl.token is not None:
+        bearer = Bearer(sasl.token)
+        bearer.check()
+        return {"oauth_cb": lambda _: bearer.token()}
+    assert sasl.username is not None  # SaslSettings asks for both with a password
+    assert sasl.password_file is not None
+    return {"sasl.username": sasl.username, "sasl.password": _password(sasl.password_file)}
 
 
 def _password(path: Path) -> str:

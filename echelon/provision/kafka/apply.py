@@ -49,7 +49,7 @@ def check(scope: Scope, catalogue: Catalogue | None = None) -> list[TopicDrift]:
         ConfigError: confluent-kafka is missing, or the broker's settings are not usable.
         BusError: the broker does not answer, or the principal may not look.
     """
-    return compare(desired(catalogue or load_catalogue(), scope), read(Connection(scope.broker)))
+    return _compared(desired(catalogue or load_catalogue(), scope), Connection(scope.broker))
 
 
 def apply(
@@ -77,7 +77,7 @@ def apply(
     target = desired(catalogue or load_catalogue(), scope)
     remedies = {Remedy.APPLY, Remedy.REPAIR} if repair else {Remedy.APPLY}
     if dry_run:
-        found = compare(target, read(Connection(scope.broker)))
+        found = _compared(target, Connection(scope.broker))
         return Applied(*_parted(found, remedies))
     until = time.monotonic() + patience
     wanted: dict[TopicDrift, None] = {}
@@ -96,6 +96,10 @@ def apply(
                 raise
             _log.warning("trying again: %s", error)
         time.sleep(RETRY_SECONDS)
+
+
+def _compared(target: Desired, connection: Connection) -> list[TopicDrift]:
+    return compare(target, read(connection, rules=target.authorizer is not None))
 
 
 def _parted(
@@ -118,7 +122,7 @@ def _attempt(
         wanted: takes the differences that were to be mended, in order.
     """
     connection = Connection(scope.broker)
-    found = compare(target, read(connection))
+    found = _compared(target, connection)
     todo, left = _parted(found, remedies)
     wanted |= dict.fromkeys(todo)
     if not todo:
@@ -130,7 +134,7 @@ def _attempt(
 def _settled(connection: Connection, target: Desired, left: set[TopicDrift]) -> list[TopicDrift]:
     """The differences once they are those that should be left, or after `SETTLE` seconds."""
     until = time.monotonic() + SETTLE
-    while left != set(now := compare(target, read(connection))) and time.monotonic() < until:
+    while left != set(now := _compared(target, connection)) and time.monotonic() < until:
         time.sleep(0.1)  # brokers take over what their controller decided a moment later
     return now
 

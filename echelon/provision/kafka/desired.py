@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import assert_never
 
+from echelon.config.broker import STANDARD_AUTHORIZER
 from echelon.errors import ConfigError
 from echelon.messages.names import aggregator_of, gate_of, witness_of
 from echelon.provision.kafka.scope import Scope
@@ -79,11 +80,19 @@ class WantedTopic:
 
 @dataclass(frozen=True)
 class Desired:
-    """What one broker should have."""
+    """What one broker should have.
+
+    Attributes:
+        topics: by name.
+        rules: who may do what.
+        replication: nodes that hold each partition.
+        authorizer: class that keeps the rules; None: access is decided elsewhere.
+    """
 
     topics: Mapping[str, WantedTopic]
     rules: frozenset[Rule]
     replication: int
+    authorizer: str | None = STANDARD_AUTHORIZER
 
 
 def desired(catalogue: Catalogue, scope: Scope) -> Desired:
@@ -97,7 +106,9 @@ def desired(catalogue: Catalogue, scope: Scope) -> Desired:
     for entry in catalogue.plane(scope.plane).topics:
         for owner in _owners(entry, scope):
             name = entry.named(**{hole: owner for hole in entry.holes})
-            partitions = entry.partition_count(max(1, len(scope.devices)), scope.shards)
+            partitions = entry.partition_count(
+                max(1, len(scope.devices)), scope.shards, edges=bool(scope.edges)
+            )
             topics[name] = WantedTopic(partitions, _settings(entry, scope))
             for principal in _writers(entry, owner, scope):
                 rules |= _rules(principal, Resource.TOPIC, name, Operation.WRITE, Operation.DESCRIBE)
@@ -108,9 +119,11 @@ def desired(catalogue: Catalogue, scope: Scope) -> Desired:
     for principal in _LOOKERS:
         rules |= _rules(principal, Resource.CLUSTER, CLUSTER, Operation.DESCRIBE, Operation.DESCRIBE_CONFIGS)
         rules |= _rules(principal, Resource.TOPIC, ANY, Operation.DESCRIBE)
-    for device in scope.devices:
+    for device in scope.device_principals:
         rules |= _rules(device, Resource.GROUP, SHARDS_GROUP, Operation.READ)
-    return Desired(topics, frozenset(rules), scope.replication)
+    if scope.authorizer is None:
+        rules.clear()  # whoever decides elsewhere has to know them from the catalogue
+    return Desired(topics, frozenset(rules), scope.replication, scope.authorizer)
 
 
 def _owners(entry: Topic, scope: Scope) -> tuple[str, ...]:
@@ -143,7 +156,7 @@ def _readers(entry: Topic, owner: str, scope: Scope) -> Iterator[str]:
 def _principals(role: Role, entry: Topic, owner: str, scope: Scope) -> Iterator[str]:
     match role:
         case Role.DEVICE:
-            yield from scope.devices
+            yield from scope.device_principals
         case Role.AGGREGATOR:
             yield aggregator_of(scope.boundary or "")
         case Role.GATE if scope.plane is Plane.BOUNDARY:

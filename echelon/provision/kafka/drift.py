@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from echelon.provision.kafka.desired import Desired, WantedTopic
-from echelon.provision.kafka.live import BROKER_SETTINGS, Binding, Live, LiveTopic
+from echelon.provision.kafka.live import AUTHORIZER, BROKER_SETTINGS, Binding, Live, LiveTopic
 
 
 class Kind(Enum):
@@ -22,6 +22,7 @@ class Kind(Enum):
     SETTING = "setting"
     RULE_MISSING = "missing rule"
     RULE_EXTRA = "extra rule"
+    NO_RULES = "no access rules"
     BROKER = "broker setting"
 
 
@@ -70,17 +71,7 @@ _KINDS = {
 
 def compare(desired: Desired, live: Live) -> list[TopicDrift]:
     """Every difference: the broker's own settings first, then topics by name, then rules."""
-    found = [
-        TopicDrift(
-            kind=Kind.BROKER,
-            subject="the broker",
-            wanted=f"{name}={BROKER_SETTINGS[name]}",
-            found="it does not say" if value is None else value,
-            remedy=Remedy.BY_HAND,
-            setting=name,
-        )
-        for name, value in sorted(live.broker.items())
-    ]
+    found = _broker(desired, live)
     for name in sorted({*desired.topics, *live.topics}):
         wanted, there = desired.topics.get(name), live.topics.get(name)
         if there is None:
@@ -95,8 +86,43 @@ def compare(desired: Desired, live: Live) -> list[TopicDrift]:
         else:
             found += _replication(name, desired.replication, there.replication)
             found += _topic(name, wanted, there)
+    return found + _rules(desired, live)
+
+
+def _broker(desired: Desired, live: Live) -> list[TopicDrift]:
+    """Differences of the broker's own settings: those that a broker of one's own has, and whose authorizer it is."""
+    there = {name: BROKER_SETTINGS[name] for name in BROKER_SETTINGS} | dict(live.broker)
+    wanted: dict[str, str | None] = {**BROKER_SETTINGS, AUTHORIZER: desired.authorizer}
+    return [
+        TopicDrift(
+            kind=Kind.BROKER,
+            subject="the broker",
+            wanted=f"{name}={wanted[name]}",
+            found=(value or "none") if value is not None else "it does not say",
+            remedy=Remedy.BY_HAND,
+            setting=name,
+        )
+        for name, value in sorted(there.items())
+        if wanted[name] is not None and value != wanted[name]
+    ]
+
+
+def _rules(desired: Desired, live: Live) -> list[TopicDrift]:
+    """Rules that are missing or too much; one difference for all of them where the broker keeps none."""
+    if desired.authorizer is None:
+        return []
+    if live.bindings is None:
+        return [
+            TopicDrift(
+                kind=Kind.NO_RULES,
+                subject="access",
+                wanted=f"{len(desired.rules)} rules",
+                found="the broker has no authorizer that keeps any: whoever reaches it may do everything",
+                remedy=Remedy.BY_HAND,
+            )
+        ]
     granted = {Binding(rule) for rule in desired.rules}
-    found += [
+    found = [
         TopicDrift(Kind.RULE_MISSING, str(binding), "that rule", "none", Remedy.APPLY, binding=binding)
         for binding in sorted(granted - live.bindings, key=str)
     ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
+from echelon.config.broker import STANDARD_AUTHORIZER
 from echelon.errors import BusError, LimitExceeded
 from echelon.provision.kafka.admin import TIMEOUT, Connection
 from echelon.provision.kafka.desired import Rule
@@ -24,10 +25,8 @@ _AT_ONCE = 200
 OWN_TOPICS = ("__consumer_offsets", "__transaction_state", "__share_group_state", "__cluster_metadata")
 """Kafka's own topics, which it makes itself."""
 
-BROKER_SETTINGS = {
-    "auto.create.topics.enable": "false",
-    "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-}
+AUTHORIZER = "authorizer.class.name"
+BROKER_SETTINGS = {"auto.create.topics.enable": "false", AUTHORIZER: STANDARD_AUTHORIZER}
 """Settings of a broker without which no rule means anything."""
 
 
@@ -77,17 +76,21 @@ class Live:
 
     Attributes:
         topics: by name, without Kafka's own.
-        bindings: every access rule.
+        bindings: every access rule; None where they were not asked for, or no authorizer keeps any.
         broker: those of `BROKER_SETTINGS` that differ, and what they are; `None` where the broker does not say.
     """
 
     topics: Mapping[str, LiveTopic]
-    bindings: frozenset[Binding]
+    bindings: frozenset[Binding] | None
     broker: Mapping[str, str | None] = field(default_factory=dict)
 
 
-def read(connection: Connection) -> Live:
+def read(connection: Connection, *, rules: bool = True) -> Live:
     """Ask a broker for all of it.
+
+    Args:
+        connection: as operator, auditor or break-glass.
+        rules: whether access rules are asked for.
 
     Raises:
         BusError: it does not answer, or this principal may not look: operator, auditor and break-glass may.
@@ -101,7 +104,6 @@ def read(connection: Connection) -> Live:
         raise LimitExceeded(
             f"{connection.where}: has {len(names)} topics; at most {MAX_TOPICS} are looked at"
         )
-    bindings = _bindings(connection)
     settings: dict[str, dict[str, tuple[str | None, bool]]] = {}
     for some in _parts(names, _AT_ONCE):
         asked = [ConfigResource(ResourceType.TOPIC, name) for name in some]
@@ -116,7 +118,10 @@ def read(connection: Connection) -> Live:
     for identity in metadata.brokers:
         asked = [ConfigResource(ResourceType.BROKER, str(identity))]
         for answer in connection.client.describe_configs(asked, request_timeout=TIMEOUT).values():
-            found = _described(connection, answer, "the broker's own settings")
+            try:
+                found = _described(connection, answer, "the broker's own settings")
+            except NotAllowed:
+                found = {}  # who runs a shared cluster shows its settings to nobody; topics are looked at all the same
             broker |= {
                 name: found.get(name, (None, False))[0]
                 for name, wanted in BROKER_SETTINGS.items()
@@ -134,7 +139,9 @@ def read(connection: Connection) -> Live:
         )
         for name in names
     }
-    return Live(topics, bindings, broker)
+    # librdkafka gives an empty list for the answer that there is no authorizer.
+    unkept = not rules or broker.get(AUTHORIZER, STANDARD_AUTHORIZER) == ""
+    return Live(topics, None if unkept else _bindings(connection), broker)
 
 
 class NotAllowed(BusError):

@@ -7,12 +7,12 @@ from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
-from echelon.config.broker import BrokerSettings
+from echelon.config.broker import STANDARD_AUTHORIZER, BrokerSettings
 from echelon.config.problems import describe
 from echelon.config.reading import load_yaml, read_file
 from echelon.config.training import Settings
 from echelon.errors import ConfigError
-from echelon.messages.names import BoundaryName, WitnessName, check_edge, check_member
+from echelon.messages.names import BoundaryName, WitnessName, check_edge, check_member, devices_of
 from echelon.topics import Boundary, Plane
 
 MAX_FILE_BYTES = 1 << 20
@@ -48,6 +48,17 @@ class Scope(Settings):
         default=(), max_length=1000,
         description="Every witness of the run (exchange plane); a boundary's name stands for its gate.",
     )  # fmt: skip
+    one_device_principal: bool = Field(
+        default=False,
+        description="Whether all devices are one principal, BOUNDARY.devices (boundary plane). Rules then do not grow "
+        "with enrolment, and no device can be shut out by itself.",
+    )
+    authorizer: str | None = Field(
+        default=STANDARD_AUTHORIZER,
+        min_length=1, max_length=256,
+        description="Class that keeps the broker's access rules. null: access is decided elsewhere, and no rule is "
+        "made or looked for.",
+    )  # fmt: skip
     replication: int = Field(default=1, ge=1, le=9, description="Brokers that hold each partition.")
     min_insync: int = Field(
         default=1, ge=1, le=9, description="Brokers that must have a record before it counts as written."
@@ -66,9 +77,11 @@ class Scope(Settings):
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} names something twice")
         if self.plane is Plane.EXCHANGE:
-            if self.boundary is not None or self.devices or self.edges or self.shards is not None:
+            inside = (self.devices, self.edges, self.one_device_principal)
+            if self.boundary is not None or any(inside) or self.shards is not None:
                 raise ValueError(
-                    "boundary, devices, edges and shards belong to the boundary plane; leave them out"
+                    "boundary, devices, edges, shards and one_device_principal belong to the boundary plane; leave "
+                    "them out"
                 )
             if not self.boundaries:
                 raise ValueError("the exchange plane needs `boundaries`")
@@ -84,6 +97,11 @@ class Scope(Settings):
         if taken := set(self.edges) & set(self.devices):
             raise ValueError(f"edges {sorted(taken)} have names of devices; name them otherwise")
         return self
+
+    @property
+    def device_principals(self) -> tuple[str, ...]:
+        """Who the devices are to the broker."""
+        return (devices_of(self.boundary or ""),) if self.one_device_principal else self.devices
 
     @property
     def boundary_names(self) -> tuple[Boundary, ...]:

@@ -141,3 +141,30 @@ def test_topics_too_few_and_too_many_are_found():
 def test_a_broker_without_an_authorizer_is_found():
     (drift,) = compare(WANTED, replace(EXACT, broker={"authorizer.class.name": None}))
     assert (drift.kind, drift.remedy) == (Kind.BROKER, Remedy.BY_HAND)
+
+
+def test_a_broker_that_keeps_no_rules_is_one_difference_and_the_rest_is_compared():
+    live = replace(changed("control", partitions=2), bindings=None, broker={"authorizer.class.name": ""})
+    found = compare(WANTED, live)
+    assert [(drift.kind, drift.remedy) for drift in found] == [
+        (Kind.BROKER, Remedy.BY_HAND),
+        (Kind.PARTITIONS, Remedy.BY_HAND),
+        (Kind.NO_RULES, Remedy.BY_HAND),
+    ]
+    assert found[0].found == "none"
+    assert f"wanted {len(WANTED.rules)} rules" in str(found[2])
+
+
+def test_where_others_decide_on_access_no_rule_is_wanted_and_none_is_too_much():
+    wanted = replace(WANTED, rules=frozenset(), authorizer=None)
+    live = replace(EXACT, broker={"authorizer.class.name": "com.example.Theirs"})
+    assert compare(wanted, live) == []
+    assert compare(wanted, replace(live, bindings=None)) == []
+
+
+def test_another_authorizer_than_the_wanted_one_is_named():
+    wanted = replace(WANTED, authorizer="com.example.Theirs")
+    assert compare(wanted, replace(EXACT, broker={"authorizer.class.name": "com.example.Theirs"})) == []
+    (drift,) = compare(wanted, EXACT)
+    assert (drift.kind, drift.setting) == (Kind.BROKER, "authorizer.class.name")
+    assert "StandardAuthorizer" in drift.found

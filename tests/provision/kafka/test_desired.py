@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from echelon.bus.chunks import CHUNK
@@ -148,6 +150,35 @@ def test_partitions_follow_slots_and_shards():
     assert {topic.partitions for topic in desired(CATALOGUE, EXCHANGE).topics.values()} == {1}
 
 
+def test_a_boundary_without_edges_has_no_streams_for_each_device():
+    topics = desired(CATALOGUE, BOUNDARY.model_copy(update={"edges": ()})).topics
+    assert (topics["split.up"].partitions, topics["split.down"].partitions) == (1, 1)
+    assert topics["inbox"].partitions == 2
+
+
+def test_rules_do_not_grow_with_enrolment_where_devices_share_a_principal():
+    def scope(devices: int, shared: bool) -> Scope:
+        names = tuple(f"a-{number}" for number in range(devices))
+        return BOUNDARY.model_copy(update={"devices": names, "one_device_principal": shared})
+
+    few, many = (desired(CATALOGUE, scope(count, True)).rules for count in (2, 4096))
+    assert few == many
+    assert {rule.principal for rule in many} == {
+        *("a.devices", "a.aggregator", "a.edge-0", "a.gate", "operator", "auditor"),
+    }
+    as_one = {rule for rule in few if rule.principal == "a.devices"}
+    each = {rule for rule in desired(CATALOGUE, scope(2, False)).rules if rule.principal == "a-0"}
+    assert {(rule.resource, rule.name, rule.operation) for rule in as_one} == {
+        (rule.resource, rule.name, rule.operation) for rule in each
+    }
+
+
+def test_where_others_decide_on_access_there_are_no_rules():
+    found = desired(CATALOGUE, BOUNDARY.model_copy(update={"authorizer": None}))
+    assert (found.rules, found.authorizer) == (frozenset(), None)
+    assert found.topics == desired(CATALOGUE, BOUNDARY).topics
+
+
 def test_settings_keep_everything_uncompacted():
     topics = desired(CATALOGUE, BOUNDARY).topics
     assert topics["control"].settings == {
@@ -178,3 +209,21 @@ def test_a_record_that_fits_into_no_batch_is_refused():
     planes = CATALOGUE.boundary.model_copy(update={"topics": (large, *CATALOGUE.boundary.topics[1:])})
     with pytest.raises(ConfigError, match="does not fit into a batch"):
         desired(CATALOGUE.model_copy(update={"boundary": planes}), BOUNDARY)
+
+
+def test_the_table_of_the_deployment_page_says_how_much_a_broker_gets():
+    page = (Path(__file__).parents[3] / "docs" / "deployment.md").read_text()
+    table = page.partition("| devices enrolled |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert len(table) == 4
+    for line in table:
+        count, plain, edged, each, one = (int(cell.replace(",", "")) for cell in line.strip("|").split("|"))
+        names = tuple(f"a-{number}" for number in range(count))
+        scope = Scope(broker=BROKER, plane="boundary", boundary="a", devices=names)
+        with_edges = scope.model_copy(update={"edges": ("a.edge-0",)})
+        shared = scope.model_copy(update={"one_device_principal": True})
+        found = [desired(CATALOGUE, this) for this in (scope, with_edges, scope, shared)]
+        assert [sum(topic.partitions for topic in this.topics.values()) for this in found[:2]] == [
+            plain,
+            edged,
+        ]
+        assert [len(this.rules) for this in found[2:]] == [each, one]

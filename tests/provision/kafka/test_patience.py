@@ -40,7 +40,7 @@ class Broker:
     def sleep(self, seconds: float) -> None:
         self.now += seconds
 
-    def read(self, _connection: object) -> Live:
+    def read(self, _connection: object, *, rules: bool) -> Live:
         found = self.answers[0] if len(self.answers) == 1 else self.answers.pop(0)
         if isinstance(found, Exception):
             raise found
@@ -115,7 +115,7 @@ def test_no_request_is_too_large_for_a_busy_broker(monkeypatch: pytest.MonkeyPat
         devices=tuple(f"a-{number}" for number in range(40)),
     )
     monkeypatch.setattr(MODULE, "Connection", lambda _settings: SimpleNamespace(client=client, where="there"))
-    monkeypatch.setattr(MODULE, "read", lambda _connection: EMPTY)
+    monkeypatch.setattr(MODULE, "read", lambda _connection, rules: EMPTY)
     monkeypatch.setattr(MODULE, "SETTLE", 0.0)
     apply(several)
     assert sum(size for kind, size in sizes if kind == "rules") > 2 * RULES_AT_ONCE

@@ -52,6 +52,8 @@ def test_paths_are_relative_to_the_file(tmp_path):
         ({**GOOD, "shards": 1001}, "shards"),
         ({**GOOD, "min_insync": 2}, "above replication"),
         ({**EXCHANGE, "devices": ["a-0"]}, "boundary plane"),
+        ({**EXCHANGE, "one_device_principal": True}, "boundary plane"),
+        ({**GOOD, "authorizer": ""}, "authorizer"),
         ({**EXCHANGE, "boundaries": []}, "needs `boundaries`"),
         ({**EXCHANGE, "boundaries": ["a", "a"]}, "twice"),
         ({**EXCHANGE, "boundaries": ["a.b"]}, r"boundaries\.0"),
