@@ -146,13 +146,18 @@ def test_no_two_parties_of_a_run_that_is_taken_have_anything_in_common(
     assert not twice([*PLACES, *boundaries]), "folders and files of brokers"
     catalogue = load_catalogue()
     topics = [*load_catalogue().exchange_topics(exchange.boundary_names, witnesses)]
-    assert len(topics) == 1 + len(boundaries) + len(witnesses)
+    logs = {"global", *(f"delta.{name}" for name in boundaries)}
+    assert sorted(topics) == sorted(
+        [*logs, *(f"head.{log}" for log in logs), *(f"witness.{name}" for name in witnesses)]
+    )
     written = writers(exchange)
-    assert written["controller"] == {"global"}
+    assert written["controller"] == {"global", "head.global"}
     for name in boundaries:
-        assert written[gate_of(name)] == {f"delta.{name}"}
+        own = {f"witness.{name}"} if name in witnesses else set()
+        assert written[gate_of(name)] == {f"delta.{name}", f"head.delta.{name}"} | own
     for name in witnesses:
-        assert written[witness_of(name)] == {f"witness.{name}"}
+        if name not in boundaries:
+            assert written[witness_of(name)] == {f"witness.{name}"}
     for boundary in settings.boundaries:
         devices = [device.id for device in boundary.device_list()]
         inside = scope_of(
