@@ -745,7 +745,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         name="what a log's file holds",
-        file="echelon/bus/sqlite.py",
+        file="echelon/bus/sqlite_format.py",
         find="if strange or len(rows) != len(_OBJECTS):",
         replace="if False:",
         tests=("tests/audit/test_hostile_sources.py",),

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from echelon.bus import Outgoing, RecordDamaged, TopicPartition, open_bus, sqlite_url
 from echelon.bus import embedded as embedded_module
-from echelon.bus.sqlite import SqliteStore, decode_headers, encode_headers
+from echelon.bus.sqlite import SqliteStore
+from echelon.bus.sqlite_format import decode_headers, encode_headers
 from echelon.errors import BusError, ConfigError
 from echelon.virtual_loop import run_virtual
 

@@ -42,7 +42,8 @@ from echelon.bus.assembler import Assembler
 from echelon.bus.base import Record
 from echelon.bus.chunks import ChunkError, to_chunks, transfer_of
 from echelon.bus.kafka_url import read_kafka
-from echelon.bus.sqlite import SqliteStore, decode_headers, encode_headers
+from echelon.bus.sqlite import SqliteStore
+from echelon.bus.sqlite_format import decode_headers, encode_headers
 from echelon.bus.store import Hub
 from echelon.cli.audit_options import read_policy
 from echelon.compute.warm_start import read_weights
@@ -826,7 +827,7 @@ def _bus() -> list[Reader]:
             lambda: (headers, b"[]"),
             mutate.text,
             (ValueError,),
-            ("bus.sqlite.decode_headers",),
+            ("bus.sqlite_format.decode_headers",),
         ),
         Reader("chunk", _assembled, _bus_chunks, mutate.raw, (ChunkError,), ()),
         Reader(
