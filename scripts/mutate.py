@@ -315,8 +315,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         name="the floor of evaluations",
-        file="echelon/secagg/client.py",
-        find="what: frozenset(who) if self.context.may_add(len(who), len(u2)) else frozenset()",
+        file="echelon/secagg/partial_sums.py",
+        find="what: frozenset(who) if self._context.may_add(len(who), len(u2)) else frozenset()",
         replace="what: frozenset(who)",
         tests=("tests/rounds/test_evaluations.py",),
         why="One device's validation loss would cross.",

@@ -75,6 +75,11 @@ def pair_mask_key(shared: bytes, bound: bytes, one: str, other: str) -> bytes:
     return derive(shared, b"pairwise mask", pack([bound, low, high]), 16)
 
 
+def mask_sign(device: str, peer: str) -> int:
+    """The sign with which `device` adds the mask that it shares with `peer`: the two cancel in the sum."""
+    return 1 if device < peer else -1
+
+
 def self_mask_key(seed: bytes, bound: bytes, device: str) -> bytes:
     """The 16-byte AES key of a device's own mask.
 

@@ -35,10 +35,9 @@ from echelon.messages.handshake import (
     Upload,
 )
 from echelon.messages.wire import DeviceId, Message, Reason
-from echelon.secagg.client import mask_sign
 from echelon.secagg.context import Context, consistency_statement, masks_bound
 from echelon.secagg.faults import Aborted, InputRefused, WindowFailed
-from echelon.secagg.keys import AgreementKey, commit_seed, pair_mask_key, self_mask_key, usable
+from echelon.secagg.keys import AgreementKey, commit_seed, mask_sign, pair_mask_key, self_mask_key, usable
 from echelon.secagg.prg import Masker
 from echelon.secagg.recovery import Recovery
 from echelon.secagg.roster import Roster

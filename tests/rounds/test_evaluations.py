@@ -7,7 +7,7 @@ import pytest
 from echelon.messages.boundary import Masked, Window
 from echelon.messages.handshake import Included, KeyList
 from echelon.rounds.effects import Evaluate
-from echelon.secagg.client import EVALUATIONS
+from echelon.secagg.partial_sums import EVALUATIONS
 from tests.worlds.boundary_world import AGGREGATOR, World, manifest_for
 
 
