@@ -25,10 +25,12 @@ from echelon.outer.base import WeightedDelta
 from echelon.outer.registry import outer_optimiser
 from echelon.secagg.client import Client
 from echelon.secagg.context import Context, ContextMember, threshold
+from echelon.secagg.decisions import Decision
 from echelon.secagg.entropy import Entropy
+from echelon.secagg.rederivation import Input, rederive
 from echelon.secagg.ring import Codec, pack_vector, unpack_sum
 from echelon.secagg.roster import Roster, RosterEntry, WindowLeaf, roster_root
-from echelon.secagg.server import Decision, Input, Server, rederive
+from echelon.secagg.server import Server
 
 DIM = 1000
 """Parameters of the adapter."""

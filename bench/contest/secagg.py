@@ -128,6 +128,7 @@ def measure(dim: int, devices: int, repeat: int, dropped: int | None = None) -> 
     for turn in range(repeat):
         me = cohort.devices[turn % devices]
         client = copy.copy(cohort.clients[me])  # its state moves on with the call, the cohort's does not
+        client._turns = copy.copy(client._turns)
         turns["device_prg_s"].append(raw_keystream(devices, size))
         turns["device_s"].append(
             timed(lambda c=client, m=me: c.masked_input(cohort.shares, cohort.deliveries[m], vector))  # type: ignore[misc]
@@ -138,7 +139,8 @@ def measure(dim: int, devices: int, repeat: int, dropped: int | None = None) -> 
     expected = np.arange(dim, dtype=np.uint32) * np.uint32(included)
     for _ in range(repeat):
         server = copy.copy(cohort.server)
-        server._total, server._secrets, server._tried = server._total.copy(), {}, 0
+        server._total, server._unmasking = server._total.copy(), copy.copy(server._unmasking)
+        server._unmasking._secrets, server._unmasking._tried = {}, 0
         turns["server_prg_s"].append(raw_keystream(masks, size))
         turns["server_s"].append(timed(server.finish))
         turns["plain_s"].append(plain_sum(included, dim))

@@ -31,7 +31,7 @@ from echelon.secagg.floors import weight_cap, weight_holds
 from echelon.secagg.graph import Ring
 from echelon.secagg.ring import LIMBS, bound, centred, unpack_sum
 from echelon.secagg.roster import WindowLeaf, bases_root, roster_root
-from echelon.secagg.server import SumResult
+from echelon.secagg.unmasking import SumResult
 
 AUX = ("n", "weight", "norm2", "tokens", "loss", "loss_tokens", "eval_loss", "eval_tokens")
 """The integers that travel with each update, in their order; units as in `WindowSummary`."""

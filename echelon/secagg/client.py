@@ -36,7 +36,7 @@ from echelon.secagg.faults import Abort, Aborted
 from echelon.secagg.partial_sums import EVALUATIONS, PartialSums
 from echelon.secagg.prg import Masker
 from echelon.secagg.roster import Roster
-from echelon.secagg.turns import Step, Turns
+from echelon.secagg.turns import ClientStep, Turns
 
 U32 = NDArray[np.uint32]
 
@@ -108,7 +108,7 @@ class Client:
     def advertise(self) -> Advertise:
         """Round 0: this window's fresh public keys, signed."""
         self._turns.check_alive()
-        self._turns.step = max(self._turns.step, Step.ADVERTISED)
+        self._turns.step = max(self._turns.step, ClientStep.ADVERTISED)
         mine = self._mine
         return Advertise(
             window=self.context.window,
@@ -139,7 +139,7 @@ class Client:
 
     def share_keys(self, keys: KeyList) -> Sealed:
         """Round 1: check U1, and share this window's secrets among the neighbours that are in it."""
-        known = self._turns.answered(keys, Step.ADVERTISED, Sealed)
+        known = self._turns.answered(keys, ClientStep.ADVERTISED, Sealed)
         if known is not None:
             return known
         context = self.context
@@ -158,7 +158,7 @@ class Client:
                     Abort.KEYS, f"a key of {entry.device} is a point of low order"
                 ) from None
         entries = self._secrets.deal(context.holders(self.me) & self._u1)
-        return self._turns.done(keys, Step.SHARED, Sealed(window=context.window, entries=entries))
+        return self._turns.done(keys, ClientStep.SHARED, Sealed(window=context.window, entries=entries))
 
     def _check_keys(self, keys: KeyList) -> None:
         context = self.context
@@ -217,8 +217,8 @@ class Client:
         Returns:
             uint32[length], a new array.
         """
-        self._turns.expect(shares, Step.SHARED)
-        self._turns.expect(delivered, Step.SHARED)
+        self._turns.expect(shares, ClientStep.SHARED)
+        self._turns.expect(delivered, ClientStep.SHARED)
         context = self.context
         u2 = self._check_list(shares.devices, self._u1, "the shares list")
         peers = sorted(u2 & context.neighbours[self.me])
@@ -238,14 +238,14 @@ class Client:
         self._u2, self._adding = u2, self._sums.adding(self._keys, u2)
         self._upload_sha256 = hashlib.sha256(masked.astype("<u4", copy=False).data).digest()
         self._turns.shown[shares.kind] = self._shares = shares
-        self._turns.step = Step.UPLOADED
+        self._turns.step = ClientStep.UPLOADED
         return masked
 
     # ---- round 3 ---------------------------------------------------------------------------------
 
     def consistency(self, included: Included) -> Consistency:
         """Round 3: sign U3, if the own upload is in it as it was made and the floor holds."""
-        known = self._turns.answered(included, Step.UPLOADED, Consistency)
+        known = self._turns.answered(included, ClientStep.UPLOADED, Consistency)
         if known is not None:
             return known
         names = tuple(entry.device for entry in included.entries)
@@ -266,7 +266,7 @@ class Client:
         self._u3 = u3
         signature = self._signer.sign(self._statement(included))
         return self._turns.done(
-            included, Step.DECIDED, Consistency(window=included.window, signature=signature)
+            included, ClientStep.DECIDED, Consistency(window=included.window, signature=signature)
         )
 
     def left_out(self, included: Included) -> None:
@@ -274,13 +274,13 @@ class Client:
         if self._turns.shown.get(included.kind) == included:
             self._turns.check_alive()
             return
-        self._turns.expect(included, Step.UPLOADED)
+        self._turns.expect(included, ClientStep.UPLOADED)
         names = frozenset(DeviceId(entry.device) for entry in included.entries)
         if self.me in names or not names <= self._u2:
             raise self._turns.abort(Abort.MEMBERS, f"not an included set of this window without {self.me}")
         self._u3 = names
         self._turns.shown[included.kind] = included
-        self._turns.step = Step.DECIDED
+        self._turns.step = ClientStep.DECIDED
 
     def signed_without_me(self, signatures: Signatures) -> bool:
         """Whether at least t neighbours signed exactly the included set that leaves this one out.
@@ -317,7 +317,7 @@ class Client:
         For a device in U3 that is its seed's share, for one in U2 without U3 its mask key's: never both, as
         the two sets are disjoint and neither ever changes for this client.
         """
-        known = self._turns.answered(signatures, Step.DECIDED, Unmask)
+        known = self._turns.answered(signatures, ClientStep.DECIDED, Unmask)
         if known is not None:
             return known
         context = self.context
@@ -348,7 +348,7 @@ class Client:
             seeds=self._secrets.seed_shares(self._u3),
             keys=self._secrets.key_shares(dropped),
         )
-        return self._turns.done(signatures, Step.UNMASKED, answer)
+        return self._turns.done(signatures, ClientStep.UNMASKED, answer)
 
     # ---- what every round needs ------------------------------------------------------------------
 

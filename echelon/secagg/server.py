@@ -7,10 +7,6 @@ their order, while it reads the same inputs again. Both lead to the same sum; th
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from enum import IntEnum
 from typing import NoReturn, TypeVar
 
 import numpy as np
@@ -25,7 +21,6 @@ from echelon.messages.handshake import (
     Included,
     KeyEntry,
     KeyList,
-    RevealedShare,
     Sealed,
     SealedShare,
     SharesList,
@@ -36,57 +31,15 @@ from echelon.messages.handshake import (
 )
 from echelon.messages.wire import DeviceId, Message, Reason
 from echelon.secagg.context import Context, consistency_statement, masks_bound
-from echelon.secagg.faults import Aborted, InputRefused, WindowFailed
-from echelon.secagg.keys import AgreementKey, commit_seed, mask_sign, pair_mask_key, self_mask_key, usable
+from echelon.secagg.decisions import DECIDES, Decision, Round, check_enough, signed_enough, thriving
+from echelon.secagg.faults import InputRefused, WindowFailed
+from echelon.secagg.keys import usable
 from echelon.secagg.prg import Masker
-from echelon.secagg.recovery import Recovery
 from echelon.secagg.roster import Roster
-
-__all__ = ["Server", "SumResult", "WindowFailed", "rederive"]
+from echelon.secagg.unmasking import SumResult, Unmasking
 
 U32 = NDArray[np.uint32]
-Decision = KeyList | SharesList | Included | Signatures
 _D = TypeVar("_D", KeyList, SharesList, Included, Signatures)
-
-
-class Round(IntEnum):
-    """The round whose inputs are awaited."""
-
-    KEYS = 0
-    SHARES = 1
-    MASKED = 2
-    CONSISTENCY = 3
-    UNMASK = 4
-    DONE = 5
-
-
-_DECIDES = {
-    KeyList: Round.KEYS,
-    SharesList: Round.SHARES,
-    Included: Round.MASKED,
-    Signatures: Round.CONSISTENCY,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class SumResult:
-    """The sum of a window.
-
-    Attributes:
-        included: U3, ascending.
-        total: uint32[length], Σ of the included devices' vectors mod 2**32.
-        uploads: SHA-256 of each included masked upload.
-        signatures: the collected signatures over U3.
-        dropped: U2 without U3, ascending: shared keys, but are not in the sum.
-        suspects: devices whose shares were wrong and were left out, ascending.
-    """
-
-    included: tuple[DeviceId, ...]
-    total: U32
-    uploads: dict[DeviceId, bytes]
-    signatures: dict[DeviceId, bytes]
-    dropped: tuple[DeviceId, ...]
-    suspects: tuple[DeviceId, ...]
 
 
 class Server:
@@ -116,16 +69,13 @@ class Server:
         self._uploads: dict[DeviceId, bytes] = {}
         self._total: U32 = np.zeros(context.length, np.uint32)
         self._signatures: dict[DeviceId, bytes] = {}
-        self._unmasks: dict[DeviceId, Unmask] = {}
         self._keys: dict[DeviceId, KeyEntry] = {}
         self._bound = b""
         self._shares = SharesList(window=context.window, devices=())
         self._u2: frozenset[DeviceId] = frozenset()
         self._u3: dict[DeviceId, bytes] = {}
         self._statement = b""
-        self._recovery = Recovery(context.threshold)
-        self._secrets: dict[DeviceId, bytes] = {}
-        self._tried = 0
+        self._unmasking = Unmasking(context)
         self._decisions: dict[Round, Decision] = {}
         self._result: SumResult | None = None
 
@@ -219,14 +169,14 @@ class Server:
         self._check_window(device, message)
         if self.round < Round.UNMASK or device not in self._u3:
             self._late(device, "revealed shares")
-        if self._is_repeat(device, self._unmasks.get(device), message, "revealed shares"):
+        if self._is_repeat(device, self._unmasking.answers.get(device), message, "revealed shares"):
             return
         held = self.context.holders(device)
         seeds, keys = ({DeviceId(e.device) for e in part} for part in (message.seeds, message.keys))
         if not (seeds <= held & set(self._u3) and keys <= held & (self._u2 - set(self._u3))):
             raise InputRefused(Reason.PROTOCOL, f"{device} reveals shares that nobody may ask for")
         if self.round is Round.UNMASK:
-            self._unmasks[device] = message
+            self._unmasking.answers[device] = message
 
     def _check_window(self, device: DeviceId, message: Message) -> None:
         self._check_member(device)
@@ -267,10 +217,10 @@ class Server:
             case Round.MASKED:
                 return len(self._uploads) == len(self._u2)
             case Round.CONSISTENCY:
-                return self._signed_enough(self._signatures)
+                return signed_enough(self.context, self._u3, self._signatures)
             case Round.UNMASK:
                 return len(self._uploads) == len(self._u3) and (
-                    self._recover() == frozenset() or len(self._unmasks) == len(self._u3)
+                    not self._missing() or len(self._unmasking.answers) == len(self._u3)
                 )
             case Round.DONE:
                 return True
@@ -278,13 +228,13 @@ class Server:
     def close_keys(self) -> KeyList:
         """Decide U1."""
         self._in_round(Round.KEYS)
-        entries = tuple(self._adverts[device] for device in self._thriving(set(self._adverts)))
+        entries = tuple(self._adverts[device] for device in thriving(self.context, set(self._adverts)))
         return self._decide(KeyList(window=self.context.window, entries=entries))
 
     def close_shares(self) -> tuple[SharesList, dict[DeviceId, Deliver]]:
         """Decide U2; with it the ciphertexts for each device in it."""
         self._in_round(Round.SHARES)
-        devices = self._thriving(set(self._sealed))
+        devices = thriving(self.context, set(self._sealed))
         decision = self._decide(SharesList(window=self.context.window, devices=tuple(devices)))
         found: dict[DeviceId, dict[DeviceId, bytes]] = {device: {} for device in devices}
         for sender in devices:
@@ -316,14 +266,6 @@ class Server:
         entries = tuple(SignatureEntry(device=d, signature=s) for d, s in sorted(self._signatures.items()))
         return self._decide(Signatures(window=self.context.window, entries=entries))
 
-    def _thriving(self, devices: set[DeviceId]) -> list[DeviceId]:
-        """The devices that have t among themselves and their neighbours, ascending; the others would abort."""
-        while True:
-            short = {d for d in devices if len(self.context.holders(d) & devices) < self.context.threshold}
-            if not short:
-                return sorted(devices)
-            devices = devices - short
-
     def _in_round(self, expected: Round) -> None:
         if self.round is not expected:
             raise ProtocolError(
@@ -342,7 +284,7 @@ class Server:
         Raises:
             ProtocolError: out of order, another decision than the one in force, or not a possible one.
         """
-        number = _DECIDES[type(message)]
+        number = DECIDES[type(message)]
         where = f"window {self.context.window}, decision {message.kind!r}"
         if message.window != self.context.window:
             raise ProtocolError(f"{where}: it is of window {message.window}")
@@ -397,32 +339,10 @@ class Server:
 
     def _check_enough(self, message: Decision) -> None:
         """Threshold around every device, and the floor, as every device will check them."""
-        if isinstance(message, Signatures):
-            if not self._signed_enough(
-                {DeviceId(entry.device): entry.signature for entry in message.entries}
-            ):
-                raise WindowFailed("threshold", f"{len(message.entries)} devices signed the included set")
-            return
-        names = (
-            message.devices
-            if isinstance(message, SharesList)
-            else [entry.device for entry in message.entries]
-        )
-        devices = {DeviceId(name) for name in names}
-        if not devices or len(self._thriving(devices)) != len(devices):
-            raise WindowFailed(
-                "threshold",
-                f"{len(devices)} devices are left for {message.kind}, {self.context.threshold} are needed",
-            )
-        try:
-            self.context.check_floor(devices, f"the {message.kind} list")
-            self.context.check_ring(devices, f"the {message.kind} list")
-        except Aborted as below:
-            raise WindowFailed(below.reason.value, below.detail) from None
-
-    def _signed_enough(self, signatures: dict[DeviceId, bytes]) -> bool:
-        t = self.context.threshold
-        return all(len(self.context.holders(device) & set(signatures)) >= t for device in self._u3)
+        if not isinstance(message, Signatures):
+            check_enough(self.context, message)
+        elif not signed_enough(self.context, self._u3, [DeviceId(entry.device) for entry in message.entries]):
+            raise WindowFailed("threshold", f"{len(message.entries)} devices signed the included set")
 
     def _enter(self, message: Decision) -> None:
         """Put a decision in force."""
@@ -457,12 +377,13 @@ class Server:
             raise WindowFailed(
                 "threshold", f"{len(self._u3) - len(self._uploads)} included uploads are not there"
             )
-        missing = self._recover()
+        missing = self._missing()
         if missing:
-            self._explain(missing)
+            self._unmasking.fail(missing)
         dropped = sorted(self._u2 - set(self._u3))
-        Masker().add(self._total, self._masks(dropped))
-        self._secrets.clear()
+        bound = masks_bound(self._bound, self._shares)
+        Masker().add(self._total, self._unmasking.masks(self._keys, bound, self._u3, dropped))
+        self._unmasking.forget()
         self.round = Round.DONE
         self._result = SumResult(
             included=tuple(sorted(self._u3)),
@@ -470,97 +391,10 @@ class Server:
             uploads=dict(self._u3),
             signatures=dict(self._signatures),
             dropped=tuple(dropped),
-            suspects=tuple(DeviceId(device) for device in sorted(self._recovery.suspects)),
+            suspects=self._unmasking.suspects,
         )
         return self._result
 
-    def _masks(self, dropped: list[DeviceId]) -> Iterator[tuple[bytes, int]]:
-        """The masks that are left in the sum, with the signs that take them off."""
-        bound = masks_bound(self._bound, self._shares)
-        for device in sorted(self._u3):
-            yield self_mask_key(self._secrets[device], bound, device), -1
-        for device in dropped:
-            private = AgreementKey(self._secrets[device])
-            for peer in sorted(self.context.neighbours[device] & set(self._u3)):
-                shared = private.agree(self._keys[peer].mask_public)
-                yield pair_mask_key(shared, bound, device, peer), -mask_sign(peer, device)
-
-    def _recover(self) -> frozenset[DeviceId]:
-        """Try the secrets that are not known yet with the answers so far; those that stay unknown."""
-        u3 = set(self._u3)
-        needed = self._u2  # on a ring, too, a device that dropped out has neighbours that did not
-        if self._tried != len(self._unmasks):
-            self._tried = len(self._unmasks)
-            revealed = self._revealed()
-            for device in sorted(needed - set(self._secrets)):
-                key = self._keys[device]
-
-                def good(secret: bytes, device: DeviceId = device, key: KeyEntry = key) -> bool:
-                    if device in u3:
-                        return commit_seed(secret, self.context.digest, device) == key.seed_commitment
-                    return AgreementKey(secret).public == key.mask_public
-
-                found = self._recovery.secret(revealed.get(device, {}), good)
-                if found is not None:
-                    self._secrets[device] = found
-        return frozenset(needed - set(self._secrets))
-
-    def _revealed(self) -> dict[DeviceId, dict[str, tuple[int, bytes]]]:
-        """For each secret's owner: by device that answered, its point and its share."""
-        revealed: dict[DeviceId, dict[str, tuple[int, bytes]]] = {}
-        for device, message in self._unmasks.items():
-            parts: tuple[RevealedShare, ...] = (*message.seeds, *message.keys)
-            for entry in parts:
-                point = self.context.points[device]
-                revealed.setdefault(DeviceId(entry.device), {})[device] = (point, entry.share)
-        return revealed
-
-    def _explain(self, missing: frozenset[DeviceId]) -> NoReturn:
-        revealed = self._revealed()
-        t = self.context.threshold
-        wrong = sorted(device for device in missing if len(revealed.get(device, {})) >= t)
-        if len(self._unmasks) < t or not wrong:
-            raise WindowFailed(
-                "threshold", f"{len(self._unmasks)} devices answered; {t} shares of each secret are needed"
-            )
-        suspects = tuple(sorted(self._recovery.suspects | set(wrong)))
-        raise WindowFailed(
-            "bad-shares", f"no {t} of the shares of {', '.join(wrong[:3])} fit together", suspects
-        )
-
-
-Input = Advertise | Sealed | Consistency | Unmask | U32
-"""An input of a window: a message, or a masked vector."""
-
-
-def rederive(
-    context: Context, roster: Roster, decisions: Iterable[Decision], inputs: Iterable[tuple[DeviceId, Input]]
-) -> SumResult:
-    """The sum of a window from what was recorded of it: all its decisions, then its inputs in any order.
-
-    What a server would refuse is left out, as it was then.
-
-    Raises:
-        ProtocolError: a decision is not a possible one.
-        WindowFailed: the inputs do not give the sum.
-    """
-    server = Server(context, roster)
-    for decision in decisions:
-        server.adopt(decision)
-    for device, found in inputs:
-        try:
-            match found:
-                case Advertise():
-                    server.on_advertise(device, found)
-                case Sealed():
-                    server.on_sealed(device, found)
-                case Consistency():
-                    server.on_consistency(device, found)
-                case Unmask():
-                    server.on_unmask(device, found)
-                case _:
-                    digest = hashlib.sha256(found.astype("<u4", copy=False).tobytes()).digest()
-                    server.on_masked(device, found, digest)
-        except InputRefused:
-            continue  # refused then as now: it was no part of the sum
-    return server.finish()
+    def _missing(self) -> frozenset[DeviceId]:
+        """Devices whose secrets the answers so far do not give."""
+        return self._unmasking.recover(self._keys, self._u2, self._u3)

@@ -19,7 +19,7 @@ Shown = KeyList | SharesList | Deliver | Included | Signatures
 _Answer = TypeVar("_Answer", bound=Message)
 
 
-class Step(IntEnum):
+class ClientStep(IntEnum):
     """How far a device is in a window."""
 
     NEW = 0
@@ -45,7 +45,7 @@ class Turns:
     """
 
     def __init__(self, window: int, me: DeviceId) -> None:
-        self.step = Step.NEW
+        self.step = ClientStep.NEW
         self.shown: dict[str, Message] = {}
         self.aborted: Aborted | None = None
         self._window, self._me = window, me
@@ -61,7 +61,7 @@ class Turns:
         self.aborted = Aborted(reason, f"window {self._window}: {detail}")
         return self.aborted
 
-    def expect(self, message: Shown, step: Step) -> None:
+    def expect(self, message: Shown, step: ClientStep) -> None:
         """Refuse a message of another window, a different one of a kind that was shown, or one out of turn."""
         self.check_alive()
         if message.window != self._window:
@@ -73,7 +73,7 @@ class Turns:
                 Abort.ORDER, f"a {message.kind} message while the device is {self.step.name.lower()}"
             )
 
-    def answered(self, message: Shown, step: Step, answer: type[_Answer]) -> _Answer | None:
+    def answered(self, message: Shown, step: ClientStep, answer: type[_Answer]) -> _Answer | None:
         """Look up the answer to a message.
 
         Args:
@@ -94,7 +94,7 @@ class Turns:
         self.expect(message, step)
         return None
 
-    def done(self, message: Shown, step: Step, answer: _Answer) -> _Answer:
+    def done(self, message: Shown, step: ClientStep, answer: _Answer) -> _Answer:
         """Go on to a step.
 
         Args:

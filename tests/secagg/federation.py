@@ -14,10 +14,13 @@ from echelon.messages.handshake import Deliver, Included, KeyList, SharesList, S
 from echelon.messages.wire import DeviceId
 from echelon.secagg.client import Client
 from echelon.secagg.context import Context, ContextMember, ring_threshold, threshold
+from echelon.secagg.decisions import Decision
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.graph import Ring
+from echelon.secagg.rederivation import Input
 from echelon.secagg.roster import Roster, RosterEntry
-from echelon.secagg.server import Decision, Input, Server, SumResult
+from echelon.secagg.server import Server
+from echelon.secagg.unmasking import SumResult
 
 LENGTH = 33
 D = TypeVar("D", KeyList, SharesList, Included, Signatures)

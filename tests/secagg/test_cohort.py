@@ -29,7 +29,8 @@ from echelon.secagg.client import Client
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.floors import fewest_left, partial_sum_holds, weight_cap, weight_holds
 from echelon.secagg.ring import Codec, pack_vector
-from echelon.secagg.server import Server, SumResult
+from echelon.secagg.server import Server
+from echelon.secagg.unmasking import SumResult
 from tests.secagg.federation import digest_of, names, roster_of, signer_of
 
 DIM = 50

@@ -67,8 +67,9 @@ from echelon.rounds.effects import (
     TimerFired,
     note,
 )
+from echelon.secagg.faults import WindowFailed
 from echelon.secagg.roster import Roster
-from echelon.secagg.server import SumResult, WindowFailed
+from echelon.secagg.unmasking import SumResult
 
 DEADLINE = "window"
 EDGES = "edges"

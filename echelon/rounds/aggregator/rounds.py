@@ -24,8 +24,10 @@ from echelon.messages.manifest import RunManifest
 from echelon.messages.split import EdgePart, PartRef
 from echelon.messages.wire import DeviceId
 from echelon.rounds.effects import Effect, Publish, StartTimer, note
+from echelon.secagg.faults import WindowFailed
 from echelon.secagg.roster import Roster
-from echelon.secagg.server import Server, SumResult, WindowFailed
+from echelon.secagg.server import Server
+from echelon.secagg.unmasking import SumResult
 
 ROUND = "round"
 Decision = KeyList | SharesList | Included | Signatures
