@@ -14,14 +14,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from echelon.audit.findings import Code, Finding, Severity
+from echelon.audit.derived_adapter import DerivedAdapter
+from echelon.audit.findings import MAX_FINDINGS, Code, Finding, Severity
 from echelon.audit.heads import DELTA_PREFIX, GLOBAL
 from echelon.audit.log import Entry, TopicLog
 from echelon.audit.openings import WindowRoster
 from echelon.audit.prefix import record_digest
 from echelon.audit.records import Damaged, LogRecord, StoredRecord
-from echelon.audit.verify import MAX_FINDINGS
-from echelon.audit.verify import Version as Adapter
 from echelon.errors import AuditError, ProtocolError
 from echelon.messages.boundary import INPUTS, Adopt, Cohort, Derived, Model, SealedDelta, Window
 from echelon.messages.exchange import (
@@ -173,7 +172,7 @@ class BoundaryAudit:
             than the boundary went.
     """
 
-    def __init__(self, facts: ExchangeFacts, roster: Roster, adapters: Iterator[Adapter]) -> None:
+    def __init__(self, facts: ExchangeFacts, roster: Roster, adapters: Iterator[DerivedAdapter]) -> None:
         self.boundary = roster.boundary
         self.facts = BoundaryFacts(roster.boundary, crossed=len(facts.deltas))
         self.findings: list[Finding] = []

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from echelon.audit.findings import Code, Severity
+from echelon.audit.findings import Code, Find, Severity
 from echelon.audit.heads import (
     CONFLICT,
     COSIGNATURE,
@@ -34,9 +34,6 @@ from echelon.audit.policy import Policy
 from echelon.audit.records import Damaged, LogRecord
 from echelon.errors import CodecError
 from echelon.messages.manifest import RunManifest
-
-Find = Callable[[Code, Severity, str, int | None, str], None]
-"""Takes a finding: code, severity, topic, offset, detail."""
 
 
 @dataclass(frozen=True, slots=True)

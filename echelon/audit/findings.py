@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from echelon.messages.exchange import CloseReason, Merged, Pace, RefusalReason
 from echelon.messages.manifest import ParentTerms
+
+MAX_FINDINGS = 1_000
+"""Most errors, and most other findings, that a report keeps; the rest is counted."""
 
 
 class Severity(StrEnum):
@@ -138,6 +142,10 @@ class Finding:
         return f"{self.severity.value}: {where or 'run'}: {self.code.value}: {self.detail}"
 
 
+Find = Callable[[Code, Severity, str, int | None, str], None]
+"""Takes a finding: its code, its severity, the topic, the offset and the detail."""
+
+
 @dataclass(slots=True)
 class TopicFacts:
     """Counts of one topic; `size` is in bytes, over keys, headers and values."""
@@ -219,3 +227,13 @@ class Report:
     def ok(self) -> bool:
         """No error."""
         return self.errors == 0
+
+    def add(self, finding: Finding) -> None:
+        """Count a finding, and keep it if there is room."""
+        others = len(self.findings) - min(self.errors, MAX_FINDINGS)
+        kept = self.errors if finding.severity is Severity.ERROR else others
+        self.errors += finding.severity is Severity.ERROR
+        if kept >= MAX_FINDINGS:
+            self.left_out += 1
+        else:
+            self.findings.append(finding)

@@ -15,15 +15,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from echelon.audit.cosigned import Witnessed
+from echelon.audit.derived_adapter import DerivedAdapter
 from echelon.audit.findings import Code, Finding, Report, Severity
 from echelon.audit.heads import DELTA_PREFIX, GLOBAL
 from echelon.audit.interlock import Interlock
 from echelon.audit.log import Entry, TopicLog
+from echelon.audit.log_reading import LogReading
 from echelon.audit.merkle import Tree, leaf_hash
 from echelon.audit.prefix import record_digest
 from echelon.audit.progress import AuditProgress, Journal, TopicProgress
 from echelon.audit.records import Damaged, LogRecord, read_manifest
-from echelon.audit.verify import Verifier, Version, _Source
+from echelon.audit.verify import Verifier
 from echelon.errors import StateError
 from echelon.laws.rules import RuleRefused
 from echelon.messages.exchange import Genesis
@@ -86,13 +88,13 @@ class ResumableVerifier(Verifier):
 
     # ---- the verifier's flow ----------------------------------------
 
-    def _begin(self) -> _Source:
+    def _begin(self) -> LogReading:
         self._before = (len(self.report.findings), self.report.errors, self.report.left_out)
         if self._progress is None:
             return super()._begin()
         return self._resume(self._progress)
 
-    def _read(self, source: _Source, record: LogRecord | Damaged) -> Entry | None:
+    def _read(self, source: LogReading, record: LogRecord | Damaged) -> Entry | None:
         known, manifests, size = len(source.log.chain), source.facts.manifests, source.facts.size
         entry = super()._read(source, record)
         if not isinstance(record, Damaged):
@@ -102,7 +104,7 @@ class ResumableVerifier(Verifier):
             journal.add(max(record.offset, 0), source.facts.size - size, digest, leaf)
         return entry
 
-    def _genesis(self, entry: Entry, log: TopicLog) -> Iterator[Version]:
+    def _genesis(self, entry: Entry, log: TopicLog) -> Iterator[DerivedAdapter]:
         if isinstance(entry.message, Genesis) and entry.payload is not None:
             self._sealed = bytes(entry.payload[: entry.message.manifest_length])
         yield from super()._genesis(entry, log)
@@ -118,12 +120,12 @@ class ResumableVerifier(Verifier):
         if behind and not self._short:
             self._short = f"{GLOBAL} names records of {source.topic} that are not there"
 
-    def _reached(self, main: _Source) -> None:
+    def _reached(self, main: LogReading) -> None:
         self.kept = self._keep(main)
 
     # ---- keeping ----------------------------------------
 
-    def _keep(self, main: _Source) -> AuditProgress | None:
+    def _keep(self, main: LogReading) -> AuditProgress | None:
         report, core, manifest, interlock = self.report, self._core, self._manifest, self._interlock
         findings, errors, left_out = self._before
         if report.errors > errors:
@@ -150,14 +152,14 @@ class ResumableVerifier(Verifier):
             packed=b"" if self._progress is None else self._progress.packed,
             packed_count=0 if self._progress is None else self._progress.packed_count,
             refusals=list(report.refusals),
-            owed=[(b, seq, offset, reason) for (b, seq), (offset, reason) in self._owed.items()],
+            owed=[(b, seq, offset, reason) for (b, seq), (offset, reason) in self._owed.owed.items()],
             topics={
                 source.topic: TopicProgress(
                     source.log.snapshot(),
                     source.last,
                     (source.facts.records, source.facts.size, source.facts.manifests, source.facts.repeats),
                     self._copy(source.topic),
-                    tuple(sorted(offset for b, offset in self._faulty if b == boundary)),
+                    tuple(sorted(offset for b, offset in self._owed.faulty if b == boundary)),
                 )
                 for boundary, source in enumerate((main, *self._deltas), -1)
             },
@@ -169,7 +171,7 @@ class ResumableVerifier(Verifier):
 
     # ---- going on ----------------------------------------
 
-    def _resume(self, progress: AuditProgress) -> _Source:
+    def _resume(self, progress: AuditProgress) -> LogReading:
         report, core = self.report, self._resumed
         manifest = core.manifest
         self._core, self._manifest, self._sealed = core, manifest, progress.manifest
@@ -181,7 +183,7 @@ class ResumableVerifier(Verifier):
         report.left_out += progress.left_out
         report.commits += progress.commits
         report.refusals += progress.refusals
-        self._owed = {(b, seq): (offset, reason) for b, seq, offset, reason in progress.owed}
+        self._owed.owed = {(b, seq): (offset, reason) for b, seq, offset, reason in progress.owed}
         self._closed = progress.close
         self._witnessed = Witnessed(manifest, self._find, self._policy)
         if progress.close is not None:
@@ -193,10 +195,10 @@ class ResumableVerifier(Verifier):
             public = bytes.fromhex(terms.gate_public)
             log = TopicLog(topic, public=public, run=manifest.run_id, boundary=index, resync=True)
             self._deltas.append(self._restored(topic, log, progress))
-            self._faulty |= {(index, offset) for offset in progress.topics[topic].faulty}
+            self._owed.faulty |= {(index, offset) for offset in progress.topics[topic].faulty}
         return main
 
-    def _restored(self, topic: str, log: TopicLog, progress: AuditProgress) -> _Source:
+    def _restored(self, topic: str, log: TopicLog, progress: AuditProgress) -> LogReading:
         known = progress.topics.get(topic)
         if known is None:
             raise StateError(

@@ -7,12 +7,12 @@ delta that the controller left unread for too many commits is `withheld`; what s
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgpack
 
-from echelon.audit.findings import Code, Severity
+from echelon.audit.findings import Code, Find, Severity
 from echelon.audit.heads import DELTA_PREFIX, GLOBAL
 from echelon.audit.log import Entry
 from echelon.audit.times import KEPT, Times
@@ -22,8 +22,6 @@ from echelon.messages.envelope import key_id
 from echelon.messages.exchange import Close, Commit, Delta
 from echelon.messages.manifest import RunManifest
 from echelon.messages.wire import pack
-
-Find = Callable[[Code, Severity, str, int | None, str], None]
 
 
 @dataclass(frozen=True, slots=True)

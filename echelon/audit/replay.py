@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+from echelon.audit.derived_adapter import DerivedAdapter
 from echelon.audit.findings import Code, Finding, Severity
 from echelon.audit.records import Damaged, LogRecord
-from echelon.audit.verify import Verifier, Version
+from echelon.audit.verify import Verifier
 from echelon.errors import AuditError
 from echelon.laws.rules import Allowed
 
@@ -17,7 +18,7 @@ def replay(
     genesis: bytes | None = None,
     rules: Allowed | None = None,
     findings: Iterable[Finding] = (),
-) -> Iterator[Version]:
+) -> Iterator[DerivedAdapter]:
     """Yield the adapters of genesis and of every commit, in order, each checked before it is yielded.
 
     A run that is still open is replayed as far as it goes.

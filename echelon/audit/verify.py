@@ -8,86 +8,31 @@ cannot be derived again, later adapters are not either, and the report says so o
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
+from echelon.audit.announcements import Announced, note_announcements, take_announcements
+from echelon.audit.checkpoints import check_checkpoints, given_checkpoints
+from echelon.audit.closing import close_faults
 from echelon.audit.cosigned import AnnouncementProof, Witnessed
+from echelon.audit.derived_adapter import DerivedAdapter
 from echelon.audit.findings import Code, Finding, RefusalFacts, Report, Severity, TopicFacts, VerifiedCommit
-from echelon.audit.heads import DELTA_PREFIX, GLOBAL, HEAD_PREFIX, WITNESS_PREFIX
+from echelon.audit.heads import DELTA_PREFIX, GLOBAL
 from echelon.audit.interlock import Interlock, Sighting
 from echelon.audit.log import Entry, FaultCode, LogFault, TopicLog
-from echelon.audit.note import MAX_NOTE_BYTES, Checkpoint, SignedNote, origin
+from echelon.audit.log_reading import LogReading
+from echelon.audit.owed import NO_ENTRY, OwedRefusals
 from echelon.audit.policy import Policy
 from echelon.audit.records import Damaged, LogRecord
+from echelon.audit.sightings import sightings_of
 from echelon.errors import AuditError, EchelonError
 from echelon.laws.lengths import delta_length
 from echelon.laws.rules import Allowed, RuleRefused
-from echelon.messages.adapter import adapter_digest, adapter_files
-from echelon.messages.exchange import (
-    Close,
-    CloseReason,
-    Commit,
-    Delta,
-    Genesis,
-    LogHead,
-    Pace,
-    Refusal,
-    RefusalReason,
-)
+from echelon.messages.adapter import adapter_digest
+from echelon.messages.exchange import Close, Commit, Delta, Genesis, LogHead, Refusal
 from echelon.messages.manifest import RunManifest
-from echelon.pace.base import Decision
 from echelon.rounds.controller.core import ControllerCore
 from echelon.rounds.controller.drafts import CommitMismatch
 
-F32 = NDArray[np.float32]
-
-MAX_FINDINGS = 1_000
-"""Most errors, and most other findings, that a report keeps; the rest is counted."""
 _HARMLESS = {FaultCode.REPEAT, FaultCode.VOID}
-_NO_ENTRY = {RefusalReason.BAD_SIGNATURE, RefusalReason.BAD_SEQUENCE, RefusalReason.FORK}
-"""Refusals of what is no entry of its log, whose number therefore says nothing; the offset does."""
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """A global adapter, float32[d], as it was derived; commit 0 is genesis. With it the pace that it announces, and
-    what the pace controller saw and did, derived again likewise (None at genesis)."""
-
-    commit: int
-    adapter: F32
-    sha256: bytes
-    manifest: RunManifest
-    pace: Pace
-    decision: Decision | None = None
-    genesis_sha256: bytes = b""
-    """Of the run that it is of."""
-
-    def files(self) -> dict[str, bytes]:
-        """The adapter as PEFT's two files, by name."""
-        config = self.manifest.adapter_config.encode()
-        return adapter_files(self.manifest.adapter_layout(), config, self.adapter)
-
-
-@dataclass(slots=True)
-class _Source:
-    """One topic that is being read: its records, its log, and how far the verifier is."""
-
-    topic: str
-    records: Iterator[LogRecord | Damaged]
-    log: TopicLog
-    facts: TopicFacts
-    ahead: LogRecord | Damaged | None = None
-    last: int = -1
-    ended: bool = False
-
-    def peek(self) -> LogRecord | Damaged | None:
-        """The next record, not taken yet; None at the end."""
-        if self.ahead is None and not self.ended:
-            self.ahead = next(self.records, None)
-            self.ended = self.ahead is None
-        return self.ahead
 
 
 class Verifier:
@@ -137,9 +82,8 @@ class Verifier:
         self._core: ControllerCore | None = None
         self._interlock: Interlock | None = None
         self._manifest: RunManifest | None = None
-        self._deltas: list[_Source] = []
-        self._owed: dict[tuple[int, int], tuple[int, RefusalReason]] = {}
-        self._faulty: set[tuple[int, int]] = set()
+        self._deltas: list[LogReading] = []
+        self._owed = OwedRefusals()
         self._closed: Close | None = None
         self._heads: tuple[LogHead, ...] = ()
         self._marks: dict[str, dict[int, bytes]] = {}
@@ -147,10 +91,10 @@ class Verifier:
 
     # ---- flow ----------------------------------------
 
-    def run(self) -> Iterator[Version]:
+    def run(self) -> Iterator[DerivedAdapter]:
         """Verify everything, yielding each adapter once its record has been checked against it."""
-        notes = self._parse_notes()
-        heads = self._read_heads()
+        notes = given_checkpoints(self._notes, self.report)
+        heads = take_announcements(self._topics)
         main = self._begin()
         while (record := main.peek()) is not None:
             main.ahead = None
@@ -172,23 +116,24 @@ class Verifier:
                 self._interlock.wrote(entry, main.log.tree.root())
         self._reached(main)
         self._finish(main)
-        self._check_notes(notes)
+        if self._manifest is not None and self._witnessed is not None:
+            check_checkpoints(notes, self._manifest, self._marks, self._witnessed, self.report)
         self._check_witnesses(main, heads)
         self._check_interlock()
         self._check_files()
 
-    def _begin(self) -> _Source:
+    def _begin(self) -> LogReading:
         """Where reading begins: `global` from its first record."""
         return self._source(GLOBAL, TopicLog(GLOBAL, resync=True, hash_commits=False))
 
-    def _reached(self, main: _Source) -> None:
+    def _reached(self, main: LogReading) -> None:
         """`global` was read to its end. What follows depends on where it ends, what was before does not."""
 
-    def _source(self, topic: str, log: TopicLog) -> _Source:
+    def _source(self, topic: str, log: TopicLog) -> LogReading:
         facts = self.report.topics.setdefault(topic, TopicFacts())
-        return _Source(topic, iter(self._topics.pop(topic, ())), log, facts)
+        return LogReading(topic, iter(self._topics.pop(topic, ())), log, facts)
 
-    def _read(self, source: _Source, record: LogRecord | Damaged) -> Entry | None:
+    def _read(self, source: LogReading, record: LogRecord | Damaged) -> Entry | None:
         facts, topic = source.facts, source.topic
         facts.records += 1
         if isinstance(record, Damaged):
@@ -221,14 +166,7 @@ class Verifier:
         self._find(Code(fault.code.value), severity, topic, fault.offset, fault.detail)
 
     def _find(self, code: Code, severity: Severity, topic: str, offset: int | None, detail: str) -> None:
-        report = self.report
-        others = len(report.findings) - min(report.errors, MAX_FINDINGS)
-        kept = report.errors if severity is Severity.ERROR else others
-        report.errors += severity is Severity.ERROR
-        if kept >= MAX_FINDINGS:
-            report.left_out += 1
-        else:
-            report.findings.append(Finding(code, severity, topic, offset, detail))
+        self.report.add(Finding(code, severity, topic, offset, detail))
 
     def _error(self, code: Code, topic: str, offset: int | None, detail: str) -> None:
         self._find(code, Severity.ERROR, topic, offset, detail)
@@ -240,10 +178,9 @@ class Verifier:
 
     # ---- global ----------------------------------------
 
-    def _genesis(self, entry: Entry, log: TopicLog) -> Iterator[Version]:
-        if (
-            log.manifest is None or log.initial is None
-        ):  # the log makes no entry of a genesis that does not hold
+    def _genesis(self, entry: Entry, log: TopicLog) -> Iterator[DerivedAdapter]:
+        if log.manifest is None or log.initial is None:
+            # The log makes no entry of a genesis that does not hold.
             raise AuditError("a genesis entry without its manifest")
         manifest = self._manifest = log.manifest
         self._witnessed = Witnessed(manifest, self._find, self._policy)
@@ -279,7 +216,7 @@ class Verifier:
             return
         self._core.transcript = self._interlock.transcript
         report.adapter_sha256 = adapter_digest(log.initial)
-        yield Version(
+        yield DerivedAdapter(
             0,
             log.initial,
             report.adapter_sha256,
@@ -288,7 +225,7 @@ class Verifier:
             genesis_sha256=report.genesis_sha256,
         )
 
-    def _commit(self, entry: Entry, commit: Commit) -> Iterator[Version]:
+    def _commit(self, entry: Entry, commit: Commit) -> Iterator[DerivedAdapter]:
         self._check_heads(entry.offset, commit.heads)
         core = self._core
         if core is None:
@@ -310,14 +247,19 @@ class Verifier:
             )
             return
         for item in dropped:
-            self._owed[item.boundary, item.seq] = (item.offset, item.reason)
+            self._owed.owed[item.boundary, item.seq] = (item.offset, item.reason)
         self.report.adapter_sha256 = commit.adapter_sha256
         self.report.commits.append(
             VerifiedCommit(
-                commit.commit, entry.offset, commit.merged, commit.tokens, commit.pace, commit.adapter_sha256
+                commit=commit.commit,
+                offset=entry.offset,
+                merged=commit.merged,
+                tokens=commit.tokens,
+                pace=commit.pace,
+                adapter_sha256=commit.adapter_sha256,
             )
         )
-        yield Version(
+        yield DerivedAdapter(
             commit.commit,
             core.adapter,
             commit.adapter_sha256,
@@ -332,32 +274,18 @@ class Verifier:
             detail = f"it names boundary {refusal.boundary}, which the run does not have"
             self._error(Code.REFUSAL, GLOBAL, offset, detail)
             return
-        if refusal.reason in _NO_ENTRY:
+        if refusal.reason in NO_ENTRY:
             self._advance(refusal.boundary, offset, upto=refusal.offset)
         else:
             self._advance(refusal.boundary, offset, size=refusal.seq + 1)
         if self._core is None:
             return
-        topic = self._deltas[refusal.boundary].topic
-        owed = self._owed.pop((refusal.boundary, refusal.seq), None)
-        if (
-            owed is None
-            and (refusal.boundary, refusal.offset) in self._faulty
-            and refusal.reason in _NO_ENTRY
-        ):
-            owed = (refusal.offset, refusal.reason)  # its log's own finding stands already
-        if owed is None or owed[1] is not refusal.reason:
-            detail = (
-                f"it refuses delta {refusal.seq} of {topic} as {refusal.reason.value}; derived from the log: "
-            )
-            self._error(
-                Code.REFUSAL, GLOBAL, offset, detail + ("no refusal" if owed is None else owed[1].value)
-            )
+        wrong = False
+        for severity, detail in self._owed.settle(refusal, self._deltas[refusal.boundary].topic):
+            self._find(Code.REFUSAL, severity, GLOBAL, offset, detail)
+            wrong = wrong or severity is Severity.ERROR
+        if wrong:
             return
-        if owed[0] != refusal.offset:
-            # Offsets are a broker's; a copy may number anew. Which delta is meant follows from its number.
-            detail = f"it says that delta {refusal.seq} stands at {topic}@{refusal.offset}; here it is at {owed[0]}"
-            self._find(Code.REFUSAL, Severity.WARNING, GLOBAL, offset, detail)
         self.report.refusals.append(RefusalFacts(refusal.boundary, refusal.seq, refusal.reason))
 
     def _close(self, offset: int, close: Close) -> None:
@@ -367,24 +295,9 @@ class Verifier:
         core = self._core
         if core is None:
             return
-        if close.commits != core.newest:
-            detail = f"the close record counts {close.commits} commits, the log has {core.newest}"
+        for detail in close_faults(close, core, self.report.adapter_sha256):
             self._error(Code.CLOSE, GLOBAL, offset, detail)
-        if close.adapter_sha256 != self.report.adapter_sha256:
-            self._error(
-                Code.CLOSE, GLOBAL, offset, "the close record names another adapter than the last commit's"
-            )
-        budget = core.manifest.budget
-        provable = close.reason in (CloseReason.COMMITS, CloseReason.TOKENS, CloseReason.PATIENCE)
-        if (provable and core.finished() is not close.reason) or (
-            close.reason is CloseReason.SECONDS and not budget.seconds
-        ):
-            reached = core.finished()
-            detail = f"the run was closed for {close.reason.value}; its budget and log give "
-            self._error(
-                Code.CLOSE, GLOBAL, offset, detail + ("no end yet" if reached is None else reached.value)
-            )
-        for (boundary, seq), (where, reason) in sorted(self._owed.items()):
+        for (boundary, seq), (where, reason) in sorted(self._owed.owed.items()):
             topic = self._deltas[boundary].topic
             self._error(Code.REFUSAL, topic, where, f"delta {seq} is {reason.value}, and no refusal names it")
 
@@ -426,7 +339,7 @@ class Verifier:
             source.ahead = None
             entry = self._read(source, record)
             if entry is None:
-                self._faulty.add((boundary, record.offset))
+                self._owed.faulty.add((boundary, record.offset))
             elif isinstance(entry.message, Delta):
                 self._hold(boundary, entry, entry.message, reader)
                 self._offer(boundary, entry, entry.message)
@@ -447,11 +360,11 @@ class Verifier:
             self._error(Code.DERIVATION, self._deltas[boundary].topic, entry.offset, str(error))
             return
         if reason is not None:
-            self._owed[boundary, delta.seq] = (entry.offset, reason)
+            self._owed.owed[boundary, delta.seq] = (entry.offset, reason)
 
     # ---- end ----------------------------------------
 
-    def _finish(self, main: _Source) -> None:
+    def _finish(self, main: LogReading) -> None:
         report = self.report
         if self._manifest is None:
             self._error(Code.GENESIS, GLOBAL, None, "no genesis that holds: nothing here can be verified")
@@ -485,7 +398,7 @@ class Verifier:
         best = self._core.best() if self._core is not None else None
         report.best_commit = best.commit if best is not None else None
 
-    def _drain(self, boundary: int, source: _Source) -> None:
+    def _drain(self, boundary: int, source: LogReading) -> None:
         while (record := source.peek()) is not None:
             source.ahead = None
             entry = self._read(source, record)
@@ -501,83 +414,13 @@ class Verifier:
                 )
                 self._find(Code.LATE, Severity.INFO, source.topic, entry.offset, detail)
 
-    def _parse_notes(self) -> list[tuple[SignedNote, Checkpoint]]:
-        notes = []
-        for data in self._notes:
-            try:
-                note = SignedNote.decode(data)
-                notes.append((note, Checkpoint.parse(note.text)))
-            except EchelonError as error:
-                self._error(Code.CHECKPOINT, "", None, f"the checkpoint cannot be read: {error}")
-        return notes
-
-    def _check_notes(self, notes: list[tuple[SignedNote, Checkpoint]]) -> None:
-        manifest = self._manifest
-        if manifest is None:
-            return
-        keys = {DELTA_PREFIX + terms.name: terms.gate_public for terms in manifest.boundaries}
-        keys[GLOBAL] = manifest.controller_public
-        for note, checkpoint in notes:
-            topic = checkpoint.origin.rpartition("/")[2]
-            name = origin(manifest.run_id, topic)
-            if topic not in keys or checkpoint.origin != name:
-                self._error(
-                    Code.CHECKPOINT,
-                    topic,
-                    None,
-                    f"the checkpoint is of {checkpoint.origin}, no log of this run",
-                )
-                continue
-            if not note.verified(name, bytes.fromhex(keys[topic])):
-                detail = "the checkpoint is not signed by the log's writer: it shows nothing"
-                self._error(Code.CHECKPOINT, topic, None, detail)
-                continue
-            if self._witnessed is not None:
-                self._witnessed.note(note)
-            size = self.report.topics[topic].manifests
-            root = self._marks.get(topic, {}).get(checkpoint.size)
-            if checkpoint.size > size:
-                detail = f"the checkpoint is over {checkpoint.size} manifests, here are {size}: cut off"
-                self._error(Code.CHECKPOINT, topic, None, detail)
-            elif checkpoint.size and root != checkpoint.root:
-                detail = f"the first {checkpoint.size} manifests have another root than the checkpoint"
-                self._error(Code.CHECKPOINT, topic, None, detail)
-            elif checkpoint.size < size:
-                detail = f"the checkpoint is over {checkpoint.size} of {size} manifests, not the rest"
-                self._find(Code.STALE, Severity.WARNING, topic, None, detail)
-
     # ---- witnesses ----------------------------------------
 
-    def _read_heads(self) -> dict[str, list[LogRecord | Damaged]]:
-        """Announced heads and cosignatures, read before the logs: of a live run, the logs then have all of it."""
-        found: dict[str, list[LogRecord | Damaged]] = {}
-        for topic in [name for name in self._topics if name.startswith((HEAD_PREFIX, WITNESS_PREFIX))]:
-            kept = found[topic] = []
-            for record in self._topics.pop(topic):
-                if not isinstance(record, Damaged) and len(record.value) > MAX_NOTE_BYTES:
-                    detail = (
-                        f"{len(record.value)} bytes; neither a head nor a cosigned checkpoint is that long"
-                    )
-                    record = Damaged(topic, record.offset, detail)  # and is not kept in memory
-                kept.append(record)
-        return found
-
-    def _check_witnesses(self, main: _Source, heads: Mapping[str, list[LogRecord | Damaged]]) -> None:
+    def _check_witnesses(self, main: LogReading, heads: Announced) -> None:
         witnessed = self._witnessed
         if witnessed is None:
             return
-        for topic, records in heads.items():
-            if not witnessed.expects(topic):
-                detail = "no topic of this run: nothing may be written there"
-                self._error(Code.UNEXPECTED_TOPIC, topic, records[0].offset if records else None, detail)
-                continue
-            facts = self.report.topics.setdefault(topic, TopicFacts())
-            for record in records:
-                facts.records += 1
-                if not isinstance(record, Damaged):
-                    facts.size += len(record.key) + len(record.value)
-                    facts.size += sum(len(name) + len(value) for name, value in record.headers)
-                witnessed.read(topic, record)
+        note_announcements(heads, witnessed, self.report)
         ends = {source.topic: source.log.tree.size for source in (main, *self._deltas)}
         if self._closed is not None:
             ends |= {self._deltas[head.boundary].topic: head.size for head in self._heads}
@@ -591,15 +434,7 @@ class Verifier:
             return
         sightings = list(self._sightings)
         if witnessed is not None:
-            sightings += [
-                Sighting(one.witness, one.topic, one.size, before=interlock.behind(one.global_size))
-                for one in witnessed.evidence(self._marks)
-            ]
-            end = self.report.topics[GLOBAL].manifests
-            sightings += [
-                Sighting(one.witness, one.topic, one.size, before=end, after=one.global_size)
-                for one in witnessed.absences(self._marks)
-            ]
+            sightings += sightings_of(witnessed, interlock, self._marks, self.report.topics[GLOBAL].manifests)
         interlock.finish(sightings)
 
     def evidence(self) -> tuple[AnnouncementProof, ...]:
@@ -610,26 +445,15 @@ class Verifier:
         if self._files is None or self._manifest is None:
             return
         if self._core is None:
-            self._error(
-                Code.ADAPTER_FILE,
-                "",
-                None,
-                "the exported adapter was not checked: no final adapter was derived",
-            )
+            detail = "the exported adapter was not checked: no final adapter was derived"
+            self._error(Code.ADAPTER_FILE, "", None, detail)
             return
         core = self._core
-        final = Version(core.newest, core.adapter, self.report.adapter_sha256, self._manifest, core.pace)
-        expected = final.files()
-        for name, data in sorted(expected.items()):
-            found = self._files.get(name)
-            if found is None:
-                self._error(Code.ADAPTER_FILE, "", None, f"adapter/{name} is missing")
-            elif found != data:
-                place = next(
-                    (i for i, (a, b) in enumerate(zip(found, data, strict=False)) if a != b), len(data)
-                )
-                detail = f"adapter/{name} is not the final adapter: byte {min(place, len(found))} differs"
-                self._error(Code.ADAPTER_FILE, "", None, detail)
+        final = DerivedAdapter(
+            core.newest, core.adapter, self.report.adapter_sha256, manifest=self._manifest, pace=core.pace
+        )
+        for detail in final.differences(self._files):
+            self._error(Code.ADAPTER_FILE, "", None, detail)
 
 
 def verify(
@@ -643,7 +467,18 @@ def verify(
     policy: Policy | None = None,
     sightings: Iterable[Sighting] = (),
 ) -> Report:
-    """Check a whole exchange; arguments as of `Verifier`. Never raises for what stands in a record."""
+    """Check a whole exchange. Never raises for what stands in a record.
+
+    Args:
+        topics: every topic with its records in offset order.
+        genesis: the pinned SHA-256 of the genesis record's envelope.
+        checkpoints: signed notes over logs of this run.
+        allow_open: a run without a close record is a warning, not an error.
+        adapter: files of the exported adapter by name.
+        rules: users' own classes that the auditor allows, by name.
+        policy: how many witnesses must have cosigned each log.
+        sightings: what witnesses saw of the delta logs, and when.
+    """
     verifier = Verifier(
         topics,
         genesis=genesis,

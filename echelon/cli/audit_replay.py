@@ -13,8 +13,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from echelon.audit.derived_adapter import DerivedAdapter
 from echelon.audit.replay import replay
-from echelon.audit.verify import Version
 from echelon.cli.audit_options import (
     GenesisOption,
     JsonOption,
@@ -50,8 +50,8 @@ def replay_command(
         pinned = digest_of(genesis)
         if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ConfigError(f"--out {out}: exists and is not empty; name a new folder")
-        versions: list[Version] = []
-        chosen: Version | None = None
+        versions: list[DerivedAdapter] = []
+        chosen: DerivedAdapter | None = None
         with opened(source, security) as found:
             for version in replay(found.topics, genesis=pinned, rules=allowed(rule), findings=found.findings):
                 versions.append(replace(version, adapter=np.zeros(0, np.float32)))
@@ -77,7 +77,7 @@ def replay_command(
     guarded(action)
 
 
-def _described(version: Version) -> dict[str, object]:
+def _described(version: DerivedAdapter) -> dict[str, object]:
     """A version for machines: its digest, the pace that it announced, and why."""
     described: dict[str, object] = {
         "commit": version.commit,
@@ -89,7 +89,7 @@ def _described(version: Version) -> dict[str, object]:
     return described
 
 
-def _versions_table(versions: list[Version]) -> Table:
+def _versions_table(versions: list[DerivedAdapter]) -> Table:
     """One row per version; where the pace is decided as the run goes on, with the decisions that were derived again."""
     if versions[-1].manifest.control.kind is PaceKind.FIXED:
         table = Table("commit", "adapter SHA-256", box=box.SIMPLE)

@@ -12,7 +12,7 @@ from echelon.cli.output import JsonOption, guarded, print_json
 from echelon.errors import ConfigError
 
 if TYPE_CHECKING:
-    from echelon.audit.verify import Version
+    from echelon.audit.derived_adapter import DerivedAdapter
     from echelon.config.run import RunSettings
     from echelon.report.card import CardFacts
 
@@ -114,7 +114,7 @@ def _chosen(source: str, commit: str, rules: list[str] | None) -> tuple[int | No
     return best, "the best by the losses that crossed with the deltas"
 
 
-def _merge(out: Path, version: Version, settings: RunSettings | None, base: str | None) -> None:
+def _merge(out: Path, version: DerivedAdapter, settings: RunSettings | None, base: str | None) -> None:
     """Write the full model of a version. What the log does not say of the base is taken from the run file."""
     from echelon.config.training import AdapterSettings, ModelSettings
     from echelon.training.merge import Weights, merge_into
@@ -139,7 +139,7 @@ def _merge(out: Path, version: Version, settings: RunSettings | None, base: str 
     merge_into(out, model, adapter, Weights(layout, version.adapter, manifest.model_sha256))
 
 
-def _card(source: str, version: Version) -> CardFacts:
+def _card(source: str, version: DerivedAdapter) -> CardFacts:
     """What the log says, and what the run folder says besides, if there is one."""
     from echelon.config.run import load
     from echelon.report.card import CardFacts
@@ -154,12 +154,12 @@ def _card(source: str, version: Version) -> CardFacts:
     return CardFacts(version.manifest, summary, settings, version.sha256.hex(), version.commit)
 
 
-def _derive(source: str, number: int | None, rules: list[str] | None) -> Version:
+def _derive(source: str, number: int | None, rules: list[str] | None) -> DerivedAdapter:
     from echelon.audit.replay import replay
     from echelon.cli.audit_options import allowed
     from echelon.sources.exchange import opened
 
-    chosen: Version | None = None
+    chosen: DerivedAdapter | None = None
     newest = 0
     with opened(source) as log:
         for version in replay(log.topics, rules=allowed(rules), findings=log.findings):

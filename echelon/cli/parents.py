@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from echelon.audit.derived_adapter import DerivedAdapter
 from echelon.audit.findings import Code, Finding, ParentFacts, Report, Severity
 from echelon.audit.note import MAX_NOTE_BYTES
-from echelon.audit.verify import Verifier, Version
+from echelon.audit.verify import Verifier
 from echelon.config.reading import read_file
 from echelon.errors import ConfigError
 from echelon.laws.rules import Allowed
@@ -90,7 +91,7 @@ class _Verified:
 
     report: Report
     commits: dict[str, int]
-    last: Version | None
+    last: DerivedAdapter | None
 
 
 def _verified(source: str, rules: Allowed) -> _Verified:

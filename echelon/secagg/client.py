@@ -232,7 +232,7 @@ class Client:
                 f"a {vector.dtype}{list(vector.shape)}, the window is of uint32[{context.length}]",
             )
         for entry in delivered.entries:
-            self._secrets.open(entry)
+            self._secrets.unseal(entry)
         masked = vector.copy()
         Masker().add(masked, self._secrets.masks(peers, masks_bound(self._bound, shares)))
         self._u2, self._adding = u2, self._sums.adding(self._keys, u2)

@@ -80,7 +80,7 @@ class DeviceSecrets:
                 entries.append(SealedShare(device=device, ciphertext=sealed))
         return tuple(entries)
 
-    def open(self, entry: SealedShare) -> None:
+    def unseal(self, entry: SealedShare) -> None:
         """Open what a neighbour sealed for this device."""
         sender = DeviceId(entry.device)
         opened = open_shares(self._sealing[sender], self._bound, sender, self._me, entry.ciphertext)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from echelon.audit.findings import Code, Severity
 from echelon.audit.incremental import IncrementalOutcome, OpenFrom, ResumableVerifier, verify_new
 from echelon.audit.note import Checkpoint, origin
+from echelon.audit.owed import OwedRefusals
 from echelon.audit.progress import AuditProgress
 from echelon.audit.records import StoredRecord
 from echelon.audit.verify import Verifier, verify
@@ -327,7 +328,8 @@ def test_chunks_of_an_unfinished_transfer_are_taken_over() -> None:
 
 def test_every_attribute_of_a_verifier_is_kept_or_is_not_state() -> None:
     """Who adds state to the verifier must say here whether it goes into `AuditProgress`: else reports would differ."""
-    kept = {"report", "_core", "_interlock", "_manifest", "_deltas", "_owed", "_faulty", "_closed"}
+    kept = {"report", "_core", "_interlock", "_manifest", "_deltas", "_owed", "_closed"}
+    assert vars(OwedRefusals()).keys() == {"owed", "faulty"}, "both are kept"
     given = {"_topics", "_pinned", "_notes", "_allow_open", "_files", "_rules", "_policy", "_sightings"}
     derived = {"_marks", "_witnessed", "_heads"}  # from the leaves, the manifest, the close record
     assert set(vars(Verifier({}))) == kept | given | derived

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from echelon.audit.derived_adapter import DerivedAdapter
 from echelon.audit.records import is_chunk, read_manifest
 from echelon.audit.replay import replay
-from echelon.audit.verify import Version, verify
+from echelon.audit.verify import verify
 from echelon.laws.delta_codec import decode
 from echelon.messages.adapter import Factor, factor_mask
 from echelon.messages.exchange import Delta
@@ -20,7 +21,7 @@ from tests.run.runs import Outcome, boundaries, check_offers, federation, run
 ALTERNATING = {"factors": "alternating"}
 
 
-def versions(outcome: Outcome) -> list[Version]:
+def versions(outcome: Outcome) -> list[DerivedAdapter]:
     """Every adapter, derived again by the audit alone."""
     genesis = bytes.fromhex(outcome.summary["genesis_sha256"])
     report = verify(outcome.topics["exchange"], genesis=genesis)
@@ -53,7 +54,7 @@ def check_deltas(outcome: Outcome) -> int:
     return count
 
 
-def moved(before: Version, after: Version) -> set[Factor]:
+def moved(before: DerivedAdapter, after: DerivedAdapter) -> set[Factor]:
     """Which factors a commit moved."""
     layout = after.manifest.adapter_layout()
     different = before.adapter != after.adapter

@@ -46,9 +46,9 @@ def test_shares_open_for_whom_they_are_sealed_and_give_the_seed() -> None:
     sealed = {entry.device: entry for entry in made[sender].deal(DEVICES)}
     assert sealed.keys() == {one, other}
     for device in (one, other):
-        made[device].open(sealed[device].model_copy(update={"device": sender}))
+        made[device].unseal(sealed[device].model_copy(update={"device": sender}))
     # The other's is not for this device: it is as if it had never come.
-    made[one].open(sealed[other].model_copy(update={"device": other}))
+    made[one].unseal(sealed[other].model_copy(update={"device": other}))
     assert made[one].seed_shares([other]) == ()
     shares = [made[device].seed_shares([sender])[0].share for device in (sender, one, other)]
     points = tuple(CONTEXT.points[device] for device in DEVICES)

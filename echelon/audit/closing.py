@@ -1,0 +1,30 @@
+"""What a run's close record states, held against what was derived."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from echelon.messages.exchange import Close, CloseReason
+from echelon.rounds.controller.core import ControllerCore
+
+PROVABLE = (CloseReason.COMMITS, CloseReason.TOKENS, CloseReason.PATIENCE)
+"""Reasons that follow from the budget and the log."""
+
+
+def close_faults(close: Close, core: ControllerCore, adapter_sha256: bytes) -> Iterator[str]:
+    """What the close record states otherwise than the log gives, in words.
+
+    Args:
+        close: the record.
+        core: the controller, derived up to it.
+        adapter_sha256: of the newest adapter that was derived.
+    """
+    if close.commits != core.newest:
+        yield f"the close record counts {close.commits} commits, the log has {core.newest}"
+    if close.adapter_sha256 != adapter_sha256:
+        yield "the close record names another adapter than the last commit's"
+    unprovable = close.reason is CloseReason.SECONDS and not core.manifest.budget.seconds
+    reached = core.finished()
+    if (close.reason in PROVABLE and reached is not close.reason) or unprovable:
+        given = "no end yet" if reached is None else reached.value
+        yield f"the run was closed for {close.reason.value}; its budget and log give {given}"

@@ -1,0 +1,56 @@
+"""A global adapter as an auditor derives it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from echelon.messages.adapter import adapter_files
+from echelon.messages.exchange import Pace
+from echelon.messages.manifest import RunManifest
+from echelon.pace.base import Decision
+
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class DerivedAdapter:
+    """One global adapter, with the pace that it announces.
+
+    Attributes:
+        commit: number of the commit; 0 is genesis.
+        adapter: float32[d].
+        sha256: of the adapter.
+        manifest: the run's terms.
+        pace: what the commit announces.
+        decision: what the pace controller saw and did, derived again likewise; None at genesis.
+        genesis_sha256: of the run that it is of.
+    """
+
+    commit: int
+    adapter: F32
+    sha256: bytes
+    manifest: RunManifest
+    pace: Pace
+    decision: Decision | None = None
+    genesis_sha256: bytes = b""
+
+    def files(self) -> dict[str, bytes]:
+        """The adapter as PEFT's two files, by name."""
+        config = self.manifest.adapter_config.encode()
+        return adapter_files(self.manifest.adapter_layout(), config, self.adapter)
+
+    def differences(self, files: Mapping[str, bytes]) -> Iterator[str]:
+        """What the files of an exported adapter, by name, have otherwise than this one, in words."""
+        for name, data in sorted(self.files().items()):
+            found = files.get(name)
+            if found is None:
+                yield f"adapter/{name} is missing"
+            elif found != data:
+                place = next(
+                    (i for i, (a, b) in enumerate(zip(found, data, strict=False)) if a != b), len(data)
+                )
+                yield f"adapter/{name} is not the final adapter: byte {min(place, len(found))} differs"
