@@ -12,6 +12,7 @@ import numpy as np
 from echelon.actors.boundary import BoundaryActor, raise_if_failed
 from echelon.actors.exchange import reason_of, reportable_faults
 from echelon.actors.runtime import read_to_end
+from echelon.actors.state import State
 from echelon.audit.log import Entry, TopicLog
 from echelon.bus.base import Record, TopicPartition
 from echelon.bus.chunks import ChunkError
@@ -76,10 +77,10 @@ class Aggregator(BoundaryActor):
         """The end of the run is for the devices to hear, whenever their broker is there again."""
         await self.publisher.flush(pump, lambda: self.halted)
 
-    def snapshot(self) -> bytes:
+    def snapshot(self) -> State:
         """How far `global` was read, then the core's state."""
         log = self._global.snapshot()
-        return len(log).to_bytes(8, "big") + log + self.core.snapshot()
+        return [len(log).to_bytes(8, "big"), log, *self.core.snapshot_parts()]
 
     async def recover(self) -> list[Effect]:
         """Restore the snapshot, then adopt what this aggregator decided after it."""

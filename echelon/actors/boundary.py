@@ -21,7 +21,7 @@ from echelon.actors.runtime import (
     feed,
     jump,
 )
-from echelon.actors.state import REMEMBERED, Row, StateStore
+from echelon.actors.state import REMEMBERED, Row, State, StateStore
 from echelon.actors.verified_records import Membership, RecordOpener
 from echelon.bus.assembler import Assembler
 from echelon.bus.base import Bus, Outgoing, Reader, Record, TopicPartition
@@ -151,10 +151,10 @@ class BoundaryActor(ABC):
         """Hand one event to the core."""
 
     @abstractmethod
-    def snapshot(self) -> bytes:
+    def snapshot(self) -> State:
         """The core's state, to be stored with this step."""
 
-    def vectors(self) -> bytes | None:
+    def vectors(self) -> State | None:
         """The large part of the state, if it is kept apart from the snapshot and has changed since it was asked for."""
         return None
 

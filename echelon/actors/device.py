@@ -13,6 +13,7 @@ import msgpack
 from echelon.actors.boundary import BoundaryActor, raise_if_failed
 from echelon.actors.runtime import DRAIN_SECONDS, end_of, read_to_end
 from echelon.actors.splitting import DeviceSide, SplitDriver, TripMeter
+from echelon.actors.state import State
 from echelon.bus.base import TopicPartition
 from echelon.bus.chunks import is_chunk
 from echelon.laws.channel import Parties
@@ -241,7 +242,7 @@ class Device(BoundaryActor):
         """The core's state, without its vectors."""
         return self.core.facts()
 
-    def vectors(self) -> bytes | None:
+    def vectors(self) -> State | None:
         """The core's vectors, if one of them was replaced since they were stored."""
         held = self.core.held()
         if all(now is before for now, before in zip(held, self._stored, strict=True)):

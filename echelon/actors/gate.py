@@ -22,7 +22,7 @@ from echelon.actors.announcing import Announcer
 from echelon.actors.boundary import BoundaryActor, Cross, raise_if_failed
 from echelon.actors.exchange import Writer, reportable_faults
 from echelon.actors.runtime import BATCH_BYTES, DRAIN_SECONDS, Publisher, end_of, read_to_end
-from echelon.actors.state import Row
+from echelon.actors.state import Row, State
 from echelon.actors.witness import FINAL_SECONDS, Witness
 from echelon.audit.log import Entry, TopicLog
 from echelon.audit.merkle import EMPTY_ROOT
@@ -156,9 +156,9 @@ class Gate(BoundaryActor):
         """Hand rows to the exchange's publisher."""
         self._outward.put(rows)
 
-    def snapshot(self) -> bytes:
+    def snapshot(self) -> State:
         """The derivation's state."""
-        return self._log.snapshot()
+        return self._log.snapshot_parts()
 
     async def run(self) -> None:
         """Mirror both ways until the run is closed and mirrored inward."""

@@ -49,14 +49,14 @@ PART = "part "
 """What the names of parts begin with in the file."""
 FORMAT = 2
 """Of the file and of the snapshots in it: one more whenever what is written could not be read by the code before."""
-PIECE_BYTES = 64 * 1024 * 1024
-"""Most bytes of one row of the state: far below what sqlite takes in one value (1e9), and large enough that an adapter
-of a thousand million parameters is some hundred rows."""
+PIECE_BYTES = 1024 * 1024
+"""Most bytes of one row of the state: sqlite copies a row twice before it is on the disk, and takes no value of more
+than 1e9 bytes. An adapter of a thousand million parameters is some thousand rows."""
 REMEMBERED = 4096
 """Signatures per input partition that are remembered, to take a byte-identical repeat once."""
 
 
-State = bytes | Sequence[bytes]
+State = bytes | Sequence[bytes | memoryview]
 """A state to be stored: its bytes, or parts that stand one after another, which need not be joined for it."""
 
 

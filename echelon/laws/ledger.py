@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 
 from echelon.errors import ProtocolError
 from echelon.laws.delta_codec import decode, encode
-from echelon.laws.snapshot import SnapshotMap
+from echelon.laws.snapshot import F64, SnapshotMap
 from echelon.messages.boundary import SealedDelta
 from echelon.messages.exchange import MAX_WINDOWS, DeltaCodec, WindowSummary
 from echelon.messages.manifest import SecureTerms
 
 F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
 
 
 _BLOCK = 1 << 14
@@ -83,7 +82,7 @@ Summary: TypeAlias = dict[str, int | bytes]
 
 
 class StoredLedger(SnapshotMap, frozen=True, kw_only=True):
-    """A ledger without its anchor; vectors are float64[d], little-endian.
+    """A ledger without its anchor; vectors are float64[d].
 
     Attributes:
         commit: of the anchor.
@@ -95,9 +94,9 @@ class StoredLedger(SnapshotMap, frozen=True, kw_only=True):
 
     commit: int
     next_seq: int
-    remainder: bytes
+    remainder: F64
     windows: list[Summary]
-    pending: list[tuple[int, bytes, list[Summary]]]
+    pending: list[tuple[int, F64, list[Summary]]]
 
 
 @dataclass(slots=True)
@@ -224,14 +223,10 @@ class Ledger:
         return StoredLedger(
             commit=self.commit,
             next_seq=self.next_seq,
-            remainder=self.remainder.astype("<f8", copy=False).tobytes(),
+            remainder=self.remainder,
             windows=[_fields(window) for window in self.windows],
             pending=[
-                (
-                    seq,
-                    delta.value.astype("<f8", copy=False).tobytes(),
-                    [_fields(one) for one in delta.windows],
-                )
+                (seq, delta.value, [_fields(one) for one in delta.windows])
                 for seq, delta in sorted(self.pending.items())
             ],
         )
@@ -244,8 +239,7 @@ class Ledger:
             ValueError: a vector has another length than the anchor, or a number of a summary is out of its range.
         """
 
-        def values(data: bytes) -> F64:
-            found = np.frombuffer(data, "<f8")
+        def values(found: F64) -> F64:
             if found.size != anchor.size:
                 raise ValueError(f"a vector of the ledger has {found.size} numbers, its anchor {anchor.size}")
             return found

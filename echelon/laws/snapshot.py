@@ -2,14 +2,16 @@
 
 A snapshot's struct derives from `SnapshotMap` (a map from field names to values) or from `SnapshotList` (a list of
 values, in the order of the fields), with `frozen=True, kw_only=True`. Fields have no default values: a field that is
-missing is refused, and so is one too many, and so is a value of another type. Vectors are `F32` fields; their bytes are
-little-endian float32.
+missing is refused, and so is one too many, and so is a value of another type. Vectors are `F32` and `F64` fields; their
+bytes are little-endian float32 and float64.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+import msgpack
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +20,11 @@ from echelon.errors import CodecError
 from echelon.messages.exchange import Pace
 
 F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 T = TypeVar("T")
+
+APART_BYTES = 64 * 1024
+"""From this length on, the bytes of a vector or of a payload are a part of their own."""
 
 
 class SnapshotMap(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -50,17 +56,23 @@ class StoredPace(SnapshotList, frozen=True, kw_only=True):
         return Pace(steps=self.steps, windows=self.windows, mu_ppm=self.mu_ppm)
 
 
+def _little_endian(vector: NDArray[Any]) -> memoryview:
+    """The bytes of a vector, without a copy of one that is contiguous and little-endian already."""
+    kind = "<f8" if vector.dtype == np.float64 else "<f4"
+    return np.ascontiguousarray(vector, kind).data.cast("B")
+
+
 def _to_plain(value: Any) -> object:
     if isinstance(value, np.ndarray):
-        return value.astype("<f4", copy=False).tobytes()
+        return bytes(_little_endian(value))
     if isinstance(value, float):  # a float64 of numpy is one
         return float(value)
     raise TypeError(f"{type(value).__name__} has no place in a snapshot")
 
 
 def _from_plain(kind: type, value: Any) -> object:
-    if kind == F32 and isinstance(value, bytes):
-        return np.frombuffer(value, "<f4")
+    if kind in (F32, F64) and isinstance(value, bytes):
+        return np.frombuffer(value, "<f4" if kind == F32 else "<f8")
     raise ValueError(f"Expected `{getattr(kind, '__name__', kind)}`, got `{type(value).__name__}`")
 
 
@@ -74,6 +86,77 @@ def encode(snapshot: object) -> bytes:
         TypeError: it holds a value of a type that snapshots do not have.
     """
     return msgspec.msgpack.encode(snapshot, enc_hook=_to_plain)
+
+
+class _PartWriter:
+    """Writes msgpack as parts; large bytes are not copied."""
+
+    def __init__(self) -> None:
+        self._packer = msgpack.Packer(autoreset=False)
+        self.parts: list[bytes | memoryview] = []
+
+    def write(self, value: object) -> None:
+        """Write one value, and what is in it."""
+        if isinstance(value, np.ndarray):
+            self._write_bytes(_little_endian(value))
+        elif isinstance(value, bytes):
+            self._write_bytes(memoryview(value))
+        elif isinstance(value, SnapshotList):
+            self._write_items([getattr(value, name) for name in value.__struct_fields__])
+        elif isinstance(value, SnapshotMap):
+            self._write_map({name: getattr(value, name) for name in value.__struct_fields__})
+        elif isinstance(value, list | tuple):
+            self._write_items(value)
+        elif isinstance(value, dict):
+            self._write_map(value)
+        elif isinstance(value, float):  # a float64 of numpy is one
+            self._packer.pack(float(value))
+        else:
+            self._packer.pack(value)
+
+    def _write_items(self, items: Sequence[object]) -> None:
+        self._packer.pack_array_header(len(items))
+        for item in items:
+            self.write(item)
+
+    def _write_map(self, entries: Mapping[Any, object]) -> None:
+        self._packer.pack_map_header(len(entries))
+        for key, entry in entries.items():
+            self.write(key)
+            self.write(entry)
+
+    def _write_bytes(self, data: memoryview) -> None:
+        if len(data) < APART_BYTES:
+            self._packer.pack(bytes(data))
+            return
+        # The header of msgpack's bin 32; shorter ones have another, and are written above.
+        self.flush()
+        self.parts += [b"\xc6" + len(data).to_bytes(4, "big"), data]
+
+    def flush(self) -> None:
+        """Make a part of what was written since the last one."""
+        written = self._packer.bytes()
+        if written:
+            self.parts.append(written)
+        self._packer.reset()
+
+
+def encode_parts(snapshot: object) -> list[bytes | memoryview]:
+    """The bytes of `encode` as parts that stand one after another: large vectors are views, not copies.
+
+    A part is only valid as long as no vector of the snapshot is changed in place.
+
+    Args:
+        snapshot: as for `encode`.
+
+    Raises:
+        TypeError: it holds a value of a type that snapshots do not have.
+        OverflowError: bytes are longer than msgpack can hold (2**32 - 1), or an integer is too large.
+    """
+    writer = _PartWriter()
+    writer.write(snapshot)
+    writer.flush()
+    return writer.parts
 
 
 def decode(data: bytes, kind: type[T]) -> T:

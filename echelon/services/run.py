@@ -34,6 +34,7 @@ from echelon.errors import (
 )
 from echelon.private import write_private
 from echelon.rounds.effects import Note
+from echelon.services.allocator import map_large_blocks
 from echelon.services.broker_patience import BrokerPatience
 from echelon.services.config import ServiceConfig
 from echelon.services.health import Health, State
@@ -71,6 +72,7 @@ def run_service(config: ServiceConfig) -> int:
     Raises:
         ConfigError: a file does not fit the others; nothing was started.
     """
+    map_large_blocks()
     role = role_of(config)
     with logging_as(config.log, role.facts):
         return asyncio.run(_serve(config, role))

@@ -77,8 +77,8 @@ def limited(store: StateStore, most: int) -> StateStore:
 
 
 def test_a_state_above_the_largest_value_of_the_database_is_stored(tmp_path: Path) -> None:
-    """The limit, the pieces and the state, all a thousandth of their sizes for an adapter of 150 million parameters."""
-    most, piece, adapter = 1_000_000, PIECE_BYTES // 1000, bytes(range(250)) * 2400
+    """The limit and the state, both a thousandth of their sizes for an adapter of 150 million parameters."""
+    most, piece, adapter = 1_000_000, 64_000, bytes(range(250)) * 2400
     state = [b"head", adapter, adapter, adapter]
     whole = limited(StateStore(tmp_path / "whole.db", OWNER, piece=1 << 40), most)
     with pytest.raises(sqlite3.DataError):

@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from echelon.errors import CodecError, StateError
-from echelon.laws.snapshot import F32, SnapshotList, SnapshotMap, StoredPace, decode, encode
+from echelon.laws.snapshot import (
+    APART_BYTES,
+    F32,
+    F64,
+    SnapshotList,
+    SnapshotMap,
+    StoredPace,
+    decode,
+    encode,
+    encode_parts,
+)
 from echelon.messages.exchange import Pace
 from echelon.messages.stored import stored
 
@@ -125,3 +135,48 @@ def test_other_types_have_no_place_in_a_snapshot() -> None:
 def test_a_pace_comes_back() -> None:
     pace = Pace(steps=20, windows=3, mu_ppm=100)
     assert decode(encode(StoredPace.of(pace)), StoredPace).pace() == pace
+
+
+class Vectors(SnapshotMap, frozen=True, kw_only=True):
+    single: F32 | None
+    double: F64
+    payload: bytes
+    pending: list[tuple[int, F64, str]]
+
+
+LENGTHS = st.sampled_from([0, 1, 31, 8191, 8192, 16383, 16384, 16385, 20_000])
+VECTORS = st.builds(
+    Vectors,
+    single=st.none() | LENGTHS.map(lambda size: np.arange(size, dtype=np.float32)),
+    double=LENGTHS.map(lambda size: np.arange(size, dtype=np.float64)[::-1]),
+    payload=LENGTHS.map(lambda size: bytes(4 * size)),
+    pending=st.lists(st.tuples(INTEGERS, LENGTHS.map(np.zeros), st.text(max_size=5)), max_size=3),
+)
+
+
+@given(
+    st.builds(
+        Whole,
+        parts=st.lists(PARTS, max_size=20).map(tuple),
+        digests=st.just(()),
+        vector=st.none(),
+        done=st.booleans(),
+    )
+    | VECTORS
+)
+def test_parts_are_the_bytes_of_the_whole(snapshot: Whole | Vectors) -> None:
+    written = encode(snapshot)
+    assert b"".join(encode_parts(snapshot)) == written
+    assert encode(decode(written, type(snapshot))) == written
+
+
+def test_large_vectors_are_not_copied_into_parts() -> None:
+    vector = np.arange(APART_BYTES, dtype=np.float32)
+    parts = encode_parts([vector, {"small": np.zeros(3, np.float32)}])
+    assert any(np.shares_memory(np.frombuffer(part, np.uint8), vector) for part in parts)
+    assert sum(len(part) for part in parts if isinstance(part, bytes)) < 100
+
+
+def test_parts_hold_no_value_of_another_type() -> None:
+    with pytest.raises(TypeError):
+        encode_parts([object()])

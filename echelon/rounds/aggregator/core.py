@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from echelon.errors import ProtocolError, StateError
 from echelon.laws.ledger import Ledger
-from echelon.laws.snapshot import StoredPace, decode, encode
+from echelon.laws.snapshot import StoredPace, decode, encode_parts
 from echelon.messages.behaviour import Behaviour
 from echelon.messages.boundary import (
     Adopt,
@@ -485,10 +485,14 @@ class AggregatorCore:
 
     def snapshot(self) -> bytes:
         """State between two windows; what happens inside a window is read from the topics again."""
+        return b"".join(self.snapshot_parts())
+
+    def snapshot_parts(self) -> list[bytes | memoryview]:
+        """The bytes of `snapshot` as parts; vectors are views, valid until the next step."""
         adapter, attendance = self.adapter, self.attendance
-        return encode(
+        return encode_parts(
             AggregatorSnapshot(
-                anchor=None if adapter.ledger is None else adapter.ledger.anchor.tobytes(),
+                anchor=None if adapter.ledger is None else adapter.ledger.anchor,
                 ledger=None if adapter.ledger is None else adapter.ledger.facts(),
                 version=adapter.version,
                 window=self.window,

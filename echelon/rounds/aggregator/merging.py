@@ -10,7 +10,8 @@ import hashlib
 from dataclasses import dataclass, field, replace
 
 from echelon.errors import ProtocolError, StateError
-from echelon.laws.ledger import F64, Ledger, RoundedDelta
+from echelon.laws.ledger import Ledger, RoundedDelta
+from echelon.laws.snapshot import F64
 from echelon.messages.boundary import Adopt, Base, Model, SealedDelta, Sealing, Version, Window
 from echelon.messages.exchange import Pace, Payload
 from echelon.messages.manifest import RunManifest

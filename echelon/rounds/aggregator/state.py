@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from echelon.laws.ledger import Ledger, StoredLedger
-from echelon.laws.snapshot import SnapshotList, SnapshotMap, StoredPace
+from echelon.laws.snapshot import F32, SnapshotList, SnapshotMap, StoredPace
 from echelon.messages.boundary import Base
 from echelon.messages.wire import DeviceId
 from echelon.rounds.aggregator.attendance import Attendance, StoredCheckIn
@@ -15,10 +13,10 @@ from echelon.rounds.aggregator.merging import BoundaryAdapter
 
 
 class StoredCommit(SnapshotList, frozen=True, kw_only=True):
-    """A commit that is not adopted yet; its adapter is float32[d], little-endian."""
+    """A commit that is not adopted yet; its adapter is float32[d]."""
 
     commit: int
-    adapter: bytes
+    adapter: F32
     merged: list[int]
     pace: StoredPace
     tokens: int
@@ -26,10 +24,10 @@ class StoredCommit(SnapshotList, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, held: BoundaryCommit) -> StoredCommit:
-        """The bytes of a commit."""
+        """What is stored of a commit."""
         return cls(
             commit=held.commit,
-            adapter=held.adapter.tobytes(),
+            adapter=held.adapter,
             merged=list(held.merged),
             pace=StoredPace.of(held.pace),
             tokens=held.tokens,
@@ -44,7 +42,7 @@ class StoredCommit(SnapshotList, frozen=True, kw_only=True):
         """
         return BoundaryCommit(
             commit=self.commit,
-            adapter=np.frombuffer(self.adapter, "<f4"),
+            adapter=self.adapter,
             merged=tuple(self.merged),
             pace=self.pace.pace(),
             tokens=self.tokens,
@@ -56,7 +54,7 @@ class AggregatorSnapshot(SnapshotMap, frozen=True, kw_only=True):
     """What an aggregator stores.
 
     Attributes:
-        anchor: of the ledger, float32[d], little-endian; None before genesis, as `ledger` and `pace`.
+        anchor: of the ledger, float32[d]; None before genesis, as `ledger` and `pace`.
         ledger: the rest of it.
         version: the newest version.
         window: the one that is due.
@@ -75,7 +73,7 @@ class AggregatorSnapshot(SnapshotMap, frozen=True, kw_only=True):
         served: the newest window whose cohort each device was in.
     """
 
-    anchor: bytes | None
+    anchor: F32 | None
     ledger: StoredLedger | None
     version: int
     window: int
@@ -100,8 +98,7 @@ class AggregatorSnapshot(SnapshotMap, frozen=True, kw_only=True):
             ValueError: a number is out of its range.
         """
         if self.ledger is not None and self.anchor is not None:
-            anchor = np.frombuffer(self.anchor, "<f4")
-            adapter.ledger = Ledger.of(anchor, self.ledger)
+            adapter.ledger = Ledger.of(self.anchor, self.ledger)
         adapter.version, adapter.tokens, adapter.signed = self.version, self.tokens, self.signed
         adapter.pace = None if self.pace is None else self.pace.pace()
         adapter.bases = tuple(Base(version=version, sha256=sha256) for version, sha256 in self.bases)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from echelon.errors import ProtocolError
 from echelon.jobs.training import Abandoned, Evaluated, TrainOutcome
-from echelon.laws.snapshot import encode
+from echelon.laws.snapshot import encode, encode_parts
 from echelon.laws.versions import Adapter
 from echelon.messages.boundary import (
     Adopt,
@@ -305,9 +305,9 @@ class DeviceCore:
         """The vectors as objects: each is replaced when it changes, so the same objects mean the same content."""
         return vectors_of(self._parts).objects()
 
-    def vectors(self) -> bytes:
-        """The large part of a snapshot."""
-        return encode(vectors_of(self._parts))
+    def vectors(self) -> list[bytes | memoryview]:
+        """The large part of a snapshot, in parts that stand one after another; valid until the next step."""
+        return encode_parts(vectors_of(self._parts))
 
     def facts(self) -> bytes:
         """The small part of a snapshot."""

@@ -22,7 +22,7 @@ import numpy as np
 from echelon.errors import ProtocolError
 from echelon.laws.cohort import context_of
 from echelon.laws.ledger import Ledger, RoundedDelta
-from echelon.laws.snapshot import F32, decode, encode
+from echelon.laws.snapshot import F32, decode, encode_parts
 from echelon.messages.boundary import (
     INPUTS,
     Adopt,
@@ -365,13 +365,13 @@ class BoundaryLog:
 
     def snapshot(self) -> bytes:
         """The state between two windows; `global` is learned again after a restart."""
-        return encode(
-            DerivationSnapshot(
-                window=self.window,
-                version=self.version,
-                anchor=self.ledger.anchor,
-                ledger=self.ledger.facts(),
-            )
+        return b"".join(self.snapshot_parts())
+
+    def snapshot_parts(self) -> list[bytes | memoryview]:
+        """The bytes of `snapshot` as parts; vectors are views, valid until the next step."""
+        anchor, facts = self.ledger.anchor, self.ledger.facts()
+        return encode_parts(
+            DerivationSnapshot(window=self.window, version=self.version, anchor=anchor, ledger=facts)
         )
 
     def restore(self, data: bytes) -> None:
