@@ -8,7 +8,10 @@ measured at twice the memory that its arrays had. With a fixed size they are map
 from __future__ import annotations
 
 import ctypes
+import os
 
+VARIABLE = "MALLOC_MMAP_THRESHOLD_"
+"""Of the environment: who sets it has chosen a size, and it stands."""
 M_MMAP_THRESHOLD = -3
 """The option's number in malloc.h."""
 MAPPED_BYTES = 1024 * 1024
@@ -19,8 +22,10 @@ def map_large_blocks() -> bool:
     """Give every block of `MAPPED_BYTES` or more a mapping of its own, from now on, in this process.
 
     Returns:
-        Whether the C library does so; False where it is not glibc, and nothing has changed.
+        Whether the C library does so now; False where `VARIABLE` is set or it is not glibc, and nothing has changed.
     """
+    if VARIABLE in os.environ:
+        return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:

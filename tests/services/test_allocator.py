@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from echelon.services.allocator import VARIABLE, map_large_blocks
+
 SCRIPT = """
 import ctypes, sys
 from echelon.services.allocator import map_large_blocks
@@ -47,3 +49,8 @@ def test_freed_blocks_leave_the_process_though_small_ones_lie_between(
         [sys.executable, "-c", SCRIPT, how], capture_output=True, text=True, check=True, timeout=100
     )
     assert least <= int(done.stdout) <= most
+
+
+def test_a_size_that_the_environment_sets_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "65536")
+    assert not map_large_blocks()
