@@ -46,6 +46,7 @@ class Role(Enum):
     """Who writes or reads. Each is a principal of its own on the broker."""
 
     DEVICE = "device"
+    REPLICA = "replica"
     EDGE = "edge"
     AGGREGATOR = "aggregator"
     GATE = "gate"
@@ -56,7 +57,10 @@ class Role(Enum):
 
 
 _ROLES = {
-    Plane.BOUNDARY: {Role.DEVICE, Role.EDGE, Role.AGGREGATOR, Role.GATE, Role.AUDITOR, Role.OPERATOR},
+    Plane.BOUNDARY: {
+        *(Role.DEVICE, Role.REPLICA, Role.EDGE),
+        *(Role.AGGREGATOR, Role.GATE, Role.AUDITOR, Role.OPERATOR),
+    },
     Plane.EXCHANGE: {Role.GATE, Role.CONTROLLER, Role.WITNESS, Role.AUDITOR},
 }
 
@@ -195,7 +199,7 @@ def _check_roles(topic: Topic, plane: Plane) -> None:
         raise ValueError(
             f"{where}: {sorted(role.value for role in strangers)} have no business on this plane"
         )
-    if topic.is_written_by(Role.DEVICE, Role.EDGE) and not topic.passed_over:
+    if topic.is_written_by(Role.DEVICE, Role.REPLICA, Role.EDGE) and not topic.passed_over:
         raise ValueError(f"{where}: a device or an edge could end its readers; set passed_over: true")
     kept_whole = (topic.partitions, topic.retention, len(topic.writers)) == (1, "unlimited", 1)
     if plane is Plane.EXCHANGE and not kept_whole:

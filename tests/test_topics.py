@@ -102,9 +102,9 @@ def test_chunks_are_taken_where_messages_have_payloads_and_nowhere_else(catalogu
 
 def test_what_actors_ask_of_a_topic_follows_from_its_entry(catalogue):
     boundary = catalogue.boundary
-    assert boundary.transient == {"split.up", "split.down", "behaviour"}
+    assert boundary.transient == {"split.up", "split.down", "behaviour", "leases"}
     assert boundary.not_stored == {
-        *("checkin", "handshake", "masked", "split.up", "split.down", "behaviour", "versions")
+        *("checkin", "handshake", "masked", "split.up", "split.down", "behaviour", "versions", "leases")
     }
     assert not catalogue.exchange.not_stored
     assert boundary.large == {"masked", "model", "delta", "parts"}
@@ -116,7 +116,7 @@ def test_a_reader_goes_on_behind_what_others_may_damage_and_not_over_a_hole_in_d
     assert catalogue.boundary.where(lambda topic: topic.is_written_by(Role.DEVICE, Role.EDGE)) == passed
     names = {*catalogue.boundary_topics(2), *catalogue.exchange_topics(["a", "b"], ["w"]), "of-nobody"}
     assert {name for name in names if may_pass_over(TopicPartition(name))} == passed | {
-        *("delta.a", "delta.b", "head.delta.a", "head.delta.b", "head.global", "witness.w")
+        *("leases", "delta.a", "delta.b", "head.delta.a", "head.delta.b", "head.global", "witness.w")
     }
 
 

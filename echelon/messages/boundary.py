@@ -26,6 +26,7 @@ from echelon.messages.handshake import (
     Signatures,
     Unmask,
 )
+from echelon.messages.leases import SlotClaim, SlotFree, SlotHold
 from echelon.messages.split import (
     Assignment,
     EdgeName,
@@ -358,6 +359,7 @@ BOUNDARY = Registry(
         SplitOpen, SplitAccept, SplitFrame, SplitPing, SplitPong,
         EdgePart,
         Behaviour,
+        SlotClaim, SlotHold, SlotFree,
         SealedDelta,
         DeadLetter,
     ),

@@ -5,7 +5,7 @@ and the sender of a record) and of folders and files (`NAME/`, `NAME.sqlite`). N
 common. So all names are checked here, and principals are put together here and nowhere else:
 
     NAME.aggregator, NAME.gate, NAME.witness,
-    NAME.devices                                 fixed words after the one dot
+    NAME.devices, NAME.replica                   fixed words after the one dot
     NAME.ID                                      an edge; its id is none of the fixed words
     a device's name                              no part of it between dots is a fixed word, and it is no edge's name
     controller, operator, auditor, ...           fixed words without a dot
@@ -20,7 +20,7 @@ from pydantic import AfterValidator
 
 PRINCIPALS = frozenset(
     {
-        *("aggregator", "gate", "edge", "device", "witness"),
+        *("aggregator", "gate", "edge", "device", "replica", "witness"),
         *("controller", "operator", "auditor", "admin", "broker", "break-glass"),
     }
 )
@@ -126,6 +126,11 @@ def gate_of(boundary: str) -> str:
 def devices_of(boundary: str) -> str:
     """The principal that all devices of a boundary are where they share one."""
     return f"{boundary}.devices"
+
+
+def replica_of(boundary: str) -> str:
+    """The principal that a replica of a boundary's device service is before it has a slot, and for its lease."""
+    return f"{boundary}.replica"
 
 
 def edge_of(boundary: str, edge: str) -> str:

@@ -73,6 +73,7 @@ class Reason(StrEnum):
     BAD_TENSOR = "bad-tensor"
     BAD_FRAME = "bad-frame"
     LOW_TRUST = "low-trust"
+    FENCED = "fenced"
 
 
 class Refused(CodecError):

@@ -26,7 +26,7 @@ from echelon.config.run import RunSettings, dump, load
 from echelon.config.training import DataSettings
 from echelon.errors import ConfigError
 from echelon.messages.manifest import MAX_MANIFEST_BYTES, RunManifest
-from echelon.messages.names import aggregator_of, devices_of, gate_of, witness_of
+from echelon.messages.names import aggregator_of, devices_of, gate_of, replica_of, witness_of
 from echelon.passphrase import Passphrase, read_optional
 from echelon.private import private_folder
 from echelon.provision.broker_map import EXCHANGE, BrokerEntry, BrokerMap, load_brokers
@@ -58,6 +58,8 @@ CA_FILE, TLS_FILE, TLS_KEY_FILE, REQUEST_FILE, SIGNING_FILE = (
     "signing.pem",
 )
 ENROLMENT_FILE = "enrolment.pem"
+BOOTSTRAP = "bootstrap-"
+"""What the names of files begin with that replicas without a slot need."""
 CONTROLLER, AGGREGATOR, GATE, DEVICES, EDGES = "controller", "aggregator", "gate", "devices", "edges"
 WITNESS, WITNESSES = "witness", "witnesses"
 AUDITOR, OPERATOR, ADMIN = "auditor", "operator", "admin"
@@ -294,7 +296,10 @@ class _Folders:
             # Every slot reaches the broker alike: with the certificate that lies in it, or as all others do.
             broker = self._connect(name, slot, devices_of(name) if shared else device, ca_at=devices)
         more = {"one_principal": True} if shared else {}
-        self._yaml(devices / SERVICE_FILE, {**common, **self._common(broker), **more, "slots": SLOTS})
+        self._yaml(
+            devices / SERVICE_FILE,
+            {**common, **self._common(broker), **more, "slots": SLOTS, **self._leases(name, devices)},
+        )
 
         for edge in () if boundary.split is None else boundary.split.edge_list():
             place, principal = folder / EDGES / edge.id, boundary.edge_name(edge)
@@ -317,6 +322,16 @@ class _Folders:
         operator = folder / OPERATOR
         write_private(operator / "enrolment.pem", self._key(keys.enrolment))
         self._service(operator, own)  # what `echelon shards publish` has to agree with the devices on
+
+    def _leases(self, name: str, devices: Path) -> dict[str, object]:
+        """What replicas need besides to lease slots from the broker of a boundary; nothing where it leases none."""
+        entry = self.brokers.entries[name]
+        if not entry.url.startswith("kafka://"):
+            return {}
+        principal = (devices_of if entry.one_device_principal else replica_of)(name)
+        prefix = "" if entry.sasl is not None else BOOTSTRAP  # one user has one password
+        reached = _plain(self._connect(name, devices, principal, prefix))
+        return {"leases": True} | ({"bootstrap": reached["security"]} if "security" in reached else {})
 
     def _service(self, folder: Path, settings: RunSettings, keys: BoundaryKeys | None = None) -> None:
         """What every service of the folder's kind has, without its keys."""

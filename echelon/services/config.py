@@ -14,11 +14,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
-from echelon.config.broker import BrokerSettings
+from echelon.config.broker import BrokerSettings, SecuritySettings
 from echelon.config.problems import Plain, describe
 from echelon.config.reading import load_yaml, read_map
 from echelon.config.training import Settings
 from echelon.errors import ConfigError
+from echelon.messages.leases import MAX_SECONDS
 from echelon.messages.names import BoundaryName
 
 PREFIX = "ECHELON_SET_"
@@ -125,6 +126,19 @@ class DeviceConfig(BoundaryConfig):
         description="Whether all devices of the boundary are one principal to the broker, BOUNDARY.devices. False: "
         "each is the one that its slot is named after.",
     )
+    leases: bool = Field(
+        default=False,
+        description="Whether the broker leases the slots, to replicas on any number of hosts. False: file locks do, on "
+        "one host.",
+    )
+    bootstrap: SecuritySettings | None = Field(
+        default=None,
+        description="As whom a replica reaches the broker for leases, before it has a slot and after.",
+    )
+    lease_seconds: int = Field(
+        default=20, ge=5, le=MAX_SECONDS,
+        description="Seconds without a sign of life after which another replica may take this one's slot.",
+    )  # fmt: skip
     own_slot_only: bool = Field(
         default=False,
         description="Whether the process, once it has its slot, can read no other slot's files (Linux's Landlock). A "
@@ -147,6 +161,14 @@ class DeviceConfig(BoundaryConfig):
         if (self.slots is None) == (self.slot is None):
             raise ValueError("give either slots (a folder of them) or slot (one that is always this one's)")
         security = self.broker.security
+        if self.leases and not self.broker.url.startswith("kafka://"):
+            raise ValueError(
+                f"leases: Kafka alone leases slots, and broker.url is {self.broker.url}: leave leases out"
+            )
+        if (self.bootstrap is not None) != (self.leases and security is not None):
+            raise ValueError(
+                "bootstrap is for leases of a broker with security: give leases and bootstrap, or none of them"
+            )
         one_user = security is not None and security.sasl is not None
         if self.slots is not None and one_user and not self.one_principal:
             raise ValueError(
@@ -158,7 +180,12 @@ class DeviceConfig(BoundaryConfig):
     def resolved(self, folder: Path) -> Self:
         """The same with relative paths taken from `folder`, except certificate and key, which the slot decides."""
         found = super().resolved(folder)
-        return found.model_copy(update={"broker": _ca_beside(self.broker, folder)})
+        bootstrap = None if self.bootstrap is None else self.bootstrap.beside(folder)
+        return found.model_copy(update={"broker": _ca_beside(self.broker, folder), "bootstrap": bootstrap})
+
+    def broker_of_leases(self) -> BrokerSettings:
+        """The broker as a replica reaches it for leases."""
+        return self.broker.model_copy(update={"security": self.bootstrap})
 
     def broker_of(self, slot: Path) -> BrokerSettings:
         """The broker as the device in `slot` reaches it."""

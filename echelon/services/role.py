@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -82,6 +83,18 @@ class ServiceRole(ABC):
 
     async def claim(self, log: logging.Logger) -> FolderLock | None:
         """Become somebody, where the configuration leaves that open."""
+        return None
+
+    async def lost(self) -> None:
+        """Wait until this process may not be any more whom `claim` made it; for most roles that never happens.
+
+        Raises:
+            EchelonError: why not.
+        """
+        await asyncio.get_running_loop().create_future()
+
+    async def release(self) -> None:
+        """Let others be whom `claim` made this process; called when its actor has ended."""
         return None
 
     async def prepare(self, log: logging.Logger) -> None:

@@ -275,7 +275,29 @@ class Service:
             stack.enter_context(slot)
         self.metrics.introduce(self.role.facts)
         self._brokers = tuple(self.role.brokers())
-        stack.enter_context(await self._with_room(lambda: lock_state(self.role.state, LOCK_SECONDS)))
+        try:
+            stack.enter_context(await self._with_room(lambda: lock_state(self.role.state, LOCK_SECONDS)))
+            await self._while_held()
+        finally:
+            await self.role.release()
+
+    async def _while_held(self) -> None:
+        """Get ready and run the actor, as long as this process may be whom it became.
+
+        Raises:
+            EchelonError: it may not be any more, or the actor has failed.
+        """
+        living = asyncio.create_task(self._live(), name="live")
+        lost = asyncio.create_task(self.role.lost(), name="lost")
+        try:
+            await asyncio.wait({living, lost}, return_when=asyncio.FIRST_COMPLETED)
+            (living if living.done() else lost).result()
+        finally:
+            for task in (living, lost):
+                task.cancel()
+            await asyncio.gather(living, lost, return_exceptions=True)
+
+    async def _live(self) -> None:
         self.health.become(State.STARTING, "loading")
         await self.role.prepare(self.log)
         await self._supervise()

@@ -84,14 +84,15 @@ async def take_slot(
             if lock is not None:
                 return lock
         if loop.time() >= end:
-            raise ConfigError(_none_free(ordered))
+            raise ConfigError(none_free(ordered))
         if not waited:
             waited = True
             log.warning("%d slots, all taken: waiting up to %.0f s for one", len(ordered), within)
         await asyncio.sleep(RETRY_SECONDS)
 
 
-def _none_free(slots: Sequence[Path]) -> str:
+def none_free(slots: Sequence[Path]) -> str:
+    """What is said where no slot became free in time."""
     if len(slots) == 1:
         return f"slot {slots[0]} is taken by another process: stop that one, or name another slot"
     return f"{slots[0].parent}: {len(slots)} slots, all taken; enrol more or stop a replica"

@@ -12,16 +12,17 @@ from echelon.actors.device import Device, ShardSource
 from echelon.actors.edge import Edge
 from echelon.actors.runtime import Services
 from echelon.actors.state import StateStore
-from echelon.bus import Bus
+from echelon.bus import Bus, open_bus
 from echelon.config.broker import BrokerSettings
 from echelon.errors import ConfigError
-from echelon.messages.names import devices_of
+from echelon.messages.names import devices_of, replica_of
 from echelon.secagg.entropy import Entropy
 from echelon.services.config import (
     DeviceConfig,
     EdgeConfig,
 )
 from echelon.services.confine import confine
+from echelon.services.leases import HeldSlot, LeaseTerms, SlotClaimant
 from echelon.services.locks import FolderLock, make_state
 from echelon.services.slots import key_of, slots_in, take_slot
 from echelon.training.slim_imports import lean_imports
@@ -54,6 +55,7 @@ class DeviceRole(BoundaryRole):
                 f"protocol spreads; broker.url is {config.broker.url}: name a kafka:// broker, or leave shards out"
             )
         self._slot: Path | None = None
+        self._held: HeldSlot | None = None
         self._key = b""
         self._compute: LearnerPool | None = None
         self._split: SplitPlace | None = None
@@ -87,22 +89,37 @@ class DeviceRole(BoundaryRole):
     def _principal(self, device: str) -> str:
         return devices_of(self.config.boundary) if self.config.one_principal else device
 
+    def _replica(self) -> str:
+        """The principal that speaks of leases."""
+        return (devices_of if self.config.one_principal else replica_of)(self.config.boundary)
+
     def check(self) -> None:
         """Check every slot that it may take."""
         for slot in self._slots:
             key_of(slot, self.roster, self.passphrase)
             check_identity(self.config.broker_of(slot), self._principal(slot.name))
+        if self.config.leases:
+            check_identity(self.config.broker_of_leases(), self._replica())
 
     async def claim(self, log: logging.Logger) -> FolderLock:
         """Take a slot, and with it the state folder of that name."""
-        lock = await take_slot(
-            self._slots, self.config.slot_wait, log, known=lambda name: (self.config.state / name).is_dir()
-        )
-        self._slot, self._key = lock.folder, key_of(lock.folder, self.roster, self.passphrase)
         make_state(self.config.state)
+        if not self.config.leases:
+            lock = await take_slot(
+                self._slots,
+                self.config.slot_wait,
+                log,
+                known=lambda name: (self.config.state / name).is_dir(),
+            )
+        else:
+            claimant = SlotClaimant(self._slots, self._lease_terms(log), self.config.slot_wait)
+            self._held = await claimant.take()
+            lock = self._held.lock
+        self._slot, self._key = lock.folder, key_of(lock.folder, self.roster, self.passphrase)
         self.state = self.config.state / self.name
         self.facts["device"] = self.name
-        log.info("took the slot of %s", self.name)
+        lease = "" if self._held is None else f" with lease {self._held.epoch}"
+        log.info("took the slot of %s%s", self.name, lease)
         if self.config.own_slot_only and self.config.slots is not None:
             if confine(self.config.slots, lock.folder, self.config.state):
                 log.info("no other slot's keys can be read from now on")
@@ -111,6 +128,32 @@ class DeviceRole(BoundaryRole):
                     "this kernel has no Landlock: whoever breaks in here can read the other slots' keys"
                 )
         return lock
+
+    def _lease_terms(self, log: logging.Logger) -> LeaseTerms:
+        broker = self.config.broker_of_leases()
+
+        async def opened() -> Bus:
+            check_identity(broker, self._replica())
+            return await open_bus(broker.url, security=broker.security)
+
+        return LeaseTerms(
+            run=self.agreed.manifest.run_id,
+            roster=self.roster,
+            state=self.config.state,
+            seconds=self.config.lease_seconds,
+            open=opened,
+            key=lambda slot: key_of(slot, self.roster, self.passphrase),
+            log=log,
+        )
+
+    async def lost(self) -> None:
+        """Wait until another replica has the slot."""
+        await (super().lost() if self._held is None else self._held.lost())
+
+    async def release(self) -> None:
+        """Give the slot back to the broker."""
+        if self._held is not None:
+            await self._held.release()
 
     async def prepare(self, log: logging.Logger) -> None:
         """Load model and data in the training process, and hold them against the manifest.
@@ -154,7 +197,7 @@ class DeviceRole(BoundaryRole):
             raise ConfigError("a device cannot train before its model is loaded")
         half = None if self._split is None else self._split.half(self.boundary.name, self.name)
         return make_device(
-            Place(buses["boundary"], store, services),
+            Place(buses["boundary"], store, services, 0 if self._held is None else self._held.epoch),
             self.agreed.manifest,
             self.roster,
             name=self.name,

@@ -66,8 +66,7 @@ def make_device(
 ) -> Device:
     """A device: its own key, the boundary's broker, the pinned roster and manifest.
 
-    Where the boundary's data is dealt into `shards`, `source` says which of them the device trains. With `half`, an
-    edge trains the middle of its model, as `split` says.
+    `source` says which of the `shards` it trains. With `half`, an edge trains the middle of its model, as `split` says.
 
     Args:
         place: the boundary's broker, durable state, and services.
@@ -100,6 +99,7 @@ def make_device(
         roster=roster,
         entropy=entropy,
         dim=dim,
+        epoch=place.epoch,
     )
     return Device(
         core=core,

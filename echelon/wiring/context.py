@@ -62,6 +62,8 @@ class Place:
     bus: Bus
     store: StateStore
     services: Services
+    epoch: int = 0
+    """Of the lease of a device's slot; 0 where the broker leases none."""
 
 
 def membership(manifest: RunManifest, roster: Roster) -> Membership:

@@ -265,8 +265,9 @@ def test_renewal_issues_every_certificate_anew_and_nothing_else(
     assert after.keys() == before.keys()
     changed = {path for path in after if after[path] != before[path]}
     assert changed == {path for path in after if path.endswith(("tls.pem", "broker.pem"))}
-    # controller, auditors, operators, admins; gates have two, and each of sixteen slots one; three brokers
-    assert len(changed) == 4 + 2 * (1 + 2 + 8 + 3) + 3
+    # Controller, auditors, operators, admins; gates have two, each of sixteen slots one, and replicas without a slot
+    # one for each boundary; three brokers.
+    assert len(changed) == 4 + 2 * (1 + 2 + 8 + 1 + 3) + 3
     for path, name in held.items():
         assert init.common_name(path) == name
         plane = path.relative_to(deployment).parts[0]

@@ -39,7 +39,7 @@ from echelon.audit.records import StoredRecord, read_chunk, read_manifest
 from echelon.audit.verify import verify
 from echelon.audit.witness import WitnessCore
 from echelon.bus.assembler import Assembler
-from echelon.bus.base import Record
+from echelon.bus.base import Outgoing, Record
 from echelon.bus.chunks import ChunkError, to_chunks, transfer_of
 from echelon.bus.kafka_url import read_kafka
 from echelon.bus.sqlite import SqliteStore
@@ -73,6 +73,7 @@ from echelon.messages.boundary import BOUNDARY
 from echelon.messages.envelope import Dsse, Envelope, Signer
 from echelon.messages.exchange import EXCHANGE, DeltaCodec, Genesis, Pace
 from echelon.messages.frames import FRAMES, decode_frame, encode_frame, from_double
+from echelon.messages.leases import SlotClaim, SlotFree, SlotHold
 from echelon.messages.manifest import MANIFEST_TYPE, OuterKind, PaceTerms, RunManifest
 from echelon.messages.stored import stored
 from echelon.messages.wire import Message, Refused, unpack
@@ -90,6 +91,7 @@ from echelon.report.data import load as load_report
 from echelon.rounds.controller.core import ControllerCore
 from echelon.secagg.roster import Roster, WindowLeaf, roster_root
 from echelon.services.config import GateConfig, load_service
+from echelon.services.leases import lease_record, opened_lease
 from echelon.sim.draw import draw
 from echelon.sim.schedule import load as load_schedule
 from echelon.topics import load_catalogue
@@ -542,8 +544,35 @@ def _openings() -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
     return (request.encode(),), (Answer.to(request, leaves).encode(),)
 
 
+@cache
+def _lease_records() -> tuple[bytes, ...]:
+    """What a replica says of its slot."""
+    keys, run = seeds.outcome().assembly.identities.boundaries["a"], _manifest().run_id
+    slot, key = next(iter(keys.devices.items()))
+    said = (
+        SlotClaim(holder=bytes(16), after=-1, seconds=20),
+        SlotHold(holder=bytes(16), epoch=1, seconds=20),
+        SlotFree(epoch=1),
+    )
+    return tuple(lease_record(slot, message, Signer(key), run).value for message in said)
+
+
+def _lease_opened(data: bytes) -> object:
+    roster = seeds.outcome().assembly.identities.boundaries["a"].roster
+    return opened_lease(Outgoing("leases", data).at(0, 0), _manifest().run_id, roster)
+
+
 def _openings_read() -> list[Reader]:
     return [
+        Reader(
+            "record of a lease",
+            _lease_opened,
+            _lease_records,
+            mutate.packed,
+            (Refused,),
+            ("services.leases.opened_lease",),
+            0.1,
+        ),
         Reader(
             "record of a boundary",
             _boundary_opened,

@@ -103,8 +103,8 @@ def public(key: Any) -> bytes:
 def test_every_private_key_lies_in_one_folder_and_only_its_owner_can_read_it(made: Deployment) -> None:
     keys = private_keys(made.folder)
     # Per broker: 3 people. Exchange: controller (2), operator's signature. Boundary: aggregator (2), gate (2 + 2,
-    # and its key as a witness), four slots (2 each), the enrolment key.
-    assert len(keys) == 3 * 3 + 3 + 2 * (2 + 5 + 8 + 1)
+    # and its key as a witness), four slots (2 each), replicas without a slot (1), the enrolment key.
+    assert len(keys) == 3 * 3 + 3 + 2 * (2 + 5 + 8 + 1 + 1)
     for paths in keys.values():
         assert len(paths) == 1
         assert stat.S_IMODE(paths[0].stat().st_mode) == 0o600
@@ -136,6 +136,7 @@ def test_certificates_name_their_principals_and_come_from_the_right_authority(ma
         expected[f"{name}/aggregator/tls.pem"] = (name, f"{name}.aggregator")
         expected[f"{name}/gate/tls.pem"] = (name, f"{name}.gate")
         expected[f"{name}/gate/exchange-tls.pem"] = ("exchange", f"{name}.gate")
+        expected[f"{name}/devices/bootstrap-tls.pem"] = (name, f"{name}.replica")
         for number in range(4):
             expected[f"{name}/devices/slots/{name}-{number}/tls.pem"] = (name, f"{name}-{number}")
     found = {str(path.relative_to(made.folder)) for path in made.folder.rglob("*tls.pem")}
@@ -235,7 +236,7 @@ def test_topics_files_say_what_provisioning_needs(made: Deployment) -> None:
 def test_without_an_authority_keys_stay_and_requests_are_listed(tmp_path: Path) -> None:
     made = deployed(tmp_path, keys=False)
     assert not list(made.folder.rglob("*tls.pem"))
-    assert len(made.requests) == 3 * 3 + 1 + 2 * (1 + 2 + 4)
+    assert len(made.requests) == 3 * 3 + 1 + 2 * (1 + 2 + 4 + 1)
     for asked in made.requests:
         request = x509.load_pem_x509_csr(asked.read_bytes())
         key = asked.with_suffix(".key")

@@ -224,7 +224,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_no_key_of_a_deployment_is_in_the_clear(original: Path) -> None:
     keys = [path for path in original.rglob("*") if path.is_file() and b"PRIVATE KEY" in path.read_bytes()]
-    assert len(keys) == 3 * 3 + 3 + 2 * (3 + 4 + 8 + 1)
+    assert len(keys) == 3 * 3 + 3 + 2 * (3 + 4 + 8 + 1 + 1)
     for path in keys:
         assert b"-----BEGIN PRIVATE KEY-----" not in path.read_bytes()
         load_pem_private_key(path.read_bytes(), SECRET)

@@ -101,7 +101,7 @@ def test_only_the_gate_has_a_place_for_a_second_broker_and_for_a_second_key() ->
         for kind in ROLES
     }
     assert secrets == {
-        DeviceConfig: {"slot", "slots", "broker.security.key"},
+        DeviceConfig: {"slot", "slots", "bootstrap.key", "broker.security.key"},
         AggregatorConfig: {"key", "broker.security.key"},
         GateConfig: {"key", "exchange_key", "witness_key", "broker.security.key", "exchange.security.key"},
         ControllerConfig: {"key", "broker.security.key"},
@@ -206,6 +206,15 @@ def test_what_the_file_lacks_may_come_from_the_environment(tmp_path: Path) -> No
     assert "boundary: is missing" in said
 
 
+def test_a_replica_reaches_the_broker_for_leases_as_its_bootstrap_certificate_says(tmp_path: Path) -> None:
+    bootstrap = {"ca": "bootstrap-ca.pem", "certificate": "bootstrap-tls.pem"}
+    path = written(tmp_path, DeviceConfig, leases=True, bootstrap=bootstrap)
+    broker = load_service(DeviceConfig, path, {}).broker_of_leases()
+    assert broker.security is not None
+    assert (broker.url, broker.security.ca) == ("kafka://b:9093", tmp_path / "bootstrap-ca.pem")
+    assert broker.security.certificate == tmp_path / "bootstrap-tls.pem"
+
+
 # ---- what is refused ---------------------------------------------------------------------------------
 
 
@@ -220,6 +229,10 @@ def test_what_the_file_lacks_may_come_from_the_environment(tmp_path: Path) -> No
         ({"boundary": "A B"}, ["boundary", "lower-case"]),
         ({"slot": "slots/a-0"}, ["give either slots", "or slot"]),
         ({"slots": None}, ["give either slots", "or slot"]),
+        ({"leases": True}, ["bootstrap is for leases", "give leases and bootstrap"]),
+        ({"bootstrap": dict(TLS, certificate="b.pem")}, ["bootstrap is for leases", "or none of them"]),
+        ({"leases": True, "broker": {"url": "sqlite:///x"}}, ["Kafka alone leases slots", "leave leases out"]),
+        ({"lease_seconds": 4}, ["lease_seconds", "5"]),
         (
             {"broker": {"url": "kafka://b:1", "security": {
                 "ca": "ca.pem", "sasl": {"username": "a-0", "password_file": "p"}}}},

@@ -157,6 +157,8 @@ def _principals(role: Role, entry: Topic, owner: str, scope: Scope) -> Iterator[
     match role:
         case Role.DEVICE:
             yield from scope.device_principals
+        case Role.REPLICA:
+            yield scope.replica_principal
         case Role.AGGREGATOR:
             yield aggregator_of(scope.boundary or "")
         case Role.GATE if scope.plane is Plane.BOUNDARY:

@@ -12,7 +12,14 @@ from echelon.config.problems import describe
 from echelon.config.reading import load_yaml, read_file
 from echelon.config.training import Settings
 from echelon.errors import ConfigError
-from echelon.messages.names import BoundaryName, WitnessName, check_edge, check_member, devices_of
+from echelon.messages.names import (
+    BoundaryName,
+    WitnessName,
+    check_edge,
+    check_member,
+    devices_of,
+    replica_of,
+)
 from echelon.topics import Boundary, Plane
 
 MAX_FILE_BYTES = 1 << 20
@@ -102,6 +109,11 @@ class Scope(Settings):
     def device_principals(self) -> tuple[str, ...]:
         """Who the devices are to the broker."""
         return (devices_of(self.boundary or ""),) if self.one_device_principal else self.devices
+
+    @property
+    def replica_principal(self) -> str:
+        """Who a replica of the device service is to the broker when it speaks of leases."""
+        return (devices_of if self.one_device_principal else replica_of)(self.boundary or "")
 
     @property
     def boundary_names(self) -> tuple[Boundary, ...]:

@@ -10,14 +10,21 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+from echelon.laws.leases import epoch_of
 from echelon.laws.snapshot import SnapshotList
-from echelon.messages.boundary import Cohort, Ready
+from echelon.messages.boundary import Cohort, Leave, Ready
 from echelon.messages.manifest import SecureTerms
-from echelon.messages.wire import DeviceId
+from echelon.messages.wire import DeviceId, Reason
+from echelon.secagg.faults import InputRefused
 from echelon.secagg.roster import Roster
 
 ABSENT_AFTER = 2
 """Deadlines in a row that a device may miss before windows close without waiting for it."""
+
+
+def number_of(message: Ready | Leave) -> int:
+    """The number that a device gave to an offer or a leave."""
+    return message.offer if isinstance(message, Ready) else message.number
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +115,27 @@ class Attendance:
     _missed: dict[DeviceId, int] = field(default_factory=dict)
     _ready_on: Counter[int] = field(default_factory=Counter)
     """How many of `ready` trained from each version."""
+    _epochs: dict[DeviceId, int] = field(default_factory=dict)
+    """The newest lease of each slot that something was read of; 0 where the broker leases no slots."""
+
+    def fence(self, device: DeviceId, message: Ready | Leave) -> None:
+        """Refuse what a replica says that had the device's slot before the one which was heard last.
+
+        Args:
+            device: the slot's.
+            message: an offer or a leave, whose number says under which lease it was made.
+
+        Raises:
+            InputRefused: it was made under an earlier one.
+        """
+        epoch = epoch_of(number_of(message))
+        known = self._epochs.get(device, 0)
+        if epoch < known:
+            raise InputRefused(
+                Reason.FENCED,
+                f"{message.kind} of {device} is of lease {epoch} of its slot, and lease {known} was heard already",
+            )
+        self._epochs[device] = epoch
 
     def arrived(self, device: DeviceId, check: CheckIn) -> None:
         """A device checked in."""
@@ -128,6 +156,7 @@ class Attendance:
     def taken(self, cohort: Cohort) -> None:
         """A cohort was made of check-ins: one from behind it, which a rebuild has read, is for the next."""
         for member in cohort.members:
+            self._heard(DeviceId(member.device), member.offer)
             self._used(DeviceId(member.device), cohort.inputs)
             self.served[DeviceId(member.device)] = cohort.window
         for late in cohort.rejected:
@@ -182,7 +211,11 @@ class Attendance:
             self._hold(device, check)
         self.there, self.served = set(there), dict(served)
 
+    def _heard(self, device: DeviceId, number: int) -> None:
+        self._epochs[device] = max(self._epochs.get(device, 0), epoch_of(number))
+
     def _hold(self, device: DeviceId, check: CheckIn) -> None:
+        self._heard(device, check.offer)
         self._drop(device)
         self.ready[device] = check
         self._ready_on[check.base_version] += 1

@@ -223,10 +223,11 @@ class AggregatorCore:
             self._derived = message.version, message.sha256
         return self._try_cohort()
 
-    def _enrolled(self, device: DeviceId, message: Message) -> None:
-        """Edges write on `checkin`, too; only devices have updates."""
+    def _enrolled(self, device: DeviceId, message: Ready | Leave) -> None:
+        """Edges write on `checkin`, too; only devices have updates, and of a slot's replicas the newest."""
         if device not in self.roster:
             raise ProtocolError(f"{device} is no device of {self.boundary} and sends {message.kind}")
+        self.attendance.fence(device, message)
 
     def _timer(self, name: str) -> list[Effect]:
         if name == DEADLINE and self.rounds.phase is Phase.OPEN:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from echelon.laws.leases import epoch_of
 from echelon.laws.ledger import Ledger, RoundedDelta
 from echelon.messages.boundary import (
     Adopt,
@@ -21,6 +22,7 @@ from echelon.messages.boundary import (
 from echelon.messages.manifest import RunManifest
 from echelon.messages.split import Assignment
 from echelon.messages.wire import DeviceId
+from echelon.rounds.aggregator.attendance import number_of
 from echelon.rounds.aggregator.events import F32, BoundaryCommit, Closed, RefusedDelta
 from echelon.rounds.effects import Incoming
 from echelon.rounds.gate.derivation import BoundaryLog
@@ -89,6 +91,8 @@ class HistoryReader:
         """The newest offer of each device that a cohort used, and how far `checkin` was read for that cohort."""
         self._bases: list[Base] = []
         self._ready: dict[str, tuple[DeviceId, int, Ready]] = {}
+        self._epochs: dict[str, int] = {}
+        """The newest lease of each slot under which somebody checked in."""
         self._sent: set[int] = set()
 
     def hear(self, event: BoundaryCommit | RefusedDelta | Closed) -> None:
@@ -149,6 +153,8 @@ class HistoryReader:
         match found.topic, found.message:
             case "model", Model() as message:
                 self._bases.append(Base(version=message.version, sha256=message.sha256))
+            case "checkin", (Ready() | Leave()) as message if self._outdated(found.sender, message):
+                pass  # it was refused
             case "checkin", Ready() as message:
                 offer, until = self._used.get(found.sender, (-1, 0))
                 if message.offer > offer or found.offset >= until:
@@ -159,6 +165,14 @@ class HistoryReader:
                 self._sent.add(message.seq)
             case _:
                 pass
+
+    def _outdated(self, device: str, message: Ready | Leave) -> bool:
+        """Whether a check-in is of an earlier lease of the slot than one before it."""
+        epoch = epoch_of(number_of(message))
+        if epoch < self._epochs.get(device, 0):
+            return True
+        self._epochs[device] = epoch
+        return False
 
     def history(self) -> History:
         """What was derived."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from echelon.errors import ProtocolError
 from echelon.jobs.training import Abandoned, Evaluated, TrainOutcome
+from echelon.laws.leases import first_number
 from echelon.laws.snapshot import encode, encode_parts
 from echelon.laws.versions import Adapter
 from echelon.messages.boundary import (
@@ -85,6 +86,8 @@ class DeviceCore:
     state: DeviceState = field(default_factory=DeviceState)
     live_from: int = 0
     """Offset of `control` from which on cohorts are joined; those before belong to an earlier life."""
+    epoch: int = 0
+    """Of the lease of its slot, if the broker leases slots: what it numbers is told from what others number there."""
 
     def __post_init__(self) -> None:
         identity = SecureIdentity(me=self.me, signer=self.signer, roster=self.roster, entropy=self.entropy)
@@ -95,7 +98,7 @@ class DeviceCore:
         self._parts = DeviceParts(
             state=self.state, adapters=self.adapters, offers=self.offers, jobs=self.jobs
         )
-        self._leaving = Leaving(self.me)
+        self._leaving = Leaving(self.me, first_number(self.epoch))
         self._cycle = WorkCycle(self.manifest, self.terms, self._parts, self._leaving)
 
     # ---- life cycle ------------------------------------------------------------------------------
@@ -104,6 +107,9 @@ class DeviceCore:
         """What to do first, on a fresh state or a restored one."""
         if self.state.finished:
             return [Stop()]
+        first = first_number(self.epoch)
+        self.state.offers, self.state.jobs = max(self.state.offers, first), max(self.state.jobs, first)
+        self.state.offers = self.offers.renumber(first, self.state.offers)
         effects: list[Effect] = [Publish("checkin", Join(), 0), *first_measurement(self.terms)]
         if self.offers.unspent is not None:
             effects += self._cycle.announce(self.offers.unspent)

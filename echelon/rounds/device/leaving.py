@@ -12,6 +12,7 @@ class Leaving:
 
     Args:
         me: the device.
+        first: the number before that of its first leave.
 
     Attributes:
         active: whether the device goes for good.
@@ -19,9 +20,9 @@ class Leaving:
         announced: whether the aggregator was told of an offer since it was last told that there is none.
     """
 
-    def __init__(self, me: DeviceId) -> None:
+    def __init__(self, me: DeviceId, first: int = 0) -> None:
         self._me = me
-        self._leaves = 0
+        self._leaves = first
         self.active = self.released = self.announced = False
 
     def leave(self) -> Publish:

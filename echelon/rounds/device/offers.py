@@ -81,6 +81,24 @@ class DeviceOffers:
         self.open, self.carried, self.ahead = Offer(number, self.carried, n), None, 0
         return self.open
 
+    def renumber(self, first: int, newest: int) -> int:
+        """Give the offer that waits for a cohort a new number, if its own is of an earlier lease of the slot.
+
+        Another replica may have had the slot meanwhile, and what is numbered below its offers is refused.
+
+        Args:
+            first: the number before the first one of this lease.
+            newest: the newest number that was given.
+
+        Returns:
+            The newest number that is given now.
+        """
+        offer = self.unspent
+        if offer is None or offer.number > first:
+            return newest
+        offer.number = newest + 1
+        return offer.number
+
     def too_old(self, update: Update, version: int) -> bool:
         """Whether no cohort on this version can take the update, by the table of the manifest."""
         return version - update.base_version >= len(self._secure.staleness)

@@ -22,7 +22,7 @@ EXCHANGE = Scope(broker=BROKER, plane="exchange", boundaries=("a", "b"), witness
 
 TOPICS = {
     "control", "model", "checkin", "handshake", "inbox", "masked", "delta", "global", "shards", "split.up",
-    "split.down", "parts", "behaviour", "versions", "deadletter",
+    "split.down", "parts", "behaviour", "versions", "leases", "deadletter",
 }  # fmt: skip
 
 # (principal): (what it writes, what it reads)
@@ -55,7 +55,8 @@ ON_A_BOUNDARY = {
         {"global", "versions", "deadletter"},
         {"control", "handshake", "masked", "parts", "delta", "global", "versions"},
     ),
-    "operator": ({"shards"}, {"shards", "deadletter"}),
+    "a.replica": ({"leases"}, {"leases"}),
+    "operator": ({"shards"}, {"shards", "leases", "deadletter"}),
     "auditor": (set(), {"control", "model", "versions", "handshake", "masked", "parts", "delta", "global"}),
 }
 ON_A_BOUNDARY["a-1"] = ON_A_BOUNDARY["a-0"]
@@ -133,7 +134,10 @@ def test_no_rule_names_more_than_one_topic_but_for_looking():
 
 def test_a_boundary_broker_knows_nobody_of_another():
     principals = {rule.principal for rule in desired(CATALOGUE, BOUNDARY).rules}
-    assert principals == {"a-0", "a-1", "a.aggregator", "a.edge-0", "a.gate", "operator", "auditor"}
+    assert principals == {
+        *("a-0", "a-1", "a.replica", "a.aggregator", "a.edge-0", "a.gate"),
+        *("operator", "auditor"),
+    }
     assert not {rule.principal for rule in desired(CATALOGUE, EXCHANGE).rules} & {"a-0", "a.aggregator"}
 
 
@@ -167,7 +171,8 @@ def test_rules_do_not_grow_with_enrolment_where_devices_share_a_principal():
         *("a.devices", "a.aggregator", "a.edge-0", "a.gate", "operator", "auditor"),
     }
     as_one = {rule for rule in few if rule.principal == "a.devices"}
-    each = {rule for rule in desired(CATALOGUE, scope(2, False)).rules if rule.principal == "a-0"}
+    alone = ("a-0", "a.replica")  # the latter speaks of leases
+    each = {rule for rule in desired(CATALOGUE, scope(2, False)).rules if rule.principal in alone}
     assert {(rule.resource, rule.name, rule.operation) for rule in as_one} == {
         (rule.resource, rule.name, rule.operation) for rule in each
     }

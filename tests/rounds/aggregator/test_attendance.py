@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 
-from echelon.messages.boundary import Cohort, Leave
+import pytest
+
+from echelon.laws.leases import first_number
+from echelon.messages.boundary import Cohort, Leave, Ready
+from echelon.messages.wire import DeviceId, Reason
+from echelon.rounds.aggregator.attendance import Attendance, CheckIn
 from echelon.rounds.effects import TrainJob
+from echelon.secagg.faults import InputRefused
 from tests.worlds.boundary_world import AGGREGATOR, World, manifest_for
 
 FRESH = (256,) * 40
@@ -149,3 +155,44 @@ def test_devices_that_missed_deadlines_are_counted_once_and_until_they_are_back(
     world.train("d3")
     world.pump()
     assert core.attendance.absent == {"d4"}
+
+
+def of_lease(message: Ready, epoch: int, count: int = 1) -> Ready:
+    return message.model_copy(update={"offer": first_number(epoch) + count})
+
+
+def test_what_a_replica_says_that_lost_its_slot_is_refused_by_its_epoch() -> None:
+    world = World(5, drop=lambda sender, message: isinstance(message, Cohort))
+    world.genesis()
+    world.train()
+    said = next(line.message for line in world.log if line.sender == "d0" and isinstance(line.message, Ready))
+    assert isinstance(said, Ready)
+    aggregator = world.aggregator
+    world.inject("d0", "checkin", of_lease(said, 7))
+    newest = world.inject("d0", "checkin", of_lease(said, 9, 2))
+    world.inject("d0", "checkin", of_lease(said, 7, 5))
+    world.inject("d0", "checkin", Leave(number=first_number(7) + 1))
+    for line in world.log:
+        if line.topic == "checkin" and line.sender == "d0":
+            world.give(AGGREGATOR, line.incoming())
+    assert aggregator.attendance.ready[DeviceId("d0")].offset == newest.at
+    refused = [(message, error) for who, message, error in world.refused if who == AGGREGATOR]
+    assert [type(message) for message, _ in refused] == [Ready, Leave]
+    for _, error in refused:
+        assert isinstance(error, InputRefused)
+        assert error.reason is Reason.FENCED
+        assert "of lease 7 of its slot, and lease 9 was heard already" in str(error)
+    # Who has the slot now is heard, and so is whoever has it next.
+    world.give(AGGREGATOR, world.inject("d0", "checkin", Leave(number=first_number(9) + 1)).incoming())
+    assert DeviceId("d0") not in aggregator.attendance.ready
+    world.give(AGGREGATOR, world.inject("d0", "checkin", of_lease(said, 11)).incoming())
+    assert DeviceId("d0") in aggregator.attendance.ready
+
+
+def test_after_a_restart_the_offers_that_are_held_say_whose_lease_is_the_newest() -> None:
+    held = Attendance(World(3).roster, come_and_go=False)
+    check = CheckIn(first_number(9) + 1, 1, 0, bytes(32), 3)
+    held.restore({DeviceId("d0"): check}, there=(), served={})
+    with pytest.raises(InputRefused, match="lease 9 was heard already"):
+        held.fence(DeviceId("d0"), Leave(number=first_number(7)))
+    held.fence(DeviceId("d0"), Leave(number=first_number(9) + 4))

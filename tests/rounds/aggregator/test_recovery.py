@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from echelon.laws.leases import first_number
 from echelon.messages.boundary import (
     Adopt,
     Cohort,
@@ -263,3 +264,19 @@ def test_an_aggregator_that_loses_its_state_in_a_window_comes_to_the_same_sums(p
     assert sums(world) == sums(reference)
     world.derive()
     assert world.gate.window == 3
+
+
+def test_a_check_in_that_was_refused_for_an_earlier_lease_is_refused_again() -> None:
+    world = Remembered(5, drop=lambda sender, message: isinstance(message, Cohort))
+    world.genesis()
+    world.train()
+    said = next(line.message for line in world.log if line.sender == "d0" and isinstance(line.message, Ready))
+    assert isinstance(said, Ready)
+    for message in (
+        said.model_copy(update={"offer": first_number(9) + 1}),
+        said.model_copy(update={"offer": first_number(7) + 4}),
+        Leave(number=first_number(7) + 1),
+    ):
+        world.inject("d0", "checkin", message)
+    history = world.read_again()
+    assert {device: message.offer for device, _, message in history.ready}["d0"] == first_number(9) + 1

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
 
@@ -7,12 +8,14 @@ import numpy as np
 import pytest
 
 from echelon.errors import ProtocolError
+from echelon.laws.leases import epoch_of
 from echelon.messages.boundary import (
     Adopt,
     Cohort,
     Derived,
     End,
     Join,
+    Leave,
     Masked,
     Model,
     Phase,
@@ -24,7 +27,7 @@ from echelon.messages.boundary import (
 )
 from echelon.messages.exchange import Pace, Payload
 from echelon.messages.handshake import Advertise, Consistency, Included, Signatures, Unmask, Upload
-from echelon.messages.wire import Message
+from echelon.messages.wire import DeviceId, Message
 from echelon.rounds.device.core import DeviceCore
 from echelon.rounds.device.state import PATIENCE
 from echelon.rounds.effects import (
@@ -597,3 +600,64 @@ def test_the_threshold_of_the_cohort_follows_the_colluding_number() -> None:
     assert isinstance(cohort, Cohort)
     assert cohort.threshold == 5
     assert len(world.windows()) == 1
+
+
+# ---- slots that the broker leases -------------------------------------------------------------------
+
+
+def leased(world: World, device: str, epoch: int) -> DeviceCore:
+    """A replica that has the device's slot under this lease."""
+    core = world.new_device(DeviceId(device))
+    return dataclasses.replace(core, epoch=epoch)
+
+
+def test_what_a_replica_numbers_says_under_which_lease() -> None:
+    world, _ = alone()
+    core = leased(world, "d0", 7)
+    core.start()
+    assert epoch_of(core.state.offers + 1) == epoch_of(core.state.jobs + 1) == 7
+    (leave,) = published(core.leave(1.0), Leave)
+    assert isinstance(leave, Leave)
+    assert epoch_of(leave.number) == 7
+
+
+def test_an_offer_that_waited_for_a_cohort_gets_a_number_of_the_new_lease_and_one_that_was_spent_keeps_its_own() -> (
+    None
+):
+    world = ready()
+    old = world.device("d0")
+    offer = old.offers.unspent
+    assert offer is not None
+    again = leased(world, "d0", 7)
+    again.restore(old.snapshot())
+    (said,) = published(again.start(), Ready)
+    assert isinstance(said, Ready)
+    assert epoch_of(said.offer) == 7
+    assert again.offers.open is not None
+    assert again.offers.open.update.vector.tobytes() == offer.update.vector.tobytes()
+
+    offer.window = 0
+    spent = leased(world, "d0", 9)
+    spent.restore(old.snapshot())
+    assert published(spent.start(), Ready) == []
+    assert spent.offers.open is not None
+    assert spent.offers.open.number == offer.number
+
+
+@pytest.mark.parametrize("meant", ["old", "new"])
+def test_a_cohort_means_the_one_replica_whose_offer_it_names(meant: str) -> None:
+    """Two of one slot at once, as when a host was cut off: one of them takes part."""
+    world = ready()
+    both = {"old": world.device("d0"), "new": leased(world, "d0", 7)}
+    both["new"].restore(both["old"].snapshot())
+    both["new"].start()
+    offer = both[meant].offers.open
+    assert offer is not None
+    cohort = first_cohort()
+    members = tuple(
+        member.model_copy(update={"offer": offer.number}) if member.device == "d0" else member
+        for member in cohort.members
+    )
+    named = Incoming("control", 50, AGGREGATOR, 0, cohort.model_copy(update={"members": members}))
+    took_part = {name for name, core in both.items() if published(core.handle(named), Advertise)}
+    assert took_part == {meant}
