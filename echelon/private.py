@@ -172,16 +172,16 @@ def _create(path: Path) -> int:
     return handle
 
 
-def _close(path: Path, found: os.stat_result) -> None:
-    folder = stat.S_ISDIR(found.st_mode)
+def _close(path: Path, status: os.stat_result) -> None:
+    folder = stat.S_ISDIR(status.st_mode)
     wanted = FOLDER if folder else FILE
-    if found.st_uid != os.geteuid() or not (folder or stat.S_ISREG(found.st_mode)):
+    if status.st_uid != os.geteuid() or not (folder or stat.S_ISREG(status.st_mode)):
         return
-    if folder and found.st_mode & stat.S_ISVTX:
+    if folder and status.st_mode & stat.S_ISVTX:
         raise ConfigError(
             f"{path} is a folder that everybody may write to: name one of its own, such as {path}/echelon"
         )
-    if stat.S_IMODE(found.st_mode) != wanted:
+    if stat.S_IMODE(status.st_mode) != wanted:
         path.chmod(wanted)
 
 

@@ -140,7 +140,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         name="files found open are closed",
         file="echelon/private.py",
-        find="if stat.S_IMODE(found.st_mode) != wanted:",
+        find="if stat.S_IMODE(status.st_mode) != wanted:",
         replace="if False:",
         tests=("tests/cli/test_private.py",),
         why="State and updates of an earlier version, or of a careless copy, would stay open to every user.",
@@ -516,8 +516,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         name="a bad line of a known key",
         file="echelon/audit/note.py",
-        find="return bool(found) and all(",
-        replace="return bool(found) and any(",
+        find="return bool(lines) and all(",
+        replace="return bool(lines) and any(",
         tests=("tests/audit/test_note.py",),
         why="The format says that such a note is rejected.",
     ),
@@ -638,7 +638,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         name="edge: shape of a record of behaviour",
         file="echelon/rounds/aggregator/trust_standings.py",
-        find="if found != self.shape:",
+        find="if shape != self.shape:",
         replace="if False:",
         tests=("tests/rounds/aggregator/test_trust_standings.py",),
         why="One device would stop its boundary.",
@@ -696,7 +696,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         name="of two against two, all are named",
         file="echelon/audit/times.py",
-        find="parted = 2 * len(off) >= len(found)",
+        find="parted = 2 * len(off) >= len(times)",
         replace="parted = False",
         tests=(
             "tests/adversary/test_lying_clocks.py::test_of_two_against_two_all_are_named_and_nobody_alone",

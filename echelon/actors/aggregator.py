@@ -119,10 +119,10 @@ class Aggregator(BoundaryActor):
         for source in inputs.values():
             await source.aclose()
         for topic in (MODEL, CHECKIN, DELTA):
-            async for found in self._opened(read_to_end(self.bus, topic, 0, self.name)):
+            async for incoming in self._opened(read_to_end(self.bus, topic, 0, self.name)):
                 if topic == CHECKIN:
-                    self._positions[CHECKIN] = found.offset + 1
-                reader.take(found)
+                    self._positions[CHECKIN] = incoming.offset + 1
+                reader.take(incoming)
         return reader.history()
 
     async def _feed_due(self, reader: HistoryReader, inputs: dict[str, AsyncGenerator[Record]]) -> None:
@@ -133,11 +133,11 @@ class Aggregator(BoundaryActor):
                 del inputs[due]
                 continue
             self._positions[record.at] = record.next_offset
-            found = self._tolerant(record)
-            if found is None:
+            incoming = self._tolerant(record)
+            if incoming is None:
                 continue
             try:
-                reader.feed(found)
+                reader.feed(incoming)
             except InputRefused as error:
                 self.services.log.warning(
                     "%s passes over %s@%d: %s", self.name, record.topic, record.offset, error
@@ -145,9 +145,9 @@ class Aggregator(BoundaryActor):
 
     async def _opened(self, records: AsyncIterator[Record]) -> AsyncIterator[Incoming]:
         async for record in records:
-            found = self._tolerant(record)
-            if found is not None:
-                yield found
+            incoming = self._tolerant(record)
+            if incoming is not None:
+                yield incoming
 
     def _tolerant(self, record: Record) -> Incoming | None:
         """Open a record that is read again at a start; garbage was refused before and must not stop a restart."""

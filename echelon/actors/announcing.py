@@ -78,18 +78,19 @@ class Announcer:
     def _last(self, data: bytes) -> int:
         topic, tree = self._writer.log.topic, self._writer.tree
         try:
-            found = Checkpoint.parse(Head.decode(data).note.text)
+            checkpoint = Checkpoint.parse(Head.decode(data).note.text)
         except CodecError as error:
             raise StateError(
                 f"{self.topic}: its last record is no announcement of {topic}: {error}"
             ) from None
-        if found.size > len(tree) or tree.root(found.size) != found.root:
+        if checkpoint.size > len(tree) or tree.root(checkpoint.size) != checkpoint.root:
             raise StateError(
-                f"{self.topic} announced {found.size} manifests of {topic} with another content than the {len(tree)} "
-                "that stand there: the broker lost records that it had taken, or two processes write with one key. "
+                f"{self.topic} announced {checkpoint.size} manifests of {topic} with another content than the "
+                f"{len(tree)} that stand there: the broker lost records that it had taken, or two processes write "
+                "with one key. "
                 "Witnesses will cosign no other history: restore the broker's disk, or end this run and start a new one"
             )
-        return found.size
+        return checkpoint.size
 
     def took(self, records: Sequence[Outgoing]) -> None:
         """The broker has these records."""

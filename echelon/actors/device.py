@@ -227,8 +227,8 @@ class Device(BoundaryActor):
 
     def stored_offsets(self) -> dict[TopicPartition, int]:
         """The input offsets; of `model`, from behind the adapter that the stored state trains from."""
-        found = super().stored_offsets()
-        return {**found, MODEL: min(found[MODEL], self.core.adapters.model_from)}
+        offsets = super().stored_offsets()
+        return {**offsets, MODEL: min(offsets[MODEL], self.core.adapters.model_from)}
 
     def _taken(self) -> dict[TopicPartition, list[bytes]]:
         """As every actor, but adapters that are not derived yet: no snapshot has them, so they are read again."""

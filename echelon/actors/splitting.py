@@ -92,12 +92,12 @@ class SplitDriver:
         try:
             self._perform(self.core.begin(job, asyncio.get_running_loop().time()))
             while True:
-                found = await self._next.get()
-                if isinstance(found, BaseException):
-                    raise found
-                if isinstance(found, JobEnded):
-                    return self._ended(found)
-                await self._part(found)
+                event = await self._next.get()
+                if isinstance(event, BaseException):
+                    raise event
+                if isinstance(event, JobEnded):
+                    return self._ended(event)
+                await self._part(event)
         finally:
             for handle in self._timers.values():
                 handle.cancel()
@@ -194,10 +194,10 @@ class SplitDriver:
     def _cancel(self) -> list[asyncio.Task[None]]:
         """End the passes under way, but for the one that is running now."""
         mine = asyncio.current_task()
-        found = [work for work in self._beside if work is not mine]
-        for work in found:
+        others = [work for work in self._beside if work is not mine]
+        for work in others:
             work.cancel()
-        return found
+        return others
 
 
 class TripMeter:
@@ -223,8 +223,8 @@ class TripMeter:
             self._asked[number] = loop.time()
             self._send(Publish("split.up", SplitPing(number=number), 0, partition=self._slot))
             await asyncio.sleep(seconds)
-        found, self._asked = self._best, {}
-        return TripsMeasured(found)
+        best, self._asked = self._best, {}
+        return TripsMeasured(best)
 
     def take(self, edge: str, pong: SplitPong) -> None:
         """An edge's answer; one to another question than was asked is passed over."""

@@ -107,12 +107,12 @@ class StateStore:
             raise ConfigError(
                 f"state file {path} cannot be written ({error}): choose a folder that can"
             ) from error
-        found = self._get(OWNER)
-        if found is None:
+        recorded = self._get(OWNER)
+        if recorded is None:
             with self._transaction():
                 self._db.execute(f"PRAGMA user_version = {FORMAT:d}")
                 self._put(OWNER, owner)
-        elif found != owner:
+        elif recorded != owner:
             raise StateError(
                 f"state file {path} belongs to another run or actor: move it away, or name the right folder"
             )
@@ -227,7 +227,7 @@ class StateStore:
         """Rows that were not marked as published, oldest first."""
         with self._lock:
             query = "SELECT id, topic, part, key, headers, value FROM outbox ORDER BY id"
-            found = self._db.execute(query).fetchall()
+            rows = self._db.execute(query).fetchall()
         with stored("an actor's outbox"):
             return [
                 Row(
@@ -240,7 +240,7 @@ class StateStore:
                         part,
                     ),
                 )
-                for row, topic, part, key, headers, value in found
+                for row, topic, part, key, headers, value in rows
             ]
 
     def snapshot(self) -> bytes | None:
@@ -275,10 +275,10 @@ class StateStore:
         with self._lock:
             query = "SELECT topic, part, signature FROM taken ORDER BY topic, part, number"
             rows = self._db.execute(query).fetchall()
-        found: dict[TopicPartition, list[bytes]] = {}
+        signatures: dict[TopicPartition, list[bytes]] = {}
         for topic, part, signature in rows:
-            found.setdefault(TopicPartition(topic, part), []).append(bytes(signature))
-        return found
+            signatures.setdefault(TopicPartition(topic, part), []).append(bytes(signature))
+        return signatures
 
     def scanned(self) -> dict[TopicPartition, int]:
         """Per output partition: everything this actor published before that offset is marked."""
@@ -298,13 +298,13 @@ def joined(value: State) -> bytes:
 
 def _pieces(value: State, size: int) -> Iterator[memoryview]:
     """Cut a state into rows of at most `size` bytes, without a copy of it; one empty row for an empty state."""
-    found = False
+    any_piece = False
     for part in (value,) if isinstance(value, bytes) else value:
         view = memoryview(part)
         for start in range(0, len(view), size):
-            found = True
+            any_piece = True
             yield view[start : start + size]
-    if not found:
+    if not any_piece:
         yield memoryview(b"")
 
 

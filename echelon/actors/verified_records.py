@@ -49,9 +49,9 @@ class OpenedRecords:
             Refused: as `open_it` does; nothing is remembered then.
         """
         with self._lock:
-            found = self._kept.get(key)
-        if found is not None:
-            return found
+            kept = self._kept.get(key)
+        if kept is not None:
+            return kept
         opened = open_it()
         with self._lock:
             self._kept[key] = opened

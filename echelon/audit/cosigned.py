@@ -158,22 +158,24 @@ class Witnessed:
             self._claim(log, note, "", None)
 
     def _log_of(self, note: SignedNote) -> WatchedLog:
-        found = Checkpoint.parse(note.text)
+        checkpoint = Checkpoint.parse(note.text)
         for log in self.logs.values():
-            if log.origin == found.origin:
+            if log.origin == checkpoint.origin:
                 return log
-        raise CodecError(f"a checkpoint of {found.origin[:100]}, no log of this run")
+        raise CodecError(f"a checkpoint of {checkpoint.origin[:100]}, no log of this run")
 
     def _claim(self, log: WatchedLog, note: SignedNote, topic: str, offset: int | None) -> None:
-        found = log.signed(note)
-        if found is None:
+        checkpoint = log.signed(note)
+        if checkpoint is None:
             raise CodecError(f"no checkpoint of {log.topic} that its writer signed")
-        key = (log.topic, found.size, found.root)
-        self._claims.setdefault(key, _Claim(found, log.line(note), topic, offset))
+        key = (log.topic, checkpoint.size, checkpoint.root)
+        self._claims.setdefault(key, _Claim(checkpoint, log.line(note), topic, offset))
         for witness in self.witnesses:
             time = note.cosigned(witness.key, witness.public)
             if time is not None:
-                self._cosigned[_Cosigned(witness.name, log.topic, found.size, found.root, time)] = None
+                self._cosigned[_Cosigned(witness.name, log.topic, checkpoint.size, checkpoint.root, time)] = (
+                    None
+                )
 
     # ---- the verdict ----------------------------------------
 
@@ -244,11 +246,11 @@ class Witnessed:
 
     def _newest(self, topic: str, roots: Mapping[int, bytes]) -> dict[str, int]:
         """Largest size of a log's own history that each witness cosigned."""
-        found: dict[str, int] = {}
+        sizes: dict[str, int] = {}
         for one in self._cosigned:
             if one.topic == topic and roots.get(one.size) == one.root:
-                found[one.witness] = max(found.get(one.witness, 0), one.size)
-        return found
+                sizes[one.witness] = max(sizes.get(one.witness, 0), one.size)
+        return sizes
 
     def cosigned_sizes(self, roots: Mapping[str, Mapping[int, bytes]]) -> dict[str, dict[str, int]]:
         """For each log: how far each witness has cosigned it, as far as that is the log's own history."""
@@ -299,7 +301,7 @@ def absences(cosigned: Iterable[tuple[str, str, int, int]]) -> tuple[Announcemen
         elif topic.startswith(DELTA_PREFIX):
             sizes = of_deltas.setdefault((witness, topic), {})
             sizes[size] = min(time, sizes.get(size, time))
-    found = []
+    proofs = []
     for (witness, topic), sizes in sorted(of_deltas.items()):
         steps = [0, *sorted(sizes)]
         for size, following in zip(steps, [*steps[1:], None], strict=True):
@@ -307,8 +309,8 @@ def absences(cosigned: Iterable[tuple[str, str, int, int]]) -> tuple[Announcemen
             seen = [(had, at) for at, had in of_global.get(witness, ()) if until is None or at < until]
             if seen:
                 had, at = max(seen)
-                found.append(AnnouncementProof(witness, topic, size, had, at))
-    return tuple(found)
+                proofs.append(AnnouncementProof(witness, topic, size, had, at))
+    return tuple(proofs)
 
 
 def evidence(cosigned: Iterable[tuple[str, str, int, int]]) -> tuple[AnnouncementProof, ...]:
@@ -336,18 +338,18 @@ def evidence(cosigned: Iterable[tuple[str, str, int, int]]) -> tuple[Announcemen
             of_deltas[key] = min(time, of_deltas.get(key, time))
     for pairs in of_global.values():
         pairs.sort()
-    found = []
+    proofs = []
     for (witness, topic, size), time in sorted(of_deltas.items()):
         pairs = of_global.get(witness, [])
         place = bisect_left(pairs, (time, 0))
         if place < len(pairs):
             # An honest witness's sizes never fall; of one whose do, no later and smaller size counts.
-            found.append(
+            proofs.append(
                 AnnouncementProof(
                     witness, topic, size, max(size for at, size in pairs if at == pairs[place][0]), time
                 )
             )
-    return tuple(found)
+    return tuple(proofs)
 
 
 def witnesses_of(manifest: RunManifest, policy: Policy | None = None) -> tuple[PolicyWitness, ...]:

@@ -61,11 +61,11 @@ class WatchedLog:
     def signed(self, note: SignedNote) -> Checkpoint | None:
         """The checkpoint that a note carries, if it is one of this log and the log's writer signed it."""
         try:
-            found = Checkpoint.parse(note.text)
+            checkpoint = Checkpoint.parse(note.text)
         except CodecError:
             return None
-        good = found.origin == self.origin and note.verified(self.origin, self.public)
-        return found if good else None
+        good = checkpoint.origin == self.origin and note.verified(self.origin, self.public)
+        return checkpoint if good else None
 
     def line(self, note: SignedNote) -> SignedNote:
         """The note with one line of the log's own key: whatever else somebody wrote there is not passed on."""
@@ -143,10 +143,10 @@ class Head:
             proof = tuple(base64.b64decode(line, validate=True) for line in lines[1:])
         except binascii.Error:
             raise CodecError("a line of the consistency proof is not base64") from None
-        found = cls(int(old[1]), proof, SignedNote.decode(rest))
-        if any(len(node) != 32 for node in proof) or found.encode() != data:
+        head = cls(int(old[1]), proof, SignedNote.decode(rest))
+        if any(len(node) != 32 for node in proof) or head.encode() != data:
             raise CodecError("an announced head in another encoding than the canonical one")
-        return found
+        return head
 
 
 class Conflict(Message):

@@ -337,9 +337,9 @@ def _held(
             first = max(0, first - 1)  # the newest one in any case: a log that was cut back does not have it
         start = journal.offsets[first] if first else 0
         records = iter(open_from(name, start))
-        found = _compared(name, journal, first, records)
-        if found is not None and found not in changed:
-            changed.append(found)
+        name_of_changed = _compared(name, journal, first, records)
+        if name_of_changed is not None and name_of_changed not in changed:
+            changed.append(name_of_changed)
         topics[name] = records
     return topics, changed
 

@@ -143,9 +143,9 @@ class Interlock:
             reader: offset of the record of `global` that has read it; None: none has.
         """
         before, _ = self._seen[boundary]
-        found = self.transcript.contradiction(delta, before)
-        if found is not None:
-            self._contradicts(boundary, entry, delta, found, reader)
+        contradiction = self.transcript.contradiction(delta, before)
+        if contradiction is not None:
+            self._contradicts(boundary, entry, delta, contradiction, reader)
             return
         topic = self._topics[boundary]
         self._seen[boundary] = (delta.seen_size, entry.offset)
@@ -163,30 +163,31 @@ class Interlock:
             self._late.append(_Late(boundary, entry.number, entry.offset, seen, read))
 
     def _contradicts(
-        self, boundary: int, entry: Entry, delta: Delta, found: Contradiction, reader: int | None
+        self, boundary: int, entry: Entry, delta: Delta, contradiction: Contradiction, reader: int | None
     ) -> None:
         topic = self._topics[boundary]
-        older = found.clash is Clash.BEYOND and reader is None and self._open
-        if found.clash in (Clash.ROOT, Clash.BEYOND) and not older:
+        older = contradiction.clash is Clash.BEYOND and reader is None and self._open
+        if contradiction.clash in (Clash.ROOT, Clash.BEYOND) and not older:
             self._roots.setdefault((delta.seen_size, delta.seen_root), set()).add(boundary)
         signed = f"delta {entry.number}, signed by {self._gate(boundary)}, contradicts"
-        if found.clash is Clash.BACK:
-            detail = f"{signed} {topic}@{self._seen[boundary][1]}, signed with the same key: {found.detail}"
-        elif found.place is not None:
-            record = f"{GLOBAL}@{self._offsets[found.place]}"
-            detail = f"{signed} {record}, signed by {self._controller}: {found.detail}"
-            if found.clash is Clash.ROOT:
+        if contradiction.clash is Clash.BACK:
+            detail = f"{signed} {topic}@{self._seen[boundary][1]}, signed with the same key: {contradiction.detail}"
+        elif contradiction.place is not None:
+            record = f"{GLOBAL}@{self._offsets[contradiction.place]}"
+            detail = f"{signed} {record}, signed by {self._controller}: {contradiction.detail}"
+            if contradiction.clash is Clash.ROOT:
                 detail += f"; the first record that differs is {record} or one before it"
         elif reader is not None:
             detail = (
-                f"{signed} {GLOBAL}@{reader}, signed by {self._controller}, which has read it: {found.detail}"
+                f"{signed} {GLOBAL}@{reader}, signed by {self._controller}, which has read it: "
+                f"{contradiction.detail}"
             )
-            if found.clash is Clash.BEYOND:
+            if contradiction.clash is Clash.BEYOND:
                 detail += " before that record, so it was signed later"
         else:
             last = f"{GLOBAL}@{self._offsets[-1]}" if self._offsets else GLOBAL
-            detail = f"{signed} {last}, the last record, signed by {self._controller}: {found.detail}"
-        if found.clash is not Clash.BACK:
+            detail = f"{signed} {last}, the last record, signed by {self._controller}: {contradiction.detail}"
+        if contradiction.clash is not Clash.BACK:
             detail += ". Either the controller wrote another log than it had shown to this gate, or the gate made it up"
         severity = Severity.ERROR
         if older:

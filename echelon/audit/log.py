@@ -266,13 +266,15 @@ class TopicLog:
             return LogFault(code, offset, detail)
 
         try:
-            envelope, found = read_manifest(record)
+            envelope, manifest = read_manifest(record)
         except Refused as error:
             code = FaultCode.OVERSIZED if error.reason is Reason.OVERSIZED else FaultCode.MALFORMED
             return Step(None, (fault(code, str(error)),))
-        message = self._allowed(found)
+        message = self._allowed(manifest)
         if message is None:
-            return Step(None, (fault(FaultCode.WRONG_TYPE, f"a {found.kind} may not stand on {self.topic}"),))
+            return Step(
+                None, (fault(FaultCode.WRONG_TYPE, f"a {manifest.kind} may not stand on {self.topic}"),)
+            )
         payload: bytes | None = None
         problem = ""
         if isinstance(message, Genesis | Delta | Commit):

@@ -66,12 +66,12 @@ class Frontier:
         Raises:
             CodecError: the number of roots does not fit the size.
         """
-        found = cls()
-        found.size = int.from_bytes(data[:8], "big")
-        found._roots = [data[at : at + 32] for at in range(8, len(data), 32)]
-        if len(data) != 8 + 32 * found.size.bit_count():
-            raise CodecError(f"{len(data)} bytes are no state of a tree of {found.size} leaves")
-        return found
+        frontier = cls()
+        frontier.size = int.from_bytes(data[:8], "big")
+        frontier._roots = [data[at : at + 32] for at in range(8, len(data), 32)]
+        if len(data) != 8 + 32 * frontier.size.bit_count():
+            raise CodecError(f"{len(data)} bytes are no state of a tree of {frontier.size} leaves")
+        return frontier
 
 
 class Tree:

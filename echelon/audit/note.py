@@ -127,9 +127,9 @@ class SignedNote:
 
     def verified(self, name: str, public: bytes) -> bool:
         """Whether that key signed the text: it has a line, and each of its lines is good."""
-        found = self._lines(name, note_key_hash(name, public))
-        return bool(found) and all(
-            verify_signature(public, line.signature, self.text.encode()) for line in found
+        lines = self._lines(name, note_key_hash(name, public))
+        return bool(lines) and all(
+            verify_signature(public, line.signature, self.text.encode()) for line in lines
         )
 
     def cosigned(self, name: str, public: bytes) -> int | None:
@@ -157,8 +157,8 @@ class SignedNote:
     def encode(self) -> bytes:
         """The note's bytes."""
         lines = [
-            f"\u2014 {found.name} {base64.b64encode(found.key_hash + found.signature).decode()}\n"
-            for found in self.signatures
+            f"\u2014 {signature.name} {base64.b64encode(signature.key_hash + signature.signature).decode()}\n"
+            for signature in self.signatures
         ]
         return (self.text + "\n" + "".join(lines)).encode()
 
@@ -183,10 +183,10 @@ class SignedNote:
         lines = rest[:-1].split("\n")
         if len(lines) > MAX_SIGNATURES:
             raise CodecError(f"a note with {len(lines)} signatures; at most {MAX_SIGNATURES} are read")
-        found = cls(text + "\n", tuple(_signature(line) for line in lines))
-        if found.encode() != data:
+        note = cls(text + "\n", tuple(_signature(line) for line in lines))
+        if note.encode() != data:
             raise CodecError("a note in another encoding than the canonical one")
-        return found
+        return note
 
 
 def _signature(line: str) -> NoteSignature:
@@ -239,7 +239,7 @@ class Checkpoint:
             raw = base64.b64decode(root, validate=True)
         except (binascii.Error, ValueError):
             raise CodecError("a checkpoint's root is base64") from None
-        found = cls(_check_name(name), int(size), raw)
-        if len(raw) != 32 or found.text() != text:
+        checkpoint = cls(_check_name(name), int(size), raw)
+        if len(raw) != 32 or checkpoint.text() != text:
             raise CodecError("a checkpoint in another encoding than the canonical one")
-        return found
+        return checkpoint

@@ -222,10 +222,10 @@ class Answer:
         Raises:
             CodecError: not an answer.
         """
-        found = cls(**_fields(data, ANSWER, cls.__annotations__))
-        if len(found.path) > MAX_PATH or not all(isinstance(one, str) for one in found.path):
+        answer = cls(**_fields(data, ANSWER, cls.__annotations__))
+        if len(answer.path) > MAX_PATH or not all(isinstance(one, str) for one in answer.path):
             raise CodecError("the path of an opening is a list of hashes")
-        return found
+        return answer
 
     def check(self, request: Request, manifest: RunManifest) -> None:
         """Hold the answer against a request that was held against the exchange.
@@ -270,10 +270,10 @@ def _fields(data: bytes, kind: str, wanted: dict[str, Any]) -> dict[str, Any]:
     types = {"str": str, "int": int, "list[str]": list}
     try:
         fields = json.loads(data[:MAX_OPENING_BYTES])
-        found = fields.pop("format") == kind and set(fields) == set(wanted)
+        complete = fields.pop("format") == kind and set(fields) == set(wanted)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        found, fields = False, {}
-    if not found:
+        complete, fields = False, {}
+    if not complete:
         raise CodecError(f"it is not a file of the format {kind}")
     for name, annotation in wanted.items():
         value: Any = fields[name]

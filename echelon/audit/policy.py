@@ -71,17 +71,17 @@ class Policy:
         if not isinstance(fields, dict):
             raise ConfigError(f"policy {where}: is not a map; it needs at least `quorum: NUMBER`")
         try:
-            found = _File.model_validate(fields)
+            file = _File.model_validate(fields)
         except ValidationError as error:
             raise ConfigError(f"policy {where}:\n" + "\n".join(_lines(error))) from None
-        keys = None if found.witnesses is None else _keys(found.witnesses, where)
-        most = max([found.quorum, *found.logs.values()])
+        keys = None if file.witnesses is None else _keys(file.witnesses, where)
+        most = max([file.quorum, *file.logs.values()])
         if keys is not None and most > len(keys):
             raise ConfigError(
                 f"policy {where}: asks for {most} cosignatures and names {len(keys)} witnesses: lower the quorum, or "
                 "name more"
             )
-        return cls(found.quorum, found.logs, keys, found.lag)
+        return cls(file.quorum, file.logs, keys, file.lag)
 
 
 def _lines(error: ValidationError) -> list[str]:
@@ -99,11 +99,11 @@ def _lines(error: ValidationError) -> list[str]:
 
 
 def _keys(witnesses: Mapping[str, str], where: str) -> dict[str, tuple[str, bytes]]:
-    found: dict[str, tuple[str, bytes]] = {}
+    keys: dict[str, tuple[str, bytes]] = {}
     for name, text in witnesses.items():
         try:
             if "+" in text:
-                found[name] = parse_cosigner_vkey(text)
+                keys[name] = parse_cosigner_vkey(text)
                 continue
             key = bytes.fromhex(text)
         except CodecError as error:
@@ -114,7 +114,7 @@ def _keys(witnesses: Mapping[str, str], where: str) -> dict[str, tuple[str, byte
             raise ConfigError(
                 f"policy {where}: witnesses.{name}: give its Ed25519 key as 64 hex digits or as NAME+KEYID+KEY"
             )
-        found[name] = ("", key)
-    if len({key for _, key in found.values()}) < len(found):
+        keys[name] = ("", key)
+    if len({key for _, key in keys.values()}) < len(keys):
         raise ConfigError(f"policy {where}: two witnesses have one key, which would count twice")
-    return found
+    return keys

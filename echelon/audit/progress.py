@@ -91,12 +91,12 @@ class Journal:
     def of(cls, values: Any) -> Self:
         """From what `plain` gave."""
         offsets, sizes, digests, leaves, first = values
-        found = cls(digests=bytearray(digests), leaves=bytearray(leaves), first_leaf=first)
-        found.offsets.frombytes(np.frombuffer(offsets, "<u8").astype(np.uint64).tobytes())
-        found.sizes.frombytes(np.frombuffer(sizes, "<u4").astype(np.uint32).tobytes())
-        if not len(found.offsets) == len(found.sizes) == len(digests) // _DIGEST:
+        journal = cls(digests=bytearray(digests), leaves=bytearray(leaves), first_leaf=first)
+        journal.offsets.frombytes(np.frombuffer(offsets, "<u8").astype(np.uint64).tobytes())
+        journal.sizes.frombytes(np.frombuffer(sizes, "<u4").astype(np.uint32).tobytes())
+        if not len(journal.offsets) == len(journal.sizes) == len(digests) // _DIGEST:
             raise ValueError("its lists of records differ in length")
-        return found
+        return journal
 
 
 @dataclass(slots=True)

@@ -92,8 +92,8 @@ def commit_proof(topics: Topics, number: int, notes: Sequence[bytes]) -> dict[st
         ConfigError: the log has no such commit, or no checkpoint covers it.
         AuditError: the log, or a checkpoint, does not hold.
     """
-    main, found, manifest, sealed = _global(topics, number)
-    index, commit = found
+    main, entry, manifest, sealed = _global(topics, number)
+    index, commit = entry
     checkpoints = _checkpoints(main, manifest, notes)
     covering = {size: note for size, note in checkpoints.items() if size > index}
     if not covering:
@@ -135,7 +135,7 @@ def commit_proof(topics: Topics, number: int, notes: Sequence[bytes]) -> dict[st
 
 def _global(topics: Topics, number: int) -> tuple[_ReadLog, tuple[int, Genesis | Commit], RunManifest, bytes]:
     main = _ReadLog(TopicLog(GLOBAL))
-    found: tuple[int, Genesis | Commit] | None = None
+    commit: tuple[int, Genesis | Commit] | None = None
     sealed = b""
     newest = 0
     for record in topics.get(GLOBAL, ()):
@@ -147,18 +147,18 @@ def _global(topics: Topics, number: int) -> tuple[_ReadLog, tuple[int, Genesis |
         if isinstance(message, Commit):
             newest = message.commit
         if isinstance(message, Genesis | Commit) and number == getattr(message, "commit", 0):
-            found = len(main.leaves) - 1, message
+            commit = len(main.leaves) - 1, message
     if main.reading.manifest is None:
         raise AuditError(f"{GLOBAL} has no genesis that holds: nothing can be proved from this log")
-    if found is None:
+    if commit is None:
         raise ConfigError(f"--proof {number}: the log has commits 0 to {newest}")
-    return main, found, main.reading.manifest, sealed
+    return main, commit, main.reading.manifest, sealed
 
 
 def _checkpoints(main: _ReadLog, manifest: RunManifest, notes: Sequence[bytes]) -> dict[int, bytes]:
     """Those of `global`, by size. Raises `AuditError` for one that the log's writer signed and the log contradicts."""
     name = origin(manifest.run_id, GLOBAL)
-    found = {}
+    heads = {}
     for data in notes:
         try:
             note = SignedNote.decode(data)
@@ -173,8 +173,8 @@ def _checkpoints(main: _ReadLog, manifest: RunManifest, notes: Sequence[bytes]) 
             raise AuditError(
                 f"the checkpoint of {name} over {head.size} manifests is not of this log, which has {len(main.leaves)}"
             )
-        found[head.size] = data
-    return found
+        heads[head.size] = data
+    return heads
 
 
 def _deltas(topics: Topics, commit: Commit, manifest: RunManifest) -> dict[str, bytes]:

@@ -42,5 +42,5 @@ def replay(
 
 def _raise_first(verifier: Verifier) -> None:
     if not verifier.report.ok:
-        first = next(found for found in verifier.report.findings if found.severity is Severity.ERROR)
+        first = next(finding for finding in verifier.report.findings if finding.severity is Severity.ERROR)
         raise AuditError(f"the log does not verify: {first}")

@@ -77,7 +77,7 @@ class Times:
     def facts(self) -> list[object]:
         """Everything, as plain values."""
         return [
-            sorted([commit, sorted(found.items())] for commit, found in self._open.items()),
+            sorted([commit, sorted(times.items())] for commit, times in self._open.items()),
             sorted([list(key), one.compared, one.off, one.example] for key, one in self._tallies.items()),
             sorted(self._middles.items()),
             self._syncs,
@@ -88,7 +88,7 @@ class Times:
         """From what `facts` gave."""
         opened, tallies, middles, syncs = facts
         return cls(
-            {commit: dict(found) for commit, found in opened},
+            {commit: dict(times) for commit, times in opened},
             {tuple(key): _Tally(compared, off, example) for key, compared, off, example in tallies},
             dict(middles),
             [(boundary, value, seen, merged) for boundary, value, seen, merged in syncs],
@@ -142,19 +142,19 @@ class Times:
                     f"the time of syncs that is stated cannot be in {tally.off} of {tally.compared} ({tally.example})",
                 )
 
-    def _compare(self, commit: int, found: dict[int, int]) -> None:
-        self._middles[commit] = middle(list(found.values()))
-        if len(found) >= QUORUM:
+    def _compare(self, commit: int, times: dict[int, int]) -> None:
+        self._middles[commit] = middle(list(times.values()))
+        if len(times) >= QUORUM:
             believed = self._middles[commit]
-            off = [reporter for reporter, value in found.items() if _far(value, believed)]
-            parted = 2 * len(off) >= len(found)  # as many are off as not: the middle may be that of the liars
-            for reporter, value in found.items():
+            off = [reporter for reporter, value in times.items() if _far(value, believed)]
+            parted = 2 * len(off) >= len(times)  # as many are off as not: the middle may be that of the liars
+            for reporter, value in times.items():
                 self._count((reporter,), commit, believed if parted else value, believed)
             if parted:
                 self._middles[commit] = 0
-                self._count(tuple(sorted(found)), commit, found[off[0]], believed)
-        elif len(found) == 2:
-            (one, first), (other, second) = sorted(found.items())
+                self._count(tuple(sorted(times)), commit, times[off[0]], believed)
+        elif len(times) == 2:
+            (one, first), (other, second) = sorted(times.items())
             self._count((one, other), commit, first, second)
 
     def _count(self, key: tuple[int, ...], commit: int, value: int, believed: int) -> None:

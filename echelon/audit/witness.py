@@ -147,16 +147,16 @@ class WitnessCore:
         Never raises for what stands in it. A conflict that was published before, or is beyond `MAX_CONFLICTS`, is
         left out of the refusal.
         """
-        found = decide(self._by_topic[topic], self.known.get(topic), data)
-        if isinstance(found, Known):
-            self.known[topic] = found
+        decision = decide(self._by_topic[topic], self.known.get(topic), data)
+        if isinstance(decision, Known):
+            self.known[topic] = decision
             return None
-        if found.conflict is not None:
+        if decision.conflict is not None:
             told = self._conflicts.setdefault(topic, [])
-            if found.conflict.refused in told or len(told) >= MAX_CONFLICTS:
-                return HeadRefusal(found.reason, found.detail)
-            told.append(found.conflict.refused)
-        return found
+            if decision.conflict.refused in told or len(told) >= MAX_CONFLICTS:
+                return HeadRefusal(decision.reason, decision.detail)
+            told.append(decision.conflict.refused)
+        return decision
 
     def due(self) -> bool:
         """Whether a checkpoint is known that was not cosigned yet."""

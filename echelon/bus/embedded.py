@@ -292,21 +292,21 @@ class EmbeddedBus(Bus):
     def _read(
         self, wanted: Sequence[tuple[TopicPartition, int]], max_records: int
     ) -> dict[TopicPartition, tuple[list[Record], bool]]:
-        found: dict[TopicPartition, tuple[list[Record], bool]] = {}
+        batches: dict[TopicPartition, tuple[list[Record], bool]] = {}
         max_bytes = self._max_read_bytes
         for at, offset in wanted:
-            if max_records <= 0 or (max_bytes <= 0 and any(records for records, _ in found.values())):
+            if max_records <= 0 or (max_bytes <= 0 and any(records for records, _ in batches.values())):
                 break
             try:
                 records = self._store.read(at, offset, max_records, max_bytes)
             except BusError:
-                if any(records for records, _ in found.values()):
+                if any(records for records, _ in batches.values()):
                     break  # first what was read; the error comes with the next call
                 raise
-            found[at] = (records, bool(records))
+            batches[at] = (records, bool(records))
             max_records -= len(records)
             max_bytes -= sum(record.size for record in records)
-        return found
+        return batches
 
     @property
     def hub(self) -> Hub:
@@ -421,7 +421,7 @@ class EmbeddedReader(Reader):
             return []
         self._unread = {}
         try:
-            found = await self._bus.read(list(wanted.items()), max_records)
+            batches = await self._bus.read(list(wanted.items()), max_records)
         except BaseException:
             self._unread = dict.fromkeys((*wanted, *self._unread))
             raise
@@ -429,14 +429,14 @@ class EmbeddedReader(Reader):
         records: list[Record] = []
         later: dict[TopicPartition, None] = {}
         for at in wanted:
-            if at not in found:
+            if at not in batches:
                 later[at] = None
             elif self._positions[at] == wanted[at]:  # else a seek came in between, and this is not wanted
-                records += found[at][0]
-                if found[at][0]:
-                    self._positions[at] = found[at][0][-1].next_offset
+                records += batches[at][0]
+                if batches[at][0]:
+                    self._positions[at] = batches[at][0][-1].next_offset
         # Those that had records come last, so that a busy partition does not hide the others.
-        for at, (_, more) in found.items():
+        for at, (_, more) in batches.items():
             if more:
                 later[at] = None
         self._unread = {**later, **self._unread}

@@ -151,13 +151,13 @@ class KafkaBus(Bus):
 
     async def _list(self) -> dict[str, int]:
         metadata = await self._link.ask(lambda client: client.fetch_all_metadata())
-        found = {
+        partitions = {
             topic: len(metadata.partitions_for_topic(topic) or ())
             for topic in metadata.topics(exclude_internal_topics=True)
             if not topic.startswith("__")
         }
-        self._known = found
-        return found
+        self._known = partitions
+        return partitions
 
     async def _partitions(self, topics: set[str]) -> Mapping[str, int]:
         """The topics that there are, those among them; also while the bus closes, as it still publishes then."""

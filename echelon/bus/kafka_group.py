@@ -194,7 +194,7 @@ class KafkaMember(GroupMember):
     async def _remembered(self, client: AIOKafkaClient) -> dict[int, Committed]:
         coordinator = await client.coordinator_lookup(CoordinationType.GROUP, self._group)
         answer = await client.send(coordinator, OffsetFetchRequest(self._group, None))
-        found: dict[int, Committed] = {}
+        committed: dict[int, Committed] = {}
         if answer.error_code:
             raise kafka.for_code(answer.error_code)()
         for topic, partitions in answer.topics:
@@ -202,8 +202,8 @@ class KafkaMember(GroupMember):
                 if code:
                     raise kafka.for_code(code)()
                 if topic == self._topic and offset >= 0:
-                    found[partition] = Committed(offset, metadata)
-        return found
+                    committed[partition] = Committed(offset, metadata)
+        return committed
 
     # ---- the end ---------------------------------------------------------------------------------
 

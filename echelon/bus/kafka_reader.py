@@ -69,9 +69,9 @@ class _PartitionState:
         """Take an answer of the broker apart, into batches. A last one that was cut short is left out."""
         sizes = iter(_sizes(raw))
         try:
-            found = MemoryRecords(raw)
-            while found.has_next():
-                batch = found.next_batch()
+            batches = MemoryRecords(raw)
+            while batches.has_next():
+                batch = batches.next_batch()
                 if batch.magic < MAGIC:
                     raise kafka.CorruptRecordException("a batch in the format of Kafka 0.10 or older")
                 size = next(sizes, 0)
@@ -96,16 +96,16 @@ class _PartitionState:
                 self._check(batch)
                 self.open = iter(batch)
             try:
-                found = None if self.open is None else next(self.open, None)
+                raw = None if self.open is None else next(self.open, None)
             except (kafka.KafkaError, ValueError, IndexError) as error:
                 self._damaged(self.position, f"it cannot be parsed ({error})", batch.next_offset)
-            if found is None:
+            if raw is None:
                 self.open = None
                 self.batches.popleft()
                 self.size -= size
                 self.position = max(self.position, batch.next_offset)
-            elif found.offset >= self.position:
-                return self._record(found)
+            elif raw.offset >= self.position:
+                return self._record(raw)
         return None
 
     def _check(self, batch: DefaultRecordBatch) -> None:
@@ -116,18 +116,18 @@ class _PartitionState:
         if not batch.validate_crc():
             self._damaged(offset, "the checksum of its batch does not fit", batch.next_offset)
 
-    def _record(self, found: DefaultRecord) -> Record:
-        key, value, headers = found.key, found.value, tuple(found.headers)
+    def _record(self, raw: DefaultRecord) -> Record:
+        key, value, headers = raw.key, raw.value, tuple(raw.headers)
         if key is None or value is None or (headers and any(content is None for _, content in headers)):
-            self._damaged(found.offset, "its key, its value or that of a header is null", found.offset + 1)
+            self._damaged(raw.offset, "its key, its value or that of a header is null", raw.offset + 1)
         return Record(
             topic=self.at.topic,
             partition=self.at.partition,
-            offset=found.offset,
+            offset=raw.offset,
             key=key,
             value=value,
             headers=headers,
-            timestamp_ms=found.timestamp,
+            timestamp_ms=raw.timestamp,
         )
 
     def _damaged(self, offset: int, what: str, next_offset: int) -> NoReturn:

@@ -107,10 +107,10 @@ def check_plaintext(url: str, address: KafkaAddress, *, secured: bool) -> None:
 
 
 def _server(url: str, server: str) -> tuple[str, int]:
-    found = _SERVER.fullmatch(server)
-    if found is None or not 1 <= int(found[3]) <= 65_535:
+    parts = _SERVER.fullmatch(server)
+    if parts is None or not 1 <= int(parts[3]) <= 65_535:
         raise ConfigError(f"bus {url!r}: {server!r} is no address; use kafka://host:port,host:port")
-    return found[1] or found[2], int(found[3])
+    return parts[1] or parts[2], int(parts[3])
 
 
 def _timeout(url: str, text: str | None) -> float:

@@ -128,9 +128,9 @@ def _load(settings: SecuritySettings, files: _Files) -> tuple[ssl.SSLContext, st
     assert settings.certificate is not None
     assert files.certificate is not None
     where = settings.certificate if settings.key is None else settings.key
-    found = files.certificate if files.key is None else files.key
+    key_file = files.certificate if files.key is None else files.key
     check_encrypted(
-        f"security: the private key in {where}", found, files.passphrase, "security.passphrase_file"
+        f"security: the private key in {where}", key_file, files.passphrase, "security.passphrase_file"
     )
     try:
         # An empty password at least, so that an encrypted key is an error and not a question on the terminal.
@@ -148,9 +148,9 @@ def _load(settings: SecuritySettings, files: _Files) -> tuple[ssl.SSLContext, st
     return context, str(names[0].value) if names else chain[0].subject.rfc4514_string(), None
 
 
-def _password(path: Path, found: bytes) -> str:
+def _password(path: Path, secret: bytes) -> str:
     try:
-        password = found.decode("utf-8").removesuffix("\n").removesuffix("\r")
+        password = secret.decode("utf-8").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         raise ConfigError(f"security.sasl.password_file: {path} is not UTF-8 text") from error
     if not password:

@@ -36,8 +36,8 @@ OutOption = Annotated[Path, typer.Option(help="File to write.", metavar="FILE")]
 
 
 def _facts(source: str, security: Path | None, boundary: str, genesis: bytes | None) -> ExchangeFacts:
-    with opened(source, security) as found:
-        facts = ExchangeFacts.read(found.topics, boundary)
+    with opened(source, security) as place:
+        facts = ExchangeFacts.read(place.topics, boundary)
     if genesis is not None and facts.genesis_sha256 != genesis:
         raise AuditError(
             f"genesis has SHA-256 {facts.genesis_sha256.hex()}, pinned is {genesis.hex()}: another run"
@@ -116,8 +116,8 @@ def _answer(source: str, path: Path | None, asked: Request) -> Answer:
             continue
         members = boundary_source.members(bytes.fromhex(asked.run), roster)
         rosters = WindowRoster()
-        with opened(place.source) as found:
-            records = found.topics.get(CONTROL, iter(()))
+        with opened(place.source) as exchange:
+            records = exchange.topics.get(CONTROL, iter(()))
             empty = boundary_source.no_payloads()
             for item in boundary_source.opened_records(members, empty, CONTROL, records):
                 leaves = None if isinstance(item, Unopened) else rosters.take(item.message)

@@ -97,9 +97,9 @@ def _chosen(source: str, commit: str, rules: list[str] | None) -> tuple[int | No
     if (Path(source) / "metrics.jsonl").is_file():
         from echelon.report import best_evaluated, load
 
-        found = best_evaluated(load(Path(source)))
-        if found is not None:
-            return found[0], f"the best by the run's own evaluations, loss {found[1]:.4f}"
+        lowest = best_evaluated(load(Path(source)))
+        if lowest is not None:
+            return lowest[0], f"the best by the run's own evaluations, loss {lowest[1]:.4f}"
     from echelon.audit.verify import Verifier
     from echelon.cli.audit_options import allowed
     from echelon.sources.exchange import opened

@@ -40,7 +40,7 @@ def load_parent(source: str, rules: Allowed) -> Parent:
     verified = _verified(source, rules)
     report, last = verified.report, verified.last
     if not report.ok or last is None:
-        first = next(found for found in report.findings if found.severity is Severity.ERROR)
+        first = next(finding for finding in report.findings if finding.severity is Severity.ERROR)
         advice = "let it end first" if first.code is Code.OPEN else "start from a run that verifies"
         raise ConfigError(f"--from {source}: {first.detail}; {advice}")
     manifest = last.manifest
@@ -97,13 +97,13 @@ class _Verified:
 def _verified(source: str, rules: Allowed) -> _Verified:
     commits: dict[str, int] = {}
     last = None
-    with opened(source) as found:
+    with opened(source) as opened_source:
         verifier = Verifier(
-            found.topics,
-            adapter=found.adapter,
+            opened_source.topics,
+            adapter=opened_source.adapter,
             rules=rules,
-            findings=found.findings,
-            checkpoints=[read_file(path, "checkpoint", MAX_NOTE_BYTES) for path in found.checkpoints],
+            findings=opened_source.findings,
+            checkpoints=[read_file(path, "checkpoint", MAX_NOTE_BYTES) for path in opened_source.checkpoints],
         )
         for last in verifier.run():
             commits[last.sha256.hex()] = last.commit
@@ -137,7 +137,7 @@ def check_chain(report: Report, sources: Sequence[str], rules: Allowed) -> None:
         verified = _verified(source, rules)
         before, commit = verified.report, verified.commits.get(terms.adapter_sha256)
         if not before.ok:
-            first = next(found for found in before.findings if found.severity is Severity.ERROR)
+            first = next(finding for finding in before.findings if finding.severity is Severity.ERROR)
             _error(report, f"{source} does not verify, {before.errors} errors; the first: {first}")
         elif terms.genesis_sha256 and terms.genesis_sha256 != before.genesis_sha256.hex():
             _error(

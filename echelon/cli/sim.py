@@ -44,8 +44,8 @@ def seeds_of(text: str) -> tuple[range, ...]:
     ranges = []
     following = 0
     for part in text.split(","):
-        found = re.fullmatch(r"(\d{1,10})(?:\.\.(\d{1,10}))?", part)
-        first, last = (0, -1) if found is None else (int(found[1]), int(found[2] or found[1]))
+        bounds = re.fullmatch(r"(\d{1,10})(?:\.\.(\d{1,10}))?", part)
+        first, last = (0, -1) if bounds is None else (int(bounds[1]), int(bounds[2] or bounds[1]))
         if not following <= first <= last < 1 << 31:
             raise ConfigError(
                 f"--seeds {text}: write it as 0..999, as one number, or as several of them with commas between, "
@@ -153,17 +153,17 @@ def run_command(
         from echelon.sim.explorer import judge
         from echelon.sim.schedule import load
 
-        found = load(schedule)
+        drawn = load(schedule)
         with Stopper(_stopping, lambda: None) as stopper:
             if shrink:
-                found = _shrink(found, lambda: stopper.code != 0)
-                _keep(schedule.parent, found, f"{schedule.stem}-small.json")
-            verdict = judge(found)
+                drawn = _shrink(drawn, lambda: stopper.code != 0)
+                _keep(schedule.parent, drawn, f"{schedule.stem}-small.json")
+            verdict = judge(drawn)
         if as_json:
             findings = [str(finding) for finding in verdict.findings]
-            print_json({"seed": found.seed, "findings": findings, "digest": verdict.digest})
+            print_json({"seed": drawn.seed, "findings": findings, "digest": verdict.digest})
         else:
-            for line in _words(found):
+            for line in _words(drawn):
                 typer.echo(line)
             for finding in verdict.findings:
                 typer.secho(f"does not hold: {finding}", fg="red")
@@ -183,11 +183,11 @@ def show_command(
     with guarded():
         from echelon.sim.draw import draw
 
-        found = draw(seed)
+        schedule = draw(seed)
         if as_json:
-            typer.echo(found.text(), nl=False)
+            typer.echo(schedule.text(), nl=False)
         else:
-            for line in _words(found):
+            for line in _words(schedule):
                 typer.echo(line)
 
 

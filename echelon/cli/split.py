@@ -73,7 +73,7 @@ def plan_command(
             print_json(_document(model, shape, plans, alternatives))
         else:
             _show(model, shape, settings, plans, alternatives)
-        if any(isinstance(found, str) for found in plans.values()):
+        if any(isinstance(plan_or_error, str) for plan_or_error in plans.values()):
             raise typer.Exit(1)
 
 
@@ -108,23 +108,23 @@ def _document(
     from dataclasses import asdict
 
     classes: dict[str, Any] = {}
-    for name, found in plans.items():
-        if isinstance(found, str):
-            classes[name] = {"error": found}
+    for name, plan_or_error in plans.items():
+        if isinstance(plan_or_error, str):
+            classes[name] = {"error": plan_or_error}
             continue
         classes[name] = {
-            "chosen": _fields(found.best),
-            "alternatives": [_fields(split) for split in _others(found, alternatives)],
-            "whole_bytes": round(found.whole_bytes),
+            "chosen": _fields(plan_or_error.best),
+            "alternatives": [_fields(split) for split in _others(plan_or_error, alternatives)],
+            "whole_bytes": round(plan_or_error.whole_bytes),
         }
     return {"model": model, "parameters": shape.parameters, "shape": asdict(shape), "classes": classes}
 
 
-def _others(found: SplitPlan, count: int) -> list[Split]:
+def _others(split_plan: SplitPlan, count: int) -> list[Split]:
     """The next best cuts, the best one of each number of blocks on the edge: those say something new."""
     best: dict[int, Split] = {}
-    for split in found.alternatives:
-        if split.middle != found.best.middle:
+    for split in split_plan.alternatives:
+        if split.middle != split_plan.best.middle:
             best.setdefault(split.middle, split)
     return list(best.values())[:count]
 
@@ -156,15 +156,15 @@ def _show(
         highlight=False,
     )
     for device in settings.classes:
-        found = plans[device.name]
-        if isinstance(found, str):
-            show_error(found)
+        plan_or_error = plans[device.name]
+        if isinstance(plan_or_error, str):
+            show_error(plan_or_error)
             continue
-        console.print(_table(device, found, alternatives))
-        console.print(_memory(device, found, work.runtime), highlight=False)
+        console.print(_table(device, plan_or_error, alternatives))
+        console.print(_memory(device, plan_or_error, work.runtime), highlight=False)
 
 
-def _table(device: DeviceClassSettings, found: SplitPlan, alternatives: int) -> Table:
+def _table(device: DeviceClassSettings, split_plan: SplitPlan, alternatives: int) -> Table:
     title = (
         f"{device.name}: {size(device.memory)}, {quantity(device.flops, 'FLOP/s')}, "
         f"up {quantity(device.uplink, 'bit/s')}, down {quantity(device.downlink, 'bit/s')}, "
@@ -175,9 +175,9 @@ def _table(device: DeviceClassSettings, found: SplitPlan, alternatives: int) -> 
     for name in ("micro-batch", "in flight", "memory", "device", "edge", "up", "down", "step", "tokens/s"):
         table.add_column(name, justify="right")
     table.add_column("waits for")
-    for split in (found.best, *_others(found, alternatives)):
+    for split in (split_plan.best, *_others(split_plan, alternatives)):
         cut = "whole model" if split.whole else f"{split.front} | {split.middle} | {split.back}"
-        chosen = split is found.best
+        chosen = split is split_plan.best
         table.add_row(
             f"{cut}{' ←' if chosen else ''}",
             f"{split.micro_batch} × {split.micro_batches}",
@@ -195,14 +195,14 @@ def _table(device: DeviceClassSettings, found: SplitPlan, alternatives: int) -> 
     return table
 
 
-def _memory(device: DeviceClassSettings, found: SplitPlan, runtime: float) -> str:
-    memory = found.best.memory
+def _memory(device: DeviceClassSettings, split_plan: SplitPlan, runtime: float) -> str:
+    memory = split_plan.best.memory
     parts = ", ".join(
         f"{name} {size(getattr(memory, name))}"
         for name in ("weights", "trained", "activations", "logits", "buffers")
     )
-    fits = "fits" if found.whole_bytes + runtime <= device.memory else "does not fit"
-    return f"  memory: {parts}; the whole model needs {size(found.whole_bytes)} and {fits}"
+    fits = "fits" if split_plan.whole_bytes + runtime <= device.memory else "does not fit"
+    return f"  memory: {parts}; the whole model needs {size(split_plan.whole_bytes)} and {fits}"
 
 
 def _time(seconds: float) -> str:

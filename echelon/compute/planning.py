@@ -66,12 +66,12 @@ def _unplanned(one: ClassSettings) -> bool:
     return one.profile is not None and one.front is None
 
 
-def _chosen(one: ClassSettings, found: Split) -> ClassSettings:
-    if found.whole:
+def _chosen(one: ClassSettings, split: Split) -> ClassSettings:
+    if split.whole:
         return ClassSettings(name=one.name, devices=one.devices, whole=True)
     return ClassSettings(
-        name=one.name, devices=one.devices, front=found.front, back=found.back,
-        micro_batch=found.micro_batch, in_flight=found.in_flight, profile=one.profile,
+        name=one.name, devices=one.devices, front=split.front, back=split.back,
+        micro_batch=split.micro_batch, in_flight=split.in_flight, profile=one.profile,
     )  # fmt: skip
 
 

@@ -353,12 +353,12 @@ class LearnerPool:
         """Evaluate the device's own validation slice, or those of the data shards that the job names."""
         names, tokens = evaluated_on(device, job, self._shards.get(device), self._eval_tokens)
         evaluate = _evaluate if self._inline is None else self._inline.evaluate
-        found = EvalResult(0.0, 0)
+        total = EvalResult(0.0, 0)
         for name in names:
-            found += await self._call(evaluate, name, job.weights, tokens)
+            total += await self._call(evaluate, name, job.weights, tokens)
         if is_virtual():
-            await asyncio.sleep(found.tokens_read * self._cost.seconds_per_eval_token / self._speed[device])
-        return Evaluated(job.commit, found.loss_sum, found.tokens)
+            await asyncio.sleep(total.tokens_read * self._cost.seconds_per_eval_token / self._speed[device])
+        return Evaluated(job.commit, total.loss_sum, total.tokens)
 
     async def evaluate_boundary(self, boundary: str, weights: Vector) -> EvalResult:
         """Loss on a boundary's whole validation split."""

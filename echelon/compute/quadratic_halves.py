@@ -95,17 +95,17 @@ class QuadraticHalves:
         Raises:
             TrainingError: its boundary is not split.
         """
-        found = next(one for one in self.settings.boundaries if one.name == boundary)
-        if found.split is None:
+        settings = next(one for one in self.settings.boundaries if one.name == boundary)
+        if settings.split is None:
             raise TrainingError(f"boundary {boundary} is not split")
-        speed = next(one.speed for one in found.device_list() if one.id == device)
+        speed = next(one.speed for one in settings.device_list() if one.id == device)
         return QuadraticHalf(
             self,
-            boundary=found,
+            boundary=settings,
             device=device,
-            cut=found.split.cut_of(device),
+            cut=settings.split.cut_of(device),
             speed=speed,
-            in_flight=found.split.in_flight_of(device),
+            in_flight=settings.split.in_flight_of(device),
         )
 
     async def spend(self, blocks: int, speed: float, share: float = 1.0 / MICROS) -> None:
@@ -350,7 +350,7 @@ def _unpacked(tensor: bytes, rows: int, length: int) -> np.ndarray[tuple[int, in
     """
     if len(tensor) != 8 * rows * length:
         raise CodecError(f"a tensor of {len(tensor)} bytes, {rows} rows of {length} were due")
-    found = np.frombuffer(tensor, "<f8").reshape(rows, length)
-    if not np.isfinite(found).all():
+    array = np.frombuffer(tensor, "<f8").reshape(rows, length)
+    if not np.isfinite(array).all():
         raise CodecError("a tensor holds what is no number")
-    return found.astype(np.float64)
+    return array.astype(np.float64)

@@ -112,8 +112,8 @@ class SplitCompute:
         Raises:
             ConfigError: the boundary's cut does not fit the model.
         """
-        found = next(one for one in self.settings.boundaries if one.name == boundary)
-        split = found.split
+        settings = next(one for one in self.settings.boundaries if one.name == boundary)
+        split = settings.split
         if split is None:
             raise TrainingError(f"boundary {boundary} is not split")
         cut = Cut(*split.cut_of(device))
@@ -126,7 +126,7 @@ class SplitCompute:
         return SplitHalf(
             self,
             half,
-            boundary=found,
+            boundary=settings,
             speed=self._speed[device],
             in_flight=split.in_flight_of(device),
             mover=mover,
@@ -275,9 +275,9 @@ class SplitHalf:
         loop = asyncio.get_running_loop()
         async with self._turn:
             begun = loop.time()
-            found = await self._compute.call(seconds, fn, *args)
+            answer = await self._compute.call(seconds, fn, *args)
             self._busy += loop.time() - begun
-            return found
+            return answer
 
     async def _pass(self, task: Front | Back | FrontBackward | ShowBatch | JudgeBatch) -> bytes:
         """A pass through the first blocks or the last ones; what goes to the edge, nothing where nothing does."""

@@ -178,10 +178,10 @@ def load_broker(path: Path) -> BrokerSettings:
     """
     fields = load_yaml(read_file(path, "broker file", MAX_FILE_BYTES), f"broker file {path}")
     try:
-        found = BrokerSettings.model_validate(fields)
+        settings = BrokerSettings.model_validate(fields)
     except ValidationError as error:
         lines = describe(error, fields, BrokerSettings)
         raise ConfigError(
             f"broker file {path} is not one (it needs `url` and, with TLS, `security`):\n" + "\n".join(lines)
         ) from None
-    return found.beside(path.parent)
+    return settings.beside(path.parent)

@@ -38,14 +38,14 @@ def override(fields: dict[str, Any], change: str, schema: type[BaseModel]) -> No
         raise ConfigError(f"--set {change[:80]!r}: it leads deeper than {MAX_DEPTH} levels; no setting does")
     place: Any = fields
     for part in parents:
-        if isinstance(place, list) and (found := _index(part, place)) is not None:
-            place = place[found]
+        if isinstance(place, list) and (index := _index(part, place)) is not None:
+            place = place[index]
         elif isinstance(place, dict):
             place = place.setdefault(part, {})
         else:
             raise ConfigError(f"--set {change!r}: {part!r} leads nowhere")
-    if isinstance(place, list) and (found := _index(last, place)) is not None:
-        place[found] = value
+    if isinstance(place, list) and (index := _index(last, place)) is not None:
+        place[index] = value
     elif isinstance(place, dict):
         place[last] = value
     else:

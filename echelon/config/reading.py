@@ -185,9 +185,9 @@ class _Loader(yaml.SafeLoader):
             raise _Unfit(parent, f"it is nested deeper than {MAX_DEPTH} levels")
         if self._nodes > MAX_VALUES:
             raise _Unfit(parent, f"it has more than {MAX_VALUES} values")
-        found: yaml.Node | None = super().compose_node(parent, index)
+        node: yaml.Node | None = super().compose_node(parent, index)
         self._depth -= 1
-        return found
+        return node
 
 
 def _check(root: yaml.Node) -> None:

@@ -191,14 +191,14 @@ class SplitSettings(Settings):
 
     def splits(self, device: str) -> bool:
         """Whether the device trains with an edge."""
-        found = self.class_of(device)
-        return found is None or not found.whole
+        settings = self.class_of(device)
+        return settings is None or not settings.whole
 
     def cut_of(self, device: str) -> tuple[int, int]:
         """(p, q) of a device that splits."""
-        found = self.class_of(device)
-        front = self.front if found is None or found.front is None else found.front
-        return front, self.back if found is None or found.back is None else found.back
+        settings = self.class_of(device)
+        front = self.front if settings is None or settings.front is None else settings.front
+        return front, self.back if settings is None or settings.back is None else settings.back
 
     @property
     def moves(self) -> bool:
@@ -217,8 +217,8 @@ class SplitSettings(Settings):
 
     def micro_of(self, device: str) -> int:
         """Sequences of one micro-batch of a device that splits."""
-        found = self.class_of(device)
-        return self.micro_batch if found is None or found.micro_batch is None else found.micro_batch
+        settings = self.class_of(device)
+        return self.micro_batch if settings is None or settings.micro_batch is None else settings.micro_batch
 
     def micro_max(self, batch: int) -> int:
         """The most sequences of a micro-batch that an edge may be sent, given a step's: cuts that move take any."""
@@ -227,8 +227,8 @@ class SplitSettings(Settings):
 
     def in_flight_of(self, device: str) -> int:
         """Most micro-batches of a device that are under way together."""
-        found = self.class_of(device)
-        return self.in_flight if found is None or found.in_flight is None else found.in_flight
+        settings = self.class_of(device)
+        return self.in_flight if settings is None or settings.in_flight is None else settings.in_flight
 
     def edge_list(self) -> tuple[EdgeSettings, ...]:
         """Every edge."""

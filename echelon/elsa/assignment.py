@@ -181,12 +181,12 @@ def _table(
         stays = settled in edges and settled in device.rtt_us
         for column, edge in enumerate(edges):
             share = PPM * target.get((device.cluster, edge), 0) // capacity[edge]
-            found = cost(device, edge, share, rule)
-            if found is None:
+            price = cost(device, edge, share, rule)
+            if price is None:
                 table[row, column] = -1
             else:
                 moves = stays and edge != settled
-                table[row, column] = found * unit + ((rule.hysteresis * unit + 1) if moves else 0)
+                table[row, column] = price * unit + ((rule.hysteresis * unit + 1) if moves else 0)
     table[table < 0] = (max(0, int(table.max())) + 1) * unit
     return table
 

@@ -62,7 +62,7 @@ class Clusters:
 
     def members(self, label: int) -> tuple[int, ...]:
         """Positions of a cluster's devices, outliers included."""
-        return tuple(place for place, found in enumerate(self.labels) if found == label)
+        return tuple(place for place, own in enumerate(self.labels) if own == label)
 
 
 def cluster(divergence: Float64s, rule: ClusterRule | None = None) -> Clusters:

@@ -144,8 +144,8 @@ def symmetric_kl(left: Gaussian, right: Gaussian) -> float:
 
 def divergences(prints: Sequence[Gaussian]) -> Float64s:
     """The symmetric matrix of divergences in nats, float64[n, n], zero on its diagonal."""
-    found = np.zeros((len(prints), len(prints)))
+    distances = np.zeros((len(prints), len(prints)))
     for row, left in enumerate(prints):
         for column in range(row):
-            found[row, column] = found[column, row] = symmetric_kl(left, prints[column])
-    return found
+            distances[row, column] = distances[column, row] = symmetric_kl(left, prints[column])
+    return distances

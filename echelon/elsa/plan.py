@@ -393,9 +393,9 @@ def plan(
             if front + back == shape.layers and (back or not rules.whole):
                 continue  # a whole model has no cut: it is planned once, as all front
             options = (
-                found
+                split
                 for micro in micros
-                for found in _variants(shape, load, device, edge, rules, front=front, back=back, micro=micro)
+                for split in _variants(shape, load, device, edge, rules, front=front, back=back, micro=micro)
             )
             best = min(options, key=_rank, default=None)
             if best is not None:
@@ -428,7 +428,7 @@ def _variants(
     """The splits of one cut and micro-batch that fit, by micro-batches in flight."""
     middle = shape.layers - front - back
     deepest = 1 if middle == 0 else min(rules.most_in_flight, rules.batch // micro)
-    found = []
+    splits = []
     for in_flight in range(1, deepest + 1):
         split = estimate(
             shape, load, device, edge, rules, front=front, back=back, micro=micro, in_flight=in_flight
@@ -446,10 +446,10 @@ def _variants(
         )
         if held > rules.usable(edge.memory):
             break
-        found.append(split)
+        splits.append(split)
         if split.bound is not Bound.LATENCY:
             break  # more in flight costs memory and gains nothing
-    return found
+    return splits
 
 
 def _rank(split: Split) -> tuple[float, float, int, int, int]:

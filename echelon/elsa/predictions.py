@@ -35,9 +35,9 @@ def vocabulary_classes(vocabulary: int, classes: int, seed: int) -> npt.NDArray[
     label = f"echelon.elsa.classes.v1\0{seed}\0{vocabulary}\0{classes}".encode()
     words = np.frombuffer(hashlib.shake_256(label).digest(8 * vocabulary), "<u8")
     order = np.argsort(words, kind="stable")
-    found = np.empty(vocabulary, dtype=np.int64)
-    found[order] = np.arange(vocabulary) % classes
-    return found
+    partition = np.empty(vocabulary, dtype=np.int64)
+    partition[order] = np.arange(vocabulary) % classes
+    return partition
 
 
 def quantise(probabilities: Float64s) -> Counts:
@@ -60,8 +60,8 @@ def quantise(probabilities: Float64s) -> Counts:
     order = np.argsort(whole - scaled, axis=1, kind="stable")
     for row, more in enumerate(missing):
         whole[row, order[row, :more]] += 1
-    found: Counts = whole.astype(np.uint16)
-    return found
+    counts: Counts = whole.astype(np.uint16)
+    return counts
 
 
 def jensen_shannon(left: Counts | Float64s, right: Counts | Float64s) -> float:

@@ -185,20 +185,20 @@ def evidence(
     moved: list[float | None] = []
     for current, before in zip(now, past, strict=True):
         moved.append(None if before is None else jensen_shannon(current, before))
-    found = []
+    records = []
     for place in range(count):
         typical = [value for other in peers[place] if (value := moved[other]) is not None]
         own = moved[place]
         middle = float(np.median(typical)) if typical else 0.0
         still = own is not None and middle > rule.floor and own < rule.still * middle
-        found.append(
+        records.append(
             TrustEvidence(
                 _deviation(apart[place], [apart[other] for other in peers[place]], rule),
                 _deviation(own, typical, rule),
                 still,
             )
         )
-    return tuple(found)
+    return tuple(records)
 
 
 def _deviation(value: float | None, others: Sequence[float | None], rule: TrustRule) -> int:

@@ -27,9 +27,9 @@ def block_ranges(layout: AdapterLayout) -> dict[int, list[slice]]:
 
     Those (embeddings, heads) are every device's own, wherever its model is cut.
     """
-    found: dict[int, list[slice]] = {}
+    ranges: dict[int, list[slice]] = {}
     for entry in layout.entries:
         block = block_of(entry.key)
         if block is not None:
-            found.setdefault(block, []).append(slice(entry.offset, entry.offset + entry.size))
-    return dict(sorted(found.items()))
+            ranges.setdefault(block, []).append(slice(entry.offset, entry.offset + entry.size))
+    return dict(sorted(ranges.items()))

@@ -134,8 +134,8 @@ def edge_groups(cohort: Cohort, included: Collection[str], secure: SecureTerms) 
     for member in cohort.members:
         if member.edge and member.device in included:
             groups.setdefault(member.edge, []).append(member)
-    found = {edge: one_base(group, secure) for edge, group in sorted(groups.items())}
-    return {edge: tuple(member.device for member in group) for edge, group in found.items() if group}
+    of_one_base = {edge: one_base(group, secure) for edge, group in sorted(groups.items())}
+    return {edge: tuple(member.device for member in group) for edge, group in of_one_base.items() if group}
 
 
 def norm2_bound(weights: Sequence[int], secure: SecureTerms) -> int:

@@ -82,17 +82,17 @@ def integers(payload: bytes | memoryview, exponent: int, codec: DeltaCodec) -> I
         raise CodecError(f"a delta payload of {len(payload)} bytes is no vector of {codec.value}")
     if not MIN_EXPONENT <= exponent <= MAX_EXPONENT:
         raise CodecError(f"exponent {exponent} is outside {MIN_EXPONENT}..{MAX_EXPONENT}")
-    found: Integers
+    values: Integers
     if codec is DeltaCodec.INT16:
-        found = np.frombuffer(payload, np.dtype("<i2"))
+        values = np.frombuffer(payload, np.dtype("<i2"))
     else:
-        found = np.frombuffer(payload, np.dtype("<i4"))
-    peak = max(int(found.max()), -int(found.min()))
+        values = np.frombuffer(payload, np.dtype("<i4"))
+    peak = max(int(values.max()), -int(values.min()))
     if peak > largest(codec):
         raise CodecError(f"the value {-peak} is not used by {codec.value} deltas")
     if exponent > MIN_EXPONENT and 2 * peak <= largest(codec):
         raise CodecError(f"largest integer {peak}: not the canonical encoding, a finer grid fits")
-    return found
+    return values
 
 
 def decode(payload: bytes | memoryview, exponent: int, codec: DeltaCodec) -> F64:

@@ -117,14 +117,14 @@ class Ledger:
     def theta(self) -> F32:
         """The boundary adapter, float32[d]; additions in ascending seq, then r."""
         terms = [*(self.pending[seq].value for seq in sorted(self.pending)), self.remainder]
-        found = np.empty(self.anchor.size, np.float32)
-        for start in range(0, found.size, _BLOCK):
+        vector = np.empty(self.anchor.size, np.float32)
+        for start in range(0, vector.size, _BLOCK):
             part = slice(start, start + _BLOCK)
             total = self.anchor[part].astype(np.float64)
             for term in terms:
                 total += term[part]
-            found[part] = total
-        return found
+            vector[part] = total
+        return vector
 
     @property
     def outstanding(self) -> int:

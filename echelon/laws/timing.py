@@ -64,9 +64,9 @@ class Reports:
 
     def add(self, reporter: int, value: int) -> Reports:
         """With one more value."""
-        found = dict(self.by)
-        found[reporter] = (*found.get(reporter, ()), value)[-KEPT:]
-        return Reports(tuple(sorted(found.items())))
+        newest = dict(self.by)
+        newest[reporter] = (*newest.get(reporter, ()), value)[-KEPT:]
+        return Reports(tuple(sorted(newest.items())))
 
     @property
     def medians(self) -> tuple[int, ...]:

@@ -99,7 +99,7 @@ class Transcript:
             delta: the manifest.
             before: what the delta before it on its log had read; 0 if there is none.
         """
-        size, found = delta.seen_size, self.base(delta.base_commit)
+        size, base = delta.seen_size, self.base(delta.base_commit)
         if size < before:
             detail = f"it had read {size} manifests of `global`, and the delta before it {before}"
             return Contradiction(Clash.BACK, None, detail)
@@ -112,10 +112,10 @@ class Transcript:
         if size and self._roots[size - 1] != delta.seen_root:
             detail = f"the first {size} manifests of `global` have another root than its gate had read"
             return Contradiction(Clash.ROOT, size - 1, detail)
-        if found is None:
+        if base is None:
             detail = f"it departed from commit {delta.base_commit}, which is not there"
             return Contradiction(Clash.UNKNOWN_BASE, None, detail)
-        place, sha256 = found
+        place, sha256 = base
         if place >= size:
             detail = (
                 f"it departed from commit {delta.base_commit}, which its gate had not read: {size} manifests"
@@ -149,10 +149,10 @@ class Transcript:
             roots, commits, places = msgspec.msgpack.decode(data[len(_MAGIC) :], type=_Stored)
         except msgspec.MsgspecError as error:
             raise CodecError(f"the stored transcript cannot be read: {error}") from error
-        found = cls()
-        found._roots = [roots[at : at + 32] for at in range(0, len(roots), 32)]
-        found._commits = {number: (place, sha256) for number, place, sha256 in commits}
-        found._places = list(places)
-        if found.encode() != data:
+        transcript = cls()
+        transcript._roots = [roots[at : at + 32] for at in range(0, len(roots), 32)]
+        transcript._commits = {number: (place, sha256) for number, place, sha256 in commits}
+        transcript._places = list(places)
+        if transcript.encode() != data:
             raise CodecError("the stored transcript is not in its canonical form")
-        return found
+        return transcript

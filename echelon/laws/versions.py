@@ -276,7 +276,7 @@ class KnownVersions:
         Raises:
             ProtocolError: the list has another digest of a version than the gate or this device.
         """
-        found = []
+        absent = []
         for base in bases:
             for known, whose in ((self.derived, "the gate derived"), (self.held, "`model` has")):
                 digest = known.get(base.version)
@@ -285,8 +285,8 @@ class KnownVersions:
                         f"a cohort on version {base.version} with another digest than {whose}: nobody masks for it"
                     )
             if not self.usable(base.version, base.sha256):
-                found.append(base.version)
-        return sorted(found)
+                absent.append(base.version)
+        return sorted(absent)
 
     def facts(self, version: int, commit: SignedCommit | None) -> StoredKnownVersions:
         """What a restart needs.

@@ -66,8 +66,8 @@ _BLOCK = re.compile(r"\.(\d{1,5})\.", re.ASCII)
 
 def block_of(key: str) -> int | None:
     """The number of the block that a state-dict key belongs to, its first part that is a number; or None."""
-    found = _BLOCK.search(key)
-    return None if found is None else int(found[1])
+    match = _BLOCK.search(key)
+    return None if match is None else int(match[1])
 
 
 @dataclass(frozen=True)

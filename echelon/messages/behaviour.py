@@ -61,9 +61,9 @@ class Behaviour(Message):
             ("covariance", len(self.covariance), 4 * self.dim * (self.dim + 1)),
             ("predictions", len(self.predictions), 2 * self.rows * self.classes),
         )
-        for name, found, expected in sizes:
-            if found != expected:
-                raise ValueError(f"{name} has {found} bytes, its shape says {expected}")
+        for name, size, expected in sizes:
+            if size != expected:
+                raise ValueError(f"{name} has {size} bytes, its shape says {expected}")
         check_gaussian(self.mean_array(), self.covariance_array())
         if np.any(self.counts().sum(axis=1, dtype=np.uint64) != UNIT):
             raise ValueError(f"a row of predictions does not add up to {UNIT}")

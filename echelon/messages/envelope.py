@@ -227,7 +227,7 @@ class Dsse:
         try:
             fields = json.loads(data)
             (signature,) = fields["signatures"]
-            found = cls(
+            envelope = cls(
                 payload_type=str(fields["payloadType"]),
                 payload=base64.b64decode(fields["payload"], validate=True),
                 keyid=str(signature["keyid"]),
@@ -239,11 +239,11 @@ class Dsse:
             ) from None
         try:
             # Half of a surrogate pair survives JSON, and cannot be signed.
-            (found.payload_type + found.keyid).encode()
+            (envelope.payload_type + envelope.keyid).encode()
         except UnicodeEncodeError:
             raise Refused(
                 Reason.BAD_FIELD, "the payload type or key id of a DSSE envelope is no Unicode text"
             ) from None
-        if found.encode() != data:
+        if envelope.encode() != data:
             raise Refused(Reason.NOT_CANONICAL, "a DSSE envelope in another encoding than the canonical one")
-        return found
+        return envelope

@@ -385,14 +385,14 @@ class RunManifest(Fields):
         if envelope.payload_type != MANIFEST_TYPE:
             raise Refused(Reason.UNKNOWN_TYPE, f"{envelope.payload_type[:80]!r} is not a run manifest")
         try:
-            found = cls.model_validate_json(envelope.payload)
+            manifest = cls.model_validate_json(envelope.payload)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             raise Refused(Reason.BAD_FIELD, f"run manifest, {first['loc']}: {first['msg']}") from None
-        if found.canonical() != envelope.payload:
+        if manifest.canonical() != envelope.payload:
             raise Refused(Reason.NOT_CANONICAL, "the run manifest is not in its canonical encoding")
-        if not envelope.verified(bytes.fromhex(found.operator_public)):
+        if not envelope.verified(bytes.fromhex(manifest.operator_public)):
             raise Refused(
                 Reason.BAD_SIGNATURE, "the run manifest is not signed by the operator that it names"
             )
-        return found
+        return manifest

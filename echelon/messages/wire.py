@@ -152,10 +152,10 @@ def pack(value: object) -> bytes:
 
 
 def _pairs(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
         raise Refused(Reason.DUPLICATE_KEY, "a map has one key twice")
-    return found
+    return fields
 
 
 def unpack(data: bytes, *, limit: int = MAX_CONTROL_BYTES) -> object:
@@ -285,9 +285,9 @@ class Registry:
         Raises:
             Refused: unknown type or version.
         """
-        found = self._by_name.get((kind, version))
-        if found is not None:
-            return found
+        message_class = self._by_name.get((kind, version))
+        if message_class is not None:
+            return message_class
         if (kind, version) in self._former:
             raise of_another_protocol(f"this {kind}", self._former[kind, version])
         if kind in self._kinds:

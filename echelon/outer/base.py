@@ -114,10 +114,10 @@ class OuterState:
         counted = int.from_bytes(data[header - 16 : header - 8], "big")
         octaves = int.from_bytes(data[header - 8 : header], "big") - MOST_OCTAVES
         both = np.frombuffer(data, "<f8", offset=header).astype(np.float64)
-        found = OuterState(kind, dim, both[:size], both[size:], counted=counted, octaves=octaves)
-        if found._header() != data[:header]:
+        state = OuterState(kind, dim, both[:size], both[size:], counted=counted, octaves=octaves)
+        if state._header() != data[:header]:
             raise CodecError("an outer state of another optimiser or another number of coordinates")
-        return found
+        return state
 
     def digest(self) -> bytes:
         """SHA-256 of `encode()`, 32 bytes."""

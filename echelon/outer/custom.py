@@ -159,10 +159,10 @@ class Custom:
             terms=self.terms,
             octaves=octaves,
         )
-        found = self._guarded(lambda: self.rule.step(inputs))
-        if not (isinstance(found, tuple) and len(found) == 2):
+        stepped = self._guarded(lambda: self.rule.step(inputs))
+        if not (isinstance(stepped, tuple) and len(stepped) == 2):
             raise ProtocolError(f"the rule {self.name} gave no pair of an adapter and a state")
-        after, arrays = found
+        after, arrays = stepped
         if not isinstance(after, np.ndarray) or after.dtype != np.float32 or after.shape != theta.shape:
             raise ProtocolError(f"the rule {self.name} gave no float32[{theta.size}] as the next adapter")
         if not np.isfinite(after).all():
@@ -172,8 +172,8 @@ class Custom:
             raise ProtocolError(f"the rule {self.name} gave a state of other shapes than it was given")
         return np.ascontiguousarray(after), following
 
-    def _arrays(self, found: Any) -> tuple[F64, ...]:
-        arrays = tuple(found)
+    def _arrays(self, sequence: Any) -> tuple[F64, ...]:
+        arrays = tuple(sequence)
         if len(arrays) > MAX_ARRAYS:
             raise ProtocolError(
                 f"the rule {self.name} has {len(arrays)} arrays of state, at most {MAX_ARRAYS}"

@@ -86,11 +86,11 @@ class AdaComm:
         with stored("the stored pace", CodecError):
             steps, sums, seen, decision = unpacked(data, b"echelon adacomm v1\x00", 4)
             first, first_tokens, loss, tokens = (int(number) for number in sums)
-            found = replace(
+            state = replace(
                 self, steps=steps, first=(first, first_tokens), current=(loss, tokens), seen=seen,
                 decision=Decision(*decision),
             )  # fmt: skip
-        return checked(found, data)
+        return checked(state, data)
 
     def digest(self) -> bytes:
         """SHA-256 of `encode()`."""

@@ -55,15 +55,15 @@ class PaceInputs:
     def reports(self) -> tuple[Spacing, ...]:
         """What each party states of the time between two commits: the controller of this commit and the one before it,
         a gate of the two newest that it had read. Each may lie."""
-        found = []
+        spacings = []
         if len(self.measured) > MEASURED_SPACING and self.measured[MEASURED_SPACING] > 0:
-            found.append(Spacing(CONTROLLER, self.commit, self.measured[MEASURED_SPACING]))
-        found += [
+            spacings.append(Spacing(CONTROLLER, self.commit, self.measured[MEASURED_SPACING]))
+        spacings += [
             Spacing(item.delta.boundary, item.seen_commit, item.delta.spacing_us)
             for item in self.merged
             if item.delta.spacing_us > 0
         ]
-        return tuple(found)
+        return tuple(spacings)
 
     @property
     def spacing_us(self) -> int:
@@ -156,12 +156,12 @@ def unpacked(data: bytes, magic: bytes, length: int) -> tuple[Any, ...]:
         CodecError: the state belongs to another controller, or it cannot be read.
     """
     try:
-        found = msgpack.unpackb(data[len(magic) :], raw=False, use_list=False)
+        fields = msgpack.unpackb(data[len(magic) :], raw=False, use_list=False)
     except (ValueError, msgpack.UnpackException) as error:
         raise CodecError(f"the stored pace cannot be read: {error}") from error
-    if not data.startswith(magic) or not isinstance(found, tuple) or len(found) != length:
+    if not data.startswith(magic) or not isinstance(fields, tuple) or len(fields) != length:
         raise CodecError("the stored pace is of another controller: the state belongs to another run")
-    return found
+    return fields
 
 
 class _Stored(Protocol):
@@ -171,14 +171,14 @@ class _Stored(Protocol):
 T = TypeVar("T", bound=_Stored)
 
 
-def checked(found: T, data: bytes) -> T:
+def checked(state: T, data: bytes) -> T:
     """Return the controller if it encodes to the bytes that it was read from.
 
     Raises:
         CodecError: the bytes are not in the canonical form.
     """
     with stored("the stored pace", CodecError):
-        same = found.encode() == data
+        same = state.encode() == data
     if not same:
         raise CodecError("the stored pace is not in its canonical form")
-    return found
+    return state

@@ -140,8 +140,8 @@ def _product(left: Sequence[MergedDelta], right: Sequence[MergedDelta], grid: in
 def _pairs(boundaries: Sequence[int]) -> list[tuple[int, int]]:
     """Pairs a < b, the nearest on the ring first, at most `MAX_PAIRS`."""
     count = len(boundaries)
-    found = []
+    pairs = []
     for step in range(1, count // 2 + 1):
         for place in range(count if 2 * step < count else step):
-            found.append((boundaries[place], boundaries[(place + step) % count]))
-    return found[:MAX_PAIRS]
+            pairs.append((boundaries[place], boundaries[(place + step) % count]))
+    return pairs[:MAX_PAIRS]

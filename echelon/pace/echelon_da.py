@@ -122,14 +122,14 @@ class DriftPace:
 
     def observe(self, inputs: PaceInputs) -> tuple[DriftPace, Pace]:
         """Measure the commit, and decide."""
-        found = measure(inputs.merged, self.unit)
+        drift = measure(inputs.merged, self.unit)
         core = replace(self, newest=inputs.commit, announced=self.announced or ((0, self.interval),))
         if inputs.commit == 1:
             after = core._stay("first sync", left=self.terms.period)
         else:
             core = core._timed(inputs)
-            after = core._raise_to_floor() or core._judge(inputs, found)
-        devices, boundaries, noise = found.devices.ppm, found.boundaries.ppm, found.noise.ppm
+            after = core._raise_to_floor() or core._judge(inputs, drift)
+        devices, boundaries, noise = drift.devices.ppm, drift.boundaries.ppm, drift.noise.ppm
         decision = replace(after.decision, phase=after.phase.value, devices=devices, boundaries=boundaries, noise=noise,
                            floor=core.floor, sync_us=core.sync_us)  # fmt: skip
         announced = (*after.announced, (inputs.commit, after.interval))[-REMEMBERED:]
@@ -168,8 +168,8 @@ class DriftPace:
         A delta that waited for a slower boundary took longer than a sync; the shortest did not wait. The very shortest
         may be a lie where there are three; one boundary alone is believed only if there is no other.
         """
-        found = self.syncs.medians
-        return second_smallest(found) if len(found) >= min(2, self.count) else 0
+        medians = self.syncs.medians
+        return second_smallest(medians) if len(medians) >= min(2, self.count) else 0
 
     @property
     def interval(self) -> int:
@@ -208,13 +208,13 @@ class DriftPace:
 
     # ---- drift -----------------------------------------------------------------------------------
 
-    def _judge(self, inputs: PaceInputs, found: Drift) -> DriftPace:
+    def _judge(self, inputs: PaceInputs, drift: Drift) -> DriftPace:
         if any(item.delta.base_commit < self.since for item in inputs.merged):
             return self._stay("deltas of the pace before")
-        if found.devices.ppm is None and found.boundaries.ppm is None:
+        if drift.devices.ppm is None and drift.boundaries.ppm is None:
             return self._stay("nothing to compare: no signal above the noise, or too few deltas")
         core = replace(
-            self, devices=self.devices + found.devices, boundaries=self.boundaries + found.boundaries,
+            self, devices=self.devices + drift.devices, boundaries=self.boundaries + drift.boundaries,
             left=self.left - 1,
         )  # fmt: skip
         if core.left > 0:
@@ -328,7 +328,7 @@ class DriftPace:
             )
             newest, since, left, place, failed, *before = numbers
             devices, boundaries, *reference = (_share(text) for text in shares)
-            found = replace(
+            state = replace(
                 self,
                 pace=Pace.model_validate(pace),
                 phase=PacePhase(phase),
@@ -347,10 +347,10 @@ class DriftPace:
                 announced=announced[1:],
                 decision=Decision(*decision),
             )
-            same = found.encode() == data
+            same = state.encode() == data
         if not same:
             raise CodecError("the stored pace is not in its canonical form")
-        return found
+        return state
 
     def digest(self) -> bytes:
         """SHA-256 of `encode()`."""

@@ -65,8 +65,8 @@ class QuadraticSync:
         """
         with stored("the stored pace", CodecError):
             steps, decision = unpacked(data, b"echelon qsr v1\x00", 2)
-            found = replace(self, steps=steps, decision=Decision(*decision))
-        return checked(found, data)
+            state = replace(self, steps=steps, decision=Decision(*decision))
+        return checked(state, data)
 
     def digest(self) -> bytes:
         """SHA-256 of `encode()`."""

@@ -206,12 +206,12 @@ def load_brokers(path: Path) -> BrokerMap:
     advice = "The native stack writes one; or write it by hand"
     fields = load_yaml(read_file(path, "broker map", MAX_FILE_BYTES, advice=advice), f"broker map {path}")
     try:
-        found = BrokerMap.model_validate(fields)
+        brokers = BrokerMap.model_validate(fields)
     except ValidationError as error:
         lines = describe(error, fields, BrokerMap)
         raise ConfigError(f"broker map {path}:\n" + "\n".join(lines)) from None
     folder = path.absolute().parent
     return BrokerMap(
-        exchange=found.exchange.beside(folder),
-        boundaries={name: entry.beside(folder) for name, entry in found.boundaries.items()},
+        exchange=brokers.exchange.beside(folder),
+        boundaries={name: entry.beside(folder) for name, entry in brokers.boundaries.items()},
     )

@@ -99,7 +99,7 @@ class Authority:
             ConfigError: a file cannot be read, is not what it should be, or the two do not belong together.
         """
         try:
-            found = x509.load_pem_x509_certificate(_read(certificate))
+            parsed = x509.load_pem_x509_certificate(_read(certificate))
         except ValueError as error:
             raise ConfigError(f"{certificate}: is not a certificate in PEM: {error}") from error
         pem = _read(key)
@@ -115,15 +115,15 @@ class Authority:
             raise ConfigError(f"{key}: is not a private key in PEM: {error}") from error
         if not isinstance(private, EllipticCurvePrivateKey):
             raise ConfigError(f"{key}: is not an EC key; make the authority anew")
-        if _public(private.public_key()) != _public(found.public_key()):
+        if _public(private.public_key()) != _public(parsed.public_key()):
             raise ConfigError(f"{key}: is not the key of {certificate}; give the two of one authority")
         try:
-            constraints = found.extensions.get_extension_for_class(x509.BasicConstraints)
+            constraints = parsed.extensions.get_extension_for_class(x509.BasicConstraints)
         except x509.ExtensionNotFound:
             constraints = None
         if constraints is None or not constraints.value.ca:
             raise ConfigError(f"{certificate}: is not a certificate authority; give the broker's own")
-        return cls(found, private)
+        return cls(parsed, private)
 
     def save(self, certificate: Path, key: Path, passphrase: Passphrase | None = None) -> None:
         """Write the two PEM files; the key's can be read by its owner alone, and is encrypted with a passphrase.

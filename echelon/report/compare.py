@@ -65,14 +65,14 @@ class ComparedRun:
         for e in self.data.evaluations:
             if e.loss is not None and math.isfinite(e.loss) and e.boundary != OVERALL:
                 newest.setdefault(e.commit, {})[e.boundary] = (e.loss, e.eval_tokens)
-        names = {name for found in newest.values() for name in found}
+        names = {name for by_boundary in newest.values() for name in by_boundary}
         out = []
         for commit in self.data.commits:
-            found = newest.get(commit.commit, {})
-            if found and set(found) == names:
-                total = sum(tokens for _, tokens in found.values())
+            by_boundary = newest.get(commit.commit, {})
+            if by_boundary and set(by_boundary) == names:
+                total = sum(tokens for _, tokens in by_boundary.values())
                 if total:
-                    out.append((commit, sum(loss * tokens for loss, tokens in found.values()) / total))
+                    out.append((commit, sum(loss * tokens for loss, tokens in by_boundary.values()) / total))
         return out
 
     @cached_property
@@ -93,10 +93,10 @@ class ComparedRun:
     def settings(self) -> dict[str, str]:
         """Every setting of the run file by its path, as text; empty when the file is missing or is not YAML."""
         try:
-            found = load_yaml(self.data.config_text, "config.yaml")
+            fields = load_yaml(self.data.config_text, "config.yaml")
         except ConfigError:
             return {}
-        return dict(flat(found)) if isinstance(found, dict) else {}
+        return dict(flat(fields)) if isinstance(fields, dict) else {}
 
 
 def flat(value: object, path: str = "") -> list[tuple[str, str]]:
@@ -228,8 +228,8 @@ def loss_against(x: Callable[[ComparedRun, CommitLine], float]) -> Callable[[Com
 
     def points(run: ComparedRun) -> list[Point]:
         base = run.summary.base_loss.get(OVERALL)
-        found = {0.0: base} if base is not None and run.losses else {}
-        return sorted((found | {float(x(run, commit)): loss for commit, loss in run.losses}).items())
+        losses = {0.0: base} if base is not None and run.losses else {}
+        return sorted((losses | {float(x(run, commit)): loss for commit, loss in run.losses}).items())
 
     return points
 
@@ -429,13 +429,13 @@ def differences(runs: Sequence[ComparedRun]) -> list[tuple[str, list[str]]]:
 
 def settings_section(runs: Sequence[ComparedRun]) -> Markup:
     """What differed; and whose run file could not be read."""
-    found = differences(runs)
+    different = differences(runs)
     missing = [run.name for run in runs if not run.settings]
     remark = "Settings in which the runs differ; all others are the same."
     if missing:
         remark += f" No readable config.yaml: {', '.join(missing)}."
     names = [run.name for run in runs]
-    shown = fill(FILE, "settings", names=names, rows=found) if found else Markup("")
+    shown = fill(FILE, "settings", names=names, rows=different) if different else Markup("")
     return section("Settings", remark, panel(shown, "No setting differs."))
 
 

@@ -38,8 +38,8 @@ def signed(value: float) -> str:
 
 def of_pace(commits: Iterable[CommitLine], read: Callable[[PaceDecision], float | None]) -> tuple[Point, ...]:
     """One figure of the controller's records by commit, where there is one."""
-    found = ((c.commit, read(c.pace)) for c in commits if c.pace is not None)
-    return tuple((float(commit), value) for commit, value in found if value is not None)
+    values = ((c.commit, read(c.pace)) for c in commits if c.pace is not None)
+    return tuple((float(commit), value) for commit, value in values if value is not None)
 
 
 def drift(coherence: float | None) -> float | None:

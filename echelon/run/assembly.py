@@ -113,11 +113,11 @@ class Assembly:
 
         By `BROKER ACTOR TOPIC out` (written) or `… in` (read), in order of name.
         """
-        found: Counter[str] = Counter()
+        amounts: Counter[str] = Counter()
         for broker, who, connection in self._connections:
             for (topic, direction), amount in connection.traffic().items():
-                found[f"{broker} {who} {topic} {direction}"] += amount.bytes
-        return dict(sorted(found.items()))
+                amounts[f"{broker} {who} {topic} {direction}"] += amount.bytes
+        return dict(sorted(amounts.items()))
 
     async def create_topics(self) -> None:
         """Create every topic of the catalogue on its broker; what is there already stays."""

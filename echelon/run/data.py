@@ -31,12 +31,12 @@ async def read_data(
     Raises:
         ConfigError: what is wrong in any of them, one sentence each.
     """
-    found: list[DataFacts | ConfigError | None] = []
+    answers: list[DataFacts | ConfigError | None] = []
     if is_virtual():
-        found = [await _asked(compute, name) for name in boundaries]
+        answers = [await _asked(compute, name) for name in boundaries]
     else:
-        found = list(await asyncio.gather(*(_asked(compute, name) for name in boundaries)))
-    by_name = dict(zip(boundaries, found, strict=True))
+        answers = list(await asyncio.gather(*(_asked(compute, name) for name in boundaries)))
+    by_name = dict(zip(boundaries, answers, strict=True))
     faults = [
         f"boundary {name}: {fault}" for name, fault in by_name.items() if isinstance(fault, ConfigError)
     ]

@@ -211,7 +211,7 @@ class Federation:
                 return {name: EvalResult(*sums) for name, sums in json.loads(text).items()}
         self.status(f"evaluating the {what} adapter" if what == "final" else "evaluating the base model")
         names = [boundary.name for boundary in self.settings.boundaries]
-        found = (
+        results = (
             [await one for one in [compute.evaluate_boundary(name, weights) for name in names]]
             if is_virtual()
             else (await asyncio.gather(*(compute.evaluate_boundary(name, weights) for name in names)))
@@ -221,10 +221,10 @@ class Federation:
                 name: (one.loss_sum, one.tokens)
                 if one.correct is None
                 else (one.loss_sum, one.tokens, one.correct)
-                for name, one in zip(names, found, strict=True)
+                for name, one in zip(names, results, strict=True)
             }
             write_private(place, json.dumps(sums).encode())
-        return dict(zip(names, found, strict=True))
+        return dict(zip(names, results, strict=True))
 
     async def _evaluate_last(self, compute: LearnerPool, adapter: Vector) -> None:
         """The last commit on what devices evaluated every other commit on: no window was left to carry those sums."""
@@ -236,8 +236,8 @@ class Federation:
             for place, name in enumerate(names):
                 shards = dealt(boundary.shards or 0, place, len(names))
                 calls.append(compute.evaluate(name, Evaluate(self.controller.core.newest, adapter, shards)))
-            found = [await call for call in calls] if is_virtual() else await asyncio.gather(*calls)
-            tokens = sum(part.tokens for part in found)
+            parts = [await call for call in calls] if is_virtual() else await asyncio.gather(*calls)
+            tokens = sum(part.tokens for part in parts)
             if tokens:
                 self.recorder.write(
                     "eval",
@@ -245,7 +245,7 @@ class Federation:
                     boundary=boundary.name,
                     commit=self.controller.core.newest,
                     tokens=self.recorder.committed_tokens,
-                    loss=sum(part.loss_sum for part in found) / tokens,
+                    loss=sum(part.loss_sum for part in parts) / tokens,
                     eval_tokens=tokens,
                 )
 

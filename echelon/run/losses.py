@@ -7,17 +7,17 @@ from echelon.training.learner import EvalResult
 
 def losses(results: dict[str, EvalResult]) -> dict[str, float | None]:
     """Each boundary's loss, and that of all together."""
-    found: dict[str, float | None] = {name: one.loss for name, one in results.items()}
-    return found | {"overall": _together(results).loss}
+    by_name: dict[str, float | None] = {name: one.loss for name, one in results.items()}
+    return by_name | {"overall": _together(results).loss}
 
 
 def accuracies(**results: dict[str, EvalResult]) -> dict[str, dict[str, float | None]]:
     """`base_accuracy` and `final_accuracy` of a classifier; nothing for a language model."""
     return {
-        f"{what}_accuracy": {name: one.accuracy for name, one in found.items()}
-        | {"overall": _together(found).accuracy}
-        for what, found in results.items()
-        if _together(found).correct is not None
+        f"{what}_accuracy": {name: one.accuracy for name, one in by_name.items()}
+        | {"overall": _together(by_name).accuracy}
+        for what, by_name in results.items()
+        if _together(by_name).correct is not None
     }
 
 

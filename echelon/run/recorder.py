@@ -188,8 +188,8 @@ class Recorder:
             listener(line)
 
     def _keep(self, line: dict[str, Any]) -> None:
-        found = EvaluationLine.model_validate(line)
-        self.evaluations[found.boundary, found.commit] = found
+        evaluation = EvaluationLine.model_validate(line)
+        self.evaluations[evaluation.boundary, evaluation.commit] = evaluation
 
     def close(self) -> None:
         """Close the file."""

@@ -27,10 +27,10 @@ class Entropy:
         Raises:
             ConfigError: the source returned another number of bytes.
         """
-        found = self._source(size)
-        if len(found) != size:
-            raise ConfigError(f"the source of entropy gave {len(found)} bytes where {size} were asked for")
-        return found
+        token = self._source(size)
+        if len(token) != size:
+            raise ConfigError(f"the source of entropy gave {len(token)} bytes where {size} were asked for")
+        return token
 
     @classmethod
     def seeded(cls, seed: bytes) -> Self:

@@ -36,11 +36,11 @@ class Recovery:
         for chosen in self._subsets(ordered):
             interpolation = self._interpolation(tuple(shares[device][0] for device in chosen))
             used = [shares[device][1] for device in chosen]
-            found = interpolation.secret(used)
-            if found is not None and good(found):
+            secret = interpolation.secret(used)
+            if secret is not None and good(secret):
                 if chosen != tuple(ordered[: self.threshold]):
                     self._accuse(interpolation, used, {d: shares[d] for d in ordered if d not in chosen})
-                return found
+                return secret
         return None
 
     def _subsets(self, ordered: list[str]) -> Iterator[tuple[str, ...]]:
@@ -65,7 +65,7 @@ class Recovery:
                 self.suspects.add(device)
 
     def _interpolation(self, points: tuple[int, ...]) -> Interpolation:
-        found = self._interpolations.get(points)
-        if found is None:
-            found = self._interpolations[points] = Interpolation(points)
-        return found
+        interpolation = self._interpolations.get(points)
+        if interpolation is None:
+            interpolation = self._interpolations[points] = Interpolation(points)
+        return interpolation

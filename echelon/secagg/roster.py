@@ -143,10 +143,10 @@ class Roster(Message):
         Raises:
             ProtocolError: the device is not enrolled.
         """
-        found = self._by_device.get(device)
-        if found is None:
+        entry = self._by_device.get(device)
+        if entry is None:
             raise ProtocolError(f"{device} is not on the roster of {self.boundary}: enrol it first")
-        return found
+        return entry
 
     def key(self, device: str) -> bytes:
         """The Ed25519 public key of a device, 32 bytes.

@@ -39,12 +39,7 @@ class Metrics:
 
     def __init__(self, health: Health, clock: Callable[[], float] = time.monotonic) -> None:
         self.registry = CollectorRegistry()
-        role = health.facts["service"]
-
-        def of(*roles: str) -> CollectorRegistry | None:
-            """Where a metric of these roles goes: others count nothing in it, and do not show it."""
-            return self.registry if role in roles else None
-
+        self._role = health.facts["service"]
         self._clock = clock
         self._phase: tuple[str, float] | None = None
         self._trained: deque[tuple[float, int]] = deque()
@@ -66,95 +61,10 @@ class Metrics:
             "echelon_loop_stall_seconds", "How late the event loop was, sampled all the time.",
             buckets=STALLS, registry=r,
         )  # fmt: skip
-        # inside a boundary
-        self._windows = Counter(
-            "echelon_windows",
-            "Windows that ended, by outcome and reason.",
-            ["outcome", "reason"],
-            registry=of("aggregator"),
-        )
-        self._cohort = Histogram(
-            "echelon_cohort_devices",
-            "Devices in the cohort of a window.",
-            buckets=SIZES,
-            registry=of("aggregator"),
-        )
-        self._dropouts = Counter(
-            "echelon_dropouts",
-            "Members of cohorts that are not in their window's sum.",
-            registry=of("aggregator"),
-        )
-        self._age = Histogram(
-            "echelon_update_staleness",
-            "Versions by which an update in a sum was late.",
-            buckets=AGES,
-            registry=of("aggregator"),
-        )
-        self._window_tokens = Counter(
-            "echelon_window_tokens", "Tokens behind closed windows.", registry=of("aggregator")
-        )
-        self._phases = Histogram(
-            "echelon_window_phase_seconds",
-            "Time in each phase of a window: open, then the rounds of secure aggregation.",
-            ["phase"], buckets=PHASES, registry=of("aggregator"),
-        )  # fmt: skip
-        self._ready = Gauge(
-            "echelon_ready_devices", "Devices that wait for a cohort.", registry=of("aggregator")
-        )
-        self._window = Gauge("echelon_window", "Number of the newest window.", registry=of("aggregator"))
-        self._sealed = Counter(
-            "echelon_deltas_sealed", "Boundary deltas that were sealed.", registry=of("aggregator")
-        )
-        self._adopted = Gauge(
-            "echelon_adopted_commit",
-            "Newest global commit that the boundary stands on.",
-            registry=of("aggregator"),
-        )
-        self._tokens = Counter(
-            "echelon_trained_tokens", "Tokens that this process trained on.", registry=of("device")
-        )
-        self._jobs = Counter("echelon_training_jobs", "Training jobs that ended.", registry=of("device"))
-        Gauge(
-            "echelon_tokens_per_second",
-            f"Tokens trained over the last {RATE_SECONDS:.0f} s.",
-            registry=of("device"),
-        ).set_function(self._rate)
-        # across it
-        self._crossed = Counter(
-            "echelon_crossed_bytes", "Bytes that the gate carried across the boundary.",
-            ["direction", "type"], registry=of("gate"),
-        )  # fmt: skip
-        self._deltas = Counter(
-            "echelon_deltas_received",
-            "Deltas that the controller took, by boundary.",
-            ["boundary"],
-            registry=of("controller"),
-        )
-        self._commits = Counter(
-            "echelon_commits", "Commits that this process made.", registry=of("controller")
-        )
-        self._commit = Gauge("echelon_commit", "Number of the newest commit.", registry=of("controller"))
-        self._merged = Histogram(
-            "echelon_delta_staleness",
-            "Commits by which a merged delta was late.",
-            buckets=AGES,
-            registry=of("controller"),
-        )
-        self._committed = Gauge(
-            "echelon_committed_tokens", "Tokens behind all commits.", registry=of("controller")
-        )
-        self._steps = Gauge(
-            "echelon_steps", "H: local steps per update, as announced.", registry=of("controller")
-        )
-        self._per_delta = Gauge(
-            "echelon_windows_per_delta", "R: windows per delta, as announced.", registry=of("controller")
-        )
-        self._refusals = Counter(
-            "echelon_refusals",
-            "Deltas that were refused, by reason.",
-            ["boundary", "reason"],
-            registry=of("controller"),
-        )
+        self._count_windows()
+        self._count_training()
+        self._count_crossings()
+        self._count_commits()
         # anywhere
         self._refused = Counter(
             "echelon_refused_records",
@@ -162,8 +72,115 @@ class Metrics:
             ["topic", "reason"],
             registry=r,
         )
-        self._closed = Gauge("echelon_closed", "1 once the run is closed.", registry=of("controller"))
+        self._closed = Gauge("echelon_closed", "1 once the run is closed.", registry=self._of("controller"))
         self._events = Counter("echelon_events", "Other facts, by kind.", ["kind"], registry=r)
+
+    def _of(self, *roles: str) -> CollectorRegistry | None:
+        """Where a metric of these roles goes: others count nothing in it, and do not show it."""
+        return self.registry if self._role in roles else None
+
+    def _count_windows(self) -> None:
+        self._windows = Counter(
+            "echelon_windows",
+            "Windows that ended, by outcome and reason.",
+            ["outcome", "reason"],
+            registry=self._of("aggregator"),
+        )
+        self._cohort = Histogram(
+            "echelon_cohort_devices",
+            "Devices in the cohort of a window.",
+            buckets=SIZES,
+            registry=self._of("aggregator"),
+        )
+        self._dropouts = Counter(
+            "echelon_dropouts",
+            "Members of cohorts that are not in their window's sum.",
+            registry=self._of("aggregator"),
+        )
+        self._age = Histogram(
+            "echelon_update_staleness",
+            "Versions by which an update in a sum was late.",
+            buckets=AGES,
+            registry=self._of("aggregator"),
+        )
+        self._window_tokens = Counter(
+            "echelon_window_tokens", "Tokens behind closed windows.", registry=self._of("aggregator")
+        )
+        self._phases = Histogram(
+            "echelon_window_phase_seconds",
+            "Time in each phase of a window: open, then the rounds of secure aggregation.",
+            ["phase"], buckets=PHASES, registry=self._of("aggregator"),
+        )  # fmt: skip
+        self._ready = Gauge(
+            "echelon_ready_devices", "Devices that wait for a cohort.", registry=self._of("aggregator")
+        )
+        self._window = Gauge(
+            "echelon_window", "Number of the newest window.", registry=self._of("aggregator")
+        )
+        self._sealed = Counter(
+            "echelon_deltas_sealed", "Boundary deltas that were sealed.", registry=self._of("aggregator")
+        )
+        self._adopted = Gauge(
+            "echelon_adopted_commit",
+            "Newest global commit that the boundary stands on.",
+            registry=self._of("aggregator"),
+        )
+
+    def _count_training(self) -> None:
+        self._tokens = Counter(
+            "echelon_trained_tokens", "Tokens that this process trained on.", registry=self._of("device")
+        )
+        self._jobs = Counter(
+            "echelon_training_jobs", "Training jobs that ended.", registry=self._of("device")
+        )
+        Gauge(
+            "echelon_tokens_per_second",
+            f"Tokens trained over the last {RATE_SECONDS:.0f} s.",
+            registry=self._of("device"),
+        ).set_function(self._rate)
+
+    def _count_crossings(self) -> None:
+        self._crossed = Counter(
+            "echelon_crossed_bytes", "Bytes that the gate carried across the boundary.",
+            ["direction", "type"], registry=self._of("gate"),
+        )  # fmt: skip
+        self._deltas = Counter(
+            "echelon_deltas_received",
+            "Deltas that the controller took, by boundary.",
+            ["boundary"],
+            registry=self._of("controller"),
+        )
+
+    def _count_commits(self) -> None:
+        self._commits = Counter(
+            "echelon_commits", "Commits that this process made.", registry=self._of("controller")
+        )
+        self._commit = Gauge(
+            "echelon_commit", "Number of the newest commit.", registry=self._of("controller")
+        )
+        self._merged = Histogram(
+            "echelon_delta_staleness",
+            "Commits by which a merged delta was late.",
+            buckets=AGES,
+            registry=self._of("controller"),
+        )
+        self._committed = Gauge(
+            "echelon_committed_tokens", "Tokens behind all commits.", registry=self._of("controller")
+        )
+        self._steps = Gauge(
+            "echelon_steps", "H: local steps per update, as announced.", registry=self._of("controller")
+        )
+        self._per_delta = Gauge(
+            "echelon_windows_per_delta",
+            "R: windows per delta, as announced.",
+            registry=self._of("controller"),
+        )
+        self._refusals = Counter(
+            "echelon_refusals",
+            "Deltas that were refused, by reason.",
+            ["boundary", "reason"],
+            registry=self._of("controller"),
+        )
 
     # ---- facts -----------------------------------------------------------------------------------
 

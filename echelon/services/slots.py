@@ -29,16 +29,16 @@ def slots_in(folder: Path) -> list[Path]:
         ConfigError: the folder cannot be read, or holds none.
     """
     try:
-        found = sorted(path for path in folder.iterdir() if (path / SIGNING_FILE).is_file())
+        slots = sorted(path for path in folder.iterdir() if (path / SIGNING_FILE).is_file())
     except OSError as error:
         raise ConfigError(
             f"slots {folder} cannot be read: {error.strerror}. `slots` names a folder of folders, one for each device"
         ) from error
-    if not found:
+    if not slots:
         raise ConfigError(
             f"slots {folder}: no folder in it has a {SIGNING_FILE}; enrol devices and put theirs there"
         )
-    return found
+    return slots
 
 
 def key_of(slot: Path, roster: Roster, passphrase: Passphrase | None = None) -> bytes:

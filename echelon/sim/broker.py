@@ -218,10 +218,10 @@ class SimBus(Bus):
         await self.refuse_when_cut()
         await asyncio.sleep(self.link.late())
         await self.refuse_when_cut()
-        found = answer()
+        result = answer()
         await asyncio.sleep(self.link.late())
         await self.refuse_when_cut()
-        return found
+        return result
 
     async def publish_many(self, records: Sequence[Outgoing]) -> list[int]:
         """See `Bus.publish_many`."""

@@ -59,14 +59,14 @@ class RunRecords:
         """The records of a boundary topic, each distinct one once, in order."""
         key = (boundary, topic)
         if key not in self._said:
-            found: dict[bytes, DecodedRecord] = {}
+            decoded: dict[bytes, DecodedRecord] = {}
             for record in self.outcome.topics[boundary][topic]:
-                if is_chunk(record) or record.value in found:
+                if is_chunk(record) or record.value in decoded:
                     continue
                 envelope = Envelope.open(record.value)
                 message = BOUNDARY.find(envelope.type, envelope.type_version).decode(envelope.body)
-                found[record.value] = DecodedRecord(record, envelope.sender, message, envelope.body)
-            self._said[key] = list(found.values())
+                decoded[record.value] = DecodedRecord(record, envelope.sender, message, envelope.body)
+            self._said[key] = list(decoded.values())
         return self._said[key]
 
     def messages(self, boundary: str, topic: str, kind: type[M]) -> list[M]:
@@ -82,12 +82,12 @@ class RunRecords:
     @cached_property
     def exchange(self) -> dict[str, list[Message]]:
         """The manifests of every log of the exchange, each distinct one once, in order."""
-        found = {}
+        messages = {}
         for topic in logs_of(self.outcome.manifest):
             records = self.outcome.topics["exchange"][topic]
             distinct = {record.value: record for record in records if not is_chunk(record)}
-            found[topic] = [read_manifest(record)[1] for record in distinct.values()]
-        return found
+            messages[topic] = [read_manifest(record)[1] for record in distinct.values()]
+        return messages
 
     @cached_property
     def report(self) -> Report:

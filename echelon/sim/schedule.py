@@ -177,11 +177,11 @@ def role_of(actor: str, settings: RunSettings) -> str:
 
 def reachable(settings: RunSettings) -> dict[str, tuple[str, ...]]:
     """The brokers that each actor reaches, its own first."""
-    found: dict[str, tuple[str, ...]] = {"controller": ("exchange",)}
-    found |= {witness_of(name): ("exchange",) for name in settings.witnesses.names}
+    brokers: dict[str, tuple[str, ...]] = {"controller": ("exchange",)}
+    brokers |= {witness_of(name): ("exchange",) for name in settings.witnesses.names}
     for boundary in settings.boundaries:
-        found[f"{boundary.name}.aggregator"] = (boundary.name,)
-        found[f"{boundary.name}.gate"] = (boundary.name, "exchange")
-        found |= {edge: (boundary.name,) for edge in boundary.edge_names()}
-        found |= {device.id: (boundary.name,) for device in boundary.device_list()}
-    return found
+        brokers[f"{boundary.name}.aggregator"] = (boundary.name,)
+        brokers[f"{boundary.name}.gate"] = (boundary.name, "exchange")
+        brokers |= {edge: (boundary.name,) for edge in boundary.edge_names()}
+        brokers |= {device.id: (boundary.name,) for device in boundary.device_list()}
+    return brokers

@@ -100,10 +100,10 @@ def _files(path: Path, source: str, stack: ExitStack) -> Source:
     if (path / INDEX_FILE).is_file():
         return _folder(path, stack)
     if log.is_file():
-        found = stack.enter_context(_bus(sqlite_url(log), source))
-        _adapter(found, path / "adapter", most=_size_of_log(log) + MAX_LAYOUT_BYTES)
-        _checkpoints(found, path / "checkpoints")
-        return found
+        exchange = stack.enter_context(_bus(sqlite_url(log), source))
+        _adapter(exchange, path / "adapter", most=_size_of_log(log) + MAX_LAYOUT_BYTES)
+        _checkpoints(exchange, path / "checkpoints")
+        return exchange
     if path.is_file():
         return stack.enter_context(_bus(sqlite_url(path), source))
     if not path.exists():

@@ -159,15 +159,15 @@ def _by_class(
     probabilities: torch.Tensor, mapping: torch.Tensor | None, number: int
 ) -> npt.NDArray[np.float64]:
     if mapping is None:
-        found = probabilities
+        sums = probabilities
     elif mapping.shape[0] != probabilities.shape[1]:
         raise ConfigError(
             f"probe {number}: classes for {mapping.shape[0]} tokens, the model predicts {probabilities.shape[1]}"
         )
     else:
-        found = probabilities.new_zeros(probabilities.shape[0], int(mapping.max()) + 1)
-        found.index_add_(1, mapping, probabilities)
-    return np.asarray(found.cpu().numpy(), dtype=np.float64)
+        sums = probabilities.new_zeros(probabilities.shape[0], int(mapping.max()) + 1)
+        sums.index_add_(1, mapping, probabilities)
+    return np.asarray(sums.cpu().numpy(), dtype=np.float64)
 
 
 @contextmanager

@@ -65,9 +65,9 @@ class TrainerState:
         body, digest = data[:-_DIGEST], data[-_DIGEST:]
         if hashlib.sha256(body).digest() != digest:
             raise StateError("trainer state is damaged (its SHA-256 differs): start the device without it")
-        _, found, steps, cursor = _HEADER.unpack_from(body)
-        if found != dim:
-            raise StateError(f"trainer state is of an adapter of {found} elements, not {dim}")
+        _, length, steps, cursor = _HEADER.unpack_from(body)
+        if length != dim:
+            raise StateError(f"trainer state is of an adapter of {length} elements, not {dim}")
         moments = np.frombuffer(body, dtype="<f4", offset=_HEADER.size)
         first, second = (part.astype(np.float32) for part in (moments[:dim], moments[dim:]))
         return cls(first, second, steps, cursor)

@@ -206,12 +206,12 @@ def _check_imports(name: str, data: bytes, path: Path) -> None:
         raise ConfigError(f"rule {name}: {path} is no Python source: {error}") from error
     allowed = sys.stdlib_module_names | ALSO_IMPORTED
     for node in ast.walk(tree):
-        found: list[str] = []
+        imports: list[str] = []
         if isinstance(node, ast.Import):
-            found = [alias.name for alias in node.names]
+            imports = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            found = [node.module or ""] if node.level == 0 else ["." * node.level]
-        for imported in found:
+            imports = [node.module or ""] if node.level == 0 else ["." * node.level]
+        for imported in imports:
             if imported.partition(".")[0] not in allowed:
                 raise ConfigError(
                     f"rule {name}: {path}, line {getattr(node, 'lineno', 0)} imports {imported}, which the digest of "
@@ -235,7 +235,7 @@ def _load(name: str, data: bytes, path: Path) -> Callable[..., Any]:
             del sys.modules[module]
         else:
             sys.modules[module] = before
-    found = getattr(made, attribute, None)
-    if not isinstance(found, type):
+    member = getattr(made, attribute, None)
+    if not isinstance(member, type):
         raise ConfigError(f"rule {name}: {path} has no class {attribute}")
-    return found
+    return member

@@ -80,13 +80,13 @@ def terms_of(settings: RunSettings, boundary: str, manifest: RunManifest) -> Sha
     Raises:
         ConfigError: the run file does not have the boundary, or deals its data to devices.
     """
-    found = next((found for found in settings.boundaries if found.name == boundary), None)
-    if found is None or found.shards is None:
+    wanted = next((wanted for wanted in settings.boundaries if wanted.name == boundary), None)
+    if wanted is None or wanted.shards is None:
         raise ConfigError(
             f"the run file has no shards for boundary {boundary}: give it boundaries[].shards, or nothing is to do"
         )
     enrolment = manifest.boundaries[manifest.index(boundary)].enrolment_public
-    return ShardTerms(manifest.run_id, bytes.fromhex(enrolment), found.shards, data_digest(settings, found))
+    return ShardTerms(manifest.run_id, bytes.fromhex(enrolment), wanted.shards, data_digest(settings, wanted))
 
 
 def dealt(count: int, place: int, places: int) -> tuple[int, ...]:
@@ -271,10 +271,10 @@ class KafkaShards:
         return missing if moves == self._moves else []
 
     async def _published(self, shard: int) -> bool:
-        found = await newest(self._bus, shard, self._terms, self._log)
-        if found is None:
+        newest_record = await newest(self._bus, shard, self._terms, self._log)
+        if newest_record is None:
             return False
-        record, said = found
+        record, said = newest_record
         if (said.count, said.data_sha256) != (self._terms.count, self._terms.data_sha256):
             raise ConfigError(
                 f"shard {shard} was published as one of {said.count} for other data settings than this device has "
@@ -337,13 +337,13 @@ async def newest(bus: Bus, shard: int, terms: ShardTerms, log: logging.Logger) -
         log: told of records that are passed over.
     """
     at = TopicPartition(TOPIC, shard)
-    found = None
+    latest = None
     async for record in read_to_end(bus, at, await bus.first_offset(at), GROUP):
         try:
-            found = record, _opened(record, terms)
+            latest = record, _opened(record, terms)
         except Refused as refused:
             log.warning("passed over %s/%d@%d: %s", at.topic, at.partition, record.offset, refused)
-    return found
+    return latest
 
 
 def _opened(record: Record, terms: ShardTerms) -> Shard:

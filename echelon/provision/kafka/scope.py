@@ -129,8 +129,8 @@ def load_scope(path: Path) -> Scope:
     """
     fields = load_yaml(read_file(path, "topics file", MAX_FILE_BYTES), f"topics file {path}")
     try:
-        found = Scope.model_validate(fields)
+        scope = Scope.model_validate(fields)
     except ValidationError as error:
         lines = describe(error, fields, Scope)
         raise ConfigError(f"topics file {path}:\n" + "\n".join(lines)) from None
-    return found.model_copy(update={"broker": found.broker.beside(path.absolute().parent)})
+    return scope.model_copy(update={"broker": scope.broker.beside(path.absolute().parent)})

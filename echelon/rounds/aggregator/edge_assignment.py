@@ -58,11 +58,11 @@ def places(count: int, edges: Sequence[str], limits: Mapping[str, int]) -> dict[
     free = [edge for edge in edges if edge not in limits]
     if len(free) == len(edges):
         return even(count, edges, limits)
-    found = {edge: min(count, limits.get(edge, -(-count // len(edges)))) for edge in edges}
-    left = count - sum(found.values())
+    room = {edge: min(count, limits.get(edge, -(-count // len(edges)))) for edge in edges}
+    left = count - sum(room.values())
     if free and left > 0:
-        found |= {edge: found[edge] + -(-left // len(free)) for edge in free}
-    return found
+        room |= {edge: room[edge] + -(-left // len(free)) for edge in free}
+    return room
 
 
 def even(count: int, edges: Sequence[str], limits: Mapping[str, int]) -> dict[str, int]:
@@ -73,15 +73,15 @@ def even(count: int, edges: Sequence[str], limits: Mapping[str, int]) -> dict[st
         edges: names of the edges; of equal ones the first is filled first.
         limits: most devices of an edge, where it has a limit.
     """
-    found = dict.fromkeys(edges, 0)
+    room = dict.fromkeys(edges, 0)
     while count > 0:
-        open_ = [edge for edge in edges if found[edge] < limits.get(edge, count + found[edge])]
+        open_ = [edge for edge in edges if room[edge] < limits.get(edge, count + room[edge])]
         if not open_:
             break
-        edge = min(open_, key=lambda name: found[name])
-        found[edge] += 1
+        edge = min(open_, key=lambda name: room[name])
+        room[edge] += 1
         count -= 1
-    return found
+    return room
 
 
 Measured = Mapping[str, Mapping[str, Sequence[int]]]
@@ -112,8 +112,8 @@ def distances(devices: Sequence[str], edges: Sequence[str], trips: Measured) -> 
         trips: measured round trips, by device and edge.
     """
     known: dict[str, dict[str, int]] = {}
-    for device, found in trips.items():
-        said = {edge: trip_of(found.get(edge, ())) for edge in edges}
+    for device, measured in trips.items():
+        said = {edge: trip_of(measured.get(edge, ())) for edge in edges}
         known[device] = {edge: trip for edge, trip in said.items() if trip is not None}
     to = {edge: [said[edge] for said in known.values() if edge in said] for edge in edges}
     distance = {}
@@ -172,20 +172,20 @@ def spread(devices: Sequence[str], room: Mapping[str, int], before: Mapping[str,
         before: the edge that each device had; "" or absent: none.
     """
     load = dict.fromkeys(room, 0)
-    found: dict[str, str] = {}
+    assigned: dict[str, str] = {}
     for device in devices:
         edge = before.get(device, "")
         if edge in load and load[edge] < room[edge]:
-            found[device] = edge
+            assigned[device] = edge
             load[edge] += 1
     for device in devices:
-        if device not in found:
+        if device not in assigned:
             open_ = [edge for edge in room if load[edge] < room[edge]]
             edge = min(open_, key=lambda name: (load[name], name), default="")
-            found[device] = edge
+            assigned[device] = edge
             if edge:
                 load[edge] += 1
-    return found
+    return assigned
 
 
 class StoredEdges(SnapshotMap, frozen=True, kw_only=True):
@@ -256,16 +256,16 @@ class Edges:
         """Deal the devices out anew, moving as few as possible. Whether anything changed."""
         terms, there = self.terms, self.there
         if not there:
-            found = dict.fromkeys(terms.devices, "")
+            assigned = dict.fromkeys(terms.devices, "")
         else:
-            found = self._dealt(places(len(terms.devices), there, terms.limits))
-            heads = Counter(edge for edge in found.values() if edge)
+            assigned = self._dealt(places(len(terms.devices), there, terms.limits))
+            heads = Counter(edge for edge in assigned.values() if edge)
             if any(count < terms.floor for count in heads.values()):
                 # The few of an edge would wait there for others that never come.
-                found = self._dealt(even(len(terms.devices), there, terms.limits))
-        if found == self.assignment:
+                assigned = self._dealt(even(len(terms.devices), there, terms.limits))
+        if assigned == self.assignment:
             return False
-        self.assignment, self.number = found, self.number + 1
+        self.assignment, self.number = assigned, self.number + 1
         return True
 
     def _dealt(self, room: Mapping[str, int]) -> dict[str, str]:

@@ -140,27 +140,27 @@ class HistoryReader:
             log.progress()
         return log.wants if log.blocked else frozenset()
 
-    def feed(self, found: Incoming) -> None:
+    def feed(self, incoming: Incoming) -> None:
         """Take an input of a window.
 
         Raises:
             InputRefused: it came too early for its window.
         """
-        self._log.feed(found)
+        self._log.feed(incoming)
 
-    def take(self, found: Incoming) -> None:
+    def take(self, incoming: Incoming) -> None:
         """Take a model, a check-in or a delta, after all decisions."""
-        match found.topic, found.message:
+        match incoming.topic, incoming.message:
             case "model", Model() as message:
                 self._bases.append(Base(version=message.version, sha256=message.sha256))
-            case "checkin", (Ready() | Leave()) as message if self._outdated(found.sender, message):
+            case "checkin", (Ready() | Leave()) as message if self._outdated(incoming.sender, message):
                 pass  # it was refused
             case "checkin", Ready() as message:
-                offer, until = self._used.get(found.sender, (-1, 0))
-                if message.offer > offer or found.offset >= until:
-                    self._ready[found.sender] = DeviceId(found.sender), found.offset, message
+                offer, until = self._used.get(incoming.sender, (-1, 0))
+                if message.offer > offer or incoming.offset >= until:
+                    self._ready[incoming.sender] = DeviceId(incoming.sender), incoming.offset, message
             case "checkin", Leave():
-                self._ready.pop(found.sender, None)
+                self._ready.pop(incoming.sender, None)
             case "delta", SealedDelta() as message:
                 self._sent.add(message.seq)
             case _:

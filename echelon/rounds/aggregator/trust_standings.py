@@ -106,10 +106,10 @@ class TrustStandings:
             )
         if record.number <= self.numbers.get(device, -1):
             raise ProtocolError(f"{device} sent record {record.number} again, or late")
-        found = RecordShape(record.dim, record.rows, record.classes)
-        if found != self.shape:
+        shape = RecordShape(record.dim, record.rows, record.classes)
+        if shape != self.shape:
             raise ProtocolError(
-                f"{device} reports {found.rows} distributions over {found.classes} classes and {found.dim} "
+                f"{device} reports {shape.rows} distributions over {shape.classes} classes and {shape.dim} "
                 f"dimensions, by the terms they are {self.shape.rows}, {self.shape.classes} and {self.shape.dim}"
             )
         counts, print_ = record.counts(), Gaussian.of_record(record)
@@ -146,8 +146,8 @@ class TrustStandings:
 
     def trust(self, device: str) -> int:
         """In millionths; full for a device of which nothing is known."""
-        found = self.standing.get(device)
-        return PPM if found is None else found.trust
+        standing = self.standing.get(device)
+        return PPM if standing is None else standing.trust
 
     def facts(self) -> StoredStandings:
         """What a snapshot keeps."""

@@ -18,9 +18,9 @@ F32 = NDArray[np.float32]
 class CommitMismatch(ProtocolError):
     """A commit says something else than its inputs give; `field` names the first such field."""
 
-    def __init__(self, commit: int, field: str, found: object, derived: object) -> None:
+    def __init__(self, commit: int, field: str, written: object, derived: object) -> None:
         super().__init__(
-            f"commit {commit}: {field} is {_short(found)}, derived from its inputs it is {_short(derived)}"
+            f"commit {commit}: {field} is {_short(written)}, derived from its inputs it is {_short(derived)}"
         )
         self.commit = commit
         self.field = field
@@ -67,7 +67,7 @@ def check_commit(commit: Commit, draft: CommitDraft) -> None:
     Raises:
         CommitMismatch: a field differs; the error names the first such field.
     """
-    for field, found, expected in (
+    for field, written, expected in (
         ("merged", commit.merged, draft.merged),
         ("pace", commit.pace, draft.pace),
         ("tokens", commit.tokens, draft.tokens),
@@ -76,8 +76,8 @@ def check_commit(commit: Commit, draft: CommitDraft) -> None:
         ("payload.length", commit.payload.length, 4 * draft.adapter.size),
         ("payload.sha256", commit.payload.sha256, draft.adapter_sha256),
     ):
-        if found != expected:
-            raise CommitMismatch(commit.commit, field, found, expected)
+        if written != expected:
+            raise CommitMismatch(commit.commit, field, written, expected)
 
 
 def _short(value: object) -> str:

@@ -223,12 +223,12 @@ class DeviceSession:
         if message.session != session.id or session.channel is None:
             return None
         try:
-            found = session.channel.open(message, event.payload or b"")
+            opened = session.channel.open(message, event.payload or b"")
         except ChannelBroken as error:
             raise Refused(Reason.OUT_OF_ORDER, str(error)) from error
-        if found is None or getattr(found[0], "job", -1) != self._job:
+        if opened is None or getattr(opened[0], "job", -1) != self._job:
             return None
-        head, tensor = found
+        head, tensor = opened
         if isinstance(head, Declined):
             raise EdgeLost(head.reason.value)
         question = head.kind, getattr(head, "step", -1), getattr(head, "micro", -1)

@@ -77,8 +77,8 @@ class EdgeAdapters:
         """Whether it cannot start: its adapter is gone, or it trains otherwise than the boundary does from it."""
         if self.lacks(begin):
             return True
-        found = self.versions.get(begin.version) if isinstance(begin, Begin) else None
-        return isinstance(begin, Begin) and found is not None and not found.trains(begin)
+        known = self.versions.get(begin.version) if isinstance(begin, Begin) else None
+        return isinstance(begin, Begin) and known is not None and not known.trains(begin)
 
     def place(self, job: MiddleJob, secret: bytes) -> EdgeStart | None:
         """Say where a job's middle starts.
@@ -99,12 +99,12 @@ class EdgeAdapters:
                 base=anchor, start=anchor, front=begin.front, back=begin.back, mu=0.0, progress=0.0, state=None,
                 secret=secret,
             )  # fmt: skip
-        found = self.versions.get(begin.version)
-        if found is None:
+        known = self.versions.get(begin.version)
+        if known is None:
             return None
-        job.base = begin.version, found.sha256
-        start = found.theta if job.on_top is None else found.theta + job.on_top
+        job.base = begin.version, known.sha256
+        start = known.theta if job.on_top is None else known.theta + job.on_top
         return EdgeStart(
-            base=found.theta, start=start, front=begin.front, back=begin.back, mu=from_double(begin.mu),
-            progress=found.progress, state=job.state, secret=secret,
+            base=known.theta, start=start, front=begin.front, back=begin.back, mu=from_double(begin.mu),
+            progress=known.progress, state=job.state, secret=secret,
         )  # fmt: skip

@@ -250,14 +250,14 @@ class EdgeCore:
         They are the newest adapter, those of the newest commits, and of every device its jobs' updates and moments.
         """
         newest = max(self._adapters.versions, default=None)
-        found: dict[str, F32 | bytes] = {}
+        vectors: dict[str, F32 | bytes] = {}
         if newest is not None:
-            found["theta"] = self._adapters.versions[newest].theta
-        found |= {f"commit {commit}": anchor for commit, anchor in self._adapters.commits.items()}
+            vectors["theta"] = self._adapters.versions[newest].theta
+        vectors |= {f"commit {commit}": anchor for commit, anchor in self._adapters.commits.items()}
         for device, kept in self.kept.items():
-            found |= {f"moved {device} {job}": moved for job, moved in kept.moved.items()}
-            found |= {f"state {device} {job}": state for job, state in kept.states.items()}
-        return found
+            vectors |= {f"moved {device} {job}": moved for job, moved in kept.moved.items()}
+            vectors |= {f"state {device} {job}": state for job, state in kept.states.items()}
+        return vectors
 
     def vectors(self) -> dict[str, bytes]:
         """Those parts as bytes."""

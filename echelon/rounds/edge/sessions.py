@@ -89,8 +89,8 @@ class EdgeSessions:
 
     def knows(self, device: str, session: bytes) -> bool:
         """Whether that is a session of the device, or one that it asked for."""
-        found = self.live.get(device)
-        live = found is not None and found.channel.session == session
+        session_of_device = self.live.get(device)
+        live = session_of_device is not None and session_of_device.channel.session == session
         return live or session in self.asked.get(device, {})
 
     def accept(self, device: str, message: SplitOpen) -> list[Effect]:
@@ -108,10 +108,10 @@ class EdgeSessions:
                 known.leaving = True
             return []
         asked = self.asked.get(device, {})
-        for found in (known, asked.get(message.session)):
-            if found is not None and found.answers(message):
-                return [self.answer(device, found.accept)]
-            if found is not None and found.accept.session == message.session:
+        for earlier in (known, asked.get(message.session)):
+            if earlier is not None and earlier.answers(message):
+                return [self.answer(device, earlier.accept)]
+            if earlier is not None and earlier.accept.session == message.session:
                 raise ProtocolError(f"{device} opens one session with two keys")
         key = AgreementKey(self._entropy.token(32))
         parties = Parties(self._run, self._roster.boundary, device, self._edge)
@@ -186,27 +186,27 @@ class EdgeSessions:
         if session is None or session.channel.session != message.session:
             return [], None  # another edge's, or of a session that is over
         try:
-            found = session.channel.open(message, payload)
+            opened = session.channel.open(message, payload)
         except (ChannelBroken, Refused) as error:
             effects = self.drop_job(device)
             del self.live[device]
             return [*effects, _refused(device, error)], None
-        if found is None:
+        if opened is None:
             return [], None
         session.heard, session.leaving = True, False
-        return [], Heard(session, *found)
+        return [], Heard(session, *opened)
 
     def _first(
         self, device: str, asked: EdgeSession, message: SplitFrame, payload: bytes
     ) -> tuple[list[Effect], Heard | None]:
         """Open a frame of a session that was only asked for: if the device sealed it, the session begins."""
         try:
-            found = asked.channel.open(message, payload)
+            opened = asked.channel.open(message, payload)
         except (ChannelBroken, Refused) as error:
             return [_refused(device, error)], None
-        if found is None:
+        if opened is None:
             return [], None
-        return self._entered(device, asked), Heard(asked, *found)
+        return self._entered(device, asked), Heard(asked, *opened)
 
     def _entered(self, device: str, session: EdgeSession) -> list[Effect]:
         """The first frame of a session came: it takes the place of the one before."""
@@ -228,9 +228,9 @@ class EdgeSessions:
         for device in gone:
             del self.live[device]
         for device, asked in list(self.asked.items()):
-            self.asked[device] = {name: found for name, found in asked.items() if found.heard}
-            for found in self.asked[device].values():
-                found.heard = False
+            self.asked[device] = {name: waiting for name, waiting in asked.items() if waiting.heard}
+            for waiting in self.asked[device].values():
+                waiting.heard = False
             if not self.asked[device]:
                 del self.asked[device]
         return effects

@@ -104,7 +104,7 @@ class EdgeWindow:
 
     @property
     def _included(self) -> Included | None:
-        return next((found for found in self.decisions if isinstance(found, Included)), None)
+        return next((decision for decision in self.decisions if isinstance(decision, Included)), None)
 
     def take(self, decision: Decision) -> None:
         """Take the next decision of the window; the same one again changes nothing.
@@ -143,7 +143,7 @@ class EdgeWindow:
 
     @property
     def _shares(self) -> SharesList:
-        return next(found for found in self.decisions if isinstance(found, SharesList))
+        return next(decision for decision in self.decisions if isinstance(decision, SharesList))
 
     def _vouched(self, signatures: Signatures) -> frozenset[str]:
         """The edge's devices whose place in the sum is signed: by t of each and its neighbours, and by itself."""
@@ -226,18 +226,18 @@ class MiddleSums:
         Devices that are cut elsewhere leave other blocks to the edge: each block is a sum of its own, with a floor of
         its own.
         """
-        found: list[tuple[Member, F32]] = []
+        moves: list[tuple[Member, F32]] = []
         for member in members:
             moved = kept[member.device].sum_of(member.jobs)
             if moved is not None:
-                found.append((member, moved.copy()))
+                moves.append((member, moved.copy()))
         for places in self._blocks.values():
-            movers = [one for one in found if any(one[1][place].any() for place in places)]
+            movers = [one for one in moves if any(one[1][place].any() for place in places)]
             if movers and not releasable([member.weight for member, _ in movers], self._secure):
                 for _, moved in movers:
                     for place in places:
                         moved[place] = 0.0
-        return found
+        return moves
 
     def _sum(self, members: Sequence[Member], kept: Mapping[str, KeptJobs]) -> tuple[NDArray[np.int64], int]:
         """Σ round(w/W · clip(Δ) · 2**scale_bits) of these members, int64[d], and Σ w‖Δ‖² in units of 2**-32."""

@@ -177,8 +177,10 @@ def encode_rows(
     for start in range(0, len(documents), _BATCH):
         batch = documents[start : start + _BATCH]
         texts = [_classified(document, numbers) for document in batch]
-        found = tokenizer(texts, add_special_tokens=True, verbose=False, truncation=True, max_length=length)
-        for document, ids in zip(batch, found["input_ids"], strict=True):
+        encoding = tokenizer(
+            texts, add_special_tokens=True, verbose=False, truncation=True, max_length=length
+        )
+        for document, ids in zip(batch, encoding["input_ids"], strict=True):
             tokens = np.asarray(ids, dtype=np.int32)
             if tokens.size:
                 counted, number = np.ones(tokens.size, np.bool_), numbers[str(document.label)]

@@ -415,17 +415,17 @@ def _row(
         domain = _whole(str(_field(row, settings.domain_field, where)), mended)
     content: str | Conversation | tuple[Turn, ...]
     try:
-        found = conversation_of(settings, row, where)
+        read = conversation_of(settings, row, where)
     except NoConversation as error:
         left_out.rows[error.reason] += 1
         return
-    if found is None:
+    if read is None:
         content = _whole(_text(row, settings.text_field, where), mended)
         if not content.strip():
             left_out.rows[EMPTY] += 1
             return
     else:
-        conversation = found.mended(lambda text: _whole(text, mended))
+        conversation = read.mended(lambda text: _whole(text, mended))
         content = conversation.turns if conversation.tools is None else conversation
     if mended:
         left_out.mended[NO_TEXT] += 1

@@ -201,9 +201,9 @@ class DeviceWorker:
     def back(self, micro: int, hidden: bytes) -> bytes:
         """Loss, and its gradient by the activation that the edge gave. Raises `CodecError`."""
         with self._lock:
-            found = self._part.back(micro, self.codec.unpack(DOWN_HIDDEN, self._step, micro, hidden))
-            self._loss += found.loss_sum
-            return self.codec.pack(UP_GRADIENT, self._step, micro, found.gradient)
+            done = self._part.back(micro, self.codec.unpack(DOWN_HIDDEN, self._step, micro, hidden))
+            self._loss += done.loss_sum
+            return self.codec.pack(UP_GRADIENT, self._step, micro, done.gradient)
 
     def front_backward(self, micro: int, gradient: bytes) -> None:
         """Carry a gradient back through the first blocks. Raises `CodecError`."""
@@ -300,8 +300,8 @@ class DeviceWorker:
     def assessed(self) -> tuple[float, int]:
         """Sum of the evaluation's losses in nats, and how many targets, or rows, they are of."""
         with self._lock:
-            found = [self._judged[micro] for micro in sorted(self._judged)]
-            return math.fsum(loss for loss, _ in found), sum(counted for _, counted in found)
+            judged = [self._judged[micro] for micro in sorted(self._judged)]
+            return math.fsum(loss for loss, _ in judged), sum(counted for _, counted in judged)
 
     @property
     def seen(

@@ -120,8 +120,8 @@ class Codecs:
             UP_LOOK: settings.up_activations,
             DOWN_LOOK: settings.down_activations,
         }
-        found = {stream: Encoding.of(name, width) for stream, name in named.items()}
-        return cls(found, Limits(width, batch, length), settings.feedback)
+        encodings = {stream: Encoding.of(name, width) for stream, name in named.items()}
+        return cls(encodings, Limits(width, batch, length), settings.feedback)
 
 
 class TensorCodec:

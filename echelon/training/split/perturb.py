@@ -102,8 +102,8 @@ def decode_basis(data: bytes, width: int) -> Basis:
     """The subspace of a message. Raises `CodecError` unless it is float32[width, r] with orthonormal columns."""
     if len(data) < _HEADER.size:
         raise CodecError(f"subspace message of {len(data)} bytes is shorter than its header")
-    magic, found, rank = _HEADER.unpack_from(data)
-    if magic != _MAGIC or found != width or not 1 <= rank <= min(width, MAX_RANK):
+    magic, hidden, rank = _HEADER.unpack_from(data)
+    if magic != _MAGIC or hidden != width or not 1 <= rank <= min(width, MAX_RANK):
         raise CodecError(f"bytes are not a subspace message for hidden states of width {width}")
     if len(data) != _HEADER.size + 4 * width * rank:
         raise CodecError(

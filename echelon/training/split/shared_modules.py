@@ -82,8 +82,8 @@ class SharedModules:
                 tokenizer = load_tokenizer(self.spec.model)
                 length = self.spec.train.sequence_length
                 texts = load_probes().texts[:count]
-                found = (tokenizer(text, truncation=True, max_length=length)["input_ids"] for text in texts)
-                self._probes[count] = [np.asarray([ids], np.int64) for ids in found if ids]
+                encoded = (tokenizer(text, truncation=True, max_length=length)["input_ids"] for text in texts)
+                self._probes[count] = [np.asarray([ids], np.int64) for ids in encoded if ids]
             return self._probes[count]
 
     def data(self, name: str) -> Examples:
