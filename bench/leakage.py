@@ -109,13 +109,25 @@ def decoder(rows: torch.Tensor, tokens: torch.Tensor, vocabulary: int, steps: in
     return model
 
 
-def share(found: torch.Tensor, tokens: torch.Tensor) -> float:
-    """Share of tokens found."""
-    return round(float((found == tokens).float().mean()), 4)
+def share(guesses: torch.Tensor, tokens: torch.Tensor) -> float:
+    """Share of tokens that were guessed right."""
+    return round(float((guesses == tokens).float().mean()), 4)
 
 
-def main() -> None:
-    """Measure and write."""
+EXACT, SKETCH = Bfloat16(), Sketch(3, 40)
+SETTINGS: tuple[tuple[str, Compressor, int], ...] = (
+    ("none", EXACT, 0),
+    ("sketch", SKETCH, 0),
+    ("SS-OP, r = 16", EXACT, 16),
+    ("SS-OP, r = 64", EXACT, 64),
+    ("SS-OP, r = 128", EXACT, 128),
+    ("both, r = 64", SKETCH, 64),
+)
+"""Name, encoding, and rank of the rotation (0: none) of each protection that is measured."""
+
+
+def options() -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=int, default=100, help="training steps of a decoder")
     parser.add_argument(
@@ -124,7 +136,12 @@ def main() -> None:
     parser.add_argument("--victim", default="asyncio", help="packages of the victim's text")
     parser.add_argument("--public", default="email", help="packages of the attackers' text")
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure and write."""
+    args = options()
     limit_threads()
     started = time.process_time()
     public, victim = Setting(args.public, 64), Setting(args.victim, 64)
@@ -145,16 +162,7 @@ def main() -> None:
 
     rows = []
     decoders: dict[Compressor, nn.Module] = {}
-    exact, sketch = Bfloat16(), Sketch(3, 40)
-    settings: list[tuple[str, Compressor, int]] = [
-        ("none", exact, 0),
-        ("sketch", sketch, 0),
-        ("SS-OP, r = 16", exact, 16),
-        ("SS-OP, r = 64", exact, 64),
-        ("SS-OP, r = 128", exact, 128),
-        ("both, r = 64", sketch, 64),
-    ]
-    for name, compressor, rank in settings:
+    for name, compressor, rank in SETTINGS:
         rotation = (
             Perturbation.agreed(leading_subspace(probes, rank), SECRET, "d", 0, "front") if rank else None
         )
@@ -167,15 +175,19 @@ def main() -> None:
                 decoders[compressor] = decoder(*ours, victim.vocabulary, args.steps)
             insider = decoder(*rows_of(device, known, protection, key, 0), victim.vocabulary, args.steps)
             with torch.no_grad():
-                found = nearest(given, table), decoders[compressor](given).argmax(1), insider(given).argmax(1)
+                guesses = (
+                    nearest(given, table),
+                    decoders[compressor](given).argmax(1),
+                    insider(given).argmax(1),
+                )
             row = {
                 "protection": name,
                 "encoding": str(compressor),
                 "rank": rank,
                 "key": key,
-                "nearest": share(found[0], tokens),
-                "public_decoder": share(found[1], tokens),
-                "insider_decoder": share(found[2], tokens),
+                "nearest": share(guesses[0], tokens),
+                "public_decoder": share(guesses[1], tokens),
+                "insider_decoder": share(guesses[2], tokens),
             }
             rows.append(row)
             print(

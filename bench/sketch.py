@@ -62,8 +62,8 @@ def arms(shape: tuple[int, int, int]) -> list[tuple[str, str, Compressor, bool]]
     return found
 
 
-def main() -> None:
-    """Measure and write."""
+def options() -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=2)
@@ -71,7 +71,12 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--packages", default="email+asyncio")
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure and write."""
+    args = options()
     limit_threads()
     started = time.process_time()
     setting = Setting(args.packages, args.length)

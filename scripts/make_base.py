@@ -161,8 +161,8 @@ def validation_loss(model: LlamaForCausalLM, stream: torch.Tensor, length: int) 
     return sum(losses) / count
 
 
-def main() -> None:
-    """Train and write the folder."""
+def options() -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser(description="make the shipped base model")
     parser.add_argument("--size", choices=sorted(SIZES), default="tiny")
     parser.add_argument("--out", type=Path, default=Path("echelon/assets/base"))
@@ -172,27 +172,12 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=20260602)
     parser.add_argument("--tokenizer", type=Path, help="reuse the tokenizer of this folder")
-    args = parser.parse_args()
+    return parser.parse_args()
 
-    torch.set_num_threads(1)
-    torch.manual_seed(args.seed)
-    stdlib = Path(sysconfig.get_paths()["stdlib"])
-    files = read_corpus(stdlib)
-    training = [file for file in files if not is_validation(file)]
-    validation = [file for file in files if is_validation(file)]
-    if args.tokenizer:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.tokenizer)
-    else:
-        tokenizer = train_tokenizer([file.text for file in training])
-    train_stream = encode(tokenizer, [file.text for file in training])
-    validation_stream = encode(tokenizer, [file.text for file in validation])
-    print(
-        f"{len(training)} + {len(validation)} files, {len(train_stream)} + {len(validation_stream)} tokens",
-        flush=True,
-    )
 
-    size = SIZES[args.size]
-    model = LlamaForCausalLM(
+def make_model(size: Size, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A fresh model."""
+    return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCABULARY,
             hidden_size=size.hidden,
@@ -208,6 +193,19 @@ def main() -> None:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+
+
+def train(
+    model: LlamaForCausalLM,
+    train_stream: torch.Tensor,
+    validation_stream: torch.Tensor,
+    args: argparse.Namespace,
+) -> float:
+    """Train in place, and say how it goes.
+
+    Returns:
+        Mean training loss of the last 100 steps, in nats per token.
+    """
     decayed = [p for p in model.parameters() if p.dim() > 1]
     other = [p for p in model.parameters() if p.dim() <= 1]
     optimizer = torch.optim.AdamW(
@@ -236,7 +234,32 @@ def main() -> None:
                 f"{time.monotonic() - started:.0f} s",
                 flush=True,
             )
+    return sum(recent) / len(recent)
 
+
+def main() -> None:
+    """Train and write the folder."""
+    args = options()
+    torch.set_num_threads(1)
+    torch.manual_seed(args.seed)
+    stdlib = Path(sysconfig.get_paths()["stdlib"])
+    files = read_corpus(stdlib)
+    training = [file for file in files if not is_validation(file)]
+    validation = [file for file in files if is_validation(file)]
+    if args.tokenizer:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.tokenizer)
+    else:
+        tokenizer = train_tokenizer([file.text for file in training])
+    train_stream = encode(tokenizer, [file.text for file in training])
+    validation_stream = encode(tokenizer, [file.text for file in validation])
+    print(
+        f"{len(training)} + {len(validation)} files, {len(train_stream)} + {len(validation_stream)} tokens",
+        flush=True,
+    )
+
+    started = time.monotonic()
+    model = make_model(SIZES[args.size], tokenizer)
+    recent = train(model, train_stream, validation_stream, args)
     args.out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(args.out)
     if not args.tokenizer:
@@ -250,9 +273,9 @@ def main() -> None:
     listing = json.dumps(corpus, indent=0, sort_keys=True) + "\n"
     if not args.tokenizer:
         (args.out / "corpus.json").write_text(listing)
-    options = f" --size {args.size} --tokenizer {args.tokenizer.as_posix()}" if args.tokenizer else ""
+    chosen = f" --size {args.size} --tokenizer {args.tokenizer.as_posix()}" if args.tokenizer else ""
     record = {
-        "command": f"python scripts/make_base.py{options} --steps {args.steps} --batch {args.batch} "
+        "command": f"python scripts/make_base.py{chosen} --steps {args.steps} --batch {args.batch} "
         f"--length {args.length} --lr {args.lr} --seed {args.seed}",
         "corpus_sha256": hashlib.sha256(listing.encode()).hexdigest(),
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -260,7 +283,7 @@ def main() -> None:
         "seed": args.seed,
         "steps": args.steps,
         "tokens_seen": args.steps * args.batch * args.length,
-        "training_loss_last_100_steps": round(sum(recent) / len(recent), 4),
+        "training_loss_last_100_steps": round(recent, 4),
         "training_tokens": len(train_stream),
         "validation_loss": round(validation_loss(model, validation_stream, args.length), 4),
         "validation_tokens": len(validation_stream),

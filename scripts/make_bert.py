@@ -154,8 +154,8 @@ def validation_losses(
     )
 
 
-def main() -> None:
-    """Train and write the folder."""
+def options() -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser(description="make the small BERT of the benchmark elsa")
     parser.add_argument("--out", type=Path, default=Path("bench/elsa/bert"))
     parser.add_argument("--tokenizer", type=Path, default=Path("echelon/assets/base"))
@@ -163,8 +163,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="sequences per step")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=20260602)
-    args = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    """Train and write the folder."""
+    args = options()
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     files = library_files(Path(sysconfig.get_paths()["stdlib"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from echelon.actors.aggregator import Aggregator
@@ -73,32 +73,42 @@ def phase_of(actor: Any) -> str:
         return "starting"
     match actor:
         case Aggregator():
-            core = actor.core
-            if core.ledger is None:
-                return "no genesis"
-            return "paused" if core.rounds.phase is Phase.OPEN and core.paused else core.rounds.phase.value
+            return _phase_of_aggregator(actor)
         case Device():
-            if actor.core.member.cohort is not None:
-                return actor.core.member.cohort.phase
-            return "training" if actor.core.jobs.running is not None else "idle"
+            return _phase_of_device(actor)
         case Gate():
-            if actor._proposed:
-                return "delta proposed"
-            if not actor._outward._idle.is_set():
-                return "delta on its way"
-            return "window under way" if actor._log._open is not None else "quiet"
+            return _phase_of_gate(actor)
         case Edge():
             return _phase_of_edge(actor)
         case Witness():
-            if not actor.publisher._idle.is_set():
-                return "sending"
-            return "watching" if actor._close is None else "closing"
+            waiting = "watching" if actor._close is None else "closing"
+            return waiting if actor.publisher._idle.is_set() else "sending"
         case Controller():
-            if not actor.publisher._idle.is_set():
-                return "sending"
-            return "delta waits" if actor.core.pending else "quiet"
+            waiting = "delta waits" if actor.core.pending else "quiet"
+            return waiting if actor.publisher._idle.is_set() else "sending"
         case _:
             raise TypeError(f"{actor!r} is no actor")
+
+
+def _phase_of_aggregator(aggregator: Aggregator) -> str:
+    core = aggregator.core
+    if core.ledger is None:
+        return "no genesis"
+    return "paused" if core.rounds.phase is Phase.OPEN and core.paused else core.rounds.phase.value
+
+
+def _phase_of_device(device: Device) -> str:
+    if device.core.member.cohort is not None:
+        return device.core.member.cohort.phase
+    return "training" if device.core.jobs.running is not None else "idle"
+
+
+def _phase_of_gate(gate: Gate) -> str:
+    if gate._proposed:
+        return "delta proposed"
+    if not gate._outward._idle.is_set():
+        return "delta on its way"
+    return "window under way" if gate._log._open is not None else "quiet"
 
 
 def _phase_of_edge(edge: Edge) -> str:
@@ -108,6 +118,63 @@ def _phase_of_edge(edge: Edge) -> str:
     if any(session.job is not None for session in core.sessions.live.values()):
         return "job under way"
     return "session open" if core.sessions.live else "quiet"
+
+
+def _of_windows(kind: str, facts: dict[str, Any]) -> Iterator[str]:
+    """States of windows, deltas and commits."""
+    match kind:
+        case "window" if facts["outcome"] == "closed":
+            yield "window: closed"
+            if facts["dropouts"]:
+                yield "window: closed without some of its cohort"
+            if facts["edges"]:
+                yield "window: closed with a part"
+            if any(facts["staleness"]):
+                yield "window: update older than the newest version"
+        case "window":
+            yield f"window: void in {facts['phase']} for {facts['reason']}"
+        case "refusal":
+            yield f"refusal: {facts['reason']}"
+        case "delta-refused" if facts["stale"]:
+            yield "boundary: stale delta taken back"
+        case "adopted" if facts["merged"]:
+            yield "boundary: delta merged"
+        case "close":
+            yield f"close: {facts['reason']}"
+        case "commit" if any(one["staleness"] for one in facts["merged"]):
+            yield "commit: with a late delta"
+
+
+def _of_devices(kind: str, facts: dict[str, Any]) -> Iterator[str]:
+    """States of devices, also as their edges see them."""
+    match kind:
+        case "offer-returned" | "offer-lost" | "offer-too-old" | "progress-too-old" | "offer-overlap":
+            yield f"device: {kind}"
+        case "split-lost":
+            yield f"device: job lost: {facts['why']}"
+        case "evaluation-lost":
+            yield "device: evaluation lost with its edge"
+        case "edge":
+            yield "device: another edge" if facts["edge"] else "device: no edge"
+        case "late" if facts["type"] != EdgePart.kind:
+            yield "device: input came late"
+
+
+def _of_edges(kind: str, facts: dict[str, Any]) -> Iterator[str]:
+    """States of edges."""
+    match kind:
+        case "part":
+            yield "edge: part released"
+            if facts["left_out"]:
+                yield "edge: part released without some of its devices"
+        case "part-kept-back":
+            yield "edge: part kept back"
+        case "split-idle":
+            yield "edge: job given up as idle"
+        case "split-declined":
+            yield f"edge: declined: {facts['reason']}"
+        case "late" if facts["type"] == EdgePart.kind:
+            yield "edge: part came late"
 
 
 class Coverage:
@@ -128,53 +195,10 @@ class Coverage:
             kind: of the note.
             facts: its fields by name.
         """
-        match kind:
-            case "window" if facts["outcome"] == "closed":
-                self.see("window: closed")
-                if facts["dropouts"]:
-                    self.see("window: closed without some of its cohort")
-                if facts["edges"]:
-                    self.see("window: closed with a part")
-                if any(facts["staleness"]):
-                    self.see("window: update older than the newest version")
-            case "window":
-                self.see(f"window: void in {facts['phase']} for {facts['reason']}")
-            case "refusal":
-                self.see(f"refusal: {facts['reason']}")
-            case "delta-refused" if facts["stale"]:
-                self.see("boundary: stale delta taken back")
-            case "adopted" if facts["merged"]:
-                self.see("boundary: delta merged")
-            case "close":
-                self.see(f"close: {facts['reason']}")
-            case "commit" if any(one["staleness"] for one in facts["merged"]):
-                self.see("commit: with a late delta")
-            case "offer-returned" | "offer-lost" | "offer-too-old" | "progress-too-old" | "offer-overlap":
-                self.see(f"device: {kind}")
-            case "part":
-                self.see("edge: part released")
-                if facts["left_out"]:
-                    self.see("edge: part released without some of its devices")
-            case "part-kept-back":
-                self.see("edge: part kept back")
-            case "split-idle":
-                self.see("edge: job given up as idle")
-            case "split-declined":
-                self.see(f"edge: declined: {facts['reason']}")
-            case "split-lost":
-                self.see(f"device: job lost: {facts['why']}")
-            case "evaluation-lost":
-                self.see("device: evaluation lost with its edge")
-            case "edge":
-                self.see("device: another edge" if facts["edge"] else "device: no edge")
-            case "late" if facts["type"] == EdgePart.kind:
-                self.see("edge: part came late")
-            case "late":
-                self.see("device: input came late")
-            case "refused":
-                self.see(f"{role}: refused a record as {facts['reason']}")
-            case _:
-                pass
+        for state in (*_of_windows(kind, facts), *_of_devices(kind, facts), *_of_edges(kind, facts)):
+            self.see(state)
+        if kind == "refused":
+            self.see(f"{role}: refused a record as {facts['reason']}")
 
     def add(self, other: Coverage) -> None:
         """The states of another run, too."""

@@ -112,6 +112,11 @@ def _plain(value: Any) -> Any:
 
 def _simpler(schedule: Schedule) -> Iterator[Schedule | None]:
     """Schedules with one thing less, the largest first."""
+    yield from _without_a_party(schedule)
+    yield from _without_a_setting(schedule)
+
+
+def _without_a_party(schedule: Schedule) -> Iterator[Schedule | None]:
     run = schedule.run
     boundaries = run["boundaries"]
     for boundary in boundaries if len(boundaries) > 1 else ():
@@ -130,6 +135,10 @@ def _simpler(schedule: Schedule) -> Iterator[Schedule | None]:
         names = run["witnesses"].get("names", ())
         unwitnessed = {key: value for key, value in run.items() if key != "witnesses"}
         yield _without(schedule, unwitnessed, {witness_of(name) for name in names})
+
+
+def _without_a_setting(schedule: Schedule) -> Iterator[Schedule | None]:
+    run = schedule.run
     commits = run["budget"].get("commits")
     if commits is not None and commits > 1:
         yield _changed(schedule, run={**run, "budget": {**run["budget"], "commits": commits - 1}})
