@@ -1,6 +1,7 @@
 """Merkle trees of RFC 6962, section 2.1: SHA-256, leaves under 0x00, nodes under 0x01, split at the largest
 power of 2.
 
+Kept by hand because an auditor must be able to read every line that a verdict rests on, and it is a page of hashing.
 Proof checking follows RFC 9162, sections 2.1.3.2 and 2.1.4.2, which state the algorithms for the same trees.
 """
 

@@ -1,7 +1,8 @@
 """Reading from Kafka at explicit positions, through aiokafka's client and record parser.
 
-aiokafka's consumer is not used, as it cannot keep three promises of the bus: it hides that the connection is lost, it
+Kept by hand because aiokafka's consumer cannot keep three promises of the bus: it hides that the connection is lost, it
 passes over good records in front of a damaged one, and it unpacks whatever a batch says it holds.
+tests/bus/test_aiokafka_internals.py names what this module relies on inside aiokafka.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""/livez, /readyz and /metrics, served by a thread that the event loop cannot hold up."""
+"""/livez, /readyz and /metrics, served by a thread that the event loop cannot hold up.
+
+Kept by hand because three pages need no framework: the standard library serves them, and what is added bounds how
+many connections a stranger can hold open, and for how long.
+"""
 
 from __future__ import annotations
 
