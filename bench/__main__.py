@@ -30,11 +30,11 @@ PACKAGES = ("aiokafka", "cryptography", "msgpack", "numpy", "peft", "torch", "tr
 
 def benchmarks() -> dict[str, str]:
     """Every benchmark by name, with the first line of what it says about itself."""
-    found = {}
+    abouts = {}
     for path in sorted([*HERE.glob("[!_]*.py"), *HERE.glob("*/__main__.py")]):
         about = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
-        found[path.parent.name if path.stem == "__main__" else path.stem] = about.partition("\n")[0]
-    return found
+        abouts[path.parent.name if path.stem == "__main__" else path.stem] = about.partition("\n")[0]
+    return abouts
 
 
 def machine() -> dict[str, object]:
@@ -53,13 +53,13 @@ def machine() -> dict[str, object]:
 
 def versions() -> dict[str, str]:
     """Python and the packages that figures depend on."""
-    found = {"python": platform.python_version()}
+    versions_of = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions_of[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions_of
 
 
 def run(name: str, arguments: list[str]) -> int:
@@ -87,7 +87,7 @@ def run(name: str, arguments: list[str]) -> int:
             print(f"{name} ended with {done.returncode}; nothing was written", file=sys.stderr)
             return done.returncode
         try:
-            found = json.loads(figures.read_text() if to_file else done.stdout)
+            parsed = json.loads(figures.read_text() if to_file else done.stdout)
         except (OSError, ValueError) as error:
             print(f"{name} gave no figures as JSON ({error}); nothing was written", file=sys.stderr)
             return 1
@@ -95,7 +95,7 @@ def run(name: str, arguments: list[str]) -> int:
         "command": shlex.join(["python", "-m", f"bench.{name}", *arguments]),
         "machine": machine(),
         "versions": versions(),
-        "figures": found,
+        "figures": parsed,
     }
     target = HERE / "results" / f"{name}.json"
     target.parent.mkdir(exist_ok=True)

@@ -164,11 +164,11 @@ class EdgeSide:
         manifest, _ = build_manifest(
             settings, Facts(compute.layout, "{}", bytes(32), vector), identities, RUN
         )
-        found = next(one for one in settings.boundaries if one.name == boundary)
+        of_boundary = next(one for one in settings.boundaries if one.name == boundary)
         self._core = EdgeCore(
             manifest=manifest,
             terms=EdgeOptions(5.0, TIMEOUT),
-            name=found.edge_names()[0],
+            name=of_boundary.edge_names()[0],
             roster=identities.boundaries[boundary].roster,
             entropy=Entropy(os.urandom),
             dim=vector.size,
@@ -292,9 +292,9 @@ class DeviceSide:
         from echelon.rounds.device.split_core import DeviceSplitCore
         from echelon.secagg.entropy import Entropy
 
-        found = next(one for one in compute.settings.boundaries if one.name == boundary)
+        of_boundary = next(one for one in compute.settings.boundaries if one.name == boundary)
         self._compute, self._boundary, self._me = compute, boundary, me
-        self._peer = found.edge_names()[0]
+        self._peer = of_boundary.edge_names()[0]
         parties = Parties(RUN, boundary, me, self._peer)
         core = DeviceSplitCore(
             device=me, slot=0, parties=lambda _: parties, entropy=Entropy(os.urandom), timeout=TIMEOUT
@@ -374,12 +374,12 @@ def played(settings: RunSettings, boundary: str, options: dict[str, Any]) -> Non
     """
     from echelon.virtual_loop import run_virtual
 
-    found: list[dict[str, Any]] = []
+    plays: list[dict[str, Any]] = []
     for trial in options["trials"]:
         tried = with_batches(settings, boundary, options["device"], trial["micros"], trial["in_flight"])
-        slow = 1.0 if trial["seconds"] is None else max(1.0, trial["seconds"] / found[0]["device_per_micro"])
-        found.append(run_virtual(partial(play, tried, boundary, options["device"], trial, slow)))
-    print(json.dumps({"trials": found}))
+        slow = 1.0 if trial["seconds"] is None else max(1.0, trial["seconds"] / plays[0]["device_per_micro"])
+        plays.append(run_virtual(partial(play, tried, boundary, options["device"], trial, slow)))
+    print(json.dumps({"trials": plays}))
 
 
 def with_batches(
@@ -466,7 +466,7 @@ def whole(settings: RunSettings, options: dict[str, Any]) -> None:
     imported = memory()
     spec = spec_of(settings)
     batch = spec.train.batch_size * spec.train.accumulation
-    found: dict[str, Any] = {"imported": imported}
+    figures: dict[str, Any] = {"imported": imported}
     for name, size in (("one_by_one", 1), ("together", batch)):
         train = spec.train.model_copy(update={"batch_size": size, "accumulation": batch // size})
         learner = TorchLearner(spec.model_copy(update={"train": train}))
@@ -481,9 +481,9 @@ def whole(settings: RunSettings, options: dict[str, Any]) -> None:
             state=None,
         )
         done = learner.train(task)
-        found[name] = {"peak": memory(), "loss": done.loss_sum / done.loss_tokens}
+        figures[name] = {"peak": memory(), "loss": done.loss_sum / done.loss_tokens}
         del learner
-    print(json.dumps(found))
+    print(json.dumps(figures))
 
 
 def main() -> None:

@@ -67,8 +67,8 @@ def main() -> None:
             f"replay {row['replay_s']:.3f} s  ratio {row['ratio']:.2f}"
         )
     if options.json is not None:
-        found = {"machine": platform.platform(), "python": platform.python_version(), "rows": rows}
-        options.json.write_text(json.dumps(found, indent=2) + "\n")
+        figures = {"machine": platform.platform(), "python": platform.python_version(), "rows": rows}
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -55,9 +55,9 @@ def step(exchange: Exchange) -> None:
 def verify(source: Path, state: Path, *, compare_all: bool = False) -> tuple[float, float, dict[str, object]]:
     """Seconds on the clock and of the processor that an incremental verification takes, and its report."""
     start, used = time.perf_counter(), time.process_time()
-    with opened(str(source)) as found:
+    with opened(str(source)) as exchange:
         file = StateFile(state, compare_all=compare_all)
-        report = file.verify(list(found.topics), found.open_from, allow_open=True)
+        report = file.verify(list(exchange.topics), exchange.open_from, allow_open=True)
         plain = as_plain(report)
     seconds, processor = time.perf_counter() - start, time.process_time() - used
     if not report.ok:

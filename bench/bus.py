@@ -178,18 +178,21 @@ async def measure(settings: BrokerSettings, rounds: int) -> dict[str, object]:
             groups = make(topic, turn)
             if turn % 2:
                 control = await bare(settings, topic, groups, size)
-                found = await with_bus(settings, topic, groups, size)
+                with_the_bus = await with_bus(settings, topic, groups, size)
             else:
-                found = await with_bus(settings, topic, groups, size)
+                with_the_bus = await with_bus(settings, topic, groups, size)
                 control = await bare(settings, topic, groups, size)
             if turn:  # the first one warms the broker up
-                turns.append((found, control))
-                print(f"{topic} turn {turn}: bus {found} bare {control}", file=sys.stderr)
+                turns.append((with_the_bus, control))
+                print(f"{topic} turn {turn}: bus {with_the_bus} bare {control}", file=sys.stderr)
         report[topic] = {
             name: {
-                "bus": round(statistics.median(found[name] for found, _ in turns), 1),
+                "bus": round(statistics.median(with_the_bus[name] for with_the_bus, _ in turns), 1),
                 "bare": round(statistics.median(control[name] for _, control in turns), 1),
-                "ratio": round(statistics.median(found[name] / control[name] for found, control in turns), 3),
+                "ratio": round(
+                    statistics.median(with_the_bus[name] / control[name] for with_the_bus, control in turns),
+                    3,
+                ),
             }
             for name in (
                 "publish",

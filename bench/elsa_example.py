@@ -52,8 +52,8 @@ def canaries(data: bytes) -> list[bytes]:
     if len(data) < CANARY:
         return []
     places = {0, len(data) // 8 * 4, len(data) - CANARY}
-    found = (data[at : at + CANARY] for at in sorted(places) if at + CANARY <= len(data))
-    return [canary for canary in found if len(set(canary)) >= LEAST_BYTES]
+    pieces = (data[at : at + CANARY] for at in sorted(places) if at + CANARY <= len(data))
+    return [canary for canary in pieces if len(set(canary)) >= LEAST_BYTES]
 
 
 def found_in(needles: Iterable[bytes], haystack: bytes) -> set[bytes]:
@@ -68,17 +68,17 @@ def found_in(needles: Iterable[bytes], haystack: bytes) -> set[bytes]:
             raise ValueError(f"a canary has {CANARY} bytes, and one has {len(needle)}")
         wanted.setdefault(int.from_bytes(needle[:PREFIX], "little"), set()).add(needle)
     prefixes = np.array(sorted(wanted), np.uint64)
-    found: set[bytes] = set()
+    seen: set[bytes] = set()
     if not prefixes.size or len(haystack) < CANARY:
-        return found
+        return seen
     for shift in range(PREFIX):
         words = np.frombuffer(haystack, "<u8", (len(haystack) - shift) // PREFIX, shift)
         places = np.minimum(np.searchsorted(prefixes, words), prefixes.size - 1)
         for at in np.flatnonzero(prefixes[places] == words):
             start = shift + PREFIX * int(at)
             piece = haystack[start : start + CANARY]
-            found |= wanted[int(words[at])] & {piece}
-    return found
+            seen |= wanted[int(words[at])] & {piece}
+    return seen
 
 
 class Taken:
@@ -166,7 +166,7 @@ def measured(config: Path, overrides: Sequence[str], out: Path) -> tuple[dict[st
     wall, used = time.perf_counter() - begun, time.process_time() - cpu
     summary = ended.summary
     kept = ("base_loss", "final_loss", "commits", "windows", "windows_void", "dropouts", "tokens", "closed")
-    found = {name: summary[name] for name in kept} | {
+    figures = {name: summary[name] for name in kept} | {
         "virtual_s": summary["wall_s"],
         "real_s": round(wall, 1),
         "cpu_s": round(used, 1),
@@ -174,7 +174,7 @@ def measured(config: Path, overrides: Sequence[str], out: Path) -> tuple[dict[st
         "split_bytes": summary["split_bytes"],
         "audit_ok": verified(out) and bool(summary["audit"]["ok"]),
     }
-    return found, ended
+    return figures, ended
 
 
 def compare(config: Path, overrides: Sequence[str], folder: Path) -> dict[str, Any]:

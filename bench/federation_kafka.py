@@ -44,15 +44,15 @@ MOST_SECONDS = 1800.0
 
 def closed(control: list[Record]) -> dict[int, tuple[float, int]]:
     """By window: when it was closed, in seconds of the wall clock, and its tokens."""
-    found: dict[int, tuple[float, int]] = {}
+    windows: dict[int, tuple[float, int]] = {}
     for record in control:
         if is_chunk(record):
             continue
         envelope = Envelope.open(record.value)
         if envelope.type == Window.kind:
             window = Window.decode(envelope.body)
-            found.setdefault(window.window, (record.timestamp_ms / 1000.0, window.summary.tokens))
-    return found
+            windows.setdefault(window.window, (record.timestamp_ms / 1000.0, window.summary.tokens))
+    return windows
 
 
 def figures(boundaries: Mapping[str, list[Record]], started: float) -> dict[str, float]:
@@ -119,9 +119,9 @@ def main() -> None:
         for turn in range(args.rounds):
             folder = Path(place) / str(turn)
             folder.mkdir()
-            found = {"embedded": embedded(settings, folder), "kafka": kafka(settings, folder, stack)}
-            ratio = round(found["kafka"]["tokens_per_s"] / found["embedded"]["tokens_per_s"], 3)
-            turns.append({**found, "ratio": ratio})
+            rates = {"embedded": embedded(settings, folder), "kafka": kafka(settings, folder, stack)}
+            ratio = round(rates["kafka"]["tokens_per_s"] / rates["embedded"]["tokens_per_s"], 3)
+            turns.append({**rates, "ratio": ratio})
             print(f"turn {turn}: {json.dumps(turns[-1])}", file=sys.stderr)
     report = {
         "processes": {

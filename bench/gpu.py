@@ -157,7 +157,7 @@ def measure(size: Size, shape: Shape, dtype: str) -> dict[str, Any]:
         settings = settings_of(size, shape, dtype, Path(folder))
         before = bare(settings, 1, size.seconds)
         with MemoryWatch() as memory:
-            found = federation(settings)
+            figures = federation(settings)
         after = bare(settings, 1, size.seconds)
     control = (before + after) / 2
     return {
@@ -166,17 +166,17 @@ def measure(size: Size, shape: Shape, dtype: str) -> dict[str, Any]:
         "accumulation": shape.accumulation,
         "dtype": dtype,
         "parameters": parameters,
-        **found,
+        **figures,
         "bare": control,
         "bare_turns": [before, after],
-        "ratio": found["federation"] / control,
+        "ratio": figures["federation"] / control,
         "gpu_peak_mib": memory.peak,
     }
 
 
-def against_paper(found: dict[str, Any]) -> list[float]:
+def against_paper(figures: dict[str, Any]) -> list[float]:
     """The federation's tokens per second over the two figures of the paper; of the whole size at its shape only."""
-    return [found["federation"] / figure for figure in PAPER_TOKENS_PER_S]
+    return [figures["federation"] / figure for figure in PAPER_TOKENS_PER_S]
 
 
 def device() -> str:

@@ -144,7 +144,7 @@ class Weighed(Federation):
     delivered: int = field(default=0, init=False)
 
     async def _actors(self, assembly: Assembly) -> tuple[Vector, float]:
-        found = await super()._actors(assembly)
+        ended = await super()._actors(assembly)
         written: Counter[str] = Counter()
         for boundary in self.settings.boundaries:
             devices = len(boundary.device_list())
@@ -161,7 +161,7 @@ class Weighed(Federation):
                     if topic in FANNED_OUT:
                         self.delivered += size * devices
         self.written = dict(written)
-        return found
+        return ended
 
 
 def measure(point: Point) -> dict[str, Any]:
@@ -254,12 +254,12 @@ def exponent(points: list[dict[str, Any]], x: str, y: str) -> float:
 
 def fits(points: list[dict[str, Any]]) -> dict[str, Any]:
     """What the sweeps say: lines and parabolas through them."""
-    found: dict[str, Any] = {}
+    by_sweep: dict[str, Any] = {}
     for sweep, x in (("cohort", "cohort"), ("ring", "cohort"), ("enrolled", "devices")):
         chosen = [point for point in points if point["sweep"] == sweep]
         if len(chosen) < 4:
             continue
-        found[sweep] = {
+        by_sweep[sweep] = {
             y: {
                 "line": fit(chosen, x, y, 1),
                 "parabola": fit(chosen, x, y, 2),
@@ -267,7 +267,7 @@ def fits(points: list[dict[str, Any]]) -> dict[str, Any]:
             }
             for y in ("window_cpu_s", "window_written_bytes", "window_delivered_bytes", "peak_mib")
         }
-    return found
+    return by_sweep
 
 
 ASKED = ("devices", "cohort", "boundaries", "commits", "learner", "sweep", "neighbours")
@@ -286,8 +286,8 @@ def measured_apart(point: Point) -> dict[str, Any]:
         text=True,
         check=True,
     )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ def at_most(budget: int, shape: tuple[int, int, int], made: list[Compressor]) ->
 def arms(shape: tuple[int, int, int]) -> list[tuple[str, str, Compressor, bool]]:
     """(budget, name, compressor, error feedback on gradients)."""
     width = shape[2]
-    found: list[tuple[str, str, Compressor, bool]] = [
+    arms_of_budget: list[tuple[str, str, Compressor, bool]] = [
         ("none", "exact", Exact(), False),
         ("bfloat16", "bfloat16", Bfloat16(), False),
     ]
@@ -46,7 +46,7 @@ def arms(shape: tuple[int, int, int]) -> list[tuple[str, str, Compressor, bool]]
         one, three, five = (
             at_most(budget, shape, [Sketch(rows, z) for z in range(1, width + 1)]) for rows in (1, 3, 5)
         )
-        found += [
+        arms_of_budget += [
             (label, f"{bits}-bit rows", quantised, False),
             (label, "top-k", top_k, False),
             (label, "low rank", low_rank, False),
@@ -55,11 +55,11 @@ def arms(shape: tuple[int, int, int]) -> list[tuple[str, str, Compressor, bool]]
             (label, "sketch, 5 rows", five, False),
         ]
         if bits == 4:
-            found += [
+            arms_of_budget += [
                 (label, f"{n} + feedback", c, True)
                 for n, c in (("4-bit rows", quantised), ("top-k", top_k), ("sketch, 3 rows", three))
             ]
-    return found
+    return arms_of_budget
 
 
 def options() -> argparse.Namespace:

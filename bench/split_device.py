@@ -116,17 +116,17 @@ class Pair:
                 assert edge.stdout is not None
                 if edge.stdout.readline() != "ready\n":
                     raise SystemExit("the edge did not start; its error stands above")
-                found = output(self._command("device", socket, {"device": self.device, "steps": steps}))
+                figures = output(self._command("device", socket, {"device": self.device, "steps": steps}))
                 if edge.wait(timeout=60):
                     raise SystemExit(f"the edge ended with {edge.returncode}")
             finally:
                 edge.kill()
-        return found
+        return figures
 
     def played(self, trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Device and edge on the virtual clock."""
-        found = output(self._command("played", "-", {"device": self.device, "trials": trials}))
-        return [pipeline_of(trial, asked) for trial, asked in zip(found["trials"], trials, strict=True)]
+        figures = output(self._command("played", "-", {"device": self.device, "trials": trials}))
+        return [pipeline_of(trial, asked) for trial, asked in zip(figures["trials"], trials, strict=True)]
 
     def whole(self, steps: int) -> dict[str, Any]:
         """The whole model in a process that is otherwise the device's."""
@@ -160,8 +160,8 @@ def output(command: list[str]) -> dict[str, Any]:
     )
     if done.returncode:
         raise SystemExit(f"{command[3]} ended with {done.returncode}; its error stands above")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    document: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return document
 
 
 def memory_of(pair: Pair, torch_peak: int, part: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
@@ -238,11 +238,11 @@ def main() -> None:
         asked += [pair.trial(steps, count, deep, declared) for count in counts]
         asked += [pair.trial(steps, count, 1, declared) for count in counts]
         asked += [pair.trial(steps, count, 8, None) for count in counts]
-        found, many = pair.played(asked)[1:], len(counts)
+        plays, many = pair.played(asked)[1:], len(counts)
         figures["pipelining"] = {
-            "class_as_declared": found[:many],
-            "one_at_a_time": found[many : 2 * many],
-            "fast_device": found[2 * many :],
+            "class_as_declared": plays[:many],
+            "one_at_a_time": plays[many : 2 * many],
+            "fast_device": plays[2 * many :],
         }
         parameters = make_model(folder / "model", LARGE_TINY if args.tiny else LARGE)
         (folder / "large").mkdir()

@@ -153,8 +153,8 @@ def fit(measured: list[tuple[Work, float]]) -> Processor:
     """The processor whose estimates have the least sum of squared relative errors."""
     rows = np.array([[w.flops / s, w.traffic / s, w.kernels / s] for w, s in measured])
     scale = rows.max(axis=0)
-    found = nnls(rows / scale, np.ones(len(rows)))[0] / scale
-    flops, traffic, kernel = (float(value) for value in found)
+    coefficients = nnls(rows / scale, np.ones(len(rows)))[0] / scale
+    flops, traffic, kernel = (float(value) for value in coefficients)
     return Processor(1 / max(flops, 1e-18), 1 / max(traffic, 1e-18), kernel)
 
 
@@ -185,9 +185,9 @@ def peak_memory(case: Case, *, give_back: bool) -> int:
     mine, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_peak, args=(case, give_back, theirs))
     process.start()
-    found: int = mine.recv()
+    peak: int = mine.recv()
     process.join()
-    return found
+    return peak
 
 
 def name(case: Case) -> str:

@@ -114,16 +114,16 @@ def main() -> None:
     turns = []
     for turn in range(args.rounds):
         before = bare(settings, processes, args.seconds)
-        found = federation(settings)
+        figures = federation(settings)
         after = bare(settings, processes, args.seconds)
         control = (before + after) / 2
-        found |= {
+        figures |= {
             "bare": control,
-            "ratio": found["federation"] / control,
-            "merged_ratio": found["merged"] / control,
+            "ratio": figures["federation"] / control,
+            "merged_ratio": figures["merged"] / control,
         }
-        turns.append(found)
-        print(f"turn {turn}: {json.dumps(found)}", file=sys.stderr)
+        turns.append(figures)
+        print(f"turn {turn}: {json.dumps(figures)}", file=sys.stderr)
     report = {
         "processes": processes,
         "target": "ratio >= 0.97; stall_p99_ms < 50",

@@ -78,7 +78,7 @@ def trajectory(seed: int, rounds: int, steps: int) -> list[dict[str, Record]]:
     start = learner.initial_adapter()
     draw = np.random.default_rng(seed)
     state: dict[str, bytes] = {}
-    found: list[dict[str, Record]] = []
+    history: list[dict[str, Record]] = []
     for number in range(rounds):
         after = {}
         for device in devices:
@@ -99,10 +99,10 @@ def trajectory(seed: int, rounds: int, steps: int) -> list[dict[str, Record]]:
         noise = draw.standard_normal(len(start)).astype(np.float32)
         noise *= np.float32(norm) / np.linalg.norm(noise)
         records |= {f"random-{times}": record(start + np.float32(times) * noise) for times in NORMS}
-        records["stale"] = found[0]["stale"] if found else records["web-0"]
-        found.append(records)
+        records["stale"] = history[0]["stale"] if history else records["web-0"]
+        history.append(records)
         start = np.mean([after[device] for device in honest], axis=0).astype(np.float32)
-    return found
+    return history
 
 
 def verdicts(
@@ -113,15 +113,15 @@ def verdicts(
     names += [fault] if fault else []
     standing: dict[str, Standing] = {}
     past: dict[str, Counts] = {}
-    found, counts = [], []
+    admitted, counts = [], []
     for now in records:
         groups = cluster(divergences([fingerprint(now[name][0], DIM, 0) for name in names]))
         said = {name: now[name][1] for name in names}
         standing, _ = judge(said, past, dict(zip(names, groups.labels, strict=True)), standing)
         past = said
-        found.append({name: admit(standing[name]) for name in names})
+        admitted.append({name: admit(standing[name]) for name in names})
         counts.append(groups.count)
-    return found, counts
+    return admitted, counts
 
 
 def main() -> None:
@@ -145,17 +145,17 @@ def main() -> None:
     for seed in range(args.first, args.first + args.seeds):
         records = trajectory(seed, args.rounds, args.steps)
         for fault in (None, *FAULTS):
-            found, counts = verdicts(records, fault)
+            by_round, counts = verdicts(records, fault)
             clusters += counts
-            for admitted in found:
+            for admitted in by_round:
                 for name, verdict in admitted.items():
                     if name != fault:
                         tally = honest["unusual" if name.startswith("unusual") else "usual"]
                         tally[0] += not verdict.admitted
                         tally[1] += 1
             if fault is not None:
-                caught[fault].append([not admitted[fault].admitted for admitted in found])
-                reasons[fault] |= {v[fault].value for v in found if not v[fault].admitted}
+                caught[fault].append([not admitted[fault].admitted for admitted in by_round])
+                reasons[fault] |= {v[fault].value for v in by_round if not v[fault].admitted}
     figures = {
         "seeds": [args.first, args.first + args.seeds - 1],
         "rounds": args.rounds,
@@ -164,7 +164,7 @@ def main() -> None:
             fault: [sum(column) / len(runs) for column in zip(*runs, strict=True)]
             for fault, runs in caught.items()
         },
-        "reasons": {fault: sorted(found) for fault, found in reasons.items()},
+        "reasons": {fault: sorted(by_round) for fault, by_round in reasons.items()},
         "false_exclusions": {
             kind: {"excluded": out, "of": total, "rate": out / total} for kind, (out, total) in honest.items()
         },

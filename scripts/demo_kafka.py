@@ -88,8 +88,8 @@ def arguments(given: Sequence[str] | None = None) -> Order:
     parser.add_argument(
         "--compare", type=Path, help="summary of an embedded run; default: runs/NAME/summary.json"
     )
-    found = parser.parse_args(given)
-    return Order(found.run, found.folder, found.out, tuple(found.overrides), found.compare)
+    parsed = parser.parse_args(given)
+    return Order(parsed.run, parsed.folder, parsed.out, tuple(parsed.overrides), parsed.compare)
 
 
 def in_real_time(settings: RunSettings) -> RunSettings:
@@ -375,10 +375,10 @@ async def _facts(compute: LearnerPool) -> Facts:
 async def _losses(compute: LearnerPool, names: Sequence[str], weights: Vector) -> dict[str, float]:
     """Validation loss of each boundary and overall, nats per token."""
     weights = np.ascontiguousarray(weights, np.float32)
-    found = await asyncio.gather(*(compute.evaluate_boundary(name, weights) for name in names))
-    losses = {name: result.loss_sum / result.tokens for name, result in zip(names, found, strict=True)}
-    total = sum(result.tokens for result in found)
-    return {**losses, "overall": sum(result.loss_sum for result in found) / total}
+    results = await asyncio.gather(*(compute.evaluate_boundary(name, weights) for name in names))
+    losses = {name: result.loss_sum / result.tokens for name, result in zip(names, results, strict=True)}
+    total = sum(result.tokens for result in results)
+    return {**losses, "overall": sum(result.loss_sum for result in results) / total}
 
 
 def _screen(fleet: Fleet, view: View) -> Group:

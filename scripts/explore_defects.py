@@ -239,10 +239,10 @@ def seed_range(text: str) -> tuple[int, int]:
         ValueError: it is neither, or descends.
     """
     first, _, last = text.partition("..")
-    found = int(first), int(last or first)
-    if not 0 <= found[0] <= found[1]:
+    bounds = int(first), int(last or first)
+    if not 0 <= bounds[0] <= bounds[1]:
         raise ValueError(f"{text} descends")
-    return found
+    return bounds
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -70,11 +70,11 @@ def library_files(stdlib: Path) -> list[SourceFile]:
 
 def streams(tokenizer: PreTrainedTokenizerFast, files: list[SourceFile], least: int) -> list[torch.Tensor]:
     """Each file's tokens, int64[n], of those with at least so many."""
-    found = [
+    encoded = [
         torch.tensor(tokenizer.encode(file.text, add_special_tokens=False), dtype=torch.long)
         for file in files
     ]
-    return [tokens for tokens in found if len(tokens) >= least]
+    return [tokens for tokens in encoded if len(tokens) >= least]
 
 
 def draw(
@@ -146,11 +146,11 @@ def validation_losses(
     sizes = torch.tensor([float(len(text)) for text in texts])
     model.eval()
     with torch.no_grad():
-        found = [losses(model, draw(texts, sizes, marks, 32, generator)) for _ in range(batches)]
+        pairs = [losses(model, draw(texts, sizes, marks, 32, generator)) for _ in range(batches)]
     model.train()
     return (
-        sum(float(words) for words, _ in found) / batches,
-        sum(float(follows) for _, follows in found) / batches,
+        sum(float(words) for words, _ in pairs) / batches,
+        sum(float(follows) for _, follows in pairs) / batches,
     )
 
 
@@ -201,15 +201,15 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % 250 == 0 or step + 1 == args.steps:
-            found = validation_losses(model, held, marks)
+            validation_loss = validation_losses(model, held, marks)
             print(
-                f"step {step + 1} train {masked.item():.3f} {follows.item():.3f} validation {found[0]:.4f} "
-                f"{found[1]:.4f} {time.monotonic() - started:.0f} s",
+                f"step {step + 1} train {masked.item():.3f} {follows.item():.3f} validation {validation_loss[0]:.4f} "
+                f"{validation_loss[1]:.4f} {time.monotonic() - started:.0f} s",
                 flush=True,
             )
 
     args.out.mkdir(parents=True, exist_ok=True)
-    found = validation_losses(model, held, marks)
+    validation_loss = validation_losses(model, held, marks)
     model.half().save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
     listing = "".join(f"{file.path}\0{file.sha256}\n" for file in training)
@@ -224,8 +224,8 @@ def main() -> None:
         "tokens_seen": args.steps * args.batch * LENGTH,
         "training_files": len(training),
         "training_tokens": int(sizes.sum()),
-        "validation_loss_masked": round(found[0], 4),
-        "validation_loss_follows": round(found[1], 4),
+        "validation_loss_masked": round(validation_loss[0], 4),
+        "validation_loss_follows": round(validation_loss[1], 4),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

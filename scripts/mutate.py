@@ -809,10 +809,12 @@ def mutated(source: str, mutation: Mutation) -> str:
         MutationError: the text is not there exactly once, nothing would change, or the result is not Python.
     """
     pattern = re.compile(mutation.find if mutation.regex else re.escape(mutation.find.strip()), re.MULTILINE)
-    found = list(pattern.finditer(source))
-    if len(found) != 1:
-        raise MutationError(f"{mutation.file}: the text to replace stands there {len(found)} times, not once")
-    [match] = found
+    matches = list(pattern.finditer(source))
+    if len(matches) != 1:
+        raise MutationError(
+            f"{mutation.file}: the text to replace stands there {len(matches)} times, not once"
+        )
+    [match] = matches
     new = match.expand(mutation.replace) if mutation.regex else mutation.replace.strip()
     result = source[: match.start()] + new + source[match.end() :]
     if result == source:

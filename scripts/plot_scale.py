@@ -54,9 +54,9 @@ def draw(result: dict[str, Any], name: str) -> str:
     series: list[Series] = []
     for sweep, law, who in sweeps:
         at = tuple((float(p[x]), float(p["window_cpu_s"])) for p in points(result, sweep))
-        found = result["figures"]["fits"][sweep]["window_cpu_s"][law]
-        fitted = curve(found["coefficients"], at[0][0], at[-1][0])
-        said = f"{law}, worst error {found['worst_relative_error']:.0%}"
+        fit = result["figures"]["fits"][sweep]["window_cpu_s"][law]
+        fitted = curve(fit["coefficients"], at[0][0], at[-1][0])
+        said = f"{law}, worst error {fit['worst_relative_error']:.0%}"
         series += [Series(who, at, len(series)), Series(said, fitted, len(series) + 1, dashed=True)]
     chart = line_chart(
         series,

@@ -55,11 +55,11 @@ def measure(
         rates["train"].append(result.tokens / (clock() - begun))
         learner.remember(False)
         begun = clock()
-        found = learner.losses("dev", weights)
-        rates["eval"].append(sum(count for _, count in found.values()) / (clock() - begun))
+        values = learner.losses("dev", weights)
+        rates["eval"].append(sum(count for _, count in values.values()) / (clock() - begun))
         if number == 0:
             rates = {"train": [], "eval": []}  # the first round warms up
-    return {f"{name}_tokens_per_s": round(statistics.median(found), 1) for name, found in rates.items()}
+    return {f"{name}_tokens_per_s": round(statistics.median(values), 1) for name, values in rates.items()}
 
 
 def calibrate(corpus: Corpus, folder: Path) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class Contest:
             wanted = {name: jobs for name, jobs in plan.items() if self.only is None or name in self.only}
             self._announce([job for jobs in wanted.values() for job in jobs], calibration, cost)
             # All at once, in the order of the tables: no process waits at a table's end.
-            jobs = [job for found in wanted.values() for job in found]
+            jobs = [job for of_table in wanted.values() for job in of_table]
             failures = execute(
                 jobs=jobs,
                 results=self.results,
@@ -159,17 +159,17 @@ class Contest:
     def calibrate(self) -> dict[str, Any]:
         """Measure the cost model and store it: figures made under another one are no longer found."""
         with tempfile.TemporaryDirectory(prefix="echelon-contest-") as place:
-            found = calibrate(self.corpus(), Path(place))
-        write_json(self.inputs / CALIBRATION, found)
-        return found
+            rates = calibrate(self.corpus(), Path(place))
+        write_json(self.inputs / CALIBRATION, rates)
+        return rates
 
     def measure_secagg(self) -> dict[str, Any]:
         """T7, and store it."""
         self.tell("measuring secure aggregation against raw keystream")
         rows = [secagg.measure(dim, devices, turns, dropped=1) for dim, devices, turns in SECAGG_COHORTS]
-        found = {"rows": rows, "machine": machine()}
-        write_json(self.folder / SECAGG, found)
-        return found
+        figures = {"rows": rows, "machine": machine()}
+        write_json(self.folder / SECAGG, figures)
+        return figures
 
     def page(self, docs: Path) -> Files:
         """Write the page and its pictures below `docs`; pictures that are no longer made are removed."""

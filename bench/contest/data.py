@@ -100,7 +100,7 @@ def read_domains(stdlib: Path | None = None) -> list[File]:
     root = stdlib or Path(sysconfig.get_paths()["stdlib"])
     files = []
     for domain, packages in DOMAINS.items():
-        found = []
+        kept = []
         for name in packages.split():
             folder = root / name
             paths = sorted(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
@@ -111,12 +111,12 @@ def read_domains(stdlib: Path | None = None) -> list[File]:
                     text = raw.decode("utf-8", errors="replace")
                     if text.strip():
                         digest = hashlib.sha256(raw).hexdigest()
-                        found.append(File(relative.as_posix(), domain, text[:LARGEST], digest))
-        if not found:
+                        kept.append(File(relative.as_posix(), domain, text[:LARGEST], digest))
+        if not kept:
             raise ConfigError(
                 f"this Python has no sources of the domain {domain!r} below {root}: install the full standard library"
             )
-        files += found
+        files += kept
     return sorted(files, key=lambda file: file.path)
 
 
@@ -145,7 +145,7 @@ def make_corpus(stdlib: Path | None = None) -> Corpus:
             else:
                 splits["train"].append(file)
     return Corpus(
-        {split: tuple(sorted(found, key=lambda f: f.path)) for split, found in splits.items()}, dropped
+        {split: tuple(sorted(chosen, key=lambda f: f.path)) for split, chosen in splits.items()}, dropped
     )
 
 

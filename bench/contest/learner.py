@@ -99,9 +99,9 @@ class SharedLearner(TorchLearner):
     def train(self, job: TrainJob) -> TrainOutcome:
         """As `TorchLearner.train`; a task that was carried out before with the same spec is looked up."""
         if self._trained is None:
-            found = super().train(job)
-            self.trained_tokens += found.tokens
-            return found
+            outcome = super().train(job)
+            self.trained_tokens += outcome.tokens
+            return outcome
         key = self._key(job)
         known = self._trained.get(key)
         if known is None:
@@ -132,23 +132,23 @@ class SharedLearner(TorchLearner):
         if name in self._slices:
             return
         length = self.spec.train.sequence_length
-        found = {}
+        by_domain = {}
         for domain in DOMAINS:
             raw = [RawDocument(file.path, domain, file.text) for file in files if file.domain == domain]
             blocks = pack_validation(encode(raw, self.tokenizer), length, self.tokenizer.eos_token_id)
             stride = max(1, int(np.count_nonzero(blocks.counted)) // tokens)
-            found[domain] = Blocks(
+            by_domain[domain] = Blocks(
                 blocks.tokens[::stride], blocks.counted[::stride], blocks.lengths[::stride]
             )
-        self._slices[name] = found
+        self._slices[name] = by_domain
 
     def losses(self, name: str, weights: Vector) -> dict[str, tuple[float, int]]:
         """Σ loss in nats and tokens on a slice, by domain; the same adapter is evaluated once."""
         key = (name, hashlib.sha256(np.ascontiguousarray(weights, "<f4").tobytes()).digest())
         if key not in self._losses:
-            found = {
+            results = {
                 domain: self.score(blocks, weights, EVAL_BATCH)
                 for domain, blocks in self._slices[name].items()
             }
-            self._losses[key] = {domain: (one.loss_sum, one.tokens) for domain, one in found.items()}
+            self._losses[key] = {domain: (one.loss_sum, one.tokens) for domain, one in results.items()}
         return self._losses[key]

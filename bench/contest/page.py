@@ -82,8 +82,8 @@ def optional(folder: Path, name: str) -> Any:
 
 def newest_tier(folder: Path) -> str | None:
     """The largest tier that has figures of its first table; of a larger one there may be the primary endpoint alone."""
-    found = [name for name in TIERS if _begun(folder, name, TIERS[name].tables[0].name)]
-    return found[-1] if found else None
+    begun = [name for name in TIERS if _begun(folder, name, TIERS[name].tables[0].name)]
+    return begun[-1] if begun else None
 
 
 def _begun(folder: Path, name: str, table: str) -> bool:
@@ -150,7 +150,7 @@ def _longer(folder: Path, shorter: TableSource) -> list[str]:
 def _head(source: TableSource, calibration: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
     tier, shape = source.tier, source.tier.shape
     plan = planned(tier, source.tuning, source.data, source.cost)
-    jobs = [job for found in plan.values() for job in found]
+    jobs = [job for of_table in plan.values() for job in of_table]
     there = [source.lines[job.key] for job in jobs if job.key in source.lines]
     rates = calibration["rates"][shape_name(shape)]
     other = "" if manifest["digest"] == source.data else (
@@ -178,17 +178,17 @@ def _pictures(names: Sequence[str]) -> str:
     return "\n".join(f"![{PICTURES[name]}](contest/{name})\n\n*{PICTURES[name]}.*\n" for name in names)
 
 
-def _validation(found: Mapping[str, Any] | None) -> str:
-    if found is None:
+def _validation(validation: Mapping[str, Any] | None) -> str:
+    if validation is None:
         return "No run on real sockets yet: `python -m bench contest --validate` makes them.\n"
     body = [
         [row["table"], row["arm"], row["cell"], f"{row['predicted_s']:.1f}", f"{row['measured_s']:.1f}",
          f"{100 * (row['measured_s'] / row['predicted_s'] - 1):+.1f} %"]
-        for row in found["rows"]
+        for row in validation["rows"]
     ]  # fmt: skip
     return markdown(
         ["table", "arm", "cell", "predicted, s", "measured, s", "error"], body
-    ) + f"\n{found['how']}\n"  # fmt: skip
+    ) + f"\n{validation['how']}\n"  # fmt: skip
 
 
 def _tuning(decided: Mapping[str, Any]) -> str:

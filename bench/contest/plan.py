@@ -271,11 +271,11 @@ def trials(tier: Tier, data: str, cost: tuple[float, float]) -> list[Job]:
 
 def jobs_of(table: Table, tier: Tier, tuning: Tuning, data: str, cost: tuple[float, float]) -> list[Job]:
     """The runs of one table."""
-    found = []
+    jobs = []
     for cell in table.cells:
         for seed in range(FIRST_SEED, FIRST_SEED + table.seeds):
             for arm, knobs in rows_of(table, tuning):
-                found.append(
+                jobs.append(
                     Job(
                         arm=arm.name,
                         knobs=knobs,
@@ -288,7 +288,7 @@ def jobs_of(table: Table, tier: Tier, tuning: Tuning, data: str, cost: tuple[flo
                         cost=cost,
                     )
                 )
-    return found
+    return jobs
 
 
 def rows_of(table: Table, tuning: Tuning) -> list[tuple[Arm, Knobs]]:
@@ -306,22 +306,22 @@ def rows_of(table: Table, tuning: Tuning) -> list[tuple[Arm, Knobs]]:
 def planned(tier: Tier, tuning: Tuning, data: str, cost: tuple[float, float]) -> dict[str, list[Job]]:
     """The runs of every table, each run under the first table that has it."""
     seen: set[str] = set()
-    found: dict[str, list[Job]] = {}
+    jobs: dict[str, list[Job]] = {}
     for table in tier.tables:
-        found[table.name] = []
+        jobs[table.name] = []
         for job in jobs_of(table, tier, tuning, data, cost):
             if job.key not in seen:
                 seen.add(job.key)
-                found[table.name].append(job)
-    return found
+                jobs[table.name].append(job)
+    return jobs
 
 
 def groups(jobs: Iterable[Job]) -> list[list[Job]]:
     """Jobs that share their training, together, in the order in which the first of each came."""
-    found: dict[str, list[Job]] = {}
+    by_group: dict[str, list[Job]] = {}
     for job in jobs:
-        found.setdefault(job.group, []).append(job)
-    return list(found.values())
+        by_group.setdefault(job.group, []).append(job)
+    return list(by_group.values())
 
 
 def trained_tokens(jobs: Sequence[Job]) -> int:

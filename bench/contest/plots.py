@@ -49,9 +49,9 @@ def mean_curve(row: ArmRow, axis: CurveAxis) -> tuple[tuple[float, float], ...]:
     points = []
     for k in range(SAMPLES + 1):
         where = end * k / SAMPLES
-        found = [loss for curve in curves if (loss := loss_at(curve, axis, where)) is not None]
-        if len(found) == len(curves):
-            points.append((where, statistics.fmean(found)))
+        losses = [loss for curve in curves if (loss := loss_at(curve, axis, where)) is not None]
+        if len(losses) == len(curves):
+            points.append((where, statistics.fmean(losses)))
     return tuple(points)
 
 

@@ -157,11 +157,11 @@ def run_job(
     begun = time.process_time()
     kind = BY_NAME[job.arm].kind
     if kind is Kind.FEDERATED:
-        found = _federated(job, settings, learner)
+        outcome = _federated(job, settings, learner)
     elif kind is Kind.CENTRALISED:
-        found = _bare(job, settings, learner, [tuple(spec.boundary_of)])
+        outcome = _bare(job, settings, learner, [tuple(spec.boundary_of)])
     else:
-        found = _bare(job, settings, learner, [boundary.devices for boundary in spec.boundaries])
+        outcome = _bare(job, settings, learner, [boundary.devices for boundary in spec.boundaries])
     comparable = settings.model_dump(mode="json", exclude={"boundaries"})
     line: Line = {
         "key": job.key,
@@ -176,7 +176,7 @@ def run_job(
         "model": job.shape.model,
         "data": job.data,
         "settings_sha256": hashlib.sha256(json.dumps(comparable, sort_keys=True).encode()).hexdigest(),
-        **found,
+        **outcome,
         "cpu_s": round(time.process_time() - begun, 2),
     }
     return line, learner
@@ -428,11 +428,11 @@ def _bare(job: Job, settings: RunSettings, learner: SharedLearner, pools: Sequen
     }  # fmt: skip
 
 
-def _mean(found: Sequence[dict[str, tuple[float, int]]]) -> dict[str, tuple[float, int]]:
+def _mean(losses: Sequence[dict[str, tuple[float, int]]]) -> dict[str, tuple[float, int]]:
     """The sums of several adapters on one slice, averaged."""
     return {
-        domain: (sum(one[domain][0] for one in found) / len(found), found[0][domain][1])
-        for domain in found[0]
+        domain: (sum(one[domain][0] for one in losses) / len(losses), losses[0][domain][1])
+        for domain in losses[0]
     }
 
 

@@ -153,7 +153,7 @@ def measure(dim: int, devices: int, repeat: int, dropped: int | None = None) -> 
         "device_masks": devices,
         "server_masks": masks,
         "repeat": repeat,
-        **{name: statistics.median(found) for name, found in turns.items()},
+        **{name: statistics.median(seconds) for name, seconds in turns.items()},
         "device_ratio": statistics.median(
             work / control for control, work in zip(turns["device_prg_s"], turns["device_s"], strict=True)
         ),

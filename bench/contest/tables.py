@@ -49,7 +49,7 @@ class TableSource:
 
     def row(self, table: Table, arm: Arm, knobs: Knobs, cell: Cell) -> ArmRow:
         """The lines of one arm in one cell."""
-        found = {}
+        lines = {}
         for seed in range(FIRST_SEED, FIRST_SEED + table.seeds):
             job = Job(
                 arm=arm.name,
@@ -64,8 +64,8 @@ class TableSource:
             )
             line = self.lines.get(job.key)
             if line is not None:
-                found[seed] = line
-        return ArmRow(arm, knobs, cell, found)
+                lines[seed] = line
+        return ArmRow(arm, knobs, cell, lines)
 
     def rows(self, name: str, cell: Cell) -> list[ArmRow]:
         """Every arm of a table in one of its cells, as planned; ablations are not among them."""
@@ -91,8 +91,12 @@ def spread(values: Sequence[float], write: Callable[[float], str]) -> str:
     """Mean ± sd."""
     if not values:
         return DASH
-    found = summary(values)
-    return write(found.mean) if found.sd is None else f"{write(found.mean)} ± {write(found.sd)}"
+    mean_and_sd = summary(values)
+    return (
+        write(mean_and_sd.mean)
+        if mean_and_sd.sd is None
+        else f"{write(mean_and_sd.mean)} ± {write(mean_and_sd.sd)}"
+    )
 
 
 def loss(value: float) -> str:
@@ -115,13 +119,13 @@ def percent(value: float) -> str:
     return f"{100 * value:+.2f} %"
 
 
-def interval(found: Paired | None, write: Callable[[float], str] = percent) -> str:
+def interval(pair: Paired | None, write: Callable[[float], str] = percent) -> str:
     """A difference, relative unless `write` says otherwise, with its 95 % interval."""
-    if found is None:
+    if pair is None:
         return DASH
-    if found.low is None or found.high is None:
-        return f"{write(found.difference)} (one pair)"
-    return f"{write(found.difference)} [{write(found.low)}, {write(found.high)}]"
+    if pair.low is None or pair.high is None:
+        return f"{write(pair.difference)} (one pair)"
+    return f"{write(pair.difference)} [{write(pair.low)}, {write(pair.high)}]"
 
 
 def p_value(p: float) -> str:
@@ -155,7 +159,7 @@ def compare(mine: ArmRow, other: ArmRow, figure: Callable[[Line], float | None])
 
 def values(row: ArmRow, figure: Callable[[Line], float | None]) -> list[float]:
     """The figure for each seed that has it."""
-    return [found for line in row.lines.values() if (found := figure(line)) is not None]
+    return [value for line in row.lines.values() if (value := figure(line)) is not None]
 
 
 def of_final(name: str) -> Callable[[Line], float | None]:
@@ -205,18 +209,18 @@ def primary(source: TableSource) -> str:
             text
             + f"\nNo pair of seeds reached the target in both arms ({censored} censored): **unresolved**.\n"
         )
-    found = paired(mines, others)
+    pair = paired(mines, others)
     words = {
         "better": "is faster", "worse": "is slower", "tied": "is as fast",
         "unresolved": "is not told apart",
-    }[found.verdict.value]  # fmt: skip
+    }[pair.verdict.value]  # fmt: skip
     note = f" {censored} pairs are left out because a run did not reach the target." if censored else ""
     return (
         text
         + (
             f"\nTime to target of {mine.label} against {other.label}, the fixed interval that was fastest on the "
             "dev split: "
-            f"{interval(found)} over {found.count} pairs, p = {p_value(found.p)}: **{found.verdict.value}** "
+            f"{interval(pair)} over {pair.count} pairs, p = {p_value(pair.p)}: **{pair.verdict.value}** "
             f"({mine.label} {words}).{note}\n"
         )
         + _against_kept(mine, held, figure)
@@ -228,13 +232,13 @@ def _against_kept(mine: ArmRow, held: ArmRow | None, figure: Callable[[Line], fl
     mines, others, censored = pairs(mine, held, figure) if held is not None else ([], [], 0)
     if not mines:
         return ""
-    found = paired(mines, others)
+    pair = paired(mines, others)
     early = sum(changed_before(line, figure(line)) for line in mine.lines.values())
     commits = statistics.fmean(len(line["pace"]) - 1 for line in mine.lines.values())
     return (
         f"\nAgainst its own settings with the interval kept (what the controller adds, apart from the outer step): "
-        f"{interval(found)} over {found.count} pairs{f', {censored} censored' if censored else ''}: "
-        f"**{found.verdict.value}**. The controller had changed the interval before the target was reached in "
+        f"{interval(pair)} over {pair.count} pairs{f', {censored} censored' if censored else ''}: "
+        f"**{pair.verdict.value}**. The controller had changed the interval before the target was reached in "
         f"{early} of {len(mine.lines)} runs; a run has {commits:.1f} commits.\n"
     )
 
@@ -264,11 +268,11 @@ def _losses_at(row: ArmRow, limits: Mapping[Axis, float]) -> list[str]:
 
 def _against(rows: Sequence[ArmRow | None], mine: ArmRow | None) -> list[list[str]]:
     """Three cells a row: difference from `mine` at the budget, corrected p, verdict; dashes for a row that is None."""
-    found = [None if mine is None or row is None else compare(row, mine, at_budget) for row in rows]
-    ps = holm([math.nan if one is None else one.p for one in found])
+    comparisons = [None if mine is None or row is None else compare(row, mine, at_budget) for row in rows]
+    ps = holm([math.nan if one is None else one.p for one in comparisons])
     return [
         [interval(one), p_value(p), DASH if one is None else one.verdict.value]
-        for one, p in zip(found, ps, strict=True)
+        for one, p in zip(comparisons, ps, strict=True)
     ]
 
 
@@ -366,9 +370,9 @@ def _conditions(
     for cell in cells:
         against = {row.arm.name: row for row in source.rows(name, base)}
         for row in source.rows(name, cell):
-            found = None if cell == base else compare(row, against[row.arm.name], at_budget)
+            pair = None if cell == base else compare(row, against[row.arm.name], at_budget)
             body.append([
-                row.label, write(cell), spread(values(row, at_budget), loss), interval(found),
+                row.label, write(cell), spread(values(row, at_budget), loss), interval(pair),
                 spread(values(row, of_final("seconds")), seconds),
                 spread(values(row, of_final("windows")), lambda x: f"{x:.0f}"),
                 spread(values(row, of_final("dropouts")), lambda x: f"{x:.0f}"),
@@ -395,10 +399,10 @@ def t3(source: TableSource) -> str:
     iid = {row.arm.name: row for row in source.rows("T3", base)}
     said = []
     for row in rows:
-        found = compare(row, iid[row.arm.name], at_budget)
-        if found is not None:
-            within = "within" if found.difference <= 0.022 else "not within"
-            said.append(f"{row.label}: {percent(found.difference)}, {within} 2.2 %")
+        pair = compare(row, iid[row.arm.name], at_budget)
+        if pair is not None:
+            within = "within" if pair.difference <= 0.022 else "not within"
+            said.append(f"{row.label}: {percent(pair.difference)}, {within} 2.2 %")
     return text + (
         "\nOne domain per boundary against iid: " + ("; ".join(said) if said else "no runs yet") + ". "
         f"M = {base.boundaries} boundaries of {base.devices} devices.\n"
@@ -458,10 +462,10 @@ def t6(source: TableSource) -> str:
         for name, words, _ in ABLATIONS:
             knobs = ablated(source.tuning.chosen[CONTESTANT], name)
             rows.append((words, source.row(table, BY_NAME[CONTESTANT], knobs, HOME)))
-    found = [None if row is base else compare(row, base, at_budget) for _, row in rows]
-    corrected = holm([one.p if one is not None else math.nan for one in found])
+    comparisons = [None if row is base else compare(row, base, at_budget) for _, row in rows]
+    corrected = holm([one.p if one is not None else math.nan for one in comparisons])
     body = []
-    for (words, row), one, p in zip(rows, found, corrected, strict=True):
+    for (words, row), one, p in zip(rows, comparisons, corrected, strict=True):
         body.append([
             words, row.knobs.words(), spread(values(row, at_budget), loss), interval(one), p_value(p),
             one.verdict.value if one else DASH, spread(values(row, figure), seconds),

@@ -99,14 +99,14 @@ def validate_tier(contest: Contest) -> dict[str, Any]:
                 contest.tell(
                     f"{table}: predicted {row['predicted_s']:.1f} s, measured {row['measured_s']:.1f} s"
                 )
-    found = {
+    validation = {
         "rows": rows,
         "machine": machine(),
         "how": f"Seconds for {TOKENS} merged tokens between the first commit and the last; every actor is a process "
         "of its own, on three Kafka brokers on loopback with TLS, all on the machine of the figures.",
     }
-    write_json(contest.folder / validation_file(contest.name), found)
-    return found
+    write_json(contest.folder / validation_file(contest.name), validation)
+    return validation
 
 
 def simulated(job: Job, corpus: Corpus, folder: Path) -> CommitSpan:

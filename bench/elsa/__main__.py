@@ -58,21 +58,21 @@ def counter() -> Any:
     def measure(texts: Sequence[str]) -> list[int]:
         if not texts:
             return []
-        found = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        return [len(ids) for ids in found]
+        encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return [len(ids) for ids in encoded]
 
     return measure
 
 
 def check_data(tasks: dict[str, Task], path: Path) -> None:
     """Write the manifest if there is none; say so if this Python's library gives other snippets than the manifest's."""
-    found = {name: task.manifest for name, task in tasks.items()}
+    manifests = {name: task.manifest for name, task in tasks.items()}
     if not path.exists():
-        write_json(path, found)
+        write_json(path, manifests)
         tell(f"the data's manifest is written to {path}")
         return
     known = read_json(path, "the data's manifest")
-    for name, manifest in found.items():
+    for name, manifest in manifests.items():
         if name not in known or known[name]["digest"] != manifest["digest"]:
             tell(
                 f"the snippets of the task {name} are not those of {path.name}: figures made here can be compared with "
@@ -187,9 +187,9 @@ def main() -> int:
     failures: list[str] = []
     try:
         if args.calibrate:
-            found = calibrate(make_task("kind", counter()))
-            write_json(RESULTS / CALIBRATION, found)
-            print(json.dumps(found))
+            rates = calibrate(make_task("kind", counter()))
+            write_json(RESULTS / CALIBRATION, rates)
+            print(json.dumps(rates))
             return 0
         if not args.page:
             jobs, tasks = plan_of(tier, folder)

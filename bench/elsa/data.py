@@ -107,10 +107,12 @@ class Task:
             "digest": self.digest,
             "repeated": self.repeated,
             "snippets": {
-                part: {"all": len(found), **sorted_counts(one.label for one in found)}
-                for part, found in self.snippets.items()
+                part: {"all": len(members), **sorted_counts(one.label for one in members)}
+                for part, members in self.snippets.items()
             },
-            "files": {part: {file.path: file.sha256 for file in found} for part, found in self.files.items()},
+            "files": {
+                part: {file.path: file.sha256 for file in members} for part, members in self.files.items()
+            },
         }
 
 
@@ -136,7 +138,7 @@ def read_files(stdlib: Path | None = None) -> list[File]:
     root = stdlib or Path(sysconfig.get_paths()["stdlib"])
     files = []
     for package, modules in PACKAGES.items():
-        found = []
+        kept = []
         for module in modules.split():
             folder = root / module
             paths = sorted(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
@@ -147,12 +149,12 @@ def read_files(stdlib: Path | None = None) -> list[File]:
                     text = raw.decode("utf-8", errors="replace")
                     if text.strip():
                         digest = hashlib.sha256(raw).hexdigest()
-                        found.append(File(relative.as_posix(), package, text, digest))
-        if not found:
+                        kept.append(File(relative.as_posix(), package, text, digest))
+        if not kept:
             raise ConfigError(
                 f"this Python has no sources of {package!r} below {root}: install the full standard library"
             )
-        files += found
+        files += kept
     return sorted(files, key=lambda file: file.path)
 
 
@@ -205,7 +207,7 @@ def kinds(file: File, tokens: Sequence[int]) -> Iterator[Snippet]:
     Lines with code and a comment in them are left out.
     """
     lines = file.text.splitlines()
-    found: dict[str, dict[int, str]] = {kind: {} for kind in KINDS}
+    by_kind: dict[str, dict[int, str]] = {kind: {} for kind in KINDS}
     mixed: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(file.text).readline):
         if token.type == tokenize.COMMENT:
@@ -213,7 +215,7 @@ def kinds(file: File, tokens: Sequence[int]) -> Iterator[Snippet]:
             if token.line[: token.start[1]].strip():
                 mixed.add(number)
             else:
-                found["comment"][number] = token.string.lstrip("#!:")
+                by_kind["comment"][number] = token.string.lstrip("#!:")
     for node in ast.walk(ast.parse(file.text)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             if ast.get_docstring(node, clean=False) is None:
@@ -223,10 +225,10 @@ def kinds(file: File, tokens: Sequence[int]) -> Iterator[Snippet]:
                 line = lines[number - 1].strip()
                 if number == text.lineno:
                     line = line.lstrip("rRuU").lstrip("\"'")
-                found["docstring"][number] = line.rstrip("\"'") if number == text.end_lineno else line
-    other = found["comment"].keys() | found["docstring"].keys() | mixed
-    found["code"] = {number: line for number, line in enumerate(lines, 1) if number not in other}
-    for kind, members in found.items():
+                by_kind["docstring"][number] = line.rstrip("\"'") if number == text.end_lineno else line
+    other = by_kind["comment"].keys() | by_kind["docstring"].keys() | mixed
+    by_kind["code"] = {number: line for number, line in enumerate(lines, 1) if number not in other}
+    for kind, members in by_kind.items():
         numbered = [(number, line, tokens[number - 1]) for number, line in sorted(members.items())]
         for text_, number in runs(numbered, LEAST["kind"]):
             yield Snippet(text_, kind, file.path, number)
@@ -261,7 +263,7 @@ def make_task(name: str, measure: Measure, stdlib: Path | None = None, most: int
     files = read_files(stdlib)
     parts = split_files(files)
     make = pieces if name == "package" else kinds
-    found: dict[Part, list[Snippet]] = {"train": [], "test": []}
+    by_part: dict[Part, list[Snippet]] = {"train": [], "test": []}
     for part, members in parts.items():
         cut: list[Snippet] = []
         for file in members:
@@ -271,13 +273,13 @@ def make_task(name: str, measure: Measure, stdlib: Path | None = None, most: int
                 if one.text not in seen:
                     seen.add(one.text)
                     cut.append(one)
-        found[part] = chosen(cut, name, most or MOST[name][part])
+        by_part[part] = chosen(cut, name, most or MOST[name][part])
     # Training first: what is left out of the test is what repeats something that may be trained on.
-    everything = [(part, place, one) for part in ("train", "test") for place, one in enumerate(found[part])]  # type: ignore[index]
+    everything = [(part, place, one) for part in ("train", "test") for place, one in enumerate(by_part[part])]  # type: ignore[index]
     repeated = near_duplicates([(f"{part} {place}", one.text) for part, place, one in everything])
     kept: dict[Part, tuple[Snippet, ...]] = {
-        part: tuple(one for place, one in enumerate(found[part]) if f"{part} {place}" not in repeated)
-        for part in found
+        part: tuple(one for place, one in enumerate(by_part[part]) if f"{part} {place}" not in repeated)
+        for part in by_part
     }
     return Task(name, TASKS[name], kept, parts, len(repeated))
 

@@ -324,9 +324,9 @@ def jobs_of(
         )
 
     seeds = range(1, tier.seeds + 1)
-    found: list[TaskJob] = []
+    jobs: list[TaskJob] = []
     for task in tier.tasks:
-        found += [
+        jobs += [
             job(task=task, model=model, arm=arm, percent=percent, seed=seed)
             for seed in seeds
             for percent in tier.unreliable
@@ -336,15 +336,15 @@ def jobs_of(
         if tier.ablated is not None and tier.ablated[0] == task:
             _, model, percent = tier.ablated
             further = (*ABLATIONS, *ENCODINGS)
-            found += [
+            jobs += [
                 job(task=task, model=model, arm=arm.name, percent=percent, seed=seed)
                 for seed in seeds
                 for arm in further
             ]
             if tier.far is not None:
-                found += [
+                jobs += [
                     job(task=task, model=model, arm=arm.name, percent=percent, seed=seed, shape=tier.far)
                     for seed in seeds
                     for arm in FAR
                 ]
-    return found
+    return jobs

@@ -155,11 +155,11 @@ def write_boundary(
 
 def tokens_of(devices: Sequence[TaskDevice], task: str, length: int, tokenizer: Any) -> dict[str, int]:
     """Tokens of each device's rows, as the learner counts them."""
-    found = {}
+    tokens = {}
     for one in devices:
         raw = [RawDocument(str(k), one.name, row.text, row.label) for k, row in enumerate(one.rows)]
-        found[one.name] = sum(document.size for document in encode_rows(raw, tokenizer, TASKS[task], length))
-    return found
+        tokens[one.name] = sum(document.size for document in encode_rows(raw, tokenizer, TASKS[task], length))
+    return tokens
 
 
 # ---- run files -----------------------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ def run_job(job: TaskJob, task: Task, folder: Path) -> Line:
     # A row's id, by which it is dealt and ordered, has the path of its file in it as the run file names it: relative,
     # so that the same run has the same data wherever its rows lie.
     with contextlib.chdir(place):
-        learner, found, weights = (_bare if BY_NAME[job.arm].kind is TaskArmKind.CENTRALISED else _federated)(
+        learner, facts, weights = (_bare if BY_NAME[job.arm].kind is TaskArmKind.CENTRALISED else _federated)(
             job, devices
         )
     tested = task.snippets["test"][: job.shape.rows]
@@ -305,7 +305,7 @@ def run_job(job: TaskJob, task: Task, folder: Path) -> Line:
     return {
         "key": job.key,
         **job.fields,
-        **found,
+        **facts,
         "unreliable_devices": [one.name for one in devices if not one.reliable],
         "rows": after.tokens,
         "accuracy": after.accuracy,
@@ -340,7 +340,7 @@ def base_of(model: str) -> str:
 def _federated(job: TaskJob, devices: Sequence[TaskDevice]) -> tuple[TorchLearner, Line, Vector]:
     groups: dict[str, Sequence[TaskDevice]]
     if BY_NAME[job.arm].kind is TaskArmKind.CLUSTERS:
-        groups = {f"cluster-{k}": found for k, found in enumerate(clusters(devices, job.seed))}
+        groups = {f"cluster-{k}": in_cluster for k, in_cluster in enumerate(clusters(devices, job.seed))}
     else:
         groups = {name: [one for one in devices if one.name.startswith(name)] for name in BOUNDARIES}
     tokenizer = AutoTokenizer.from_pretrained(model_path(ModelSettings(model=place_of(job.model))))
@@ -391,15 +391,15 @@ def _federated(job: TaskJob, devices: Sequence[TaskDevice]) -> tuple[TorchLearne
 
 def cuts(settings: RunSettings) -> dict[str, list[int]]:
     """(p, q, micro-batch) of every class, or of all devices."""
-    found = {}
+    by_class = {}
     for boundary in planned(settings).boundaries:
         if boundary.split is None:
             continue
         for device in boundary.device_list():
             kind = boundary.split.class_of(device.id)
             cut = [*boundary.split.cut_of(device.id), boundary.split.micro_of(device.id)]
-            found["all" if kind is None else kind.name] = cut if boundary.split.splits(device.id) else []
-    return dict(sorted(found.items()))
+            by_class["all" if kind is None else kind.name] = cut if boundary.split.splits(device.id) else []
+    return dict(sorted(by_class.items()))
 
 
 def _settings_digest(settings: RunSettings) -> str:
@@ -409,13 +409,13 @@ def _settings_digest(settings: RunSettings) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-def traffic(found: Mapping[str, int], devices: Sequence[str]) -> dict[str, int]:
+def traffic(amounts: Mapping[str, int], devices: Sequence[str]) -> dict[str, int]:
     """Bytes by who and what: `device TOPIC out`, `edge …`, `aggregator …`, `gate …`, `exchange …`, both directions.
 
     `total` is what all actors wrote and read together; `device` what devices did.
     """
     sums: Counter[str] = Counter()
-    for key, count in found.items():
+    for key, count in amounts.items():
         broker, who, topic, direction = key.split(" ")
         role = "exchange" if broker == "exchange" else "device" if who in devices else who.rpartition(".")[2]
         role = "edge" if role.startswith("edge-") else role

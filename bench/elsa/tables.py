@@ -67,19 +67,19 @@ def compare(mine: Mapping[int, Line], other: Mapping[int, Line]) -> Paired | Non
     mines, others = paired_values(mine, other, accuracy)
     if not mines:
         return None
-    found = paired(mines, others)
+    pair = paired(mines, others)
     scale = abs(statistics.fmean(others)) or 1.0  # `paired` gives shares of the baseline
-    bounds = [None if one is None else one * scale for one in (found.low, found.high)]
-    return Paired(found.difference * scale, bounds[0], bounds[1], found.p, found.count)
+    bounds = [None if one is None else one * scale for one in (pair.low, pair.high)]
+    return Paired(pair.difference * scale, bounds[0], bounds[1], pair.p, pair.count)
 
 
 def against_elsa(
     rows: Mapping[str, Mapping[int, Line]],
 ) -> tuple[dict[str, Paired | None], dict[str, float]]:
     """Every other arm against ELSA, and its p value after Holm, by arm."""
-    found = {name: compare(some, rows.get("elsa", {})) for name, some in rows.items() if name != "elsa"}
-    corrected = holm([one.p if one is not None else float("nan") for one in found.values()])
-    return found, dict(zip(found, corrected, strict=True))
+    pairs = {name: compare(some, rows.get("elsa", {})) for name, some in rows.items() if name != "elsa"}
+    corrected = holm([one.p if one is not None else float("nan") for one in pairs.values()])
+    return pairs, dict(zip(pairs, corrected, strict=True))
 
 
 # ---- text ----------------------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def main_table(lines: Lines, tier: TaskTier, task: str, model: str, unreliable: 
     """Every arm in one cell, against ELSA."""
     arms = [arm for arm in ARMS if arm.name in tier.arms]
     rows = {arm.name: rows_of(lines, task, model, unreliable, arm.name) for arm in arms}
-    found, ps = against_elsa(rows)
+    pairs, ps = against_elsa(rows)
     body = []
     for arm in arms:
         some = rows[arm.name]
@@ -145,7 +145,7 @@ def main_table(lines: Lines, tier: TaskTier, task: str, model: str, unreliable: 
             arm.title,
             f"{len(some)} of {tier.seeds}",
             spread(values(some, accuracy), share),
-            interval(found.get(arm.name), points),
+            interval(pairs.get(arm.name), points),
             p_value(ps[arm.name]) if arm.name in ps else DASH,
             spread(values(some, device_bytes), megabytes),
             spread(values(some, lambda line: line["traffic"]["total"]), megabytes),
@@ -161,7 +161,7 @@ def main_table(lines: Lines, tier: TaskTier, task: str, model: str, unreliable: 
 
 def endpoint(lines: Lines, tier: TaskTier) -> list[dict[str, Any]]:
     """ELSA against the uncompressed split in every cell: bytes saved, accuracy lost, and whether both are as asked."""
-    found = []
+    entries = []
     for task in tier.tasks:
         for model in tier.models:
             for unreliable in tier.unreliable:
@@ -170,7 +170,7 @@ def endpoint(lines: Lines, tier: TaskTier) -> list[dict[str, Any]]:
                 less, difference = saved(elsa, split), compare(elsa, split)
                 if less is None or difference is None:
                     continue
-                found.append(
+                entries.append(
                     {
                         "task": task,
                         "model": model,
@@ -184,7 +184,7 @@ def endpoint(lines: Lines, tier: TaskTier) -> list[dict[str, Any]]:
                         "accuracy_met": difference.difference >= -MOST_LOST,
                     }
                 )
-    return found
+    return entries
 
 
 def endpoint_table(lines: Lines, tier: TaskTier) -> str:
@@ -212,14 +212,14 @@ def against_cells(
     arm: TaskArm,
     some: Mapping[int, Line],
     tier: TaskTier,
-    found: Mapping[str, Paired | None],
+    pairs: Mapping[str, Paired | None],
     ps: Mapping[str, float],
 ) -> list[str]:
     """The cells of `AGAINST`."""
     return [
         f"{len(some)} of {tier.seeds}",
         spread(values(some, accuracy), share),
-        interval(found.get(arm.name), points),
+        interval(pairs.get(arm.name), points),
         p_value(ps[arm.name]) if arm.name in ps else DASH,
         spread(values(some, device_bytes), megabytes),
         spread(values(some, lambda line: line["seconds"]), whole),
@@ -233,14 +233,14 @@ def ablation_table(lines: Lines, tier: TaskTier) -> str:
     task, model, unreliable = tier.ablated
     arms = [BY_NAME["elsa"], *ABLATIONS, BY_NAME["split"]]
     rows = {arm.name: rows_of(lines, task, model, unreliable, arm.name) for arm in arms}
-    found, ps = against_elsa(rows)
+    pairs, ps = against_elsa(rows)
     body = []
     for arm in arms:
         some = rows[arm.name]
         out_bad, bad, out_good, good = caught(some)
         body.append([
             arm.title,
-            *against_cells(arm, some, tier, found, ps),
+            *against_cells(arm, some, tier, pairs, ps),
             f"{out_bad} of {bad}" if bad else DASH,
             f"{out_good} of {good}" if good else DASH,
         ])  # fmt: skip
@@ -254,10 +254,10 @@ def encoding_table(lines: Lines, tier: TaskTier) -> str:
     task, model, unreliable = tier.ablated
     arms = [BY_NAME["elsa"], BY_NAME["elsa-compression"], *ENCODINGS]
     rows = {arm.name: rows_of(lines, task, model, unreliable, arm.name) for arm in arms}
-    found, ps = against_elsa(rows)
+    pairs, ps = against_elsa(rows)
     titles = {"elsa": "int8 (ELSA)", "elsa-compression": "bf16"}
     body = [
-        [titles.get(arm.name, arm.title), *against_cells(arm, rows[arm.name], tier, found, ps)]
+        [titles.get(arm.name, arm.title), *against_cells(arm, rows[arm.name], tier, pairs, ps)]
         for arm in arms
     ]
     return (
@@ -355,12 +355,12 @@ def traffic_table(lines: Lines, tier: TaskTier) -> str:
 
 def summary_of(tier: TaskTier, lines: Lines) -> dict[str, Any]:
     """What was run and what came of the endpoint; JSON."""
-    found = [line for line in lines.values() if line["shape"] == _shape(tier, line["task"])]
+    of_shape = [line for line in lines.values() if line["shape"] == _shape(tier, line["task"])]
     return {
         "tier": tier.name,
-        "runs": len(found),
-        "cpu_s": round(sum(line["cpu_s"] for line in found), 1),
-        "endpoint": endpoint({line["key"]: line for line in found}, tier),
+        "runs": len(of_shape),
+        "cpu_s": round(sum(line["cpu_s"] for line in of_shape), 1),
+        "endpoint": endpoint({line["key"]: line for line in of_shape}, tier),
     }
 
 
@@ -376,10 +376,10 @@ def page(tier: TaskTier, every: Lines, folder: Path) -> str:
     planned = len(tier.tasks) * len(tier.models) * len(tier.arms) * len(tier.unreliable) * tier.seeds
     planned += 0 if tier.ablated is None else (len(ABLATIONS) + len(ENCODINGS)) * tier.seeds
     tested = ", ".join(
-        f"{name} ({len(found)} runs, {found[0]['rows']} test rows, the commonest class alone "
-        f"{100 * found[0]['majority']:.1f} %)"
+        f"{name} ({len(of_task)} runs, {of_task[0]['rows']} test rows, the commonest class alone "
+        f"{100 * of_task[0]['majority']:.1f} %)"
         for name in tier.tasks
-        if (found := [line for line in lines.values() if line["task"] == name])
+        if (of_task := [line for line in lines.values() if line["task"] == name])
     )
     parts = [
         "# ELSA on text classification\n\n"
@@ -431,9 +431,9 @@ def _head(tier: TaskTier, data: Mapping[str, Any], tested: str) -> str:
 def _method(tier: TaskTier) -> str:
     shape = tier.shape
     trained = ", ".join(
-        f"{found.trained} rows of *{task}* ({found.commits} rounds)"
+        f"{shape_of_task.trained} rows of *{task}* ({shape_of_task.commits} rounds)"
         for task in tier.tasks
-        for found in [tier.shapes.get(task, shape)]
+        for shape_of_task in [tier.shapes.get(task, shape)]
     )
     rates = "; ".join(
         f"{model.title}: "

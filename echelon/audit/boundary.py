@@ -410,12 +410,10 @@ class BoundaryAudit:
             if isinstance(item, Unopened):
                 self._unopened(item)
             elif isinstance(item.message, Derived):
-                said = item.message
-                derived = self._versions.get(said.version)
-                if derived != (said.commit, said.sha256) and not (derived is None and self._stopped):
-                    detail = (
-                        f"the gate says that version {said.version} is another adapter than the history gives"
-                    )
+                message = item.message
+                derived = self._versions.get(message.version)
+                if derived != (message.commit, message.sha256) and not (derived is None and self._stopped):
+                    detail = f"the gate says that version {message.version} is another adapter than the history gives"
                     self._error("versions", item.offset, detail)
 
     def _compare_models(self, items: Iterator[Opened]) -> None:

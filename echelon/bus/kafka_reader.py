@@ -221,14 +221,14 @@ class KafkaReader(Reader):
                 return records
             if self._pump.done():
                 self._pump.result()  # raises what ended it
-            looked = all(part.looked for part in self._parts.values())
-            patience = deadline if looked or deadline is None else max(deadline, began + LOOK_S)
+            all_looked = all(part.looked for part in self._parts.values())
+            patience = deadline if all_looked or deadline is None else max(deadline, began + LOOK_S)
             try:
                 async with asyncio.timeout_at(patience):
                     await self._news.wait()
             except TimeoutError:
                 waited = self._loop.time() - began
-                if self._answered_at < began and (self._failing or not looked or waited >= LOOK_S):
+                if self._answered_at < began and (self._failing or not all_looked or waited >= LOOK_S):
                     raise ConnectionLost(
                         f"broker {self._link.name} could not be asked for records for {waited:.1f} s; try again"
                     ) from None

@@ -217,12 +217,12 @@ def _progress(count: int) -> Iterator[Shown]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        said = time.monotonic()
+        shown_at = time.monotonic()
 
         def line(done: int, failed: int) -> None:
-            nonlocal said
-            if time.monotonic() - said >= EVERY:
-                said = time.monotonic()
+            nonlocal shown_at
+            if time.monotonic() - shown_at >= EVERY:
+                shown_at = time.monotonic()
                 typer.echo(f"{done} of {count} seeds, {failed} failed", err=True)
 
         yield Shown(line, lambda text: typer.echo(text, err=True))

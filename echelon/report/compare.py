@@ -274,8 +274,8 @@ def drawn(
     )
     if not chart:
         return panel(Markup(""), empty, title)
-    said = about(f"Nothing recorded: {', '.join(missing)}.") if missing else Markup("")
-    return panel(key(runs) + chart + said, "", title)
+    note = about(f"Nothing recorded: {', '.join(missing)}.") if missing else Markup("")
+    return panel(key(runs) + chart + note, "", title)
 
 
 def key(runs: Sequence[ComparedRun]) -> Markup:

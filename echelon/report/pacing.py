@@ -73,8 +73,8 @@ def chart(series: Sequence[Series], x: Axis, y: Axis, *, title: str, empty: str,
         return panel(Markup(""), empty, title)
     several = len(series) > 1
     names = legend([(s.name, s.colour) for s in series if s.points]) if several else Markup("")
-    said = about(remark) if remark else Markup("")
-    return panel(said + names + drawn, "", title)
+    note = about(remark) if remark else Markup("")
+    return panel(note + names + drawn, "", title)
 
 
 def constant(points: Sequence[Point]) -> str:

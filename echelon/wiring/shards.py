@@ -274,10 +274,10 @@ class KafkaShards:
         newest_record = await newest(self._bus, shard, self._terms, self._log)
         if newest_record is None:
             return False
-        record, said = newest_record
-        if (said.count, said.data_sha256) != (self._terms.count, self._terms.data_sha256):
+        record, stated = newest_record
+        if (stated.count, stated.data_sha256) != (self._terms.count, self._terms.data_sha256):
             raise ConfigError(
-                f"shard {shard} was published as one of {said.count} for other data settings than this device has "
+                f"shard {shard} was published as one of {stated.count} for other data settings than this device has "
                 f"({self._terms.count} shards): give operator and devices the same run file, and publish the shards "
                 "again"
             )

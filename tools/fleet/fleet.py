@@ -485,9 +485,9 @@ class Fleet:
                     continue
                 seen.add(path)
                 with suppress(OSError, ValueError, KeyError):
-                    found = json.loads(path.read_text())
+                    address = json.loads(path.read_text())
                     place = path.parent.relative_to(self.deployment.folder)
-                    yield str(place), f"http://{found['host']}:{found['port']}"
+                    yield str(place), f"http://{address['host']}:{address['port']}"
 
     def __enter__(self) -> Fleet:
         return self

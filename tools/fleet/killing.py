@@ -213,35 +213,35 @@ class Killer:
                 return place, point
         return None
 
-    def strike(self, found: tuple[int, Point] | None) -> None:
+    def strike(self, point: tuple[int, Point] | None) -> None:
         """Die, unless somebody else just did."""
-        if found is not None and self._kills.take(found[0]):
+        if point is not None and self._kills.take(point[0]):
             self._kill()
 
     def around_store(self, said: Sequence[_Said], store: Callable[[], Any]) -> Any:
         """Carry out a storing step; die before or after it if a point says so."""
         for one in said:
             self.strike(self.due(one, Moment.UNSTORED))
-        found = store()
+        stored = store()
         for one in said:
             self.strike(self.due(one, Moment.STORED))
-        return found
+        return stored
 
     async def around_publish(
         self, records: Sequence[Outgoing], publish: Callable[[Sequence[Outgoing]], Any]
     ) -> list[int]:
         """Publish records; die before, between or after if a point says so."""
         for place, record in enumerate(records):
-            found = self.due(described(record), Moment.UNSENT, Moment.HALF, Moment.SENT)
-            if found is None:
+            point = self.due(described(record), Moment.UNSENT, Moment.HALF, Moment.SENT)
+            if point is None:
                 continue
-            if found[1].moment is not Moment.UNSENT:
-                before = records[: place + (found[1].moment is Moment.SENT)]
+            if point[1].moment is not Moment.UNSENT:
+                before = records[: place + (point[1].moment is Moment.SENT)]
                 if before:
                     await publish(before)
-                self.strike(found)
+                self.strike(point)
                 return list(await publish(records))  # somebody else died instead: what was sent is sent twice
-            self.strike(found)
+            self.strike(point)
         return list(await publish(records))
 
 
@@ -255,8 +255,8 @@ def install(killer: Killer, bus_classes: Iterable[type[Bus]]) -> None:
 
     def killing_commit(self: StateStore, **fields: Any) -> list[Row]:
         said = [described(record) for record in fields.get("publish", ())]
-        found: list[Row] = killer.around_store(said, lambda: commit(self, **fields))
-        return found
+        rows: list[Row] = killer.around_store(said, lambda: commit(self, **fields))
+        return rows
 
     def killing_store(
         self: BoundaryActor, effects: Sequence[Effect | Cross]
@@ -267,10 +267,8 @@ def install(killer: Killer, bus_classes: Iterable[type[Bus]]) -> None:
             for effect in effects
             if isinstance(effect, Publish) and isinstance(self, Device)
         ]
-        found: tuple[list[Row | Outgoing], list[Row]] = killer.around_store(
-            said, lambda: store(self, effects)
-        )
-        return found
+        rows: tuple[list[Row | Outgoing], list[Row]] = killer.around_store(said, lambda: store(self, effects))
+        return rows
 
     StateStore.commit = killing_commit  # type: ignore[method-assign]
     BoundaryActor._store = killing_store  # type: ignore[method-assign]

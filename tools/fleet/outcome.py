@@ -72,17 +72,17 @@ def envelopes(records: Iterable[Record]) -> Iterator[Envelope]:
 
 def messages(records: Iterable[Record], kind: type[M]) -> list[M]:
     """Every message of a kind, each distinct record once: delivery is at least once."""
-    found: dict[bytes, M] = {}
+    by_signature: dict[bytes, M] = {}
     for envelope in envelopes(records):
         if envelope.type == kind.kind:
-            found[envelope.signature] = kind.decode(envelope.body)
-    return list(found.values())
+            by_signature[envelope.signature] = kind.decode(envelope.body)
+    return list(by_signature.values())
 
 
 def manifests(records: Iterable[Record]) -> list[Message]:
     """Every manifest of an exchange topic, each distinct one once."""
-    found = {record.value: read_manifest(record)[1] for record in records if not is_chunk(record)}
-    return list(found.values())
+    by_record = {record.value: read_manifest(record)[1] for record in records if not is_chunk(record)}
+    return list(by_record.values())
 
 
 @dataclass(frozen=True)

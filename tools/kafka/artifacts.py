@@ -27,8 +27,8 @@ def java() -> Path:
         ConfigError: there is none, it does not run, or it is older than 17.
     """
     home = os.environ.get("JAVA_HOME")
-    found = shutil.which("java", path=str(Path(home) / "bin")) if home else shutil.which("java")
-    if found is None:
+    binary = shutil.which("java", path=str(Path(home) / "bin")) if home else shutil.which("java")
+    if binary is None:
         raise ConfigError(
             f"a Kafka broker needs Java {JAVA_LEAST} or newer, and there is none "
             f"{'in JAVA_HOME=' + home if home else 'on PATH'}; install one "
@@ -36,17 +36,17 @@ def java() -> Path:
         )
     try:
         answer = subprocess.run(
-            [found, "-version"], capture_output=True, text=True, timeout=60, check=True
+            [binary, "-version"], capture_output=True, text=True, timeout=60, check=True
         ).stderr
     except (OSError, subprocess.SubprocessError) as error:
-        raise ConfigError(f"{found} does not run: {error}; install Java {JAVA_LEAST} or newer") from error
+        raise ConfigError(f"{binary} does not run: {error}; install Java {JAVA_LEAST} or newer") from error
     version = re.search(r'version "(?:1\.)?(\d+)', answer)
     if version is None or int(version[1]) < JAVA_LEAST:
         raise ConfigError(
-            f"{found} is {answer.splitlines()[0] if answer else 'of an unknown version'}; "
+            f"{binary} is {answer.splitlines()[0] if answer else 'of an unknown version'}; "
             f"Kafka needs Java {JAVA_LEAST} or newer: install one, or point JAVA_HOME at it"
         )
-    return Path(found)
+    return Path(binary)
 
 
 def jars() -> Path:
@@ -84,10 +84,10 @@ def version() -> str:
         ConfigError: it names none.
     """
     path = templates() / "pom.xml"
-    found = re.search(r"<kafka\.version>([0-9.]+)</kafka\.version>", path.read_text("utf-8"))
-    if found is None:
+    match = re.search(r"<kafka\.version>([0-9.]+)</kafka\.version>", path.read_text("utf-8"))
+    if match is None:
         raise ConfigError(f"{path}: has no kafka.version; restore it from the release")
-    return found[1]
+    return match[1]
 
 
 def listed() -> dict[str, str]:

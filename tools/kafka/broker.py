@@ -236,17 +236,17 @@ class Broker:
                 time.sleep(0.05)
                 continue
             try:
-                found = connection.metadata(timeout=min(2.0, max(0.1, until - time.monotonic())))
+                cluster = connection.metadata(timeout=min(2.0, max(0.1, until - time.monotonic())))
             except BusError as error:
                 said = str(error)
                 connection = Connection(
                     self.settings(BREAK_GLASS)
                 )  # the old one waits longer at each failure
                 continue
-            leaders = [part.leader for topic in found.topics.values() for part in topic.partitions.values()]
-            if found.brokers and all(leader >= 0 for leader in leaders):
+            leaders = [part.leader for topic in cluster.topics.values() for part in topic.partitions.values()]
+            if cluster.brokers and all(leader >= 0 for leader in leaders):
                 return
-            said = f"{len(found.brokers)} brokers, {leaders.count(-1)} partitions without a leader"
+            said = f"{len(cluster.brokers)} brokers, {leaders.count(-1)} partitions without a leader"
             time.sleep(0.1)
         raise LimitExceeded(
             f"broker {self.name} was not ready after {timeout:g} s ({said}); the end of its log:\n{self._last_words()}"

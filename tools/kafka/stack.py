@@ -114,12 +114,12 @@ class Stack:
             if len(self._kept.brokers) + len(missing) > MAX_BROKERS:
                 raise ConfigError(f"{self.folder}: at most {MAX_BROKERS} brokers")
             if missing:
-                found = _free_ports(len(missing) * (3 if scram else 2), self._taken(), first_port)
+                ports = _free_ports(len(missing) * (3 if scram else 2), self._taken(), first_port)
                 added = {
                     name: _Port(
-                        client=next(found),
-                        controller=next(found),
-                        scram=next(found) if scram else None,
+                        client=next(ports),
+                        controller=next(ports),
+                        scram=next(ports) if scram else None,
                         cluster=_cluster_id(),
                     )
                     for name in missing
@@ -151,10 +151,10 @@ class Stack:
             entries[name] = {"url": broker.url, "ca": f"{name}/ca.pem", "ca_key": f"{name}/ca-key.pem"}
             if broker.scram_url is not None:
                 entries[name]["scram_url"] = broker.scram_url
-        found: dict[str, dict[str, object]] = {}
+        entries_in_order: dict[str, dict[str, object]] = {}
         if EXCHANGE in entries:
-            found[EXCHANGE] = dict(entries.pop(EXCHANGE))
-        return {**found, "boundaries": dict(entries)}
+            entries_in_order[EXCHANGE] = dict(entries.pop(EXCHANGE))
+        return {**entries_in_order, "boundaries": dict(entries)}
 
     def __getitem__(self, name: str) -> Broker:
         return self.brokers[name]
@@ -290,14 +290,14 @@ def _own_ports() -> tuple[int, int]:
 def _free_ports(count: int, taken: set[int], first: int | None) -> Iterator[int]:
     low, beyond = _own_ports()
     port = low + secrets.randbelow(max(1, beyond - low - 10 * count)) if first is None else first
-    found: list[int] = []
-    while len(found) < count:
+    ports: list[int] = []
+    while len(ports) < count:
         if port > LAST_PORT:
             raise ConfigError(f"there are no {count} free ports between {first} and {LAST_PORT}")
         if port not in taken and is_free(port):
-            found.append(port)
+            ports.append(port)
         port += 1
-    return iter(found)
+    return iter(ports)
 
 
 # ------------------------------------------------------------------------------------------------------ command line

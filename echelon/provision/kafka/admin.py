@@ -72,8 +72,8 @@ class Connection:
             return self.client.list_topics(timeout=timeout)
         except self._failure as error:
             self.client.poll(0)
-            said = "; ".join(dict.fromkeys(self._errors)) or str(error)
-            raise BusError(f"{self.where}: no answer within {timeout:g} s: {said}") from error
+            reasons = "; ".join(dict.fromkeys(self._errors)) or str(error)
+            raise BusError(f"{self.where}: no answer within {timeout:g} s: {reasons}") from error
 
     def _note(self, error: KafkaError) -> None:
         if len(self._errors) < 8:

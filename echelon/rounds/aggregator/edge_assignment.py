@@ -113,9 +113,11 @@ def distances(devices: Sequence[str], edges: Sequence[str], trips: Measured) -> 
     """
     known: dict[str, dict[str, int]] = {}
     for device, measured in trips.items():
-        said = {edge: trip_of(measured.get(edge, ())) for edge in edges}
-        known[device] = {edge: trip for edge, trip in said.items() if trip is not None}
-    to = {edge: [said[edge] for said in known.values() if edge in said] for edge in edges}
+        trips_known = {edge: trip_of(measured.get(edge, ())) for edge in edges}
+        known[device] = {edge: trip for edge, trip in trips_known.items() if trip is not None}
+    to = {
+        edge: [trips_known[edge] for trips_known in known.values() if edge in trips_known] for edge in edges
+    }
     distance = {}
     for device in devices:
         mine = known.get(device, {})

@@ -163,9 +163,9 @@ class CohortMember:
     def _check_entry(self, message: Cohort, mine: Member, offer: Offer) -> None:
         """The cohort says of this device what it offered, and names the adapter that it trained from."""
         update, me = offer.update, self._identity.me
-        said = (mine.n, mine.base_version, mine.shards, mine.edge, mine.jobs)
+        entry_fields = (mine.n, mine.base_version, mine.shards, mine.edge, mine.jobs)
         shards = tuple(sorted(update.shards))
-        if said != (offer.n, update.base_version, shards, update.edge, update.jobs):
+        if entry_fields != (offer.n, update.base_version, shards, update.edge, update.jobs):
             raise ProtocolError(
                 f"window {message.window}: the cohort says other things of {me} than it offered"
             )
