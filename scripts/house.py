@@ -227,14 +227,20 @@ def missing_docs(modules: Iterable[Module]) -> Iterator[Breach]:
 
 
 def _inherits_doc(function: Function) -> bool:
-    """Whether a decorator says that the parameters are described elsewhere: by an overridden method, or by Typer."""
+    """Whether a decorator says that the parameters are described elsewhere: by the method that is overridden."""
+    return bool(_marks(function) & {"override", "overload"})
+
+
+def _marks(function: Function) -> set[str]:
+    """Names of the decorators."""
     marks = [mark.func if isinstance(mark, ast.Call) else mark for mark in function.decorator_list]
-    names = {mark.attr if isinstance(mark, ast.Attribute) else getattr(mark, "id", "") for mark in marks}
-    return bool(names & {"override", "overload", "command", "callback"})
+    return {mark.attr if isinstance(mark, ast.Attribute) else getattr(mark, "id", "") for mark in marks}
 
 
 def _is_command(function: Function) -> bool:
     """Whether Typer calls it: it gives every parameter by its name, and describes each by its own help."""
+    if _marks(function) & {"command", "callback"}:
+        return True
     notes = [argument.annotation for argument in function.args.args if argument.annotation is not None]
     return any("typer.Option(" in text or "typer.Argument(" in text for text in map(ast.unparse, notes))
 

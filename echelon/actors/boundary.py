@@ -319,7 +319,13 @@ class BoundaryActor(ABC):
         return self._opener.open(record)
 
     def expects(self, topic: str, sender: str, scope: bytes) -> bool:
-        """Whether transfers of that scope are taken from a sender; what is not expected is passed over unread."""
+        """Whether transfers of that scope are taken from a sender; what is not expected is passed over unread.
+
+        Args:
+            topic: where the transfer stands.
+            sender: name of who sends it.
+            scope: what it belongs to: the id of a session, or `NO_SCOPE`.
+        """
         return scope == NO_SCOPE
 
     def _gave_up(self, dropped: Dropped) -> None:
@@ -358,7 +364,13 @@ class BoundaryActor(ABC):
         return taken
 
     def refuse(self, record: Record, reason: Reason, detail: str) -> Publish:
-        """The dead letter of a record."""
+        """The dead letter of a record.
+
+        Args:
+            record: the record as it was read.
+            reason: why, as one of the reasons that the format has.
+            detail: a sentence for people; only its first 250 characters are kept.
+        """
         self.services.log.warning("%s refused %s@%d: %s", self.name, record.topic, record.offset, detail)
         self.services.sink(
             self.name, self._now(), Note("refused", (("topic", record.topic), ("reason", reason.value)))

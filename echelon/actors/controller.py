@@ -57,7 +57,7 @@ MICROSECONDS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class EndsOfLogs:
     """The ends of all delta logs were asked for.
 
     Attributes:
@@ -71,7 +71,7 @@ class Looked:
     error: EchelonError | None = None
 
 
-Event = list[Record] | TimerFired | Looked
+Event = list[Record] | TimerFired | EndsOfLogs
 
 
 class Controller:
@@ -213,7 +213,7 @@ class Controller:
             else:
                 self._overdue = True
                 self.timers.start(DEADLINE, self.deadline)
-        elif isinstance(event, Looked):
+        elif isinstance(event, EndsOfLogs):
             if event.error is not None:
                 raise event.error
             self._catching_up.looked(event.standing, event.ends, self._read_to())
@@ -326,9 +326,9 @@ class Controller:
             for topic in self._logs:
                 ends[topic] = await end_of(self.bus, TopicPartition(topic), self.name)
         except EchelonError as error:
-            self._events.put_nowait(Looked(standing, {}, error))
+            self._events.put_nowait(EndsOfLogs(standing, {}, error))
         else:
-            self._events.put_nowait(Looked(standing, ends))
+            self._events.put_nowait(EndsOfLogs(standing, ends))
 
     def _read_to(self) -> dict[str, int]:
         """How far each delta log was read; where nothing waits, past what is no record and past gaps, too."""

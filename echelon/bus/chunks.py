@@ -265,10 +265,16 @@ def read_chunk(record: Record, *, signed: bool = False) -> Chunk:
     if len(record.value) != expected:
         raise ChunkError(ChunkFault.OUT_OF_RANGE, f"{where}: {len(record.value)} bytes, not {expected}")
     return Chunk(
-        TransferId(values["transfer"]), index, total, length, values.get("scope", NO_SCOPE),
-        int.from_bytes(values.get("order", b""), "big"), values["sha256"], record.partition,
-        values.get("signature", b""),
-    )  # fmt: skip
+        id=TransferId(values["transfer"]),
+        index=index,
+        total=total,
+        length=length,
+        scope=values.get("scope", NO_SCOPE),
+        order=int.from_bytes(values.get("order", b""), "big"),
+        digest=values["sha256"],
+        partition=record.partition,
+        signature=values.get("signature", b""),
+    )
 
 
 def _framed(part: bytes) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from echelon.actors.aggregator import Aggregator
 from echelon.actors.controller import Controller
@@ -25,6 +24,8 @@ from echelon.services.config import (
     ServiceConfig,
     WitnessConfig,
 )
+from echelon.services.role import Actor, BoundaryRole, ServiceRole, check_key
+from echelon.services.training_roles import DeviceRole, EdgeRole
 from echelon.wiring.actors import (
     make_aggregator,
     make_controller,
@@ -33,11 +34,6 @@ from echelon.wiring.actors import (
 )
 from echelon.wiring.context import Place
 from echelon.wiring.plugins import rules_of
-
-if TYPE_CHECKING:
-    pass
-from echelon.services.role import Actor, BoundaryRole, ServiceRole, check_key
-from echelon.services.training_roles import DeviceRole, EdgeRole
 
 
 class AggregatorRole(BoundaryRole):

@@ -463,9 +463,19 @@ class World:
             edge, jobs = offer.update.edge, offer.update.jobs
             said = self.brokers[self._boundary(name).name].logs[VERSIONS]
             self.outcome.uploads[sha256] = MaskedUpload(
-                name, effect.window, offer.number, update, scaled, self.wiped[name], evaluated, edge, jobs,
-                self._middle_of(name, jobs), share, len(said),
-            )  # fmt: skip
+                device=name,
+                window=effect.window,
+                offer=offer.number,
+                update=update,
+                scaled=scaled,
+                memory=self.wiped[name],
+                evaluated=evaluated,
+                edge=edge,
+                jobs=jobs,
+                middle=self._middle_of(name, jobs),
+                share=share,
+                derived=len(said),
+            )
             self.outcome.secrets.append(update.tobytes())
         return True
 

@@ -113,6 +113,11 @@ class DeviceModel:
         `divisor` is the number of targets that the whole optimiser step counts, this micro-batch's own by default:
         gradients of a step's micro-batches add up to that of its mean loss. Raises `ProtocolError` if `micro` is in
         flight.
+
+        Args:
+            micro: number of the micro-batch; it is in flight until `back`.
+            batch: tokens, mask and targets.
+            divisor: targets of the whole optimiser step.
         """
         if micro in self._flights:
             raise ProtocolError(f"micro-batch {micro} is in flight already")
@@ -297,6 +302,12 @@ class EdgeModel:
 
         Raises `CodecError` for a tensor or mask of another shape or not finite, `ProtocolError` for a device without
         a copy, a micro-batch in flight, or too many of them.
+
+        Args:
+            key: name of the device's copy.
+            micro: number of the micro-batch; it is in flight until `backward`.
+            hidden: float32[b, L, h].
+            mask: bool[b, L], true where a position is no padding; None: nothing is padded.
         """
         mine = self._copy(key)
         if micro in mine.flights:
@@ -315,6 +326,11 @@ class EdgeModel:
         """The gradient by the micro-batch's input, from that by its output; adds to the device's copy's gradient.
 
         Raises as `forward` does; a gradient that is refused leaves the micro-batch in flight.
+
+        Args:
+            key: name of the device's copy.
+            micro: number of a micro-batch in flight.
+            gradient: of the loss by what `forward` gave, float32[b, L, h].
         """
         mine = self._copy(key)
         if micro not in mine.flights:
@@ -367,7 +383,13 @@ class EdgeModel:
         self._copies.pop(key, None)
 
     def look(self, key: str, hidden: Hidden, mask: Mask | None = None) -> Hidden:
-        """What `forward` gives with the device's copy, for an evaluation: nothing is kept for a backward pass."""
+        """What `forward` gives with the device's copy, for an evaluation: nothing is kept for a backward pass.
+
+        Args:
+            key: name of the device's copy.
+            hidden: float32[b, L, h].
+            mask: bool[b, L], true where a position is no padding; None: nothing is padded.
+        """
         trainer = self._copy(key).trainer
         self._check(f"hidden state of an evaluation of {key}", hidden, mask)
         with trainer.looking():
