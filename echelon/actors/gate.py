@@ -11,21 +11,28 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from echelon.actors.announcing import Announcer
 from echelon.actors.boundary import BoundaryActor, Cross, raise_if_failed
 from echelon.actors.exchange import Writer, reportable_faults
-from echelon.actors.runtime import BATCH_BYTES, DRAIN_SECONDS, Publisher, end_of, read_to_end
+from echelon.actors.mirror import (
+    AdapterRead,
+    CommitRead,
+    Learned,
+    ReadAgain,
+    RefusalRead,
+    Seen,
+    batches,
+    bytes_of,
+)
+from echelon.actors.runtime import DRAIN_SECONDS, Publisher, end_of, read_to_end
 from echelon.actors.state import Row, State
 from echelon.actors.witness import FINAL_SECONDS, Witness
 from echelon.audit.log import Entry, TopicLog
-from echelon.audit.merkle import EMPTY_ROOT
 from echelon.audit.records import is_chunk, read_chunk
 from echelon.backoff import Backoff
 from echelon.bus.base import Bus, Outgoing, Record, TopicPartition
@@ -236,13 +243,13 @@ class Gate(BoundaryActor):
     def take(self, event: object) -> list[Any]:
         """Feed the derivation, and sign what it confirms."""
         raise_if_failed(event)
-        if isinstance(event, _Learned):
+        if isinstance(event, Learned):
             for news in event.news:
-                self._unread -= isinstance(news, _Commit) and news.adapter is not None
+                self._unread -= isinstance(news, CommitRead) and news.adapter is not None
                 news.tell(self._log)
             self._log.progress()
             return [*self._derived(), *self._sign(), *([Stop()] if self._closed else [])]
-        if isinstance(event, _Adapter):
+        if isinstance(event, AdapterRead):
             self._wanted = None
             self._log.take_adapter(event.commit, event.adapter)
             self._log.progress()
@@ -262,7 +269,7 @@ class Gate(BoundaryActor):
         wanted = self._log.wanted
         if wanted is not None and wanted.commit != self._wanted and wanted.commit in self._places:
             self._wanted = wanted.commit
-            effects.append(_ReadAgain(wanted))
+            effects.append(ReadAgain(wanted))
         return effects
 
     def _say(self, version: DerivedVersion) -> Publish:
@@ -273,12 +280,12 @@ class Gate(BoundaryActor):
 
     async def perform(self, effect: object) -> None:
         """Read the adapter of a commit again, beside the loop."""
-        if isinstance(effect, _ReadAgain):
+        if isinstance(effect, ReadAgain):
             self.start_job(partial(self._adapter_of, effect.facts), "adapter")
         else:
             raise ProtocolError(f"{self.name} cannot carry out {effect!r}")
 
-    async def _adapter_of(self, facts: CommitFacts) -> _Adapter:
+    async def _adapter_of(self, facts: CommitFacts) -> AdapterRead:
         """The adapter of a commit whose record was verified before, from its chunks on the exchange."""
         start, end = self._places[facts.commit]
         backoff = Backoff(f"{self.name} adapter")
@@ -301,7 +308,7 @@ class Gate(BoundaryActor):
             for chunks in parts.values():
                 payload = b"".join(chunks)[-4 * self._log.dim :]
                 if hashlib.sha256(payload).digest() == facts.adapter_sha256:
-                    return _Adapter(facts.commit, np.frombuffer(payload, "<f4"))
+                    return AdapterRead(facts.commit, np.frombuffer(payload, "<f4"))
             raise StateError(
                 f"{self.name}: the adapter of commit {facts.commit} does not stand on `global` any more, "
                 f"offsets {start} to {end}: the exchange's log was cut"
@@ -331,8 +338,10 @@ class Gate(BoundaryActor):
             *chunks, manifest = crossing.records
             effects += [
                 crossing,
-                note("bytes", direction="out", type="delta.chunk", bytes=_bytes(chunks), records=len(chunks)),
-                note("bytes", direction="out", type="delta.manifest", bytes=_bytes([manifest]), records=1),
+                note(
+                    "bytes", direction="out", type="delta.chunk", bytes=bytes_of(chunks), records=len(chunks)
+                ),
+                note("bytes", direction="out", type="delta.manifest", bytes=bytes_of([manifest]), records=1),
             ]
         if effects or (self._log.quiescent and not self._proposed and self._log.sealed):
             for seq in [seq for seq in self._log.sealed if seq < self._writer.next_number]:
@@ -387,19 +396,19 @@ class Gate(BoundaryActor):
                     await backoff.wait()
                     continue
                 fresh = []
-                news: list[_Commit | _Refused] = []
+                news: list[CommitRead | RefusalRead] = []
                 now = self._clock()
                 for record in records:
                     news += self._learn(record, now)
                     if record.offset >= copied:
                         source = (SOURCE_HEADER, record.offset.to_bytes(8, "big"))
                         fresh.append(Outgoing("global", record.value, record.key, (*record.headers, source)))
-                for batch in _batches(fresh):
+                for batch in batches(fresh):
                     await self._copy(batch, backoff)
                     self._count(batch)
                 # Not before it was copied: an event of an earlier record must not end the gate meanwhile.
                 self._closed = self._closing
-                self._events.put_nowait(_Learned(tuple(news)))
+                self._events.put_nowait(Learned(tuple(news)))
         finally:
             await reader.aclose()
 
@@ -422,7 +431,7 @@ class Gate(BoundaryActor):
                 kind = "commit.chunk" if self._origin else "genesis.chunk"
             elif kind == "commit":
                 kind = "commit.manifest"
-            fact = note("bytes", direction="in", type=kind, bytes=_bytes([record]), records=1)
+            fact = note("bytes", direction="in", type=kind, bytes=bytes_of([record]), records=1)
             self.services.sink(self.name, self._now(), fact)
 
     async def _copied(self) -> int:
@@ -434,7 +443,7 @@ class Gate(BoundaryActor):
                     copied = max(copied, int.from_bytes(value, "big") + 1)
         return copied
 
-    def _learn(self, record: Record, now: float) -> list[_Commit | _Refused]:
+    def _learn(self, record: Record, now: float) -> list[CommitRead | RefusalRead]:
         """What a record of `global`, which arrived at this time, says to the derivation."""
         step = self._global.read(record)
         for fault in reportable_faults(step):
@@ -450,7 +459,7 @@ class Gate(BoundaryActor):
         self._followed = Seen(tree.size, tree.root(), spacing_us, self._closing)
         return told
 
-    def _follow(self, entry: Entry, record: Record, now: float) -> list[_Commit | _Refused]:
+    def _follow(self, entry: Entry, record: Record, now: float) -> list[CommitRead | RefusalRead]:
         start, self._before = self._before, record.next_offset
         payload, message = entry.payload or b"", entry.message
         place = self._global.tree.size - 1
@@ -476,7 +485,7 @@ class Gate(BoundaryActor):
                 return [self._commit(CommitFacts(message.commit, mine, message.adapter_sha256), payload)]
             case Refusal() if message.boundary == self._index and message.reason not in OTHER_RECORD:
                 self._signed.pop(message.seq, None)
-                return [_Refused(message.seq, message.reason is RefusalReason.STALE)]
+                return [RefusalRead(message.seq, message.reason is RefusalReason.STALE)]
             case Close():
                 self._closing = True
             case _:
@@ -491,98 +500,18 @@ class Gate(BoundaryActor):
             return 0
         return max(1, round((now - before) * MICROSECONDS))
 
-    def _commit(self, facts: CommitFacts, payload: bytes) -> _Commit:
+    def _commit(self, facts: CommitFacts, payload: bytes) -> CommitRead:
         """What the derivation is told of a commit (0 is genesis), whose adapter is the end of its payload.
 
         The adapter goes along unless some wait to be taken already: a gate that is behind asks for it later.
         """
         if self._unread >= MAX_ADAPTERS:
-            return _Commit(facts, None)
+            return CommitRead(facts, None)
         self._unread += 1
-        return _Commit(facts, np.frombuffer(payload[-4 * self._log.dim :], "<f4"))
+        return CommitRead(facts, np.frombuffer(payload[-4 * self._log.dim :], "<f4"))
 
     def _measure(self, seq: int, now: float) -> None:
         """A commit that merged the boundary's delta has arrived: how long the sync took."""
         signed = self._signed.pop(seq, None)
         if signed is not None:
             self._sync_us = max(1, round((now - signed) * MICROSECONDS))
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What the gate had read of `global`: manifests and the root over them, microseconds between the arrivals of the
-    two newest commits (0: not known), and whether the run was closed."""
-
-    size: int = 0
-    root: bytes = EMPTY_ROOT
-    spacing_us: int = 0
-    closed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Commit:
-    """A commit was read on `global`; its adapter, float32[d], if it is not to be read again later."""
-
-    facts: CommitFacts
-    adapter: NDArray[np.float32] | None
-
-    def tell(self, log: BoundaryLog) -> None:
-        """Tell the derivation."""
-        log.learn(self.facts, self.adapter)
-
-
-@dataclass(frozen=True, slots=True)
-class _Refused:
-    """A refusal of one of the boundary's deltas was read on `global`."""
-
-    seq: int
-    stale: bool
-
-    def tell(self, log: BoundaryLog) -> None:
-        """Tell the derivation."""
-        log.refuse(self.seq, self.stale)
-
-
-@dataclass(frozen=True, slots=True)
-class _Learned:
-    """Something was read on `global`; steps of the derivation may run in a thread, so it is told as an event."""
-
-    news: tuple[_Commit | _Refused, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _ReadAgain:
-    """An effect: the derivation has come to a commit whose adapter was not kept."""
-
-    facts: CommitFacts
-
-
-@dataclass(frozen=True, slots=True)
-class _Adapter:
-    """The adapter of a commit was read again: float32[d]."""
-
-    commit: int
-    adapter: NDArray[np.float32]
-
-
-def _bytes(records: Sequence[Outgoing]) -> int:
-    """Bytes of keys, values and headers, without the mark that mirroring adds."""
-    return sum(
-        len(record.key)
-        + len(record.value)
-        + sum(len(name) + len(value) for name, value in record.headers if name != SOURCE_HEADER)
-        for record in records
-    )
-
-
-def _batches(records: list[Outgoing]) -> Iterable[list[Outgoing]]:
-    batch: list[Outgoing] = []
-    size = 0
-    for record in records:
-        batch.append(record)
-        size += len(record.value)
-        if size >= BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from echelon.actors.boundary import Cross, Membership
-from echelon.actors.gate import Gate, _Learned
+from echelon.actors.gate import Gate
+from echelon.actors.mirror import Learned
 from echelon.actors.runtime import Services
 from echelon.actors.state import StateStore
 from echelon.audit.log import TopicLog
@@ -256,7 +257,7 @@ def test_nothing_is_signed_before_the_base_was_read() -> None:
     def body(gate: Gate, world: World) -> None:
         assert crossed(read(gate, world, DERIVED | {"delta"})) == []
         show(gate)
-        assert [delta.seq for delta in crossed(gate.take(_Learned(())))] == [0, 1]
+        assert [delta.seq for delta in crossed(gate.take(Learned(())))] == [0, 1]
 
     with_gate(body, genesis=False)
 
@@ -281,9 +282,9 @@ def test_a_gate_never_states_less_than_in_an_earlier_life() -> None:
         for record in exchange.main.records[:4]:  # genesis and the first commit
             gate._learn(record_of(record), 0.0)
         assert gate._followed.size == 2
-        assert crossed(gate.take(_Learned(()))) == []
+        assert crossed(gate.take(Learned(()))) == []
         show(gate, exchange)
-        assert [(delta.seq, delta.seen_size) for delta in crossed(gate.take(_Learned(())))] == [(1, 3)]
+        assert [(delta.seq, delta.seen_size) for delta in crossed(gate.take(Learned(())))] == [(1, 3)]
 
     kept: dict[str, Any] = {}
     with_gate(body, genesis=False)
