@@ -68,7 +68,7 @@ DEFECTS: tuple[Mutation, ...] = (
     ),
     _defect(
         "mirror off by one",
-        "echelon/actors/gate.py",
+        "echelon/actors/mirror.py",
         'copied = max(copied, int.from_bytes(value, "big") + 1)',
         'copied = max(copied, int.from_bytes(value, "big") + 2)',
         "A gate that restarts would leave out one record of the exchange.",
@@ -118,9 +118,9 @@ DEFECTS: tuple[Mutation, ...] = (
     ),
     _defect(
         "gate ends before the close is copied",
-        "echelon/actors/gate.py",
+        "echelon/actors/mirror.py",
         "self._closing = True",
-        "self._closing = self._closed = True",
+        "self._closing = self.closed = True",
         "A boundary would never hear that the run is closed.",
     ),
     _defect(

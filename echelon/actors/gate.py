@@ -9,59 +9,42 @@ boundaries' logs, too, with a key of its own for that.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from echelon.actors.announcing import Announcer
 from echelon.actors.boundary import BoundaryActor, Cross, raise_if_failed
-from echelon.actors.exchange import Writer, reportable_faults
+from echelon.actors.exchange import Writer
 from echelon.actors.mirror import (
     AdapterRead,
-    CommitRead,
     Learned,
+    Mirror,
     ReadAgain,
-    RefusalRead,
     Seen,
-    batches,
     bytes_of,
 )
-from echelon.actors.runtime import DRAIN_SECONDS, Publisher, end_of, read_to_end
+from echelon.actors.runtime import DRAIN_SECONDS, Publisher, read_to_end
 from echelon.actors.state import Row, State
 from echelon.actors.witness import FINAL_SECONDS, Witness
-from echelon.audit.log import Entry, TopicLog
-from echelon.audit.records import is_chunk, read_chunk
-from echelon.backoff import Backoff
+from echelon.audit.log import TopicLog
 from echelon.bus.base import Bus, Outgoing, Record, TopicPartition
-from echelon.errors import ConnectionLost, ProtocolError, StateError
+from echelon.errors import ProtocolError, StateError
 from echelon.laws.ledger import RoundedDelta
-from echelon.laws.lengths import delta_length, genesis_length
+from echelon.laws.lengths import delta_length
 from echelon.messages.boundary import INPUTS, Derived, SealedDelta
 from echelon.messages.envelope import Signer
 from echelon.messages.exchange import (
-    OTHER_RECORD,
-    SOURCE_HEADER,
-    Close,
-    Commit,
     Delta,
-    Genesis,
     Payload,
-    Refusal,
-    RefusalReason,
 )
 from echelon.messages.stored import stored
 from echelon.messages.wire import Refused
 from echelon.rounds.effects import Effect, Incoming, Publish, Save, Stop, note
 from echelon.rounds.gate.derivation import BoundaryLog
-from echelon.rounds.gate.facts import CommitFacts, DerivedVersion
-from echelon.rounds.gate.global_facts import MAX_ADAPTERS
+from echelon.rounds.gate.facts import DerivedVersion
 
-GLOBAL = TopicPartition("global")
 VERSIONS = TopicPartition("versions")
-MICROSECONDS = 1_000_000
 MAX_PROPOSED = 64
 """Deltas that the aggregator may propose ahead of what is derived: no more of its topic is read before."""
 
@@ -100,17 +83,12 @@ class Gate(BoundaryActor):
             largest=delta_length(log.manifest, log.dim),
         )  # fmt: skip
         self._writer = Writer(own, exchange_signer, run)
-        self._global = TopicLog("global", largest=genesis_length(log.dim))
-        self._followed = Seen()
+        self._mirror = Mirror(
+            name, index=index, dim=log.dim, manifest_sha256=manifest_sha256, bus=self.bus, exchange=exchange,
+            services=self.services, tell=self._events.put_nowait,
+        )  # fmt: skip
         self._said = 0
         """Manifests of `global` that the newest delta on the exchange says it had read, maybe in an earlier life."""
-        self._bases: dict[int, tuple[int, bytes]] = {}
-        """Of every commit (0: genesis) that was read: the record's index, and the SHA-256 of its envelope."""
-        self._history = 0
-        """Exchange offset before which `global` stood when this life began: what is older arrived at no known time."""
-        self._commit_arrived: float | None = None
-        """When the newest commit arrived; None: before this life."""
-        self._pinned = manifest_sha256
         self._announcer = Announcer(self._writer)
         self._outward = Publisher(
             f"{name} outward",
@@ -122,22 +100,10 @@ class Gate(BoundaryActor):
         )
         self._witness = witness
         self._proposed: dict[int, SealedDelta] = {}
-        self._closing = self._closed = False
-        """Whether `close` was read on the exchange; whether it stands mirrored inward, too."""
-        self._origin = ""
         self._clock: Callable[[], float] = lambda: 0.0
         """The loop's clock once it runs; steps are taken in threads, which have no loop of their own."""
-        self._places: dict[int, tuple[int, int]] = {}
-        """Offsets of `global` between which a commit's chunks stand, for commits whose adapter may be wanted."""
-        self._before = 0
-        """Offset behind the newest manifest that was read on `global`."""
-        self._unread = 0
-        """Adapters that were read and not taken yet."""
         self._wanted: int | None = None
         """The commit whose adapter is being read again."""
-        self._signed: dict[int, float] = {}
-        """When deltas were signed that no commit has merged yet; those of an earlier life are not in it."""
-        self._sync_us = 0
 
     def inputs(self) -> Iterable[TopicPartition]:
         """Decisions, rounds, masked updates, edges' parts, and the deltas that the aggregator proposes."""
@@ -173,7 +139,7 @@ class Gate(BoundaryActor):
         await self._outward.reconcile()
         tasks = [
             asyncio.create_task(self._outward.run(), name=f"{self.name} outward"),
-            asyncio.create_task(self._mirror(), name=f"{self.name} inward"),
+            asyncio.create_task(self._mirror.run(), name=f"{self.name} inward"),
         ]
         witness: asyncio.Task[None] | None = None
         if self._witness is not None:
@@ -245,10 +211,10 @@ class Gate(BoundaryActor):
         raise_if_failed(event)
         if isinstance(event, Learned):
             for news in event.news:
-                self._unread -= isinstance(news, CommitRead) and news.adapter is not None
+                self._mirror.taken(news)
                 news.tell(self._log)
             self._log.progress()
-            return [*self._derived(), *self._sign(), *([Stop()] if self._closed else [])]
+            return [*self._derived(), *self._sign(), *([Stop()] if self._mirror.closed else [])]
         if isinstance(event, AdapterRead):
             self._wanted = None
             self._log.take_adapter(event.commit, event.adapter)
@@ -267,7 +233,7 @@ class Gate(BoundaryActor):
         versions, self._log.versions = self._log.versions, []
         effects: list[Any] = [self._say(version) for version in versions]
         wanted = self._log.wanted
-        if wanted is not None and wanted.commit != self._wanted and wanted.commit in self._places:
+        if wanted is not None and wanted.commit != self._wanted and wanted.commit in self._mirror.places:
             self._wanted = wanted.commit
             effects.append(ReadAgain(wanted))
         return effects
@@ -281,42 +247,13 @@ class Gate(BoundaryActor):
     async def perform(self, effect: object) -> None:
         """Read the adapter of a commit again, beside the loop."""
         if isinstance(effect, ReadAgain):
-            self.start_job(partial(self._adapter_of, effect.facts), "adapter")
+            self.start_job(partial(self._mirror.adapter_of, effect.facts), "adapter")
         else:
             raise ProtocolError(f"{self.name} cannot carry out {effect!r}")
 
-    async def _adapter_of(self, facts: CommitFacts) -> AdapterRead:
-        """The adapter of a commit whose record was verified before, from its chunks on the exchange."""
-        start, end = self._places[facts.commit]
-        backoff = Backoff(f"{self.name} adapter")
-        while True:
-            parts: dict[bytes, list[bytes]] = {}
-            reader = self._exchange.reader({GLOBAL: start})
-            try:
-                at = start
-                while at < end:
-                    for record in await reader.next():
-                        at = record.next_offset
-                        if record.offset < end and is_chunk(record):
-                            chunk = read_chunk(record)
-                            parts.setdefault(chunk.transfer, []).append(chunk.data)
-            except ConnectionLost:
-                await backoff.wait()
-                continue
-            finally:
-                await reader.aclose()
-            for chunks in parts.values():
-                payload = b"".join(chunks)[-4 * self._log.dim :]
-                if hashlib.sha256(payload).digest() == facts.adapter_sha256:
-                    return AdapterRead(facts.commit, np.frombuffer(payload, "<f4"))
-            raise StateError(
-                f"{self.name}: the adapter of commit {facts.commit} does not stand on `global` any more, "
-                f"offsets {start} to {end}: the exchange's log was cut"
-            )
-
     def _sign(self) -> list[Any]:
         effects: list[Any] = []
-        seen = self._followed  # the mirror goes on in another thread
+        seen = self._mirror.seen  # the mirror goes on in another thread
         for seq in sorted(self._proposed):
             if seq < self._writer.next_number:
                 del self._proposed[seq]  # it crossed in an earlier life, and is read again
@@ -354,7 +291,7 @@ class Gate(BoundaryActor):
     def _may_state(self, seen: Seen, base: int) -> bool:
         """Whether a delta may state what was read: its base is in it, it is no less than was stated before (after a
         restart `global` is read anew), and the run is not closed."""
-        found = self._bases.get(base)
+        found = self._mirror.bases.get(base)
         return found is not None and found[0] < seen.size and seen.size >= self._said and not seen.closed
 
     def _cross(self, derived: RoundedDelta, seen: Seen) -> Cross:
@@ -365,153 +302,17 @@ class Gate(BoundaryActor):
             boundary=self._index,
             seq=derived.seq,
             base_commit=derived.base_commit,
-            base_sha256=self._bases[derived.base_commit][1],
+            base_sha256=self._mirror.bases[derived.base_commit][1],
             seen_size=seen.size,
             seen_root=seen.root,
             windows=derived.windows,
             codec=derived.codec,
             exponent=derived.exponent,
-            sync_us=self._sync_us,
+            sync_us=self._mirror.sync_us,
             spacing_us=seen.spacing_us,
             payload=described,
             prefix=self._writer.prefix,
         )
-        self._signed[derived.seq] = self._clock()
+        self._mirror.signed[derived.seq] = self._clock()
         self._said = seen.size
         return Cross((*chunks, self._writer.manifest(manifest)))
-
-    # ---- inward ----------------------------------------------------------------------------------
-
-    async def _mirror(self) -> None:
-        """Copy `global` inward, and tell the derivation what was decided. Returns when `close` was copied."""
-        backoff = Backoff(f"{self.name} inward")
-        copied = await self._copied()
-        self._history = await end_of(self._exchange, GLOBAL, self.name)
-        reader = self._exchange.reader({GLOBAL: 0})
-        try:
-            while not self._closed:
-                try:
-                    records = await reader.next()
-                except ConnectionLost:
-                    await backoff.wait()
-                    continue
-                fresh = []
-                news: list[CommitRead | RefusalRead] = []
-                now = self._clock()
-                for record in records:
-                    news += self._learn(record, now)
-                    if record.offset >= copied:
-                        source = (SOURCE_HEADER, record.offset.to_bytes(8, "big"))
-                        fresh.append(Outgoing("global", record.value, record.key, (*record.headers, source)))
-                for batch in batches(fresh):
-                    await self._copy(batch, backoff)
-                    self._count(batch)
-                # Not before it was copied: an event of an earlier record must not end the gate meanwhile.
-                self._closed = self._closing
-                self._events.put_nowait(Learned(tuple(news)))
-        finally:
-            await reader.aclose()
-
-    async def _copy(self, batch: list[Outgoing], backoff: Backoff) -> None:
-        while True:
-            try:
-                await self.bus.publish_many(batch)
-            except ConnectionLost:
-                await backoff.wait()
-            else:
-                backoff.reset()
-                return
-
-    def _count(self, batch: list[Outgoing]) -> None:
-        """Tell the metrics what came in."""
-        for record in batch:
-            kind = dict(record.headers).get("kind", b"").decode(errors="replace")
-            self._origin = {"genesis": "genesis", "commit": "commit"}.get(kind, self._origin)
-            if kind == "chunk":
-                kind = "commit.chunk" if self._origin else "genesis.chunk"
-            elif kind == "commit":
-                kind = "commit.manifest"
-            fact = note("bytes", direction="in", type=kind, bytes=bytes_of([record]), records=1)
-            self.services.sink(self.name, self._now(), fact)
-
-    async def _copied(self) -> int:
-        """The exchange offset after the last record that stands mirrored in the boundary."""
-        copied = 0
-        async for record in read_to_end(self.bus, GLOBAL, 0, self.name):
-            for header, value in record.headers:
-                if header == SOURCE_HEADER:
-                    copied = max(copied, int.from_bytes(value, "big") + 1)
-        return copied
-
-    def _learn(self, record: Record, now: float) -> list[CommitRead | RefusalRead]:
-        """What a record of `global`, which arrived at this time, says to the derivation."""
-        step = self._global.read(record)
-        for fault in reportable_faults(step):
-            self.services.log.warning(
-                "%s does not believe global@%d: %s", self.name, record.offset, fault.detail
-            )
-        if step.entry is None:
-            return []
-        told = [] if step.entry.refusal is not None else self._follow(step.entry, record, now)
-        tree, spacing_us = self._global.tree, self._followed.spacing_us
-        if isinstance(step.entry.message, Commit):
-            spacing_us = self._spacing(record.offset, now)
-        self._followed = Seen(tree.size, tree.root(), spacing_us, self._closing)
-        return told
-
-    def _follow(self, entry: Entry, record: Record, now: float) -> list[CommitRead | RefusalRead]:
-        start, self._before = self._before, record.next_offset
-        payload, message = entry.payload or b"", entry.message
-        place = self._global.tree.size - 1
-        match message:
-            case Genesis():
-                if message.manifest_sha256 != self._pinned:
-                    raise StateError(f"{self.name}: genesis carries another run manifest than the pinned one")
-                self._places[0] = start, record.offset
-                self._bases[0] = place, entry.sha256
-                return [self._commit(CommitFacts(0, (), message.adapter_sha256), payload)]
-            case Commit():
-                mine = tuple(merged.seq for merged in message.merged if merged.boundary == self._index)
-                for seq in mine:
-                    self._measure(seq, now)
-                if message.payload.sha256 != message.adapter_sha256 or len(payload) != 4 * self._log.dim:
-                    self.services.log.warning(
-                        "%s does not believe global@%d: commit %d without the adapter that it names",
-                        self.name, record.offset, message.commit,
-                    )  # fmt: skip
-                    return []
-                self._places[message.commit] = start, record.offset
-                self._bases[message.commit] = place, entry.sha256
-                return [self._commit(CommitFacts(message.commit, mine, message.adapter_sha256), payload)]
-            case Refusal() if message.boundary == self._index and message.reason not in OTHER_RECORD:
-                self._signed.pop(message.seq, None)
-                return [RefusalRead(message.seq, message.reason is RefusalReason.STALE)]
-            case Close():
-                self._closing = True
-            case _:
-                pass
-        return []
-
-    def _spacing(self, offset: int, now: float) -> int:
-        """Microseconds since the commit before arrived; 0 if one of them came at no known time, or both at once."""
-        before = self._commit_arrived
-        self._commit_arrived = now if offset >= self._history else None
-        if before is None or self._commit_arrived is None or now <= before:
-            return 0
-        return max(1, round((now - before) * MICROSECONDS))
-
-    def _commit(self, facts: CommitFacts, payload: bytes) -> CommitRead:
-        """What the derivation is told of a commit (0 is genesis), whose adapter is the end of its payload.
-
-        The adapter goes along unless some wait to be taken already: a gate that is behind asks for it later.
-        """
-        if self._unread >= MAX_ADAPTERS:
-            return CommitRead(facts, None)
-        self._unread += 1
-        return CommitRead(facts, np.frombuffer(payload[-4 * self._log.dim :], "<f4"))
-
-    def _measure(self, seq: int, now: float) -> None:
-        """A commit that merged the boundary's delta has arrived: how long the sync took."""
-        signed = self._signed.pop(seq, None)
-        if signed is not None:
-            self._sync_us = max(1, round((now - signed) * MICROSECONDS))

@@ -1,19 +1,40 @@
-"""What a gate reads of `global` on the exchange, and copies into its boundary."""
+"""The gate's way inward: it reads `global` on the exchange, copies it into its boundary, and says what was decided."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import asyncio
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from echelon.actors.runtime import BATCH_BYTES
+from echelon.actors.exchange import reportable_faults
+from echelon.actors.runtime import BATCH_BYTES, Services, end_of, read_to_end
+from echelon.audit.log import Entry, TopicLog
 from echelon.audit.merkle import EMPTY_ROOT
-from echelon.bus.base import Outgoing
-from echelon.messages.exchange import SOURCE_HEADER
+from echelon.audit.records import is_chunk, read_chunk
+from echelon.backoff import Backoff
+from echelon.bus.base import Bus, Outgoing, Record, TopicPartition
+from echelon.errors import ConnectionLost, StateError
+from echelon.laws.lengths import genesis_length
+from echelon.messages.exchange import (
+    OTHER_RECORD,
+    SOURCE_HEADER,
+    Close,
+    Commit,
+    Genesis,
+    Refusal,
+    RefusalReason,
+)
+from echelon.rounds.effects import note
 from echelon.rounds.gate.derivation import BoundaryLog
 from echelon.rounds.gate.facts import CommitFacts
+from echelon.rounds.gate.global_facts import MAX_ADAPTERS
+
+GLOBAL = TopicPartition("global")
+MICROSECONDS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,3 +116,225 @@ def batches(records: list[Outgoing]) -> Iterable[list[Outgoing]]:
             batch, size = [], 0
     if batch:
         yield batch
+
+
+class Mirror:
+    """Reads `global` on the exchange, copies it into the boundary record by record, and knows what was read.
+
+    Args:
+        name: of the gate.
+        index: the boundary's, in the run manifest.
+        dim: numbers of the adapter.
+        manifest_sha256: the pinned digest of the signed run manifest.
+        bus: the boundary's broker.
+        exchange: the exchange's broker.
+        services: what every actor gets.
+        tell: called with what was read, once it was copied.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        index: int,
+        dim: int,
+        manifest_sha256: bytes,
+        bus: Bus,
+        exchange: Bus,
+        services: Services,
+        tell: Callable[[Learned], None],
+    ) -> None:
+        self.name = name
+        self._index, self._dim, self._pinned = index, dim, manifest_sha256
+        self._bus, self._exchange, self._services, self._tell = bus, exchange, services, tell
+        self.log = TopicLog("global", largest=genesis_length(dim))
+        self.seen = Seen()
+        """The newest that a delta may state; replaced as a whole, as steps of the gate run in other threads."""
+        self.bases: dict[int, tuple[int, bytes]] = {}
+        """Of every commit (0: genesis) that was read: the record's index, and the SHA-256 of its envelope."""
+        self.history = 0
+        """Exchange offset before which `global` stood when this life began: what is older arrived at no known time."""
+        self._commit_arrived: float | None = None
+        """When the newest commit arrived; None: before this life."""
+        self._closing = False
+        self.closed = False
+        """Whether `close` was read on the exchange, and stands in the boundary, too."""
+        self._origin = ""
+        self.places: dict[int, tuple[int, int]] = {}
+        """Offsets of `global` between which a commit's chunks stand, for commits whose adapter may be wanted."""
+        self._before = 0
+        """Offset behind the newest manifest that was read on `global`."""
+        self._unread = 0
+        """Adapters that were read and not taken yet."""
+        self.signed: dict[int, float] = {}
+        """When deltas were signed that no commit has merged yet; those of an earlier life are not in it."""
+        self.sync_us = 0
+        """Microseconds from the signature over a delta to the commit that merged it, at the newest such commit; 0: not
+        known."""
+
+    def taken(self, news: CommitRead | RefusalRead) -> None:
+        """The derivation was told of this."""
+        self._unread -= isinstance(news, CommitRead) and news.adapter is not None
+
+    async def run(self) -> None:
+        """Copy `global` inward, and tell the derivation what was decided. Returns when `close` was copied."""
+        backoff = Backoff(f"{self.name} inward")
+        copied = await self._copied()
+        self.history = await end_of(self._exchange, GLOBAL, self.name)
+        reader = self._exchange.reader({GLOBAL: 0})
+        try:
+            while not self.closed:
+                try:
+                    records = await reader.next()
+                except ConnectionLost:
+                    await backoff.wait()
+                    continue
+                fresh = []
+                news: list[CommitRead | RefusalRead] = []
+                now = asyncio.get_running_loop().time()
+                for record in records:
+                    news += self.learn(record, now)
+                    if record.offset >= copied:
+                        source = (SOURCE_HEADER, record.offset.to_bytes(8, "big"))
+                        fresh.append(Outgoing("global", record.value, record.key, (*record.headers, source)))
+                for batch in batches(fresh):
+                    await self._copy(batch, backoff)
+                    self._count(batch)
+                # Not before it was copied: an event of an earlier record must not end the gate meanwhile.
+                self.closed = self._closing
+                self._tell(Learned(tuple(news)))
+        finally:
+            await reader.aclose()
+
+    async def _copy(self, batch: list[Outgoing], backoff: Backoff) -> None:
+        while True:
+            try:
+                await self._bus.publish_many(batch)
+            except ConnectionLost:
+                await backoff.wait()
+            else:
+                backoff.reset()
+                return
+
+    def _count(self, batch: list[Outgoing]) -> None:
+        """Tell the metrics what came in."""
+        for record in batch:
+            kind = dict(record.headers).get("kind", b"").decode(errors="replace")
+            self._origin = {"genesis": "genesis", "commit": "commit"}.get(kind, self._origin)
+            if kind == "chunk":
+                kind = "commit.chunk" if self._origin else "genesis.chunk"
+            elif kind == "commit":
+                kind = "commit.manifest"
+            fact = note("bytes", direction="in", type=kind, bytes=bytes_of([record]), records=1)
+            self._services.sink(self.name, asyncio.get_running_loop().time(), fact)
+
+    async def _copied(self) -> int:
+        """The exchange offset after the last record that stands mirrored in the boundary."""
+        copied = 0
+        async for record in read_to_end(self._bus, GLOBAL, 0, self.name):
+            for header, value in record.headers:
+                if header == SOURCE_HEADER:
+                    copied = max(copied, int.from_bytes(value, "big") + 1)
+        return copied
+
+    def learn(self, record: Record, now: float) -> list[CommitRead | RefusalRead]:
+        """What a record of `global`, which arrived at this time, says to the derivation."""
+        step = self.log.read(record)
+        for fault in reportable_faults(step):
+            self._services.log.warning(
+                "%s does not believe global@%d: %s", self.name, record.offset, fault.detail
+            )
+        if step.entry is None:
+            return []
+        told = [] if step.entry.refusal is not None else self._follow(step.entry, record, now)
+        tree, spacing_us = self.log.tree, self.seen.spacing_us
+        if isinstance(step.entry.message, Commit):
+            spacing_us = self._spacing(record.offset, now)
+        self.seen = Seen(tree.size, tree.root(), spacing_us, self._closing)
+        return told
+
+    def _follow(self, entry: Entry, record: Record, now: float) -> list[CommitRead | RefusalRead]:
+        start, self._before = self._before, record.next_offset
+        payload, message = entry.payload or b"", entry.message
+        place = self.log.tree.size - 1
+        match message:
+            case Genesis():
+                if message.manifest_sha256 != self._pinned:
+                    raise StateError(f"{self.name}: genesis carries another run manifest than the pinned one")
+                self.places[0] = start, record.offset
+                self.bases[0] = place, entry.sha256
+                return [self._commit(CommitFacts(0, (), message.adapter_sha256), payload)]
+            case Commit():
+                mine = tuple(merged.seq for merged in message.merged if merged.boundary == self._index)
+                for seq in mine:
+                    self._measure(seq, now)
+                if message.payload.sha256 != message.adapter_sha256 or len(payload) != 4 * self._dim:
+                    self._services.log.warning(
+                        "%s does not believe global@%d: commit %d without the adapter that it names",
+                        self.name, record.offset, message.commit,
+                    )  # fmt: skip
+                    return []
+                self.places[message.commit] = start, record.offset
+                self.bases[message.commit] = place, entry.sha256
+                return [self._commit(CommitFacts(message.commit, mine, message.adapter_sha256), payload)]
+            case Refusal() if message.boundary == self._index and message.reason not in OTHER_RECORD:
+                self.signed.pop(message.seq, None)
+                return [RefusalRead(message.seq, message.reason is RefusalReason.STALE)]
+            case Close():
+                self._closing = True
+            case _:
+                pass
+        return []
+
+    def _spacing(self, offset: int, now: float) -> int:
+        """Microseconds since the commit before arrived; 0 if one of them came at no known time, or both at once."""
+        before = self._commit_arrived
+        self._commit_arrived = now if offset >= self.history else None
+        if before is None or self._commit_arrived is None or now <= before:
+            return 0
+        return max(1, round((now - before) * MICROSECONDS))
+
+    def _commit(self, facts: CommitFacts, payload: bytes) -> CommitRead:
+        """What the derivation is told of a commit (0 is genesis), whose adapter is the end of its payload.
+
+        The adapter goes along unless some wait to be taken already: a gate that is behind asks for it later.
+        """
+        if self._unread >= MAX_ADAPTERS:
+            return CommitRead(facts, None)
+        self._unread += 1
+        return CommitRead(facts, np.frombuffer(payload[-4 * self._dim :], "<f4"))
+
+    def _measure(self, seq: int, now: float) -> None:
+        """A commit that merged the boundary's delta has arrived: how long the sync took."""
+        signed = self.signed.pop(seq, None)
+        if signed is not None:
+            self.sync_us = max(1, round((now - signed) * MICROSECONDS))
+
+    async def adapter_of(self, facts: CommitFacts) -> AdapterRead:
+        """The adapter of a commit whose record was verified before, from its chunks on the exchange."""
+        start, end = self.places[facts.commit]
+        backoff = Backoff(f"{self.name} adapter")
+        while True:
+            parts: dict[bytes, list[bytes]] = {}
+            reader = self._exchange.reader({GLOBAL: start})
+            try:
+                at = start
+                while at < end:
+                    for record in await reader.next():
+                        at = record.next_offset
+                        if record.offset < end and is_chunk(record):
+                            chunk = read_chunk(record)
+                            parts.setdefault(chunk.transfer, []).append(chunk.data)
+            except ConnectionLost:
+                await backoff.wait()
+                continue
+            finally:
+                await reader.aclose()
+            for chunks in parts.values():
+                payload = b"".join(chunks)[-4 * self._dim :]
+                if hashlib.sha256(payload).digest() == facts.adapter_sha256:
+                    return AdapterRead(facts.commit, np.frombuffer(payload, "<f4"))
+            raise StateError(
+                f"{self.name}: the adapter of commit {facts.commit} does not stand on `global` any more, "
+                f"offsets {start} to {end}: the exchange's log was cut"
+            )

@@ -76,8 +76,8 @@ def with_gate(body: Callable[[Gate, World], None], *, genesis: bool = True) -> N
 
 def show(gate: Gate, exchange: Exchange = EXCHANGE, now: float = 0.0) -> None:
     """The gate reads `global` as far as it is written."""
-    for record in exchange.main.records[len(gate._global.chain) :]:
-        gate._learn(record_of(record), now)
+    for record in exchange.main.records[len(gate._mirror.log.chain) :]:
+        gate._mirror.learn(record_of(record), now)
 
 
 def record_of(record: StoredRecord) -> Record:
@@ -280,8 +280,8 @@ def test_a_gate_never_states_less_than_in_an_earlier_life() -> None:
         assert gate._writer.next_number == 1
         read(gate, world, DERIVED | {"delta"})
         for record in exchange.main.records[:4]:  # genesis and the first commit
-            gate._learn(record_of(record), 0.0)
-        assert gate._followed.size == 2
+            gate._mirror.learn(record_of(record), 0.0)
+        assert gate._mirror.seen.size == 2
         assert crossed(gate.take(Learned(()))) == []
         show(gate, exchange)
         assert [(delta.seq, delta.seen_size) for delta in crossed(gate.take(Learned(())))] == [(1, 3)]
@@ -307,14 +307,14 @@ def test_the_spacing_of_commits_is_that_of_their_arrivals() -> None:
     commits = [r for r in exchange.main.records if r.headers == (("kind", b"commit"),)]
 
     def body(gate: Gate, world: World) -> None:
-        gate._history = commits[1].offset + 1  # the first two were there before this life
+        gate._mirror.history = commits[1].offset + 1  # the first two were there before this life
         stated = []
         times = {record.offset: float(number) for number, record in enumerate(commits)}
         times[commits[4].offset] = times[commits[3].offset]  # came in one batch
         for record in exchange.main.records:
-            gate._learn(record_of(record), times.get(record.offset, 0.0))
+            gate._mirror.learn(record_of(record), times.get(record.offset, 0.0))
             if record in commits:
-                stated.append(gate._followed.spacing_us)
+                stated.append(gate._mirror.seen.spacing_us)
         assert stated == [0, 0, 0, 1_000_000, 0, 2_000_000]
 
     with_gate(body, genesis=False)
