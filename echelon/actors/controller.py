@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgpack
-import numpy as np
-from numpy.typing import NDArray
 
 from echelon.actors.announcing import Announcer
+from echelon.actors.commit_notes import CommitNotes
 from echelon.actors.exchange import Writer, reportable_faults
+from echelon.actors.global_writer import GlobalWriter
 from echelon.actors.runtime import (
     BATCHES,
     STEP_COST,
@@ -39,12 +39,10 @@ from echelon.messages.exchange import (
     Commit,
     Delta,
     Genesis,
-    LogHead,
-    Payload,
     Refusal,
     RefusalReason,
 )
-from echelon.messages.manifest import MILLION, RunManifest
+from echelon.messages.manifest import RunManifest
 from echelon.messages.stored import stored
 from echelon.rounds.controller.catching_up import CatchingUp
 from echelon.rounds.controller.core import ControllerCore
@@ -119,6 +117,7 @@ class Controller:
             )
             for index, terms in enumerate(self.manifest.boundaries)
         }
+        self._global = GlobalWriter(self._writer, run, logs=self._logs, transcript=self.core.transcript)
         self._positions = {TopicPartition(topic): 0 for topic in self._logs}
         self._announcer = Announcer(self._writer)
         self.publisher = Publisher(self.name, bus, store, services, took=self._took)
@@ -128,8 +127,7 @@ class Controller:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._room = Room(BATCHES, self.publisher)
         self.timers = Timers(self._events.put_nowait)
-        self._values: dict[tuple[int, int], NDArray[np.float64]] = {}
-        """Deltas that wait, for the norms and cosines in metrics; nothing else depends on them."""
+        self._notes = CommitNotes(self.manifest)
         self._refused: set[tuple[int, int, int]] = set()
         """(boundary, seq, offset) of deltas that `global` says were refused."""
         self._overdue = False
@@ -265,7 +263,7 @@ class Controller:
         boundary = self.manifest.boundaries[delta.boundary].name
         if reason is None:
             value = decode(entry.payload or b"", delta.exponent, delta.codec)
-            self._values[delta.boundary, delta.seq] = value
+            self._notes.arrived(delta.boundary, delta.seq, value)
             self._note(
                 "delta", boundary=boundary, seq=delta.seq, bytes=delta.payload.length, base=delta.base_commit
             )
@@ -282,26 +280,10 @@ class Controller:
     def _refuse(self, boundary: int, seq: int, offset: int, reason: RefusalReason) -> list[Outgoing]:
         if (boundary, seq, offset) in self._refused:
             return []
-        self._values.pop((boundary, seq), None)
+        self._notes.gone(boundary, seq)
         self._refused.add((boundary, seq, offset))
         self._note("refusal", boundary=self.manifest.boundaries[boundary].name, seq=seq, reason=reason.value)
-        refusal = Refusal(
-            run=self.manifest.run_id,
-            index=self._writer.next_number,
-            boundary=boundary,
-            seq=seq,
-            offset=offset,
-            reason=reason,
-            prefix=self._writer.prefix,
-        )
-        return [self._manifest(refusal)]
-
-    def _manifest(self, message: Genesis | Commit | Refusal | Close) -> Outgoing:
-        """The signed record of a manifest; from here on deltas are held against it."""
-        record = self._writer.manifest(message)
-        sha256 = hashlib.sha256(record.value).digest()
-        self.core.transcript.append(message, sha256, self._writer.log.tree.root())
-        return record
+        return [self._global.refusal(boundary, seq, offset=offset, reason=reason)]
 
     # ---- nothing is left unread -------------------------------------------------------------------
 
@@ -349,82 +331,14 @@ class Controller:
         now = self._now()
         measured = (round((now - self._last_commit) * MICROSECONDS),)
         draft = await self.services.offload(self.core.commit, measured, cost=STEP_COST)
-        payload = draft.payload()
-        described = Payload.of(payload, b"commit %d" % draft.commit)
-        records = self._writer.chunks(payload, described)
-        commit = Commit(
-            run=self.manifest.run_id,
-            index=self._writer.next_number,
-            commit=draft.commit,
-            merged=draft.merged,
-            heads=self._heads(),
-            pace=draft.pace,
-            measured=draft.measured,
-            tokens=draft.tokens,
-            adapter_sha256=draft.adapter_sha256,
-            state_sha256=draft.state_sha256,
-            payload=described,
-            prefix=self._writer.prefix,
-        )
-        records.append(self._manifest(commit))
+        commit, records = self._global.commit(draft)
         stale_deltas = self.core.apply(commit)
-        self._note_commit(commit)
-        for merged in commit.merged:
-            self._values.pop((merged.boundary, merged.seq), None)
+        self._note("commit", **self._notes.describe(commit, self.core.decision, self._elapsed()))
         for stale in stale_deltas:
             records += self._refuse(stale.boundary, stale.seq, stale.offset, stale.reason)
         self._last_commit = now
         self.timers.start(DEADLINE, self.deadline)
         return [*records, *self._close_when_finished()]
-
-    def _heads(self) -> tuple[LogHead, ...]:
-        return tuple(
-            LogHead(boundary=index, size=log.tree.size, root=log.tree.root())
-            for index, log in enumerate(self._logs.values())
-        )
-
-    def _note_commit(self, commit: Commit) -> None:
-        names = [terms.name for terms in self.manifest.boundaries]
-        self._note(
-            "commit",
-            commit=commit.commit,
-            tokens=commit.tokens,
-            merged=[
-                {
-                    "boundary": names[merged.boundary],
-                    "seq": merged.seq,
-                    "staleness": merged.staleness,
-                    "weight": merged.weight,
-                }
-                for merged in commit.merged
-            ],
-            adapter_sha256=commit.adapter_sha256.hex(),
-            H=commit.pace.steps,
-            R=commit.pace.windows,
-            mu=commit.pace.mu_ppm / MICROSECONDS,
-            elapsed=self._elapsed(),
-            pace=self._decision(commit),
-            **_geometry(names, commit, self._values),
-        )
-
-    def _decision(self, commit: Commit) -> dict[str, object]:
-        """What the pace controller saw and did, for metrics; the log holds what it was derived from."""
-        decision = self.core.decision
-
-        def share(ppm: int | None) -> float | None:
-            return None if ppm is None else ppm / MILLION
-
-        return {
-            "kind": self.manifest.control.kind.value,
-            "phase": decision.phase,
-            "reason": decision.reason,
-            "coherence_devices": share(decision.devices),
-            "coherence_boundaries": share(decision.boundaries),
-            "noise": share(decision.noise),
-            "floor_steps": decision.floor or None,
-            "sync_seconds": decision.sync_us / MICROSECONDS if decision.sync_us else None,
-            "interval": commit.pace.steps * commit.pace.windows,
-        }
 
     def _close_when_finished(self) -> list[Outgoing]:
         reason = self.core.finished(int(self._elapsed()))
@@ -434,21 +348,8 @@ class Controller:
         if self.closed is not None:
             return []
         self.closed = reason
-        adapter = self.core.adapter.astype("<f4", copy=False)
         self._note("close", reason=reason.value, commits=self.core.newest)
-        return [
-            self._manifest(
-                Close(
-                    run=self.manifest.run_id,
-                    index=self._writer.next_number,
-                    commits=self.core.newest,
-                    reason=reason,
-                    heads=self._heads(),
-                    adapter_sha256=_sha256(adapter),
-                    prefix=self._writer.prefix,
-                )
-            )
-        ]
+        return [self._global.close(self.core.newest, reason, self.core.adapter)]
 
     # ---- start and restart -----------------------------------------------------------------------
 
@@ -486,7 +387,9 @@ class Controller:
         snapshot = self.store.snapshot()
         if snapshot is None:
             if self._writer.next_number == 0:
-                await self._store(self._genesis())
+                genesis = self._global.genesis(self.sealed, self._initial)
+                self.genesis_sha256 = hashlib.sha256(genesis[-1].value).digest()
+                await self._store(genesis)
                 return
             await self._rebuild(decided)
             self.closed = closed
@@ -541,24 +444,6 @@ class Controller:
                 await source.aclose()
         await self._store(owed)
 
-    def _genesis(self) -> list[Outgoing]:
-        adapter = self._initial.astype("<f4", copy=False)
-        payload = self.sealed + adapter.tobytes()
-        described = Payload.of(payload, b"genesis")
-        records = self._writer.chunks(payload, described)
-        genesis = Genesis(
-            run=self.manifest.run_id,
-            index=0,
-            manifest_length=len(self.sealed),
-            manifest_sha256=_sha256(np.frombuffer(self.sealed, np.uint8)),
-            adapter_sha256=_sha256(adapter),
-            payload=described,
-            prefix=self._writer.prefix,
-        )
-        records.append(self._manifest(genesis))
-        self.genesis_sha256 = _sha256(np.frombuffer(records[-1].value, np.uint8))
-        return records
-
     def _snapshot(self) -> list[bytes]:
         """What a restart needs, in parts: a head that says how long they are, each delta log's, the core's."""
         logs = [log.snapshot() for log in self._logs.values()]
@@ -597,28 +482,3 @@ def _taken_apart(snapshot: bytes) -> tuple[float, list[tuple[str, bytes]], bytes
         logs.append((topic, snapshot[at : at + length]))
         at += length
     return elapsed, logs, snapshot[at:]
-
-
-def _sha256(array: NDArray[np.generic]) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(array).data).digest()
-
-
-def _geometry(
-    names: Sequence[str], commit: Commit, values: dict[tuple[int, int], NDArray[np.float64]]
-) -> dict[str, object]:
-    """Norms and cosines of the merged deltas, for metrics only."""
-    sums: dict[str, NDArray[np.float64]] = {}
-    for merged in commit.merged:
-        value = values.get((merged.boundary, merged.seq))
-        if value is not None:
-            name = names[merged.boundary]
-            sums[name] = sums[name] + value if name in sums else value
-    norms = {name: float(np.linalg.norm(value)) for name, value in sums.items()}
-    ordered = sorted(sums)
-    cosine = {
-        f"{a}|{b}": float(np.dot(sums[a], sums[b]) / (norms[a] * norms[b]))
-        for place, a in enumerate(ordered)
-        for b in ordered[place + 1 :]
-        if norms[a] > 0 and norms[b] > 0
-    }
-    return {"delta_norm": norms, "cosine": cosine}
