@@ -22,8 +22,9 @@ from echelon.messages.envelope import Signer
 from echelon.messages.manifest import RunManifest
 from echelon.messages.names import aggregator_of, gate_of, witness_of
 from echelon.messages.wire import DeviceId
-from echelon.rounds.aggregator.core import AggregatorCore, AggregatorOptions
+from echelon.rounds.aggregator.core import AggregatorCore
 from echelon.rounds.aggregator.edge_assignment import EdgeAssignmentOptions
+from echelon.rounds.aggregator.options import AggregatorOptions
 from echelon.rounds.device.core import DeviceCore
 from echelon.rounds.device.state import DeviceOptions
 from echelon.rounds.edge.core import EdgeCore, EdgeOptions

@@ -18,8 +18,9 @@ from echelon.messages.envelope import Dsse, Signer
 from echelon.messages.exchange import Commit, Genesis, Merged, Pace, Payload
 from echelon.messages.manifest import RunManifest
 from echelon.messages.wire import DeviceId, Message
-from echelon.rounds.aggregator.core import AggregatorCore, AggregatorOptions
+from echelon.rounds.aggregator.core import AggregatorCore
 from echelon.rounds.aggregator.events import BoundaryCommit, RefusedDelta
+from echelon.rounds.aggregator.options import AggregatorOptions
 from echelon.rounds.device.core import DeviceCore
 from echelon.rounds.device.state import DeviceOptions
 from echelon.rounds.effects import (

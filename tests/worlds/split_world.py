@@ -7,8 +7,9 @@ import hashlib
 import numpy as np
 
 from echelon.messages.manifest import RunManifest
-from echelon.rounds.aggregator.core import AggregatorCore, AggregatorOptions
+from echelon.rounds.aggregator.core import AggregatorCore
 from echelon.rounds.aggregator.edge_assignment import EdgeAssignmentOptions
+from echelon.rounds.aggregator.options import AggregatorOptions
 from echelon.rounds.aggregator.trust_standings import RecordShape
 from echelon.rounds.device.state import DeviceOptions
 from echelon.rounds.edge.core import EdgeCore, EdgeOptions

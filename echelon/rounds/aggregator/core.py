@@ -47,10 +47,11 @@ from echelon.messages.split import Assignment, EdgePart, Trips
 from echelon.messages.wire import DeviceId, Message
 from echelon.rounds.aggregator.admission import Admission, assigned
 from echelon.rounds.aggregator.attendance import Attendance, CheckIn, StoredCheckIn
-from echelon.rounds.aggregator.edge_assignment import EdgeAssignmentOptions, Edges
+from echelon.rounds.aggregator.edge_assignment import Edges
 from echelon.rounds.aggregator.events import BoundaryCommit, Closed, RefusedDelta
 from echelon.rounds.aggregator.merging import BoundaryAdapter
 from echelon.rounds.aggregator.offers import check_base, check_work, shards_fit
+from echelon.rounds.aggregator.options import AggregatorOptions
 from echelon.rounds.aggregator.recovery import History
 from echelon.rounds.aggregator.rounds import ROUND, WindowRounds
 from echelon.rounds.aggregator.state import AggregatorSnapshot, StoredCommit
@@ -73,26 +74,6 @@ from echelon.secagg.unmasking import SumResult
 
 DEADLINE = "window"
 EDGES = "edges"
-
-
-@dataclass(frozen=True, slots=True)
-class AggregatorOptions:
-    """What an aggregator's own configuration says.
-
-    Attributes:
-        cohort: K, devices that close a window at once; at most the manifest's `cohort_max`.
-        deadline: seconds after which a window closes with whoever is ready, if the floor allows it.
-        round_timeout: seconds that each round of secure aggregation may take.
-        shards: into how many shards the boundary's data is dealt; then devices come and go, and windows wait only
-            for those that check in. None: devices have data of their own, and every enrolled one is waited for.
-        edges: the boundary's edges; None: it has none.
-    """
-
-    cohort: int
-    deadline: float
-    round_timeout: float
-    shards: int | None = None
-    edges: EdgeAssignmentOptions | None = None
 
 
 @dataclass
