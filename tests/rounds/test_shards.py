@@ -437,7 +437,7 @@ def test_an_offer_on_shards_that_the_boundary_does_not_have_is_refused(
 ) -> None:
     world = World(4, shards=count)
     world.genesis()
-    sha256 = world.aggregator.bases[0].sha256
+    sha256 = world.aggregator.adapter.bases[0].sha256
     offer = Ready(offer=1, base_version=0, base_sha256=sha256, n=1, shards=shards)
     with pytest.raises(ProtocolError, match="dealt into"):
         world.aggregator.handle(Incoming("checkin", 9, "d0", 0, offer))

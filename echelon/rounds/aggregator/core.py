@@ -11,11 +11,10 @@ from dataclasses import dataclass
 
 from echelon.errors import ProtocolError, StateError
 from echelon.laws.ledger import Ledger
-from echelon.laws.snapshot import StoredPace, decode, encode_parts
+from echelon.laws.snapshot import decode, encode_parts
 from echelon.messages.behaviour import Behaviour
 from echelon.messages.boundary import (
     Adopt,
-    Base,
     Cohort,
     Derived,
     End,
@@ -45,18 +44,14 @@ from echelon.messages.handshake import (
 from echelon.messages.manifest import RunManifest
 from echelon.messages.split import Assignment, EdgePart, Trips
 from echelon.messages.wire import DeviceId, Message
-from echelon.rounds.aggregator.admission import Admission, assigned
-from echelon.rounds.aggregator.attendance import Attendance, CheckIn, StoredCheckIn
-from echelon.rounds.aggregator.edge_assignment import Edges
+from echelon.rounds.aggregator.admission import assigned
 from echelon.rounds.aggregator.events import BoundaryCommit, Closed, RefusedDelta
 from echelon.rounds.aggregator.merging import BoundaryAdapter
-from echelon.rounds.aggregator.offers import check_base, check_work, shards_fit
 from echelon.rounds.aggregator.options import AggregatorOptions
+from echelon.rounds.aggregator.participation import Participation
 from echelon.rounds.aggregator.recovery import History
 from echelon.rounds.aggregator.rounds import ROUND, WindowRounds
-from echelon.rounds.aggregator.state import AggregatorSnapshot, StoredCommit
-from echelon.rounds.aggregator.trust_standings import quorum
-from echelon.rounds.aggregator.window import cohort_of, select
+from echelon.rounds.aggregator.state import AggregatorSnapshot
 from echelon.rounds.effects import (
     Effect,
     Incoming,
@@ -91,20 +86,8 @@ class AggregatorCore:
     def __post_init__(self) -> None:
         self.adapter = BoundaryAdapter(self.manifest, self.boundary)
         self.rounds = WindowRounds(self.manifest, self.roster, dim=self.dim, timeout=self.terms.round_timeout)
-        self._checked_in = 0
-        self._overdue = False
-        self.attendance = Attendance(self.roster, come_and_go=self.terms.shards is not None)
-        self.edges = None
-        if self.terms.edges is not None:
-            secure, probed = self.manifest.secure, len(self.terms.edges.devices)
-            self.edges = Edges(self.terms.edges, quorum=quorum(probed, secure.k_min, secure.colluding))
-        self._admission = (
-            None
-            if self.edges is None or self.edges.standings is None
-            else Admission(self.edges, self.edges.standings)
-        )
-        self._derived: tuple[int, bytes] = (-1, b"")
-        """Newest version that the gate derived, and its digest: devices take part in no cohort on a newer one."""
+        self.participation = Participation(self.manifest, self.terms, self.roster)
+        self.attendance, self.edges = self.participation.attendance, self.participation.edges
 
     # ---- events ----------------------------------------------------------------------------------
 
@@ -144,30 +127,25 @@ class AggregatorCore:
     def _record(self, event: Incoming) -> list[Effect]:
         device = DeviceId(event.sender)
         message = event.message
+        late = note("late", device=device, type=message.kind)
         match message:
             case Join():
                 return [note("joined", device=device)]
             case Heartbeat():
-                self._checked_in = max(self._checked_in, event.offset + 1)
-                if self.edges is not None and device in self.edges.terms.edges and self.edges.heard(device):
-                    return self._assigned()
-                return []
+                return self._assigned() if self.participation.heard(device, event.offset) else []
             case Trips():
-                if self.edges is not None and device in self.edges.terms.devices:
-                    self.edges.measured(device, message)
+                self.participation.measured(device, message)
                 return []
             case Derived():
-                return self._gate_derived(message)
+                self.participation.gate_derived(message, self.adapter.digests)
+                return self._try_cohort()
             case Behaviour():
-                return self._behaviour(device, message)
+                return self._try_cohort() if self.participation.behaved(device, message) else [late]
             case EdgePart():
-                if not self.rounds.take_part(event.sender, message, event.payload or b""):
-                    return [note("late", device=device, type=message.kind)]
-                return self._advance(False)
+                taken = self.rounds.take_part(event.sender, message, event.payload or b"")
+                return self._advance(False) if taken else [late]
             case Leave():
-                self._enrolled(device, message)
-                self.attendance.left(device)
-                self._checked_in = max(self._checked_in, event.offset + 1)
+                self.participation.leave(device, message, event.offset)
                 # Read again after a restart it is the same record again.
                 released = Publish("control", Released(device=device, number=message.number), 0)
                 # Fewer are waited for now: those that are ready may be enough.
@@ -177,42 +155,21 @@ class AggregatorCore:
             case Advertise() | Sealed() | Consistency() | Unmask() | Masked():
                 topic = "masked" if isinstance(message, Masked) else "handshake"
                 self.rounds.read[topic] = max(self.rounds.read[topic], event.offset + 1)
-                if not self.rounds.take(device, message, event.payload or b""):
-                    return [note("late", device=device, type=message.kind)]
-                return self._advance(False)
+                taken = self.rounds.take(device, message, event.payload or b"")
+                return self._advance(False) if taken else [late]
             case _:
                 return []
 
     def _check_in(self, device: DeviceId, message: Ready, offset: int) -> list[Effect]:
         if self.rounds.used(device, offset):
             return []  # read again after a restart: this check-in is what the cohort was made of
-        self._enrolled(device, message)
-        check_base(device, message, self.version, self.adapter.digests)
-        edges = () if self.edges is None else self.edges.terms.edges
-        check_work(device, message, n_max=self.manifest.secure.n_max, dealt=self.terms.shards, edges=edges)
-        self._checked_in = max(self._checked_in, offset + 1)
-        self.attendance.arrived(device, CheckIn.of(message, offset))
+        version, digests = self.version, self.adapter.digests
+        self.participation.check_in(device, message, offset, version=version, digests=digests)
         return [note("checked-in", ready=len(self.attendance.ready)), *self._try_cohort()]
-
-    def _gate_derived(self, message: Derived) -> list[Effect]:
-        known = self.adapter.digests
-        if known.get(message.version, message.sha256) != message.sha256:
-            raise ProtocolError(
-                f"the gate derived another adapter of version {message.version} than this aggregator published"
-            )
-        if message.version > self._derived[0]:
-            self._derived = message.version, message.sha256
-        return self._try_cohort()
-
-    def _enrolled(self, device: DeviceId, message: Ready | Leave) -> None:
-        """Edges write on `checkin`, too; only devices have updates, and of a slot's replicas the newest."""
-        if device not in self.roster:
-            raise ProtocolError(f"{device} is no device of {self.boundary} and sends {message.kind}")
-        self.attendance.fence(device, message)
 
     def _timer(self, name: str) -> list[Effect]:
         if name == DEADLINE and self.rounds.phase is Phase.OPEN:
-            self._overdue = not self.waiting
+            self.participation.overdue = not self.waiting
             return [StartTimer(DEADLINE, self.terms.deadline), *self._try_cohort()]
         if name == ROUND and self.rounds.phase is not Phase.OPEN:
             return self._advance(True)
@@ -229,12 +186,6 @@ class AggregatorCore:
             return []
         return [*assigned(self.edges, self.window), *self._try_cohort()]
 
-    def _behaviour(self, device: DeviceId, message: Behaviour) -> list[Effect]:
-        if self.edges is None or self.edges.standings is None or device not in self.edges.terms.devices:
-            return [note("late", device=device, type=message.kind)]
-        self.edges.standings.take(device, message)
-        return self._try_cohort()
-
     # ---- participation window --------------------------------------------------------------------
 
     @property
@@ -248,11 +199,6 @@ class AggregatorCore:
         return self.adapter.version
 
     @property
-    def bases(self) -> tuple[Base, ...]:
-        """Digests of the newest published versions."""
-        return self.adapter.bases
-
-    @property
     def waiting(self) -> bool:
         """Whether the boundary stands at a barrier: a delta is undecided, and the run allows no overlap."""
         return self.adapter.waiting
@@ -264,7 +210,7 @@ class AggregatorCore:
 
     def _open(self) -> list[Effect]:
         self.rounds.clear()
-        self._overdue = False
+        self.participation.overdue = False
         return [
             Publish("control", self._opened(), self.window),
             StopTimer(ROUND),
@@ -284,28 +230,9 @@ class AggregatorCore:
             return []
         if self.paused:
             return self._adopt_when_idle()
-        if self._derived[0] < self.version:
-            return []  # no device takes part in a cohort on a version that the gate did not derive
-        secure = self.manifest.secure
-        ready = self.attendance.takeable(secure, self.version)
-        if ready < self.attendance.wanted(self.terms.cohort, secure.floor) and not self._overdue:
-            return []
-        barred, before = set[DeviceId](), list[Effect]()
-        if self._admission is not None:
-            probed = self.attendance.ready
-            judged = self._admission.judged(probed, self.window, overdue=self._overdue)
-            if judged is None:
-                return []
-            barred, letters = self._admission.kept_out(probed)
-            before = [*judged, *letters]
-        lost = set() if self.edges is None else self.edges.lost
-        selection = select(
-            self.attendance.in_turn(), secure, self.version, barred=barred, lost=lost, overdue=self._overdue
-        )
-        if len(selection.chosen) < secure.floor:
+        before, cohort = self.participation.cohort(self._opened(), self.adapter.bases)
+        if cohort is None:
             return before
-        self.attendance.came(selection.present, overdue=self._overdue)
-        cohort = cohort_of(selection, self._opened(), secure, bases=self.bases, inputs=self._checked_in)
         return [*before, Publish("control", cohort, self.window), *self._begin(cohort)]
 
     def _begin(self, cohort: Cohort) -> list[Effect]:
@@ -404,34 +331,17 @@ class AggregatorCore:
 
         What the lost step had decided and not yet published is decided anew; nobody can have seen it.
         """
-        ledger = history.ledger
-        commits = {commit.commit: commit for commit in history.commits}
-        newest = commits[ledger.commit]
-        ledger.anchor = newest.adapter
-        adapter = self.adapter
-        adapter.ledger, adapter.pace, adapter.tokens, adapter.signed = (
-            ledger, newest.pace, newest.tokens, newest.signed,
-        )  # fmt: skip
-        self.window, adapter.version, adapter.bases = history.window, history.version, history.bases
-        adapter.held = [commit for commit in history.commits if commit.commit > ledger.commit]
-        adapter.refused = {seq: stale for seq, stale in history.refused.items() if seq in ledger.pending}
-        self.attendance.served = dict(history.served)
-        for device, offset, message in history.ready:
-            if message.base_version <= self.version and shards_fit(message.shards, self.terms.shards):
-                self.attendance.hold(device, CheckIn.of(message, offset))
-                self._checked_in = max(self._checked_in, offset + 1)
+        self.adapter.take_over(history)
+        self.window = history.window
+        self.participation.take_over(history.served, history.ready, self.version)
         effects: list[Effect] = []
-        if self.edges is not None:
-            if history.assignment is not None:
-                self.edges.adopt(history.assignment)
-            else:
-                effects += self._first_assignment()
-        for sealed in history.unsent:
-            effects.append(adapter.send(sealed, self.window))
-        published = any(base.version == self.version for base in self.bases)
-        if not published or history.versioned < self.version:
-            adapter.bases = tuple(base for base in self.bases if base.version != self.version)
-            effects += adapter.publish(self.window, anchored=True)
+        if self.edges is not None and history.assignment is not None:
+            self.edges.adopt(history.assignment)
+        else:
+            effects += self._first_assignment()
+        effects += [self.adapter.send(sealed, self.window) for sealed in history.unsent]
+        if history.versioned < self.version or self.version not in self.adapter.digests:
+            effects += self.adapter.publish_again(self.window)
         if not history.opened:
             effects += self._open()
         if history.closed is not None:  # it was read with the rest of `global`, and is not read again
@@ -471,27 +381,8 @@ class AggregatorCore:
 
     def snapshot_parts(self) -> list[bytes | memoryview]:
         """The bytes of `snapshot` as parts; vectors are views, valid until the next step."""
-        adapter, attendance = self.adapter, self.attendance
         return encode_parts(
-            AggregatorSnapshot(
-                anchor=None if adapter.ledger is None else adapter.ledger.anchor,
-                ledger=None if adapter.ledger is None else adapter.ledger.facts(),
-                version=adapter.version,
-                window=self.window,
-                pace=None if adapter.pace is None else StoredPace.of(adapter.pace),
-                tokens=adapter.tokens,
-                signed=adapter.signed,
-                derived=self._derived,
-                bases=[(base.version, base.sha256) for base in adapter.bases],
-                edges=None if self.edges is None else self.edges.facts(),
-                held=[StoredCommit.of(held) for held in adapter.held],
-                refused=list(adapter.refused.items()),
-                checked_in=self._checked_in,
-                ended=self.ended,
-                ready=[StoredCheckIn.of(device, check) for device, check in attendance.ready.items()],
-                there=sorted(attendance.there),
-                served=sorted(attendance.served.items()),
-            )
+            AggregatorSnapshot.of(self.adapter, self.participation, window=self.window, ended=self.ended)
         )
 
     def restore(self, data: bytes) -> None:
@@ -503,8 +394,5 @@ class AggregatorCore:
         """
         stored = decode(data, AggregatorSnapshot)
         stored.fill_adapter(self.adapter)
-        stored.fill_attendance(self.attendance)
-        if self.edges is not None and stored.edges is not None:
-            self.edges.restore(stored.edges)
-        self.window, self._derived, self._checked_in = stored.window, stored.derived, stored.checked_in
-        self.ended = stored.ended
+        stored.fill_participation(self.participation)
+        self.window, self.ended = stored.window, stored.ended

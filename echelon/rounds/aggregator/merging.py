@@ -17,6 +17,7 @@ from echelon.messages.exchange import Pace, Payload
 from echelon.messages.manifest import RunManifest
 from echelon.outer.alternating import Factors
 from echelon.rounds.aggregator.events import BoundaryCommit, RefusedDelta
+from echelon.rounds.aggregator.recovery import History
 from echelon.rounds.effects import Effect, Publish, note
 
 
@@ -75,6 +76,23 @@ class BoundaryAdapter:
         full = len(self.ledger.pending) >= terms.pending_max and len(self.ledger.windows) >= ahead
         # Whatever may come back as stale must fit into one delta.
         return full or self.ledger.outstanding >= terms.windows_max
+
+    # ---- after the state file was lost -----------------------------------------------------------
+
+    def take_over(self, history: History) -> None:
+        """Take over what was derived from the topics."""
+        ledger = history.ledger
+        newest = next(commit for commit in history.commits if commit.commit == ledger.commit)
+        ledger.anchor = newest.adapter
+        self.ledger, self.version, self.bases = ledger, history.version, history.bases
+        self.pace, self.tokens, self.signed = newest.pace, newest.tokens, newest.signed
+        self.held = [commit for commit in history.commits if commit.commit > ledger.commit]
+        self.refused = {seq: stale for seq, stale in history.refused.items() if seq in ledger.pending}
+
+    def publish_again(self, window: int) -> list[Effect]:
+        """Publish the newest version, of which the topics do not say enough."""
+        self.bases = tuple(base for base in self.bases if base.version != self.version)
+        return self.publish(window, anchored=True)
 
     # ---- decisions of the exchange ---------------------------------------------------------------
 

@@ -6,10 +6,11 @@ from echelon.laws.ledger import Ledger, StoredLedger
 from echelon.laws.snapshot import F32, SnapshotList, SnapshotMap, StoredPace
 from echelon.messages.boundary import Base
 from echelon.messages.wire import DeviceId
-from echelon.rounds.aggregator.attendance import Attendance, StoredCheckIn
+from echelon.rounds.aggregator.attendance import StoredCheckIn
 from echelon.rounds.aggregator.edge_assignment import StoredEdges
 from echelon.rounds.aggregator.events import BoundaryCommit
 from echelon.rounds.aggregator.merging import BoundaryAdapter
+from echelon.rounds.aggregator.participation import Participation
 
 
 class StoredCommit(SnapshotList, frozen=True, kw_only=True):
@@ -91,6 +92,39 @@ class AggregatorSnapshot(SnapshotMap, frozen=True, kw_only=True):
     there: list[str]
     served: list[tuple[str, int]]
 
+    @classmethod
+    def of(
+        cls, adapter: BoundaryAdapter, participation: Participation, *, window: int, ended: bool
+    ) -> AggregatorSnapshot:
+        """The state between two windows.
+
+        Args:
+            adapter: of the boundary.
+            participation: what is known of devices and edges.
+            window: the one that is due.
+            ended: whether the run is over.
+        """
+        ledger, attendance, edges = adapter.ledger, participation.attendance, participation.edges
+        return cls(
+            anchor=None if ledger is None else ledger.anchor,
+            ledger=None if ledger is None else ledger.facts(),
+            version=adapter.version,
+            window=window,
+            pace=None if adapter.pace is None else StoredPace.of(adapter.pace),
+            tokens=adapter.tokens,
+            signed=adapter.signed,
+            derived=participation.derived,
+            bases=[(base.version, base.sha256) for base in adapter.bases],
+            edges=None if edges is None else edges.facts(),
+            held=[StoredCommit.of(held) for held in adapter.held],
+            refused=list(adapter.refused.items()),
+            checked_in=participation.checked_in,
+            ended=ended,
+            ready=[StoredCheckIn.of(device, check) for device, check in attendance.ready.items()],
+            there=sorted(attendance.there),
+            served=sorted(attendance.served.items()),
+        )
+
     def fill_adapter(self, adapter: BoundaryAdapter) -> None:
         """Put the boundary's adapter back to where it was.
 
@@ -105,9 +139,12 @@ class AggregatorSnapshot(SnapshotMap, frozen=True, kw_only=True):
         adapter.held = [commit.held() for commit in self.held]
         adapter.refused = dict(self.refused)
 
-    def fill_attendance(self, attendance: Attendance) -> None:
-        """Put the devices' attendance back to where it was."""
-        attendance.restore(
+    def fill_participation(self, participation: Participation) -> None:
+        """Put what was known of devices and edges back to where it was."""
+        participation.derived, participation.checked_in = self.derived, self.checked_in
+        if participation.edges is not None and self.edges is not None:
+            participation.edges.restore(self.edges)
+        participation.attendance.restore(
             {DeviceId(stored.device): stored.check() for stored in self.ready},
             there={DeviceId(device) for device in self.there},
             served={DeviceId(device): window for device, window in self.served},

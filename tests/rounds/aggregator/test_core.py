@@ -103,7 +103,7 @@ def test_no_device_carries_more_than_its_share_of_the_weight() -> None:
             AGGREGATOR,
             Incoming(
                 "checkin", 10, name, 0,
-                Ready(offer=1, base_version=0, base_sha256=world.aggregator.bases[0].sha256, n=n),
+                Ready(offer=1, base_version=0, base_sha256=world.aggregator.adapter.bases[0].sha256, n=n),
             ),
         )  # fmt: skip
     world.fire(AGGREGATOR, DEADLINE)
@@ -143,7 +143,7 @@ def test_weights_are_from_the_table() -> None:
 def test_an_update_older_than_the_table_is_rejected_and_the_cohort_says_so() -> None:
     world = World(6, cohort=5, manifest=manifest_for(staleness=(256, 128)))
     world.genesis()
-    base = world.aggregator.bases[0]
+    base = world.aggregator.adapter.bases[0]
     for _ in range(2):
         offered(world, "d0", "d1", "d2", "d3", "d4")
     assert world.aggregator.version == 2
@@ -192,7 +192,7 @@ def test_who_leaves_is_in_no_cohort() -> None:
 def test_a_check_in_that_cannot_be_is_refused(changes: dict[str, object], message: str) -> None:
     world = World(3)
     world.genesis()
-    good = Ready(offer=1, base_version=0, base_sha256=world.aggregator.bases[0].sha256, n=1)
+    good = Ready(offer=1, base_version=0, base_sha256=world.aggregator.adapter.bases[0].sha256, n=1)
     with pytest.raises(ProtocolError, match=message):
         world.aggregator.handle(Incoming("checkin", 9, "d0", 0, good.model_copy(update=changes)))
     assert world.aggregator.attendance.ready == {}

@@ -89,7 +89,7 @@ def agrees(history: History, world: Remembered) -> None:
     """What was derived is what the living aggregator knows."""
     core = world.aggregator
     assert core.ledger is not None
-    assert (history.window, history.version, history.bases) == (core.window, core.version, core.bases)
+    assert (history.window, history.version, history.bases) == (core.window, core.version, core.adapter.bases)
     assert history.ledger.remainder.tobytes() == core.ledger.remainder.tobytes()
     assert history.ledger.windows == core.ledger.windows
     assert (history.ledger.commit, history.ledger.next_seq) == (core.ledger.commit, core.ledger.next_seq)
