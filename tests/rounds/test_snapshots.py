@@ -73,7 +73,7 @@ def snapshots(world: World) -> Iterator[tuple[str, Any]]:
         core = person.core
         if isinstance(core, DeviceCore):
             yield "device facts", msgpack.unpackb(core.facts())
-            yield "device vectors", msgpack.unpackb(core.vectors())
+            yield "device vectors", msgpack.unpackb(b"".join(core.vectors()))
         elif isinstance(core, EdgeCore):
             yield "edge facts", msgpack.unpackb(core.facts())
             yield "edge parts", {name.split(" ")[0]: part for name, part in core.vectors().items()}
