@@ -27,9 +27,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench._split_line import Line, from_record, read, to_record, writer_of
+
 if TYPE_CHECKING:
     from echelon.config.run import RunSettings
-    from echelon.messages.wire import Message
     from echelon.training.split.shared_modules import SharedModules
 
 RUN, JOB, VERSION = bytes(16), 1, 0
@@ -45,59 +46,6 @@ def memory(key: str = "VmHWM") -> int:
     """Bytes of resident memory of this process alone: `VmHWM` at its peak, `VmRSS` now."""
     with open("/proc/self/status", encoding="ascii") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(key))
-
-
-class Line:
-    """One direction of a link: bits leave one after the other at `rate`, and arrive `delay` seconds later.
-
-    `rate` in bits/s; None sends at once. `sent` counts bytes.
-    """
-
-    def __init__(self, rate: float | None, delay: float, write: Callable[[bytes], None]) -> None:
-        self._rate, self._delay, self._write = rate, delay, write
-        self._free = 0.0
-        self.sent: list[tuple[float, int]] = []
-
-    def send(self, data: bytes) -> None:
-        """Put a record on the line."""
-        self.sent.append((asyncio.get_running_loop().time(), len(data)))
-        if self._rate is None:
-            self._write(data)
-            return
-        loop = asyncio.get_running_loop()
-        self._free = max(loop.time(), self._free) + 8 * len(data) / self._rate
-        loop.call_at(self._free + self._delay, self._write, data)
-
-
-def to_record(message: Message, payload: bytes | None) -> bytes:
-    """A record as it goes over the socket."""
-    import msgpack
-
-    return bytes(msgpack.packb([message.kind, message.encode(), payload]))
-
-
-def from_record(data: bytes) -> tuple[Message, bytes | None]:
-    """The reverse."""
-    import msgpack
-
-    from echelon.messages.split import SplitAccept, SplitFrame, SplitOpen
-
-    kind, body, payload = msgpack.unpackb(data)
-    known: dict[str, type[Message]] = {one.kind: one for one in (SplitOpen, SplitAccept, SplitFrame)}
-    return known[kind].decode(body), payload
-
-
-async def read(stream: asyncio.StreamReader) -> bytes | None:
-    """The next record; None at the end."""
-    try:
-        return await stream.readexactly(int.from_bytes(await stream.readexactly(4), "big"))
-    except asyncio.IncompleteReadError:
-        return None
-
-
-def writer_of(stream: asyncio.StreamWriter) -> Callable[[bytes], None]:
-    """Writes records."""
-    return lambda data: stream.write(len(data).to_bytes(4, "big") + data)
 
 
 def timed_compute(settings: RunSettings, spans: list[Span]) -> Any:

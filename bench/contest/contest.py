@@ -16,8 +16,8 @@ from bench.contest.data import Corpus, differences, make_corpus
 from bench.contest.execute import Failure, execute
 from bench.contest.page import CALIBRATION, DATA, SECAGG, Files, raw_file, render, tuning_file
 from bench.contest.plan import Job, Tier, check_tier, planned, trained_tokens, trials
-from bench.contest.results import Results, read_json, write_json
 from bench.contest.tuning import decide, tuning_of
+from bench.harness.results import Results, read_json, write_json
 
 Tell = Callable[[str], None]
 OVERHEAD = 3.0

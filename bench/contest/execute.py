@@ -16,8 +16,8 @@ from typing import Any
 from bench.contest.data import Corpus
 from bench.contest.learner import SharedLearner
 from bench.contest.plan import Job, groups
-from bench.contest.results import Results
 from bench.contest.runs import run_job
+from bench.harness.results import Results
 from echelon.errors import EchelonError
 
 Line = dict[str, Any]

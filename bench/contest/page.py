@@ -12,24 +12,10 @@ from bench.contest.calibrate import cost_of, shape_name
 from bench.contest.cells import PRIMARY
 from bench.contest.plan import TARGET_SHARE, TIERS, check_tier, knobs_from, planned
 from bench.contest.plots import plots
-from bench.contest.results import Results, read_json
-from bench.contest.tables import (
-    DASH,
-    TableSource,
-    loss,
-    markdown,
-    percent,
-    primary,
-    seconds,
-    t1,
-    t2,
-    t3,
-    t4,
-    t5,
-    t6,
-    t7,
-)
+from bench.contest.tables import TableSource, primary, t1, t2, t3, t4, t5, t6, t7
 from bench.contest.tuning import tuning_of
+from bench.harness.results import Results, read_json
+from bench.harness.tables import DASH, loss, markdown, percent, seconds
 
 Files = dict[str, str]
 CALIBRATION, DATA, SECAGG = "calibration.json", "data.json", "secagg.json"

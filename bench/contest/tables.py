@@ -12,10 +12,10 @@ from bench.contest.arms import ABLATIONS, BY_NAME, CONTESTANT, Arm, Kind, Knobs,
 from bench.contest.cells import CHURN, HOME, NETWORK, PARTITIONS, PRIMARY, STRAGGLERS, Cell
 from bench.contest.curves import Axis, at_budget, evaluated, loss_at, place, time_to
 from bench.contest.plan import FIRST_SEED, Job, Table, Tier, Tuning, rows_of
-from bench.contest.stats import Paired, holm, paired, summary
+from bench.harness.statistics import Paired, holm, paired
+from bench.harness.tables import DASH, interval, kilobytes, loss, markdown, p_value, percent, seconds, spread
 
 Line = dict[str, Any]
-DASH = "–"
 
 
 @dataclass(frozen=True)
@@ -76,61 +76,6 @@ class TableSource:
     def target(self, line: Line) -> float:
         """The loss to be reached: fixed by the dev split and the base's loss, before any reported run."""
         return float(evaluated(line["curve"])[0]["loss"]) * (1 - self.tuning.target_share)
-
-
-# ---- text --------------------------------------------------------------------------------------------------
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column to the left, the others to the right."""
-    align = ["---", *("--:" for _ in head[1:])]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, align, *rows]) + "\n"
-
-
-def spread(values: Sequence[float], write: Callable[[float], str]) -> str:
-    """Mean ± sd."""
-    if not values:
-        return DASH
-    mean_and_sd = summary(values)
-    return (
-        write(mean_and_sd.mean)
-        if mean_and_sd.sd is None
-        else f"{write(mean_and_sd.mean)} ± {write(mean_and_sd.sd)}"
-    )
-
-
-def loss(value: float) -> str:
-    """Nats per token."""
-    return f"{value:.4f}"
-
-
-def seconds(value: float) -> str:
-    """Simulated seconds."""
-    return f"{value:.1f}"
-
-
-def kilobytes(value: float) -> str:
-    """1000 bytes."""
-    return f"{value / 1000:,.0f}".replace(",", " ")
-
-
-def percent(value: float) -> str:
-    """A share, with its sign."""
-    return f"{100 * value:+.2f} %"
-
-
-def interval(pair: Paired | None, write: Callable[[float], str] = percent) -> str:
-    """A difference, relative unless `write` says otherwise, with its 95 % interval."""
-    if pair is None:
-        return DASH
-    if pair.low is None or pair.high is None:
-        return f"{write(pair.difference)} (one pair)"
-    return f"{write(pair.difference)} [{write(pair.low)}, {write(pair.high)}]"
-
-
-def p_value(p: float) -> str:
-    """A corrected p value."""
-    return DASH if math.isnan(p) else ("< 0.001" if p < 0.001 else f"{p:.3f}")
 
 
 # ---- comparisons -------------------------------------------------------------------------------------------

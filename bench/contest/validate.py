@@ -21,9 +21,9 @@ from bench.contest.contest import Contest
 from bench.contest.data import Corpus
 from bench.contest.page import CALIBRATION, tuning_file, validation_file
 from bench.contest.plan import FIRST_SEED, Job
-from bench.contest.results import read_json, write_json
 from bench.contest.runs import read_exchange, run_job, settings_of, write_data
 from bench.contest.tuning import tuning_of
+from bench.harness.results import read_json, write_json
 from echelon.compute.pool import build_learner, facts_of, spec_of
 from echelon.errors import ConfigError, EchelonError
 from echelon.provision.broker_map import EXCHANGE, load_brokers

@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.contest.contest import cores
-from bench.contest.results import Results, read_json, write_json
 from bench.elsa.calibrate import calibrate
 from bench.elsa.data import Task, make_task
 from bench.elsa.plan import TIERS, TaskJob, TaskTier, jobs_of
 from bench.elsa.runs import base_of, run_job
 from bench.elsa.tables import page, summary_of
+from bench.harness.results import Results, read_json, write_json
 from echelon.errors import ConfigError, EchelonError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,9 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.contest.results import read_json
-from bench.contest.stats import Paired, holm, paired
-from bench.contest.tables import DASH, interval, markdown, p_value, spread
 from bench.elsa.plan import (
     ABLATIONS,
     ARMS,
@@ -25,6 +22,9 @@ from bench.elsa.plan import (
     TaskArm,
     TaskTier,
 )
+from bench.harness.results import read_json
+from bench.harness.statistics import Paired, holm, paired
+from bench.harness.tables import DASH, interval, markdown, p_value, spread
 
 Line = dict[str, Any]
 Lines = Mapping[str, Line]

@@ -11,9 +11,6 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from echelon.audit.derived_adapter import DerivedAdapter
 from echelon.audit.findings import MAX_FINDINGS, Code, Finding, Severity
 from echelon.audit.heads import DELTA_PREFIX, GLOBAL
@@ -22,6 +19,7 @@ from echelon.audit.openings import WindowRoster
 from echelon.audit.prefix import record_digest
 from echelon.audit.records import Damaged, LogRecord, StoredRecord
 from echelon.errors import AuditError, ProtocolError
+from echelon.messages.adapter import F32
 from echelon.messages.boundary import INPUTS, Adopt, Cohort, Derived, Model, SealedDelta, Window
 from echelon.messages.exchange import (
     OTHER_RECORD,
@@ -43,7 +41,6 @@ from echelon.secagg.roster import Roster, WindowLeaf, roster_root
 CONTROL = "control"
 TOPICS = (CONTROL, *INPUTS, "delta", "versions", "model", GLOBAL)
 """What a boundary's auditor reads. Not `inbox` (sealed to one device), nor `split.*`, nor `behaviour`."""
-F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from echelon.messages.adapter import adapter_files
+from echelon.messages.adapter import F32, adapter_files
 from echelon.messages.exchange import Pace
 from echelon.messages.manifest import RunManifest
 from echelon.pace.base import Decision
-
-F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

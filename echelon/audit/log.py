@@ -12,7 +12,6 @@ from enum import StrEnum
 
 import msgpack
 import numpy as np
-from numpy.typing import NDArray
 
 from echelon.audit.merkle import Frontier
 from echelon.audit.prefix import PrefixChain
@@ -26,6 +25,7 @@ from echelon.audit.records import (
     record_hash,
 )
 from echelon.errors import EchelonError, StateError
+from echelon.messages.adapter import F32
 from echelon.messages.envelope import Dsse
 from echelon.messages.exchange import Close, Commit, Delta, Genesis, Payload, Refusal, RefusalReason
 from echelon.messages.manifest import RunManifest
@@ -33,7 +33,6 @@ from echelon.messages.stored import stored
 from echelon.messages.wire import Message, Reason, Refused, pack
 
 Manifest = Genesis | Delta | Commit | Refusal | Close
-F32 = NDArray[np.float32]
 
 MAX_PAYLOAD_BYTES = 4 << 30
 """Longest payload that is read before the run's terms are known: genesis, by whoever has no manifest."""

@@ -20,12 +20,10 @@ from numpy.typing import NDArray
 from echelon.errors import ProtocolError
 from echelon.laws.delta_codec import decode, encode
 from echelon.laws.snapshot import F64, SnapshotMap
+from echelon.messages.adapter import F32
 from echelon.messages.boundary import SealedDelta
 from echelon.messages.exchange import MAX_WINDOWS, DeltaCodec, WindowSummary
 from echelon.messages.manifest import SecureTerms
-
-F32 = NDArray[np.float32]
-
 
 _BLOCK = 1 << 14
 """Coordinates that are added up at a time: their float64 numbers stay in a core's cache."""

@@ -8,13 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from echelon.messages.adapter import F32
 from echelon.messages.manifest import MILLION, SecureTerms
+from echelon.secagg.prg import U32
 from echelon.secagg.ring import Codec
 
-F32 = NDArray[np.float32]
-U32 = NDArray[np.uint32]
 LOSS_UNIT = 1 << 16
 """Losses are summed in units of 2**-16 nats."""
 NORM_UNIT = 1 << 32

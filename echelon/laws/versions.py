@@ -16,17 +16,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from echelon.errors import ProtocolError
 from echelon.laws.snapshot import SnapshotList, StoredPace
+from echelon.messages.adapter import F32
 from echelon.messages.boundary import Base, Derived, Model
 from echelon.messages.envelope import EXCHANGE_TYPE, Dsse
 from echelon.messages.exchange import Commit, Genesis, Pace
 from echelon.messages.manifest import MILLION, RunManifest
 from echelon.messages.wire import MAX_EXCHANGE_BYTES, Refused
-
-F32 = NDArray[np.float32]
 
 KEPT_BEYOND = 64
 """Versions that are remembered beyond the staleness horizon: cohorts are never behind by so many."""

@@ -25,7 +25,9 @@ from safetensors.numpy import save as save_safetensors
 
 from echelon.errors import CodecError, LimitExceeded
 
-Vector = npt.NDArray[np.float32]
+F32 = npt.NDArray[np.float32]
+"""float32 values of any shape."""
+Vector = F32
 """An adapter or a difference of adapters: float32[d], contiguous."""
 Held = tuple[int, int]
 """(front, back): the blocks below `front` and those from `back` on; (0, 0): all."""

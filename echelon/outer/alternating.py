@@ -27,9 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echelon.errors import CodecError, ProtocolError
-from echelon.messages.adapter import Factor, factor_mask
+from echelon.messages.adapter import F32, Factor, factor_mask
 from echelon.messages.manifest import FactorRule, RunManifest
-from echelon.outer.base import F32, EncodableState, Outer, WeightedDelta
+from echelon.outer.base import EncodableState, Outer, WeightedDelta
 
 Mask = NDArray[np.bool_]
 

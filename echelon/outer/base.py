@@ -32,9 +32,9 @@ from numpy.typing import NDArray
 
 from echelon.errors import CodecError, ProtocolError
 from echelon.laws.delta_codec import Integers
+from echelon.messages.adapter import F32
 from echelon.messages.manifest import MILLION, OuterKind, OuterTerms
 
-F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 _BLOCK = 1 << 15  # coordinates worked on at a time: three float64 blocks stay in a core's cache

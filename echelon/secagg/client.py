@@ -12,7 +12,6 @@ import hashlib
 from collections.abc import Collection
 
 import numpy as np
-from numpy.typing import NDArray
 
 from echelon.messages.envelope import Signer, verify_signature
 from echelon.messages.floor import heads
@@ -34,11 +33,9 @@ from echelon.secagg.device_secrets import DeviceSecrets
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.faults import Abort, Aborted
 from echelon.secagg.partial_sums import EVALUATIONS, PartialSums
-from echelon.secagg.prg import Masker
+from echelon.secagg.prg import U32, Masker
 from echelon.secagg.roster import Roster
 from echelon.secagg.turns import ClientStep, Turns
-
-U32 = NDArray[np.uint32]
 
 
 class Client:

@@ -5,19 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
-import numpy as np
-from numpy.typing import NDArray
-
 from echelon.messages.handshake import Advertise, Consistency, Sealed, Unmask
 from echelon.messages.wire import DeviceId
 from echelon.secagg.context import Context
 from echelon.secagg.decisions import Decision
 from echelon.secagg.faults import InputRefused
+from echelon.secagg.prg import U32
 from echelon.secagg.roster import Roster
 from echelon.secagg.server import Server
 from echelon.secagg.unmasking import SumResult
-
-U32 = NDArray[np.uint32]
 
 Input = Advertise | Sealed | Consistency | Unmask | U32
 """An input of a window: a message, or a masked vector."""

@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echelon.errors import ConfigError, ProtocolError, TrainingError
+from echelon.messages.adapter import F32
 from echelon.secagg.keys import derive
-from echelon.secagg.prg import check_ring, keystream
+from echelon.secagg.prg import U32, check_ring, keystream
 
-F32 = NDArray[np.float32]
-U32 = NDArray[np.uint32]
 I64 = NDArray[np.int64]
 
 SCALE_BITS_MAX = 40

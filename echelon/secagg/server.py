@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import NoReturn, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from echelon.errors import ProtocolError
 from echelon.messages.envelope import verify_signature
@@ -34,11 +33,10 @@ from echelon.secagg.context import Context, consistency_statement, masks_bound
 from echelon.secagg.decisions import DECIDES, Decision, Round, check_enough, signed_enough, thriving
 from echelon.secagg.faults import InputRefused, WindowFailed
 from echelon.secagg.keys import usable
-from echelon.secagg.prg import Masker
+from echelon.secagg.prg import U32, Masker
 from echelon.secagg.roster import Roster
 from echelon.secagg.unmasking import SumResult, Unmasking
 
-U32 = NDArray[np.uint32]
 _D = TypeVar("_D", KeyList, SharesList, Included, Signatures)
 
 

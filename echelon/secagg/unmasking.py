@@ -6,17 +6,13 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
-import numpy as np
-from numpy.typing import NDArray
-
 from echelon.messages.handshake import KeyEntry, RevealedShare, Unmask
 from echelon.messages.wire import DeviceId
 from echelon.secagg.context import Context
 from echelon.secagg.faults import WindowFailed
 from echelon.secagg.keys import AgreementKey, commit_seed, mask_sign, pair_mask_key, self_mask_key
+from echelon.secagg.prg import U32
 from echelon.secagg.recovery import Recovery
-
-U32 = NDArray[np.uint32]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from bench._split_pair import Line, play, steps_of, with_batches
+from bench._split_line import Line
+from bench._split_pair import play, steps_of, with_batches
 from bench.split_device import Pair, pipeline_of, settings_of
 from echelon.config.run import load
 from echelon.virtual_loop import run_virtual

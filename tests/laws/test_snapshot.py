@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from echelon.errors import CodecError, StateError
 from echelon.laws.snapshot import (
     APART_BYTES,
-    F32,
     F64,
     SnapshotList,
     SnapshotMap,
@@ -22,6 +21,7 @@ from echelon.laws.snapshot import (
     encode,
     encode_parts,
 )
+from echelon.messages.adapter import F32
 from echelon.messages.exchange import Pace
 from echelon.messages.stored import stored
 

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
+from echelon.messages.adapter import F32
 from echelon.messages.exchange import Pace
-
-F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from echelon.laws.leases import epoch_of
 from echelon.laws.ledger import Ledger, RoundedDelta
+from echelon.messages.adapter import F32
 from echelon.messages.boundary import (
     Adopt,
     Base,
@@ -23,7 +24,7 @@ from echelon.messages.manifest import RunManifest
 from echelon.messages.split import Assignment
 from echelon.messages.wire import DeviceId
 from echelon.rounds.aggregator.attendance import number_of
-from echelon.rounds.aggregator.events import F32, BoundaryCommit, Closed, RefusedDelta
+from echelon.rounds.aggregator.events import BoundaryCommit, Closed, RefusedDelta
 from echelon.rounds.effects import Incoming
 from echelon.rounds.gate.derivation import BoundaryLog
 from echelon.rounds.gate.facts import CommitFacts

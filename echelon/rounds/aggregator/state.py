@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from echelon.laws.ledger import Ledger, StoredLedger
-from echelon.laws.snapshot import F32, SnapshotList, SnapshotMap, StoredPace
+from echelon.laws.snapshot import SnapshotList, SnapshotMap, StoredPace
+from echelon.messages.adapter import F32
 from echelon.messages.boundary import Base
 from echelon.messages.wire import DeviceId
 from echelon.rounds.aggregator.attendance import StoredCheckIn

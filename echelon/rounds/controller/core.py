@@ -13,12 +13,12 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from echelon.errors import CodecError, ProtocolError, StateError
 from echelon.laws.delta_codec import Integers
 from echelon.laws.rules import Allowed
 from echelon.laws.transcript import Contradiction, Transcript
+from echelon.messages.adapter import F32
 from echelon.messages.exchange import CloseReason, Commit, Delta, Pace, RefusalReason
 from echelon.messages.manifest import RunManifest, Weighting
 from echelon.messages.stored import stored
@@ -32,8 +32,6 @@ from echelon.rounds.controller.budget import Evaluation, EvaluationSums, bound_r
 from echelon.rounds.controller.deltas import Bytes, RejectedDelta, TakenDelta, WaitingDelta, chosen, values_of
 from echelon.rounds.controller.drafts import CommitDraft, CommitMismatch, DerivedCommit, check_commit
 from echelon.rounds.controller.limits import coordinate_limit, examine_window
-
-F32 = NDArray[np.float32]
 
 _MOST = (1 << 63) - 1
 

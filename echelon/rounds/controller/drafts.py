@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from echelon.errors import ProtocolError
+from echelon.messages.adapter import F32
 from echelon.messages.exchange import Commit, Merged, Pace
 from echelon.outer.base import EncodableState
 from echelon.pace.base import PaceController
-
-F32 = NDArray[np.float32]
 
 
 class CommitMismatch(ProtocolError):

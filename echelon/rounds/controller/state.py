@@ -9,7 +9,8 @@ import numpy as np
 from echelon.errors import StateError
 from echelon.laws import snapshot
 from echelon.laws.delta_codec import integers
-from echelon.laws.snapshot import F32, SnapshotList, SnapshotMap
+from echelon.laws.snapshot import SnapshotList, SnapshotMap
+from echelon.messages.adapter import F32
 from echelon.messages.exchange import Delta, Pace
 from echelon.rounds.controller.budget import EvaluationSums
 from echelon.rounds.controller.deltas import WaitingDelta

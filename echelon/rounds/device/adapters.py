@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from echelon.errors import ProtocolError
-from echelon.laws.snapshot import F32
 from echelon.laws.versions import Adapter, KnownVersions, SignedCommit
+from echelon.messages.adapter import F32
 from echelon.messages.boundary import Model
 from echelon.messages.exchange import Pace
 from echelon.messages.manifest import MILLION, RunManifest

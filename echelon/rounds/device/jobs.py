@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from echelon.errors import ProtocolError
 from echelon.jobs.training import Abandoned, Evaluate, Evaluated, SplitJob, TrainJob, TrainOutcome
-from echelon.laws.snapshot import F32
 from echelon.laws.update_encoding import loss_units
+from echelon.messages.adapter import F32
 from echelon.messages.exchange import Pace
 from echelon.messages.manifest import MILLION, RunManifest
 from echelon.messages.split import Assignment

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from echelon.errors import ProtocolError
 from echelon.laws.blocks import block_ranges, holds
 from echelon.laws.cohort import context_of
-from echelon.laws.snapshot import F32
 from echelon.laws.update_encoding import UpdateEncoder, loss_units
 from echelon.laws.versions import KnownVersions
+from echelon.messages.adapter import F32
 from echelon.messages.boundary import Cohort, Masked, Member
 from echelon.messages.envelope import Signer
 from echelon.messages.exchange import Payload

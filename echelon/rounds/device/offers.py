@@ -6,8 +6,8 @@ set without this device; otherwise it is lost.
 
 from __future__ import annotations
 
-from echelon.laws.snapshot import F32
 from echelon.laws.staleness import buckets
+from echelon.messages.adapter import F32
 from echelon.messages.boundary import Cohort, Ready
 from echelon.messages.manifest import SecureTerms
 from echelon.messages.split import MAX_JOBS

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from echelon.laws.snapshot import F32, SnapshotList, SnapshotMap, StoredPace, decode, encode
+from echelon.laws.snapshot import SnapshotList, SnapshotMap, StoredPace, decode, encode
 from echelon.laws.versions import StoredKnownVersions
+from echelon.messages.adapter import F32
 from echelon.rounds.device.adapters import DeviceAdapters
 from echelon.rounds.device.jobs import DeviceJobs
 from echelon.rounds.device.offers import DeviceOffers

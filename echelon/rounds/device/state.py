@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from echelon.laws.blocks import joined
-from echelon.laws.snapshot import F32
-from echelon.messages.adapter import WHOLE, Held
+from echelon.messages.adapter import F32, WHOLE, Held
 from echelon.messages.split import MAX_JOBS
 
 PATIENCE, HOLD, LEAVE, RETRY, TRIPS = "patience", "hold", "leave", "retry", "trips"

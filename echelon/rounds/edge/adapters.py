@@ -7,11 +7,12 @@ import hashlib
 import numpy as np
 
 from echelon.errors import ProtocolError
+from echelon.messages.adapter import F32
 from echelon.messages.boundary import Model
 from echelon.messages.frames import Assess, Begin, from_double
 from echelon.messages.manifest import MILLION
 from echelon.rounds.edge.frame_order import MiddleJob
-from echelon.rounds.edge.kept import F32, BoundaryVersion
+from echelon.rounds.edge.kept import BoundaryVersion
 from echelon.rounds.effects import EdgeStart
 
 VERSIONS = 4

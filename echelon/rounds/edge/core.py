@@ -15,13 +15,14 @@ import numpy as np
 from echelon.errors import CodecError, ProtocolError
 from echelon.laws import snapshot
 from echelon.laws.cohort import one_base
+from echelon.messages.adapter import F32
 from echelon.messages.boundary import Cohort, Derived, End, Heartbeat, Member, Model, Void, Window
 from echelon.messages.handshake import Included, KeyList, SharesList, Signatures
 from echelon.messages.manifest import RunManifest
 from echelon.messages.split import SplitFrame, SplitOpen, SplitPing, SplitPong
 from echelon.rounds.edge.adapters import EdgeAdapters
 from echelon.rounds.edge.jobs import Cuts, EdgeJobs
-from echelon.rounds.edge.kept import F32, KeptJobs
+from echelon.rounds.edge.kept import KeptJobs
 from echelon.rounds.edge.sessions import EdgeSessions
 from echelon.rounds.edge.state import EdgeSnapshot, StoredEdgeWindow, StoredJobs, StoredVersion
 from echelon.rounds.edge.window_sum import ORDER, Decision, EdgeWindow, MiddleSums

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from echelon.messages.adapter import F32
 from echelon.messages.frames import Assess, Backward, Begin, Finish, Forward, Look, from_double
 from echelon.messages.wire import Message, Reason, Refused
-from echelon.rounds.edge.kept import F32
 
 
 @dataclass(slots=True)

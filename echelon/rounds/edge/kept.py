@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
+from echelon.messages.adapter import F32
 from echelon.messages.exchange import Pace
 from echelon.messages.frames import Begin, from_double
 from echelon.messages.manifest import MILLION
 from echelon.messages.split import MAX_JOBS
 
-F32 = NDArray[np.float32]
 MAX_KEPT = 2 * MAX_JOBS
 """Most middle updates that are kept of one device: those behind one offer, and those of a window under way."""
 

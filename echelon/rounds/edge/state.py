@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from echelon.laws.snapshot import SnapshotList, StoredPace
-from echelon.rounds.edge.kept import F32, BoundaryVersion, KeptJobs
+from echelon.messages.adapter import F32
+from echelon.rounds.edge.kept import BoundaryVersion, KeptJobs
 from echelon.rounds.edge.window_sum import EdgeWindow
 
 

@@ -17,6 +17,7 @@ from echelon.errors import ProtocolError
 from echelon.laws.blocks import block_ranges
 from echelon.laws.cohort import context_of, releasable
 from echelon.laws.update_encoding import UpdateEncoder
+from echelon.messages.adapter import F32
 from echelon.messages.boundary import Cohort, Member
 from echelon.messages.envelope import verify_signature
 from echelon.messages.exchange import Payload
@@ -24,7 +25,7 @@ from echelon.messages.handshake import Included, KeyList, SharesList, Signatures
 from echelon.messages.manifest import RunManifest
 from echelon.messages.split import EdgePart
 from echelon.messages.wire import DeviceId
-from echelon.rounds.edge.kept import F32, KeptJobs
+from echelon.rounds.edge.kept import KeptJobs
 from echelon.rounds.effects import Publish
 from echelon.secagg.context import consistency_statement
 from echelon.secagg.entropy import Entropy

@@ -22,7 +22,8 @@ import numpy as np
 from echelon.errors import ProtocolError
 from echelon.laws.cohort import context_of
 from echelon.laws.ledger import Ledger, RoundedDelta
-from echelon.laws.snapshot import F32, decode, encode_parts
+from echelon.laws.snapshot import decode, encode_parts
+from echelon.messages.adapter import F32
 from echelon.messages.boundary import (
     INPUTS,
     Adopt,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 
 from echelon.errors import ProtocolError
-from echelon.laws.snapshot import F32
+from echelon.messages.adapter import F32
 from echelon.messages.boundary import Adopt
 from echelon.rounds.gate.facts import CommitFacts, RefusedFacts
 

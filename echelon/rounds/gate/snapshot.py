@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from echelon.laws.ledger import StoredLedger
-from echelon.laws.snapshot import F32, SnapshotList
+from echelon.laws.snapshot import SnapshotList
+from echelon.messages.adapter import F32
 
 
 class DerivationSnapshot(SnapshotList, frozen=True, kw_only=True):

@@ -11,8 +11,8 @@ from bench.contest.arms import BY_NAME, Kind
 from bench.contest.calibrate import shape_name
 from bench.contest.page import CALIBRATION, DATA, raw_file, tuning_file
 from bench.contest.plan import TIERS, Job, planned, trials
-from bench.contest.results import Results, write_json
 from bench.contest.tuning import decide, tuning_of
+from bench.harness.results import Results, write_json
 
 DATA_DIGEST = "d" * 64
 RATES = {"train_tokens_per_s": 10_000.0, "eval_tokens_per_s": 50_000.0}

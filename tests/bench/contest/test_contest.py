@@ -19,9 +19,9 @@ from bench.contest.data import Corpus, make_corpus
 from bench.contest.learner import SharedLearner
 from bench.contest.page import CALIBRATION, raw_file, render, tuning_file
 from bench.contest.plan import Job, Table, Tier
-from bench.contest.results import read_json, write_json
 from bench.contest.runs import run_job, settings_of, throughput, write_data
 from bench.contest.tuning import decide
+from bench.harness.results import read_json, write_json
 from echelon.compute.pool import spec_of
 from echelon.config.training import AdapterSettings
 from echelon.errors import ConfigError
@@ -118,7 +118,7 @@ def test_a_tiny_contest_gives_tables_and_is_not_run_twice(tiny: Tier, tmp_path: 
 @pytest.mark.slow
 def test_a_broken_run_is_reported_and_the_others_go_on(tiny: Tier, tmp_path: Path) -> None:
     from bench.contest.execute import execute
-    from bench.contest.results import Results
+    from bench.harness.results import Results
 
     broken = job(Knobs(outer="no-such-rule"))
     fine = job(Knobs(), arm="local", tokens=512)
@@ -212,7 +212,7 @@ def test_throughput_is_from_the_first_job_s_end_to_the_last_s() -> None:
 def test_a_run_is_the_same_wherever_its_rows_lie(tmp_path: Path) -> None:
     """Rows are dealt to devices by their ids; a folder's name must not be in those."""
     from bench.contest.execute import execute
-    from bench.contest.results import Results
+    from bench.harness.results import Results
 
     found = []
     for place in ("one", "another"):

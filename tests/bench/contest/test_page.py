@@ -14,8 +14,8 @@ from bench.contest.cells import HOME, PRIMARY
 from bench.contest.contest import Contest
 from bench.contest.page import load_source, newest_tier, raw_file, render, tuning_file
 from bench.contest.plan import TARGET_SHARE, Job, jobs_of
-from bench.contest.results import Results, read_json, write_json
 from bench.contest.tables import changed_before, primary, t1, t2, t3, t5, t6
+from bench.harness.results import Results, read_json, write_json
 from tests.bench.contest.synthetic import BASE, folder
 
 pytest.importorskip("scipy")

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from bench.contest.data import File
-from bench.contest.results import Results, write_json
 from bench.elsa.data import (
     LEAST,
     LONGEST,
@@ -29,6 +28,7 @@ from bench.elsa.data import (
 from bench.elsa.plan import ABLATIONS, ARMS, ELSA, ENCODINGS, FAR, MODELS, TIERS, TaskJob, TaskShape, jobs_of
 from bench.elsa.runs import BenchmarkError, base_of, clusters, fleet, run_job
 from bench.elsa.tables import caught, endpoint, page
+from bench.harness.results import Results, write_json
 
 SOURCE = '''"""This is prose about {name} number {number} that goes on for some words."""
 import {name}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.contest.results import Results, read_json, write_json
+from bench.harness.results import Results, read_json, write_json
 from echelon.errors import ConfigError
 
 

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from bench.contest.stats import Paired, PairedVerdict, holm, paired, summary
+from bench.harness.statistics import Paired, PairedVerdict, holm, paired, summary
 
 stats = pytest.importorskip("scipy.stats")
 
