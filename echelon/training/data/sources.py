@@ -35,7 +35,7 @@ from echelon.training.model_files import is_local
 MAX_ROW_BYTES = 64 << 20
 _BUFFER = 1 << 20
 _TEST_FOLDERS = frozenset({"test", "tests", "idle_test", "__pycache__"})
-_SUFFIXES = {
+SUFFIXES = {
     "text": (".txt", ".md", ".text", ".rst"),
     "jsonl": (".jsonl", ".json", ".ndjson"),
     "csv": (".csv", ".tsv"),
@@ -134,7 +134,7 @@ def source_bytes(settings: DataSettings) -> int | None:
     """
     if settings.kind in ("stdlib", "hf"):
         return None
-    return sum(file.stat().st_size for file in _matching_files(settings))
+    return sum(file.stat().st_size for file in matching_files(settings))
 
 
 def check_left_out(settings: DataSettings, left_out: LeftOut, documents: int) -> None:
@@ -184,18 +184,18 @@ def _read_stdlib(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocum
                     yield RawDocument(relative.as_posix(), name, text)
 
 
-def _named(file: Path) -> str:
+def named(file: Path) -> str:
     """A file's name as text: bytes that are no UTF-8 are written as escapes."""
     return os.fsencode(file.as_posix()).decode("utf-8", "backslashreplace")
 
 
-def _matching_files(settings: DataSettings) -> list[Path]:
+def matching_files(settings: DataSettings) -> list[Path]:
     """The files that a source names: one file exactly, all suitable files of a folder, or those of a pattern."""
     path = Path(settings.location).expanduser()
     if path.is_file():
         return [path]
     if path.is_dir():
-        suffixes = _SUFFIXES[settings.kind]
+        suffixes = SUFFIXES[settings.kind]
         wanted = (*suffixes, *(suffix + ".gz" for suffix in suffixes))
         files = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(wanted))
         if not files:
@@ -214,20 +214,18 @@ def _matching_files(settings: DataSettings) -> list[Path]:
 
 
 @contextmanager
-def _reading(file: Path) -> Iterator[None]:
+def reading(file: Path) -> Iterator[None]:
     """What reading a file may raise becomes one sentence that names it."""
     try:
         yield
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"{_named(file)} is not UTF-8 text ({error.reason} at byte {error.start}); convert it or leave it out"
+            f"{named(file)} is not UTF-8 text ({error.reason} at byte {error.start}); convert it or leave it out"
         ) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ConfigError(
-            f"{_named(file)} is no whole gzip file ({error}); fetch or pack it again"
-        ) from error
+        raise ConfigError(f"{named(file)} is no whole gzip file ({error}); fetch or pack it again") from error
     except OSError as error:
-        raise ConfigError(f"{_named(file)} cannot be read: {error.strerror or error}") from error
+        raise ConfigError(f"{named(file)} cannot be read: {error.strerror or error}") from error
 
 
 class _Counted(io.FileIO):
@@ -244,7 +242,8 @@ class _Counted(io.FileIO):
 
 
 @contextmanager
-def _open(file: Path, left_out: LeftOut) -> Iterator[BinaryIO]:
+def unpacked_bytes(file: Path, left_out: LeftOut) -> Iterator[BinaryIO]:
+    """A file's bytes, unpacked if its name ends with .gz."""
     with io.BufferedReader(_Counted(file, left_out), _BUFFER) as raw:
         if file.name.endswith(".gz"):
             with gzip.open(raw, "rb") as unpacked:
@@ -255,12 +254,12 @@ def _open(file: Path, left_out: LeftOut) -> Iterator[BinaryIO]:
 
 def _text_of(file: Path, left_out: LeftOut) -> str:
     """A whole file as text; the byte order mark at its begin is no text."""
-    with _reading(file), _open(file, left_out) as stream:
+    with reading(file), unpacked_bytes(file, left_out) as stream:
         return stream.read().decode("utf-8-sig")
 
 
 def _read_text(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocument]:
-    files = _matching_files(settings)
+    files = matching_files(settings)
     # Files of several folders: the folder is the domain. Files of one folder: each file is its own.
     by_folder = len({file.parent for file in files}) > 1
     for file in files:
@@ -270,13 +269,13 @@ def _read_text(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocumen
             left_out.refuse(error)
             continue
         if text.strip():
-            yield RawDocument(_named(file), _named(file.parent if by_folder else file), text)
+            yield RawDocument(named(file), named(file.parent if by_folder else file), text)
         else:
             left_out.rows[EMPTY] += 1
 
 
 def _read_jsonl(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocument]:
-    for file in _matching_files(settings):
+    for file in matching_files(settings):
         try:
             yield from _lines_of(settings, file, left_out)
         except ConfigError as error:
@@ -284,18 +283,18 @@ def _read_jsonl(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocume
 
 
 def _lines_of(settings: DataSettings, file: Path, left_out: LeftOut) -> Iterator[RawDocument]:
-    with _reading(file), _open(file, left_out) as lines:
+    with reading(file), unpacked_bytes(file, left_out) as lines:
         for number in range(1, 1 << 62):
             line = lines.readline(MAX_ROW_BYTES + 1)
             if not line:
                 break
-            where = f"{_named(file)}:{number}"
+            where = f"{named(file)}:{number}"
             if len(line) > MAX_ROW_BYTES:
                 raise ConfigError(f"{where}: the line is longer than {MAX_ROW_BYTES} bytes")
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if line.strip():
                 try:
-                    found = list(_row(settings, _json(line, where), where, _named(file), left_out))
+                    found = list(_row(settings, _json(line, where), where, named(file), left_out))
                 except ConfigError as error:
                     left_out.refuse(error)
                     continue
@@ -314,7 +313,7 @@ def _json(line: bytes, where: str) -> Any:
 def _read_csv(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocument]:
     """Rows under a line of field names; `.tsv` files are separated by tabs, all others by commas."""
     csv.field_size_limit(MAX_ROW_BYTES)
-    for file in _matching_files(settings):
+    for file in matching_files(settings):
         try:
             yield from _records_of(settings, file, left_out)
         except ConfigError as error:
@@ -323,25 +322,25 @@ def _read_csv(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocument
 
 def _records_of(settings: DataSettings, file: Path, left_out: LeftOut) -> Iterator[RawDocument]:
     delimiter = "\t" if file.name.removesuffix(".gz").endswith(".tsv") else ","
-    with _reading(file), _open(file, left_out) as stream:
+    with reading(file), unpacked_bytes(file, left_out) as stream:
         rows = csv.DictReader(
             io.TextIOWrapper(stream, "utf-8-sig", newline=""), delimiter=delimiter, strict=True
         )
         try:
             for row in rows:
-                where = f"{_named(file)}:{rows.line_num}"
+                where = f"{named(file)}:{rows.line_num}"
                 try:
                     if None in row or None in row.values():
                         raise ConfigError(
                             f"{where} has another number of fields than the first line, which names them"
                         )
-                    found = list(_row(settings, row, where, _named(file), left_out))
+                    found = list(_row(settings, row, where, named(file), left_out))
                 except ConfigError as error:
                     left_out.refuse(error)
                     continue
                 yield from found
         except csv.Error as error:
-            raise ConfigError(f"{_named(file)}:{rows.line_num} is not CSV: {error}") from error
+            raise ConfigError(f"{named(file)}:{rows.line_num} is not CSV: {error}") from error
 
 
 def _read_parquet(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocument]:
@@ -350,7 +349,7 @@ def _read_parquet(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocu
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise ConfigError("parquet: sources need pyarrow; install the extra `echelon[data]`") from error
-    for file in _matching_files(settings):
+    for file in matching_files(settings):
         number = 0
         try:
             table = ParquetFile(file)
@@ -364,7 +363,7 @@ def _read_parquet(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocu
                 for row in batch.to_pylist():
                     number += 1
                     try:
-                        found = list(_row(settings, row, f"{_named(file)}:{number}", _named(file), left_out))
+                        found = list(_row(settings, row, f"{named(file)}:{number}", named(file), left_out))
                     except ConfigError as error:
                         left_out.refuse(error)
                         continue
@@ -372,7 +371,7 @@ def _read_parquet(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocu
             left_out.read_bytes += file.stat().st_size
         except (ArrowException, OSError, ValueError, OverflowError) as error:
             left_out.refuse(
-                ConfigError(f"{_named(file)} cannot be read as Parquet (after row {number}): {error}")
+                ConfigError(f"{named(file)} cannot be read as Parquet (after row {number}): {error}")
             )
 
 
