@@ -6,7 +6,6 @@ A few hundred rows are read. What a run then makes of all of them, `check` says.
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,14 +17,8 @@ from typing import Any
 from echelon.config.training import DataSettings
 from echelon.errors import ConfigError
 from echelon.training.data.conversations import ALPACA_FIELDS, CONVERSATION_FIELDS
-from echelon.training.data.sources import (
-    SUFFIXES,
-    LeftOut,
-    matching_files,
-    named,
-    reading,
-    unpacked_bytes,
-)
+from echelon.training.data.files import SUFFIXES, matching_files, named, reading, unpacked_bytes
+from echelon.training.data.sources import LeftOut, csv_rows
 
 ROWS = 200
 """Rows that are looked at."""
@@ -192,11 +185,9 @@ def _json_rows(file: Path) -> list[Mapping[str, Any]]:
 
 
 def _csv_rows(file: Path) -> list[Mapping[str, Any]]:
-    tabs = file.name.removesuffix(".gz").lower().endswith(".tsv")
     with unpacked_bytes(file, LeftOut()) as stream:
-        text = io.TextIOWrapper(stream, "utf-8-sig", errors="replace", newline="")
         try:
-            return list(islice(csv.DictReader(text, delimiter="\t" if tabs else ","), ROWS))
+            return list(islice(csv_rows(file, stream), ROWS))
         except csv.Error as error:
             raise ConfigError(f"{named(file)} is not CSV: {error}") from error
 
