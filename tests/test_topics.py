@@ -252,7 +252,7 @@ def _edit(plane, change):
         (_edit("boundary", lambda _, t: t["model"]["readers"].append("device")), "twice"),
         (_edit("boundary", lambda _, t: t["model"].update(colour="red")), "colour"),
         (_edit("boundary", lambda _, t: t["model"].pop("key")), "key"),
-        (_edit("boundary", lambda _, t: t["model"].update(name="Model")), "pattern"),
+        (_edit("boundary", lambda _, t: t["model"].update(name="Model")), "a topic.s name"),
         (_edit("boundary", lambda _, t: t["model"].update(partitions="1")), "partitions"),
         (_edit("boundary", lambda _, t: t["model"].update(largest_record=2_000_000)), "largest_record"),
         (_edit("boundary", lambda _, t: t["model"].update(writers=["nobody"])), "writers"),

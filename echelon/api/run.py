@@ -17,7 +17,6 @@ from echelon.api.result import RunResult
 from echelon.cli.logs import LOG_FILE, logging_to, quiet_libraries
 from echelon.cli.parents import load_parent
 from echelon.cli.progress import event_of
-from echelon.cli.tensorboard import FOLDER, TensorBoard
 from echelon.config.reading import read_map
 from echelon.config.run import MAX_FILE_BYTES, RunSettings, load, parse
 from echelon.errors import ConfigError, EchelonError
@@ -26,6 +25,7 @@ from echelon.report.data import CommitLine, EvaluationLine, WindowLine
 from echelon.run.federation import Federation, Result
 from echelon.run.opening import CONFIG_FILE, RULES_FOLDER, check_settings, opened_folder, saying_everything
 from echelon.run.recorder import Recorder
+from echelon.run.tracking.following import tracked
 from echelon.virtual_loop import run_virtual
 from echelon.wiring.plugins import look_beside, rules_of
 
@@ -228,11 +228,8 @@ class Run:
             if self._resumes:
                 recorder.reload()
             recorder.listeners.append(self._take)
-            if settings.logging.tensorboard:
-                board = TensorBoard(out / FOLDER, offset)
-                stack.callback(board.close)
-                recorder.listeners.append(board.take)
             stack.enter_context(logging_to(out / LOG_FILE, to_stderr=False, tell=lambda _text: None))
+            stack.enter_context(tracked(settings, out, recorder))
             federation = Federation(
                 settings, out, recorder, resume=self._resumes, status=self._say, parent=parent
             )

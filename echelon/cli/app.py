@@ -13,6 +13,7 @@ from echelon.cli import keys, push, services, shards, sim, split, topics
 from echelon.cli.check import check_command
 from echelon.cli.deploy import deploy_command
 from echelon.cli.export import export_command
+from echelon.cli.init import init_command
 from echelon.cli.report import report_command
 from echelon.cli.run import run_command
 from echelon.cli.settings import settings_command
@@ -47,7 +48,7 @@ class AuditCommands(TyperGroup):
 app = typer.Typer(
     name="echelon",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,  # `echelon --install-completion`, for the shell in use
     pretty_exceptions_enable=False,  # a pretty traceback shows local variables, and keys may be among them
     help="Adapt one language model across privacy boundaries; only securely aggregated sums leave one.",
 )
@@ -68,6 +69,7 @@ def _echelon(
     """Adapt one language model across privacy boundaries; only securely aggregated sums leave one."""
 
 
+app.command("init")(init_command)
 app.command("run")(run_command)
 app.command("check")(check_command)
 app.command("settings")(settings_command)

@@ -180,7 +180,7 @@ def _model(settings: RunSettings, model: ModelFacts) -> Table:
     each = (
         ""
         if settings.clock == "virtual" or workers == 1
-        else f" for each of {workers or 'one a core'} workers"
+        else f" for each worker, {f'{workers} of them' if workers else 'one a core'}"
     )
     positions = "no bound stated" if model.positions is None else f"{model.positions:,}"
     rows = [

@@ -23,7 +23,6 @@ from echelon.cli.output import FAILED, print_json, show_error
 from echelon.cli.parents import load_parent
 from echelon.cli.progress import ProgressDisplay, Story
 from echelon.cli.stopping import Stopped, Stopper
-from echelon.cli.tensorboard import FOLDER, TensorBoard
 from echelon.compute.warm_start import Parent
 from echelon.config.run import RunSettings, load
 from echelon.errors import ConfigError, EchelonError
@@ -33,6 +32,7 @@ from echelon.run.federation import Federation, Result
 from echelon.run.holding import resumable
 from echelon.run.opening import CONFIG_FILE, RULES_FOLDER, check_settings, opened_folder, saying_everything
 from echelon.run.recorder import Recorder
+from echelon.run.tracking.following import tracked
 from echelon.unforeseen import disk_full, explained
 from echelon.virtual_loop import run_virtual
 from echelon.wiring.plugins import look_beside, rules_of
@@ -142,10 +142,6 @@ def _run(
             recorder.reload()
             for line in _lines(metrics):
                 story.recall(line)
-        if settings.logging.tensorboard:
-            board = TensorBoard(out / FOLDER, offset)
-            stack.callback(board.close)
-            recorder.listeners.append(board.take)
         if order.quiet:
             pass
         elif on_terminal:
@@ -154,6 +150,7 @@ def _run(
             progress = LineProgress(story, sys.stderr)
         stack.enter_context(progress)
         stack.enter_context(logging_to(out / LOG_FILE, to_stderr=not on_terminal, tell=progress.warn))
+        stack.enter_context(tracked(settings, out, recorder))
         federation = Federation(
             settings,
             out,

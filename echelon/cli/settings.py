@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from echelon.config.table import SettingSection
 
 
+def _completed(incomplete: str) -> list[str]:
+    """Paths of settings, for a shell that completes a word."""
+    from echelon.config.table import sections
+
+    return [row.path for section in sections() for row in section.rows if row.path.startswith(incomplete)]
+
+
 def settings_command(
     words: Annotated[
         list[str] | None,
@@ -21,6 +28,7 @@ def settings_command(
             metavar="[WORD]...",
             help="A setting (sync.steps), a section (training), or words of what it does. None: every setting.",
             show_default=False,
+            autocompletion=_completed,
         ),
     ] = None,
     as_json: JsonOption = False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from echelon.config.training import Settings
+from echelon.config.training import Settings, Text
 
 
 class BudgetSettings(Settings):
@@ -37,6 +37,15 @@ class LoggingSettings(Settings):
 
     tensorboard: bool = Field(
         default=False, description="Write aggregated metrics as TensorBoard events to RUN/tensorboard."
+    )
+    mlflow: Text | None = Field(
+        default=None,
+        description="Write aggregated metrics to MLflow: its tracking URI (http://…, sqlite:///…) or a folder.",
+    )
+    wandb: Text | None = Field(
+        default=None,
+        description="Write aggregated metrics for W&B to RUN/wandb, under this project. Nothing is sent; `wandb sync` "
+        "does that.",
     )
     samples: tuple[str, ...] = Field(
         default=(), max_length=8, description="Prompts that are continued before and after, for the report."

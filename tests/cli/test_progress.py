@@ -25,9 +25,9 @@ from echelon.cli.live import draw
 from echelon.cli.logs import logging_to, stderr_to
 from echelon.cli.output import change, count, duration
 from echelon.cli.progress import Rate, Story, event_of
-from echelon.cli.tensorboard import scalars
 from echelon.config.process import BudgetSettings
 from echelon.run.recorder import Recorder
+from echelon.run.tracking.scalars import scalars
 from tests.cli.commands import COMMAND, ENVIRONMENT, write
 
 Cli = Callable[..., Result]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,3 +99,20 @@ def test_a_terminal_that_is_not_utf8_gets_all_of_it(tmp_path: Path) -> None:
         check=True,
     )
     assert b"sync.pace.growth" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("echelon se", ["settings"]),
+        ("echelon settings sync.outer.m", ["sync.outer.momentum"]),
+        ("echelon audit v", ["verify"]),
+    ],
+)
+def test_a_shell_completes_commands_and_settings(words: str, expected: list[str]) -> None:
+    asked = {"_ECHELON_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    program = "import sys; sys.argv = ['echelon']; from echelon.cli import main; main()"
+    found = subprocess.run(
+        [sys.executable, "-c", program], env=ENVIRONMENT | asked, capture_output=True, text=True, timeout=110
+    )
+    assert found.stdout.split() == expected

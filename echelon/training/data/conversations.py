@@ -32,6 +32,15 @@ CONVERSATION_FIELDS = ("messages", "conversations")
 ALPACA_FIELDS = ("instruction", "input", "output")
 TOOLS_FIELD = "tools"
 MAX_NAME = 40
+_KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
+    (type(None), "null"),
+    (bool, "true or false"),
+    ((int, float), "a number"),
+    (str, "a text"),
+    ((bytes, bytearray), "bytes"),
+    ((list, tuple), "a list"),
+    (Mapping, "an object with fields"),
+)
 
 
 class NoConversation(Exception):
@@ -89,6 +98,14 @@ class Conversation:
 
         turns = tuple(Turn(turn.role, walk(turn.content), walk(turn.fields)) for turn in self.turns)
         return Conversation(turns, walk(self.tools))
+
+
+def kind_of(value: object) -> str:
+    """What a row's value is, in words that name no type of a program."""
+    for types, word in _KINDS:
+        if isinstance(value, types):
+            return word
+    return "no text"
 
 
 def named_fields(settings: DataSettings, there: Collection[str]) -> set[str]:
@@ -164,7 +181,7 @@ def _asked_and_answered(
         if name not in row:
             raise _missing(row, name, where)
         if not isinstance(row[name], str):
-            raise ConfigError(f"{where}: field {name!r} is {type(row[name]).__name__}, expected text")
+            raise ConfigError(f"{where}: field {name!r} is {kind_of(row[name])}, expected text")
         texts[name] = row[name]
     also = row.get(more) if more else None
     asked = f"{texts[prompt]}\n\n{also}" if isinstance(also, str) and also.strip() else texts[prompt]

@@ -6,16 +6,11 @@ What cannot be trained on is left out and counted by reason, so that nothing van
 from __future__ import annotations
 
 import csv
-import glob
-import gzip
 import io
 import json
-import os
 import sysconfig
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -28,21 +23,15 @@ from echelon.training.data.conversations import (
     NoConversation,
     Turn,
     conversation_of,
+    kind_of,
     named_fields,
 )
+from echelon.training.data.files import matching_files, named, reading, unpacked_bytes
 from echelon.training.model_files import is_local
 
 MAX_ROW_BYTES = 64 << 20
-_BUFFER = 1 << 20
 _TEST_FOLDERS = frozenset({"test", "tests", "idle_test", "__pycache__"})
-_SUFFIXES = {
-    "text": (".txt", ".md", ".text", ".rst"),
-    "jsonl": (".jsonl", ".json", ".ndjson"),
-    "csv": (".csv", ".tsv"),
-    "parquet": (".parquet",),
-}
-"""Files of a folder that are read when the folder alone is named; each also with .gz behind it, but for Parquet."""
-
+BOM = b"\xef\xbb\xbf"
 EMPTY = "empty text"
 NO_TEXT = "characters that are no text (lone surrogates), replaced by U+FFFD"
 
@@ -134,7 +123,7 @@ def source_bytes(settings: DataSettings) -> int | None:
     """
     if settings.kind in ("stdlib", "hf"):
         return None
-    return sum(file.stat().st_size for file in _matching_files(settings))
+    return sum(file.stat().st_size for file in matching_files(settings))
 
 
 def check_left_out(settings: DataSettings, left_out: LeftOut, documents: int) -> None:
@@ -184,83 +173,14 @@ def _read_stdlib(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocum
                     yield RawDocument(relative.as_posix(), name, text)
 
 
-def _named(file: Path) -> str:
-    """A file's name as text: bytes that are no UTF-8 are written as escapes."""
-    return os.fsencode(file.as_posix()).decode("utf-8", "backslashreplace")
-
-
-def _matching_files(settings: DataSettings) -> list[Path]:
-    """The files that a source names: one file exactly, all suitable files of a folder, or those of a pattern."""
-    path = Path(settings.location).expanduser()
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        suffixes = _SUFFIXES[settings.kind]
-        wanted = (*suffixes, *(suffix + ".gz" for suffix in suffixes))
-        files = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(wanted))
-        if not files:
-            raise ConfigError(
-                f"data source {settings.source!r}: the folder has no file that ends with {', '.join(wanted)}; name the "
-                "files by a pattern"
-            )
-        return files
-    files = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
-    files = [file for file in files if file.is_file()]
-    if not files:
-        raise ConfigError(
-            f"data source {settings.source!r} matches no file (looked from {Path.cwd()}); check the pattern"
-        )
-    return files
-
-
-@contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    """What reading a file may raise becomes one sentence that names it."""
-    try:
-        yield
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{_named(file)} is not UTF-8 text ({error.reason} at byte {error.start}); convert it or leave it out"
-        ) from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ConfigError(
-            f"{_named(file)} is no whole gzip file ({error}); fetch or pack it again"
-        ) from error
-    except OSError as error:
-        raise ConfigError(f"{_named(file)} cannot be read: {error.strerror or error}") from error
-
-
-class _Counted(io.FileIO):
-    """A file that tells how much of it was read."""
-
-    def __init__(self, file: Path, left_out: LeftOut) -> None:
-        super().__init__(file)
-        self._left_out = left_out
-
-    def readinto(self, buffer: Any) -> int:
-        found = super().readinto(buffer) or 0
-        self._left_out.read_bytes += found
-        return found
-
-
-@contextmanager
-def _open(file: Path, left_out: LeftOut) -> Iterator[BinaryIO]:
-    with io.BufferedReader(_Counted(file, left_out), _BUFFER) as raw:
-        if file.name.endswith(".gz"):
-            with gzip.open(raw, "rb") as unpacked:
-                yield cast(BinaryIO, unpacked)
-        else:
-            yield cast(BinaryIO, raw)
-
-
 def _text_of(file: Path, left_out: LeftOut) -> str:
     """A whole file as text; the byte order mark at its begin is no text."""
-    with _reading(file), _open(file, left_out) as stream:
+    with reading(file), unpacked_bytes(file, left_out) as stream:
         return stream.read().decode("utf-8-sig")
 
 
 def _read_text(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocument]:
-    files = _matching_files(settings)
+    files = matching_files(settings)
     # Files of several folders: the folder is the domain. Files of one folder: each file is its own.
     by_folder = len({file.parent for file in files}) > 1
     for file in files:
@@ -270,13 +190,13 @@ def _read_text(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocumen
             left_out.refuse(error)
             continue
         if text.strip():
-            yield RawDocument(_named(file), _named(file.parent if by_folder else file), text)
+            yield RawDocument(named(file), named(file.parent if by_folder else file), text)
         else:
             left_out.rows[EMPTY] += 1
 
 
 def _read_jsonl(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocument]:
-    for file in _matching_files(settings):
+    for file in matching_files(settings):
         try:
             yield from _lines_of(settings, file, left_out)
         except ConfigError as error:
@@ -284,37 +204,74 @@ def _read_jsonl(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocume
 
 
 def _lines_of(settings: DataSettings, file: Path, left_out: LeftOut) -> Iterator[RawDocument]:
-    with _reading(file), _open(file, left_out) as lines:
+    with reading(file), unpacked_bytes(file, left_out) as lines:
+        if cast(io.BufferedReader, lines).peek(4)[:4].removeprefix(BOM)[:1] == b"[":
+            yield from _array_of(settings, file, lines, left_out)
+            return
         for number in range(1, 1 << 62):
             line = lines.readline(MAX_ROW_BYTES + 1)
             if not line:
                 break
-            where = f"{_named(file)}:{number}"
+            where = f"{named(file)}:{number}"
             if len(line) > MAX_ROW_BYTES:
                 raise ConfigError(f"{where}: the line is longer than {MAX_ROW_BYTES} bytes")
-            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            line = line.removeprefix(BOM) if number == 1 else line
             if line.strip():
                 try:
-                    found = list(_row(settings, _json(line, where), where, _named(file), left_out))
+                    found = list(_row(settings, _json(line, where), where, named(file), left_out))
                 except ConfigError as error:
                     left_out.refuse(error)
                     continue
                 yield from found
 
 
+def _array_of(
+    settings: DataSettings, file: Path, stream: BinaryIO, left_out: LeftOut
+) -> Iterator[RawDocument]:
+    """The rows of a file that is one JSON array; they are counted from 1."""
+    data = stream.read(MAX_ROW_BYTES + 1)
+    if len(data) > MAX_ROW_BYTES:
+        raise ConfigError(
+            f"{named(file)} is one JSON array of more than {MAX_ROW_BYTES} bytes; write one object a line (JSONL)"
+        )
+    for number, row in enumerate(_json(data.removeprefix(BOM), named(file)), 1):
+        try:
+            found = list(_row(settings, row, f"{named(file)}:{number}", named(file), left_out))
+        except ConfigError as error:
+            left_out.refuse(error)
+            continue
+        yield from found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose fields have names of their own."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {twice[:64]!r} stands twice")
+    return found
+
+
 def _json(line: bytes, where: str) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line, object_pairs_hook=_once)
+    except json.JSONDecodeError as error:
+        whole = "; one object a line is read, or an array" if error.doc.strip() in ("{", "[") else ""
+        raise ConfigError(f"{where} is not JSON: {error}{whole}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{where} is not UTF-8 text ({error.reason}); convert the file") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where} is not JSON: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{where} is nested too deeply to be read") from error
+    except ValueError as error:
+        why = "a number of thousands of digits" if "digits" in str(error) else error
+        raise ConfigError(f"{where} cannot be read as JSON: {why}") from error
 
 
 def _read_csv(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocument]:
-    """Rows under a line of field names; `.tsv` files are separated by tabs, all others by commas."""
+    """Rows under a line of field names, separated by tabs in `.tsv` files, and else by what that line has."""
     csv.field_size_limit(MAX_ROW_BYTES)
-    for file in _matching_files(settings):
+    for file in matching_files(settings):
         try:
             yield from _records_of(settings, file, left_out)
         except ConfigError as error:
@@ -322,26 +279,47 @@ def _read_csv(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocument
 
 
 def _records_of(settings: DataSettings, file: Path, left_out: LeftOut) -> Iterator[RawDocument]:
-    delimiter = "\t" if file.name.removesuffix(".gz").endswith(".tsv") else ","
-    with _reading(file), _open(file, left_out) as stream:
-        rows = csv.DictReader(
-            io.TextIOWrapper(stream, "utf-8-sig", newline=""), delimiter=delimiter, strict=True
-        )
+    with reading(file), unpacked_bytes(file, left_out) as stream:
+        rows = csv_rows(file, stream)
+        names = rows.fieldnames or ()
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if list(names).count(name) > 1)
+            raise ConfigError(
+                f"{named(file)}: its first line names the field {twice[:64]!r} twice; rename one of them"
+            )
         try:
             for row in rows:
-                where = f"{_named(file)}:{rows.line_num}"
+                where = f"{named(file)}:{rows.line_num}"
                 try:
                     if None in row or None in row.values():
                         raise ConfigError(
                             f"{where} has another number of fields than the first line, which names them"
                         )
-                    found = list(_row(settings, row, where, _named(file), left_out))
+                    found = list(_row(settings, row, where, named(file), left_out))
                 except ConfigError as error:
                     left_out.refuse(error)
                     continue
                 yield from found
         except csv.Error as error:
-            raise ConfigError(f"{_named(file)}:{rows.line_num} is not CSV: {error}") from error
+            raise ConfigError(f"{named(file)}:{rows.line_num} is not CSV: {error}") from error
+
+
+def csv_rows(file: Path, stream: BinaryIO) -> csv.DictReader[str]:
+    """The rows of a CSV file: fields are separated by commas, or where its first line has none, by ; or tabs or |.
+
+    Raises:
+        ConfigError: the first line is not CSV.
+    """
+    begin = cast(io.BufferedReader, stream).peek(1)
+    line = begin.partition(b"\n")[0]
+    tabs = file.name.lower().removesuffix(".gz").endswith(".tsv")
+    mark = "\t" if tabs else next((one for one in ",;\t|" if one.encode() in line), ",")
+    rows = csv.DictReader(io.TextIOWrapper(stream, "utf-8-sig", newline=""), delimiter=mark, strict=True)
+    try:
+        rows.fieldnames = [name.strip() for name in rows.fieldnames or ()]
+    except csv.Error as error:
+        raise ConfigError(f"{named(file)}:1 is not CSV: {error}") from error
+    return rows
 
 
 def _read_parquet(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocument]:
@@ -350,21 +328,19 @@ def _read_parquet(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocu
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise ConfigError("parquet: sources need pyarrow; install the extra `echelon[data]`") from error
-    for file in _matching_files(settings):
+    for file in matching_files(settings):
         number = 0
         try:
             table = ParquetFile(file)
             # Only these: another column may hold what Python has no value for, such as a date in the year 20000.
-            columns = [
-                name
-                for name in table.schema_arrow.names
-                if name in named_fields(settings, table.schema_arrow.names)
-            ]
+            there = table.schema_arrow.names
+            columns = [name for name in there if name in named_fields(settings, there)]
+            _check_columns(settings, file, there, columns)
             for batch in table.iter_batches(batch_size=256, columns=columns):
                 for row in batch.to_pylist():
                     number += 1
                     try:
-                        found = list(_row(settings, row, f"{_named(file)}:{number}", _named(file), left_out))
+                        found = list(_row(settings, row, f"{named(file)}:{number}", named(file), left_out))
                     except ConfigError as error:
                         left_out.refuse(error)
                         continue
@@ -372,8 +348,22 @@ def _read_parquet(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocu
             left_out.read_bytes += file.stat().st_size
         except (ArrowException, OSError, ValueError, OverflowError) as error:
             left_out.refuse(
-                ConfigError(f"{_named(file)} cannot be read as Parquet (after row {number}): {error}")
+                ConfigError(f"{named(file)} cannot be read as Parquet (after row {number}): {error}")
             )
+
+
+def _check_columns(settings: DataSettings, file: Path, there: list[str], columns: list[str]) -> None:
+    """Refuse a Parquet file none of whose columns is asked for, or one of whose is there twice."""
+    if len(set(columns)) < len(columns):
+        raise ConfigError(
+            f"{named(file)} has two columns of one name among {', '.join(columns)}; rename one of them"
+        )
+    if not columns:
+        _field(
+            dict.fromkeys(there),
+            settings.messages_field or settings.prompt_field or settings.text_field,
+            named(file),
+        )
 
 
 def _read_hf(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocument]:
@@ -454,7 +444,7 @@ def _field(row: Mapping[str, Any], name: str, where: str) -> Any:
 def _text(row: Mapping[str, Any], name: str, where: str) -> str:
     value = _field(row, name, where)
     if not isinstance(value, str):
-        raise ConfigError(f"{where}: field {name!r} is {type(value).__name__}, expected text")
+        raise ConfigError(f"{where}: field {name!r} is {kind_of(value)}, expected text")
     return value
 
 
@@ -464,4 +454,4 @@ def _label(row: Mapping[str, Any], name: str, where: str) -> str:
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    raise ConfigError(f"{where}: label {name!r} is {type(value).__name__}, expected text or an integer")
+    raise ConfigError(f"{where}: label {name!r} is {kind_of(value)}, expected text or an integer")

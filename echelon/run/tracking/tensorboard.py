@@ -1,13 +1,14 @@
-"""Aggregated metrics as TensorBoard events. Reads the lines of `metrics.jsonl` alone, so nothing of one device."""
+"""Aggregated metrics as TensorBoard events."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from echelon.errors import ConfigError
+from echelon.run.tracking.scalars import scalars
 
 FOLDER = "tensorboard"
 
@@ -63,34 +64,3 @@ class TensorBoard:
     def close(self) -> None:
         """Write what is buffered."""
         self._events.close()
-
-
-def scalars(line: Mapping[str, Any], commit: int) -> Iterator[tuple[str, float, int]]:
-    """(tag, value, step) of every scalar of a metric line.
-
-    Args:
-        line: of `metrics.jsonl`.
-        commit: the newest commit, the step of what crosses.
-    """
-    match line["kind"]:
-        case "eval":
-            yield f"validation_loss/{line['boundary']}", line["loss"], line["commit"]
-        case "window" if line["outcome"] == "closed":
-            boundary, step = line["boundary"], line["window"]
-            if line.get("train_loss") is not None:
-                yield f"train_loss/{boundary}", line["train_loss"], step
-            yield f"update_norm/{boundary}", line["update_norm"], step
-            yield f"window_tokens/{boundary}", line["tokens"], step
-            yield f"included/{boundary}", line["included"], step
-            ages = line["staleness"]
-            yield f"staleness/{boundary}", sum(ages) / max(1, len(ages)), step
-        case "commit":
-            step = line["commit"]
-            yield "tokens", line["tokens"], step
-            for name, norm in line["delta_norm"].items():
-                if norm is not None:
-                    yield f"delta_norm/{name}", norm, step
-            for merged in line["merged"]:
-                yield f"delta_staleness/{merged['boundary']}", merged["staleness"], step
-        case "bytes":
-            yield f"bytes_{line['direction']}/{line['boundary']}/{line['type']}", line["bytes"], commit
