@@ -12,7 +12,7 @@ import yaml
 
 from echelon.cli.app import app
 from echelon.config.run import parse
-from tests.docs.blocks import COMMANDS, PAGES, ROOT, Block, blocks, elsewhere
+from tests.docs.blocks import COMMANDS, FENCE, PAGES, ROOT, Block, blocks, elsewhere
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 LANGUAGES = {COMMANDS, "python", "text", "yaml"}
@@ -54,6 +54,33 @@ def test_every_command_of_ours_is_one(block: Block) -> None:
             command = command.get_command(click.Context(command), name)  # type: ignore[arg-type]
             assert command is not None, line
         command.make_context(words[1], rest)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_in_running_text_are_there_with_their_options(page: str) -> None:
+    for span in spans(page):
+        words = span.split()
+        if words[0] != "echelon":
+            continue
+        command: object = typer.main.get_command(app)
+        rest = words[1:]
+        while rest and hasattr(command, "get_command") and not rest[0].startswith("-"):
+            command = command.get_command(click.Context(command), rest.pop(0))  # type: ignore[arg-type]
+            assert command is not None, span
+        known = {name for one in command.params for name in (*one.opts, *one.secondary_opts)}  # type: ignore[attr-defined]
+        assert {word.partition("=")[0] for word in rest if word.startswith("--")} <= known, span
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_in_running_text_are_there(page: str) -> None:
+    for name in spans(page):
+        if re.fullmatch(r"(bench|docker|docs|echelon|examples|scripts|tests|tools|topics)/[\w./-]+", name):
+            assert (ROOT / name).exists(), name
+
+
+def spans(page: str) -> list[str]:
+    """What stands as code in the running text of a page."""
+    return re.findall(r"`([^`]+)`", FENCE.sub("", (ROOT / page).read_text("utf-8")))
 
 
 def recipes() -> set[str]:
