@@ -27,6 +27,7 @@ TOY = {"clock": "virtual", "learner": {"kind": "quadratic", "dim": 16}, "budget"
 """Those of the quickstart: no model, and the commits that the pages speak of."""
 LIMIT = 600
 """Seconds for one command, on a machine that does much else."""
+ELSEWHERE = elsewhere()
 RUN = "runs/quickstart"
 
 
@@ -105,7 +106,7 @@ def mine(page: str) -> list[str]:
     found: list[str] = []
     for block in blocks(page):
         told = [block.text] if block.language == "python" else block.commands()
-        found += [one for one in told if not any(other.fits(page, one) for other in elsewhere())]
+        found += [one for one in told if not any(other.fits(page, one) for other in ELSEWHERE)]
     return found
 
 

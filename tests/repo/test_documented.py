@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from functools import cache
 
 import click
 import pytest
@@ -12,12 +13,18 @@ import yaml
 
 from echelon.cli.app import app
 from echelon.config.run import parse
-from tests.docs.blocks import COMMANDS, FENCE, PAGES, ROOT, Block, blocks, elsewhere
+from tests.docs.blocks import COMMANDS, FENCE, PAGES, ROOT, Block, Elsewhere, blocks, elsewhere
 
+ELSEWHERE = elsewhere()
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 LANGUAGES = {COMMANDS, "python", "text", "yaml"}
 RUN_HERE = re.compile(r"echelon |python |\./justw demo$")
 """Commands that tests/docs/test_pages.py runs unless tests/docs/elsewhere.toml says otherwise."""
+
+
+@cache
+def program() -> click.Command:
+    return typer.main.get_command(app)
 
 
 def named(block: Block) -> str:
@@ -32,7 +39,7 @@ def test_every_block_is_of_a_kind_that_is_checked(block: Block) -> None:
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == COMMANDS], ids=named)
 def test_every_command_is_run_by_a_test_or_says_what_it_needs(block: Block) -> None:
     for command in block.commands():
-        found = [one for one in elsewhere() if one.fits(block.page, command)]
+        found = [one for one in ELSEWHERE if one.fits(block.page, command)]
         assert len(found) <= 1, f"tests/docs/elsewhere.toml says two things about: {command}"
         assert found or RUN_HERE.match(command), (
             f"say in tests/docs/elsewhere.toml which test runs: {command}"
@@ -47,7 +54,7 @@ def test_every_command_of_ours_is_one(block: Block) -> None:
             assert words[1] in recipes(), line
         if words[0] != "echelon":
             continue
-        command: object = typer.main.get_command(app)
+        command: object = program()
         rest = words[1:]
         while hasattr(command, "get_command"):
             name = rest.pop(0)
@@ -62,7 +69,7 @@ def test_commands_in_running_text_are_there_with_their_options(page: str) -> Non
         words = span.split()
         if words[0] != "echelon":
             continue
-        command: object = typer.main.get_command(app)
+        command: object = program()
         rest = words[1:]
         while rest and hasattr(command, "get_command") and not rest[0].startswith("-"):
             command = command.get_command(click.Context(command), rest.pop(0))  # type: ignore[arg-type]
@@ -94,8 +101,8 @@ def test_every_run_file_is_one(block: Block) -> None:
             parse(document, named(block))
 
 
-@pytest.mark.parametrize("one", elsewhere(), ids=lambda one: one.pattern)
-def test_what_is_run_elsewhere_is_needed_and_its_test_is_there(one) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("one", ELSEWHERE, ids=lambda one: one.pattern)
+def test_what_is_run_elsewhere_is_needed_and_its_test_is_there(one: Elsewhere) -> None:
     assert bool(one.test) != bool(one.needs), "a test, or what it needs"
     assert not one.test or (ROOT / one.test).is_file(), one.test
     lines = [(b.page, line) for b in BLOCKS for line in (b.commands() or [b.text] * (b.language == "python"))]
