@@ -192,7 +192,7 @@ def layers_of(wrapped: nn.Module) -> AdapterLayers:
             elements += parameter.numel()
         elif parameter.ndim > 1 and id(parameter) not in done and not path.endswith("bias"):
             left[_plain(path).removesuffix(".weight")] += 1
-    return AdapterLayers(found, whole, left, elements)
+    return AdapterLayers(dict(found), dict(whole), dict(left), elements)
 
 
 def _plain(path: str) -> str:

@@ -1,4 +1,7 @@
-"""docs/deployment.md: every command in it is one, every file it names is there, every metric is served."""
+"""docs/deployment.md: every command in it is one, every file it names is there, every metric is served.
+
+Which test runs which of its commands: tests/repo/test_documented.py.
+"""
 
 from __future__ import annotations
 
@@ -15,33 +18,11 @@ from echelon.services.config import ServiceConfig
 from tests.docker.composed import GPU, MAIN, MONITORING, ROOT, SPLIT, load
 from tests.docker.initialiser import init
 from tests.docker.test_monitoring import EXPORTED
+from tests.docs.blocks import blocks
 
 TEXT = (ROOT / "docs" / "deployment.md").read_text("utf-8")
 SPANS = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL))
-BLOCKS = [
-    line.partition("  #")[0].strip()
-    for language, block in re.findall(r"^ *```(\w*)\n(.*?)^ *```$", TEXT, re.DOTALL | re.MULTILINE)
-    for line in block.splitlines()
-    if not language and line.strip()
-]
-RUN_BY = {
-    r"./justw kafka-(up|down)": "tests/kafka/test_stack.py",
-    r"./justw demo-kafka": "tests/repo/test_demo_kafka.py",
-    r"echelon deploy ": "tests/provision/test_deployment.py",
-    r"echelon topics apply ": "tests/kafka/test_drift.py",
-    r"echelon shards publish ": "tests/kafka/test_elastic.py",
-    r"echelon (controller|gate|aggregator|device) ": "tests/kafka/test_services.py",
-    r"echelon edge ": "tests/kafka/test_split.py",
-    r"echelon witness ": "tests/services/test_processes.py",
-    r"docker compose -f docker/compose.yaml (up|ps|logs|run|down)": "tests/containers/test_stack.py",
-    r"docker compose .*compose.split.yaml up": "tests/containers/test_overrides.py",
-    r"docker compose .*compose.monitoring.yaml up": "tests/containers/test_overrides.py",
-    r"export TORCH_BUILD=cu128 ": None,
-    r"docker compose .*compose.gpu.yaml up": None,
-    r"openssl x509 ": None,
-}
-"""Which test runs a command of the page, by how the command begins; None: it needs what a test does not have, and the
-page says that it was not run."""
+BLOCKS = [command for block in blocks("docs/deployment.md") for command in block.commands()]
 COMMANDS = sorted({*BLOCKS, *SPANS})
 
 
@@ -78,14 +59,6 @@ def test_every_compose_command_names_files_and_services_that_are_there(words: li
             assert mine == [*load().services["init"].command, "--renew"]
     if words[-2:-1] == ["restart"] or "logs" in words:
         assert words[-1] in known
-
-
-@pytest.mark.parametrize("command", dict.fromkeys(BLOCKS))
-def test_every_command_of_the_page_is_run_by_a_test_or_said_not_to_be(command: str) -> None:
-    found = {test for pattern, test in RUN_BY.items() if re.match(pattern, command)}
-    assert len(found) == 1, f"say in RUN_BY which test runs: {command}"
-    for test in found - {None}:
-        assert (ROOT / test).is_file(), test  # type: ignore[operator]
 
 
 def test_what_no_test_runs_is_named_on_the_page() -> None:

@@ -22,6 +22,8 @@ KEPT_OUT = (
     "server.properties",
 )
 
+pytestmark = pytest.mark.timeout(900)  # pip makes an environment to build in
+
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
@@ -29,7 +31,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     subprocess.run(
-        [*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), str(ROOT)], check=True, timeout=110
+        [*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), str(ROOT)], check=True, timeout=800
     )
     (wheel,) = folder.glob("echelon-*.whl")
     with zipfile.ZipFile(wheel) as archive:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,11 @@ def adapted(model: ModelSettings, **adapter: object) -> AdapterLayers:
 def test_shapes_alone_say_what_the_loaded_model_says(name: str, tmp_path: Path) -> None:
     model = settings_of((CAUSAL | ENCODERS)[name], tmp_path)
     assert find_adapter_layers(model, AdapterSettings(rank=2)) == adapted(model)
+
+
+def test_what_is_found_can_be_written_as_a_line_of_metrics() -> None:
+    layers = adapted(ModelSettings(model="echelon:micro"))
+    assert json.loads(json.dumps(asdict(layers)))["found"] == dict(layers.found)
 
 
 def test_experts_and_routers_get_an_adapter_and_the_output_is_left(tmp_path: Path) -> None:
