@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from echelon.actors.announcing import Announcer
 from echelon.actors.boundary import BoundaryActor, Cross, raise_if_failed
 from echelon.actors.exchange import Writer, reportable_faults
+from echelon.actors.kept_logs import check_end
 from echelon.actors.runtime import BATCH_BYTES, DRAIN_SECONDS, Publisher, end_of, read_to_end
 from echelon.actors.state import Row, State
 from echelon.actors.witness import FINAL_SECONDS, Witness
@@ -29,7 +30,7 @@ from echelon.audit.merkle import EMPTY_ROOT
 from echelon.audit.records import is_chunk, read_chunk
 from echelon.backoff import Backoff
 from echelon.bus.base import Bus, Outgoing, Record, TopicPartition
-from echelon.errors import ConnectionLost, ProtocolError, StateError
+from echelon.errors import ConnectionLost, LogLost, OffsetOutOfRange, ProtocolError, StateError
 from echelon.laws.ledger import RoundedDelta
 from echelon.laws.lengths import delta_length, genesis_length
 from echelon.messages.boundary import INPUTS, Derived, SealedDelta
@@ -378,6 +379,7 @@ class Gate(BoundaryActor):
         backoff = Backoff(f"{self.name} inward")
         copied = await self._copied()
         self._history = await end_of(self._exchange, GLOBAL, self.name)
+        check_end(GLOBAL, copied, self._history)
         reader = self._exchange.reader({GLOBAL: 0})
         try:
             while not self._closed:
@@ -386,6 +388,8 @@ class Gate(BoundaryActor):
                 except ConnectionLost:
                     await backoff.wait()
                     continue
+                except OffsetOutOfRange as error:
+                    raise LogLost(f"the exchange's {error}") from error
                 fresh = []
                 news: list[_Commit | _Refused] = []
                 now = self._clock()

@@ -260,7 +260,8 @@ def _read_bus(
     at = TopicPartition(topic)
     first, end = runner.run(bus.first_offset(at)), runner.run(bus.end_offset(at))
     if first:
-        yield Damaged(topic, 0, f"records before offset {first} are not kept")
+        what = f"records before offset {first} are not kept: the topic was cut, and what stands behind proves nothing"
+        yield Damaged(topic, 0, what, cut=True)
     if start >= end:
         return
     reader = runner.run(_reader(bus, at, max(first, start)))
