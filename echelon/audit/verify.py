@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from echelon.audit.announcements import Announced, note_announcements, take_announcements
-from echelon.audit.causes import name_causes
+from echelon.audit.causes import CutLogs
 from echelon.audit.checkpoints import check_checkpoints, given_checkpoints
 from echelon.audit.closing import close_faults
 from echelon.audit.cosigned import AnnouncementProof, Witnessed
@@ -87,8 +87,7 @@ class Verifier:
         self._owed = OwedRefusals()
         self._closed: Close | None = None
         self._heads: tuple[LogHead, ...] = ()
-        self._cut: set[str] = set()
-        """Logs that are not whole: what else is found of them follows from that."""
+        self._cut = CutLogs()
         self._marks: dict[str, dict[int, bytes]] = {}
         """Of each log, its root at every size."""
 
@@ -124,7 +123,7 @@ class Verifier:
         self._check_witnesses(main, heads)
         self._check_interlock()
         self._check_files()
-        name_causes(self.report, self._cut)
+        self._cut.name_causes(self.report)
 
     def _begin(self) -> LogReading:
         """Where reading begins: `global` from its first record."""
@@ -142,8 +141,7 @@ class Verifier:
         facts.records += 1
         if isinstance(record, Damaged):
             self._error(Code.UNREADABLE, topic, record.offset, record.detail)
-            if record.cut:
-                self._cut.add(topic)
+            self._cut.damaged(record)
             source.last = max(source.last, record.offset)
             return None
         facts.size += len(record.key) + len(record.value) + sum(len(n) + len(v) for n, v in record.headers)
@@ -155,9 +153,7 @@ class Verifier:
         source.last = max(source.last, record.offset)
         after_close = self._closed is not None and topic == GLOBAL
         step = source.log.read(record)
-        headless = topic == GLOBAL and self._manifest is None and not self.report.errors
-        if headless and any(fault.code is FaultCode.WRONG_TYPE for fault in step.faults):
-            self._cut.add(topic)  # it begins with something else than genesis
+        self._cut.began(self.report, topic, step)
         for fault in step.faults:
             self._fault(topic, fault)
         repeated = any(fault.code is FaultCode.REPEAT for fault in step.faults)
@@ -324,11 +320,7 @@ class Verifier:
             tree = source.log.tree
             if tree.size < head.size:
                 detail = f"{GLOBAL}@{offset} has read {head.size} manifests, here are {tree.size}: cut off"
-                if not any(
-                    one.topic == source.topic and one.severity is Severity.ERROR
-                    for one in self.report.findings
-                ):
-                    self._cut.add(source.topic)
+                self._cut.short(self.report, source.topic)
                 self._error(Code.MISSING, source.topic, max(source.last, 0), detail)
             elif tree.root() != head.root:
                 detail = (
@@ -382,8 +374,6 @@ class Verifier:
         report = self.report
         if self._manifest is None:
             self._error(Code.GENESIS, GLOBAL, None, "no genesis that holds: nothing here can be verified")
-            if not main.facts.records:
-                self._cut.add(GLOBAL)
         elif self._closed is None:
             severity = Severity.WARNING if self._allow_open else Severity.ERROR
             detail = "the run has no close record; its newest records may have been cut off"

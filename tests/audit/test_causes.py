@@ -48,9 +48,11 @@ def test_global_that_was_made_anew_is_one_finding(last: int) -> None:
     assert [(one.code, one.topic) for one in errors(report)] == [(Code.GENESIS, "global")]
 
 
-def test_a_delta_log_that_was_made_anew_is_one_finding() -> None:
-    report = verify(made_anew(run_topics(), "delta.a"))
-    assert [(one.code, one.topic) for one in errors(report)] == [(Code.MISSING, "delta.a")]
+@pytest.mark.parametrize("last", [0, 2, 3, 4])
+def test_a_delta_log_that_was_made_anew_is_one_finding(last: int) -> None:
+    report = verify(made_anew(run_topics(), "delta.a", last=last))
+    code = Code.GAP if last else Code.MISSING
+    assert [(one.code, one.topic) for one in errors(report)] == [(code, "delta.a")]
 
 
 def test_two_logs_that_were_cut_are_two_findings() -> None:

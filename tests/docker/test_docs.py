@@ -29,6 +29,7 @@ RUN_BY = {
     r"./justw demo-kafka": "tests/repo/test_demo_kafka.py",
     r"echelon deploy ": "tests/provision/test_deployment.py",
     r"echelon topics apply ": "tests/kafka/test_drift.py",
+    r"echelon runs (list|end|purge) ": "tests/kafka/test_runs.py",
     r"echelon shards publish ": "tests/kafka/test_elastic.py",
     r"echelon (controller|gate|aggregator|device) ": "tests/kafka/test_services.py",
     r"echelon edge ": "tests/kafka/test_split.py",
