@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
 
 from typing_extensions import override
 
@@ -109,6 +110,12 @@ class RunBus(Bus):
     def away_seconds(self) -> float:
         """See `Bus.away_seconds`."""
         return self._bus.away_seconds
+
+    @property
+    @override
+    def certificate_ends(self) -> datetime | None:
+        """See `Bus.certificate_ends`."""
+        return self._bus.certificate_ends
 
     def traffic(self) -> Mapping[tuple[str, Direction], Traffic]:
         """See `Bus.traffic`."""

@@ -410,6 +410,7 @@ class Service:
             if self._actor is not None:
                 self.metrics.stands(standing(self._actor))
             self.metrics.sampler.look()
+            self.health.certificates = self.metrics.sampler.last.certificates
             self.health.brokers = dict.fromkeys(self._brokers, False) | self.metrics.sampler.connected()
             await asyncio.sleep(LOOK_SECONDS)
 
