@@ -42,6 +42,8 @@ class Health:
     """By broker: whether it is connected."""
     certificates: Mapping[str, float] = field(default_factory=dict)
     """By broker: days that the certificate shown to it has left."""
+    waiting: str = ""
+    """What a boundary waits for below its floor, in words; empty if for nothing."""
 
     def __post_init__(self) -> None:
         self._turned = self.clock()
@@ -75,7 +77,7 @@ class Health:
                 "and none that breaks comes back; replace it"
             )
         else:
-            why = ""
+            why = self.waiting
         return not why, {
             **self.facts,
             "ready": not why,

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -46,6 +47,7 @@ from echelon.services.metrics import Metrics
 from echelon.services.role import Actor, ServiceRole, check_identity
 from echelon.services.roles import role_of
 from echelon.services.standing import standing
+from echelon.services.waiting import Waiting
 from echelon.unforeseen import disk_full, explained
 
 T = TypeVar("T")
@@ -402,6 +404,7 @@ class Service:
 
     async def _look(self) -> None:
         """Sample the connections and the actor, for health and metrics."""
+        waiting = Waiting(self.log)
         while True:
             self.health.turned()
             waited_for = self.health.state in (State.STARTING, State.DEGRADED)
@@ -409,6 +412,7 @@ class Service:
                 self.health.become(State.RUNNING)
             if self._actor is not None:
                 self.metrics.stands(standing(self._actor))
+            self.health.waiting = waiting.look(self._actor, time.monotonic())
             self.metrics.sampler.look()
             self.health.certificates = self.metrics.sampler.last.certificates
             self.health.brokers = dict.fromkeys(self._brokers, False) | self.metrics.sampler.connected()
