@@ -58,5 +58,16 @@ class StateError(EchelonError):
     """An actor's state file and its topics contradict each other."""
 
 
+class LogLost(StateError):
+    """A topic that is kept whole has lost records, or was made anew: a person decides what becomes of the run."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what}. The topic was cut, or deleted and made anew, and no restart mends that. Whoever runs this broker "
+            "has to decide: restore its disk from a copy and start this service again, or leave this run and start a "
+            "new one from its last adapter"
+        )
+
+
 class StorageError(EchelonError):
     """A file cannot be written or read now: a full disk, a quota, a disk that fails. Later it may go well again."""

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from echelon.actors.repeats import Repeats
 from echelon.actors.runtime import (
     BATCHES,
     DRAIN_SECONDS,
@@ -106,6 +107,7 @@ class BoundaryActor(ABC):
         self.timers = Timers(self._events.put_nowait)
         self._positions: dict[TopicPartition, int] = {}
         self._jobs: set[asyncio.Task[None]] = set()
+        self._repeats = Repeats()
         self._stopped = False
         self.running = False
         """Whether it has recovered and takes events."""
@@ -371,7 +373,10 @@ class BoundaryActor(ABC):
             reason: why, as one of the reasons that the format has.
             detail: a sentence for people; only its first 250 characters are kept.
         """
-        self.services.log.warning("%s refused %s@%d: %s", self.name, record.topic, record.offset, detail)
+        if (more := self._repeats.again((record.topic, reason))) is not None:
+            self.services.log.warning(
+                "%s refused %s@%d: %s%s", self.name, record.topic, record.offset, detail, more
+            )
         self.services.sink(
             self.name, self._now(), Note("refused", (("topic", record.topic), ("reason", reason.value)))
         )

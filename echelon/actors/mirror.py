@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echelon.actors.exchange import reportable_faults
+from echelon.actors.kept_logs import check_end
 from echelon.actors.runtime import BATCH_BYTES, Services, end_of, read_to_end
 from echelon.audit.log import Entry, TopicLog
 from echelon.audit.merkle import EMPTY_ROOT
 from echelon.audit.records import is_chunk, read_chunk
 from echelon.backoff import Backoff
 from echelon.bus.base import Bus, Outgoing, Record, TopicPartition
-from echelon.errors import ConnectionLost, StateError
+from echelon.errors import ConnectionLost, LogLost, OffsetOutOfRange, StateError
 from echelon.laws.lengths import genesis_length
 from echelon.messages.exchange import (
     OTHER_RECORD,
@@ -181,6 +182,7 @@ class Mirror:
         backoff = Backoff(f"{self.name} inward")
         copied = await self._copied()
         self.history = await end_of(self._exchange, GLOBAL, self.name)
+        check_end(GLOBAL, copied, self.history)
         reader = self._exchange.reader({GLOBAL: 0})
         try:
             while not self.closed:
@@ -189,6 +191,8 @@ class Mirror:
                 except ConnectionLost:
                     await backoff.wait()
                     continue
+                except OffsetOutOfRange as error:
+                    raise LogLost(f"the exchange's {error}") from error
                 fresh = []
                 news: list[CommitRead | RefusalRead] = []
                 now = asyncio.get_running_loop().time()

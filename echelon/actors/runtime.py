@@ -14,12 +14,13 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from echelon.actors.kept_logs import check_end
 from echelon.actors.state import Row, StateStore
 from echelon.actors.verified_records import OpenedRecords
 from echelon.backoff import Backoff
 from echelon.bus.base import Bus, Outgoing, Reader, Record, RecordDamaged, TopicPartition
 from echelon.clock import Offload
-from echelon.errors import BusError, ConnectionLost, OffsetOutOfRange
+from echelon.errors import BusError, ConnectionLost, LogLost, OffsetOutOfRange
 from echelon.rounds.effects import Note, TimerFired
 from echelon.topics import load_catalogue
 
@@ -126,12 +127,19 @@ class Publisher:
         await self._roomy.wait()
 
     async def reconcile(self) -> None:
-        """After a start: find which rows of the outbox stand on their topics; the rest is sent again, byte for byte."""
+        """After a start: find which rows of the outbox stand on their topics; the rest is sent again, byte for byte.
+
+        Raises:
+            LogLost: a topic does not hold what was written there before.
+        """
         stored = await self._services.offload(self._store.outbox, cost=STEP_COST)
         rows = [row for row in stored if self._owns(row.record.topic)]
+        scanned = self._store.scanned()
+        for at, known in scanned.items():
+            if self._owns(at.topic):
+                check_end(at, known, await end_of(self._bus, at, self._name))
         if not rows:
             return
-        scanned = self._store.scanned()
         missing = {_fingerprint(row.record): row for row in rows}
         written = {TopicPartition(row.record.topic, row.record.partition) for row in rows}
         for at in sorted(at for at in written if may_read_back(at)):
@@ -147,7 +155,11 @@ class Publisher:
         self._store.published(rows, scanned)
 
     async def run(self) -> None:
-        """Send for ever."""
+        """Send for ever.
+
+        Raises:
+            LogLost: a record got an offset that an earlier one had.
+        """
         backoff = Backoff(self._name)
         while True:
             while not self._queue:
@@ -174,6 +186,9 @@ class Publisher:
                 TopicPartition(record.topic, record.partition): offset + 1
                 for record, offset in zip(records, offsets, strict=True)
             }
+            for record, offset in zip(records, offsets, strict=True):
+                at = TopicPartition(record.topic, record.partition)
+                check_end(at, self.acked.get(at, 0), offset)
             self.acked |= scanned
             self._took(records)
             rows = [item for item in batch if isinstance(item, Row)]
@@ -273,15 +288,22 @@ async def read_to_end(bus: Bus, at: TopicPartition, start: int, name: str) -> As
         at: topic and partition.
         start: offset of the first record; below 0 counts as 0.
         name: of the actor, for its log and its waits.
+
+    Raises:
+        LogLost: the partition ends before `start`, or no longer begins with it.
+        BusError: a record that was promised does not come.
     """
     backoff = Backoff(name)
     position = start
     end = await end_of(bus, at, name)
+    check_end(at, start, end)
     reader = bus.reader({at: max(start, 0)})
     try:
         while position < end:
             try:
                 records = await reader.next(timeout=5.0)
+            except OffsetOutOfRange as error:
+                raise LogLost(str(error)) from error
             except ConnectionLost:
                 await backoff.wait()
                 continue
@@ -400,10 +422,10 @@ async def feed(
             room.release()
             pass_over(reader, damaged, name)
             continue
-        except OffsetOutOfRange:
+        except OffsetOutOfRange as error:
             room.release()
             if gone is None or not await gone():
-                raise
+                raise LogLost(str(error)) from error
             continue
         backoff.reset()
         take(records)

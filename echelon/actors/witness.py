@@ -28,7 +28,7 @@ from echelon.audit.witness import RefusedBecause, WitnessCore
 from echelon.backoff import Backoff
 from echelon.bus.base import Bus, Outgoing, Reader, Record, RecordDamaged, TopicPartition
 from echelon.clock import wall_seconds
-from echelon.errors import ConnectionLost, StateError
+from echelon.errors import ConnectionLost, LogLost, OffsetOutOfRange, StateError
 from echelon.messages.exchange import Close
 from echelon.messages.manifest import RunManifest
 from echelon.messages.wire import Refused, pack, unpack
@@ -95,7 +95,7 @@ class Witness:
 
         Raises:
             BusError: the broker failed it; it can be started again.
-            StateError: its topic and its state contradict each other.
+            StateError: its topic and its state contradict each other, or a topic lost records.
         """
         await self.publisher.reconcile()
         pump = asyncio.create_task(self.publisher.run(), name=f"{self.name} witness publisher")
@@ -194,6 +194,8 @@ class Witness:
         except ConnectionLost:
             await self._backoff.wait()
             return
+        except OffsetOutOfRange as error:
+            raise LogLost(str(error)) from error
         except RecordDamaged as damaged:
             pass_over(reader, damaged, self.name)
             return

@@ -79,6 +79,8 @@ class Damaged:
     topic: str
     offset: int
     detail: str
+    cut: bool = False
+    """Whether it stands for everything that the topic had before its first record."""
 
 
 class ManifestRecord(NamedTuple):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from echelon.audit.announcements import Announced, note_announcements, take_announcements
+from echelon.audit.causes import CutLogs
 from echelon.audit.checkpoints import check_checkpoints, given_checkpoints
 from echelon.audit.closing import close_faults
 from echelon.audit.cosigned import AnnouncementProof, Witnessed
@@ -86,6 +87,7 @@ class Verifier:
         self._owed = OwedRefusals()
         self._closed: Close | None = None
         self._heads: tuple[LogHead, ...] = ()
+        self._cut = CutLogs()
         self._marks: dict[str, dict[int, bytes]] = {}
         """Of each log, its root at every size."""
 
@@ -121,6 +123,7 @@ class Verifier:
         self._check_witnesses(main, heads)
         self._check_interlock()
         self._check_files()
+        self._cut.name_causes(self.report)
 
     def _begin(self) -> LogReading:
         """Where reading begins: `global` from its first record."""
@@ -138,6 +141,7 @@ class Verifier:
         facts.records += 1
         if isinstance(record, Damaged):
             self._error(Code.UNREADABLE, topic, record.offset, record.detail)
+            self._cut.damaged(record)
             source.last = max(source.last, record.offset)
             return None
         facts.size += len(record.key) + len(record.value) + sum(len(n) + len(v) for n, v in record.headers)
@@ -149,6 +153,7 @@ class Verifier:
         source.last = max(source.last, record.offset)
         after_close = self._closed is not None and topic == GLOBAL
         step = source.log.read(record)
+        self._cut.began(self.report, topic, step)
         for fault in step.faults:
             self._fault(topic, fault)
         repeated = any(fault.code is FaultCode.REPEAT for fault in step.faults)
@@ -315,6 +320,7 @@ class Verifier:
             tree = source.log.tree
             if tree.size < head.size:
                 detail = f"{GLOBAL}@{offset} has read {head.size} manifests, here are {tree.size}: cut off"
+                self._cut.short(self.report, source.topic)
                 self._error(Code.MISSING, source.topic, max(source.last, 0), detail)
             elif tree.root() != head.root:
                 detail = (

@@ -83,7 +83,8 @@ async def open_bus(
       processes) for speed. `sqlite_url` makes such URLs.
     - `kafka://host:port,host:port`: Apache Kafka. It is reached when it is first needed, so opening a bus to a
       broker that is away works. `?timeout=SECONDS` says for how long a call tries (30), `?plaintext=allow` lets
-      it speak without TLS to a broker that is not on loopback.
+      it speak without TLS to a broker that is not on loopback; `?run=NAME` means that run's topics, on a broker
+      that several runs share.
     - `memory://name`: a log in this process, which all who open that name share, until the last has
       closed it. `sqlite://` is one without a name, which nobody else can open.
 

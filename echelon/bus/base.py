@@ -19,6 +19,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
@@ -355,6 +356,11 @@ class Bus(ABC):
     def away_seconds(self) -> float:
         """For how long the broker has not been there; 0 while `connected`."""
         return 0.0
+
+    @property
+    def certificate_ends(self) -> datetime | None:
+        """When the certificate that this process shows ends; None where it shows none."""
+        return None
 
     @abstractmethod
     def traffic(self) -> Mapping[tuple[str, Direction], Traffic]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import partial
 
 import aiokafka.errors as kafka
@@ -90,6 +91,12 @@ class KafkaBus(Bus):
     def away_seconds(self) -> float:
         """See `Bus.away_seconds`."""
         return self._link.away_seconds
+
+    @property
+    @override
+    def certificate_ends(self) -> datetime | None:
+        """See `Bus.certificate_ends`."""
+        return None if self._link.identity is None else self._link.identity.ends
 
     def traffic(self) -> Mapping[tuple[str, Direction], Traffic]:
         """See `Bus.traffic`."""

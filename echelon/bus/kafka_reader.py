@@ -63,6 +63,8 @@ class _PartitionState:
     """End offset, as the broker said last."""
     looked: bool = False
     """Whether the broker has answered since the reader went to this place."""
+    doubted: bool = False
+    """Whether the broker has said, once, that there is no such offset: a leader that is just elected may err."""
     error: BusError | None = None
     """What stands in the way behind `batches`."""
 
@@ -405,9 +407,12 @@ class KafkaReader(Reader):
                 if code in (kafka.UnknownTopicOrPartitionError.errno, kafka.NotLeaderForPartitionError.errno):
                     stale = True
                     continue
+                if code == kafka.OffsetOutOfRangeError.errno and not part.doubted:
+                    part.doubted = stale = True
+                    continue
                 part.looked = True
                 if code == 0:
-                    part.end = end
+                    part.end, part.doubted = end, False
                     part.receive(raw or b"")
                 else:
                     part.error = self._refusal(part, code)

@@ -6,9 +6,12 @@ import ipaddress
 import math
 import re
 from dataclasses import dataclass
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
+from echelon.bus.base import Bus
 from echelon.bus.kafka import KafkaBus
+from echelon.bus.run_bus import RunBus
+from echelon.bus.run_names import check_run
 from echelon.bus.tls import Identity
 from echelon.clock import is_virtual
 from echelon.config.broker import SecuritySettings
@@ -25,7 +28,7 @@ _SERVER = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})")
 
 def open_kafka(
     url: str, rest: str, security: SecuritySettings | None, *, read_only: bool, max_read_bytes: int
-) -> KafkaBus:
+) -> Bus:
     """The bus behind a URL; `rest` is what follows `kafka://`.
 
     Args:
@@ -45,16 +48,19 @@ def open_kafka(
     servers, timeout = found.servers, found.timeout
     check_plaintext(url, found, secured=security is not None)
     identity = None if security is None else Identity(security)
-    return KafkaBus(servers, identity, timeout=timeout, read_only=read_only, max_read_bytes=max_read_bytes)
+    bus = KafkaBus(servers, identity, timeout=timeout, read_only=read_only, max_read_bytes=max_read_bytes)
+    return RunBus(bus, found.run) if found.run else bus
 
 
 @dataclass(frozen=True, slots=True)
 class KafkaAddress:
-    """What stands in a `kafka://` URL: nodes (host, port), seconds to try, and whether no TLS is allowed."""
+    """What stands in a `kafka://` URL: nodes (host, port), seconds to try, whether no TLS is allowed, and the name of
+    the run whose topics are meant ("": those without one)."""
 
     servers: tuple[tuple[str, int], ...]
     timeout: float
     plaintext: bool
+    run: str = ""
 
 
 def check_kafka(url: str, *, secured: bool) -> None:
@@ -79,9 +85,34 @@ def read_kafka(url: str, rest: str) -> KafkaAddress:
     options = dict(parse_qsl(query, keep_blank_values=True))
     plaintext = options.pop("plaintext", None)
     timeout = _timeout(url, options.pop("timeout", None))
+    run = options.pop("run", "")
     if options or plaintext not in (None, "allow"):
-        raise ConfigError(f"bus {url!r}: the options are timeout=SECONDS and plaintext=allow, no others")
-    return KafkaAddress(servers, timeout, plaintext is not None)
+        raise ConfigError(
+            f"bus {url!r}: the options are timeout=SECONDS, run=NAME and plaintext=allow, no others"
+        )
+    return KafkaAddress(servers, timeout, plaintext is not None, check_run(run) if run else "")
+
+
+def run_of(url: str) -> str:
+    """The name of the run whose topics a `kafka://` URL means; "" for those without one.
+
+    Raises:
+        ConfigError: it is no such URL.
+    """
+    return read_kafka(url, url.partition("://")[2]).run
+
+
+def url_of(url: str, run: str) -> str:
+    """A `kafka://` URL, for another run's topics; "" for those without one.
+
+    Raises:
+        ConfigError: the run's name is not allowed.
+    """
+    place, _, query = url.partition("?")
+    options = {name: value for name, value in parse_qsl(query, keep_blank_values=True) if name != "run"}
+    if run:
+        options["run"] = check_run(run)
+    return f"{place}?{urlencode(options)}" if options else place
 
 
 def check_plaintext(url: str, address: KafkaAddress, *, secured: bool) -> None:

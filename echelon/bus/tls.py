@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cryptography import x509
 from cryptography.x509.oid import NameOID
@@ -33,6 +35,15 @@ class _Files:
     password: bytes | None
 
 
+class _Loaded(NamedTuple):
+    """What the files give: for connections, who this is, its password, and when its certificate ends."""
+
+    context: ssl.SSLContext
+    principal: str
+    password: str | None
+    ends: datetime | None
+
+
 class _Context(ssl.SSLContext):
     """Hands every new connection to the context that is valid now; connections that are open keep theirs."""
 
@@ -55,16 +66,24 @@ class Identity:
         principal: the certificate's common name, or the SASL user name.
         password: the SASL password; None with a certificate or a token.
         bearer: source of SASL's tokens; None with a certificate or a password.
+        ends: when the certificate in use ends; None with a password or a token.
+
+    Args:
+        settings: where the files are.
+        now: the time, for tests.
 
     Raises:
-        ConfigError: a file cannot be read, or is not what it should be.
+        ConfigError: a file cannot be read, or is not what it should be; or the certificate has ended, or begins later.
     """
 
-    def __init__(self, settings: SecuritySettings) -> None:
+    def __init__(
+        self, settings: SecuritySettings, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
         self.settings = settings
+        self._now = now
         files = _read(settings)
         self.context = _Context(ssl.PROTOCOL_TLS_CLIENT)
-        self.context.current, self.principal, self.password = _load(settings, files)
+        self.context.current, self.principal, self.password, self.ends = _load(settings, files, now())
         token = None if settings.sasl is None else settings.sasl.token
         self.bearer = None if token is None else Bearer(token)
         self._files: _Files | None = files
@@ -73,14 +92,19 @@ class Identity:
     def refresh(self) -> bool:
         """Read the files again. Returns whether new connections use something else from now on.
 
-        Files that cannot be used are named in the log, once, and the old ones stay in use.
+        Files that cannot be used, and a certificate that is worse than the one in use (it has ended, begins later, or
+        names another principal), are named in the log, once, and the old ones stay in use.
         """
         try:
             files = _read(self.settings)
             if files == self._files:
                 return False
-            self._files = files
-            loaded = _load(self.settings, files)
+            loaded = _load(self.settings, files, self._now())
+            if loaded.principal != self.principal:
+                raise ConfigError(
+                    f"they name {loaded.principal!r}, and this process is {self.principal!r}: a broker would take "
+                    "it for somebody else; give the files of the same principal, or start the process again"
+                )
         except ConfigError as error:
             if str(error) != self._problem:
                 self._problem = str(error)
@@ -88,9 +112,10 @@ class Identity:
                     "certificates were replaced by some that cannot be used, the old ones stay: %s", error
                 )
             return False
-        self._problem = ""
-        self.context.current, self.principal, self.password = loaded
-        log.info("certificates of %r were replaced; new connections use them", self.principal)
+        self._problem, self._files = "", files
+        self.context.current, _, self.password, self.ends = loaded
+        until = "" if self.ends is None else f", until {self.ends:%Y-%m-%d %H:%M} UTC"
+        log.info("certificates of %r were replaced; new connections use them%s", self.principal, until)
         return True
 
 
@@ -111,7 +136,7 @@ def _bytes(path: Path, field: str) -> bytes:
     return read_file(path, f"security.{field}:", MAX_FILE_BYTES, advice="Check the path and its permissions")
 
 
-def _load(settings: SecuritySettings, files: _Files) -> tuple[ssl.SSLContext, str, str | None]:
+def _load(settings: SecuritySettings, files: _Files, now: datetime) -> _Loaded:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # checks host names and demands a certificate
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
@@ -124,7 +149,7 @@ def _load(settings: SecuritySettings, files: _Files) -> tuple[ssl.SSLContext, st
     if settings.sasl is not None:
         where = settings.sasl.password_file
         password = None if where is None else _password(where, files.password or b"")
-        return context, settings.sasl.principal, password
+        return _Loaded(context, settings.sasl.principal, password, None)
     assert settings.certificate is not None
     assert files.certificate is not None
     where = settings.certificate if settings.key is None else settings.key
@@ -144,8 +169,25 @@ def _load(settings: SecuritySettings, files: _Files) -> tuple[ssl.SSLContext, st
             f"security.certificate: {both} is not a certificate chain with its private key in PEM format{opened} "
             f"({_reason(error)}); the key must be PKCS#8, and belong to the first certificate"
         ) from error
+    _check_time(settings.certificate, chain[0], now)
     names = chain[0].subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return context, str(names[0].value) if names else chain[0].subject.rfc4514_string(), None
+    principal = str(names[0].value) if names else chain[0].subject.rfc4514_string()
+    return _Loaded(context, principal, None, chain[0].not_valid_after_utc)
+
+
+def _check_time(path: Path, certificate: x509.Certificate, now: datetime) -> None:
+    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if now >= ends:
+        raise ConfigError(
+            f"security.certificate: {path} ended at {ends:%Y-%m-%d %H:%M} UTC, and no broker takes it any more: "
+            "have a new one signed for the same principal, and put it in its place"
+        )
+    if now < begins:
+        raise ConfigError(
+            f"security.certificate: {path} is not valid yet: it begins at {begins:%Y-%m-%d %H:%M} UTC, and the "
+            f"clock of this machine says {now:%Y-%m-%d %H:%M} UTC. Compare the clocks of this machine and of "
+            "the one that signed it"
+        )
 
 
 def _password(path: Path, secret: bytes) -> str:

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from echelon import __version__
-from echelon.cli import keys, push, services, shards, sim, split, topics
+from echelon.cli import keys, push, runs, services, shards, sim, split, topics
 from echelon.cli.check import check_command
 from echelon.cli.deploy import deploy_command
 from echelon.cli.export import export_command
@@ -87,6 +87,7 @@ app.command("export")(export_command)
 app.add_typer(push.app)
 app.command("report")(report_command)
 app.add_typer(topics.app)
+app.add_typer(runs.app)
 app.add_typer(shards.app)
 app.add_typer(split.app)
 app.add_typer(keys.app)

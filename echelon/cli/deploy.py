@@ -31,6 +31,15 @@ InsyncOption = Annotated[
         help="Nodes that must have a record before it counts as written; with --replication.",
     ),
 ]
+RunNameOption = Annotated[
+    str | None,
+    typer.Option(
+        "--run",
+        metavar="NAME",
+        show_default=False,
+        help="Name that the run's topics carry, so that brokers can hold several runs at once.",
+    ),
+]
 
 
 def deploy_command(
@@ -48,6 +57,7 @@ def deploy_command(
     ] = None,
     replication: ReplicationOption = None,
     min_insync: InsyncOption = None,
+    run: RunNameOption = None,
     start: StartOption = None,
     passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,
@@ -83,6 +93,8 @@ def deploy_command(
             known = known.replicated(replication, min_insync)
         elif min_insync is not None:
             raise ConfigError("--min-insync says how many of the nodes of --replication: give both")
+        if run is not None:
+            known = known.of_run(run)
         facts = facts_of(build_learner(spec_of(settings), settings.learner))
         if start is not None:
             facts = started_from(facts, load_parent(start, rules_of(settings)), settings.model.labels)

@@ -10,6 +10,7 @@ from urllib.parse import quote, unquote
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from echelon.bus.kafka_url import url_of
 from echelon.config.broker import STANDARD_AUTHORIZER, Mechanism, SaslSettings, TokenSettings
 from echelon.config.problems import describe
 from echelon.config.reading import load_yaml, read_file
@@ -191,6 +192,21 @@ class BrokerMap(Settings):
         except ValidationError as error:
             reason = sentence(error.errors(include_url=False)[0])
             raise ConfigError(f"replication {replication}, min-insync {least}: {reason}") from None
+
+    def of_run(self, run: str) -> BrokerMap:
+        """The same where topics carry the name of a run, so that brokers can hold several.
+
+        Raises:
+            ConfigError: the name is not allowed, or an entry is an embedded log.
+        """
+        fields = self.model_dump()
+        for entry in (fields["exchange"], *fields["boundaries"].values()):
+            if not entry["url"].startswith("kafka://"):
+                raise ConfigError(
+                    f"run {run}: {entry['url']} is an embedded log, a file for one run: leave --run out"
+                )
+            entry["url"] = url_of(entry["url"], run)
+        return BrokerMap.model_validate(fields)
 
     def dump(self) -> str:
         """The file's text."""

@@ -348,7 +348,13 @@ class _Folders:
             self._yaml(place / BROKER_FILE, _plain(reached))
             if role != AUDITOR:
                 self._yaml(
-                    place / TOPICS_FILE, {"broker": _plain(reached), **scope, **self._of_cluster(broker)}
+                    place / TOPICS_FILE,
+                    {
+                        "broker": _plain(reached),
+                        **scope,
+                        **self._of_cluster(broker),
+                        "manifest_sha256": self._pin(),
+                    },
                 )
 
     def _of_cluster(self, broker: str) -> dict[str, object]:

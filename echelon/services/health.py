@@ -40,6 +40,10 @@ class Health:
     """Why it is not running, in words; empty if it is."""
     brokers: Mapping[str, bool] = field(default_factory=dict)
     """By broker: whether it is connected."""
+    certificates: Mapping[str, float] = field(default_factory=dict)
+    """By broker: days that the certificate shown to it has left."""
+    waiting: str = ""
+    """What a boundary waits for below its floor, in words; empty if for nothing."""
 
     def __post_init__(self) -> None:
         self._turned = self.clock()
@@ -62,16 +66,23 @@ class Health:
     def ready(self) -> tuple[bool, dict[str, object]]:
         """Whether the actor runs and reaches its brokers, and why not."""
         away = [name for name, connected in self.brokers.items() if not connected]
+        ended = [name for name, days in self.certificates.items() if days <= 0]
         if self.state is not State.RUNNING:
             why = self.reason or self.state.value
         elif away:
             why = f"no connection to the broker of the {' and of the '.join(away)}"
+        elif ended:
+            why = (
+                f"the certificate for the broker of the {' and of the '.join(ended)} has ended: open connections stay, "
+                "and none that breaks comes back; replace it"
+            )
         else:
-            why = ""
+            why = self.waiting
         return not why, {
             **self.facts,
             "ready": not why,
             "state": self.state.value,
             "why": why,
             "brokers": dict(self.brokers),
+            "certificate_days": {name: round(days, 1) for name, days in self.certificates.items()},
         }

@@ -39,5 +39,8 @@ _WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "refusal": lambda facts: f"delta {facts['seq']} of {facts['boundary']} refused: {facts['reason']}",
     "window": _window,
     "sealed": lambda facts: f"delta {facts['seq']} sealed: {facts['windows']} windows",
+    "joined": lambda facts: f"device {facts['device']} joined",
+    "left": lambda facts: f"device {facts['device']} left",
+    "kept-out": lambda facts: f"device {facts['device']} is kept out: {facts['why']}",
     "adopted": lambda facts: f"commit {facts['commit']} adopted, {facts['merged']} own deltas in it",
 }

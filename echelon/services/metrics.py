@@ -10,6 +10,7 @@ from collections import Counter as Tally
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
@@ -27,6 +28,7 @@ AGES = (0, 1, 2, 3, 4, 6, 8, 12, 16)
 PHASES = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 STALLS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 OPEN = "open"
+DAY_SECONDS = 86_400.0
 
 
 class Metrics:
@@ -303,6 +305,8 @@ class Sample:
     """Broker to seconds that it has been away; 0 while it is connected."""
     pending: int | None = None
     """Deltas under way (aggregator) or waiting for a commit (controller)."""
+    certificates: Mapping[str, float] = field(default_factory=dict)
+    """Broker to days that the certificate shown to it has left; below 0 once it has ended."""
 
 
 class Sampler:
@@ -334,6 +338,7 @@ class Sampler:
 
     def look(self) -> None:
         """Take a new sample; called on the event loop."""
+        now = datetime.now(UTC)
         totals = {key[:3]: (0, 0) for key in self._before} | self._traffic()
         self.last = Sample(
             traffic={
@@ -343,6 +348,11 @@ class Sampler:
             lag={(name, at): behind for name, bus in self._buses.items() for at, behind in bus.lag().items()},
             away={name: bus.away_seconds for name, bus in self._buses.items()},
             pending=self._pending(),
+            certificates={
+                name: (bus.certificate_ends - now).total_seconds() / DAY_SECONDS
+                for name, bus in self._buses.items()
+                if bus.certificate_ends is not None
+            },
         )
 
     def _traffic(self) -> dict[tuple[str, str, str], tuple[int, int]]:
@@ -387,6 +397,14 @@ class _Sampled(Collector):
         for broker, seconds in sample.away.items():
             away.add_metric([broker], seconds)
         yield away
+        days = GaugeMetricFamily(
+            "echelon_certificate_days",
+            "Days that the certificate shown to the broker has left.",
+            labels=["broker"],
+        )
+        for broker, left in sample.certificates.items():
+            days.add_metric([broker], left)
+        yield days
         records = CounterMetricFamily(
             "echelon_bus_records", "Records written and read.", labels=["broker", "topic", "direction"]
         )

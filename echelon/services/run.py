@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -46,6 +47,7 @@ from echelon.services.metrics import Metrics
 from echelon.services.role import Actor, ServiceRole, check_identity
 from echelon.services.roles import role_of
 from echelon.services.standing import standing
+from echelon.services.waiting import Waiting
 from echelon.unforeseen import disk_full, explained
 
 T = TypeVar("T")
@@ -64,10 +66,14 @@ THREADS = 4
 HTTP_FILE, STATE_FILE = "http.json", "state.db"
 
 
-def run_service(config: ServiceConfig) -> int:
+def run_service(config: ServiceConfig, *, close: bool = False) -> int:
     """Run a service until the run is closed or a signal ends it; returns the exit code.
 
     The first SIGTERM or SIGINT stops it in order within `config.shutdown` seconds, the second at once.
+
+    Args:
+        config: which service, and its files.
+        close: a controller closes the run at once, whatever its budget says.
 
     Raises:
         ConfigError: a file does not fit the others; nothing was started.
@@ -75,11 +81,11 @@ def run_service(config: ServiceConfig) -> int:
     map_large_blocks()
     role = role_of(config)
     with logging_as(config.log, role.facts):
-        return asyncio.run(_serve(config, role))
+        return asyncio.run(_serve(config, role, close))
 
 
-async def _serve(config: ServiceConfig, role: ServiceRole) -> int:
-    service = Service(config, role)
+async def _serve(config: ServiceConfig, role: ServiceRole, close: bool) -> int:
+    service = Service(config, role, close=close)
     code = await service.run()
     if service.left_over:
         # A training job that is still running would hold the process up, and nobody waits for what it finds.
@@ -92,8 +98,8 @@ async def _serve(config: ServiceConfig, role: ServiceRole) -> int:
 class Service:
     """One process's actor, and what is around it."""
 
-    def __init__(self, config: ServiceConfig, role: ServiceRole) -> None:
-        self.config, self.role = config, role
+    def __init__(self, config: ServiceConfig, role: ServiceRole, *, close: bool = False) -> None:
+        self.config, self.role, self._close = config, role, close
         self.log = logging.getLogger(f"echelon.{config.role}")
         self.health = Health(role.facts)
         self.metrics = Metrics(self.health)
@@ -364,6 +370,8 @@ class Service:
             store = StateStore(self.role.state / STATE_FILE, owner)
             services = Services(Offload(self._threads), self._happened, self.log)
             actor = self.role.make(buses, store, services)
+            if self._close and isinstance(actor, Controller):
+                await actor.stop()
             self._actor = actor
             self.metrics.sampler.attach(buses, lambda: self.role.pending(actor))
             await actor.run()
@@ -396,6 +404,7 @@ class Service:
 
     async def _look(self) -> None:
         """Sample the connections and the actor, for health and metrics."""
+        waiting = Waiting(self.log)
         while True:
             self.health.turned()
             waited_for = self.health.state in (State.STARTING, State.DEGRADED)
@@ -403,7 +412,9 @@ class Service:
                 self.health.become(State.RUNNING)
             if self._actor is not None:
                 self.metrics.stands(standing(self._actor))
+            self.health.waiting = waiting.look(self._actor, time.monotonic())
             self.metrics.sampler.look()
+            self.health.certificates = self.metrics.sampler.last.certificates
             self.health.brokers = dict.fromkeys(self._brokers, False) | self.metrics.sampler.connected()
             await asyncio.sleep(LOOK_SECONDS)
 

@@ -19,10 +19,12 @@ from echelon.audit.findings import Code, Finding, Severity
 from echelon.audit.incremental import OpenFrom
 from echelon.audit.records import Damaged, LogRecord
 from echelon.bus import Bus, Reader, RecordDamaged, TopicPartition, open_bus, sqlite_url
+from echelon.bus.run_names import parted
 from echelon.config.broker import SecuritySettings, load_broker
 from echelon.config.reading import open_regular, read_file
 from echelon.errors import BusError, ConfigError, EchelonError
 from echelon.messages.adapter import CARD_FILE, CONFIG_FILE, MAX_LAYOUT_BYTES, WEIGHTS_FILE
+from echelon.topics import load_catalogue
 
 MAX_FILE_BYTES = 8 << 30
 """Largest adapter file that is read for comparison."""
@@ -222,7 +224,11 @@ def _bus(url: str, name: str, security: SecuritySettings | None = None) -> Itera
     with asyncio.Runner() as runner:
         bus = runner.run(open_bus(url, read_only=True, security=security))
         try:
-            counts = runner.run(bus.topics())
+            counts = {
+                topic: partitions
+                for topic, partitions in runner.run(bus.topics()).items()
+                if not (url.startswith("kafka://") and _of_another_run(topic))
+            }
             reading: list[Generator[LogRecord | Damaged, None, None]] = []
 
             def open_from(topic: str, start: int) -> Records:
@@ -253,6 +259,12 @@ def _bus(url: str, name: str, security: SecuritySettings | None = None) -> Itera
             runner.run(bus.aclose())
 
 
+def _of_another_run(topic: str) -> bool:
+    """Whether a topic on a broker that several runs share is another's."""
+    run, name = parted(topic)
+    return bool(run) and load_catalogue().entry(name) is not None
+
+
 def _read_bus(
     runner: asyncio.Runner, bus: Bus, topic: str, start: int
 ) -> Generator[LogRecord | Damaged, None, None]:
@@ -260,7 +272,8 @@ def _read_bus(
     at = TopicPartition(topic)
     first, end = runner.run(bus.first_offset(at)), runner.run(bus.end_offset(at))
     if first:
-        yield Damaged(topic, 0, f"records before offset {first} are not kept")
+        what = f"records before offset {first} are not kept: the topic was cut, and what stands behind proves nothing"
+        yield Damaged(topic, 0, what, cut=True)
     if start >= end:
         return
     reader = runner.run(_reader(bus, at, max(first, start)))

@@ -331,7 +331,8 @@ def test_every_attribute_of_a_verifier_is_kept_or_is_not_state() -> None:
     kept = {"report", "_core", "_interlock", "_manifest", "_deltas", "_owed", "_closed"}
     assert vars(OwedRefusals()).keys() == {"owed", "faulty"}, "both are kept"
     given = {"_topics", "_pinned", "_notes", "_allow_open", "_files", "_rules", "_policy", "_sightings"}
-    derived = {"_marks", "_witnessed", "_heads"}  # from the leaves, the manifest, the close record
+    # From the leaves, the manifest, the close record; and a log that is cut ends what can be resumed.
+    derived = {"_marks", "_witnessed", "_heads", "_cut"}
     assert set(vars(Verifier({}))) == kept | given | derived
 
 

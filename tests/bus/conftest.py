@@ -18,6 +18,7 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
 from echelon.bus import Bus, Reader, Record, TopicPartition, open_bus, sqlite_url
+from echelon.bus.run_bus import RunBus
 from echelon.bus.tls import Identity
 from echelon.config.broker import BrokerSettings
 from echelon.errors import ConfigError
@@ -33,15 +34,17 @@ KAFKA = (pytest.mark.kafka, pytest.mark.xdist_group("kafka-bus"), pytest.mark.ti
 
 @dataclass(frozen=True)
 class Broker:
-    """An empty broker. `processes`: whether other processes reach it too."""
+    """An empty broker. `processes`: whether other processes reach it too; `run`: whose part of it is meant."""
 
     url: str
     processes: bool
     settings: BrokerSettings | None = None
+    run: str = ""
 
     async def connect(self, *, max_read_bytes: int = 8 << 20) -> Bus:
         security = None if self.settings is None else self.settings.security
-        return await open_bus(self.url, security=security, max_read_bytes=max_read_bytes)
+        bus = await open_bus(self.url, security=security, max_read_bytes=max_read_bytes)
+        return RunBus(bus, self.run) if self.run else bus
 
     @asynccontextmanager
     async def child(self, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
@@ -103,7 +106,7 @@ async def kafka(stack: Stack) -> AsyncIterator[Broker]:
     await delete_topics(settings)
 
 
-@pytest.fixture(params=["sqlite", "memory", pytest.param("kafka", marks=KAFKA)])
+@pytest.fixture(params=["sqlite", "memory", "run", pytest.param("kafka", marks=KAFKA)])
 async def broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Broker]:
     if request.param == "kafka":
         stack: Stack = request.getfixturevalue("stack")
@@ -113,7 +116,9 @@ async def broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     elif request.param == "sqlite":
         yield Broker(sqlite_url(tmp_path / "a broker?#%.sqlite"), processes=True)
     else:
-        made = Broker(f"memory://{tmp_path}", processes=False)
+        made = Broker(
+            f"memory://{tmp_path}", processes=False, run="night-7" if request.param == "run" else ""
+        )
         async with await made.connect():  # a log in memory lives for as long as somebody has it open
             yield made
 

@@ -430,7 +430,7 @@ def test_the_files_of_an_identity_are_judged_when_they_are_read(tmp_path: Path) 
     assert identity.principal == "me"
     assert not identity.refresh()
     first = identity.context.current
-    (tmp_path / "me.pem").write_bytes(other.issue("you"))
+    (tmp_path / "me.pem").write_bytes(other.issue("me"))
     assert identity.refresh()
-    assert identity.principal == "you"
+    assert identity.principal == "me"
     assert identity.context.current is not first

@@ -32,6 +32,7 @@ def exported(role: str) -> dict[str, set[str]]:
         lag={("exchange", TopicPartition("global", 0)): 1},
         away={"exchange": 0.0},
         pending=1,
+        certificates={"exchange": 100.0},
     )
     found: dict[str, set[str]] = {}
     suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "info": ["_info"]}
@@ -100,7 +101,9 @@ def test_alerts_name_only_labels_that_they_have() -> None:
         for rule in group["rules"]:
             text = " ".join(rule["annotations"].values())
             labels = set(re.findall(r"\$labels\.(\w+)", text))
-            by = re.search(r"^(?:sum|max|group|histogram_quantile.*?)\s*by \(([^)]*)\)", rule["expr"].strip())
+            by = re.search(
+                r"^(?:sum|max|min|group|histogram_quantile.*?)\s*by \(([^)]*)\)", rule["expr"].strip()
+            )
             kept = {name.strip() for name in by[1].split(",")} if by else TARGET_LABELS
             assert labels <= kept, rule["alert"]
             assert rule["labels"]["severity"] in {"page", "ticket"}

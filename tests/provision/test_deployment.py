@@ -227,10 +227,16 @@ def test_topics_files_say_what_provisioning_needs(made: Deployment) -> None:
         "devices": ["a-0", "a-1", "a-2", "a-3"],
         "edges": [],
         "shards": None,
+        "manifest_sha256": made.manifest_sha256,
     }
     exchange = yaml.safe_load(made.topics("exchange", "operator").read_text())
     del exchange["broker"]
-    assert exchange == {"plane": "exchange", "boundaries": ["a", "b"], "witnesses": ["a", "b"]}
+    assert exchange == {
+        "plane": "exchange",
+        "boundaries": ["a", "b"],
+        "witnesses": ["a", "b"],
+        "manifest_sha256": made.manifest_sha256,
+    }
 
 
 def test_without_an_authority_keys_stay_and_requests_are_listed(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import logging
 import socket
 import urllib.request
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -261,6 +262,7 @@ async def test_what_connections_carried_adds_up_over_lives(
 def test_a_broker_that_is_away_shows(metrics: Metrics, health: Health, port: int) -> None:
     class Away:
         connected, away_seconds = False, 12.5
+        certificate_ends = datetime.now(UTC) - timedelta(days=2)
 
         def traffic(self) -> Mapping[Any, Any]:
             return {}
@@ -271,12 +273,14 @@ def test_a_broker_that_is_away_shows(metrics: Metrics, health: Health, port: int
     bus: Any = Away()
     assert isinstance(Bus.connected, property)  # what stands in here has the interface's names
     assert isinstance(Bus.away_seconds, property)
+    assert isinstance(Bus.certificate_ends, property)
     metrics.sampler.attach({"exchange": bus}, lambda: None)
     metrics.sampler.look()
     health.brokers = metrics.sampler.connected()
     told = scrape(port)
     assert told["echelon_broker_connected"][(("broker", "exchange"),)] == 0
     assert told["echelon_broker_away_seconds"][(("broker", "exchange"),)] == 12.5
+    assert -2.1 < told["echelon_certificate_days"][(("broker", "exchange"),)] < -1.9
     assert told["echelon_ready"][()] == 0
 
 

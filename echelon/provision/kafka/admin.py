@@ -90,7 +90,7 @@ def client_settings(settings: BrokerSettings) -> dict[str, Setting]:
     if scheme != "kafka" or not mark or not servers:
         raise ConfigError(f"broker {settings.url!r}: administration needs a URL like kafka://host:port")
     found: dict[str, Setting] = {
-        "bootstrap.servers": servers.rstrip("/"),
+        "bootstrap.servers": servers.partition("?")[0].rstrip("/"),
         "client.id": "echelon-admin",
         "socket.timeout.ms": int(TIMEOUT * 1000),
     }

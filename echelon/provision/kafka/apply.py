@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from echelon.errors import BusError
 from echelon.provision.kafka.admin import TIMEOUT, Connection
+from echelon.provision.kafka.conflicts import conflicts
 from echelon.provision.kafka.desired import Desired, desired
 from echelon.provision.kafka.drift import Kind, Remedy, TopicDrift, compare
 from echelon.provision.kafka.live import Binding, NotAllowed, read, result
@@ -49,7 +50,8 @@ def check(scope: Scope, catalogue: Catalogue | None = None) -> list[TopicDrift]:
         ConfigError: confluent-kafka is missing, or the broker's settings are not usable.
         BusError: the broker does not answer, or the principal may not look.
     """
-    return _compared(desired(catalogue or load_catalogue(), scope), Connection(scope.broker))
+    found = _compared(desired(catalogue or load_catalogue(), scope), Connection(scope.broker))
+    return [*conflicts(scope), *found]
 
 
 def apply(
@@ -77,12 +79,14 @@ def apply(
     target = desired(catalogue or load_catalogue(), scope)
     remedies = {Remedy.APPLY, Remedy.REPAIR} if repair else {Remedy.APPLY}
     if dry_run:
-        found = _compared(target, Connection(scope.broker))
+        found = [*conflicts(scope), *_compared(target, Connection(scope.broker))]
         return Applied(*_parted(found, remedies))
     until = time.monotonic() + patience
     wanted: dict[TopicDrift, None] = {}
     while True:
         try:
+            if in_the_way := conflicts(scope):
+                return Applied((), tuple(in_the_way))
             found = _attempt(scope, target, remedies, wanted)
             lacking = len(_parted(found, remedies)[0])
             if not lacking or time.monotonic() >= until:
@@ -144,7 +148,7 @@ def _carry_out(connection: Connection, target: Desired, todo: list[TopicDrift]) 
     by_kind: dict[Kind, list[TopicDrift]] = defaultdict(list)
     for drift in todo:
         by_kind[drift.kind].append(drift)
-    _remove_rules(connection, [drift.binding for drift in by_kind[Kind.RULE_EXTRA] if drift.binding])
+    remove_rules(connection, [drift.binding for drift in by_kind[Kind.RULE_EXTRA] if drift.binding])
     _create_topics(connection, target, [drift.subject for drift in by_kind[Kind.TOPIC_MISSING]])
     _add_partitions(connection, target, [drift.subject for drift in by_kind[Kind.PARTITIONS]])
     _change_settings(connection, target, [drift for drift in todo if drift.setting])
@@ -207,7 +211,8 @@ def _add_rules(connection: Connection, bindings: list[Binding]) -> None:
             result(connection, answer, f"add the rule: {wanted[acl]}")
 
 
-def _remove_rules(connection: Connection, bindings: list[Binding]) -> None:
+def remove_rules(connection: Connection, bindings: list[Binding]) -> None:
+    """Take access rules away, as break-glass."""
     from confluent_kafka.admin import AclBindingFilter
 
     for start in range(0, len(bindings), RULES_AT_ONCE):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import assert_never
 
+from echelon.bus.run_names import with_run
 from echelon.config.broker import STANDARD_AUTHORIZER
 from echelon.errors import ConfigError
 from echelon.messages.names import aggregator_of, gate_of, witness_of
@@ -93,6 +94,8 @@ class Desired:
     rules: frozenset[Rule]
     replication: int
     authorizer: str | None = STANDARD_AUTHORIZER
+    run: str = ""
+    """Name of the run that all of it is for."""
 
 
 def desired(catalogue: Catalogue, scope: Scope) -> Desired:
@@ -105,7 +108,7 @@ def desired(catalogue: Catalogue, scope: Scope) -> Desired:
     rules: set[Rule] = set()
     for entry in catalogue.plane(scope.plane).topics:
         for owner in _owners(entry, scope):
-            name = entry.named(**{hole: owner for hole in entry.holes})
+            name = with_run(scope.run, entry.named(**{hole: owner for hole in entry.holes}))
             partitions = entry.partition_count(
                 max(1, len(scope.devices)), scope.shards, edges=bool(scope.edges)
             )
@@ -120,10 +123,10 @@ def desired(catalogue: Catalogue, scope: Scope) -> Desired:
         rules |= _rules(principal, Resource.CLUSTER, CLUSTER, Operation.DESCRIBE, Operation.DESCRIBE_CONFIGS)
         rules |= _rules(principal, Resource.TOPIC, ANY, Operation.DESCRIBE)
     for device in scope.device_principals:
-        rules |= _rules(device, Resource.GROUP, SHARDS_GROUP, Operation.READ)
+        rules |= _rules(device, Resource.GROUP, with_run(scope.run, SHARDS_GROUP), Operation.READ)
     if scope.authorizer is None:
         rules.clear()  # whoever decides elsewhere has to know them from the catalogue
-    return Desired(topics, frozenset(rules), scope.replication, scope.authorizer)
+    return Desired(topics, frozenset(rules), scope.replication, scope.authorizer, scope.run)
 
 
 def _owners(entry: Topic, scope: Scope) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from enum import Enum
 
 from echelon.provision.kafka.desired import Desired, WantedTopic
 from echelon.provision.kafka.live import AUTHORIZER, BROKER_SETTINGS, Binding, Live, LiveTopic
+from echelon.provision.kafka.runs import without_others
 
 
 class Kind(Enum):
@@ -24,6 +25,7 @@ class Kind(Enum):
     RULE_EXTRA = "extra rule"
     NO_RULES = "no access rules"
     BROKER = "broker setting"
+    OTHER_RUN = "another run"
 
 
 class Remedy(Enum):
@@ -70,7 +72,8 @@ _KINDS = {
 
 
 def compare(desired: Desired, live: Live) -> list[TopicDrift]:
-    """Every difference: the broker's own settings first, then topics by name, then rules."""
+    """Every difference: the broker's own settings first, then topics by name, then rules. Other runs' are none."""
+    live = without_others(live, desired.run)
     found = _broker(desired, live)
     for name in sorted({*desired.topics, *live.topics}):
         wanted, there = desired.topics.get(name), live.topics.get(name)

@@ -7,6 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
+from echelon.bus.kafka_url import run_of
 from echelon.config.broker import STANDARD_AUTHORIZER, BrokerSettings
 from echelon.config.problems import describe
 from echelon.config.reading import load_yaml, read_file
@@ -66,6 +67,10 @@ class Scope(Settings):
         description="Class that keeps the broker's access rules. null: access is decided elsewhere, and no rule is "
         "made or looked for.",
     )  # fmt: skip
+    manifest_sha256: str | None = Field(
+        default=None, pattern="^[0-9a-f]{64}$",
+        description="SHA-256 of the run's signed manifest: tells whether topics hold another run. null: not compared.",
+    )  # fmt: skip
     replication: int = Field(default=1, ge=1, le=9, description="Brokers that hold each partition.")
     min_insync: int = Field(
         default=1, ge=1, le=9, description="Brokers that must have a record before it counts as written."
@@ -114,6 +119,11 @@ class Scope(Settings):
     def replica_principal(self) -> str:
         """Who a replica of the device service is to the broker when it speaks of leases."""
         return (devices_of if self.one_device_principal else replica_of)(self.boundary or "")
+
+    @property
+    def run(self) -> str:
+        """The name of the run that the broker's URL names; "" for one without a name."""
+        return run_of(self.broker.url) if self.broker.url.startswith("kafka://") else ""
 
     @property
     def boundary_names(self) -> tuple[Boundary, ...]:
