@@ -118,6 +118,14 @@ docs *ARGS:
 docs-settings:
     python scripts/settings.py docs/settings.md
 
+# a release of the tag on HEAD, into dist/: wheel, sdist, Helm chart, bill of materials (CycloneDX); `--untagged` tries it, `--check` says what is missing
+release *ARGS:
+    python scripts/release.py "$@"
+
+# the image of this version, by docker's own engine; ARGS go to `docker build`
+image *ARGS:
+    docker build --file docker/Dockerfile --tag "echelon:$(python scripts/release.py --version)" "$@" .
+
 # remove caches and build outputs; .venv and runs stay
 clean:
     rm -rf build dist htmlcov site .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

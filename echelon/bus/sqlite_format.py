@@ -77,9 +77,10 @@ def check_schema(database: sqlite3.Connection, path: Path) -> None:
             raise translated(path, error) from error
         raise ConfigError(f"{path}: not a log of Echelon ({error}); name another file") from error
     if (application, version) != (APPLICATION_ID, SCHEMA_VERSION):
+        advice = "use the version that wrote it" if application == APPLICATION_ID else "name another file"
         raise ConfigError(
             f"{path}: not a log of Echelon of format {SCHEMA_VERSION} (its application id is "
-            f"{application:#x}, its format {version}); name another file"
+            f"{application:#x}, its format {version}); {advice}"
         )
     strange = [row for row in rows if (*row[:3], _words(row[3])) not in _OBJECTS]
     if strange or len(rows) != len(_OBJECTS):
