@@ -17,7 +17,15 @@ from typing import NoReturn
 
 from echelon.backoff import Backoff
 from echelon.bus.base import Bus, Outgoing, Reader, Record, RecordDamaged, TopicPartition
-from echelon.errors import BusDenied, BusError, ConfigError, EchelonError, OffsetOutOfRange, StorageError
+from echelon.errors import (
+    BusDenied,
+    BusError,
+    ConfigError,
+    ConnectionLost,
+    EchelonError,
+    OffsetOutOfRange,
+    StorageError,
+)
 from echelon.laws.leases import NONE, SlotLeases, SlotSearch
 from echelon.messages.envelope import Envelope, Signer
 from echelon.messages.leases import SlotClaim, SlotFree, SlotHold
@@ -115,7 +123,7 @@ class _LeaseLog:
         """
         end = await self.bus.end_offset(AT)
         while self._reader is None or self._reader.position(AT) < end:
-            await self.read(LOOK_SECONDS)
+            await self.read(WATCH_SECONDS)
 
     def _take(self, record: Record) -> None:
         try:
@@ -186,11 +194,18 @@ class SlotClaimant:
         """
         patience, backoff = BrokerPatience(), Backoff()
         loop = asyncio.get_running_loop()
+        told: _LeaseLog | None = None
         while True:
-            told: _LeaseLog | None = None
             try:
-                told = _LeaseLog(await self._terms.open(), self._terms)
+                if told is None:
+                    told = _LeaseLog(await self._terms.open(), self._terms)
                 return await self._search(told)
+            except (
+                ConnectionLost
+            ) as error:  # what was read stays read: a slow broker is not asked for it again
+                patience.failed_otherwise()
+                self._log.warning("the leases of slots cannot be read or written now: %s", error)
+                await backoff.wait()
             except BusError as error:
                 if isinstance(error, BusDenied) and patience.refused(loop.time()):
                     raise
@@ -198,6 +213,7 @@ class SlotClaimant:
                     patience.failed_otherwise()
                 self._log.warning("the leases of slots cannot be read or written now: %s", error)
                 await _closed(told)
+                told = None
                 await backoff.wait()
             except BaseException:
                 await _closed(told)

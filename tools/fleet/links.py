@@ -21,6 +21,8 @@ CUT, CUT_PORT, DUPLICATES = "FAULT_CUT", "FAULT_CUT_PORT", "FAULT_DUPLICATES"
 """Environment: the file that cuts the link while it exists; the port that is cut off; probability of a repeat."""
 FAR_PORT, FAR_LATENCY, FAR_BANDWIDTH = "FAULT_FAR_PORT", "FAULT_FAR_LATENCY", "FAULT_FAR_BANDWIDTH"
 """Environment: the port of the broker that is far away, seconds each way, bytes per second."""
+VIA = "FAULT_VIA"
+"""Environment: `PORT:OTHER`, ports of this host: connections to the first go to the other, where a `Proxy` is."""
 LOOK_EVERY = 0.05
 
 
@@ -28,6 +30,8 @@ def install() -> None:
     """Make the links of this process as bad as the environment says."""
     if CUT in os.environ:
         _Cut(Path(os.environ[CUT]), int(os.environ[CUT_PORT])).install()
+    if VIA in os.environ:
+        _through(*map(int, os.environ[VIA].split(":")))
     if DUPLICATES in os.environ:
         _repeat(float(os.environ[DUPLICATES]))
     if FAR_PORT in os.environ:
@@ -69,6 +73,18 @@ class _Cut:
                     if not loop.is_closed():
                         loop.call_soon_threadsafe(transport.abort)
             time.sleep(LOOK_EVERY)
+
+
+def _through(port: int, other: int) -> None:
+    """Connections to the port go to the other one."""
+    connect = asyncio.BaseEventLoop.create_connection
+
+    async def led_connect(
+        loop: asyncio.BaseEventLoop, protocol_factory: Any, host: Any = None, at: Any = None, **more: Any
+    ) -> Any:
+        return await connect(loop, protocol_factory, host, other if at == port else at, **more)
+
+    asyncio.BaseEventLoop.create_connection = led_connect  # type: ignore[method-assign,assignment]
 
 
 def _repeat(probability: float) -> None:
