@@ -29,8 +29,10 @@ from echelon.messages.adapter import AdapterLayout, Vector
 from echelon.training.adapter_layers import adapted_names, choose_targets, layers_of, linear_names
 from echelon.training.layout import ADAPTER
 from echelon.training.learner import AdapterLayers
-from echelon.training.model_files import check_path, check_tokenizer, check_weights
+from echelon.training.model_files import check_config, check_path, check_tokenizer, check_weights
 from echelon.training.new_weights import draw_missing, new_modules, saved_whole
+from echelon.training.one_model import check_quantised, check_report
+from echelon.training.reasons import reason_of
 from echelon.training.tasks.registry import task_named
 
 SHIPPED_NAME = "echelon:tiny"
@@ -39,8 +41,6 @@ SHIPPED = {SHIPPED_NAME: SHIPPED_PATH, "echelon:micro": SHIPPED_PATH.parent / "m
 """What ships: about 1M and 0.2M parameters. All of them use the tokenizer in `SHIPPED_PATH`."""
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-UNPACKED = ("mxfp4",)
-"""Methods of quantisation whose weights the library turns into floating-point numbers where they cannot be used."""
 _FACTOR = re.compile(r"\.lora_(A|B|embedding_A|embedding_B)(\.|$)")
 _WRAPPED = re.compile(r"(\.base_layer)+\.")
 _HEADS = {"classify": ("classifier", "score")}
@@ -99,10 +99,9 @@ def read_config(settings: ModelSettings) -> dict[str, Any]:
     try:
         config: dict[str, Any] = AutoConfig.from_pretrained(model_path(settings), **options).to_dict()
     except Exception as error:  # the libraries, and code that a model brings, raise whatever they like
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            f"configuration of model {settings.model!r} cannot be read: {reason}. Check the id or path, and, for "
-            "a model of the hub, that it is reachable or in the local cache"
+            f"configuration of model {settings.model!r} cannot be read: {reason_of(error)}. Check the id or path, and, "
+            "for a model of the hub, that it is reachable or in the local cache"
         ) from error
     return config
 
@@ -136,6 +135,9 @@ def model_config(settings: ModelSettings) -> Any:
     What the task needs besides is set, too: a classifier's labels, for instance. Raises `ConfigError` when it cannot be
     read.
     """
+    folder = Path(model_path(settings))
+    if folder.is_dir():
+        check_config(folder)
     with _refusals(settings, "that it is a language model"):
         config = AutoConfig.from_pretrained(model_path(settings), **_options(settings))
     for name, value in config.to_dict().items():
@@ -183,7 +185,7 @@ def load_pretrained(
         ConfigError: files cannot be read, or lack weights that no head has.
     """
     _check_weights(settings)
-    _check_quantised(settings, config)
+    check_quantised(settings.model, config)
     task = settings.task if task is None else task
     # A classifier's head is made here when the files have none, and a language model's is not missed.
     expected = partial or place is not None or task_named(task).head_is_new
@@ -203,11 +205,7 @@ def load_pretrained(
     loaded: PreTrainedModel = model
     for parameter in loaded.parameters():
         parameter.requires_grad_(False)
-    for name, theirs, ours in sorted(report["mismatched_keys"])[:1]:
-        raise ConfigError(
-            f"weights {name} of model {settings.model!r} are {list(theirs)}, and {list(ours)} are wanted: name as many "
-            "labels as its head has, take a model without a head, or mend config.json"
-        )
+    check_report(loaded, settings.model, report)
     missing = sorted(report["missing_keys"])
     new = new_modules(loaded, missing, settings.model)
     if new and not task_named(task).head_is_new:
@@ -218,19 +216,6 @@ def load_pretrained(
     if place is None:
         draw_missing(loaded, missing, float(getattr(config, "initializer_range", 0.02)))
     return Loaded(loaded, new)
-
-
-def _check_quantised(settings: ModelSettings, config: Any) -> None:
-    """Raise `ConfigError` for weights that are no floating-point numbers, unless the library unpacks them."""
-    found = getattr(config, "quantization_config", None)
-    if found is None:
-        return
-    method = str(found.get("quant_method") if isinstance(found, dict) else found.quant_method)
-    if method not in UNPACKED:
-        raise ConfigError(
-            f"model {settings.model!r} is quantised ({method}), and adapters are trained on its unquantised weights: "
-            "name the model that it was made of"
-        )
 
 
 def _check_weights(settings: ModelSettings) -> None:
@@ -268,12 +253,14 @@ def _refusals(settings: ModelSettings, kind: str) -> Iterator[None]:
     except ConfigError:
         raise
     except Exception as error:  # the libraries, and code that a model brings, raise whatever they like
-        reason = (
-            str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+        there = Path(settings.model).expanduser().is_dir()
+        advice = (
+            f"Check its files, and {kind}"
+            if there
+            else f"Check the id, {kind}, and that the hub is reachable, or the model in the local cache"
         )
         raise ConfigError(
-            f"model {settings.model!r} cannot be loaded: {reason}. Check the id or path, {kind}, and, for a model of "
-            "the hub, that it is reachable or in the local cache"
+            f"model {settings.model!r} cannot be loaded: {reason_of(error)}. {advice}"
         ) from error
 
 
