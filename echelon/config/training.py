@@ -47,6 +47,12 @@ class ModelSettings(Settings):
         default="fp32",
         description="Type of the frozen weights and of the forward pass; the adapter stays fp32.",
     )
+    quantization: Literal["nf4", "int8"] | None = Field(
+        default=None,
+        description="Hold the weights of frozen linear layers in 4 bits (nf4: QLoRA, Dettmers et al. 2023) or 8 "
+        "(int8), by bitsandbytes; none: as `dtype` says. Needs a GPU and the extra `quantization`; not for split "
+        "training, and the adapter cannot be merged by `echelon export`.",
+    )
     gradient_checkpointing: bool = Field(
         default=False,
         description="Recompute activations in the backward pass: less memory, about a third more time.",

@@ -18,6 +18,7 @@ from echelon.preflight.memory import Shape, estimate
 from echelon.training.adapter_layers import layers_of
 from echelon.training.model import (
     attach_adapter,
+    check_files,
     load_pretrained,
     load_tokenizer,
     longest_sequence,
@@ -26,6 +27,7 @@ from echelon.training.model import (
     model_path,
 )
 from echelon.training.model_files import check_config
+from echelon.training.quantisation import check_possible
 from echelon.training.reasons import reason_of
 from echelon.training.tasks.registry import task_named
 
@@ -54,6 +56,11 @@ def check_model(settings: RunSettings, faults: list[RunFault]) -> tuple[ModelFac
         wrong(error)
         return None, None  # everything else would say the same again
     tokenizer: Any = None
+    for look in (check_files, check_possible):
+        try:
+            look(settings.model)
+        except ConfigError as error:
+            wrong(error)
     try:
         tokenizer = load_tokenizer(settings.model)
     except ConfigError as error:

@@ -32,6 +32,7 @@ from echelon.training.learner import AdapterLayers
 from echelon.training.model_files import check_config, check_path, check_tokenizer, check_weights
 from echelon.training.new_weights import draw_missing, new_modules, saved_whole
 from echelon.training.one_model import check_quantised, check_report
+from echelon.training.quantisation import load_options
 from echelon.training.reasons import reason_of
 from echelon.training.tasks.registry import task_named
 
@@ -117,7 +118,7 @@ def load_tokenizer(settings: ModelSettings) -> Any:
 
 def load_base(settings: ModelSettings, device: torch.device) -> FrozenBase:
     """The frozen model and its tokenizer. Raises `ConfigError` when either cannot be loaded."""
-    _check_weights(settings)
+    check_files(settings)
     tokenizer = load_tokenizer(settings)
     config = model_config(settings)
     if (
@@ -125,7 +126,8 @@ def load_base(settings: ModelSettings, device: torch.device) -> FrozenBase:
     ):  # code that a model brings may name a class that the library does not know
         model_class(config, settings.task)
     loaded = load_pretrained(task_named(settings.task).library, settings, config)
-    nn.Module.to(loaded.model, device)  # in place
+    if settings.quantization is None:  # else it was put there as it was read
+        nn.Module.to(loaded.model, device)  # in place
     return FrozenBase(loaded.model, tokenizer, loaded.new)
 
 
@@ -184,8 +186,9 @@ def load_pretrained(
     Raises:
         ConfigError: files cannot be read, or lack weights that no head has.
     """
-    _check_weights(settings)
+    check_files(settings)
     check_quantised(settings.model, config)
+    held = {"device_map": place} if place else load_options(settings, _DTYPES[settings.dtype])
     task = settings.task if task is None else task
     # A classifier's head is made here when the files have none, and a language model's is not missed.
     expected = partial or place is not None or task_named(task).head_is_new
@@ -197,9 +200,9 @@ def load_pretrained(
             dtype=_DTYPES[settings.dtype],
             # Of itself the library takes sdpa where the model has it, and eager elsewhere.
             attn_implementation=None if settings.attention == "sdpa" else settings.attention,
-            device_map=place,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are in the report, by name
+            **held,
             **_options(settings),
         )
     loaded: PreTrainedModel = model
@@ -218,7 +221,8 @@ def load_pretrained(
     return Loaded(loaded, new)
 
 
-def _check_weights(settings: ModelSettings) -> None:
+def check_files(settings: ModelSettings) -> None:
+    """Look at the weights of a model in a folder. Raises `ConfigError` where they cannot be used."""
     folder = Path(model_path(settings))
     if folder.is_dir():
         check_weights(folder)

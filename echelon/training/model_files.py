@@ -90,7 +90,8 @@ def _is_there(path: Path) -> bool:
 
 def _check_parts(folder: Path, index: Path, quantised: bool) -> None:
     try:
-        tensors = json.loads(index.read_bytes())["weight_map"]
+        content = json.loads(index.read_bytes())
+        tensors, _ = content["weight_map"], content["metadata"]  # the library asks for both
         parts = sorted({str(part) for part in tensors.values()})
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ConfigError(f"model file {index} cannot be read ({error}): fetch it again") from error

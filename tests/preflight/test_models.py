@@ -26,12 +26,13 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12
 
 
 def settings(folder: Path, **model: Any) -> RunSettings:
+    source = {"source": PLAIN} | ({"label_field": "kind"} if "labels" in model else {})
     fields = {
         "name": "t",
         "clock": "virtual",
         "model": {"model": str(folder), **model},
         "training": {"batch_size": 2, "sequence_length": 32},
-        "boundaries": [{"name": "a", "devices": 3, "data": {"source": PLAIN}}],
+        "boundaries": [{"name": "a", "devices": 3, "data": source}],
         "budget": {"commits": 1},
     }
     return parse(fields, "run.yaml")
@@ -82,7 +83,8 @@ def in_two_parts(folder: Path, lost: str = "", named: str = "") -> None:
         save_file({name: found[name] for name in part if name != lost}, folder / file, {"format": "pt"})
         index |= dict.fromkeys(part, file)
     index |= {named: file} if named else {}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    whole = {"metadata": {"total_size": 1}, "weight_map": index}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(whole))
 
 
 def without(name: str) -> Callable[[Path], None]:
