@@ -31,7 +31,7 @@ from echelon.training.layout import ADAPTER
 from echelon.training.learner import AdapterLayers
 from echelon.training.model_files import check_config, check_path, check_tokenizer, check_weights
 from echelon.training.new_weights import draw_missing, new_modules, saved_whole
-from echelon.training.one_model import check_quantised, check_report
+from echelon.training.one_model import check_blocks, check_quantised, check_shapes
 from echelon.training.quantisation import load_options
 from echelon.training.reasons import reason_of
 from echelon.training.tasks.registry import task_named
@@ -208,7 +208,9 @@ def load_pretrained(
     loaded: PreTrainedModel = model
     for parameter in loaded.parameters():
         parameter.requires_grad_(False)
-    check_report(loaded, settings.model, report)
+    check_shapes(settings.model, report)
+    if not partial:
+        check_blocks(loaded, settings.model, report)
     missing = sorted(report["missing_keys"])
     new = new_modules(loaded, missing, settings.model)
     if new and not task_named(task).head_is_new:

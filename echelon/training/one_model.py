@@ -33,16 +33,15 @@ def check_quantised(name: str, config: Any) -> None:
         )
 
 
-def check_report(model: nn.Module, name: str, report: Mapping[str, Any]) -> None:
-    """Look at what the library says of a model that it has loaded.
+def check_shapes(name: str, report: Mapping[str, Any]) -> None:
+    """Look at shapes that the library found other than it expected.
 
     Args:
-        model: as it was loaded.
         name: of the model, for the error.
-        report: of the library; the names of weights that have other shapes, or no place in the model.
+        report: of the library, about what it loaded.
 
     Raises:
-        ConfigError: weights have another shape than the configuration says, or are of blocks that it does not have.
+        ConfigError: weights have another shape than the configuration says.
     """
     for key, theirs, ours in sorted(report["mismatched_keys"])[:1]:
         head = not set(HEADS).isdisjoint(key.split("."))
@@ -50,6 +49,19 @@ def check_report(model: nn.Module, name: str, report: Mapping[str, Any]) -> None
             f"weights {key} of model {name!r} are {list(theirs)}, and {list(ours)} are wanted: "
             + ("name as many labels as its head has, or take a model without a head" if head else _ADVICE)
         )
+
+
+def check_blocks(model: nn.Module, name: str, report: Mapping[str, Any]) -> None:
+    """Look at weights for which a whole model has no place.
+
+    Args:
+        model: as it was loaded.
+        name: of the model, for the error.
+        report: of the library, about what it loaded.
+
+    Raises:
+        ConfigError: they are of blocks that the model does not have by its configuration.
+    """
     lists = {path: len(one) for path, one in model.named_modules() if isinstance(one, nn.ModuleList)}
     for key in sorted(report["unexpected_keys"]):
         path, number = _block(key, lists)
