@@ -32,7 +32,7 @@ from echelon.training.learner import AdapterLayers
 from echelon.training.model_files import check_config, check_path, check_tokenizer, check_weights
 from echelon.training.new_weights import draw_missing, new_modules, saved_whole
 from echelon.training.one_model import check_blocks, check_quantised, check_shapes
-from echelon.training.quantisation import load_options
+from echelon.training.quantisation import load_options, scales
 from echelon.training.reasons import reason_of
 from echelon.training.tasks.registry import task_named
 
@@ -471,7 +471,8 @@ def base_digest(model: PeftModel) -> bytes:
     }
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        for found in (tensors[name], *scales(tensors[name])):
+            tensor = found.detach().cpu().contiguous()
+            digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.digest()

@@ -58,3 +58,18 @@ def load_options(settings: ModelSettings, dtype: torch.dtype) -> dict[str, Any]:
             bnb_4bit_compute_dtype=dtype,
         )
     return {"quantization_config": chosen, "device_map": {"": torch.cuda.current_device()}}
+
+
+def scales(parameter: torch.Tensor) -> list[torch.Tensor]:
+    """What the numbers of a quantised weight are multiplied by; nothing where it is not quantised.
+
+    bitsandbytes keeps them beside the parameter: `SCB` of 8 bits; of 4 bits `absmax`, itself quantised, and its offset.
+    """
+    state = getattr(parameter, "quant_state", None)
+    found = [
+        getattr(parameter, "SCB", None),
+        getattr(state, "absmax", None),
+        getattr(state, "offset", None),
+        getattr(getattr(state, "state2", None), "absmax", None),
+    ]
+    return [one for one in found if isinstance(one, torch.Tensor)]

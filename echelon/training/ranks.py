@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -160,7 +161,7 @@ def _rank(spec: LearnerSpec, rank: int, folder: str, connection: Connection, thr
             job = connection.recv()
         except (EOFError, OSError):  # it is over
             break
-        _answer(connection, lambda job=job: learner[0].train(job))
+        _answer(connection, partial(learner[0].train, job))
     dist.destroy_process_group()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from echelon.preflight.memory import Shape, estimate
 from echelon.training import model as module
 from echelon.training.merge import Weights, merge_into
 from echelon.training.model import load_base
-from echelon.training.quantisation import PACKAGE, load_options
+from echelon.training.quantisation import PACKAGE, load_options, scales
 from tests.preflight.test_check import faults, fields
 
 NF4 = ModelSettings(quantization="nf4")
@@ -97,6 +98,12 @@ def test_split_training_refuses_it() -> None:
         parse(fields(boundaries=[boundary], model={"quantization": "nf4"}), "run.yaml")
 
 
+def test_lengths_of_weights_in_eight_bits_are_not_trained() -> None:
+    with pytest.raises(ConfigError, match=r"adapter\.dora needs model\.quantization nf4 or none"):
+        parse(fields(adapter={"dora": True}, model={"quantization": "int8"}), "run.yaml")
+    parse(fields(adapter={"dora": True}, model={"quantization": "nf4"}), "run.yaml")
+
+
 def test_it_takes_less_memory() -> None:
     shape = Shape(parameters=1000, adapter=10, hidden=8, layers=2, heads=2, outputs=16)
     needs = [
@@ -104,3 +111,14 @@ def test_it_takes_less_memory() -> None:
         for kind in (None, "int8", "nf4")
     ]
     assert needs == [2000, 1000, 520]
+
+
+def test_scales_of_quantised_weights_are_found() -> None:
+    weight = torch.zeros(4)
+    assert scales(weight) == []
+    one, two, three = torch.ones(1), torch.ones(2), torch.ones(3)
+    weight.quant_state = SimpleNamespace(absmax=one, offset=two, state2=SimpleNamespace(absmax=three))  # type: ignore[attr-defined]
+    assert scales(weight) == [one, two, three]
+    eight = torch.zeros(4)
+    eight.SCB = one  # type: ignore[attr-defined]
+    assert scales(eight) == [one]
