@@ -16,6 +16,7 @@ from echelon.errors import ConfigError
 from echelon.preflight.findings import ModelFacts, RunFault
 from echelon.preflight.memory import Shape, estimate
 from echelon.training.adapter_layers import layers_of
+from echelon.training.fitness import sees_what_follows
 from echelon.training.model import (
     attach_adapter,
     check_files,
@@ -117,6 +118,10 @@ def unfit(settings: RunSettings, base: PreTrainedModel, tokenizer: Any) -> Itera
     length, longest = settings.training.sequence_length, longest_sequence(base)
     if longest is not None and length > longest:
         yield f"training.sequence_length {length} is more than the model's {longest} positions: lower it"
+    # Families of both kinds have a class for language models; of these only some look back alone.
+    causal = {module.is_causal for module in base.modules() if hasattr(module, "is_causal")}
+    if settings.model.task == "causal" and causal == {False}:
+        yield sees_what_follows(settings.model.model, base)
     rows = getattr(base.get_input_embeddings(), "num_embeddings", None)
     if tokenizer is not None and isinstance(rows, int) and len(tokenizer) > rows:
         yield f"the tokenizer has {len(tokenizer)} tokens, the model {rows}: they do not belong together"

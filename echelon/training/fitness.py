@@ -53,12 +53,17 @@ def check_fitness(model: PreTrainedModel, task: str, name: str, vocabulary: int)
         return
     kind = model.config.model_type
     if task == "causal":
-        raise ConfigError(
-            f"model {name!r} (type {kind}) sees the tokens that follow, so it cannot learn to predict them: choose a "
-            "language model, or use this one with model.task: classify"
-        )
+        raise ConfigError(sees_what_follows(name, model))
     raise ConfigError(
         f"model {name!r} (type {kind}) tells a text's class from the padding behind it, too: choose another model"
+    )
+
+
+def sees_what_follows(name: str, model: PreTrainedModel) -> str:
+    """The sentence for a model that is no language model."""
+    return (
+        f"model {name!r} (type {model.config.model_type}) sees the tokens that follow, so it cannot learn to predict "
+        "them: choose a language model, or use this one with model.task: classify"
     )
 
 

@@ -112,7 +112,10 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     folder = Path(tokenizer_path(settings))
     if folder.is_dir():
         check_tokenizer(folder)
-    with _refusals(settings, "that it is a language model"), _no_progress_bars():
+    with (
+        _refusals(settings, "those of its tokenizer above all", "the tokenizer of model"),
+        _no_progress_bars(),
+    ):
         return AutoTokenizer.from_pretrained(tokenizer_path(settings), **_options(settings))
 
 
@@ -252,8 +255,8 @@ def _options(settings: ModelSettings) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _refusals(settings: ModelSettings, kind: str) -> Iterator[None]:
-    """What the library raises for a model that it cannot load, as `ConfigError`."""
+def _refusals(settings: ModelSettings, kind: str, what: str = "model") -> Iterator[None]:
+    """What the library raises for a model, or a part of it, that it cannot load, as `ConfigError`."""
     try:
         yield
     except ConfigError:

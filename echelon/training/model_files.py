@@ -26,6 +26,8 @@ TOKENIZERS = (
     "sentencepiece.bpe.model",
 )
 """Any of these makes a tokenizer; `tokenizer_config.json` alone does not."""
+DESCRIBED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""Files of a tokenizer that are JSON."""
 _LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100 << 20
 """The largest header that the format allows."""
@@ -95,6 +97,8 @@ def _check_parts(folder: Path, index: Path, quantised: bool) -> None:
         parts = sorted({str(part) for part in tensors.values()})
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ConfigError(f"model file {index} cannot be read ({error}): fetch it again") from error
+    if not parts:
+        raise ConfigError(f"model file {index} names no weights: fetch it again")
     absent = [part for part in parts if not _is_there(folder / part)]
     if absent:
         raise ConfigError(
@@ -172,7 +176,7 @@ def check_tokenizer(folder: Path) -> None:
         folder: where the tokenizer is.
 
     Raises:
-        ConfigError: no file of a tokenizer is there, or one is a Git LFS pointer.
+        ConfigError: no file of a tokenizer is there, or one is a Git LFS pointer, or cannot be read.
     """
     files = [folder / name for name in TOKENIZERS if (folder / name).is_file()]
     if not files:
@@ -184,6 +188,13 @@ def check_tokenizer(folder: Path) -> None:
         with path.open("rb") as file:
             if file.read(len(POINTER)) == POINTER:
                 raise ConfigError(f"{path} is a Git LFS pointer and no tokenizer: fetch it (git lfs pull)")
+    for path in (folder / name for name in DESCRIBED if (folder / name).is_file()):
+        try:
+            content = json.loads(path.read_bytes().decode())
+        except (OSError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{path} is no JSON in UTF-8 ({error}): fetch it again") from error
+        if not isinstance(content, dict):
+            raise ConfigError(f"{path} is not of a tokenizer, which is an object with fields: fetch it again")
 
 
 def _tensors(path: Path, quantised: bool) -> frozenset[str]:

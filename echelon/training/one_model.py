@@ -65,15 +65,14 @@ def check_blocks(model: nn.Module, name: str, report: Mapping[str, Any]) -> None
     lists = {path: len(one) for path, one in model.named_modules() if isinstance(one, nn.ModuleList)}
     for key in sorted(report["unexpected_keys"]):
         path, number = _block(key, lists)
-        if number >= lists.get(path, 0) > 0:
+        if path and number >= lists[path]:
             raise ConfigError(
-                f"model {name!r} has weights {key}, and by config.json the last of {path} is number "
-                f"{lists[path] - 1}: {_ADVICE}"
+                f"model {name!r} has weights {key}, and by config.json {path} has {lists[path]} blocks: {_ADVICE}"
             )
 
 
 def _block(key: str, lists: Mapping[str, int]) -> tuple[str, int]:
-    """The list of blocks that a tensor is in by its name, and its number; no list and -1 where there is none."""
+    """The list of blocks that a tensor is in by its name, and its number; no path and -1 where there is none."""
     parts = key.split(".")
     for place, part in enumerate(parts):
         path = ".".join(parts[:place])

@@ -105,10 +105,14 @@ def part_names(prefix: str) -> Callable[[Path], None]:
     return lambda folder: weights(folder, lambda found: {prefix + name: one for name, one in found.items()})
 
 
-FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "fewer blocks": (
         lambda f: configured(f, num_hidden_layers=1, layer_types=None),
-        "last of model.layers is number 0",
+        "by config.json model.layers has 1 blocks",
+    ),
+    "no blocks": (
+        lambda f: configured(f, num_hidden_layers=0, layer_types=None),
+        "by config.json model.layers has 0 blocks",
     ),
     "more blocks": (
         lambda f: configured(f, num_hidden_layers=3, layer_types=None),
@@ -132,6 +136,13 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a tensor of nowhere": (
         lambda f: in_two_parts(f, named="x.weight"),
         "lack x.weight, which model.safetensors.index",
+    ),
+    "an index of nothing": (
+        lambda f: (
+            (f / "model.safetensors").rename(f / "old"),
+            (f / "model.safetensors.index.json").write_text('{"metadata": {}, "weight_map": {}}'),
+        ),
+        "names no weights",
     ),
     "whole numbers": (
         lambda f: weights(f, lambda found: {k: v.to(torch.int8) for k, v in found.items()}),
@@ -192,6 +203,30 @@ def test_a_check_says_what_a_run_would_say(folder: Path, kind: str) -> None:
         load_base(settings(folder).model, CPU)
     assert sentence in str(raised.value)
     assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\ufeff{}", "[" * 100_000])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_file_of_the_tokenizer_that_is_none(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(text)
+    (fault,) = said(folder)
+    assert f"{folder / name} is " in fault
+    assert fault.endswith("fetch it again")
+
+
+def test_a_tokenizer_that_the_library_cannot_make(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"model": 3}')
+    (fault,) = said(folder)
+    assert fault.startswith(f"the tokenizer of model '{folder}' cannot be loaded: ")
+
+
+@pytest.mark.parametrize("family", ["bert-masked", "roberta-masked", "electra-bare"])
+def test_an_encoder_is_no_language_model(tmp_path: Path, family: str) -> None:
+    found = said(ENCODERS[family].save(tmp_path / "encoder"))
+    if family == "electra-bare":  # its head is not in the files
+        assert "has no weights" in found[0]
+    else:
+        assert any("sees the tokens that follow" in one for one in found)
 
 
 def an_older_pickle(folder: Path) -> None:
