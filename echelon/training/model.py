@@ -32,7 +32,7 @@ from echelon.training.learner import AdapterLayers
 from echelon.training.model_files import check_config, check_path, check_tokenizer, check_weights
 from echelon.training.new_weights import draw_missing, new_modules, saved_whole
 from echelon.training.one_model import check_blocks, check_quantised, check_shapes
-from echelon.training.quantisation import load_options, scales
+from echelon.training.quantisation import quantised_options, scales
 from echelon.training.reasons import reason_of
 from echelon.training.tasks.registry import task_named
 
@@ -191,7 +191,7 @@ def load_pretrained(
     """
     check_files(settings)
     check_quantised(settings.model, config)
-    held = {"device_map": place} if place else load_options(settings, _DTYPES[settings.dtype])
+    held = {"device_map": place} if place else quantised_options(settings, _DTYPES[settings.dtype])
     task = settings.task if task is None else task
     # A classifier's head is made here when the files have none, and a language model's is not missed.
     expected = partial or place is not None or task_named(task).head_is_new
@@ -269,7 +269,7 @@ def _refusals(settings: ModelSettings, kind: str, what: str = "model") -> Iterat
             else f"Check the id, {kind}, and that the hub is reachable, or the model in the local cache"
         )
         raise ConfigError(
-            f"model {settings.model!r} cannot be loaded: {reason_of(error)}. {advice}"
+            f"{what} {settings.model!r} cannot be loaded: {reason_of(error)}. {advice}"
         ) from error
 
 

@@ -35,7 +35,7 @@ def check_possible(settings: ModelSettings) -> None:
         )
 
 
-def load_options(settings: ModelSettings, dtype: torch.dtype) -> dict[str, Any]:
+def quantised_options(settings: ModelSettings, dtype: torch.dtype) -> dict[str, Any]:
     """What transformers is told so that it quantises a model's linear layers as it reads them.
 
     Args:

@@ -14,7 +14,7 @@ def reason_of(error: Exception) -> str:
     if not text:
         return type(error).__name__
     if isinstance(error, KeyError):
-        return f"its configuration names {text}, which transformers does not know"
+        return f"transformers does not know {text}, or misses it"
     if "Weights only load failed" in text:
         return f"{_SAFER}: take its safetensors files"
     if "contains custom code" in text:

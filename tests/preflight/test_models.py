@@ -169,7 +169,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "an unknown name": (
         lambda f: configured(f, hidden_act="swoosh"),
-        "names 'swoosh', which transformers does not know",
+        "transformers does not know 'swoosh'",
     ),
     "heads": (lambda f: configured(f, num_attention_heads=0), "cannot be loaded"),
     "code of its own": (

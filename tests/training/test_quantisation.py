@@ -19,7 +19,7 @@ from echelon.preflight.memory import Shape, estimate
 from echelon.training import model as module
 from echelon.training.merge import Weights, merge_into
 from echelon.training.model import load_base
-from echelon.training.quantisation import PACKAGE, load_options, scales
+from echelon.training.quantisation import PACKAGE, quantised_options, scales
 from tests.preflight.test_check import faults, fields
 
 NF4 = ModelSettings(quantization="nf4")
@@ -61,7 +61,7 @@ def test_without_a_gpu_it_is_refused_before_anything_is_read(
 def test_without_the_package_it_is_refused(gpu: None, installed: Callable[[bool], None]) -> None:
     installed(False)
     with pytest.raises(ConfigError, match=r"pip install 'echelon\[quantization\]'"):
-        load_options(NF4, torch.bfloat16)
+        quantised_options(NF4, torch.bfloat16)
 
 
 def test_what_the_library_is_told(
@@ -72,9 +72,9 @@ def test_what_the_library_is_told(
     monkeypatch.setattr(
         "echelon.training.quantisation.BitsAndBytesConfig", lambda **named: told.append(named)
     )
-    assert load_options(NF4, torch.bfloat16)["device_map"] == {"": 3}
-    load_options(ModelSettings(quantization="int8"), torch.float32)
-    assert load_options(ModelSettings(), torch.float32) == {}
+    assert quantised_options(NF4, torch.bfloat16)["device_map"] == {"": 3}
+    quantised_options(ModelSettings(quantization="int8"), torch.float32)
+    assert quantised_options(ModelSettings(), torch.float32) == {}
     assert told == [
         {
             "load_in_4bit": True,
