@@ -112,6 +112,9 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     folder = Path(tokenizer_path(settings))
     if folder.is_dir():
         check_tokenizer(folder)
+    with _refusals(settings, "that it is a language model"):
+        # The tokenizer asks for it, too, and what is wrong with it is not the tokenizer's.
+        AutoConfig.from_pretrained(model_path(settings), **_options(settings))
     with (
         _refusals(settings, "those of its tokenizer above all", "the tokenizer of model"),
         _no_progress_bars(),
