@@ -90,6 +90,7 @@ def spec_of(settings: RunSettings) -> LearnerSpec:
         ),
         seed=settings.seed,
         base_seed=settings.seed,
+        ranks=settings.compute.ranks,
     )
 
 
@@ -103,6 +104,10 @@ def build_learner(spec: LearnerSpec, learner: LearnerSettings) -> FullLearner:
         from echelon.compute.quadratic import QuadraticLearner
 
         return QuadraticLearner(spec, learner.dim, learner.seconds, learner.blocks)
+    if spec.ranks > 1:
+        from echelon.training.ranks import DataParallelLearner
+
+        return DataParallelLearner(spec)
     from echelon.training.local import TorchLearner
 
     return TorchLearner(spec)

@@ -28,6 +28,7 @@ def check_run(run: RunSettings) -> None:
     _check_samples(run)
     for boundary in run.boundaries:
         _check_boundary(run, boundary)
+    _check_adapter(run)
     _check_parameters(run)
     _check_budget(run)
     _check_windows_under_way(run)
@@ -46,6 +47,14 @@ def _check_boundary(run: RunSettings, boundary: BoundarySettings) -> None:
     _check_cohort_bounds(run, boundary)
     _check_floor_fits_a_cohort(run)
     _check_shards(run, boundary)
+
+
+def _check_adapter(run: RunSettings) -> None:
+    if run.adapter.dora and run.model.quantization == "int8":
+        raise ValueError(
+            "adapter.dora needs model.quantization nf4 or none: the lengths of weights in 8 bits are not known when it "
+            "begins"
+        )
 
 
 def _check_names(run: RunSettings) -> None:

@@ -30,6 +30,13 @@ class ProcessSettings(Settings):
         description="Training processes, one torch thread each. None: one per core.",
     )
     threads: int = Field(default=1, ge=1, le=256, description="torch threads per process.")
+    ranks: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Processes that train one job together, each with its part of every batch and a GPU of its own "
+        "(a core where there are no GPUs): more than one for a device with several GPUs. Not for split training.",
+    )
 
 
 class LoggingSettings(Settings):

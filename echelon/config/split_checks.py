@@ -72,6 +72,12 @@ def _check_factors(run: RunSettings, where: str) -> None:
         raise ValueError(f"{where}: adapter.factors must be both; alternating ones are not split")
     if run.adapter.dora:
         raise ValueError(f"{where}: adapter.dora must be false; the lengths of its layers are not split")
+    if run.model.quantization is not None:
+        raise ValueError(f"{where}: model.quantization must be left out; parts of a model are not quantised")
+    if run.compute.ranks > 1:
+        raise ValueError(
+            f"{where}: compute.ranks must be 1; parts of a model are trained by one process each"
+        )
     if run.training.packing != "joined":
         raise ValueError(
             f"{where}: training.packing must be joined; parts of a model do not keep documents apart"

@@ -47,6 +47,12 @@ class ModelSettings(Settings):
         default="fp32",
         description="Type of the frozen weights and of the forward pass; the adapter stays fp32.",
     )
+    quantization: Literal["nf4", "int8"] | None = Field(
+        default=None,
+        description="Hold the weights of frozen linear layers in 4 bits (nf4: QLoRA, Dettmers et al. 2023) or 8 "
+        "(int8), by bitsandbytes; none: as `dtype` says. Needs a GPU and the extra `quantization`; not for split "
+        "training, and the adapter cannot be merged by `echelon export`.",
+    )
     gradient_checkpointing: bool = Field(
         default=False,
         description="Recompute activations in the backward pass: less memory, about a third more time.",
@@ -203,13 +209,19 @@ class DataSettings(Settings):
         default=None,
         description="Field that holds a conversation, a list of {role, content} or {from, value}. Rendered with the "
         "tokenizer's chat template; the loss counts assistant answers only. Rows without the field `text` whose fields "
-        "are `messages`, `conversations`, or `instruction` and `output` are read by these names.",
+        "are `messages`, `conversations`, `prompt` and `completion`, or `instruction` and `output` are read by these "
+        "names.",
     )
     prompt_field: FieldName | None = Field(
         default=None,
         description="Field of an instruction, used with `answer_field` as a conversation of one turn.",
     )
     answer_field: FieldName | None = Field(default=None, description="Field of the answer to `prompt_field`.")
+    loss: Literal["answers", "all"] = Field(
+        default="answers",
+        description="Of conversations and of rows with `prompt` and `completion`: answers: the loss counts what the "
+        "assistant says, or the completion; all: it counts everything, the prompt included.",
+    )
     label_field: FieldName | None = Field(
         default=None,
         description="Field that holds a row's class, one of `model.labels` (task `classify`): a text, or an integer, "
@@ -295,6 +307,8 @@ class DataSettings(Settings):
             raise ValueError(
                 f"conversations need rows with fields: use jsonl, csv, parquet or hf, not {self.kind}"
             )
+        if self.label_field is not None and self.loss != "answers":
+            raise ValueError("loss is for conversations: leave it out beside label_field")
         if self.label_field is not None and self.is_chat:
             raise ValueError(
                 "label_field is for texts: leave messages_field, prompt_field and answer_field out"

@@ -14,7 +14,7 @@ from typing import TypeVar
 from echelon.errors import ConfigError
 from echelon.preflight.findings import MAX_FAULTS, RunFault, SourceFacts
 from echelon.training.data.boundary import divided
-from echelon.training.data.conversations import Conversation
+from echelon.training.data.conversations import Completion, Conversation
 from echelon.training.data.encode import Document, Tokenizer, encode, encode_rows
 from echelon.training.data.sources import LeftOut, RawDocument, check_left_out, documents_of
 from echelon.training.learner import BoundarySpec, DataFacts
@@ -167,6 +167,8 @@ def _characters(document: RawDocument) -> int:
     content = document.content
     if isinstance(content, str):
         return len(content)
+    if isinstance(content, Completion):
+        return len(content.prompt) + len(content.text)
     turns = content.turns if isinstance(content, Conversation) else content
     return sum(len(turn.content or "") + len(str(turn.fields)) for turn in turns)
 

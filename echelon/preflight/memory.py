@@ -1,6 +1,6 @@
 """How much memory one process of training needs, by a formula, and how much there is.
 
-    weights      N · bytes of `model.dtype`                     N numbers of the frozen model
+    weights      N · bytes of `model.dtype`, or quantised ones  N numbers of the frozen model
     adapter      d · 4 · 6                                      values, gradient, two moments, start and base; float32
     activations  b · s · h · L · 17 · bytes, and b · s · V · 4 · 3 for the logits
     libraries    0.8 GB                                         Python, torch and transformers
@@ -14,6 +14,7 @@ kept.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,8 @@ LOGITS = 3
 """Logits, their softmax, and their gradient."""
 LIBRARIES = 800_000_000
 BYTES = {"fp32": 4, "bf16": 2}
+QUANTISED = {"nf4": 0.52, "int8": 1.0}
+"""Bytes of a weight with its share of the scales (Dettmers et al. 2023, section 3: 0.127 bits with double scales)."""
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -63,7 +66,7 @@ def estimate(shape: Shape, model: ModelSettings, train: TrainSettings) -> Memory
         activations = layer * shape.layers
     logits = tokens * shape.outputs * 4 * LOGITS
     return MemoryNeeds(
-        weights=shape.parameters * width,
+        weights=math.ceil(shape.parameters * QUANTISED.get(model.quantization or "", width)),
         adapter=shape.adapter * 4 * COPIES,
         activations=activations + logits,
         libraries=LIBRARIES,

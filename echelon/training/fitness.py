@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from echelon.errors import ConfigError
+from echelon.training.reasons import reason_of
 
 LENGTH = 8
 _TOLERANCE = {torch.float32: 1e-3}
@@ -32,24 +33,37 @@ def check_fitness(model: PreTrainedModel, task: str, name: str, vocabulary: int)
         with torch.no_grad():
             one, other = (_causal if task == "causal" else _padded)(model, vocabulary)
     except Exception as error:  # a model's own code raises whatever it likes
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            f"model {name!r} cannot read a text for the task {task}: {reason}. Choose another model, or set "
+            f"model {name!r} cannot read a text for the task {task}: {reason_of(error)}. Choose another model, or set "
             "model.attention: eager or model.dtype: fp32"
         ) from error
     finally:
         model.train(training)
+    if not bool(one.isfinite().all() and other.isfinite().all()):
+        raise ConfigError(
+            f"model {name!r} gives numbers that are not finite: its weights are damaged, or too large for model.dtype "
+            f"{str(model.dtype).removeprefix('torch.')}"
+        )
+    if task == "causal" and bool((one == one[:1]).all()):
+        raise ConfigError(
+            f"model {name!r} says the same after every token: its weights are zeros, or were never trained"
+        )
     scale = float(one.abs().max())
-    if float((one - other).abs().max()) <= _TOLERANCE.get(model.dtype, _HALF) * max(scale, 1e-6):
+    if float((one - other).abs().max()) <= _tolerance(model) * max(scale, 1e-6):
         return
     kind = model.config.model_type
     if task == "causal":
-        raise ConfigError(
-            f"model {name!r} (type {kind}) sees the tokens that follow, so it cannot learn to predict them: choose a "
-            "language model, or use this one with model.task: classify"
-        )
+        raise ConfigError(sees_what_follows(name, model))
     raise ConfigError(
         f"model {name!r} (type {kind}) tells a text's class from the padding behind it, too: choose another model"
+    )
+
+
+def sees_what_follows(name: str, model: PreTrainedModel) -> str:
+    """The sentence for a model that is no language model."""
+    return (
+        f"model {name!r} (type {model.config.model_type}) sees the tokens that follow, so it cannot learn to predict "
+        "them: choose a language model, or use this one with model.task: classify"
     )
 
 
@@ -81,16 +95,24 @@ def check_apart(model: PreTrainedModel, name: str, vocabulary: int) -> None:
         raise refusal from error
     finally:
         model.train(training)
-    if float((alone - found).abs().max()) > _TOLERANCE.get(model.dtype, _HALF) * float(alone.abs().max()):
+    if float((alone - found).abs().max()) > _tolerance(model) * float(alone.abs().max()):
         raise refusal
+
+
+def _tolerance(model: PreTrainedModel) -> float:
+    """By how much equal logits may differ, as a share of the largest one."""
+    exact = getattr(model, "hf_quantizer", None) is None  # quantised layers calculate in 16 bits
+    return _TOLERANCE.get(model.dtype, _HALF) if exact else _HALF
 
 
 def _tokens(model: PreTrainedModel, vocabulary: int) -> torch.Tensor:
     """A text of `LENGTH` tokens, int64[1, L]; it ends as the model's texts do, and none of them is padding."""
-    special = {model.config.pad_token_id, getattr(model.config, "eos_token_id", None)}
+    end = getattr(model.config, "eos_token_id", None)
+    ends = list(end) if isinstance(end, list | tuple) else [end]  # some families name several
+    special = {model.config.pad_token_id, *ends}
     usual = [token for token in range(vocabulary) if token not in special] or [0]
     chosen = [usual[7 * place % len(usual)] for place in range(LENGTH)]
-    end = getattr(model.config, "eos_token_id", None)
+    end = ends[0] if ends else None
     if isinstance(end, int) and end != model.config.pad_token_id and end < vocabulary:
         chosen[-1] = end
     return torch.tensor([chosen], device=model.device)

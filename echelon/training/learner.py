@@ -180,7 +180,8 @@ class BoundarySpec(BaseModel):
 class LearnerSpec(BaseModel):
     """Everything a learner is made from; picklable, so that a worker process can build its own.
 
-    `seed` orders each device's data; `base_seed` draws the initial A matrices (the genesis seed).
+    `seed` orders each device's data; `base_seed` draws the initial A matrices (the genesis seed); `ranks` processes
+    train a job together.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -191,6 +192,7 @@ class LearnerSpec(BaseModel):
     boundaries: tuple[BoundarySpec, ...] = Field(min_length=1)
     seed: Seed = 0
     base_seed: Seed = 0
+    ranks: int = 1
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:

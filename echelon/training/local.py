@@ -33,6 +33,7 @@ from echelon.training.model import (
     longest_sequence,
     whole_modules,
 )
+from echelon.training.share import BatchShare
 from echelon.training.state import TrainerState
 from echelon.training.step import FlatOptimizer
 from echelon.training.tasks.base import Held
@@ -88,8 +89,14 @@ class TorchLearner:
     copies them out; nothing of one device is seen by another.
     """
 
-    def __init__(self, spec: LearnerSpec) -> None:
+    def __init__(self, spec: LearnerSpec, share: BatchShare | None = None) -> None:
+        """Load model and tokenizer.
+
+        Raises:
+            ConfigError: they cannot be used, or do not fit the settings.
+        """
         self.spec = spec
+        self._share = BatchShare() if share is None else share
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         base = load_base(spec.model, self.device)
         self.tokenizer = base.tokenizer
@@ -245,7 +252,7 @@ class TorchLearner:
         self._optimizer.start(weights=job.start, base=job.base, state=state, lr=rate, mu=job.mu)
         if self.spec.adapter.dropout > 0:
             # The generator belongs to the process; a device's masks must depend on the device alone.
-            name = f"{self.spec.seed}\0dropout\0{job.data}\0{state.steps}"
+            name = f"{self.spec.seed}\0dropout\0{job.data}\0{state.steps}" + "\0rank" * self._share.rank
             torch.manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "little"))
 
     def _step(
@@ -259,12 +266,15 @@ class TorchLearner:
         settings = self.spec.train
         total = torch.zeros((), device=self.device)
         for at in range(0, chosen.size, settings.batch_size):
-            part = chosen[at : at + settings.batch_size]
+            part = self._share.of(chosen[at : at + settings.batch_size])
+            if part.size == 0:
+                continue
             tokens, labels, mask = data.batch(part)
             places = data.positions(part) if settings.packing == "apart" else None
             loss = self.task.loss_sum(self._logits(tokens, mask, places), labels)
             (loss / counted).backward()
             total += loss.detach()
+        self._share.add_up(self._flat.gradient, total)
         self._optimizer.add_proximal()
         if frozen is not None:
             self._flat.gradient[frozen.mask] = 0.0  # before clipping: the norm is that of what moves

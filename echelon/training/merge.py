@@ -40,8 +40,13 @@ def merge_into(folder: Path, model: ModelSettings, adapter: AdapterSettings, wei
         weights: the adapter.
 
     Raises:
-        ConfigError: the base cannot be loaded, or is another one.
+        ConfigError: the base cannot be loaded, is another one, or was quantised.
     """
+    if model.quantization is not None:
+        raise ConfigError(
+            f"the adapter was trained on weights held as {model.quantization}, and merged into others it would not "
+            "give the losses of the run: use it as an adapter (peft)"
+        )
     base = load_base(model, torch.device("cpu"))
     wrapped = attach_adapter(base.model, adapter, checkpointing=False, task=model.task, new=base.new)
     if base_digest(wrapped).hex() != weights.base_sha256:

@@ -29,8 +29,11 @@ from echelon.messages.adapter import AdapterLayout, Vector
 from echelon.training.adapter_layers import adapted_names, choose_targets, layers_of, linear_names
 from echelon.training.layout import ADAPTER
 from echelon.training.learner import AdapterLayers
-from echelon.training.model_files import check_path, check_tokenizer, check_weights
+from echelon.training.model_files import check_config, check_path, check_tokenizer, check_weights
 from echelon.training.new_weights import draw_missing, new_modules, saved_whole
+from echelon.training.one_model import check_blocks, check_quantised, check_shapes
+from echelon.training.quantisation import quantised_options, scales
+from echelon.training.reasons import reason_of
 from echelon.training.tasks.registry import task_named
 
 SHIPPED_NAME = "echelon:tiny"
@@ -39,8 +42,6 @@ SHIPPED = {SHIPPED_NAME: SHIPPED_PATH, "echelon:micro": SHIPPED_PATH.parent / "m
 """What ships: about 1M and 0.2M parameters. All of them use the tokenizer in `SHIPPED_PATH`."""
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-UNPACKED = ("mxfp4",)
-"""Methods of quantisation whose weights the library turns into floating-point numbers where they cannot be used."""
 _FACTOR = re.compile(r"\.lora_(A|B|embedding_A|embedding_B)(\.|$)")
 _WRAPPED = re.compile(r"(\.base_layer)+\.")
 _HEADS = {"classify": ("classifier", "score")}
@@ -99,10 +100,9 @@ def read_config(settings: ModelSettings) -> dict[str, Any]:
     try:
         config: dict[str, Any] = AutoConfig.from_pretrained(model_path(settings), **options).to_dict()
     except Exception as error:  # the libraries, and code that a model brings, raise whatever they like
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            f"configuration of model {settings.model!r} cannot be read: {reason}. Check the id or path, and, for "
-            "a model of the hub, that it is reachable or in the local cache"
+            f"configuration of model {settings.model!r} cannot be read: {reason_of(error)}. Check the id or path, and, "
+            "for a model of the hub, that it is reachable or in the local cache"
         ) from error
     return config
 
@@ -112,13 +112,19 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     folder = Path(tokenizer_path(settings))
     if folder.is_dir():
         check_tokenizer(folder)
-    with _refusals(settings, "that it is a language model"), _no_progress_bars():
+    with _refusals(settings, "that it is a language model"):
+        # The tokenizer asks for it, too, and what is wrong with it is not the tokenizer's.
+        AutoConfig.from_pretrained(model_path(settings), **_options(settings))
+    with (
+        _refusals(settings, "those of its tokenizer above all", "the tokenizer of model"),
+        _no_progress_bars(),
+    ):
         return AutoTokenizer.from_pretrained(tokenizer_path(settings), **_options(settings))
 
 
 def load_base(settings: ModelSettings, device: torch.device) -> FrozenBase:
     """The frozen model and its tokenizer. Raises `ConfigError` when either cannot be loaded."""
-    _check_weights(settings)
+    check_files(settings)
     tokenizer = load_tokenizer(settings)
     config = model_config(settings)
     if (
@@ -126,7 +132,8 @@ def load_base(settings: ModelSettings, device: torch.device) -> FrozenBase:
     ):  # code that a model brings may name a class that the library does not know
         model_class(config, settings.task)
     loaded = load_pretrained(task_named(settings.task).library, settings, config)
-    nn.Module.to(loaded.model, device)  # in place
+    if settings.quantization is None:  # else it was put there as it was read
+        nn.Module.to(loaded.model, device)  # in place
     return FrozenBase(loaded.model, tokenizer, loaded.new)
 
 
@@ -136,6 +143,9 @@ def model_config(settings: ModelSettings) -> Any:
     What the task needs besides is set, too: a classifier's labels, for instance. Raises `ConfigError` when it cannot be
     read.
     """
+    folder = Path(model_path(settings))
+    if folder.is_dir():
+        check_config(folder)
     with _refusals(settings, "that it is a language model"):
         config = AutoConfig.from_pretrained(model_path(settings), **_options(settings))
     for name, value in config.to_dict().items():
@@ -182,8 +192,9 @@ def load_pretrained(
     Raises:
         ConfigError: files cannot be read, or lack weights that no head has.
     """
-    _check_weights(settings)
-    _check_quantised(settings, config)
+    check_files(settings)
+    check_quantised(settings.model, config)
+    held = {"device_map": place} if place else quantised_options(settings, _DTYPES[settings.dtype])
     task = settings.task if task is None else task
     # A classifier's head is made here when the files have none, and a language model's is not missed.
     expected = partial or place is not None or task_named(task).head_is_new
@@ -195,19 +206,17 @@ def load_pretrained(
             dtype=_DTYPES[settings.dtype],
             # Of itself the library takes sdpa where the model has it, and eager elsewhere.
             attn_implementation=None if settings.attention == "sdpa" else settings.attention,
-            device_map=place,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are in the report, by name
+            **held,
             **_options(settings),
         )
     loaded: PreTrainedModel = model
     for parameter in loaded.parameters():
         parameter.requires_grad_(False)
-    for name, theirs, ours in sorted(report["mismatched_keys"])[:1]:
-        raise ConfigError(
-            f"weights {name} of model {settings.model!r} are {list(theirs)}, and {list(ours)} are wanted: name as many "
-            "labels as its head has, take a model without a head, or mend config.json"
-        )
+    check_shapes(settings.model, report)
+    if not partial:
+        check_blocks(loaded, settings.model, report)
     missing = sorted(report["missing_keys"])
     new = new_modules(loaded, missing, settings.model)
     if new and not task_named(task).head_is_new:
@@ -220,20 +229,8 @@ def load_pretrained(
     return Loaded(loaded, new)
 
 
-def _check_quantised(settings: ModelSettings, config: Any) -> None:
-    """Raise `ConfigError` for weights that are no floating-point numbers, unless the library unpacks them."""
-    found = getattr(config, "quantization_config", None)
-    if found is None:
-        return
-    method = str(found.get("quant_method") if isinstance(found, dict) else found.quant_method)
-    if method not in UNPACKED:
-        raise ConfigError(
-            f"model {settings.model!r} is quantised ({method}), and adapters are trained on its unquantised weights: "
-            "name the model that it was made of"
-        )
-
-
-def _check_weights(settings: ModelSettings) -> None:
+def check_files(settings: ModelSettings) -> None:
+    """Look at the weights of a model in a folder. Raises `ConfigError` where they cannot be used."""
     folder = Path(model_path(settings))
     if folder.is_dir():
         check_weights(folder)
@@ -261,19 +258,21 @@ def _options(settings: ModelSettings) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _refusals(settings: ModelSettings, kind: str) -> Iterator[None]:
-    """What the library raises for a model that it cannot load, as `ConfigError`."""
+def _refusals(settings: ModelSettings, kind: str, what: str = "model") -> Iterator[None]:
+    """What the library raises for a model, or a part of it, that it cannot load, as `ConfigError`."""
     try:
         yield
     except ConfigError:
         raise
     except Exception as error:  # the libraries, and code that a model brings, raise whatever they like
-        reason = (
-            str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+        there = Path(settings.model).expanduser().is_dir()
+        advice = (
+            f"Check its files, and {kind}"
+            if there
+            else f"Check the id, {kind}, and that the hub is reachable, or the model in the local cache"
         )
         raise ConfigError(
-            f"model {settings.model!r} cannot be loaded: {reason}. Check the id or path, {kind}, and, for a model of "
-            "the hub, that it is reachable or in the local cache"
+            f"{what} {settings.model!r} cannot be loaded: {reason_of(error)}. {advice}"
         ) from error
 
 
@@ -478,7 +477,8 @@ def base_digest(model: PeftModel) -> bytes:
     }
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        for found in (tensors[name], *scales(tensors[name])):
+            tensor = found.detach().cpu().contiguous()
+            digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.digest()

@@ -190,13 +190,18 @@ def test_files_that_a_model_lacks(tmp_path: Path, missing: str, model_folder: Ca
 
 
 def test_weights_are_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    from echelon.training import model
+    from echelon.preflight import model
 
-    def never(*_: Any, **__: Any) -> None:
-        raise AssertionError("a check loads no weights")
+    loaded, made = model.load_pretrained, []
 
-    monkeypatch.setattr(model, "load_pretrained", never)
+    def watched(*arguments: Any, **named: Any) -> Any:
+        made.append(loaded(*arguments, **named))
+        return made[-1]
+
+    monkeypatch.setattr(model, "load_pretrained", watched)
     assert faults() == []
+    (found,) = made
+    assert {parameter.device.type for parameter in found.model.parameters()} == {"meta"}
 
 
 def test_more_memory_than_there_is_gives_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:

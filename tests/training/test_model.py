@@ -174,7 +174,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 
 def test_an_unknown_model_id_is_refused(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ConfigError, match="Check the id or path"):
+    with pytest.raises(ConfigError, match="Check the id, "):
         load_base(ModelSettings(model="no-such-model-anywhere"), torch.device("cpu"))
 
 

@@ -1,14 +1,15 @@
 """Conversations of rows: whose turns they have, in the forms in which such data is found.
 
 Taken are lists of messages as transformers' chat templates take them (`role`, `content`, and further fields such as
-`tool_calls` or `reasoning_content`, which are handed to the template as they are), ShareGPT's `from` and `value`, and
-Alpaca's `instruction`, `input` and `output`.
+`tool_calls` or `reasoning_content`, which are handed to the template as they are), ShareGPT's `from` and `value`,
+Alpaca's `instruction`, `input` and `output`, and TRL's `prompt` and `completion`, which are two texts or two lists of
+messages.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from echelon.config.training import DataSettings
@@ -30,7 +31,10 @@ SHAREGPT_ROLES = {
 """ShareGPT's names of roles; all others are as in `ROLES`."""
 CONVERSATION_FIELDS = ("messages", "conversations")
 ALPACA_FIELDS = ("instruction", "input", "output")
+COMPLETION_FIELDS = ("prompt", "completion")
 TOOLS_FIELD = "tools"
+TEMPLATE_FIELD = "chat_template_kwargs"
+"""A row's own values for variables of the chat template, as TRL has them."""
 MAX_NAME = 40
 _KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (type(None), "null"),
@@ -75,16 +79,53 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class Completion:
+    """A text whose end is to be learned: no template, one text in the model's eyes.
+
+    Attributes:
+        prompt: what is given; its tokens do not count.
+        text: how it goes on.
+        whole: whether the prompt counts, too.
+    """
+
+    prompt: str
+    text: str
+    whole: bool = False
+
+    def mended(self, mend: Callable[[str], str]) -> Completion:
+        """The same with both texts replaced by what `mend` makes of them."""
+        return Completion(mend(self.prompt), mend(self.text), self.whole)
+
+
+@dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns in their order, and the tools that are offered to the assistant, if any."""
+    """Turns in their order.
+
+    Attributes:
+        turns: who says what.
+        tools: what is offered to the assistant; None: nothing.
+        first: number of the first turn whose answer counts, from 0; what is before it is a prompt.
+        whole: whether everything that is said counts, and not the answers alone.
+        variables: further variables of the chat template.
+    """
 
     turns: tuple[Turn, ...]
     tools: Any = None
+    first: int = 0
+    whole: bool = False
+    variables: Mapping[str, Any] = field(default_factory=dict)
 
     def answered(self) -> Conversation:
-        """The conversation up to its last answer: what follows it is nothing to learn."""
+        """The conversation up to its last answer: what follows it is nothing to learn, unless everything is."""
+        if self.whole:
+            return self
         last = max((index for index, turn in enumerate(self.turns) if turn.role == ASSISTANT), default=-1)
-        return Conversation(self.turns[: last + 1], self.tools)
+        return replace(self, turns=self.turns[: last + 1])
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its turns say all of it."""
+        return self == Conversation(self.turns)
 
     def mended(self, mend: Callable[[str], str]) -> Conversation:
         """The conversation with every text replaced by what `mend` makes of it."""
@@ -97,7 +138,7 @@ class Conversation:
             return [walk(one) for one in value] if isinstance(value, list | tuple) else value
 
         turns = tuple(Turn(turn.role, walk(turn.content), walk(turn.fields)) for turn in self.turns)
-        return Conversation(turns, walk(self.tools))
+        return replace(self, turns=turns, tools=walk(self.tools), variables=walk(self.variables))
 
 
 def kind_of(value: object) -> str:
@@ -124,7 +165,7 @@ def named_fields(settings: DataSettings, there: Collection[str]) -> set[str]:
         settings.domain_field,
     )
     wanted = {name for name in names if name is not None}
-    return wanted | {TOOLS_FIELD, *_found_by_name(settings, there)}
+    return wanted | {TOOLS_FIELD, TEMPLATE_FIELD, *_found_by_name(settings, there)}
 
 
 def _found_by_name(settings: DataSettings, there: Collection[str]) -> tuple[str, ...]:
@@ -135,11 +176,15 @@ def _found_by_name(settings: DataSettings, there: Collection[str]) -> tuple[str,
     for name in CONVERSATION_FIELDS:
         if name in there:
             return (name,)
+    if set(there).issuperset(COMPLETION_FIELDS):
+        return COMPLETION_FIELDS
     return ALPACA_FIELDS if {"instruction", "output"} <= set(there) else ()
 
 
-def conversation_of(settings: DataSettings, row: Mapping[str, Any], where: str) -> Conversation | None:
-    """The conversation of a row; None if it is a text.
+def conversation_of(
+    settings: DataSettings, row: Mapping[str, Any], where: str
+) -> Conversation | Completion | None:
+    """The conversation of a row, or its text of two parts; None if it is a text.
 
     Args:
         settings: which fields are read.
@@ -150,6 +195,26 @@ def conversation_of(settings: DataSettings, row: Mapping[str, Any], where: str) 
         NoConversation: nobody answers in it, or somebody unknown speaks.
         ConfigError: it has not the form of a conversation.
     """
+    found = _conversation(settings, row, where)
+    if found is None:
+        return None
+    whole = settings.loss == "all"
+    if isinstance(found, Completion):
+        return replace(found, whole=whole)
+    variables = row.get(TEMPLATE_FIELD) or {}
+    if not isinstance(variables, Mapping):
+        raise ConfigError(
+            f"{where}: field {TEMPLATE_FIELD!r} is {type(variables).__name__}, expected an object"
+        )
+    found = replace(found, tools=row.get(TOOLS_FIELD) or None, whole=whole, variables=dict(variables))
+    if not whole:
+        _check_answered(found.turns[found.first :])
+    return found
+
+
+def _conversation(
+    settings: DataSettings, row: Mapping[str, Any], where: str
+) -> Conversation | Completion | None:
     if settings.prompt_field is not None and settings.answer_field is not None:
         return _asked_and_answered(row, settings.prompt_field, settings.answer_field, where)
     name = settings.messages_field
@@ -157,15 +222,36 @@ def conversation_of(settings: DataSettings, row: Mapping[str, Any], where: str) 
         by_name = _found_by_name(settings, row)
         if by_name == ALPACA_FIELDS:
             return _asked_and_answered(row, "instruction", "output", where, more="input")
+        if by_name == COMPLETION_FIELDS:
+            return _completed(row, where)
         if not by_name:
             return None
         (name,) = by_name
     if name not in row:
         raise _missing(row, name, where)
-    value = row[name]
+    return Conversation(_turns(row[name], where))
+
+
+def _turns(value: Any, where: str) -> tuple[Turn, ...]:
     if not isinstance(value, list | tuple) or len(value) > MAX_TURNS:
         raise ConfigError(f"{where}: a conversation is a list of at most {MAX_TURNS} messages")
-    return _answered(tuple(_turn(message, where) for message in value), row.get(TOOLS_FIELD) or None)
+    return tuple(_turn(message, where) for message in value)
+
+
+def _completed(row: Mapping[str, Any], where: str) -> Conversation | Completion:
+    """A prompt and how it goes on: texts, or lists of messages."""
+    parts = [row[name] for name in COMPLETION_FIELDS]
+    if all(isinstance(part, str) for part in parts):
+        if not parts[1].strip():
+            raise NoConversation("a completion without text")
+        return Completion(*parts)
+    if not all(isinstance(part, list | tuple) for part in parts):
+        raise ConfigError(
+            f"{where}: prompt is {type(parts[0]).__name__} and completion {type(parts[1]).__name__}, expected two "
+            "texts or two lists of messages"
+        )
+    asked, said = (_turns(part, where) for part in parts)
+    return Conversation((*asked, *said), first=len(asked))
 
 
 def _missing(row: Mapping[str, Any], name: str, where: str) -> ConfigError:
@@ -185,16 +271,15 @@ def _asked_and_answered(
         texts[name] = row[name]
     also = row.get(more) if more else None
     asked = f"{texts[prompt]}\n\n{also}" if isinstance(also, str) and also.strip() else texts[prompt]
-    return _answered((Turn("user", asked), Turn(ASSISTANT, texts[answer])))
+    return Conversation((Turn("user", asked), Turn(ASSISTANT, texts[answer])))
 
 
-def _answered(turns: tuple[Turn, ...], tools: Any = None) -> Conversation:
+def _check_answered(turns: tuple[Turn, ...]) -> None:
     answers = [turn for turn in turns if turn.role == ASSISTANT]
     if not answers:
         raise NoConversation("no turn of an assistant")
     if not any((turn.content or "").strip() or turn.fields for turn in answers):
         raise NoConversation("no turn of an assistant that has text")
-    return Conversation(turns, tools)
 
 
 def _turn(message: Any, where: str) -> Turn:

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from echelon.errors import ConfigError
-from echelon.training.data.conversations import Conversation
-from echelon.training.data.rendering import Rendering, has_marks, render
+from echelon.training.data.conversations import Completion, Conversation
+from echelon.training.data.rendering import Rendering, completed, has_marks, render
 from echelon.training.data.sources import LeftOut, RawDocument
 
 Tokens = npt.NDArray[np.int32]
@@ -75,8 +75,9 @@ def encode(
 ) -> list[Document]:
     """The documents as token ids, in the same order; those without a token that counts are left out.
 
-    Every token of a text is counted; of a conversation only what the assistant answers, end mark included. A
-    conversation is rendered and tokenized as one text (`echelon.training.data.rendering`).
+    Every token of a text is counted; of a conversation only what the assistant answers, end mark included, and of a
+    prompt with its completion the latter: unless the data's settings let everything count. A conversation is rendered
+    and tokenized as one text (`echelon.training.data.rendering`).
 
     Args:
         documents: texts and conversations.
@@ -108,8 +109,11 @@ def _encoded(documents: Sequence[RawDocument], tokenizer: Tokenizer) -> Iterator
             yield tokens, np.ones(tokens.size, np.bool_), True
             continue
         content = document.content
+        if isinstance(content, Completion):
+            yield _spanned(completed(content), tokenizer)
+            continue
         conversation = content if isinstance(content, Conversation) else Conversation(content)
-        if has_marks(tokenizer.chat_template):
+        if has_marks(tokenizer.chat_template) and not (conversation.first or conversation.whole):
             yield *_marked(conversation, tokenizer, document.id), False
         else:
             yield _spanned(render(conversation, tokenizer, document.id), tokenizer)
@@ -125,6 +129,7 @@ def _marked(conversation: Conversation, tokenizer: Tokenizer, where: str) -> tup
             add_generation_prompt=False,
             return_dict=True,
             return_assistant_tokens_mask=True,
+            **conversation.variables,
         )
     except Exception as error:  # a template is a program and may raise anything, for example on a role
         raise ConfigError(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from echelon.errors import ConfigError
-from echelon.training.data.conversations import ASSISTANT, Conversation, Turn
+from echelon.training.data.conversations import ASSISTANT, Completion, Conversation, Turn
 
 Render = Callable[[Sequence[Turn], bool], str]
 """Turns as text, and whether the header of the assistant's next answer is added; raises what a template raises."""
@@ -43,7 +43,9 @@ def renderer(conversation: Conversation, tokenizer: Any) -> Render:
     """How a conversation's turns become text: by the tokenizer's template, or plainly where it has none."""
 
     def by_template(turns: Sequence[Turn], prompt: bool) -> str:
-        options = {} if conversation.tools is None else {"tools": conversation.tools}
+        options = dict(conversation.variables)
+        if conversation.tools is not None:
+            options["tools"] = conversation.tools
         messages = [turn.message() for turn in turns]
         return str(
             tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt, **options)
@@ -61,6 +63,13 @@ def renderer(conversation: Conversation, tokenizer: Any) -> Render:
         return "".join(parts) + ("### assistant\n" if prompt else "")
 
     return plainly if tokenizer.chat_template is None else by_template
+
+
+def completed(completion: Completion) -> Rendering:
+    """A text of two parts as one text; its end is ended as any text's is."""
+    text = completion.prompt + completion.text
+    start = 0 if completion.whole else len(completion.prompt)
+    return Rendering(text, ((start, len(text)),), True)
 
 
 def render(conversation: Conversation, tokenizer: Any, where: str) -> Rendering:
@@ -82,6 +91,8 @@ def render(conversation: Conversation, tokenizer: Any, where: str) -> Rendering:
             f"{where}: the tokenizer's chat template refused the conversation: {error}"
         ) from error
     marks = sorted({str(one) for one in tokenizer.all_special_tokens if one}, key=len, reverse=True)
+    if conversation.whole:
+        return Rendering(whole, ((0, len(whole)),), not whole.rstrip().endswith(tuple(marks)))
     spans: list[tuple[int, int]] = []
     ended, place = True, 0
     for index, turn in enumerate(turns):
@@ -96,7 +107,7 @@ def render(conversation: Conversation, tokenizer: Any, where: str) -> Rendering:
             )
         start, end = span
         end, ended = _with_end_mark(whole, start, end, marks)
-        if start < end:
+        if start < end and index >= conversation.first:
             spans.append((start, end))
         place = max(place, end)
     return Rendering(whole, tuple(spans), not ended)

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, cast
 from echelon.config.training import DataSettings
 from echelon.errors import ConfigError
 from echelon.training.data.conversations import (
+    Completion,
     Conversation,
     NoConversation,
     Turn,
@@ -71,13 +72,13 @@ class RawDocument:
     Attributes:
         id: unique in its source.
         domain: what partitions group by.
-        content: the text, or the conversation (its turns alone, if there are no tools).
+        content: the text, or the text with its prompt, or the conversation (its turns alone, if they say all of it).
         label: the class of a text, where there are such.
     """
 
     id: str
     domain: str
-    content: str | Conversation | tuple[Turn, ...]
+    content: str | Completion | Conversation | tuple[Turn, ...]
     label: str | None = None
 
 
@@ -403,7 +404,7 @@ def _row(
         label = domain = _whole(_label(row, settings.label_field, where), mended)
     if settings.domain_field is not None:
         domain = _whole(str(_field(row, settings.domain_field, where)), mended)
-    content: str | Conversation | tuple[Turn, ...]
+    content: str | Completion | Conversation | tuple[Turn, ...]
     try:
         read = conversation_of(settings, row, where)
     except NoConversation as error:
@@ -415,8 +416,9 @@ def _row(
             left_out.rows[EMPTY] += 1
             return
     else:
-        conversation = read.mended(lambda text: _whole(text, mended))
-        content = conversation.turns if conversation.tools is None else conversation
+        content = read.mended(lambda text: _whole(text, mended))
+        if isinstance(content, Conversation) and content.is_plain:
+            content = content.turns
     if mended:
         left_out.mended[NO_TEXT] += 1
     yield RawDocument(where, domain, content, label)

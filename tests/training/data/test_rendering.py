@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from echelon.errors import ConfigError
-from echelon.training.data.conversations import Conversation, Turn
+from echelon.training.data.conversations import Completion, Conversation, Turn
 from echelon.training.data.encode import encode
 from echelon.training.data.packing import pack_training
 from echelon.training.data.sources import RawDocument
@@ -119,6 +120,43 @@ def test_what_is_trained_are_the_tokens_of_the_whole_rendering(pieces: str, temp
 def test_answers_count_with_what_ends_them(pieces: str, template: str | None, answers: str) -> None:
     made = tokenizer(pieces, template)
     assert squeezed(counted(made, encoded(made, *TALK))) == squeezed(answers)
+
+
+@pytest.mark.parametrize("pieces", ["first", "always", "never", "bytes"])
+def test_of_a_prompt_and_its_completion_the_latter_counts(pieces: str) -> None:
+    made = tokenizer(pieces, ENDED)
+    content = Completion("open the valve", " The pump is open")
+    [document] = encode([RawDocument("c", "c", content)], made)
+    together = made("open the valve The pump is open", add_special_tokens=False)["input_ids"]
+    assert document.tokens.tolist() == together  # one text, and no template
+    assert counted(made, document).strip() == "The pump is open"
+    assert document.open_ended
+    [whole] = encode([RawDocument("c", "c", replace(content, whole=True))], made)
+    assert whole.counted.all()
+
+
+@pytest.mark.parametrize("template", [ENDED, MARKED])
+def test_answers_within_a_prompt_do_not_count(template: str) -> None:
+    made = tokenizer("bytes", template)
+    [document] = encode([RawDocument("c", "c", Conversation(TALK, first=3))], made)
+    assert squeezed(counted(made, document)) == "Yes</s>"
+
+
+@pytest.mark.parametrize(("template", "open_ended"), [(ENDED, False), (MARKED, False), (BY_NEXT_ROLE, True)])
+def test_everything_counts_where_the_data_says_so(template: str, open_ended: bool) -> None:
+    made = tokenizer("bytes", template)
+    for talk in (TALK[:3], TALK):
+        [document] = encode([RawDocument("c", "c", Conversation(talk, whole=True))], made)
+        assert document.counted.all()
+        text = made.apply_chat_template([turn.message() for turn in talk], tokenize=False)
+        assert made.decode(document.tokens.tolist()) == text
+    assert document.open_ended is open_ended
+
+
+def test_variables_of_a_row_reach_the_template() -> None:
+    made = tokenizer("bytes", "{{ mood | default('calm') }}" + ENDED)
+    [document] = encode([RawDocument("c", "c", Conversation(TALK, variables={"mood": "shut"}))], made)
+    assert str(made.decode(document.tokens.tolist())).startswith("shut<|user|>")
 
 
 def test_where_nothing_ends_the_last_answer_the_end_of_sequence_counts() -> None:

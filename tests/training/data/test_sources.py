@@ -13,7 +13,7 @@ import pytest
 
 from echelon.config.training import DataSettings
 from echelon.errors import ConfigError
-from echelon.training.data.conversations import Conversation, Turn
+from echelon.training.data.conversations import Completion, Conversation, Turn
 from echelon.training.data.sources import EMPTY, NO_TEXT, LeftOut, RawDocument, read_source
 
 ASKED = {"role": "user", "content": "open?"}
@@ -32,7 +32,7 @@ def read(source: str, **fields: Any) -> tuple[list[RawDocument], LeftOut]:
 
 def turns(document: RawDocument) -> list[tuple[str, str | None]]:
     content = document.content.turns if isinstance(document.content, Conversation) else document.content
-    assert not isinstance(content, str)
+    assert not isinstance(content, str | Completion)
     return [(turn.role, turn.content) for turn in content]
 
 
@@ -232,6 +232,42 @@ def test_alpaca_is_read_by_name(tmp_path: Path) -> None:
     documents, _ = read(source)
     assert [turns(one)[0][1] for one in documents] == ["Add.\n\n1, 2", "Say hi."]
     assert [turns(one)[1] for one in documents] == [("assistant", "3"), ("assistant", "hi")]
+
+
+def test_prompts_with_completions_are_read_by_name(tmp_path: Path) -> None:
+    source = rows(
+        tmp_path,
+        {"prompt": "The valve is", "completion": " open."},
+        {"prompt": [ASKED], "completion": [SAID], "chat_template_kwargs": {"enable_thinking": False}},
+        {"prompt": "The valve is", "completion": " "},
+        {"prompt": [ASKED, SAID], "completion": [ASKED]},
+    )
+    (text, talk), left_out = read(source)
+    assert text.content == Completion("The valve is", " open.")
+    assert isinstance(talk.content, Conversation)
+    assert turns(talk) == [("user", "open?"), ("assistant", "open.")]
+    assert (talk.content.first, talk.content.variables) == (1, {"enable_thinking": False})
+    assert left_out.rows == {"a completion without text": 1, "no turn of an assistant": 1}
+    everything = read(source, loss="all")[0]
+    assert [one.content.whole for one in everything] == [True] * 3  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (
+            {"prompt": "a", "completion": [SAID]},
+            "prompt is str and completion list, expected two texts",
+        ),
+        ({"prompt": 3, "completion": None}, "prompt is int and completion NoneType"),
+        ({"messages": [ASKED, SAID], "chat_template_kwargs": [1]}, "'chat_template_kwargs' is list"),
+    ],
+)
+def test_a_prompt_or_its_completion_of_another_form_is_named(
+    tmp_path: Path, row: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"rows.jsonl:1: .*{says}"):
+        read(rows(tmp_path, row))
 
 
 def test_a_text_field_is_a_text_whatever_else_there_is(tmp_path: Path) -> None:
