@@ -230,12 +230,15 @@ def _array_of(
     settings: DataSettings, file: Path, stream: BinaryIO, left_out: LeftOut
 ) -> Iterator[RawDocument]:
     """The rows of a file that is one JSON array; they are counted from 1."""
-    data = stream.read(MAX_ROW_BYTES + 1)
-    if len(data) > MAX_ROW_BYTES:
-        raise ConfigError(
-            f"{named(file)} is one JSON array of more than {MAX_ROW_BYTES} bytes; write one object a line (JSONL)"
-        )
-    for number, row in enumerate(_json(data.removeprefix(BOM), named(file)), 1):
+    # A single read of the most that is taken would reserve that much for the smallest file.
+    data = bytearray()
+    while piece := stream.read(1 << 20):
+        data += piece
+        if len(data) > MAX_ROW_BYTES:
+            raise ConfigError(
+                f"{named(file)} is one JSON array of more than {MAX_ROW_BYTES} bytes; write one object a line (JSONL)"
+            )
+    for number, row in enumerate(_json(bytes(data.removeprefix(BOM)), named(file)), 1):
         try:
             found = list(_row(settings, row, f"{named(file)}:{number}", named(file), left_out))
         except ConfigError as error:
