@@ -75,6 +75,7 @@ class Publisher:
     Args:
         owns: whether rows of the outbox for a topic are this publisher's; all are, if it is left out.
         took: called with records once the broker has them, in order; it may `put` more.
+        ends_on_loss: whether a topic that lost records ends it; a witness goes on, and proves what was there.
     """
 
     def __init__(
@@ -86,8 +87,9 @@ class Publisher:
         *,
         owns: Callable[[str], bool] = lambda _topic: True,
         took: Callable[[Sequence[Outgoing]], None] = lambda _records: None,
+        ends_on_loss: bool = True,
     ) -> None:
-        self._took = took
+        self._took, self._ends_on_loss = took, ends_on_loss
         self._name, self._bus, self._store, self._services, self._owns = name, bus, store, services, owns
         self._queue: deque[Row | Outgoing] = deque()
         self._wake = asyncio.Event()
@@ -137,7 +139,9 @@ class Publisher:
         scanned = self._store.scanned()
         for at, known in scanned.items():
             if self._owns(at.topic):
-                check_end(at, known, await end_of(self._bus, at, self._name))
+                end = await end_of(self._bus, at, self._name)
+                self._check_end(at, known, end)
+                scanned[at] = min(known, end)
         if not rows:
             return
         missing = {_fingerprint(row.record): row for row in rows}
@@ -150,6 +154,12 @@ class Publisher:
         done = [row for row in rows if row.id not in kept]
         await self._services.offload(self._mark, done, {}, cost=STEP_COST)
         self.put([row for row in rows if row.id in kept])
+
+    def _check_end(self, at: TopicPartition, known: int, end: int) -> None:
+        if self._ends_on_loss:
+            check_end(at, known, end)
+        elif end < known:
+            self._services.log.error("%s goes on, although %s lost records", self._name, at.topic)
 
     def _mark(self, rows: Sequence[Row], scanned: Mapping[TopicPartition, int]) -> None:
         self._store.published(rows, scanned)
@@ -188,7 +198,7 @@ class Publisher:
             }
             for record, offset in zip(records, offsets, strict=True):
                 at = TopicPartition(record.topic, record.partition)
-                check_end(at, self.acked.get(at, 0), offset)
+                self._check_end(at, self.acked.get(at, 0), offset)
             self.acked |= scanned
             self._took(records)
             rows = [item for item in batch if isinstance(item, Row)]

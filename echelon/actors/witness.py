@@ -77,7 +77,9 @@ class Witness:
         self._of_deltas = [at for at in heads if at != self._of_global]
         self._positions = dict.fromkeys(heads, 0)
         self._readers: dict[TopicPartition, Reader] = {}
-        self.publisher = Publisher(name, bus, store, services, owns=lambda topic: topic == self.topic)
+        self.publisher = Publisher(
+            name, bus, store, services, owns=lambda topic: topic == self.topic, ends_on_loss=False
+        )
         self._backoff = Backoff(f"{name} witness")
         self._conflicts: list[Outgoing] = []
         self._not_before = 0.0

@@ -18,7 +18,20 @@ FOLLOW_ON_GLOBAL = frozenset(
 """What `global` says of a delta log that is not whole: none of it can be derived again."""
 CAUSES = frozenset({Code.UNREADABLE, Code.GENESIS, Code.MISSING, Code.GAP})
 """What is said of the log itself."""
-FOLLOW_ANYWHERE = frozenset({Code.ADAPTER_FILE, Code.COSIGNATURES, Code.CHECKPOINT})
+FOLLOW_ANYWHERE = frozenset({Code.ADAPTER_FILE, Code.COSIGNATURES})
+EVIDENCE = frozenset({Code.CHECKPOINT, Code.FORK, Code.UNEXPECTED_PARTITION, Code.UNEXPECTED_FILE})
+"""What others have signed, or what has nothing to do with the log; listed in any case."""
+OF_ONE_RECORD = frozenset(
+    {
+        Code.MALFORMED,
+        Code.OVERSIZED,
+        Code.CORRUPT_CHUNK,
+        Code.WRONG_TYPE,
+        Code.WRONG_RUN,
+        Code.BAD_SIGNATURE,
+    }
+)
+"""What a record of a delta log shows by itself, whatever stood before it: genesis has the key."""
 
 
 class CutLogs:
@@ -66,7 +79,7 @@ class CutLogs:
 def _name_cause(report: Report, topic: str) -> None:
     follows = _of_global if topic == GLOBAL else _of_delta
     errors = [one for one in report.findings if one.severity is Severity.ERROR]
-    suspects = [one for one in errors if follows(one, topic)]
+    suspects = [one for one in errors if one.code not in EVIDENCE and follows(one, topic)]
     cause = next((one for one in suspects if one.topic == topic and one.code in CAUSES), None)
     if cause is None or len(suspects) < 2:
         return
@@ -84,12 +97,10 @@ def _name_cause(report: Report, topic: str) -> None:
 
 def _of_global(one: Finding, _topic: str) -> bool:
     """Without genesis nobody knows any key, nor which topics the run has."""
-    if one.code in (Code.UNEXPECTED_PARTITION, Code.UNEXPECTED_FILE):
-        return False
     return one.topic in (GLOBAL, "") or one.topic.startswith((DELTA_PREFIX, HEAD_PREFIX, WITNESS_PREFIX))
 
 
 def _of_delta(one: Finding, topic: str) -> bool:
     if one.topic in (topic, HEAD_PREFIX + topic) or one.code in FOLLOW_ANYWHERE:
-        return one.code is not Code.UNEXPECTED_PARTITION
+        return one.code not in OF_ONE_RECORD
     return one.topic == GLOBAL and one.code in FOLLOW_ON_GLOBAL

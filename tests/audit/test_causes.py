@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from echelon.audit.causes import OF_ONE_RECORD
 from echelon.audit.findings import Code, Finding, Report, Severity
 from echelon.audit.records import Damaged, StoredRecord
 from echelon.audit.verify import verify
 from tests.audit.synthetic import scenario
+from tests.audit.witnessed import Watching, watched_scenario
 
 Topics = dict[str, list[StoredRecord | Damaged]]
 
@@ -70,3 +72,22 @@ def test_what_is_wrong_besides_is_still_found() -> None:
     found = {(one.code, one.topic) for one in errors(verify(topics))}
     assert {(Code.UNREADABLE, "delta.a"), (Code.UNEXPECTED_TOPIC, "elsewhere")} <= found
     assert any(topic == "delta.b" for _, topic in found)
+
+
+@pytest.mark.parametrize("topic", ["delta.a", "global"])
+def test_what_witnesses_have_cosigned_is_shown_beside_a_cut(topic: str) -> None:
+    """The cosignatures prove that the log was longer: that the records are missing is what they prove it of."""
+    topics = Watching(watched_scenario()).everything().topics
+    del topics[topic][-1]
+    found = [one for one in errors(verify(topics)) if one.code is Code.CHECKPOINT]
+    assert [one.topic for one in found] == [topic]
+
+
+def test_a_record_that_is_wrong_by_itself_is_shown_in_a_log_that_was_cut() -> None:
+    topics = cut(run_topics(), "delta.a", 2)
+    changed = topics["delta.a"][-1]
+    assert isinstance(changed, StoredRecord)
+    topics["delta.a"][-1] = replace(changed, value=b"\xc1" + changed.value[1:])
+    found = {(one.code, one.topic) for one in errors(verify(topics))}
+    assert (Code.UNREADABLE, "delta.a") in found
+    assert any(code in OF_ONE_RECORD and at == "delta.a" for code, at in found), found

@@ -78,8 +78,8 @@ def test_a_class_that_is_too_small_is_told_so_and_the_others_are_planned(
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (("uplink: 20 Mbit/s", "uplink: 20 parsecs"), "classes.2.uplink"),
-        (("memory: 1 GiB", "memory: -1"), "classes.2.memory"),
+        (("uplink: 20 Mbit/s", "uplink: 20 parsecs"), 'classes "phone" (2): uplink'),
+        (("memory: 1 GiB", "memory: -1"), 'classes "phone" (2): memory: Input should be greater than 0'),
         (("name: phone", "name: laptop"), "two classes are called 'laptop'"),
         (("dtype: bf16", "dtype: int3"), "work.dtype"),
         (("devices: 4", "device: 4"), "edge.device"),

@@ -82,7 +82,7 @@ def test_a_sample_of_a_large_source_is_near(tmp_path: Path, monkeypatch: pytest.
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "EXACT", 1000)
     peaks = []
-    for count in (1000, 1000, 16_000):  # the first reading fills what is kept between readings
+    for count in (4000, 4000, 16_000):  # more than a buffer each; the first fills what is kept
         of = spec(f"jsonl:{rows(tmp_path / 'x.jsonl', count, words=20)}")
         tracemalloc.start()
         found, _, _ = checked(of)

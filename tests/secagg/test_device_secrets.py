@@ -70,5 +70,5 @@ def test_the_masks_of_two_devices_have_one_key_and_opposite_signs() -> None:
 def test_a_key_of_low_order_agrees_on_nothing() -> None:
     made = everybody()
     one, other, _ = DEVICES
-    with pytest.raises(ValueError, match="exchange"):
+    with pytest.raises(ValueError, match="key"):
         made[one].agree(entry_of(other, made[other]).model_copy(update={"mask_public": bytes(32)}))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import PeftModel
 from pydantic import ValidationError
+from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from echelon.config.training import DataSettings, ModelSettings
@@ -136,8 +137,14 @@ def test_a_label_of_integers_is_read_as_its_digits(folders, tmp_path):
             r"rows\.jsonl:3: label 'politics' is not one of model\.labels",
         ),
         ({"text": "rain"}, r"rows\.jsonl:3 has no field 'label'"),
-        ({"text": "rain", "label": 0.5}, r"rows\.jsonl:3: label 'label' is float"),
-        ({"text": "rain", "label": True}, r"rows\.jsonl:3: label 'label' is bool"),
+        (
+            {"text": "rain", "label": 0.5},
+            r"rows\.jsonl:3: label 'label' is a number, expected text or an integer",
+        ),
+        (
+            {"text": "rain", "label": True},
+            r"rows\.jsonl:3: label 'label' is true or false, expected text or an integer",
+        ),
     ],
 )
 def test_a_row_without_a_known_label_is_named(folders, tmp_path, row, message):
@@ -169,6 +176,7 @@ def test_a_family_without_a_classifier_is_refused(tmp_path, folders, rows):
     from transformers import VitsConfig
 
     VitsConfig().save_pretrained(tmp_path)
+    save_file({"unused": torch.zeros(1)}, tmp_path / "model.safetensors")
     AutoTokenizer.from_pretrained(folders["llama"]).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="'vits' cannot be used for the task 'classify'"):
         TorchLearner(spec_of(tmp_path, rows))

@@ -307,7 +307,7 @@ def test_empty_or_unreadable_text_is_refused(tmp_path):
     (tmp_path / "empty.txt").write_text(" \n")
     with pytest.raises(ConfigError, match=r"no document to train on \(left out: empty text: 1\)"):
         read_source(DataSettings(source=f"text:{tmp_path}/*.txt"))
-    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\x00\xfe")
     with pytest.raises(ConfigError, match=r"binary\.txt is not UTF-8"):
         read_source(DataSettings(source=f"text:{tmp_path}/*.txt"))
     (tmp_path / "x.parquet").write_bytes(b"nothing")
