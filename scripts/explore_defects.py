@@ -47,8 +47,8 @@ DEFECTS: tuple[Mutation, ...] = (
     ),
     _defect(
         "repeats taken twice",
-        "echelon/actors/boundary.py",
-        "if signature in seen:\n            return True",
+        "echelon/actors/taken_records.py",
+        "if signature in known:\n            return True",
         "if False:\n            return True",
         "What at-least-once delivery repeats would be handled as new.",
     ),

@@ -22,26 +22,17 @@ from echelon.actors.runtime import (
     feed,
     jump,
 )
-from echelon.actors.state import REMEMBERED, Row, State, StateStore
+from echelon.actors.sealing import seal
+from echelon.actors.state import Row, State, StateStore
+from echelon.actors.taken_records import TakenRecords
 from echelon.actors.verified_records import Membership, RecordOpener
 from echelon.bus.assembler import Assembler
 from echelon.bus.base import Bus, Outgoing, Reader, Record, TopicPartition
-from echelon.bus.chunks import (
-    NO_SCOPE,
-    ChunkError,
-    Dropped,
-    Origin,
-    Transfer,
-    TransferId,
-    is_chunk,
-    to_chunks,
-)
+from echelon.bus.chunks import NO_SCOPE, ChunkError, Dropped, is_chunk
 from echelon.errors import ConnectionLost, ProtocolError
 from echelon.messages.boundary import DeadLetter
-from echelon.messages.envelope import Envelope, Signer
-from echelon.messages.exchange import Payload
-from echelon.messages.split import SplitFrame
-from echelon.messages.wire import Message, Reason, Refused
+from echelon.messages.envelope import Signer
+from echelon.messages.wire import Reason, Refused
 from echelon.rounds.effects import (
     Effect,
     Incoming,
@@ -92,11 +83,12 @@ class BoundaryActor(ABC):
         self.bus, self.store, self.services = bus, store, services
         self.signer, self.membership, self.catalogue = signer, membership, catalogue
         self.assembler = assembler
+        self._taken_records = TakenRecords()
         self._opener = RecordOpener(
             membership,
             catalogue,
             assembler,
-            repeated=self._repeated,
+            repeated=self._taken_records.again,
             shared=services.opened if self.shares_opened else None,
             dropped=self._gave_up,
             expects=self.expects,
@@ -112,9 +104,6 @@ class BoundaryActor(ABC):
         self.running = False
         """Whether it has recovered and takes events."""
         self.halted = False
-        self._seen: dict[TopicPartition, dict[bytes, None]] = {}
-        self._unstored: dict[TopicPartition, dict[bytes, None]] = {}
-        """Those of `_seen` that no stored step has remembered yet."""
         self._trimmed: dict[TopicPartition, int] = {}
         self._supplies: list[Supply] = []
 
@@ -175,9 +164,8 @@ class BoundaryActor(ABC):
         self._positions = {at: 0 for at in self.inputs()} | {
             at: offset for at, offset in self.store.offsets().items() if at in set(self.inputs())
         }
-        self._seen = {
-            at: dict.fromkeys(known) for at, known in self.store.taken().items() if at in self._positions
-        }
+        taken = self.store.taken()
+        self._taken_records.restore({at: taken[at] for at in taken if at in self._positions})
         await self.publisher.reconcile()
         pump = asyncio.create_task(self.publisher.run(), name=f"{self.name} publisher")
         readings: list[asyncio.Task[None]] = []
@@ -335,35 +323,15 @@ class BoundaryActor(ABC):
 
     def forget_repeats(self) -> None:
         """Topics are about to be read from their start once more."""
-        self._seen.clear()
-        self._unstored.clear()
-
-    def _repeated(self, at: TopicPartition, signature: bytes) -> bool:
-        """Whether that very record was taken before; what at-least-once delivery repeats, it repeats soon.
-
-        A restart may well stand between a record and its repeat, and the chunks of both before it: what the stored
-        state has taken is remembered with it.
-        """
-        seen = self._seen.setdefault(at, {})
-        if signature in seen:
-            return True
-        unstored = self._unstored.setdefault(at, {})
-        seen[signature] = unstored[signature] = None
-        if len(seen) > REMEMBERED:
-            oldest = next(iter(seen))
-            del seen[oldest]
-            unstored.pop(oldest, None)
-        return False
+        self._taken_records.forget()
 
     def _taken(self) -> dict[TopicPartition, list[bytes]]:
         """Signatures of the inputs that the state has taken since it was last stored; asked for once a step."""
-        taken = {
-            at: list(signatures)
-            for at, signatures in self._unstored.items()
-            if at in self._positions and at.topic not in self.catalogue.boundary.transient
+        transient = self.catalogue.boundary.transient
+        taken = self._taken_records.unstored()
+        return {
+            at: found for at, found in taken.items() if at in self._positions and at.topic not in transient
         }
-        self._unstored.clear()
-        return taken
 
     def refuse(self, record: Record, reason: Reason, detail: str) -> Publish:
         """The dead letter of a record.
@@ -461,33 +429,7 @@ class BoundaryActor(ABC):
 
     def seal(self, effect: Publish) -> list[Outgoing]:
         """The signed records of a message, its chunks first."""
-        message: Message = effect.message
-        envelope = Envelope.seal(
-            self.signer,
-            message,
-            run=self.membership.run,
-            topic=effect.topic,
-            window=effect.window,
-            sender=self.name,
-        )
-        key = self.name.encode()
-        records: list[Outgoing] = []
-        payload = getattr(message, "payload", None)
-        if isinstance(payload, Payload) and effect.payload is not None:
-            transfer = Transfer(TransferId(payload.transfer), payload.length, payload.sha256)
-            scope, order = NO_SCOPE, effect.window
-            if isinstance(message, SplitFrame):
-                scope, order = message.session, message.number
-            records += to_chunks(
-                effect.payload,
-                transfer,
-                topic=effect.topic,
-                key=key,
-                partition=effect.partition,
-                origin=Origin(self.membership.run, self.signer.sign, scope, order),
-            )
-        records.append(Outgoing(effect.topic, envelope.encode(), key, (), effect.partition))
-        return records
+        return seal(effect, self.signer, run=self.membership.run, sender=self.name)
 
     def start_job(self, job: Callable[[], Awaitable[object]], name: str) -> None:
         """Call `job` and wait for it beside the loop; what it returns is an event."""

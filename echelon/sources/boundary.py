@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from echelon.actors.state import REMEMBERED
+from echelon.actors.taken_records import TakenRecords
 from echelon.actors.verified_records import Membership, RecordOpener
 from echelon.audit.boundary import TOPICS, BoundaryAudit, ExchangeFacts, Opened, Unopened
 from echelon.audit.export import INDEX_FILE
@@ -19,7 +19,7 @@ from echelon.audit.incremental import OpenFrom
 from echelon.audit.records import CHUNK_BYTES, Damaged, LogRecord
 from echelon.audit.verify import Verifier
 from echelon.bus.assembler import Assembler
-from echelon.bus.base import Record, TopicPartition
+from echelon.bus.base import Record
 from echelon.bus.chunks import ChunkError
 from echelon.config.reading import read_file
 from echelon.errors import ConfigError, EchelonError
@@ -105,17 +105,7 @@ def opened_records(
         topic: its name.
         records: the topic's, in order.
     """
-    seen: dict[bytes, None] = {}
-
-    def repeated(_at: TopicPartition, signature: bytes) -> bool:
-        if signature in seen:
-            return True
-        seen[signature] = None
-        if len(seen) > REMEMBERED:
-            del seen[next(iter(seen))]
-        return False
-
-    opener = RecordOpener(membership, load_catalogue(), assembler, repeated=repeated)
+    opener = RecordOpener(membership, load_catalogue(), assembler, repeated=TakenRecords().again)
     for record in records:
         if isinstance(record, Damaged):
             yield Unopened(topic, record.offset, record.detail, damaged=True)
