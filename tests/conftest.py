@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 # Test processes run side by side, one per core; threads inside each would only fight over those cores.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -28,9 +29,20 @@ settings.register_profile(
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
+TESTS = Path(__file__).parent
+MEASURED = frozenset({"secagg", "jobs", "laws", "outer", "pace", "rounds", "audit", "messages", "elsa"})
+"""Folders of tests beside the packages whose coverage is measured (pyproject.toml, tool.coverage)."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever needs a broker's process is slow; and what is slow comes first, so that no process is left with it."""
+    """Whatever needs a broker's process is slow; and what is slow comes first, so that no process is left with it.
+
+    To trace lines costs half of the time again. A package has to be covered by the tests beside it, so others are not
+    traced.
+    """
     for item in items:
         if item.get_closest_marker("kafka") is not None:
             item.add_marker(pytest.mark.slow)
+        if item.path.relative_to(TESTS).parts[0] not in MEASURED:
+            item.add_marker(pytest.mark.no_cover)
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import multiprocessing.context
 import os
 import signal
 import threading
@@ -176,12 +177,34 @@ class Facts:
 
 # ---- in a worker process ---------------------------------------------------------------------------
 
+LEARNER_MODULE = "echelon.training.local"
+"""What every worker needs, with all that it imports."""
+
 _learner: FullLearner | None = None
 _terms: tuple[LearnerSpec, LearnerSettings] | None = None
 
 
-def _start_worker(spec: LearnerSpec, learner: LearnerSettings, threads: int) -> None:
+def _worker_context() -> multiprocessing.context.BaseContext:
+    """How workers are started: forked from a process that has loaded torch and has no threads, where there is fork.
+
+    To load torch and transformers takes seconds and some hundred MB, which the workers share then. Nothing is computed
+    in that process and no GPU is touched, so what is forked is as new.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([LEARNER_MODULE])
+    return context
+
+
+def _start_worker(
+    spec: LearnerSpec, learner: LearnerSettings, threads: int, environment: Mapping[str, str]
+) -> None:
     global _terms
+    # The process that it was forked from may be older than the parent's variables.
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
     threading.Thread(target=_end_with_parent, name="echelon-parent", daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when a run stops
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -310,9 +333,9 @@ class LearnerPool:
             self._workers = settings.compute.workers or len(os.sched_getaffinity(0))
             self._executor = ProcessPoolExecutor(
                 self._workers,
-                mp_context=multiprocessing.get_context("spawn"),
+                mp_context=_worker_context(),
                 initializer=_start_worker,
-                initargs=(self._spec, settings.learner, threads),
+                initargs=(self._spec, settings.learner, threads, dict(os.environ)),
             )
 
     @property
