@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from echelon.messages.adapter import F32, adapter_files
 from echelon.messages.exchange import Pace
 from echelon.messages.manifest import RunManifest
@@ -49,3 +51,9 @@ class DerivedAdapter:
                     (i for i, (a, b) in enumerate(zip(found, data, strict=False)) if a != b), len(data)
                 )
                 yield f"adapter/{name} is not the final adapter: byte {min(place, len(found))} differs"
+
+
+def is_encoded(adapter: F32, payload: bytes | memoryview) -> bool:
+    """Whether bytes are this vector, float32[d], little-endian; compared as words, so that no value has two forms."""
+    words = adapter.astype("<f4", copy=False).view("<u4")
+    return len(payload) == words.nbytes and np.array_equal(np.frombuffer(payload, "<u4"), words)

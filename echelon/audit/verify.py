@@ -14,7 +14,7 @@ from echelon.audit.causes import CutLogs
 from echelon.audit.checkpoints import check_checkpoints, given_checkpoints
 from echelon.audit.closing import close_faults
 from echelon.audit.cosigned import AnnouncementProof, Witnessed
-from echelon.audit.derived_adapter import DerivedAdapter
+from echelon.audit.derived_adapter import DerivedAdapter, is_encoded
 from echelon.audit.findings import Code, Finding, RefusalFacts, Report, Severity, TopicFacts, VerifiedCommit
 from echelon.audit.heads import DELTA_PREFIX, GLOBAL
 from echelon.audit.interlock import Interlock, Sighting
@@ -246,7 +246,7 @@ class Verifier:
         except EchelonError as error:
             self._stop(entry.offset, f"commit {commit.commit} cannot be derived: {error}")
             return
-        if core.adapter.astype("<f4", copy=False).data.cast("B") != entry.payload:
+        if not is_encoded(core.adapter, entry.payload):
             self._stop(
                 entry.offset, f"the adapter of commit {commit.commit} is not the one that its deltas give"
             )
