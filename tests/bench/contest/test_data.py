@@ -76,7 +76,7 @@ def test_every_file_is_in_one_split_and_every_domain_in_all_of_them() -> None:
         assert {file.domain for file in corpus().files[split]} == set(DOMAINS)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_no_test_or_dev_file_is_a_near_duplicate_of_a_training_file() -> None:
     everything = [(file.path, file.text) for split in SPLITS for file in corpus().files[split]]
     assert near_duplicates(everything) == {}
