@@ -18,6 +18,7 @@ from rich.console import Console
 import echelon
 from echelon.bus import sqlite_url
 from echelon.errors import ConfigError, EchelonError
+from echelon.run.tracking.scalars import scalars
 from tests.cli.commands import settings, write
 
 
@@ -58,6 +59,36 @@ def test_callbacks_and_own_metrics(tmp_path: Path) -> None:
     assert set(windows) == {"a", "b"}
     assert result.metrics["norm"] > 0
     assert "norm" in str(result)
+
+
+def test_an_own_metric_stands_wherever_the_runs_figures_do(tmp_path: Path) -> None:
+    run = small(tmp_path)
+    run.metrics = {"<largest>": lambda result: abs(result.weights).max()}
+    result = run.result()
+    value = result.metrics["<largest>"]
+    assert value == float(abs(result.weights).max())
+    assert result.summary.metrics == json.loads((run.folder / "summary.json").read_text())["metrics"]
+    assert result.summary.metrics == {"<largest>": value}
+    (told,) = [event for event in run.events() if event.kind == "metric"]
+    assert (told.name, told.value, told.commit) == ("<largest>", value, 3)
+    written = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["value"] for line in written if line["kind"] == "metric"] == [value]
+    assert ("metric/<largest>", value, 3) in list(scalars(written[-1], 0))
+    page = (run.folder / "report.html").read_text()
+    assert "&lt;largest&gt;" in page
+    assert "<largest>" not in page
+
+
+@pytest.mark.parametrize("broken", [lambda _: 1 / 0, lambda _: float("nan"), lambda _: "much"])
+def test_a_metric_that_fails_is_named_and_the_run_and_the_others_are_there(
+    tmp_path: Path, broken: Any
+) -> None:
+    run = small(tmp_path)
+    run.metrics = {"good": lambda result: result.summary.commits, "bad": broken, "late": lambda _: 2.0}
+    with pytest.raises(EchelonError, match=r"finished and stands in .*out.*'bad'"):
+        run.result()
+    assert json.loads((run.folder / "summary.json").read_text())["metrics"] == {"good": 3.0, "late": 2.0}
+    assert (run.folder / "report.html").is_file()
 
 
 def test_an_error_of_a_callback_ends_the_run_and_comes_out_of_the_result(tmp_path: Path) -> None:
