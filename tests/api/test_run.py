@@ -203,6 +203,7 @@ def test_a_shipped_base_has_a_folder() -> None:
     assert echelon.base_folder("org/base") == "org/base"
 
 
+@pytest.mark.timeout(900)  # several runs
 def test_the_example_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
     blocks = [block.partition("\n```")[0] for block in text.split("```python\n")[1:]]
