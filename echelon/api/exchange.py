@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -115,7 +115,7 @@ class Attached:
             async for happening in _follow(bus):
                 yield happening
 
-    def __iter__(self) -> Iterator[Happening]:
+    def __iter__(self) -> Generator[Happening, None, None]:
         """The same without a loop: one runs on a thread, for as long as somebody iterates."""
         feed: Feed[Happening | BaseException] = Feed()
         loop = asyncio.new_event_loop()

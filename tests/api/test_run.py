@@ -8,6 +8,7 @@ import inspect
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import yaml
 from rich.console import Console
 
 import echelon
-from echelon.bus import sqlite_url
+from echelon.bus import open_bus, sqlite_url
+from echelon.bus.faults import FaultPlan, FaultyBus
 from echelon.errors import ConfigError, EchelonError
 from echelon.run.tracking.scalars import scalars
 from tests.cli.commands import settings, write
@@ -181,6 +183,33 @@ def test_a_brokers_file_names_the_exchange(tmp_path: Path) -> None:
     url = sqlite_url(tmp_path / "out" / "brokers" / "exchange.sqlite")
     (tmp_path / "broker.yaml").write_text(yaml.safe_dump({"url": url}))
     assert isinstance(next(iter(echelon.attach(tmp_path / "broker.yaml"))), echelon.RunStarted)
+
+
+def test_following_goes_on_when_the_connection_is_lost_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(tmp_path).result()
+
+    async def open_faulty(url: str, **options: Any) -> FaultyBus:
+        return FaultyBus(await open_bus(url, **options), FaultPlan(lose_read=0.6, seed=3))
+
+    monkeypatch.setattr("echelon.api.exchange.open_bus", open_faulty)
+    found = list(echelon.attach(sqlite_url(tmp_path / "out" / "brokers" / "exchange.sqlite")))
+    assert [one.commit for one in found if isinstance(one, echelon.CommitMade)] == [1, 2, 3]
+    assert isinstance(found[-1], echelon.RunClosed)
+
+
+def test_who_stops_following_stops_the_reading(tmp_path: Path) -> None:
+    run = small(tmp_path)
+    run.on_commit = lambda _line: run.stop()
+    with pytest.raises(EchelonError, match="stopped"):
+        run.result()
+    happenings = iter(echelon.attach(sqlite_url(tmp_path / "out" / "brokers" / "exchange.sqlite")))
+    assert isinstance(next(happenings), echelon.RunStarted)
+    (reading,) = [one for one in threading.enumerate() if one.name == "echelon attached"]
+    happenings.close()
+    reading.join(100)
+    assert not reading.is_alive(), "the run has no close, so it would be followed for ever"
 
 
 def test_importing_the_package_is_light() -> None:
