@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 INPUT = "Input should "
+MISSING = "must be given; it has no default"
 EXPECTED = {
     "tuple_type": "be a list",
     "list_type": "be a list",
@@ -33,7 +34,6 @@ EXPECTED = {
     "string_too_short": "have at least {min_length} characters",
     "string_too_long": "have at most {max_length} characters",
     "string_pattern_mismatch": "match the pattern {pattern}",
-    "missing": "be given: it has no default",
     "extra_forbidden": "not be there: nothing of this name is known",
     "invalid_key": "have a text for a name",
 }
@@ -59,6 +59,8 @@ def sentence(details: ErrorDetails) -> str:
     Args:
         details: one problem, as pydantic describes it.
     """
+    if details["type"] == "missing":
+        return MISSING
     context: Mapping[str, object] = details.get("ctx", {})
     expected = EXPECTED.get(details["type"])
     if expected is None:

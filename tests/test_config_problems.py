@@ -38,7 +38,7 @@ def boundary(**changes: Any) -> dict[str, Any]:
         ),
         (
             boundary(devices=[{"speed": 2}]),
-            ['boundaries "a" (0): devices.0.id: Input should be given: it has no default'],
+            ['boundaries "a" (0): devices.0.id: must be given; it has no default'],
         ),
         (
             boundary(devices="many"),
@@ -71,7 +71,7 @@ def boundary(**changes: Any) -> dict[str, Any]:
         (run_file(colour="red"), ["colour is no setting; `echelon settings` lists all of them"]),
         (
             {"name": "x", "boundaries": 3},
-            ["boundaries: Input should be a list", "budget: Input should be given: it has no default"],
+            ["boundaries: Input should be a list", "budget: must be given; it has no default"],
         ),
     ],
 )

@@ -5,20 +5,26 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import ParamSpec, TypeAlias, TypeVar
 
 from echelon.api.feed import Feed
 from echelon.audit.heads import DELTA_PREFIX, GLOBAL
 from echelon.audit.log import Entry, FaultCode, TopicLog
-from echelon.bus import Bus, Record, TopicPartition, open_bus
+from echelon.backoff import Backoff
+from echelon.bus import Bus, Reader, Record, RecordDamaged, TopicPartition, open_bus
 from echelon.config.broker import SecuritySettings, load_broker
-from echelon.errors import AuditError
+from echelon.errors import AuditError, ConnectionLost
 from echelon.laws.lengths import delta_length
 from echelon.messages.exchange import Close, Commit, Delta, Genesis, LogHead
 from echelon.messages.manifest import RunManifest
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 POLL = 1.0
 """Seconds that one read waits for new records."""
@@ -96,6 +102,8 @@ class Attached:
 
     Signatures, chains and chunks are checked as they are read, and what does not hold raises `AuditError`. That commits
     follow from their deltas is not checked here: `echelon audit verify` does it.
+
+    A broker that cannot be reached at first raises `ConnectionLost`. One that goes away later is waited for.
     """
 
     def __init__(self, url: str, security: SecuritySettings | None) -> None:
@@ -107,27 +115,35 @@ class Attached:
             async for happening in _follow(bus):
                 yield happening
 
-    def __iter__(self) -> Iterator[Happening]:
-        """The same without a loop: one runs on a thread."""
+    def __iter__(self) -> Generator[Happening, None, None]:
+        """The same without a loop: one runs on a thread, for as long as somebody iterates."""
         feed: Feed[Happening | BaseException] = Feed()
-
-        async def read() -> None:
-            async for happening in self:
-                feed.add(happening)
+        loop = asyncio.new_event_loop()
+        reading = loop.create_task(self._read(feed))
 
         def work() -> None:
-            try:
-                asyncio.run(read())
-            except BaseException as error:  # whoever iterates gets it
-                feed.add(error)
-            finally:
-                feed.end()
+            with asyncio.Runner(loop_factory=lambda: loop) as runner, suppress(asyncio.CancelledError):
+                runner.get_loop().run_until_complete(reading)
 
-        threading.Thread(target=work, name="echelon attached", daemon=True).start()
-        for item in feed:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
+        thread = threading.Thread(target=work, name="echelon attached", daemon=True)
+        thread.start()
+        try:
+            for item in feed:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            if thread.is_alive():  # whoever iterates has enough
+                loop.call_soon_threadsafe(reading.cancel)
+
+    async def _read(self, feed: Feed[Happening | BaseException]) -> None:
+        try:
+            async for happening in self:
+                feed.add(happening)
+        except Exception as error:  # whoever iterates gets it
+            feed.add(error)
+        finally:
+            feed.end()
 
 
 def attach(broker: str | Path, security: str | Path | None = None) -> Attached:
@@ -153,9 +169,9 @@ async def _follow(bus: Bus) -> AsyncIterator[Happening]:
     at = TopicPartition(GLOBAL)
     positions = {at: await bus.first_offset(at)}
     names: tuple[str, ...] = ()
-    while not names:
-        async with bus.reader(positions) as reader:
-            for record in await reader.next(timeout=POLL):
+    async with bus.reader(positions) as reader:
+        while not names:
+            for record in await _next(reader):
                 positions[at] = record.next_offset
                 entry = _read(logs[GLOBAL], record)
                 manifest = logs[GLOBAL].manifest
@@ -165,11 +181,11 @@ async def _follow(bus: Bus) -> AsyncIterator[Happening]:
                     yield RunStarted(entry.sha256.hex(), manifest)
                     break  # and read on together with the boundaries' logs
     for topic in logs.keys() - {GLOBAL}:
-        positions[TopicPartition(topic)] = await bus.first_offset(TopicPartition(topic))
+        positions[TopicPartition(topic)] = await _patiently(bus.first_offset, TopicPartition(topic))
     held: deque[Commit | Close] = deque()
     async with bus.reader(positions) as reader:
         while True:
-            for record in await reader.next(timeout=POLL):
+            for record in await _next(reader):
                 entry = _read(logs[record.topic], record)
                 if entry is None:
                     continue
@@ -182,6 +198,28 @@ async def _follow(bus: Bus) -> AsyncIterator[Happening]:
                 yield _written(message, names)
                 if isinstance(message, Close):
                     return
+
+
+async def _next(reader: Reader) -> list[Record]:
+    """New records, as soon as there are some; empty if none came in time.
+
+    Raises:
+        AuditError: a record is none that a bus writes.
+    """
+    try:
+        return await _patiently(partial(reader.next, timeout=POLL))
+    except RecordDamaged as error:
+        raise AuditError(str(error)) from error
+
+
+async def _patiently(ask: Callable[P, Awaitable[T]], *arguments: P.args, **named: P.kwargs) -> T:
+    """Ask a broker that has answered before; while it is away, again and again."""
+    backoff = Backoff()
+    while True:
+        try:
+            return await ask(*arguments, **named)
+        except ConnectionLost:
+            await backoff.wait()
 
 
 def _read(log: TopicLog, record: Record) -> Entry | None:

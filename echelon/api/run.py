@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
@@ -20,23 +22,27 @@ from echelon.cli.progress import event_of
 from echelon.config.reading import read_map
 from echelon.config.run import MAX_FILE_BYTES, RunSettings, load, parse
 from echelon.errors import ConfigError, EchelonError
+from echelon.private import write_whole
 from echelon.report import build_report
-from echelon.report.data import CommitLine, EvaluationLine, WindowLine
+from echelon.report.data import CommitLine, EvaluationLine, MetricLine, WindowLine
 from echelon.run.federation import Federation, Result
+from echelon.run.folder import SUMMARY_FILE
 from echelon.run.opening import CONFIG_FILE, RULES_FOLDER, check_settings, opened_folder, saying_everything
 from echelon.run.recorder import Recorder
 from echelon.run.tracking.following import tracked
 from echelon.virtual_loop import run_virtual
 from echelon.wiring.plugins import look_beside, rules_of
 
-Event: TypeAlias = WindowLine | CommitLine | EvaluationLine
-"""A window of a boundary, a commit, or an evaluation of a commit by a boundary. All of them are aggregates."""
+Event: TypeAlias = WindowLine | CommitLine | EvaluationLine | MetricLine
+"""A window of a boundary, a commit, an evaluation of a commit by a boundary, or an own metric. All of them are
+aggregates, or computed from the final adapter."""
 
 Metric: TypeAlias = Callable[[RunResult], float]
-_KINDS: dict[str, type[WindowLine] | type[CommitLine] | type[EvaluationLine]] = {
+_KINDS: dict[str, type[WindowLine] | type[CommitLine] | type[EvaluationLine] | type[MetricLine]] = {
     "window": WindowLine,
     "commit": CommitLine,
     "eval": EvaluationLine,
+    "metric": MetricLine,
 }
 
 
@@ -57,7 +63,8 @@ class Run:
         settings: the run file.
         out: the run folder to make; None: `runs/NAME`.
         start_from: a finished run, or an adapter folder, to start from; None: an adapter drawn from the seed.
-        metrics: own metrics by name. They are computed in this process, once, from the finished run.
+        metrics: own metrics by name. They are computed in this process, once, from the finished run, and stand in its
+            result, its events, its files and its trackers.
         on_window: called with each window of each boundary.
         on_commit: called with each commit.
     """
@@ -235,10 +242,38 @@ class Run:
             )
             with saying_everything(settings):
                 result = self._on_its_clock(federation)
-            build_report(out)
-            found = RunResult.of(out, result, settings.model)
-            found.metrics.update({name: float(metric(found)) for name, metric in self.metrics.items()})
+            try:
+                return self._measured(result, recorder)
+            finally:
+                build_report(out)
+
+    def _measured(self, result: Result, recorder: Recorder) -> RunResult:
+        """The finished run with its own metrics, which are written where the run's other figures stand.
+
+        Raises:
+            EchelonError: one of them failed. The others are computed all the same.
+        """
+        found, failed = RunResult.of(self.folder, result, self.settings.model), []
+        for name, metric in self.metrics.items():
+            try:
+                value = float(metric(found))
+                if not math.isfinite(value):
+                    raise ValueError(f"it gave {value}")
+            except Exception as error:  # it is somebody's code, and may raise anything
+                failed.append((name, error))
+                continue
+            found.metrics[name] = value
+            recorder.write("metric", recorder.now, name=name, value=value, commit=recorder.commits)
+        if not self.metrics:
             return found
+        summary = {**result.summary, "metrics": found.metrics}
+        write_whole(self.folder / SUMMARY_FILE, json.dumps(summary, indent=2).encode() + b"\n")
+        if failed:
+            why = "; ".join(f"{name!r} ({type(error).__name__}: {error})" for name, error in failed)
+            raise EchelonError(
+                f"the run is finished and stands in {self.folder}, but not all of its own metrics: {why}"
+            ) from failed[0][1]
+        return replace(found, summary=found.summary.model_copy(update={"metrics": found.metrics}))
 
     def _on_its_clock(self, federation: Federation) -> Result:
         if self.settings.clock == "virtual":

@@ -13,9 +13,10 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.padding import Padding
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+from typing_extensions import override
 
 from echelon.cli.logs import quiet_libraries
 from echelon.cli.output import count, print_json
@@ -71,16 +72,25 @@ def watched(silent: bool = False) -> Iterator[Follower]:
     columns = (
         TextColumn(" {task.description}"),
         BarColumn(bar_width=24),
-        DownloadColumn(),
+        _BytesRead(),
         TimeRemainingColumn(compact=True),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("starting", total=None)
+        task = progress.add_task("loading libraries", total=None)
 
         def step(what: str, total: int | None) -> None:
             progress.reset(task, description=what, total=total)
 
         yield Follower(step, lambda done: progress.update(task, completed=done))
+
+
+class _BytesRead(DownloadColumn):
+    """Bytes that were read, and of how many; nothing for what is not read in bytes."""
+
+    @override
+    def render(self, task: Task) -> Text:
+        """See `ProgressColumn.render`."""
+        return Text() if task.total is None and not task.completed else super().render(task)
 
 
 def _line(what: str, total: int | None) -> None:

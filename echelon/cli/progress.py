@@ -142,6 +142,8 @@ def event_of(line: Mapping[str, Any]) -> Event | None:
             return Event(t, f"commit {line['commit']}: merged {merged}", "green")
         case "refusal":
             return Event(t, f"{line['boundary']}#{line['seq']} was refused: {line['reason']}", "red")
+        case "metric":
+            return Event(t, f"{line['name']} = {line['value']:g}", "")
         case "adapter":
             layers = AdapterLayers(line["found"], line["whole"], line["left"], line["elements"])
             return Event(t, layers.sentence, "")

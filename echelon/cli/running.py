@@ -29,6 +29,7 @@ from echelon.errors import ConfigError, EchelonError
 from echelon.messages.stored import ANEW, stored
 from echelon.report import build_report
 from echelon.run.federation import Federation, Result
+from echelon.run.folder import SUMMARY_FILE
 from echelon.run.holding import resumable
 from echelon.run.opening import CONFIG_FILE, RULES_FOLDER, check_settings, opened_folder, saying_everything
 from echelon.run.recorder import Recorder
@@ -37,7 +38,7 @@ from echelon.unforeseen import disk_full, explained
 from echelon.virtual_loop import run_virtual
 from echelon.wiring.plugins import look_beside, rules_of
 
-METRICS_FILE, SUMMARY_FILE = "metrics.jsonl", "summary.json"
+METRICS_FILE = "metrics.jsonl"
 ADJUSTABLE = ("compute", "window", "cost", "simulation", "logging")
 """Sections that a resumed run may change; the rest is fixed by the signed manifest."""
 

@@ -135,6 +135,16 @@ class EvaluationLine(_Record):
     eval_tokens: Count = 0
 
 
+class MetricLine(_Record):
+    """A metric of the user's own, computed at the end of the run from its last commit by whoever ran it."""
+
+    kind: Literal["metric"] = "metric"
+    t: Seconds
+    name: str
+    value: float
+    commit: Count
+
+
 class Crossing(_Record):
     """Bytes and records of one type that crossed so far between a boundary and the exchange (cumulative)."""
 
@@ -234,6 +244,8 @@ class RunSummary(_Record):
     adapter_sha256: str = ""
     genesis_sha256: str = ""
     audit: Audit | None = None
+    metrics: dict[str, float] = {}
+    """The user's own, by name."""
 
 
 class Generation(_Record):
@@ -283,6 +295,7 @@ _Line = (
     WindowLine
     | CommitLine
     | EvaluationLine
+    | MetricLine
     | Crossing
     | Stall
     | SplitTraffic

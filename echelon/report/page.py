@@ -124,6 +124,7 @@ class _Page:
             small.append(
                 ("Event loop stall", f"{stall.p99_ms:.3g} ms", f"p99; longest {stall.max_ms:.3g} ms")
             )
+        small += [(name, f"{value:.4g}", "own metric, at the end") for name, value in s.metrics.items()]
         return losses + figures(small)
 
     def card(self, name: str) -> dict[str, object]:

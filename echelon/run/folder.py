@@ -15,7 +15,7 @@ MAX_STATE_FILE = 1 << 20
 """Largest file of progress or losses: one line for each boundary."""
 
 MANIFEST_FILE, INITIAL_FILE, PROGRESS_FILE = "manifest.dsse", "initial.f32", "progress.json"
-SAMPLES_FILE = "samples.json"
+SAMPLES_FILE, SUMMARY_FILE = "samples.json", "summary.json"
 PRIVATE_FOLDERS = ("brokers", "state")
 """Of a run folder: brokers' logs, and actors' state and keys. Nobody but the owner may read them."""
 
@@ -36,7 +36,7 @@ def prepare_folder(settings: RunSettings, out: Path, *, resume: bool) -> float:
     if resume:
         if not (out / "state" / MANIFEST_FILE).exists():
             raise ConfigError(f"{out} holds no run that could be resumed: leave --resume out to start one")
-        if (out / "summary.json").exists():
+        if (out / SUMMARY_FILE).exists():
             raise ConfigError(
                 f"the run in {out} is finished: see its summary.json, or start a new one with --out"
             )

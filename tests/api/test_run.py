@@ -8,6 +8,7 @@ import inspect
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ import yaml
 from rich.console import Console
 
 import echelon
-from echelon.bus import sqlite_url
+from echelon.bus import open_bus, sqlite_url
+from echelon.bus.faults import FaultPlan, FaultyBus
 from echelon.errors import ConfigError, EchelonError
+from echelon.run.tracking.scalars import scalars
 from tests.cli.commands import settings, write
 
 
@@ -58,6 +61,36 @@ def test_callbacks_and_own_metrics(tmp_path: Path) -> None:
     assert set(windows) == {"a", "b"}
     assert result.metrics["norm"] > 0
     assert "norm" in str(result)
+
+
+def test_an_own_metric_stands_wherever_the_runs_figures_do(tmp_path: Path) -> None:
+    run = small(tmp_path)
+    run.metrics = {"<largest>": lambda result: abs(result.weights).max()}
+    result = run.result()
+    value = result.metrics["<largest>"]
+    assert value == float(abs(result.weights).max())
+    assert result.summary.metrics == json.loads((run.folder / "summary.json").read_text())["metrics"]
+    assert result.summary.metrics == {"<largest>": value}
+    (told,) = [event for event in run.events() if event.kind == "metric"]
+    assert (told.name, told.value, told.commit) == ("<largest>", value, 3)
+    written = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["value"] for line in written if line["kind"] == "metric"] == [value]
+    assert ("metric/<largest>", value, 3) in list(scalars(written[-1], 0))
+    page = (run.folder / "report.html").read_text()
+    assert "&lt;largest&gt;" in page
+    assert "<largest>" not in page
+
+
+@pytest.mark.parametrize("broken", [lambda _: 1 / 0, lambda _: float("nan"), lambda _: "much"])
+def test_a_metric_that_fails_is_named_and_the_run_and_the_others_are_there(
+    tmp_path: Path, broken: Any
+) -> None:
+    run = small(tmp_path)
+    run.metrics = {"good": lambda result: result.summary.commits, "bad": broken, "late": lambda _: 2.0}
+    with pytest.raises(EchelonError, match=r"finished and stands in .*out.*'bad'"):
+        run.result()
+    assert json.loads((run.folder / "summary.json").read_text())["metrics"] == {"good": 3.0, "late": 2.0}
+    assert (run.folder / "report.html").is_file()
 
 
 def test_an_error_of_a_callback_ends_the_run_and_comes_out_of_the_result(tmp_path: Path) -> None:
@@ -152,6 +185,33 @@ def test_a_brokers_file_names_the_exchange(tmp_path: Path) -> None:
     assert isinstance(next(iter(echelon.attach(tmp_path / "broker.yaml"))), echelon.RunStarted)
 
 
+def test_following_goes_on_when_the_connection_is_lost_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(tmp_path).result()
+
+    async def open_faulty(url: str, **options: Any) -> FaultyBus:
+        return FaultyBus(await open_bus(url, **options), FaultPlan(lose_read=0.6, seed=3))
+
+    monkeypatch.setattr("echelon.api.exchange.open_bus", open_faulty)
+    found = list(echelon.attach(sqlite_url(tmp_path / "out" / "brokers" / "exchange.sqlite")))
+    assert [one.commit for one in found if isinstance(one, echelon.CommitMade)] == [1, 2, 3]
+    assert isinstance(found[-1], echelon.RunClosed)
+
+
+def test_who_stops_following_stops_the_reading(tmp_path: Path) -> None:
+    run = small(tmp_path)
+    run.on_commit = lambda _line: run.stop()
+    with pytest.raises(EchelonError, match="stopped"):
+        run.result()
+    happenings = iter(echelon.attach(sqlite_url(tmp_path / "out" / "brokers" / "exchange.sqlite")))
+    assert isinstance(next(happenings), echelon.RunStarted)
+    (reading,) = [one for one in threading.enumerate() if one.name == "echelon attached"]
+    happenings.close()
+    reading.join(100)
+    assert not reading.is_alive(), "the run has no close, so it would be followed for ever"
+
+
 def test_importing_the_package_is_light() -> None:
     heavy = "torch", "numpy", "scipy"
     code = f"import sys, echelon.cli.app; print([m for m in {heavy} if m in sys.modules])"
@@ -172,6 +232,7 @@ def test_a_shipped_base_has_a_folder() -> None:
     assert echelon.base_folder("org/base") == "org/base"
 
 
+@pytest.mark.timeout(900)  # several runs
 def test_the_example_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
     blocks = [block.partition("\n```")[0] for block in text.split("```python\n")[1:]]

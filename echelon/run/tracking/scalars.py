@@ -33,5 +33,7 @@ def scalars(line: Mapping[str, Any], commit: int) -> Iterator[tuple[str, float, 
                     yield f"delta_norm/{name}", norm, step
             for merged in line["merged"]:
                 yield f"delta_staleness/{merged['boundary']}", merged["staleness"], step
+        case "metric":
+            yield f"metric/{line['name']}", line["value"], line["commit"]
         case "bytes":
             yield f"bytes_{line['direction']}/{line['boundary']}/{line['type']}", line["bytes"], commit
