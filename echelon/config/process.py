@@ -37,6 +37,12 @@ class ProcessSettings(Settings):
         description="Processes that train one job together, each with its part of every batch and a GPU of its own "
         "(a core where there are no GPUs): more than one for a device with several GPUs. Not for split training.",
     )
+    divide_base: bool = Field(
+        default=False,
+        description="The ranks divide the frozen weights among them (torch's FSDP2, `fully_shard`): each holds its "
+        "part, and a block's weights are gathered while it is computed. For a model that one GPU cannot hold. Needs "
+        "`ranks` of 2 or more; not for quantised weights.",
+    )
 
 
 class LoggingSettings(Settings):

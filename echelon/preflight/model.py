@@ -148,7 +148,12 @@ def _facts(settings: RunSettings, base: PreTrainedModel, new: Sequence[str]) -> 
         adapted=_by_kind(layers.found),
         left=_by_kind(layers.left),
         positions=longest_sequence(base),
-        memory=estimate(shape, settings.model, settings.training),
+        memory=estimate(
+            shape,
+            settings.model,
+            settings.training,
+            settings.compute.ranks if settings.compute.divide_base else 1,
+        ),
     )
 
 
