@@ -331,7 +331,8 @@ class LearnerPool:
             if not self._virtual:
                 self._executor = ThreadPoolExecutor(settings.compute.workers or os.cpu_count() or 1)
         else:
-            self._workers = settings.compute.workers or len(os.sched_getaffinity(0))
+            most = 1 if settings.model.device_map is not None else len(os.sched_getaffinity(0))
+            self._workers = settings.compute.workers or most
             self._executor = ProcessPoolExecutor(
                 self._workers,
                 mp_context=_worker_context(),

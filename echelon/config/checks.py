@@ -59,6 +59,13 @@ def _check_adapter(run: RunSettings) -> None:
 
 
 def _check_compute(run: RunSettings) -> None:
+    if run.model.device_map is not None:
+        for setting, count in (("ranks", run.compute.ranks), ("workers", run.compute.workers or 1)):
+            if count > 1:
+                raise ValueError(
+                    f"model.device_map spreads the model of one process over all GPUs, and compute.{setting} is "
+                    f"{count}: set it to 1, or leave model.device_map out"
+                )
     if not run.compute.divide_base:
         return
     if run.compute.ranks < 2:

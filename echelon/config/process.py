@@ -27,7 +27,8 @@ class ProcessSettings(Settings):
         default=None,
         ge=1,
         le=256,
-        description="Training processes, one torch thread each. None: one per core.",
+        description="Training processes, one torch thread each. None: one per core, and one with "
+        "`model.device_map`.",
     )
     threads: int = Field(default=1, ge=1, le=256, description="torch threads per process.")
     ranks: int = Field(

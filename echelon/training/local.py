@@ -285,6 +285,7 @@ class TorchLearner:
                 loss = loss * 0.0
             (loss / counted).backward()
             total += loss.detach()
+        self._flat.gather()
         self._share.add_up(self._flat.gradient, total)
         self._optimizer.add_proximal()
         if frozen is not None:
@@ -294,6 +295,7 @@ class TorchLearner:
         self._optimizer.step(1.0)
         if frozen is not None:
             frozen.put_back(self._held)  # AdamW moves on without a gradient, by its moments and its decay
+        self._flat.spread()
         return total
 
     @property
@@ -304,7 +306,7 @@ class TorchLearner:
     def _mask(self, factor: Factor) -> torch.Tensor:
         """bool[d] of what stays as it is while this factor is trained. Raises `ConfigError` without both factors."""
         if factor not in self._masks:
-            moving = torch.from_numpy(factor_mask(self.layout, factor)).to(self.device)
+            moving = torch.from_numpy(factor_mask(self.layout, factor)).to(self._flat.gradient.device)
             if moving.all() or not moving.any():
                 raise ConfigError("factors cannot alternate: the adapter does not have both A and B")
             self._masks[factor] = ~moving
