@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -26,10 +27,11 @@ from echelon.private import write_whole
 from echelon.report import build_report
 from echelon.report.data import CommitLine, EvaluationLine, MetricLine, WindowLine
 from echelon.run.federation import Federation, Result
-from echelon.run.folder import SUMMARY_FILE
+from echelon.run.folder import SUMMARY_FILE, seconds_waited
 from echelon.run.opening import CONFIG_FILE, RULES_FOLDER, check_settings, opened_folder, saying_everything
 from echelon.run.recorder import Recorder
 from echelon.run.tracking.following import tracked
+from echelon.run.waiting import Waited
 from echelon.virtual_loop import run_virtual
 from echelon.wiring.plugins import look_beside, rules_of
 
@@ -223,6 +225,7 @@ class Run:
             self._feed.end()
 
     def _run(self) -> RunResult:
+        begun = time.monotonic()
         settings, out = self.settings, self.folder
         quiet_libraries()
         for warning in check_settings(settings):
@@ -232,13 +235,15 @@ class Run:
             devices = {boundary.name: len(boundary.device_list()) for boundary in settings.boundaries}
             recorder = Recorder(devices, out / "metrics.jsonl", offset)
             stack.callback(recorder.close)
+            waited = Waited(begun)
             if self._resumes:
                 recorder.reload()
+                waited = Waited(begun, seconds_waited(out, recorder.offset))
             recorder.listeners.append(self._take)
             stack.enter_context(logging_to(out / LOG_FILE, to_stderr=False, tell=lambda _text: None))
             stack.enter_context(tracked(settings, out, recorder))
             federation = Federation(
-                settings, out, recorder, resume=self._resumes, status=self._say, parent=parent
+                settings, out, recorder, resume=self._resumes, status=self._say, parent=parent, waited=waited
             )
             with saying_everything(settings):
                 result = self._on_its_clock(federation)

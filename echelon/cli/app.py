@@ -12,6 +12,7 @@ from echelon import __version__
 from echelon.cli import keys, push, runs, services, shards, sim, split, topics
 from echelon.cli.check import check_command
 from echelon.cli.deploy import deploy_command
+from echelon.cli.evaluate import evaluate_command
 from echelon.cli.export import export_command
 from echelon.cli.init import init_command
 from echelon.cli.report import report_command
@@ -84,6 +85,7 @@ app.add_typer(
     name="audit",
 )
 app.command("export")(export_command)
+app.command("evaluate")(evaluate_command)
 app.add_typer(push.app)
 app.command("report")(report_command)
 app.add_typer(topics.app)

@@ -115,6 +115,8 @@ def _figures(outcome: ClosingSummary) -> Table:
         ),
         ("time", duration(outcome.wall_s or 0), "ended by", outcome.closed or "–"),
     ]
+    if outcome.earlier_s:
+        rows.append(("before resuming", duration(outcome.earlier_s), "", ""))
     for left, first, right, second in rows:
         table.add_row(f" {left}", first, f"  {right}", second)
     if outcome.audit is not None:

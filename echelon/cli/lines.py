@@ -33,6 +33,8 @@ class LineProgress(ProgressDisplay):
 
     def __enter__(self) -> LineProgress:
         self._thread.start()
+        if self._story.waited.earlier:
+            self._say(f"earlier commands of this run took {duration(self._story.waited.earlier)}")
         return self
 
     def __exit__(self, *_: object) -> None:

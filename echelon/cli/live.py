@@ -63,7 +63,7 @@ class LiveProgress(ProgressDisplay):
 
     def warn(self, text: str) -> None:
         """Show a warning among the events."""
-        self._print(Event(self._story.elapsed, f"warning: {text}", "yellow"))
+        self._print(Event(f"warning: {text}", "yellow"))
 
     def stopping(self) -> None:
         """Show that the run stops."""
@@ -79,7 +79,7 @@ class LiveProgress(ProgressDisplay):
             self._print(event)
 
     def _print(self, event: Event) -> None:
-        time = Text(f" {duration(event.t):>7}  ", "dim")
+        time = Text(f" {duration(self._story.elapsed):>7}  ", "dim")
         self._console.print(time.append(event.text, event.style), overflow="ellipsis", no_wrap=True)
 
     # ---- drawing ---------------------------------------------------------------------------------
@@ -114,7 +114,8 @@ def _head(story: Story, width: int) -> RenderableType:
     line = Table.grid(expand=True)
     line.add_column(ratio=1)
     line.add_column(justify="right")
-    line.add_row(first, Text(f"{clock}{duration(story.elapsed)} ", style="dim"))
+    before = f" after {duration(story.waited.earlier)} before" if story.waited.earlier else ""
+    line.add_row(first, Text(f"{clock}{duration(story.elapsed)}{before} ", style="dim"))
 
     commits = f"{recorder.commits}/{budget.commits}" if budget.commits else f"{recorder.commits}"
     spent = count(recorder.committed_tokens)

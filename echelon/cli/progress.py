@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from echelon.cli.output import change, count
 from echelon.config.process import BudgetSettings
 from echelon.run.recorder import Recorder
+from echelon.run.waiting import Waited
 from echelon.training.learner import AdapterLayers
 
 RECENT = 30.0
@@ -21,9 +22,8 @@ STOPPING = "stopping cleanly (Ctrl-C again stops at once)"
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened: when (seconds of the run), in words, and how grave it is."""
+    """Something that happened, in words, and how grave it is."""
 
-    t: float
     text: str
     style: str = ""
 
@@ -58,10 +58,20 @@ class Story:
         budget: when the run ends.
         recorder: gives the numbers; `take` is added to its listeners.
         virtual: whether time is virtual, and so has to be read off the facts.
+        waited: when the command began, and what earlier ones of the run took; None: it begins now.
     """
 
-    def __init__(self, name: str, budget: BudgetSettings, recorder: Recorder, *, virtual: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        budget: BudgetSettings,
+        recorder: Recorder,
+        *,
+        virtual: bool,
+        waited: Waited | None = None,
+    ) -> None:
         self.name, self.budget, self.recorder, self.virtual = name, budget, recorder, virtual
+        self.waited = waited or Waited()
         self.status = "starting"
         self._first: dict[str, tuple[int, float]] = {}
         self._last: dict[str, tuple[int, float]] = {}
@@ -101,14 +111,21 @@ class Story:
 
     @property
     def elapsed(self) -> float:
-        """Seconds of the run so far, earlier lives included."""
+        """Seconds since the command began; what earlier commands of the run took is `waited.earlier`."""
+        if self.virtual:
+            return max(0.0, self.recorder.now - self.recorder.offset)
+        return time.monotonic() - self.waited.begun
+
+    @property
+    def trained(self) -> float:
+        """Seconds since training began, earlier lives included: by these the lines of `metrics.jsonl` are timed."""
         if self.virtual:
             return self.recorder.now
         return self.recorder.offset + (0.0 if self._begun is None else time.monotonic() - self._begun)
 
     def rate(self, boundary: str) -> float | None:
         """Recent tokens per second of a boundary."""
-        return self.rates[boundary].value(self.elapsed)
+        return self.rates[boundary].value(self.trained)
 
     def total_rate(self) -> float | None:
         """Recent tokens per second of all boundaries."""
@@ -120,7 +137,7 @@ class Story:
         spent = [
             (self.recorder.commits, self.budget.commits),
             (self.recorder.committed_tokens, self.budget.tokens),
-            (self.elapsed, self.budget.seconds),
+            (self.trained, self.budget.seconds),
         ]
         return min(1.0, max((have / bound for have, bound in spent if bound), default=0.0))
 
@@ -135,28 +152,25 @@ class Story:
 
 def event_of(line: Mapping[str, Any]) -> Event | None:
     """The event that a metric line is worth, if any."""
-    t = float(line["t"])
     match line["kind"]:
         case "commit":
             merged = ", ".join(f"{m['boundary']}#{m['seq']} (τ {m['staleness']})" for m in line["merged"])
-            return Event(t, f"commit {line['commit']}: merged {merged}", "green")
+            return Event(f"commit {line['commit']}: merged {merged}", "green")
         case "refusal":
-            return Event(t, f"{line['boundary']}#{line['seq']} was refused: {line['reason']}", "red")
+            return Event(f"{line['boundary']}#{line['seq']} was refused: {line['reason']}", "red")
         case "metric":
-            return Event(t, f"{line['name']} = {line['value']:g}", "")
+            return Event(f"{line['name']} = {line['value']:g}", "")
         case "adapter":
             layers = AdapterLayers(line["found"], line["whole"], line["left"], line["elements"])
-            return Event(t, layers.sentence, "")
+            return Event(layers.sentence, "")
         case "data":
-            return Event(t, f"{line['boundary']}: {data_words(line)}", "yellow" if line["left_out"] else "")
+            return Event(f"{line['boundary']}: {data_words(line)}", "yellow" if line["left_out"] else "")
         case "window" if line["outcome"] != "closed":
             where = f"{line['boundary']} window {line['window']}"
-            return Event(
-                t, f"{where} gave no sum: {line.get('reason', 'unknown')} in {line['phase']}", "yellow"
-            )
+            return Event(f"{where} gave no sum: {line.get('reason', 'unknown')} in {line['phase']}", "yellow")
         case "window" if line["dropouts"]:
             where = f"{line['boundary']} window {line['window']}"
-            return Event(t, f"{where} closed with {line['included']} of {line['cohort']} devices", "yellow")
+            return Event(f"{where} closed with {line['included']} of {line['cohort']} devices", "yellow")
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +39,7 @@ def run_command(
 
     Exit codes: 0 good; 1 failed, or findings of the audit; 2 wrong configuration; 130 stopped.
     """
+    begun = time.monotonic()
     with guarded():
         from echelon.cli.running import RunArguments, execute
 
@@ -50,6 +52,7 @@ def run_command(
                 as_json=as_json,
                 quiet=quiet,
                 start=start,
+                begun=begun,
             )
         )
     raise typer.Exit(code)

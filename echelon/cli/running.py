@@ -6,9 +6,10 @@ import asyncio
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -29,11 +30,12 @@ from echelon.errors import ConfigError, EchelonError
 from echelon.messages.stored import ANEW, stored
 from echelon.report import build_report
 from echelon.run.federation import Federation, Result
-from echelon.run.folder import SUMMARY_FILE
+from echelon.run.folder import SUMMARY_FILE, seconds_waited
 from echelon.run.holding import resumable
 from echelon.run.opening import CONFIG_FILE, RULES_FOLDER, check_settings, opened_folder, saying_everything
 from echelon.run.recorder import Recorder
 from echelon.run.tracking.following import tracked
+from echelon.run.waiting import Waited
 from echelon.unforeseen import disk_full, explained
 from echelon.virtual_loop import run_virtual
 from echelon.wiring.plugins import look_beside, rules_of
@@ -45,7 +47,7 @@ ADJUSTABLE = ("compute", "window", "cost", "simulation", "logging")
 
 @dataclass(frozen=True)
 class RunArguments:
-    """The arguments of `echelon run`."""
+    """The arguments of `echelon run`, and when it began, by the machine's monotonic clock."""
 
     config: Path | None
     out: Path | None
@@ -54,6 +56,7 @@ class RunArguments:
     as_json: bool
     quiet: bool
     start: str | None = None
+    begun: float = field(default_factory=time.monotonic)
 
 
 def execute(order: RunArguments) -> int:
@@ -138,9 +141,12 @@ def _run(
         stopper = stack.enter_context(Stopper(lambda: progress.stopping(), lambda: progress.abandon()))
         recorder = Recorder({b.name: len(b.device_list()) for b in settings.boundaries}, metrics, offset)
         stack.callback(recorder.close)
-        story = Story(settings.name, settings.budget, recorder, virtual=virtual)
+        waited = Waited(order.begun)
         if order.resume is not None:
             recorder.reload()
+            waited = Waited(order.begun, seconds_waited(out, recorder.offset))
+        story = Story(settings.name, settings.budget, recorder, virtual=virtual, waited=waited)
+        if order.resume is not None:
             for line in _lines(metrics):
                 story.recall(line)
         if order.quiet:
@@ -159,6 +165,7 @@ def _run(
             resume=order.resume is not None,
             status=progress.status,
             parent=parent,
+            waited=waited,
         )
         if virtual:
             return run_virtual(lambda: stopper.run(federation.run))

@@ -92,6 +92,7 @@ def spec_of(settings: RunSettings) -> LearnerSpec:
         seed=settings.seed,
         base_seed=settings.seed,
         ranks=settings.compute.ranks,
+        divide_base=settings.compute.divide_base,
     )
 
 
@@ -106,9 +107,9 @@ def build_learner(spec: LearnerSpec, learner: LearnerSettings) -> FullLearner:
 
         return QuadraticLearner(spec, learner.dim, learner.seconds, learner.blocks)
     if spec.ranks > 1:
-        from echelon.training.ranks import DataParallelLearner
+        from echelon.training.ranks import DataParallelLearner, DividedLearner
 
-        return DataParallelLearner(spec)
+        return DividedLearner(spec) if spec.divide_base else DataParallelLearner(spec)
     from echelon.training.local import TorchLearner
 
     return TorchLearner(spec)
@@ -330,7 +331,8 @@ class LearnerPool:
             if not self._virtual:
                 self._executor = ThreadPoolExecutor(settings.compute.workers or os.cpu_count() or 1)
         else:
-            self._workers = settings.compute.workers or len(os.sched_getaffinity(0))
+            most = 1 if settings.model.device_map is not None else len(os.sched_getaffinity(0))
+            self._workers = settings.compute.workers or most
             self._executor = ProcessPoolExecutor(
                 self._workers,
                 mp_context=_worker_context(),

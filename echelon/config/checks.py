@@ -29,6 +29,7 @@ def check_run(run: RunSettings) -> None:
     for boundary in run.boundaries:
         _check_boundary(run, boundary)
     _check_adapter(run)
+    _check_compute(run)
     _check_parameters(run)
     _check_budget(run)
     _check_windows_under_way(run)
@@ -54,6 +55,28 @@ def _check_adapter(run: RunSettings) -> None:
         raise ValueError(
             "adapter.dora needs model.quantization nf4 or none: the lengths of weights in 8 bits are not known when it "
             "begins"
+        )
+
+
+def _check_compute(run: RunSettings) -> None:
+    if run.model.device_map is not None:
+        for setting, count in (("ranks", run.compute.ranks), ("workers", run.compute.workers or 1)):
+            if count > 1:
+                raise ValueError(
+                    f"model.device_map spreads the model of one process over all GPUs, and compute.{setting} is "
+                    f"{count}: set it to 1, or leave model.device_map out"
+                )
+    if not run.compute.divide_base:
+        return
+    if run.compute.ranks < 2:
+        raise ValueError(
+            "compute.divide_base divides the frozen weights among compute.ranks, and there is 1: set compute.ranks to "
+            "the number of GPUs, or leave it out"
+        )
+    if run.model.quantization is not None:
+        raise ValueError(
+            "compute.divide_base needs weights as model.dtype says; quantised ones are not divided: leave "
+            "model.quantization out, or compute.divide_base"
         )
 
 

@@ -27,7 +27,8 @@ class ProcessSettings(Settings):
         default=None,
         ge=1,
         le=256,
-        description="Training processes, one torch thread each. None: one per core.",
+        description="Training processes, one torch thread each. None: one per core, and one with "
+        "`model.device_map`.",
     )
     threads: int = Field(default=1, ge=1, le=256, description="torch threads per process.")
     ranks: int = Field(
@@ -36,6 +37,12 @@ class ProcessSettings(Settings):
         le=64,
         description="Processes that train one job together, each with its part of every batch and a GPU of its own "
         "(a core where there are no GPUs): more than one for a device with several GPUs. Not for split training.",
+    )
+    divide_base: bool = Field(
+        default=False,
+        description="The ranks divide the frozen weights among them (torch's FSDP2, `fully_shard`): each holds its "
+        "part, and a block's weights are gathered while it is computed. For a model that one GPU cannot hold. Needs "
+        "`ranks` of 2 or more; not for quantised weights.",
     )
 
 

@@ -74,6 +74,8 @@ def _check_factors(run: RunSettings, where: str) -> None:
         raise ValueError(f"{where}: adapter.dora must be false; the lengths of its layers are not split")
     if run.model.quantization is not None:
         raise ValueError(f"{where}: model.quantization must be left out; parts of a model are not quantised")
+    if run.model.device_map is not None:
+        raise ValueError(f"{where}: model.device_map must be left out; each part of a model is on one device")
     if run.compute.ranks > 1:
         raise ValueError(
             f"{where}: compute.ranks must be 1; parts of a model are trained by one process each"

@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 FieldName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
+GpuNumber = Annotated[int, Field(ge=0, le=63)]
+"""Number of a GPU of the machine, from 0."""
+
 MAX_LABELS = 4096
 """Most classes of a classifier."""
 SOURCE_KINDS = ("stdlib", "text", "jsonl", "csv", "parquet", "hf")
@@ -52,6 +55,12 @@ class ModelSettings(Settings):
         description="Hold the weights of frozen linear layers in 4 bits (nf4: QLoRA, Dettmers et al. 2023) or 8 "
         "(int8), by bitsandbytes; none: as `dtype` says. Needs a GPU and the extra `quantization`; not for split "
         "training, and the adapter cannot be merged by `echelon export`.",
+    )
+    device_map: Literal["auto"] | dict[FieldName, GpuNumber] | None = Field(
+        default=None,
+        description="Spread the frozen model over the GPUs of this machine, for one training process: auto, or the "
+        "number of a GPU for each path of a module, such as `{model.embed_tokens: 0, …}`. Without a GPU auto changes "
+        "nothing. Not beside `compute.ranks`, several `compute.workers`, or split training.",
     )
     gradient_checkpointing: bool = Field(
         default=False,

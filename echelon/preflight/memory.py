@@ -1,6 +1,6 @@
 """How much memory one process of training needs, by a formula, and how much there is.
 
-    weights      N · bytes of `model.dtype`, or quantised ones  N numbers of the frozen model
+    weights      N · bytes of `model.dtype`, or quantised ones  N numbers of the frozen model, or a rank's part of them
     adapter      d · 4 · 6                                      values, gradient, two moments, start and base; float32
     activations  b · s · h · L · 17 · bytes, and b · s · V · 4 · 3 for the logits
     libraries    0.8 GB                                         Python, torch and transformers
@@ -47,13 +47,14 @@ class Shape:
     outputs: int
 
 
-def estimate(shape: Shape, model: ModelSettings, train: TrainSettings) -> MemoryNeeds:
+def estimate(shape: Shape, model: ModelSettings, train: TrainSettings, parts: int = 1) -> MemoryNeeds:
     """The memory of one process; see the module's docstring.
 
     Args:
         shape: of the model.
         model: how it is held.
         train: how long and how many sequences are.
+        parts: among how many processes the frozen weights are divided.
     """
     width = BYTES[model.dtype]
     tokens = train.batch_size * train.sequence_length
@@ -66,7 +67,7 @@ def estimate(shape: Shape, model: ModelSettings, train: TrainSettings) -> Memory
         activations = layer * shape.layers
     logits = tokens * shape.outputs * 4 * LOGITS
     return MemoryNeeds(
-        weights=math.ceil(shape.parameters * QUANTISED.get(model.quantization or "", width)),
+        weights=math.ceil(shape.parameters * QUANTISED.get(model.quantization or "", width) / parts),
         adapter=shape.adapter * 4 * COPIES,
         activations=activations + logits,
         libraries=LIBRARIES,

@@ -28,6 +28,7 @@ from echelon.training.model import (
     model_path,
 )
 from echelon.training.model_files import check_config
+from echelon.training.placement import check_placement
 from echelon.training.quantisation import check_possible
 from echelon.training.reasons import reason_of
 from echelon.training.tasks.registry import task_named
@@ -57,7 +58,7 @@ def check_model(settings: RunSettings, faults: list[RunFault]) -> tuple[ModelFac
         wrong(error)
         return None, None  # everything else would say the same again
     tokenizer: Any = None
-    for look in (check_files, check_possible):
+    for look in (check_files, check_possible, check_placement):
         try:
             look(settings.model)
         except ConfigError as error:
@@ -148,7 +149,12 @@ def _facts(settings: RunSettings, base: PreTrainedModel, new: Sequence[str]) -> 
         adapted=_by_kind(layers.found),
         left=_by_kind(layers.left),
         positions=longest_sequence(base),
-        memory=estimate(shape, settings.model, settings.training),
+        memory=estimate(
+            shape,
+            settings.model,
+            settings.training,
+            settings.compute.ranks if settings.compute.divide_base else 1,
+        ),
     )
 
 

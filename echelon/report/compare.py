@@ -171,7 +171,9 @@ def rows(runs: Sequence[ComparedRun]) -> list[ComparedFigure]:
         ComparedFigure("change from the base", _change, lambda v: percent(v).replace("-", "−"), -1),
         *(ComparedFigure(f"final loss, {name}", final(name), words.loss, -1) for name in boundaries),
         ComparedFigure("tokens", lambda r: r.summary.tokens, COUNT),
-        ComparedFigure("time", lambda r: r.summary.wall_s, words.duration, -1),
+        ComparedFigure(
+            "time, resumed runs' parts together", lambda r: r.summary.waited_s, words.duration, -1
+        ),
         ComparedFigure("tokens per second", lambda r: r.summary.tokens_per_s, COUNT, 1),
         ComparedFigure("global commits", lambda r: r.summary.commits, COUNT),
         ComparedFigure("windows", lambda r: r.summary.windows, COUNT),

@@ -224,7 +224,8 @@ class RunSummary(_Record):
     """`summary.json`. Losses are nats per token, by boundary and "overall"; sizes are in bytes.
 
     Of a classifier losses are nats per row, and there is the share of rows that it told right, `base_accuracy` and
-    `final_accuracy`.
+    `final_accuracy`. `wall_s` is from the start of the last command to its end, `earlier_s` of the commands before it
+    if the run was resumed, and `training_s` from genesis to the close without pauses; `tokens_per_s` is of that.
     """
 
     name: str = ""
@@ -235,6 +236,8 @@ class RunSummary(_Record):
     final_accuracy: dict[str, float | None] = {}
     tokens: Count | None = None
     wall_s: float | None = None
+    earlier_s: float | None = None
+    training_s: float | None = None
     tokens_per_s: float | None = None
     commits: Count | None = None
     windows: Count | None = None
@@ -246,6 +249,11 @@ class RunSummary(_Record):
     audit: Audit | None = None
     metrics: dict[str, float] = {}
     """The user's own, by name."""
+
+    @property
+    def waited_s(self) -> float | None:
+        """Seconds that all commands of the run took; None where it is not said."""
+        return None if self.wall_s is None else self.wall_s + (self.earlier_s or 0.0)
 
 
 class Generation(_Record):

@@ -44,6 +44,11 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def before(seconds: float | None, lead: str = "") -> str:
+    """What earlier commands of a resumed run took, behind a lead; nothing where there were none."""
+    return f"{lead}(and {duration(seconds)} before it was resumed)" if seconds else ""
+
+
 def clock(seconds: float) -> str:
     """A moment of the run as minutes:seconds, with hours where there are any."""
     if 0 < abs(seconds) < 10 and not float(seconds).is_integer():

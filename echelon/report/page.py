@@ -79,7 +79,7 @@ class _Page:
         if s.tokens is not None:
             facts.append(f"{words.amount(s.tokens)} tokens")
         if s.wall_s is not None:
-            facts.append(words.duration(s.wall_s))
+            facts.append(words.duration(s.wall_s) + words.before(s.earlier_s, " "))
         notes = header_notes("This report is not complete.", self.data.notes)
         return header("Echelon run", self.title, " · ".join(facts), self.verdict() + notes)
 
@@ -113,7 +113,7 @@ class _Page:
         small = [
             ("Tokens", words.amount(s.tokens), ""),
             ("Tokens per second", words.amount(s.tokens_per_s), ""),
-            ("Wall clock", words.duration(s.wall_s), ""),
+            ("Wall clock", words.duration(s.wall_s), words.before(s.earlier_s)),
             ("Global commits", words.amount(len(self.data.commits) if s.commits is None else s.commits), ""),
             ("Windows", windows, f"{void} void" if self.data.windows else ""),
             ("Dropouts", words.amount(s.dropouts), "devices lost in a window"),

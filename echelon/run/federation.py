@@ -51,6 +51,7 @@ from echelon.run.losses import accuracies, losses
 from echelon.run.recorder import Recorder
 from echelon.run.signed import keep, kept
 from echelon.run.vanishing import vanishing
+from echelon.run.waiting import Waited
 from echelon.secagg.entropy import Entropy
 from echelon.training.learner import DataFacts, EvalResult
 from echelon.wiring.plugins import rules_of
@@ -89,6 +90,7 @@ class Federation:
         status: told what is being done, in words.
         learner: a learner that several runs on the virtual clock share; None: the run makes its own.
         parent: what a new run starts from; None: an adapter drawn from the seed.
+        waited: when the command began, and what earlier ones took.
     """
 
     settings: RunSettings
@@ -100,6 +102,7 @@ class Federation:
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("echelon"))
     learner: FullLearner | None = None
     parent: Parent | None = None
+    waited: Waited = field(default_factory=Waited)
 
     def __post_init__(self) -> None:
         self.controller: Controller | None = None
@@ -145,6 +148,8 @@ class Federation:
             ConfigError: the settings cannot work; nothing was started.
             EchelonError: an actor failed; the folder can be resumed.
         """
+        if is_virtual():
+            self.waited = replace(self.waited, begun=asyncio.get_running_loop().time())
         self.settings = planned(self.settings)
         compute = LearnerPool(self.settings, self.learner)
         split: SplitPlace | None = None
@@ -304,7 +309,8 @@ class Federation:
             for task in everything:
                 task.cancel()
             await asyncio.gather(*everything, return_exceptions=True)
-            self._remember(seconds)  # last of all: it may find the disk full
+            if self.out is not None:  # last of all: it may find the disk full
+                write_private(self.out / "state" / PROGRESS_FILE, self.waited.progress(seconds))
 
     async def _device(self, boundary: BoundarySettings, device: Device) -> None:
         """Run a device. One whose training fails drops out, unless its boundary would then be below the floor."""
@@ -353,10 +359,6 @@ class Federation:
                 return
             finally:
                 await actor.bus.aclose()
-
-    def _remember(self, seconds: float) -> None:
-        if self.out is not None:
-            write_private(self.out / "state" / PROGRESS_FILE, json.dumps({"seconds": seconds}).encode())
 
     def _stalled(self, late: list[float]) -> None:
         """Tell the metrics how late the event loop was."""
@@ -431,7 +433,7 @@ class Federation:
             **({} if (layers := self.recorder.layers) is None else {"adapter": layers}),
             "data": {name: asdict(facts) for name, facts in data.items()},
             "tokens": self.recorder.tokens,
-            "wall_s": round(wall, 3),
+            **self.waited.summary(wall),
             "tokens_per_s": round(self.recorder.tokens / wall, 1) if wall > 0 else None,
             "commits": len(report.commits),
             "windows": sum(view.closed for view in self.recorder.views.values()),

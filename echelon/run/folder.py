@@ -58,18 +58,33 @@ def prepare_folder(settings: RunSettings, out: Path, *, resume: bool) -> float:
     return 0.0
 
 
+def seconds_waited(out: Path, taken: float) -> float:
+    """How long earlier commands of a run took, from their starts to their ends.
+
+    Args:
+        out: the run folder.
+        taken: seconds for which actors ran in them. A command that was killed wrote no more than that.
+    """
+    return max(taken, _progress(out, "waited", 0.0))
+
+
 def _seconds_taken(out: Path) -> float:
     """How long earlier lives of a run took.
 
     The file is written anew all the time and says nothing that the metrics do not say, a little later: where it cannot
     be read, as after a full disk, they are asked.
     """
+    found = _progress(out, "seconds", -1.0)
+    return found if found >= 0 else last_time(out / "metrics.jsonl")
+
+
+def _progress(out: Path, name: str, default: float) -> float:
+    """A number of the progress file; the default where it has none, or cannot be read."""
+    path = out / "state" / PROGRESS_FILE
     try:
-        return float(
-            json.loads(read_text(out / "state" / PROGRESS_FILE, "state file", MAX_STATE_FILE))["seconds"]
-        )
+        return float(json.loads(read_text(path, "state file", MAX_STATE_FILE))[name])
     except (ConfigError, ValueError, KeyError, TypeError):
-        return last_time(out / "metrics.jsonl")
+        return default
 
 
 def _close(out: Path) -> None:

@@ -28,7 +28,9 @@ class FlatAdapter:
     """One float32[d] tensor of weights and one of gradients; the model's LoRA parameters are views of them.
 
     Autograd adds into the gradient views, so clipping, the proximal term and AdamW are each one operation on
-    one tensor, and a device's adapter is swapped in by one copy.
+    one tensor, and a device's adapter is swapped in by one copy. Of a model that is spread over several GPUs the
+    parameters beside other GPUs' layers are tensors of their own: `gather` brings their gradients, `spread` their
+    weights.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -41,11 +43,15 @@ class FlatAdapter:
         self.weights = nn.Parameter(torch.zeros(self.layout.dim, device=device))
         self.gradient = torch.zeros(self.layout.dim, device=device)
         self.weights.grad = self.gradient
+        self._elsewhere: list[tuple[nn.Parameter, slice]] = []
         for entry in self.layout.entries:
             parameter = parameters[entry.key]
             part = slice(entry.offset, entry.offset + entry.size)
             view = self.weights.data[part].view(entry.shape)
             view.copy_(parameter.data)
+            if lies_elsewhere(parameter, device):
+                self._elsewhere.append((parameter, part))
+                continue
             parameter.data = view
             parameter.grad = self.gradient[part].view(entry.shape)
 
@@ -53,10 +59,29 @@ class FlatAdapter:
         """Make `vector`, float32[d], the model's adapter. Raises `CodecError` for another type or length."""
         check_vector(vector, self.layout.dim)
         self.weights.data.copy_(as_tensor(vector))
+        self.spread()
+
+    def gather(self) -> None:
+        """Add the gradients of parameters on other GPUs to `gradient`."""
+        for parameter, part in self._elsewhere:
+            if parameter.grad is not None:
+                self.gradient[part].add_(parameter.grad.reshape(-1).to(self.gradient.device))
+                parameter.grad = None
+
+    def spread(self) -> None:
+        """Give parameters on other GPUs the weights as they are, and no gradient."""
+        for parameter, part in self._elsewhere:
+            parameter.data.copy_(self.weights.data[part].view(parameter.shape))
+            parameter.grad = None
 
     def read(self) -> Vector:
         """A copy of the model's adapter, float32[d]."""
         return to_numpy(self.weights.data)
+
+
+def lies_elsewhere(parameter: torch.Tensor, device: torch.device) -> bool:
+    """Whether a parameter is on another device than the flat tensor, and so cannot be a view of it."""
+    return parameter.device != device
 
 
 def as_tensor(vector: Vector) -> torch.Tensor:

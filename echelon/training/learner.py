@@ -181,7 +181,7 @@ class LearnerSpec(BaseModel):
     """Everything a learner is made from; picklable, so that a worker process can build its own.
 
     `seed` orders each device's data; `base_seed` draws the initial A matrices (the genesis seed); `ranks` processes
-    train a job together.
+    train a job together, and with `divide_base` each holds a part of the frozen weights.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -193,6 +193,7 @@ class LearnerSpec(BaseModel):
     seed: Seed = 0
     base_seed: Seed = 0
     ranks: int = 1
+    divide_base: bool = False
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:

@@ -21,6 +21,7 @@ from echelon.training.adapter_layers import layers_of
 from echelon.training.data.boundary import BoundaryData
 from echelon.training.data.examples import Chosen, Examples
 from echelon.training.data.packing import Order
+from echelon.training.divided import divide
 from echelon.training.fitness import check_apart, check_fitness
 from echelon.training.layout import FlatAdapter
 from echelon.training.learner import AdapterLayers, BoundarySpec, DataFacts, EvalResult, LearnerSpec
@@ -98,13 +99,18 @@ class TorchLearner:
         self.spec = spec
         self._share = BatchShare() if share is None else share
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        base = load_base(spec.model, self.device)
+        # Weights that are divided may be too many for one device.
+        base = load_base(spec.model, torch.device("cpu") if self._share.divided else self.device)
         self.tokenizer = base.tokenizer
         self._check_fit(base.model)
         self.task = task_named(spec.model.task)
         self.model = attach_adapter(
             base.model, spec.adapter, spec.model.gradient_checkpointing, self.task.name, base.new
         )
+        if self._share.divided:
+            if self._share.rank == 0:
+                _ = self.model_digest  # it is that of whole weights
+            divide(self.model, self.device)
         self._flat = FlatAdapter(self.model)
         self._heads = whole_modules(self.layout, self._flat.read())
         self._optimizer = FlatOptimizer(self._flat, spec.train)
@@ -267,13 +273,19 @@ class TorchLearner:
         total = torch.zeros((), device=self.device)
         for at in range(0, chosen.size, settings.batch_size):
             part = self._share.of(chosen[at : at + settings.batch_size])
-            if part.size == 0:
+            idle = part.size == 0
+            if idle and not self._share.divided:
                 continue
+            if idle:
+                part = chosen[at : at + 1]  # the others need this process's part of the weights
             tokens, labels, mask = data.batch(part)
             places = data.positions(part) if settings.packing == "apart" else None
             loss = self.task.loss_sum(self._logits(tokens, mask, places), labels)
+            if idle:
+                loss = loss * 0.0
             (loss / counted).backward()
             total += loss.detach()
+        self._flat.gather()
         self._share.add_up(self._flat.gradient, total)
         self._optimizer.add_proximal()
         if frozen is not None:
@@ -283,6 +295,7 @@ class TorchLearner:
         self._optimizer.step(1.0)
         if frozen is not None:
             frozen.put_back(self._held)  # AdamW moves on without a gradient, by its moments and its decay
+        self._flat.spread()
         return total
 
     @property
@@ -293,7 +306,7 @@ class TorchLearner:
     def _mask(self, factor: Factor) -> torch.Tensor:
         """bool[d] of what stays as it is while this factor is trained. Raises `ConfigError` without both factors."""
         if factor not in self._masks:
-            moving = torch.from_numpy(factor_mask(self.layout, factor)).to(self.device)
+            moving = torch.from_numpy(factor_mask(self.layout, factor)).to(self._flat.gradient.device)
             if moving.all() or not moving.any():
                 raise ConfigError("factors cannot alternate: the adapter does not have both A and B")
             self._masks[factor] = ~moving

@@ -47,6 +47,7 @@ def merge_into(folder: Path, model: ModelSettings, adapter: AdapterSettings, wei
             f"the adapter was trained on weights held as {model.quantization}, and merged into others it would not "
             "give the losses of the run: use it as an adapter (peft)"
         )
+    model = model.model_copy(update={"device_map": None})
     base = load_base(model, torch.device("cpu"))
     wrapped = attach_adapter(base.model, adapter, checkpointing=False, task=model.task, new=base.new)
     if base_digest(wrapped).hex() != weights.base_sha256:

@@ -32,6 +32,7 @@ from echelon.training.learner import AdapterLayers
 from echelon.training.model_files import check_config, check_path, check_tokenizer, check_weights
 from echelon.training.new_weights import draw_missing, new_modules, saved_whole
 from echelon.training.one_model import check_blocks, check_quantised, check_shapes
+from echelon.training.placement import check_placed, placed
 from echelon.training.quantisation import quantised_options, scales
 from echelon.training.reasons import reason_of
 from echelon.training.tasks.registry import task_named
@@ -132,7 +133,7 @@ def load_base(settings: ModelSettings, device: torch.device) -> FrozenBase:
     ):  # code that a model brings may name a class that the library does not know
         model_class(config, settings.task)
     loaded = load_pretrained(task_named(settings.task).library, settings, config)
-    if settings.quantization is None:  # else it was put there as it was read
+    if settings.quantization is None and not placed(settings):  # else it was put there as it was read
         nn.Module.to(loaded.model, device)  # in place
     return FrozenBase(loaded.model, tokenizer, loaded.new)
 
@@ -194,7 +195,7 @@ def load_pretrained(
     """
     check_files(settings)
     check_quantised(settings.model, config)
-    held = {"device_map": place} if place else quantised_options(settings, _DTYPES[settings.dtype])
+    held = {"device_map": place} if place else _held(settings)
     task = settings.task if task is None else task
     # A classifier's head is made here when the files have none, and a language model's is not missed.
     expected = partial or place is not None or task_named(task).head_is_new
@@ -215,6 +216,7 @@ def load_pretrained(
     for parameter in loaded.parameters():
         parameter.requires_grad_(False)
     check_shapes(settings.model, report)
+    check_placed(loaded, settings.model)
     if not partial:
         check_blocks(loaded, settings.model, report)
     missing = sorted(report["missing_keys"])
@@ -227,6 +229,10 @@ def load_pretrained(
     if place is None:
         draw_missing(loaded, missing, float(getattr(config, "initializer_range", 0.02)))
     return Loaded(loaded, new)
+
+
+def _held(settings: ModelSettings) -> dict[str, Any]:
+    return quantised_options(settings, _DTYPES[settings.dtype]) | placed(settings)
 
 
 def check_files(settings: ModelSettings) -> None:

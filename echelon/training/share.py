@@ -10,7 +10,9 @@ import torch
 class BatchShare:
     """All of it: the process trains alone."""
 
-    rank = 0
+    rank: int = 0
+    divided: bool = False
+    """Whether the processes hold parts of the frozen weights, so that each must compute whenever one does."""
 
     def of(self, chosen: Any) -> Any:
         """Of the sequences of a micro-batch those that are trained here."""
