@@ -150,7 +150,7 @@ def _show(
     console = Console()
     work, edge = settings.work, settings.edge
     console.print(
-        f"[bold]{model}[/]: {shape.family.value}, {shape.layers} blocks, {count(shape.parameters)} parameters; "
+        f"[bold]{model}[/]: {shape.family.model_type}, {shape.layers} blocks, {count(shape.parameters)} parameters; "
         f"{work.batch_size} sequences of {work.sequence_length} tokens a step, {work.dtype}, LoRA rank {work.rank}; "
         f"{edge.devices} device(s) share an edge of {quantity(edge.flops, 'FLOP/s')}",
         highlight=False,

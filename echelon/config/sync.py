@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pydantic import Field
 
 from echelon.config.secure import StalenessSettings
 from echelon.config.training import Settings
 from echelon.config.values import Parameters, RuleName, Seconds
+from echelon.messages.kinds import OuterKind, PaceKind
 from echelon.messages.names import WitnessName
+
+if TYPE_CHECKING:  # names that are computed are no Literal to the checker
+    OuterName: TypeAlias = str
+    PaceName: TypeAlias = str
+else:
+    OuterName = Literal[tuple(kind.value for kind in OuterKind)]
+    PaceName = Literal[tuple(kind.value for kind in PaceKind)]
 
 
 class OuterSettings(Settings):
@@ -20,11 +28,7 @@ class OuterSettings(Settings):
         description="An outer step of your own instead of `kind`: `package.module:Class` (docs/rules.md).",
     )
     parameters: Parameters = Field(default={}, description="Of `rule`: integers and texts.")
-    kind: Literal["average", "nesterov", "fedadam", "corrected"] = Field(
-        default="average",
-        description="average; nesterov (DiLoCo's 0.7 / 0.9, for long runs); fedadam; corrected: nesterov, after what "
-        "a delta says against the momentum was damped.",
-    )
+    kind: OuterName = Field(default="average", description=OuterKind.described())
     weighting: Literal["equal", "tokens"] = Field(
         default="equal", description="Whether boundaries count alike or by tokens."
     )
@@ -51,10 +55,9 @@ class OuterSettings(Settings):
 class PaceSettings(Settings):
     """What decides how long boundaries train before they meet: H (`sync.steps`) and R (`sync.windows`)."""
 
-    kind: Literal["fixed", "echelon-da", "adacomm", "qsr"] = Field(
+    kind: PaceName = Field(
         default="fixed",
-        description="fixed; echelon-da: by measured drift, never shorter than what hides a sync; adacomm: "
-        "H by the loss; qsr: H by the learning rate. All but fixed start at sync.steps and sync.windows.",
+        description=f"{PaceKind.described()} All but fixed start at sync.steps and sync.windows.",
     )
     steps_min: int | None = Field(
         default=None, ge=1, le=100_000, description="Smallest H. None: an eighth of sync.steps, at least 1."

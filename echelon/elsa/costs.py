@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from echelon.elsa.shapes import Family, Linear, ModelShape
+from echelon.elsa.families.base import Linear
+from echelon.elsa.shapes import ModelShape
 from echelon.errors import ConfigError
 
 TRAINED_BYTES = 16
 """Of one LoRA parameter: weight, gradient and AdamW's two moments, each float32."""
-KERNELS = {Family.LLAMA: 30, Family.QWEN2: 33, Family.GPT2: 22, Family.BERT: 16}
-"""Kernels of one block's forward pass besides its linear layers."""
 LORA_KERNELS = 5
 """Of one adapted layer's forward pass: two products, scale, sum, and the conversion of its input."""
 
@@ -65,23 +64,14 @@ def lora_parameters(linears: tuple[Linear, ...], load: Load) -> int:
 def block_activations(shape: ModelShape, load: Load) -> int:
     """Bytes that one block keeps for its backward pass, per token.
 
-    With h hidden, q and k the widths of queries and keys, f intermediate, n heads, r rank, in elements: Llama and
-    Qwen2 4h + 2q + 2k + 4f + n + 2; GPT-2 10h + 5f + n + 4 (its GELU is several operations); BERT 8h + 2f + n + 4; and
-    r for every adapted layer. Attention keeps one number per head and token, not its matrix. Weights of 2 bytes:
-    adapters, and norms of the Llama kind, convert what they read to float32, which is kept besides.
+    What the family's block keeps, and the rank for every adapted layer. Weights of 2 bytes: adapters, and norms of some
+    families, convert what they read to float32, which is kept besides.
     """
-    h, f = shape.hidden, shape.intermediate
-    if shape.gated:
-        elements = 4 * h + 2 * shape.query + 2 * shape.key + 4 * f + shape.heads + 2
-    elif shape.family is Family.GPT2:
-        elements = 10 * h + 5 * f + shape.heads + 4
-    else:
-        elements = 8 * h + 2 * f + shape.heads + 4
     adapted = [linear for linear in shape.block if load.adapted(linear)]
     wide = 0
     if load.element == 2:
-        wide = 4 * (sum(linear.inputs for linear in adapted) + (2 * h if shape.gated else 0))
-    return elements * load.element + 4 * load.rank * len(adapted) + wide
+        wide = 4 * (sum(linear.inputs for linear in adapted) + shape.family.widened(shape))
+    return shape.family.activations(shape) * load.element + 4 * load.rank * len(adapted) + wide
 
 
 def logits_bytes(shape: ModelShape, load: Load) -> int:
@@ -104,7 +94,7 @@ def block_forward(shape: ModelShape, load: Load, sequences: int) -> Work:
     """
     tokens = sequences * load.sequence
     flops = _attention(shape, load) * 2 * tokens
-    kernels = KERNELS[shape.family]
+    kernels = shape.family.kernels
     for linear in shape.block:
         flops += 2 * linear.size * tokens
         kernels += 1
@@ -128,7 +118,7 @@ def block_backward(shape: ModelShape, load: Load, sequences: int, *, first: bool
     """
     tokens = sequences * load.sequence
     flops = _attention(shape, load) * 5 * tokens
-    kernels = 1.5 * KERNELS[shape.family]
+    kernels = 1.5 * shape.family.kernels
     for linear in shape.block:
         if not (first and linear.reads_block):
             flops += 2 * linear.size * tokens
@@ -142,7 +132,7 @@ def block_backward(shape: ModelShape, load: Load, sequences: int, *, first: bool
 def _attention(shape: ModelShape, load: Load) -> int:
     """Multiply-adds per token of scores and of their product with values; half of them where attention is causal."""
     both = 2 * load.sequence * shape.query
-    return both // 2 if shape.causal else both
+    return both // 2 if shape.family.causal else both
 
 
 def embedding_forward(shape: ModelShape, load: Load, sequences: int) -> Work:
@@ -167,12 +157,8 @@ def head_both(shape: ModelShape, load: Load, sequences: int) -> Work:
     """
     tokens = sequences * load.sequence
     if shape.labels is not None:
-        flops = (
-            4.0
-            * shape.hidden
-            * (shape.labels + (shape.hidden if shape.family is Family.BERT else 0))
-            * sequences
-        )
+        pooled = sum(linear.outputs for linear in shape.head_linears)
+        flops = 4.0 * shape.hidden * (shape.labels + pooled) * sequences
         return Work(flops, 8.0 * shape.hidden * load.element * tokens, 30)
     flops = 4.0 * shape.hidden * shape.vocabulary * tokens
     for linear in shape.head_linears:

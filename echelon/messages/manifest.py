@@ -17,6 +17,8 @@ from echelon.messages.adapter import AdapterLayout
 from echelon.messages.envelope import Dsse, Signer
 from echelon.messages.exchange import MAX_BOUNDARIES, MAX_MERGED, MAX_WINDOWS, DeltaCodec, Pace
 from echelon.messages.floor import heads
+from echelon.messages.kinds import OuterKind as OuterKind
+from echelon.messages.kinds import PaceKind as PaceKind
 from echelon.messages.names import BoundaryName, WitnessName
 from echelon.messages.wire import PROTOCOL, U16, U32, U63, Fields, Reason, Refused
 
@@ -37,29 +39,11 @@ Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Table = Annotated[tuple[Annotated[int, Field(ge=0, le=1 << 20)], ...], Field(min_length=1, max_length=4096)]
 
 
-class OuterKind(StrEnum):
-    """The outer optimiser."""
-
-    AVERAGE = "average"
-    NESTEROV = "nesterov"
-    FEDADAM = "fedadam"
-    CORRECTED = "corrected"
-
-
 class Weighting(StrEnum):
     """Whether boundaries count alike or by their tokens."""
 
     EQUAL = "equal"
     TOKENS = "tokens"
-
-
-class PaceKind(StrEnum):
-    """What decides H and R."""
-
-    FIXED = "fixed"
-    ECHELON_DA = "echelon-da"
-    ADACOMM = "adacomm"
-    QSR = "qsr"
 
 
 class RateShape(StrEnum):

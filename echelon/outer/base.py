@@ -15,7 +15,7 @@ Dividing by S0·Σ N and not by Σ w keeps the damping when all deltas are equal
 the same share of a step whether it is merged alone or with others.
 
 A rule is one class in one file: a subclass of `OuterOptimiser` that says how a block of coordinates moves. The registry
-names the class of every `OuterKind`.
+names the class of every `OuterKind` (`messages/kinds.py`).
 """
 
 from __future__ import annotations

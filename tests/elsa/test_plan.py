@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from echelon.elsa.costs import Load, Work
+from echelon.elsa.families.llama import LLAMA
 from echelon.elsa.plan import (
     Bound,
     DeviceProfile,
@@ -23,10 +24,13 @@ from echelon.elsa.plan import (
     plan,
     replan,
 )
-from echelon.elsa.shapes import Family, ModelShape
+from echelon.elsa.shapes import ModelShape
 from echelon.errors import ConfigError
 
-SHAPE = ModelShape(Family.LLAMA, 12, 256, 8, 4, 32, 704, 8000, 0, 0, tied=True)
+SHAPE = ModelShape(
+    family=LLAMA, layers=12, hidden=256, heads=8, kv_heads=4, head_dim=32, intermediate=704, vocabulary=8000,
+    positions=0, types=0, tied=True,
+)  # fmt: skip
 LOAD = Load(128, 4, 8)
 RULES = PlanRules(batch=8)
 PHONE = DeviceProfile("phone", 120e6, Processor(2e10), 5e7, 5e7, 0.02)

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from echelon.config.training import AdapterSettings, ModelSettings
+from echelon.elsa.families.registry import family_of
 from echelon.errors import ConfigError
 from echelon.messages.adapter import AdapterLayout
 from echelon.training.layout import adapter_parameters
@@ -28,9 +29,6 @@ from echelon.training.tasks.registry import task_named
 
 TaskName = Literal["causal", "masked", "classify"]
 Side = Literal["device", "edge"]
-
-FAMILIES = ("llama", "qwen2", "gpt2", "bert")
-"""Model types that are tested. Others may do more between embedding and first block than can be seen from outside."""
 
 
 class Pass(nn.Module):
@@ -76,13 +74,11 @@ class Given(nn.Module):
 class Anatomy:
     """Where the parts of a model are: paths of modules below the model with its head.
 
-    Raises `ConfigError` for a family that is not one of `FAMILIES`.
+    Raises `ConfigError` for a family that cannot be cut.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        kind = model.config.model_type
-        if kind not in FAMILIES:
-            raise ConfigError(f"models of type {kind!r} cannot be split; those of {', '.join(FAMILIES)} can")
+        family_of(model.config.model_type)
         self.base = model.base_model_prefix
         base = model.get_submodule(self.base)
         self.count = int(model.config.num_hidden_layers)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from echelon.config.training import AdapterSettings, ModelSettings, TrainSettings
+from echelon.elsa.families.registry import FAMILIES
 from echelon.errors import CodecError, ConfigError, ProtocolError
 from echelon.training.data.examples import IGNORED
 from echelon.training.layout import FlatAdapter
@@ -128,6 +129,10 @@ class Pair:
 
     def weights(self):
         return self.joined(self.device.finish()[0], self.edge.take("d")[0])
+
+
+def test_every_family_that_can_be_cut_is_compared_with_the_model_in_one_piece():
+    assert {family for family, _ in CASES} == set(FAMILIES)
 
 
 @pytest.mark.slow
