@@ -23,7 +23,8 @@ from echelon.elsa.fingerprint import divergences, fingerprint
 from echelon.elsa.predictions import quantise, vocabulary_classes
 from echelon.elsa.trust import Standing, TrustVerdict, admit, judge
 from echelon.jobs.training import TrainJob
-from echelon.messages.behaviour import Counts, Float64s
+from echelon.messages.adapter import F64
+from echelon.messages.behaviour import Counts
 from echelon.training.fingerprint import load_probes, probe
 from echelon.training.learner import LearnerSpec
 from echelon.training.local import TorchLearner
@@ -38,7 +39,7 @@ GROUPS = {
 NORMS = (1, 10, 30)
 FAULTS = ("shuffled-0", *(f"random-{norm}" for norm in NORMS), "stale")
 DIM = 16
-Record = tuple[Float64s, Counts]
+Record = tuple[F64, Counts]
 
 
 def spec(seed: int) -> LearnerSpec:

@@ -1,27 +1,55 @@
-"""Plots of the contest as SVG files that stand alone: loss against time, bytes, tokens; the controller's interval."""
+"""Plots of the contest as SVG files: loss against time, bytes, tokens; the interval. The same figures give the same bytes."""
 
 from __future__ import annotations
 
-import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import StringIO
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from bench.contest.arms import CONTESTANT, Kind
 from bench.contest.cells import HOME, PRIMARY
 from bench.contest.curves import Axis as CurveAxis
 from bench.contest.curves import evaluated, loss_at, place
 from bench.contest.tables import ArmRow, TableSource
-from echelon.report.svg import PALETTE, Axis, Series, escape, line_chart
 
-WIDTH, HEIGHT, COLUMNS, LINE = 760, 400, 3, 20
+INCHES, COLUMNS = (7.6, 5.0), 3
 SAMPLES = 24
 COLOURS = ("#2563c9", "#d9730d", "#0d8f6f", "#b83280", "#7a5cd6", "#9a7b00", "#0891b2", "#c2412d")
-STYLE = (
-    "text{font:12px system-ui,sans-serif;fill:#17202b}.tick,.caption{fill:#5a6675}line.tick{stroke:#8a95a3}"
-    ".end{text-anchor:end}.mid{text-anchor:middle}.grid{stroke:#e9ecf0}.zero{stroke:#8a95a3}"
-    ".line{fill:none;stroke-width:2}.dashed{stroke-dasharray:5 5}.dot{stroke:#fff;stroke-width:1}.st{stroke:#17202b}"
-    ".ft{fill:#17202b}" + "".join(f".s{k}{{stroke:{c}}}.f{k}{{fill:{c}}}" for k, c in enumerate(COLOURS))
-)
+STYLE = {
+    "svg.hashsalt": "contest",  # identifiers in the file come from this, and not from chance
+    "svg.fonttype": "none",  # text stays text
+    "font.family": "sans-serif",
+    "font.size": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e9ecf0",
+    "legend.frameon": False,
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a plot, and its name in the legend."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class PlotAxis:
+    """What one axis shows: its caption, how numbers are written, where it begins, and whether it has whole numbers."""
+
+    caption: str
+    write: Callable[[float], str]
+    low: float | None = None
+    whole: bool = False
 
 
 def plots(source: TableSource) -> dict[str, str]:
@@ -56,62 +84,55 @@ def mean_curve(row: ArmRow, axis: CurveAxis) -> tuple[tuple[float, float], ...]:
 
 
 def _losses(rows: Sequence[ArmRow], axis: CurveAxis, caption: str, write: Callable[[float], str]) -> str:
-    series = [
-        Series(row.label, mean_curve(row, axis), number % PALETTE, dashed=number >= PALETTE)
-        for number, row in enumerate(rows)
-    ]
-    return _chart(
-        series, Axis(caption, write, low=0), Axis("test loss, nats per token", lambda y: f"{y:.3f}")
+    curves = [Curve(row.label, mean_curve(row, axis)) for row in rows]
+    return _plot(
+        curves, PlotAxis(caption, write, low=0), PlotAxis("test loss, nats per token", lambda y: f"{y:.3f}")
     )
 
 
 def _intervals(rows: Sequence[ArmRow]) -> str:
-    series = []
-    for number, row in enumerate(rows):
+    curves = []
+    for row in rows:
         if row.lines:
             seed = min(row.lines)
             points = tuple(
                 (float(commit), float(steps * windows))
                 for commit, (steps, windows) in enumerate(row.lines[seed]["pace"], 1)
             )
-            series.append(
-                Series(f"{row.cell.latency_ms} ms, {row.cell.mbit} Mbit/s, seed {seed}", points, number)
-            )
-    return _chart(
-        series,
-        Axis("commit", lambda x: f"{x:.0f}", whole=True),
-        Axis("R·H that the commit announces, local steps", lambda y: f"{y:.0f}", low=0, whole=True),
+            curves.append(Curve(f"{row.cell.latency_ms} ms, {row.cell.mbit} Mbit/s, seed {seed}", points))
+    return _plot(
+        curves,
+        PlotAxis("commit", lambda x: f"{x:.0f}", whole=True),
+        PlotAxis("R·H that the commit announces, local steps", lambda y: f"{y:.0f}", low=0, whole=True),
     )
 
 
-def _chart(series: Sequence[Series], x: Axis, y: Axis) -> str:
-    """A chart with a legend above it, on white, with a style of its own."""
-    shown = [one for one in series if one.points]
-    chart = line_chart(
-        series=shown, x=x, y=y, label=f"{y.caption} against {x.caption}", width=WIDTH, height=HEIGHT
-    )
-    if not chart:
+def _plot(curves: Sequence[Curve], x: PlotAxis, y: PlotAxis) -> str:
+    """A plot with its legend above it, as SVG; empty where there is nothing to draw."""
+    shown = [(number, curve) for number, curve in enumerate(curves) if curve.points]
+    if not shown:
         return ""
-    chart = re.sub(r'<g class="hover">.*?</g></g>', "", chart)  # nobody can point at a picture in a document
-    rows = -(-len(shown) // COLUMNS)
-    top = rows * LINE + 12
-    legend = []
-    for number, one in enumerate(shown):
-        at, down = number % COLUMNS * (WIDTH // COLUMNS) + 10, number // COLUMNS * LINE + 16
-        dash = ' stroke-dasharray="5 5"' if one.dashed else ""
-        legend.append(
-            f'<line x1="{at}" x2="{at + 22}" y1="{down - 4}" y2="{down - 4}" class="s{one.colour}" '
-            f'stroke-width="3"{dash}/>'
-            f'<text x="{at + 28}" y="{down}">{escape(one.name)}</text>'
-        )
-    chart = chart.replace("<svg ", f'<svg x="0" y="{top}" ', 1)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT + top}" '
-        f'viewBox="0 0 {WIDTH} {HEIGHT + top}"><style>{STYLE}</style>'
-        f'<rect width="100%" height="100%" fill="#fff"/>{"".join(legend)}{chart}</svg>\n'
-    )
-
-
-def names(drawn: Mapping[str, str]) -> list[str]:
-    """File names in the order in which the page shows them."""
-    return list(drawn)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=INCHES, layout="constrained")
+        axes = figure.add_subplot()
+        for number, curve in shown:
+            (line,) = axes.plot(
+                [point[0] for point in curve.points],
+                [point[1] for point in curve.points],
+                color=COLOURS[number % len(COLOURS)],
+                linestyle="--" if number >= len(COLOURS) else "-",
+                marker="o",
+                markersize=3,
+                label=curve.name,
+            )
+            line.set_gid(f"curve-{number}")
+        axes.set(xlabel=x.caption, ylabel=y.caption)
+        for one, axis in ((x, axes.xaxis), (y, axes.yaxis)):
+            axis.set_major_locator(MaxNLocator(integer=one.whole))
+            axis.set_major_formatter(FuncFormatter(lambda value, _, write=one.write: write(value)))
+        axes.set_xlim(left=x.low)
+        axes.set_ylim(bottom=y.low)
+        figure.legend(loc="outside upper left", ncols=COLUMNS)
+        text = StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"

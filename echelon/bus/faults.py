@@ -11,7 +11,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TypeVar
 
 from typing_extensions import override
@@ -28,6 +28,7 @@ from echelon.bus.base import (
     Traffic,
 )
 from echelon.bus.embedded import MAX_READ_BYTES
+from echelon.bus.link_model import InOrder, LinkFaults, LinkModel
 from echelon.clock import is_virtual
 from echelon.errors import BusClosed, BusError, ConfigError, ConnectionLost
 
@@ -44,69 +45,44 @@ CLOSE_S = 10.0
 """Seconds that closing waits for records on their way, beyond what the plan itself makes them wait."""
 
 
-@dataclass(frozen=True, slots=True)
-class FaultPlan:
-    """What is wrong with a connection.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultPlan(LinkFaults):
+    """What is wrong with a connection: the faults of its link, its bandwidth, and when it is away.
+
+    A publish takes two latencies, a record that a reader waits for one.
 
     Attributes:
-        latency: seconds, each way: a publish takes two of them, a record that a reader waits for one.
-        jitter: up to so many seconds more, uniform, for each record and answer; records do not overtake.
         bandwidth: bytes per second in each direction, of keys, values and headers; infinite by default.
-        duplicate: probability that a record is appended twice, one directly after the other.
-        lose_before: probability that a publish raises ConnectionLost before some record of it is appended:
-            a prefix of them is, or none.
-        lose_after: probability that a publish raises ConnectionLost though all was appended.
-        lose_read: probability that `Reader.next` raises ConnectionLost when it has records.
         outages: (start, end) in seconds, in which every call raises ConnectionLost, and waiting ones do.
         seed: of everything random.
     """
 
-    latency: float = 0.0
-    jitter: float = 0.0
     bandwidth: float = math.inf
-    duplicate: float = 0.0
-    lose_before: float = 0.0
-    lose_after: float = 0.0
-    lose_read: float = 0.0
     outages: tuple[tuple[float, float], ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in ("latency", "jitter"):
-                good = 0 <= value < math.inf
-            elif field.name == "bandwidth":
-                good = value > 0
-            elif field.name in ("duplicate", "lose_before", "lose_after", "lose_read"):
-                good = 0 <= value <= 1
-            elif field.name == "outages":
-                good = all(start < end for start, end in value)
-            else:
-                good = True
-            if not good:
-                raise ConfigError(
-                    f"fault plan: {field.name} is {value!r}; times are >= 0 s, bandwidth > 0 bytes/s, "
-                    "probabilities within 0..1, and outages end after they start"
-                )
+        LinkFaults.__post_init__(self)
+        if not self.bandwidth > 0:
+            raise ConfigError(f"link: bandwidth is {self.bandwidth!r}; give bytes per second, more than 0")
+        if not all(start < end for start, end in self.outages):
+            raise ConfigError(f"link: outages is {self.outages!r}; an outage ends after it starts")
 
 
-class _Link:
+class _Way:
     """One direction of the connection: when does what is sent now arrive?"""
 
-    def __init__(self, plan: FaultPlan, random: random.Random, loop: asyncio.AbstractEventLoop) -> None:
-        self._plan = plan
-        self._random = random
+    def __init__(self, model: LinkModel, bandwidth: float, loop: asyncio.AbstractEventLoop) -> None:
+        self._model = model
+        self._bandwidth = bandwidth
         self._loop = loop
         self._free = -math.inf  # when the last byte sent so far leaves
-        self._last = -math.inf  # when it arrives
+        self._order = InOrder()
 
     def arrival(self, size: int) -> float:
         """Loop time at which `size` bytes sent now have arrived; never before what was sent earlier."""
-        self._free = max(self._free, self._loop.time()) + size / self._plan.bandwidth
-        late = self._random.uniform(0, self._plan.jitter) if self._plan.jitter else 0.0
-        self._last = max(self._last, self._free + self._plan.latency + late)
-        return self._last
+        self._free = max(self._free, self._loop.time()) + size / self._bandwidth
+        return self._order.arrival(self._free + self._model.faults.latency + self._model.extra())
 
 
 @dataclass(slots=True, eq=False)
@@ -132,9 +108,9 @@ class FaultyBus(Bus):
     def __init__(self, bus: Bus, plan: FaultPlan, *, origin: float | None = None) -> None:
         self.loop = asyncio.get_running_loop()
         self.plan = plan
-        self.random = random.Random(plan.seed)
-        self.down = _Link(plan, self.random, self.loop)
-        self._up = _Link(plan, self.random, self.loop)
+        self.model = LinkModel(plan, random.Random(plan.seed))
+        self.down = _Way(self.model, plan.bandwidth, self.loop)
+        self._up = _Way(self.model, plan.bandwidth, self.loop)
         self._bus = bus
         if origin is None:
             origin = 0.0 if is_virtual() else self.loop.time()
@@ -211,14 +187,12 @@ class FaultyBus(Bus):
         if not records:
             return []
         await self.refuse_in_outage()
-        cut = len(records)
-        if self._happens(self.plan.lose_before):
-            cut = self.random.randrange(len(records))
-        answered = not self._happens(self.plan.lose_after) and cut == len(records)
+        cut = self.model.appended(len(records))
+        answered = not self.model.happens(self.plan.lose_after) and cut == len(records)
         sending = _FaultySending([], [], answered, self.loop.create_future())
         for record in records[:cut]:
             sending.firsts.append(len(sending.records))
-            sending.records += [record, record] if self._happens(self.plan.duplicate) else [record]
+            sending.records += [record, record] if self.model.happens(self.plan.duplicate) else [record]
         # One queue and one task, not a timer for each call: timers of equal times may fire in any order.
         self._way.append((self._up.arrival(sum(record.size for record in records)), sending))
         if self._pump is None:
@@ -321,9 +295,6 @@ class FaultyBus(Bus):
         if self._closing is not None:
             raise BusClosed("the bus is closed; open it again")
 
-    def _happens(self, probability: float) -> bool:
-        return probability > 0 and self.random.random() < probability
-
     async def _sleep_until(self, when: float) -> None:
         wait = when - self.loop.time()
         if wait > 0:
@@ -408,7 +379,7 @@ class FaultyReader(Reader):
                 self._restart()
             records = self._arrived(max_records)
             if records:
-                if self._bus.plan.lose_read and self._bus.random.random() < self._bus.plan.lose_read:
+                if self._bus.model.happens(self._bus.plan.lose_read):
                     self._restart()
                     raise _lost("while records were read")
                 for record in records:

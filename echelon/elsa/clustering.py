@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from echelon.errors import ProtocolError
-from echelon.messages.behaviour import Float64s
+from echelon.messages.adapter import F64
 
 Labels = npt.NDArray[np.int64]
 
@@ -65,7 +65,7 @@ class Clusters:
         return tuple(place for place, own in enumerate(self.labels) if own == label)
 
 
-def cluster(divergence: Float64s, rule: ClusterRule | None = None) -> Clusters:
+def cluster(divergence: F64, rule: ClusterRule | None = None) -> Clusters:
     """Cluster devices by their symmetric divergences in nats, float64[n, n].
 
     Average linkage on d = √J, which for equal covariances is the Mahalanobis distance of means and so obeys the
@@ -97,7 +97,7 @@ def cluster(divergence: Float64s, rule: ClusterRule | None = None) -> Clusters:
     return Clusters(_canonical(labels), tuple(bool(o) for o in outlier), score)
 
 
-def _distances(divergence: Float64s, floor: float) -> Float64s:
+def _distances(divergence: F64, floor: float) -> F64:
     n = len(divergence)
     if divergence.shape != (n, n) or not np.all(np.isfinite(divergence)):
         raise ProtocolError(f"divergences of shape {divergence.shape}: expected a finite square matrix")
@@ -106,7 +106,7 @@ def _distances(divergence: Float64s, floor: float) -> Float64s:
     return np.sqrt(np.where(divergence <= floor, 0.0, divergence))
 
 
-def _candidate(distance: Float64s, cuts: int, rule: ClusterRule) -> tuple[float, Labels] | None:
+def _candidate(distance: F64, cuts: int, rule: ClusterRule) -> tuple[float, Labels] | None:
     """Score and labels (-1 for devices in groups that are too small) of the tree cut into so many parts."""
     from sklearn.cluster import AgglomerativeClustering  # at use: services without edges need none of it
 
@@ -128,7 +128,7 @@ def _candidate(distance: Float64s, cuts: int, rule: ClusterRule) -> tuple[float,
     return score, np.array([names.get(int(label), -1) for label in raw], dtype=np.int64)
 
 
-def _far_from_all(distance: Float64s, rule: ClusterRule) -> tuple[bool, ...]:
+def _far_from_all(distance: F64, rule: ClusterRule) -> tuple[bool, ...]:
     """Who is an outlier of a single cluster: by the median distance to the others, on a robust scale."""
     n = len(distance)
     if n < 4:

@@ -16,7 +16,8 @@ from typing import Self
 import numpy as np
 
 from echelon.errors import ProtocolError
-from echelon.messages.behaviour import MAX_DIM, Behaviour, Float64s, check_gaussian
+from echelon.messages.adapter import F64
+from echelon.messages.behaviour import MAX_DIM, Behaviour, check_gaussian
 
 MAX_HIDDEN = 1 << 16
 RIDGE = 1e-9
@@ -24,7 +25,7 @@ RIDGE = 1e-9
 
 
 @lru_cache(maxsize=8)
-def projection(hidden: int, dim: int, seed: int) -> Float64s:
+def projection(hidden: int, dim: int, seed: int) -> F64:
     """The shared random projection R, float64[hidden, dim], with entries ±1/sqrt(dim).
 
     Random signs keep distances as well as Gaussian entries do (Achlioptas 2003, theorem 1.1), and bits of SHAKE-256
@@ -46,7 +47,7 @@ def projection(hidden: int, dim: int, seed: int) -> Float64s:
     size = hidden * dim
     stream = np.frombuffer(hashlib.shake_256(seed_bytes).digest((size + 7) // 8), np.uint8)
     signs = np.unpackbits(stream)[:size].astype(np.float64) * 2 - 1
-    matrix: Float64s = signs.reshape(hidden, dim) / np.sqrt(dim)
+    matrix: F64 = signs.reshape(hidden, dim) / np.sqrt(dim)
     matrix.flags.writeable = False
     return matrix
 
@@ -55,8 +56,8 @@ def projection(hidden: int, dim: int, seed: int) -> Float64s:
 class Gaussian:
     """A fingerprint: mean, float64[k], and positive definite covariance, float64[k, k]."""
 
-    mean: Float64s
-    covariance: Float64s
+    mean: F64
+    covariance: F64
 
     def __post_init__(self) -> None:
         try:
@@ -75,7 +76,7 @@ class Gaussian:
         return cls(record.mean_array(), record.covariance_array())
 
 
-def fingerprint(hidden: Float64s, dim: int, seed: int) -> Gaussian:
+def fingerprint(hidden: F64, dim: int, seed: int) -> Gaussian:
     """The fingerprint of pooled hidden states, float[probes, hidden], in `dim` dimensions.
 
     z = R^T h for every probe; mean of z; covariance by Ledoit and Wolf (2004): (1 - δ) S + δ (tr S / k) I with the
@@ -101,7 +102,7 @@ def fingerprint(hidden: Float64s, dim: int, seed: int) -> Gaussian:
     return Gaussian(points.mean(axis=0), covariance)
 
 
-def ledoit_wolf(points: Float64s) -> Float64s:
+def ledoit_wolf(points: F64) -> F64:
     """The shrunk covariance of points, float64[n, k] -> float64[k, k] (Ledoit and Wolf 2004, section 3.2).
 
     (1 - b²/d²) S + (b²/d²) m I, where S is the sample's covariance over n, m = tr S / k, d² = ‖S - m I‖² / k, and
@@ -115,7 +116,7 @@ def ledoit_wolf(points: Float64s) -> Float64s:
     squares = np.square(centred)
     spread = float((squares.T @ squares / count - np.square(sample)).sum()) / (dim * count)
     share = min(1.0, max(0.0, spread) / apart) if apart > 0 else 0.0
-    shrunk: Float64s = (1 - share) * sample + share * mean * np.eye(dim)
+    shrunk: F64 = (1 - share) * sample + share * mean * np.eye(dim)
     return shrunk
 
 
@@ -142,7 +143,7 @@ def symmetric_kl(left: Gaussian, right: Gaussian) -> float:
     return 0.5 * (spread + float(by_left @ by_left) + float(by_right @ by_right))
 
 
-def divergences(prints: Sequence[Gaussian]) -> Float64s:
+def divergences(prints: Sequence[Gaussian]) -> F64:
     """The symmetric matrix of divergences in nats, float64[n, n], zero on its diagonal."""
     distances = np.zeros((len(prints), len(prints)))
     for row, left in enumerate(prints):

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from echelon.errors import ProtocolError
-from echelon.messages.behaviour import MAX_CLASSES, UNIT, Counts, Float64s
+from echelon.messages.adapter import F64
+from echelon.messages.behaviour import MAX_CLASSES, UNIT, Counts
 
 MAX_VOCABULARY = 1 << 20
 
@@ -40,7 +41,7 @@ def vocabulary_classes(vocabulary: int, classes: int, seed: int) -> npt.NDArray[
     return partition
 
 
-def quantise(probabilities: Float64s) -> Counts:
+def quantise(probabilities: F64) -> Counts:
     """Distributions, float[rows, classes], in units of 1/65535, uint16[rows, classes]; rows add up exactly.
 
     By largest remainders, the first class among equals. Rows are divided by their sums before.
@@ -64,7 +65,7 @@ def quantise(probabilities: Float64s) -> Counts:
     return counts
 
 
-def jensen_shannon(left: Counts | Float64s, right: Counts | Float64s) -> float:
+def jensen_shannon(left: Counts | F64, right: Counts | F64) -> float:
     """Mean over rows of the Jensen-Shannon divergence in bits, in [0, 1] (Lin 1991, equation 4.1).
 
     JS(p, q) = ½ KL(p ‖ m) + ½ KL(q ‖ m) with m = (p + q) / 2, base 2. It is finite where a probability is 0, so
@@ -81,7 +82,7 @@ def jensen_shannon(left: Counts | Float64s, right: Counts | Float64s) -> float:
     return min(1.0, max(0.0, 0.5 * float(total.mean())))
 
 
-def consensus(predictions: list[Counts]) -> Float64s:
+def consensus(predictions: list[Counts]) -> F64:
     """The median of every probability over devices, rows divided by their sums, float64[rows, classes].
 
     The median because fewer than half of the devices, whatever they say, cannot move it beyond what the others say.
@@ -99,12 +100,12 @@ def consensus(predictions: list[Counts]) -> Float64s:
     return _normal(middle)
 
 
-def _normal(values: Counts | Float64s) -> Float64s:
+def _normal(values: Counts | F64) -> F64:
     floats = values.astype(np.float64)
     return np.asarray(floats / floats.sum(axis=1, keepdims=True), dtype=np.float64)
 
 
-def _relative_entropy(p: Float64s, m: Float64s) -> Float64s:
+def _relative_entropy(p: F64, m: F64) -> F64:
     """KL(p ‖ m) of every row in bits; m is positive wherever p is."""
     logarithm = np.log2(np.divide(p, m, out=np.ones_like(p), where=p > 0))
     return np.asarray((p * logarithm).sum(axis=1), dtype=np.float64)

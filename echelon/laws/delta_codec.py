@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echelon.errors import CodecError
+from echelon.messages.adapter import F64
 from echelon.messages.exchange import DeltaCodec
 
-F64 = NDArray[np.float64]
 Integers = NDArray[np.int16] | NDArray[np.int32]
 
 MIN_EXPONENT = -256

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from echelon.errors import ProtocolError
 from echelon.laws.delta_codec import decode, encode
-from echelon.laws.snapshot import F64, SnapshotMap
-from echelon.messages.adapter import F32
+from echelon.laws.snapshot import SnapshotMap
+from echelon.messages.adapter import F32, F64
 from echelon.messages.boundary import SealedDelta
 from echelon.messages.exchange import MAX_WINDOWS, DeltaCodec, WindowSummary
 from echelon.messages.manifest import SecureTerms

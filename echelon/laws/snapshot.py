@@ -17,10 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echelon.errors import CodecError
-from echelon.messages.adapter import F32
+from echelon.messages.adapter import F32, F64
 from echelon.messages.exchange import Pace
 
-F64 = NDArray[np.float64]
 T = TypeVar("T")
 
 APART_BYTES = 64 * 1024

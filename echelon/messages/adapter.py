@@ -27,6 +27,8 @@ from echelon.errors import CodecError, LimitExceeded
 
 F32 = npt.NDArray[np.float32]
 """float32 values of any shape."""
+F64 = npt.NDArray[np.float64]
+"""float64 values of any shape."""
 Vector = F32
 """An adapter or a difference of adapters: float32[d], contiguous."""
 Held = tuple[int, int]

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from echelon.errors import CodecError
+from echelon.messages.adapter import F64
 from echelon.messages.wire import U63, Digest, Message
 
 MAX_DIM = 64
@@ -29,7 +30,6 @@ MAX_VALUE = 1e9
 MIN_PIVOT = 1e-12
 """Smallest pivot of a covariance's Cholesky factor, squared, relative to the mean variance."""
 
-Float64s = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.uint16]
 
 
@@ -71,7 +71,7 @@ class Behaviour(Message):
 
     @classmethod
     def of(
-        cls, *, number: int, version: int, terms: bytes, mean: Float64s, covariance: Float64s, counts: Counts
+        cls, *, number: int, version: int, terms: bytes, mean: F64, covariance: F64, counts: Counts
     ) -> Self:
         """The record of a Gaussian, float64[k] and float64[k, k], and distributions, uint16[rows, classes].
 
@@ -108,11 +108,11 @@ class Behaviour(Message):
         except ValueError as error:
             raise CodecError(f"a behaviour record cannot be made: {error}") from None
 
-    def mean_array(self) -> Float64s:
+    def mean_array(self) -> F64:
         """The mean, float64[dim]."""
         return np.frombuffer(self.mean, "<f8").astype(np.float64)
 
-    def covariance_array(self) -> Float64s:
+    def covariance_array(self) -> F64:
         """The covariance, float64[dim, dim], symmetric."""
         full = np.zeros((self.dim, self.dim))
         full[np.tril_indices(self.dim)] = np.frombuffer(self.covariance, "<f8")
@@ -123,7 +123,7 @@ class Behaviour(Message):
         return np.frombuffer(self.predictions, "<u2").astype(np.uint16).reshape(self.rows, self.classes)
 
 
-def check_gaussian(mean: Float64s, covariance: Float64s) -> None:
+def check_gaussian(mean: F64, covariance: F64) -> None:
     """Raise `ValueError` unless values are finite and bounded and the covariance is safely positive definite.
 
     The bounds keep every divergence between two records that pass finite.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from echelon.messages.adapter import F64
 from echelon.messages.manifest import OuterKind
-from echelon.outer.base import F64, CommitInputs, Move, OuterOptimiser, Plan
+from echelon.outer.base import CommitInputs, Move, OuterOptimiser, Plan
 
 _NOTHING: F64 = np.zeros(0, np.float64)
 

@@ -28,14 +28,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from echelon.errors import CodecError, ProtocolError
 from echelon.laws.delta_codec import Integers
-from echelon.messages.adapter import F32
+from echelon.messages.adapter import F32, F64
 from echelon.messages.manifest import MILLION, OuterKind, OuterTerms
-
-F64 = NDArray[np.float64]
 
 _BLOCK = 1 << 15  # coordinates worked on at a time: three float64 blocks stay in a core's cache
 MOST_OCTAVES = 4

@@ -31,9 +31,10 @@ import numpy as np
 from echelon.errors import CodecError, ProtocolError
 from echelon.laws.delta_codec import Integers, encode, integers
 from echelon.laws.exact import dot, norm2
+from echelon.messages.adapter import F64
 from echelon.messages.exchange import DeltaCodec
 from echelon.messages.manifest import MILLION, OuterKind, OuterTerms
-from echelon.outer.base import F64, CommitInputs, Move, Plan, Scale
+from echelon.outer.base import CommitInputs, Move, Plan, Scale
 from echelon.outer.nesterov import Nesterov
 
 

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 
 from echelon.errors import CodecError, ProtocolError
 from echelon.laws.rules import Allowed, class_of, guarded
-from echelon.messages.adapter import F32
+from echelon.messages.adapter import F32, F64
 from echelon.messages.manifest import OuterTerms, RuleTerms
 from echelon.messages.wire import pack
-from echelon.outer.base import F64, Scale, WeightedDelta
+from echelon.outer.base import Scale, WeightedDelta
 
 MAX_ARRAYS = 16
 """Most arrays that a rule may carry from commit to commit."""

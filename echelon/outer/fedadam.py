@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from echelon.messages.adapter import F64
 from echelon.messages.manifest import MILLION, OuterKind, OuterTerms
-from echelon.outer.base import F64, CommitInputs, Move, OuterOptimiser, Plan, Scale
+from echelon.outer.base import CommitInputs, Move, OuterOptimiser, Plan, Scale
 
 _BILLION = 1_000_000_000
 

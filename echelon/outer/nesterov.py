@@ -26,8 +26,9 @@ import math
 
 import numpy as np
 
+from echelon.messages.adapter import F64
 from echelon.messages.manifest import MILLION, OuterKind, OuterTerms
-from echelon.outer.base import F64, MOST_OCTAVES, CommitInputs, Move, OuterOptimiser, Plan, Scale
+from echelon.outer.base import MOST_OCTAVES, CommitInputs, Move, OuterOptimiser, Plan, Scale
 
 
 class Nesterov(OuterOptimiser):

@@ -12,11 +12,12 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 from echelon.bus.base import Bus, Direction, Meter, Outgoing, Reader, Record, TopicPartition, Traffic
 from echelon.bus.embedded import MAX_READ_BYTES
+from echelon.bus.link_model import InOrder, LinkFaults, LinkModel
 from echelon.bus.store import MAX_RECORD_BYTES, check_batch, check_partition, check_range, check_topic
 from echelon.errors import BusClosed, BusError, ConnectionLost
 from echelon.sim.life import ProcessLife
@@ -83,49 +84,37 @@ class SimBroker:
         }
 
 
-@dataclass
-class Link:
+class Link(LinkModel):
     """How one actor reaches one broker.
 
-    Attributes:
+    Args:
         seed: of everything random.
         latency: seconds each way.
         jitter: up to so many seconds more, uniform.
         spread: up to so many seconds more for what is read from a topic, drawn once for each topic.
-        lose_before: probability that a publish is lost before some record of it is appended.
-        lose_after: probability that it is lost after all were.
-        lose_read: probability that a read is lost.
-        duplicate: probability that a record is appended twice.
         skew: seconds by which the writer's wall clock is wrong.
+        **chances: probabilities of losses and repeats, as in `LinkFaults`.
     """
 
-    seed: str
-    latency: float = 0.001
-    jitter: float = 0.0
-    spread: float = 0.0
-    lose_before: float = 0.0
-    lose_after: float = 0.0
-    lose_read: float = 0.0
-    duplicate: float = 0.0
-    skew: float = 0.0
-    cuts: int = 0
-    """Cuts in force; the link works while there is none."""
-    users: dict[SimBus, None] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.random = random.Random(self.seed)
+    def __init__(
+        self,
+        seed: str,
+        latency: float = 0.001,
+        jitter: float = 0.0,
+        spread: float = 0.0,
+        *,
+        skew: float = 0.0,
+        **chances: float,
+    ) -> None:
+        super().__init__(LinkFaults(latency=latency, jitter=jitter, **chances), random.Random(seed))
+        self.spread = spread
+        self.skew = skew
+        self.cuts = 0  # cuts in force; the link works while there is none
+        self.users: dict[SimBus, None] = {}
         self._spreads: dict[str, float] = {}
 
-    def happens(self, probability: float) -> bool:
-        """Whether something of that probability happens now."""
-        return probability > 0 and self.random.random() < probability
-
-    def late(self) -> float:
-        """Latency and jitter of one message, in seconds."""
-        return self.latency + (self.random.random() * self.jitter if self.jitter else 0.0)
-
     def late_on(self, topic: str) -> float:
-        """The same for a record that is read from a topic."""
+        """Latency and jitter of a record that is read from a topic, and what its topic takes more, in seconds."""
         if not self.spread:
             return self.late()
         if topic not in self._spreads:
@@ -144,9 +133,8 @@ class Link:
 
     def calm(self) -> None:
         """No faults any more; what was cut stays cut until it is mended."""
-        self.latency = min(self.latency, 0.01)
-        self.jitter = self.spread = 0.0
-        self.lose_before = self.lose_after = self.lose_read = self.duplicate = 0.0
+        self.faults = LinkFaults(latency=min(self.faults.latency, 0.01))
+        self.spread = 0.0
         self._spreads.clear()
 
 
@@ -168,7 +156,7 @@ class SimBus(Bus):
         self.broker, self.link, self.life = broker, link, life
         self.meter = Meter()
         self._closed = False
-        self._arrives = 0.0
+        self._order = InOrder()
         self._flying: dict[_Sending, None] = {}
         self._readers: dict[SimReader, None] = {}
         link.users[self] = None
@@ -232,15 +220,13 @@ class SimBus(Bus):
         self.life.reach("publish", "before", records)
         await self.refuse_when_cut()
         link = self.link
-        cut = len(records)
-        if link.happens(link.lose_before):
-            cut = link.random.randrange(len(records))
-        answered = cut == len(records) and not link.happens(link.lose_after)
+        cut = link.appended(len(records))
+        answered = cut == len(records) and not link.happens(link.faults.lose_after)
         sending = _Sending(tuple(records), cut, answered, self.loop.create_future())
         self._flying[sending] = None
         # Calls are carried out in their order: nothing overtakes on one connection.
-        self._arrives = max(self._arrives, self.loop.time() + link.late())
-        sending.timer = self.loop.call_at(self._arrives, self._arrive, sending)
+        arrival = self._order.arrival(self.loop.time() + link.late())
+        sending.timer = self.loop.call_at(arrival, self._arrive, sending)
         return await sending.done
 
     def reader(self, positions: Mapping[TopicPartition, int]) -> SimReader:
@@ -277,7 +263,7 @@ class SimBus(Bus):
         offsets = []
         for record in records:
             offsets.append(self.broker.append(record, stamp))
-            if self.link.happens(self.link.duplicate):
+            if self.link.happens(self.link.faults.duplicate):
                 self.broker.append(record, stamp)
         self.meter.count("out", records)
         return offsets
@@ -407,7 +393,7 @@ class SimReader(Reader):
                 check_range(at, position, (0, len(self.bus.broker.log(at))))
             records = self._arrived(max_records)
             if records:
-                if link.happens(link.lose_read):
+                if link.happens(link.faults.lose_read):
                     raise _lost("while records were read")
                 self.bus.life.reach("read", "before", records)
                 for record in records:

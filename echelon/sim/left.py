@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from echelon.audit.findings import Report
 from echelon.audit.heads import logs_of, watched_by
@@ -20,6 +19,7 @@ from echelon.audit.records import read_manifest
 from echelon.audit.verify import verify
 from echelon.bus.base import Record
 from echelon.bus.chunks import is_chunk
+from echelon.messages.adapter import F64
 from echelon.messages.boundary import BOUNDARY, Cohort, Window
 from echelon.messages.envelope import Envelope
 from echelon.messages.exchange import Close
@@ -30,7 +30,6 @@ from echelon.sim.auditor import sightings
 from echelon.sim.outcome import MaskedUpload, SimOutcome
 
 M = TypeVar("M", bound=Message)
-F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

@@ -387,7 +387,7 @@ class World:
             case "slow":
                 coverage.see("link: slow")
                 link = self.links[fault.actor, fault.broker]
-                link.latency += fault.latency
+                link.set_latency(link.faults.latency + fault.latency)
                 loop.call_at(loop.time() + fault.seconds, self._quicken, link, fault.latency)
             case "leave":
                 device = self.actors.get(fault.actor)
@@ -402,7 +402,7 @@ class World:
 
     def _quicken(self, link: Link, latency: float) -> None:
         if not self._calm.is_set():
-            link.latency = max(0.001, link.latency - latency)
+            link.set_latency(max(0.001, link.faults.latency - latency))
 
     def _died(self, life: ProcessLife) -> None:
         actor = self.actors.get(life.actor)

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from echelon.elsa.clustering import ClusterRule, Clusters, cluster
 from echelon.elsa.fingerprint import divergences, fingerprint
 from echelon.errors import ProtocolError
-from echelon.messages.behaviour import Float64s
+from echelon.messages.adapter import F64
 
 
-def points(*groups: tuple[int, float], spread: float = 0.1, seed: int = 0, dim: int = 6) -> Float64s:
+def points(*groups: tuple[int, float], spread: float = 0.1, seed: int = 0, dim: int = 6) -> F64:
     """Squared distances of planted groups: (size, distance of its centre from the origin)."""
     draw = np.random.default_rng(seed)
     found = []
@@ -113,7 +113,7 @@ def test_one_device_with_other_statistics_of_hidden_states_is_found_through_fing
         np.array([[0.0, np.inf], [np.inf, 0.0]]),
     ],
 )
-def test_what_is_no_matrix_of_divergences_is_refused(matrix: Float64s) -> None:
+def test_what_is_no_matrix_of_divergences_is_refused(matrix: F64) -> None:
     with pytest.raises(ProtocolError):
         cluster(matrix)
 

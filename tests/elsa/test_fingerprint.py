@@ -16,7 +16,8 @@ from echelon.elsa.fingerprint import (
     symmetric_kl,
 )
 from echelon.errors import CodecError, ProtocolError
-from echelon.messages.behaviour import MAX_DIM, UNIT, Behaviour, Float64s
+from echelon.messages.adapter import F64
+from echelon.messages.behaviour import MAX_DIM, UNIT, Behaviour
 from echelon.messages.wire import MAX_CONTROL_BYTES, Reason, Refused
 
 seeds = st.integers(0, 2**32 - 1)
@@ -127,7 +128,7 @@ def test_a_fingerprint_does_not_depend_on_the_order_of_probes() -> None:
         (np.full((4, 8), np.nan), "not finite"),
     ],
 )
-def test_hidden_states_that_say_nothing_are_refused(hidden: Float64s, what: str) -> None:
+def test_hidden_states_that_say_nothing_are_refused(hidden: F64, what: str) -> None:
     with pytest.raises(ProtocolError, match=what):
         fingerprint(hidden, 4, 0)
 

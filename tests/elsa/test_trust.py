@@ -20,7 +20,8 @@ from echelon.elsa.trust import (
     update,
 )
 from echelon.errors import CodecError, ProtocolError
-from echelon.messages.behaviour import Counts, Float64s
+from echelon.messages.adapter import F64
+from echelon.messages.behaviour import Counts
 
 ROWS, CLASSES = 96, 32
 
@@ -45,7 +46,7 @@ class Boundary:
     def records(self, number: int, *bad: str) -> dict[str, Counts]:
         shared = self.base + 0.05 * number * self.common
 
-        def noisy(logits: Float64s, much: float = 0.08) -> Counts:
+        def noisy(logits: F64, much: float = 0.08) -> Counts:
             return softmax(logits + much * self.draw.normal(size=logits.shape))
 
         found = {name: noisy(shared + 0.15 * own) for name, own in self.own.items()}
@@ -60,7 +61,7 @@ class Boundary:
         return found | {kind: kinds[kind]() for kind in bad}  # type: ignore[dict-item]
 
 
-def softmax(logits: Float64s) -> Counts:
+def softmax(logits: F64) -> Counts:
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return quantise(powers / powers.sum(axis=1, keepdims=True))
 

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from echelon.errors import CodecError, StateError
 from echelon.laws.snapshot import (
     APART_BYTES,
-    F64,
     SnapshotList,
     SnapshotMap,
     StoredPace,
@@ -21,7 +20,7 @@ from echelon.laws.snapshot import (
     encode,
     encode_parts,
 )
-from echelon.messages.adapter import F32
+from echelon.messages.adapter import F32, F64
 from echelon.messages.exchange import Pace
 from echelon.messages.stored import stored
 

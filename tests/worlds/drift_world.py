@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from echelon.laws.delta_codec import decode, encode, integers
 from echelon.laws.timing import CONTROLLER
+from echelon.messages.adapter import F64
 from echelon.messages.exchange import Delta, DeltaCodec, Pace, Payload, WindowSummary
 from echelon.pace.base import MergedDelta, PaceController, PaceInputs
 
-F64 = NDArray[np.float64]
 UNIT = 256
 
 

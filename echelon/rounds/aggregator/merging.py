@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from echelon.errors import ProtocolError, StateError
 from echelon.laws.ledger import Ledger, RoundedDelta
-from echelon.laws.snapshot import F64
+from echelon.messages.adapter import F64
 from echelon.messages.boundary import Adopt, Base, Model, SealedDelta, Sealing, Version, Window
 from echelon.messages.exchange import Pace, Payload
 from echelon.messages.manifest import RunManifest

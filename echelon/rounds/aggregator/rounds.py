@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from echelon.errors import ProtocolError, StateError
 from echelon.laws.cohort import Part, close_window, context_of, edge_groups, read_part, ring_vector
-from echelon.laws.snapshot import F64
+from echelon.messages.adapter import F64
 from echelon.messages.boundary import Cohort, Masked, Phase, Void, VoidReason, Window
 from echelon.messages.exchange import WindowSummary
 from echelon.messages.handshake import (

@@ -6,11 +6,9 @@ import contextlib
 import hashlib
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
 from echelon.errors import ProtocolError, StateError
 from echelon.laws.cohort import Part, close_window, read_part, ring_vector
+from echelon.messages.adapter import F64
 from echelon.messages.boundary import Cohort, Masked, Window
 from echelon.messages.exchange import WindowSummary
 from echelon.messages.handshake import Included, Signatures, Unmask
@@ -20,8 +18,6 @@ from echelon.messages.wire import DeviceId
 from echelon.rounds.effects import Incoming
 from echelon.secagg.faults import InputRefused
 from echelon.secagg.server import Server
-
-F64 = NDArray[np.float64]
 
 
 @dataclass

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from echelon.laws.delta_codec import decode
+from echelon.messages.adapter import F64
 from echelon.messages.boundary import (
     Adopt,
     Model,
@@ -16,7 +17,7 @@ from echelon.messages.boundary import (
     Window,
 )
 from echelon.messages.exchange import Commit
-from echelon.sim.left import F64, RunRecords, is_closing, moved_by, sums_of
+from echelon.sim.left import RunRecords, is_closing, moved_by, sums_of
 
 
 def nothing_is_lost_or_added(left: RunRecords) -> Iterator[str]:

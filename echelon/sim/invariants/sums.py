@@ -11,12 +11,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from echelon.laws.blocks import block_ranges
+from echelon.messages.adapter import F64
 from echelon.messages.boundary import Cohort, Derived, Masked, Version
 from echelon.messages.envelope import Envelope
 from echelon.messages.handshake import Included
 from echelon.messages.manifest import MILLION
 from echelon.messages.split import EdgePart
-from echelon.sim.left import F64, RunRecords, is_closing, parts_of, sums_of
+from echelon.sim.left import RunRecords, is_closing, parts_of, sums_of
 from echelon.sim.outcome import MaskedUpload
 
 

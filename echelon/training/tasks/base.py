@@ -16,13 +16,12 @@ import torch.nn.functional as F
 
 from echelon.config.training import DataSettings
 from echelon.errors import ConfigError
+from echelon.messages.adapter import F64
 from echelon.training.data.boundary import BoundaryData
 from echelon.training.data.encode import Tokenizer
 from echelon.training.data.examples import IGNORED, Examples
 from echelon.training.data.packing import Order
 from echelon.training.learner import EvalResult
-
-Array64 = npt.NDArray[np.float64]
 
 
 class Held(Protocol):
@@ -160,7 +159,7 @@ class Task(ABC, Generic[Sequences]):
     @abstractmethod
     def probed(
         self, logits: npt.NDArray[np.float32], state: Callable[[], npt.NDArray[np.float32]], positions: int
-    ) -> tuple[npt.NDArray[np.float32], Array64]:
+    ) -> tuple[npt.NDArray[np.float32], F64]:
         """What a split model says of one probe: a pooled state, float32[n], and predictions, float64[rows, classes].
 
         Args:
@@ -170,7 +169,7 @@ class Task(ABC, Generic[Sequences]):
         """
 
 
-def softmax(logits: Array64) -> Array64:
+def softmax(logits: F64) -> F64:
     """Probabilities along the last axis: float64[rows, classes] -> float64[rows, classes]."""
     likely = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(likely / likely.sum(axis=1, keepdims=True), dtype=np.float64)

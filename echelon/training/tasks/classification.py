@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification
 from typing_extensions import override
 
 from echelon.config.training import DataSettings
+from echelon.messages.adapter import F64
 from echelon.training.data.boundary import BoundaryData, load_rows
 from echelon.training.data.encode import Tokenizer, encode_rows
 from echelon.training.data.examples import RowExamples
@@ -20,7 +21,7 @@ from echelon.training.data.packing import Order
 from echelon.training.data.rows import Rows, longest_first, pad_rows, padding_of
 from echelon.training.data.sources import read_source
 from echelon.training.learner import EvalResult
-from echelon.training.tasks.base import Array64, Task, softmax
+from echelon.training.tasks.base import Task, softmax
 
 
 class Classification(Task[Rows]):
@@ -89,7 +90,7 @@ class Classification(Task[Rows]):
     @override
     def probed(
         self, logits: npt.NDArray[np.float32], state: Callable[[], npt.NDArray[np.float32]], positions: int
-    ) -> tuple[npt.NDArray[np.float32], Array64]:
+    ) -> tuple[npt.NDArray[np.float32], F64]:
         """The mean of the last hidden state, and one prediction of the whole probe.
 
         The head is the device's own, so the state stands for itself.

@@ -13,12 +13,13 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 from typing_extensions import override
 
 from echelon.config.training import DataSettings
+from echelon.messages.adapter import F64
 from echelon.training.data.boundary import BoundaryData, load_boundary
 from echelon.training.data.encode import Tokenizer
 from echelon.training.data.examples import BlockExamples
 from echelon.training.data.packing import Blocks, Order
 from echelon.training.learner import EvalResult
-from echelon.training.tasks.base import Array64, Task, softmax
+from echelon.training.tasks.base import Task, softmax
 
 
 class LanguageModelling(Task[Blocks]):
@@ -54,7 +55,7 @@ class LanguageModelling(Task[Blocks]):
     @override
     def probed(
         self, logits: npt.NDArray[np.float32], state: Callable[[], npt.NDArray[np.float32]], positions: int
-    ) -> tuple[npt.NDArray[np.float32], Array64]:
+    ) -> tuple[npt.NDArray[np.float32], F64]:
         """The centred mean of the logits, and predictions at places spread evenly over the probe up to its end.
 
         Logits are the last hidden state under one linear map that all devices share; the edge's output would be the
