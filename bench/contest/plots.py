@@ -1,4 +1,4 @@
-"""Plots of the contest as SVG files: loss against time, bytes, tokens; the interval. The same figures give the same bytes."""
+"""Plots of the contest as SVG: loss against time, bytes, tokens; the interval. The same figures give the same bytes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import StringIO
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -20,7 +21,7 @@ from bench.contest.tables import ArmRow, TableSource
 INCHES, COLUMNS = (7.6, 5.0), 3
 SAMPLES = 24
 COLOURS = ("#2563c9", "#d9730d", "#0d8f6f", "#b83280", "#7a5cd6", "#9a7b00", "#0891b2", "#c2412d")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "contest",  # identifiers in the file come from this, and not from chance
     "svg.fonttype": "none",  # text stays text
     "font.family": "sans-serif",

@@ -36,7 +36,9 @@ class LinkFaults:
     def __post_init__(self) -> None:
         for name in ("latency", "jitter"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"link: {name} is {getattr(self, name)!r}; give seconds, at least 0 and finite")
+                raise ConfigError(
+                    f"link: {name} is {getattr(self, name)!r}; give seconds, at least 0 and finite"
+                )
         for name in ("duplicate", "lose_before", "lose_after", "lose_read"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"link: {name} is {getattr(self, name)!r}; a probability is within 0..1")
