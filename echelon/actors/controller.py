@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -52,6 +53,8 @@ GLOBAL = TopicPartition("global")
 DEADLINE = "commit"
 CLOSE = "close"
 MICROSECONDS = 1_000_000
+REMEMBERED_TIMES = 17
+"""Of the commits that stand at its start: what the run's pace is told from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +143,8 @@ class Controller:
         self.running = False
         """Whether it has recovered and takes events."""
         self.halted = False
+        self.commit_times: deque[float] = deque(maxlen=REMEMBERED_TIMES)
+        """When the commits were written that stood at the start, in seconds since the epoch: the brokers' word."""
         self.genesis_sha256 = b""
         """Of the genesis record that this controller wrote: what everybody pins."""
 
@@ -381,6 +386,8 @@ class Controller:
                 closed = message.reason
             elif isinstance(message, Commit | Refusal):
                 decided.append(message)
+                if isinstance(message, Commit) and isinstance(record, Record):
+                    self.commit_times.append(record.timestamp_ms / 1000)
                 if isinstance(message, Refusal):
                     self._refused.add((message.boundary, message.seq, message.offset))
         self._announcer.start(announced, self.publisher, standing)

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import SystemRandom
 from typing import NoReturn
 
 from echelon.backoff import Backoff
@@ -26,7 +27,7 @@ from echelon.errors import (
     OffsetOutOfRange,
     StorageError,
 )
-from echelon.laws.leases import NONE, SlotLeases, SlotSearch
+from echelon.laws.leases import NONE, SlotLease, SlotLeases, SlotSearch
 from echelon.messages.envelope import Envelope, Signer
 from echelon.messages.leases import SlotClaim, SlotFree, SlotHold
 from echelon.messages.wire import Message, Reason, Refused
@@ -57,6 +58,27 @@ class SlotLost(EchelonError):
     """Another replica has the slot now; this process may not go on as its device."""
 
 
+@dataclass(slots=True)
+class LeaseTally:
+    """What one replica counts of leases, for metrics.
+
+    Attributes:
+        epoch: of its own lease; 0 while it has none.
+        claims: of its own that were granted.
+        refused: claims of its own that were not.
+        unrenewed: signs of life of its own that could not be written.
+        takeovers: leases of the boundary that another replica took over, of those that this one saw happen.
+        held: slots of the boundary, as far as this replica reads, whose holders gave a sign of life in time.
+    """
+
+    epoch: int = 0
+    claims: int = 0
+    refused: int = 0
+    unrenewed: int = 0
+    takeovers: int = 0
+    held: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseTerms:
     """What a replica needs to lease a slot.
@@ -69,6 +91,7 @@ class LeaseTerms:
         open: opens a connection to the broker.
         key: gives the signing key of a slot's folder, 32 bytes.
         log: for what a person should know.
+        tally: what is counted, for metrics.
     """
 
     run: bytes
@@ -78,6 +101,7 @@ class LeaseTerms:
     open: Opening
     key: Callable[[Path], bytes]
     log: logging.Logger
+    tally: LeaseTally = field(default_factory=LeaseTally)
 
 
 @dataclass(slots=True)
@@ -93,6 +117,10 @@ class _LeaseLog:
     terms: LeaseTerms
     leases: SlotLeases = field(default_factory=SlotLeases)
     search: SlotSearch | None = None
+    current: bool = False
+    """Whether it was read to its end once, so that what comes now happens now."""
+    _alive: dict[str, float] = field(default_factory=dict)
+    """By slot: until when its holder need give no sign of life, on the loop's clock."""
     _reader: Reader | None = None
 
     async def read(self, timeout: float) -> None:
@@ -114,6 +142,7 @@ class _LeaseLog:
             return
         for record in records:
             self._take(record)
+        self.terms.tally.held = self._held(asyncio.get_running_loop().time())
 
     async def catch_up(self) -> None:
         """Read what stands there now.
@@ -124,6 +153,7 @@ class _LeaseLog:
         end = await self.bus.end_offset(AT)
         while self._reader is None or self._reader.position(AT) < end:
             await self.read(WATCH_SECONDS)
+        self.current = True
 
     def _take(self, record: Record) -> None:
         try:
@@ -131,8 +161,26 @@ class _LeaseLog:
         except Refused as refused:
             self.terms.log.debug("passed over %s@%d: %s", TOPIC, record.offset, refused)
             return
-        if self.leases.take(slot, record.offset, message) and self.search is not None:
-            self.search.alive(slot, asyncio.get_running_loop().time())
+        before = self.leases.of(slot)
+        if not self.leases.take(slot, record.offset, message):
+            return
+        now = asyncio.get_running_loop().time()
+        if self.search is not None:
+            self.search.alive(slot, now)
+        self._count(slot, before, now)
+
+    def _count(self, slot: str, before: SlotLease | None, now: float) -> None:
+        after = self.leases.of(slot)
+        assert after is not None
+        if after.free:
+            self._alive.pop(slot, None)
+        else:
+            self._alive[slot] = now + after.seconds
+        taken_over = before is not None and not before.free and before.holder != after.holder
+        self.terms.tally.takeovers += self.current and taken_over
+
+    def _held(self, now: float) -> int:
+        return sum(until > now for until in self._alive.values())
 
     async def aclose(self) -> None:
         """Let go of the reader and the connection."""
@@ -222,15 +270,17 @@ class SlotClaimant:
     async def _search(self, told: _LeaseLog) -> HeldSlot:
         loop = asyncio.get_running_loop()
         known = {name: mine for name in self._slots if (mine := self._holder(name)) is not None}
-        names = sorted(self._slots, key=lambda name: (name not in known, name))
+        # In an order of its own: replicas that start together would otherwise all claim the same slots one by one.
+        names = sorted(self._slots)
+        SystemRandom().shuffle(names)
+        names.sort(key=lambda name: name not in known)
         told.search = SlotSearch(names, known, loop.time())
         began = loop.time() - self._waited
         while True:
             await told.catch_up()
-            for name in told.search.candidates(told.leases, loop.time()):
-                held = await self._try(told, name)
-                if held is not None:
-                    return held
+            held = await self._try_all(told, told.search)
+            if held is not None:
+                return held
             self._waited = loop.time() - began
             if self._waited >= self._within:
                 raise ConfigError(none_free(list(self._slots.values())))
@@ -242,6 +292,23 @@ class SlotClaimant:
             await told.read(LOOK_SECONDS)
             if not told.bus.connected:
                 told.search.lost_contact(loop.time())
+
+    async def _try_all(self, told: _LeaseLog, search: SlotSearch) -> HeldSlot | None:
+        """Claim one slot after another, each once; None if there is none to be had.
+
+        Each try reads on, so who has what is asked anew before the next: a slot that another replica got meanwhile is
+        no candidate any more, and a claim that names its newest record would take it away.
+        """
+        loop, tried = asyncio.get_running_loop(), set[str]()
+        while True:
+            left = (name for name in search.candidates(told.leases, loop.time()) if name not in tried)
+            name = next(left, None)
+            if name is None:
+                return None
+            tried.add(name)
+            held = await self._try(told, name)
+            if held is not None:
+                return held
 
     async def _try(self, told: _LeaseLog, name: str) -> HeldSlot | None:
         """Claim one slot; None if somebody else has it, on this host or elsewhere."""
@@ -261,10 +328,13 @@ class SlotClaimant:
             lease = told.leases.of(name)
             if lease is not None and lease.holder == holder and lease != before and not lease.free:
                 told.search = None
+                terms.tally.claims += 1
+                terms.tally.epoch = lease.epoch
                 return HeldSlot(told, lock, signer, lease.epoch, holder)
         except BaseException:
             lock.release()
             raise
+        terms.tally.refused += 1
         lock.release()
         return None
 
@@ -328,6 +398,7 @@ class HeldSlot:
         await asyncio.gather(*tasks, return_exceptions=True)
         if not tasks:
             return
+        self._terms.tally.epoch = 0
         with suppress(BusError, TimeoutError):
             async with asyncio.timeout(RELEASE_SECONDS):
                 if not self._lost.done():
@@ -345,6 +416,7 @@ class HeldSlot:
                     self._terms.log.info("the lease of %s is renewed again", self._name)
                 failing = False
             except BusError as error:
+                self._terms.tally.unrenewed += 1
                 if not failing:
                     self._terms.log.warning(
                         "the lease of %s cannot be renewed now; after %d s another replica may take the slot: %s",
@@ -366,6 +438,7 @@ class HeldSlot:
             backoff.reset()
             lease = self._told.leases.of(self._name)
             if lease is not None and lease.epoch != self.epoch:
+                self._terms.tally.epoch = 0
                 raise SlotLost(
                     f"the slot of {self._name} was taken over by another replica (lease {lease.epoch} after "
                     f"{self.epoch}), since this one gave no sign of life for {self._terms.seconds} s: this process "

@@ -6,20 +6,20 @@ Nothing in here is about one device's data: what a device trained on, or how wel
 from __future__ import annotations
 
 import time
-from collections import Counter as Tally
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
-from echelon.bus import Bus, TopicPartition
+from echelon import __version__
 from echelon.rounds.effects import Note
-from echelon.services.health import Health, State
+from echelon.services.child_processes import ChildProcesses
+from echelon.services.health import Health
+from echelon.services.identified import LABELS, identified
+from echelon.services.recurring import Recurring
+from echelon.services.sampling import Sampled, Sampler
 
 RATE_SECONDS = 60.0
 """Tokens per second are of this long a time."""
@@ -28,7 +28,14 @@ AGES = (0, 1, 2, 3, 4, 6, 8, 12, 16)
 PHASES = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 STALLS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 OPEN = "open"
-DAY_SECONDS = 86_400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """How often something happens by the run's settings, in seconds: what alerts go by until more is known."""
+
+    commit: float = 120.0
+    window: float = 30.0
 
 
 class Metrics:
@@ -37,10 +44,22 @@ class Metrics:
     Args:
         health: the service's; its role decides what is counted.
         clock: monotonic seconds.
+        wall: seconds since the epoch.
+        expected: how often something happens by the run's settings.
     """
 
-    def __init__(self, health: Health, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        health: Health,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        wall: Callable[[], float] = time.time,
+        expected: Expected | None = None,
+    ) -> None:
         self.registry = CollectorRegistry()
+        self.served = identified(self.registry, health.facts)
+        """What is scraped: the same, with labels of whose it is."""
+        self._wall, self._expected = wall, expected or Expected()
         self._role = health.facts["service"]
         self._clock = clock
         self._phase: tuple[str, float] | None = None
@@ -48,9 +67,11 @@ class Metrics:
         self._started = clock()
         self.sampler = Sampler()
         r = self.registry
-        self._info = Info("echelon_service", "Who this is.", registry=r)
-        self._info.info(dict(health.facts))
-        self.registry.register(_Sampled(self.sampler, health))
+        self._info = Info("echelon_service", "Which version this is, and of a device: which one.", registry=r)
+        self.introduce(health.facts)
+        self.registry.register(Sampled(self.sampler, health))
+        ProcessCollector(registry=r)
+        self.registry.register(ChildProcesses())
         self.restarts = Counter(
             "echelon_restarts", "Times that the actor was started again in this process.", registry=r
         )
@@ -127,6 +148,9 @@ class Metrics:
             "Newest global commit that the boundary stands on.",
             registry=self._of("aggregator"),
         )
+        self._window_times = Recurring(
+            "window", self._of("aggregator"), now=self._wall(), expected=self._expected.window
+        )
 
     def _count_training(self) -> None:
         self._tokens = Counter(
@@ -159,6 +183,9 @@ class Metrics:
         )
         self._commit = Gauge(
             "echelon_commit", "Number of the newest commit.", registry=self._of("controller")
+        )
+        self._commit_times = Recurring(
+            "commit", self._of("controller", "aggregator"), now=self._wall(), expected=self._expected.commit
         )
         self._merged = Histogram(
             "echelon_delta_staleness",
@@ -197,7 +224,12 @@ class Metrics:
 
     def introduce(self, facts: Mapping[str, str]) -> None:
         """Say who this is, once that is known."""
-        self._info.info(dict(facts))
+        told = {name: value for name, value in facts.items() if name not in LABELS}
+        self._info.info({**told, "version": __version__})
+
+    def commits_stood(self, times: Iterable[float]) -> None:
+        """These commits stand on the exchange; times of their records in seconds since the epoch, ascending."""
+        self._commit_times.happened(*times)
 
     def stands(self, values: Mapping[str, float]) -> None:
         """Take what an actor's state says, by names of gauges without `echelon_`."""
@@ -237,6 +269,7 @@ class Metrics:
         self._end_phase(moment)
         self._windows.labels(facts["outcome"], facts.get("reason", "")).inc()
         if facts["outcome"] == "closed":
+            self._window_times.happened(self._wall())
             self._dropouts.inc(facts["dropouts"])
             self._window_tokens.inc(facts["tokens"])
             for age in facts["staleness"]:
@@ -250,6 +283,7 @@ class Metrics:
 
     def _on_adopted(self, _moment: float, facts: dict[str, Any]) -> None:
         self._adopted.set(facts["commit"])
+        self._commit_times.happened(self._wall())
 
     def _on_trained(self, _moment: float, facts: dict[str, Any]) -> None:
         self._jobs.inc()
@@ -274,6 +308,7 @@ class Metrics:
 
     def _on_commit(self, _moment: float, facts: dict[str, Any]) -> None:
         self._commits.inc()
+        self._commit_times.happened(self._wall())
         self._commit.set(facts["commit"])
         self._committed.set(facts["tokens"])
         self._steps.set(facts["H"])
@@ -289,142 +324,3 @@ class Metrics:
 
     def _on_close(self, _moment: float, _facts: dict[str, Any]) -> None:
         self._closed.set(1)
-
-
-# ---- what is sampled ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One look at the broker connections and the actor."""
-
-    traffic: Mapping[tuple[str, str, str], tuple[int, int]] = field(default_factory=dict)
-    """(broker, topic, direction) to (records, bytes), since the process started."""
-    lag: Mapping[tuple[str, TopicPartition], int] = field(default_factory=dict)
-    away: Mapping[str, float] = field(default_factory=dict)
-    """Broker to seconds that it has been away; 0 while it is connected."""
-    pending: int | None = None
-    """Deltas under way (aggregator) or waiting for a commit (controller)."""
-    certificates: Mapping[str, float] = field(default_factory=dict)
-    """Broker to days that the certificate shown to it has left; below 0 once it has ended."""
-
-
-class Sampler:
-    """Looks at the connections from the event loop's thread; what it saw last may be read from any thread.
-
-    Connections come and go with restarts of the actor; what they carried adds up.
-    """
-
-    def __init__(self) -> None:
-        self.last = Sample()
-        self._pending: Callable[[], int | None] = lambda: None
-        self._buses: dict[str, Bus] = {}
-        self._before: Tally[tuple[str, str, str, int]] = Tally()
-
-    def attach(self, buses: Mapping[str, Bus], pending: Callable[[], int | None]) -> None:
-        """From now on these connections, by broker, and this count of deltas."""
-        self._buses, self._pending = dict(buses), pending
-
-    def detach(self) -> None:
-        """The connections are about to be closed: keep what they carried."""
-        for (broker, topic, direction), (records, size) in self._traffic().items():
-            self._before[broker, topic, direction, 0] += records
-            self._before[broker, topic, direction, 1] += size
-        self._buses, self._pending = {}, lambda: None
-
-    def connected(self) -> dict[str, bool]:
-        """By broker, whether it is connected now."""
-        return {name: bus.connected for name, bus in self._buses.items()}
-
-    def look(self) -> None:
-        """Take a new sample; called on the event loop."""
-        now = datetime.now(UTC)
-        totals = {key[:3]: (0, 0) for key in self._before} | self._traffic()
-        self.last = Sample(
-            traffic={
-                key: (records + self._before[*key, 0], size + self._before[*key, 1])
-                for key, (records, size) in totals.items()
-            },
-            lag={(name, at): behind for name, bus in self._buses.items() for at, behind in bus.lag().items()},
-            away={name: bus.away_seconds for name, bus in self._buses.items()},
-            pending=self._pending(),
-            certificates={
-                name: (bus.certificate_ends - now).total_seconds() / DAY_SECONDS
-                for name, bus in self._buses.items()
-                if bus.certificate_ends is not None
-            },
-        )
-
-    def _traffic(self) -> dict[tuple[str, str, str], tuple[int, int]]:
-        return {
-            (name, topic, direction): counted
-            for name, bus in self._buses.items()
-            for (topic, direction), counted in bus.traffic().items()
-        }
-
-
-class _Sampled(Collector):
-    """The sampler's and the health's numbers as metrics."""
-
-    def __init__(self, sampler: Sampler, health: Health) -> None:
-        self._sampler, self._health = sampler, health
-
-    def describe(self) -> Iterable[Metric]:
-        """Nothing: whatever is there when it is asked for."""
-        return ()
-
-    def collect(self) -> Iterable[Metric]:
-        """At a scrape."""
-        sample, health = self._sampler.last, self._health
-        state = GaugeMetricFamily(
-            "echelon_state", "1 for the state that the service is in.", labels=["state"]
-        )
-        for name in State:
-            state.add_metric([name.value], float(health.state is name))
-        yield state
-        yield GaugeMetricFamily(
-            "echelon_ready", "1 while /readyz answers 200.", value=float(health.ready()[0])
-        )
-        connected = GaugeMetricFamily(
-            "echelon_broker_connected", "1 while the broker is connected.", labels=["broker"]
-        )
-        for broker, is_connected in dict(health.brokers).items():
-            connected.add_metric([broker], float(is_connected))
-        yield connected
-        away = GaugeMetricFamily(
-            "echelon_broker_away_seconds", "Seconds that the broker has been away.", labels=["broker"]
-        )
-        for broker, seconds in sample.away.items():
-            away.add_metric([broker], seconds)
-        yield away
-        days = GaugeMetricFamily(
-            "echelon_certificate_days",
-            "Days that the certificate shown to the broker has left.",
-            labels=["broker"],
-        )
-        for broker, left in sample.certificates.items():
-            days.add_metric([broker], left)
-        yield days
-        records = CounterMetricFamily(
-            "echelon_bus_records", "Records written and read.", labels=["broker", "topic", "direction"]
-        )
-        size = CounterMetricFamily(
-            "echelon_bus_bytes", "Bytes of records written and read.", labels=["broker", "topic", "direction"]
-        )
-        for key, (count, total) in sorted(sample.traffic.items()):
-            records.add_metric(key, count)
-            size.add_metric(key, total)
-        yield records
-        yield size
-        lag = GaugeMetricFamily(
-            "echelon_bus_lag_records",
-            "Offsets between reading and the end.",
-            labels=["broker", "topic", "partition"],
-        )
-        for (broker, at), behind in sorted(sample.lag.items()):
-            lag.add_metric([broker, at.topic, str(at.partition)], behind)
-        yield lag
-        if sample.pending is not None:
-            yield GaugeMetricFamily(
-                "echelon_deltas_pending", "Deltas that no commit has decided yet.", value=sample.pending
-            )

@@ -30,7 +30,9 @@ from echelon.services.config import (
     BoundaryConfig,
     ServiceConfig,
 )
+from echelon.services.leases import LeaseTally
 from echelon.services.locks import FolderLock
+from echelon.services.metrics import Expected
 from echelon.wiring.signed_run import SignedRun
 
 if TYPE_CHECKING:
@@ -53,6 +55,17 @@ class ServiceRole(ABC):
         self.passphrase = read_optional(config.passphrase_file)
         self.facts: dict[str, str] = {"service": config.role, "run": self.agreed.manifest.run}
         """Who this is, for logs, health and metrics; grows as it becomes known."""
+
+    @property
+    def expected(self) -> Expected:
+        """How often commits and windows come, by the run's settings."""
+        settings = self.agreed.settings
+        return Expected(commit=settings.sync.deadline, window=settings.window.deadline)
+
+    @property
+    def leases(self) -> LeaseTally | None:
+        """What is counted of leases of slots, where the role has any."""
+        return None
 
     def _read(self, path: Path) -> bytes:
         """A signing key, with the passphrase that the configuration names."""

@@ -46,7 +46,7 @@ from echelon.services.logs import logging_as
 from echelon.services.metrics import Metrics
 from echelon.services.role import Actor, ServiceRole, check_identity
 from echelon.services.roles import role_of
-from echelon.services.standing import standing
+from echelon.services.standing import commit_times, standing
 from echelon.services.waiting import Waiting
 from echelon.unforeseen import disk_full, explained
 
@@ -102,7 +102,7 @@ class Service:
         self.config, self.role, self._close = config, role, close
         self.log = logging.getLogger(f"echelon.{config.role}")
         self.health = Health(role.facts)
-        self.metrics = Metrics(self.health)
+        self.metrics = Metrics(self.health, expected=role.expected)
         self._actor: Actor | None = None
         self._stopping = False
         self._signals = 0
@@ -249,7 +249,7 @@ class Service:
         os._exit(FAILED)
 
     def _serve(self, stack: ExitStack) -> None:
-        server = HttpServer(self.config.http, self.health, self.metrics.registry)
+        server = HttpServer(self.config.http, self.health, self.metrics.served)
         self._port = server.start()
         stack.callback(server.close)
         self.log.info("health and metrics on http://%s:%d", self.config.http.host, self._port)
@@ -412,8 +412,9 @@ class Service:
                 self.health.become(State.RUNNING)
             if self._actor is not None:
                 self.metrics.stands(standing(self._actor))
+                self.metrics.commits_stood(commit_times(self._actor))
             self.health.waiting = waiting.look(self._actor, time.monotonic())
-            self.metrics.sampler.look()
+            self.metrics.sampler.look(self.role.leases, self.role.state)
             self.health.certificates = self.metrics.sampler.last.certificates
             self.health.brokers = dict.fromkeys(self._brokers, False) | self.metrics.sampler.connected()
             await asyncio.sleep(LOOK_SECONDS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from echelon.actors.aggregator import Aggregator
 from echelon.actors.controller import Controller
@@ -27,3 +27,8 @@ def standing(actor: Actor) -> Mapping[str, float]:
             return found if core.ledger is None else {**found, "adopted_commit": core.ledger.commit}
         case _:
             return {}
+
+
+def commit_times(actor: Actor) -> Sequence[float]:
+    """When the newest commits were written, seconds since the epoch, as far as the actor found them at its start."""
+    return actor.commit_times if isinstance(actor, Controller) and actor.running else ()

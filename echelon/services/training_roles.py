@@ -22,7 +22,7 @@ from echelon.services.config import (
     EdgeConfig,
 )
 from echelon.services.confine import confine
-from echelon.services.leases import HeldSlot, LeaseTerms, SlotClaimant
+from echelon.services.leases import HeldSlot, LeaseTally, LeaseTerms, SlotClaimant
 from echelon.services.locks import FolderLock, make_state
 from echelon.services.slots import key_of, slots_in, take_slot
 from echelon.training.slim_imports import lean_imports
@@ -56,6 +56,7 @@ class DeviceRole(BoundaryRole):
             )
         self._slot: Path | None = None
         self._held: HeldSlot | None = None
+        self._tally = LeaseTally()
         self._key = b""
         self._compute: LearnerPool | None = None
         self._split: SplitPlace | None = None
@@ -144,7 +145,13 @@ class DeviceRole(BoundaryRole):
             open=opened,
             key=lambda slot: key_of(slot, self.roster, self.passphrase),
             log=log,
+            tally=self._tally,
         )
+
+    @property
+    def leases(self) -> LeaseTally | None:
+        """What is counted of leases; None where slots are locked on one host."""
+        return self._tally if self.config.leases else None
 
     async def lost(self) -> None:
         """Wait until another replica has the slot."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from echelon.config.run import load as load_run
 from tests.containers.engine import Engine, NoEngine
@@ -169,12 +170,15 @@ class Stack:
     # ---- the run ---------------------------------------------------------------------------------
 
     def metrics(self, container: str) -> Mapping[str, float]:
-        """Metrics without labels; none while the service does not answer."""
+        """Metrics without labels but those of the service; none while the service does not answer."""
         code, said = self.inside(container, "python", "-c", _ASK)
         if code:
             return {}
-        lines = [line.rsplit(" ", 1) for line in said.splitlines() if line.startswith("echelon_")]
-        return {name: float(value) for name, value in lines if "{" not in name}
+        families = text_string_to_metric_families(said)
+        samples = [sample for family in families for sample in family.samples]
+        return {
+            found.name: found.value for found in samples if found.labels.keys() <= {"run", "boundary", "role"}
+        }
 
     def ready(self, service: str, count: int = 1) -> bool:
         """Whether so many replicas of a service answer that they are ready."""

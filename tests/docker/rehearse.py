@@ -203,7 +203,7 @@ class Rehearsal:
             text = self.scraped(container)
             role = container.name.partition("-")[0]
             self.expect(
-                f'service="{role}"' in text and "echelon_loop_stall_seconds_bucket" in text,
+                f'role="{role}"' in text and "echelon_loop_stall_seconds_bucket" in text,
                 f"{container.name} serves {len(text.splitlines())} lines of metrics to its network",
             )
         added = self.start("device-a", "device-a-new")
@@ -218,7 +218,9 @@ class Rehearsal:
         self.until("it is back", self.running["exchange"].healthy, 300)
 
     def commit(self) -> int:
-        found = re.search(r"^echelon_commit (\S+)", self.scraped(self.running["controller"]), re.MULTILINE)
+        found = re.search(
+            r"^echelon_commit\{[^}]*\} (\S+)", self.scraped(self.running["controller"]), re.MULTILINE
+        )
         return int(float(found[1])) if found else 0
 
     def ready(self, container: Container) -> bool:

@@ -11,13 +11,15 @@ import yaml
 
 from echelon.bus import TopicPartition
 from echelon.services.health import Health
-from echelon.services.metrics import Metrics, Sample
+from echelon.services.leases import LeaseTally
+from echelon.services.metrics import Metrics
+from echelon.services.sampling import Sample
 from tests.docker.composed import DOCKER, MAIN, MONITORING, SPLIT, load
 
 PROMETHEUS = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text())
 ALERTS = yaml.safe_load((DOCKER / "prometheus" / "alerts.yml").read_text())
 DASHBOARD = json.loads((DOCKER / "grafana" / "dashboards" / "echelon.json").read_text())
-TARGET_LABELS = {"job", "instance", "service", "boundary", "role", "le"}
+TARGET_LABELS = {"job", "instance", "service", "le", *("run", "boundary", "role")}
 
 
 ROLES = ("device", "edge", "aggregator", "gate", "controller")
@@ -33,6 +35,8 @@ def exported(role: str) -> dict[str, set[str]]:
         away={"exchange": 0.0},
         pending=1,
         certificates={"exchange": 100.0},
+        leases=LeaseTally() if role == "device" else None,
+        free=1,
     )
     found: dict[str, set[str]] = {}
     suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "info": ["_info"]}
@@ -59,7 +63,7 @@ def expressions() -> list[tuple[str, str]]:
 
 
 def metrics_in(expression: str) -> set[str]:
-    return set(re.findall(r"\bechelon_[a-z_]+", re.sub(r'"[^"]*"', '""', expression)))
+    return set(re.findall(r"\b(?:echelon|process)_[a-z_]+", re.sub(r'"[^"]*"', '""', expression)))
 
 
 def labels_in(expression: str) -> set[str]:
@@ -83,6 +87,8 @@ def test_a_service_serves_what_this_test_takes_for_granted() -> None:
     assert "echelon_windows" not in EXPORTED  # a counter is served with its suffix only
     assert "echelon_windows_total" in BY_ROLE["aggregator"]
     assert "echelon_windows_total" not in BY_ROLE["gate"]
+    assert "process_resident_memory_bytes" in BY_ROLE["gate"]
+    assert "version" in BY_ROLE["gate"]["echelon_service_info"]
 
 
 @pytest.mark.parametrize(("where", "expression"), expressions())
@@ -92,6 +98,8 @@ def test_every_metric_and_label_is_exported(where: str, expression: str) -> None
     assert used <= EXPORTED.keys(), f"{where}: {used - EXPORTED.keys()}"
     known = TARGET_LABELS.union(*(EXPORTED[name] for name in used))
     assert labels_in(expression) <= known, f"{where}: {labels_in(expression) - known}"
+    if "up{" in expression:
+        assert "run" not in labels_in(expression), f"{where}: `up` is Prometheus' own, and of no run"
     for name, role in re.findall(r'\b(echelon_[a-z_]+)\{[^}]*role="([a-z]+)"', expression):
         assert name in BY_ROLE[role], f"{where}: no {role} serves {name}"
 
@@ -118,6 +126,9 @@ def test_prometheus_looks_for_every_service_under_its_name_and_port() -> None:
     (look,) = job["dns_sd_configs"]
     assert set(look["names"]) == services
     assert look["type"] == "A"
+    assert job[
+        "honor_labels"
+    ]  # a service says itself of which boundary it is, whatever name it was found under
     from echelon.services.config import HttpSettings
 
     assert look["port"] == HttpSettings.model_fields["port"].default

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from prometheus_client.parser import text_string_to_metric_families
 
 T = TypeVar("T")
+INFO = "echelon_service_info"
 
 
 def ask(port: int, path: str) -> tuple[int, str]:
@@ -29,13 +30,20 @@ def port_of(state: Path) -> int:
 
 
 def scrape(port: int) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
-    """Every sample: by name, by labels."""
+    """Every sample: by name, by labels, without those by which each says of whom it is."""
     status, text = ask(port, "/metrics")
     assert status == 200
+    families = list(text_string_to_metric_families(text))
+    (who,) = [sample.labels for family in families for sample in family.samples if sample.name == INFO]
+    whose = {"run", "role"} | ({"boundary"} & who.keys())
     found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
-    for family in text_string_to_metric_families(text):
+    for family in families:
         for sample in family.samples:
-            found.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
+            assert {name: sample.labels.get(name) for name in whose} == {name: who[name] for name in whose}
+            labels = tuple(
+                sorted((name, value) for name, value in sample.labels.items() if name not in whose)
+            )
+            found.setdefault(sample.name, {})[labels] = sample.value
     return found
 
 

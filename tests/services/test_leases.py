@@ -21,6 +21,7 @@ from echelon.secagg.roster import Roster, RosterEntry
 from echelon.services.leases import (
     AT,
     HeldSlot,
+    LeaseTally,
     LeaseTerms,
     SlotClaimant,
     SlotLost,
@@ -53,6 +54,8 @@ class Link:
 
     def __init__(self, name: str) -> None:
         self.url, self.up, self.denied = f"memory://{name}", True, False
+        self.slow = 0.0
+        """Seconds that a record takes to the broker."""
         self.opened: list[Bus] = []
 
     async def open(self) -> Bus:
@@ -62,6 +65,7 @@ class Link:
 
         async def cut_publish(record: object) -> int:
             await self._through()
+            await asyncio.sleep(self.slow)
             return await publish(record)  # type: ignore[arg-type]
 
         def cut_reader(positions: dict[TopicPartition, int]) -> object:
@@ -144,6 +148,22 @@ def test_two_hosts_never_have_one_slot_and_each_lease_has_an_epoch_of_its_own(tm
     run_virtual(run)
 
 
+def test_on_a_slow_broker_nobody_claims_a_slot_that_another_replica_got_meanwhile(tmp_path: Path) -> None:
+    async def run() -> None:
+        with hosts(tmp_path / "b", 12, 12) as places:
+            for number, place in enumerate(places):
+                place.link.slow = 1.0 + number / 7
+            held = await asyncio.gather(*(place.take(within=600.0) for place in places))
+            await asyncio.sleep(10 * SECONDS)
+            assert [name(one) for one in held if one._lost.done()] == []
+            assert sorted(map(name, held)) == sorted(NAMES)
+            assert sum(place.terms.tally.takeovers for place in places) == 0
+            for one in held:
+                await one.release()
+
+    run_virtual(run)
+
+
 def test_a_slot_that_is_given_back_is_taken_at_once_and_a_killed_one_s_when_its_lease_is_over(
     tmp_path: Path,
 ) -> None:
@@ -192,13 +212,17 @@ def test_a_host_that_is_cut_off_loses_its_slot_and_learns_it_when_it_is_back(tmp
             lost = asyncio.create_task(first.lost())
             waiting = asyncio.create_task(there.take(within=600.0))
             await asyncio.sleep(5.0)
+            assert here.terms.tally == LeaseTally(epoch=first.epoch, claims=1, held=1)
             here.link.up = False
             second = await waiting
+            assert there.terms.tally == LeaseTally(epoch=second.epoch, claims=1, takeovers=1, held=1)
             await asyncio.sleep(60.0)
             assert not lost.done()  # it cannot know
             here.link.up = True
             with pytest.raises(SlotLost, match="the slot of a-0 was taken over by another replica"):
                 await lost
+            assert here.terms.tally.epoch == 0
+            assert here.terms.tally.unrenewed > 0
             await first.release()
             assert not second._lost.done()  # what the first one still said did not count
             await second.release()

@@ -5,23 +5,31 @@ from __future__ import annotations
 import io
 import json
 import logging
+import shutil
 import socket
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from echelon import __version__
 from echelon.bus import Bus, Outgoing, TopicPartition, open_bus
 from echelon.errors import ConfigError
 from echelon.rounds.effects import note
+from echelon.services.child_processes import ChildProcesses
 from echelon.services.config import HttpSettings, LogSettings
 from echelon.services.health import ALIVE_SECONDS, Health, State
 from echelon.services.http import HttpServer
 from echelon.services.journal import tell
+from echelon.services.leases import LeaseTally
 from echelon.services.logs import logging_as
-from echelon.services.metrics import RATE_SECONDS, Metrics, Sampler
+from echelon.services.metrics import RATE_SECONDS, Expected, Metrics
+from echelon.services.sampling import Sampler
 from tests.services.asking import ask, scrape
 
 FACTS = {"service": "aggregator", "boundary": "a", "run": "00ff"}
@@ -52,7 +60,7 @@ def metrics(health: Health, clock: Clock) -> Metrics:
 
 @pytest.fixture
 def port(health: Health, metrics: Metrics) -> Iterator[int]:
-    server = HttpServer(HttpSettings(port=0), health, metrics.registry)
+    server = HttpServer(HttpSettings(port=0), health, metrics.served)
     yield server.start()
     server.close()
     server.close()
@@ -224,6 +232,106 @@ def test_a_person_can_follow_a_run_in_the_log(caplog: pytest.LogCaptureFixture) 
     ]
 
 
+def test_alerts_know_the_runs_own_pace_from_its_terms_and_then_from_what_happened(clock: Clock) -> None:
+    facts = {"service": "controller", "run": "00ff"}
+    wall = Clock()
+    controller = Metrics(Health(facts, clock), clock, wall=wall, expected=Expected(commit=90.0))
+
+    def pace() -> tuple[float | None, float | None]:
+        last, interval = "echelon_last_commit_timestamp_seconds", "echelon_commit_interval_seconds"
+        return value(controller, last), value(controller, interval)
+
+    assert pace() == (1000.0, 90.0)  # it has just begun
+    stood = (100.0, 130.0, 160.0, 400.0)
+    for _ in range(2):
+        controller.commits_stood(stood)
+        assert pace() == (400.0, 30.0)  # what stood before its restart; a pause does not change what is usual
+    wall.now = 2000.0
+    controller("controller", 0.0, note("commit", commit=5, tokens=1, merged=[], H=1, R=1))
+    controller.commits_stood(stood)
+    assert pace() == (2000.0, 135.0)
+    assert value(controller, "echelon_window_interval_seconds") is None
+
+    aggregator = Metrics(Health(FACTS, clock), clock, wall=wall, expected=Expected(window=7.0))
+    assert value(aggregator, "echelon_window_interval_seconds") == 7
+    for wall.now in (3000.0, 3012.0):
+        aggregator(
+            "a.aggregator",
+            0.0,
+            note("window", window=1, outcome="closed", dropouts=0, tokens=1, staleness=[]),
+        )
+        aggregator("a.aggregator", 0.0, note("adopted", commit=1, merged=0))
+    aggregator("a.aggregator", 0.0, note("window", window=1, outcome="void", reason="too_few"))
+    for name in ("window", "commit"):
+        assert value(aggregator, f"echelon_last_{name}_timestamp_seconds") == 3012
+        assert value(aggregator, f"echelon_{name}_interval_seconds") == 12
+
+
+def test_a_process_says_what_it_and_its_children_take(metrics: Metrics, port: int) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", "taken = bytearray(64 << 20); print(flush=True); input()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as child:  # fmt: skip
+        assert child.stdout is not None
+        assert child.stdin is not None
+        child.stdout.readline()
+        told = scrape(port)
+        child.stdin.close()
+    assert told["echelon_children_memory_bytes"][()] > 64 << 20
+    assert told["process_resident_memory_bytes"][()] > 1 << 20
+    assert told["process_cpu_seconds_total"][()] > 0
+    later = scrape(port)
+    assert later["echelon_children_memory_bytes"][()] <= told["echelon_children_memory_bytes"][()] - (
+        64 << 20
+    )
+    assert later["echelon_children_cpu_seconds_total"][()] > 0  # of one that has ended, too
+
+
+def test_where_there_is_no_proc_nothing_is_said_of_children(tmp_path: Path) -> None:
+    assert list(ChildProcesses(tmp_path / "self").collect()) == []
+
+
+def test_every_sample_says_of_which_run_boundary_and_role_it_is(clock: Clock) -> None:
+    facts = {"service": "controller", "run": "00ff"}
+    controller = Metrics(Health(facts, clock), clock)
+    controller("controller", 0.0, note("delta", boundary="b", seq=1))
+    samples = {
+        sample.name: sample.labels for family in controller.served.collect() for sample in family.samples
+    }
+    assert all(labels.items() >= {"run": "00ff", "role": "controller"}.items() for labels in samples.values())
+    assert samples["echelon_deltas_received_total"]["boundary"] == "b"  # the metric's own
+    assert "boundary" not in samples["echelon_commit"]
+    device = Metrics(Health({"service": "device", "run": "00ff", "boundary": "a"}, clock), clock)
+    device.introduce({"service": "device", "run": "00ff", "boundary": "a", "device": "a-3"})
+    told = {sample.name: sample.labels for family in device.served.collect() for sample in family.samples}
+    whose = {"run": "00ff", "role": "device", "boundary": "a"}
+    assert told["process_cpu_seconds_total"] == whose
+    assert told["echelon_service_info"] == whose | {"device": "a-3", "version": __version__}
+
+
+def test_leases_are_counted(metrics: Metrics, port: int) -> None:
+    metrics.sampler.look(LeaseTally(epoch=9, claims=1, refused=2, unrenewed=3, takeovers=4, held=5))
+    told = scrape(port)
+    assert told["echelon_slot_epoch"][()] == 9
+    assert told["echelon_slots_held"][()] == 5
+    assert told["echelon_slot_claims_total"] == {(("outcome", "granted"),): 1, (("outcome", "refused"),): 2}
+    assert told["echelon_slot_takeovers_total"][()] == 4
+    assert told["echelon_slot_renewal_failures_total"][()] == 3
+    metrics.sampler.look()
+    assert "echelon_slot_epoch" not in scrape(port)  # slots that one host locks have no leases
+
+
+def test_the_disk_of_the_state_is_looked_at_once_it_is_there(
+    metrics: Metrics, port: int, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    metrics.sampler.look(None, state)
+    assert "echelon_state_free_bytes" not in scrape(port)
+    state.mkdir()
+    metrics.sampler.look(None, state)
+    assert 0 < scrape(port)["echelon_state_free_bytes"][()] <= shutil.disk_usage(tmp_path).total
+
+
 def test_stalls_are_a_histogram(metrics: Metrics) -> None:
     metrics.stalled([-0.0001, 0.0005, 0.02, 0.3])
     assert value(metrics, "echelon_loop_stall_seconds_count") == 4
@@ -256,7 +364,7 @@ async def test_what_connections_carried_adds_up_over_lives(
         == 2
     )
     assert "echelon_deltas_pending" not in told
-    assert told["echelon_service_info"][tuple(sorted(FACTS.items()))] == 1
+    assert told["echelon_service_info"][(("version", __version__),)] == 1
 
 
 def test_a_broker_that_is_away_shows(metrics: Metrics, health: Health, port: int) -> None:

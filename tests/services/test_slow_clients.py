@@ -41,7 +41,7 @@ def clock() -> Clock:
 @pytest.fixture
 def server(clock: Clock) -> Iterator[HttpServer]:
     health = Health({"service": "gate"}, clock)
-    found = HttpServer(HttpSettings(port=0), health, Metrics(health, clock).registry, clock)
+    found = HttpServer(HttpSettings(port=0), health, Metrics(health, clock).served, clock)
     yield found
     within(found.close)
 

@@ -122,8 +122,11 @@ def desired(catalogue: Catalogue, scope: Scope) -> Desired:
     for principal in _LOOKERS:
         rules |= _rules(principal, Resource.CLUSTER, CLUSTER, Operation.DESCRIBE, Operation.DESCRIBE_CONFIGS)
         rules |= _rules(principal, Resource.TOPIC, ANY, Operation.DESCRIBE)
+    group = with_run(scope.run, SHARDS_GROUP)
     for device in scope.device_principals:
-        rules |= _rules(device, Resource.GROUP, with_run(scope.run, SHARDS_GROUP), Operation.READ)
+        rules |= _rules(device, Resource.GROUP, group, Operation.READ)
+    if scope.device_principals:
+        rules |= _rules(Role.OPERATOR.value, Resource.GROUP, group, Operation.DESCRIBE)
     if scope.authorizer is None:
         rules.clear()  # whoever decides elsewhere has to know them from the catalogue
     return Desired(topics, frozenset(rules), scope.replication, scope.authorizer, scope.run)

@@ -87,6 +87,8 @@ def expected(table, topics, devices) -> set[Rule]:
             Rule(principal, "cluster", "kafka-cluster", "describe"),
             Rule(principal, "cluster", "kafka-cluster", "describe_configs"),
         }
+    if devices:
+        rules.add(Rule("operator", "group", "echelon.shards", "describe"))
     return rules | {Rule(device, "group", "echelon.shards", "read") for device in devices}
 
 
