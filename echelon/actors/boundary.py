@@ -165,7 +165,7 @@ class BoundaryActor(ABC):
             at: offset for at, offset in self.store.offsets().items() if at in set(self.inputs())
         }
         taken = self.store.taken()
-        self._taken_records.restore({at: taken[at] for at in taken if at in self._positions})
+        self._taken_records.begin_with({at: taken[at] for at in taken if at in self._positions})
         await self.publisher.reconcile()
         pump = asyncio.create_task(self.publisher.run(), name=f"{self.name} publisher")
         readings: list[asyncio.Task[None]] = []

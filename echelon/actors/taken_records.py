@@ -19,7 +19,7 @@ class TakenRecords:
         self._known: dict[TopicPartition, dict[bytes, None]] = {}
         self._unstored: dict[TopicPartition, dict[bytes, None]] = {}
 
-    def restore(self, known: Mapping[TopicPartition, Iterable[bytes]]) -> None:
+    def begin_with(self, known: Mapping[TopicPartition, Iterable[bytes]]) -> None:
         """Begin with what the stored state has taken: signatures by partition, oldest first."""
         self._known = {at: dict.fromkeys(signatures) for at, signatures in known.items()}
         self._unstored.clear()

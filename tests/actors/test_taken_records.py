@@ -28,7 +28,7 @@ def test_what_is_stored_is_asked_for_once() -> None:
 
 def test_a_restart_knows_what_was_stored_and_what_is_forgotten_is_new() -> None:
     taken = TakenRecords()
-    taken.restore({A: [b"x"]})
+    taken.begin_with({A: [b"x"]})
     assert taken.again(A, b"x")
     assert taken.unstored() == {}
     taken.forget()
