@@ -125,6 +125,18 @@ def ask_group(settings: BrokerSettings, group: str, seconds: float = 30.0) -> in
             return 0
 
 
+def keep_offset(settings: BrokerSettings, group: str, topic: str) -> int:
+    """Keep an offset for a consumer group, as its members do; the error code, 0 if the broker takes it."""
+    consumer = Consumer({**client_settings(settings), "group.id": group, "log_level": 0})
+    try:
+        consumer.commit(offsets=[TopicPartition(topic, 0, 0)], asynchronous=False)
+    except KafkaException as error:
+        return int(error.args[0].code())
+    finally:
+        consumer.close()
+    return 0
+
+
 def begin_transaction(settings: BrokerSettings, name: str) -> int:
     """Begin to write in transactions under a name; the error code, 0 if the broker takes it."""
     producer = Producer({**client_settings(settings), "transactional.id": name, "log_level": 0})

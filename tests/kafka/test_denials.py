@@ -28,7 +28,16 @@ from echelon.provision.kafka import apply
 from echelon.provision.kafka.admin import Connection
 from echelon.provision.kafka.desired import desired
 from echelon.topics import load_catalogue
-from tests.kafka.clients import DENIED, ask_group, begin_transaction, handshake, read, said_in_log, write
+from tests.kafka.clients import (
+    DENIED,
+    ask_group,
+    begin_transaction,
+    handshake,
+    keep_offset,
+    read,
+    said_in_log,
+    write,
+)
 from tests.kafka.scopes import PRINCIPALS, scope
 from tools.kafka.stack import Stack
 
@@ -174,9 +183,13 @@ def test_a_topic_that_is_not_there_is_not_made_by_asking_for_it(brokers):
 
 @pytest.mark.parametrize("principal", PRINCIPALS["a"])
 def test_a_device_may_use_the_one_group_of_data_shards_and_nobody_any_other(brokers, principal):
+    """An operator may ask who is in it, and nothing more."""
     settings = brokers["a"].settings(principal)
-    allowed = principal in ("a-0", "a-1")
-    assert ask_group(settings, "echelon.shards") == (0 if allowed else KafkaError.GROUP_AUTHORIZATION_FAILED)
+    device = principal in ("a-0", "a-1")
+    refused = KafkaError.GROUP_AUTHORIZATION_FAILED
+    assert ask_group(settings, "echelon.shards") == (0 if device or principal == "operator" else refused)
+    if principal == "operator":
+        assert keep_offset(settings, "echelon.shards", "checkin") == refused
     assert ask_group(settings, "another") == KafkaError.GROUP_AUTHORIZATION_FAILED
     assert begin_transaction(settings, "any") == KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED
 
