@@ -167,7 +167,7 @@ def measured(config: Path, overrides: Sequence[str], out: Path) -> tuple[dict[st
     summary = ended.summary
     kept = ("base_loss", "final_loss", "commits", "windows", "windows_void", "dropouts", "tokens", "closed")
     figures = {name: summary[name] for name in kept} | {
-        "virtual_s": summary["wall_s"],
+        "virtual_s": summary["training_s"],
         "real_s": round(wall, 1),
         "cpu_s": round(used, 1),
         "exchange_bytes": sum(record.size for records in ended.exchange.values() for record in records),

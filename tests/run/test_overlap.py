@@ -26,7 +26,7 @@ def outcome(overlap: bool, latency: float) -> Outcome:
 
 
 def seconds(overlap: bool, latency: float) -> float:
-    return float(outcome(overlap, latency).summary["wall_s"])
+    return float(outcome(overlap, latency).summary["training_s"])
 
 
 def rate(overlap: bool, latency: float) -> float:
