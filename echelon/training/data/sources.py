@@ -219,11 +219,11 @@ def _lines_of(settings: DataSettings, file: Path, left_out: LeftOut) -> Iterator
             line = line.removeprefix(BOM) if number == 1 else line
             if line.strip():
                 try:
-                    found = list(_row(settings, _json(line, where), where, named(file), left_out))
+                    row = _json(line, where)
                 except ConfigError as error:
                     left_out.refuse(error)
                     continue
-                yield from found
+                yield from _taken(settings, row, where, named(file), left_out)
 
 
 def _array_of(
@@ -239,12 +239,7 @@ def _array_of(
                 f"{named(file)} is one JSON array of more than {MAX_ROW_BYTES} bytes; write one object a line (JSONL)"
             )
     for number, row in enumerate(_json(bytes(data.removeprefix(BOM)), named(file)), 1):
-        try:
-            found = list(_row(settings, row, f"{named(file)}:{number}", named(file), left_out))
-        except ConfigError as error:
-            left_out.refuse(error)
-            continue
-        yield from found
+        yield from _taken(settings, row, f"{named(file)}:{number}", named(file), left_out)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -294,16 +289,14 @@ def _records_of(settings: DataSettings, file: Path, left_out: LeftOut) -> Iterat
         try:
             for row in rows:
                 where = f"{named(file)}:{rows.line_num}"
-                try:
-                    if None in row or None in row.values():
-                        raise ConfigError(
+                if None in row or None in row.values():
+                    left_out.refuse(
+                        ConfigError(
                             f"{where} has another number of fields than the first line, which names them"
                         )
-                    found = list(_row(settings, row, where, named(file), left_out))
-                except ConfigError as error:
-                    left_out.refuse(error)
+                    )
                     continue
-                yield from found
+                yield from _taken(settings, row, where, named(file), left_out)
         except csv.Error as error:
             raise ConfigError(f"{named(file)}:{rows.line_num} is not CSV: {error}") from error
 
@@ -343,12 +336,7 @@ def _read_parquet(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocu
             for batch in table.iter_batches(batch_size=256, columns=columns):
                 for row in batch.to_pylist():
                     number += 1
-                    try:
-                        found = list(_row(settings, row, f"{named(file)}:{number}", named(file), left_out))
-                    except ConfigError as error:
-                        left_out.refuse(error)
-                        continue
-                    yield from found
+                    yield from _taken(settings, row, f"{named(file)}:{number}", named(file), left_out)
             left_out.read_bytes += file.stat().st_size
         except (ArrowException, OSError, ValueError, OverflowError) as error:
             left_out.refuse(
@@ -387,12 +375,16 @@ def _read_hf(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocument]
             "configuration and split; without a network, fill the datasets cache first or use jsonl: or parquet:"
         ) from error
     for number, row in enumerate(rows, 1):
-        try:
-            found = list(_row(settings, row, f"{name}:{number}", name, left_out))
-        except ConfigError as error:
-            left_out.refuse(error)
-            continue
-        yield from found
+        yield from _taken(settings, row, f"{name}:{number}", name, left_out)
+
+
+def _taken(settings: DataSettings, row: Any, where: str, domain: str, left_out: LeftOut) -> list[RawDocument]:
+    """The documents of a row; none of one that is refused, which is counted."""
+    try:
+        return list(_row(settings, row, where, domain, left_out))
+    except ConfigError as error:
+        left_out.refuse(error)
+        return []
 
 
 def _row(
