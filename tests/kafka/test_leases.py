@@ -8,8 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 import signal
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from echelon.provision.broker_map import EXCHANGE
 from echelon.provision.deployment import AUDITOR, DEVICES, SLOTS, Deployment
 from tests.kafka.federations import Left, deployed, fleet
 from tests.kafka.test_elastic import audited, included
+from tests.services.asking import eventually
 from tools.fleet import links
 from tools.fleet.fleet import Fleet, Service, never
 from tools.fleet.follow import Follower
@@ -145,7 +145,7 @@ def test_a_host_that_is_cut_off_loses_its_slot_and_does_no_harm_when_it_is_back(
             for name in ("controller", "a.aggregator", "a.gate", "b.aggregator", "b.gate"):
                 running.launch(name)
             running.add_device("a")
-            eventually(lambda: bool(slots_of(running.services["a.device.0"])), running)
+            eventually(lambda: slots_of(running.services["a.device.0"]), 600.0, running.tend)
             for _ in range(4):
                 running.add_device("a")
             codes = running.wait(1200.0, cut)
@@ -216,12 +216,3 @@ def test_four_replicas_become_twelve_and_four_again_on_three_hosts(stack: Stack,
     assert messages(left.boundaries["a"]["deadletter"], DeadLetter) == []
     audited(left)
     print(f"\nwindows {[*map(len, windows)]}")
-
-
-def eventually(check: Callable[[], bool], running: Fleet, seconds: float = 600.0) -> None:
-    """Wait until it is so."""
-    end = time.monotonic() + seconds
-    while not check():
-        running.tend()
-        assert time.monotonic() < end, running.tails()
-        time.sleep(0.1)

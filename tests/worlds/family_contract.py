@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import pytest
@@ -19,11 +20,12 @@ USUAL = {"hidden_size": HIDDEN, "intermediate_size": INNER, "num_attention_heads
 """Sizes by the names that most configurations use."""
 
 
-class FamilyContract:
+class FamilyContract(ABC):
     """Tests of one family. A subclass whose name begins with `Test` names the family and makes small configurations."""
 
     family: ClassVar[Family]
 
+    @abstractmethod
     def config(self, layers: int, **more: Any) -> Any:
         """A configuration of the library with so many blocks, `HIDDEN` wide, without dropout.
 
@@ -31,7 +33,6 @@ class FamilyContract:
             layers: number of blocks.
             **more: further values of the configuration, as they are.
         """
-        raise NotImplementedError
 
     def build(self, layers: int, labels: int | None = None, **more: Any) -> nn.Module:
         """A model of the library, drawn at random."""

@@ -121,9 +121,11 @@ class Family(ABC):
     def block(self, sizes: Sizes) -> tuple[Linear, ...]:
         """The linear layers of one block."""
 
-    @abstractmethod
     def block_parameters(self, sizes: Sizes) -> int:
-        """Frozen parameters of one block: weights, biases, norms."""
+        """Frozen parameters of one block: weights, biases throughout, and two layer norms with a bias each."""
+        linears = self.block(sizes)
+        weights, biases = sum(linear.size for linear in linears), sum(linear.outputs for linear in linears)
+        return weights + biases + 4 * sizes.hidden
 
     def embedding_parameters(self, sizes: Sizes) -> int:
         """Frozen parameters before the first block."""

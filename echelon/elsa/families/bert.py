@@ -39,12 +39,6 @@ class BertFamily(Family):
         )  # fmt: skip
 
     @override
-    def block_parameters(self, sizes: Sizes) -> int:
-        linears = self.block(sizes)
-        weights, biases = sum(linear.size for linear in linears), sum(linear.outputs for linear in linears)
-        return weights + biases + 4 * sizes.hidden
-
-    @override
     def embedding_parameters(self, sizes: Sizes) -> int:
         return super().embedding_parameters(sizes) + 2 * sizes.hidden  # the norm
 

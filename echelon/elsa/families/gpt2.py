@@ -41,12 +41,6 @@ class Gpt2Family(Family):
         )
 
     @override
-    def block_parameters(self, sizes: Sizes) -> int:
-        linears = self.block(sizes)
-        weights, biases = sum(linear.size for linear in linears), sum(linear.outputs for linear in linears)
-        return weights + biases + 4 * sizes.hidden
-
-    @override
     def head_parameters(self, sizes: Sizes) -> int:
         norm = 2 * sizes.hidden
         if sizes.labels is not None:
