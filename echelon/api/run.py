@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import threading
 import time
@@ -23,11 +22,10 @@ from echelon.cli.progress import event_of
 from echelon.config.reading import read_map
 from echelon.config.run import MAX_FILE_BYTES, RunSettings, load, parse
 from echelon.errors import ConfigError, EchelonError
-from echelon.private import write_whole
 from echelon.report import build_report
 from echelon.report.data import CommitLine, EvaluationLine, MetricLine, WindowLine
 from echelon.run.federation import Federation, Result
-from echelon.run.folder import SUMMARY_FILE, seconds_waited
+from echelon.run.folder import seconds_waited, write_summary
 from echelon.run.opening import CONFIG_FILE, RULES_FOLDER, check_settings, opened_folder, saying_everything
 from echelon.run.recorder import Recorder
 from echelon.run.tracking.following import tracked
@@ -272,7 +270,7 @@ class Run:
         if not self.metrics:
             return found
         summary = {**result.summary, "metrics": found.metrics}
-        write_whole(self.folder / SUMMARY_FILE, json.dumps(summary, indent=2).encode() + b"\n")
+        write_summary(self.folder, summary)
         if failed:
             why = "; ".join(f"{name!r} ({type(error).__name__}: {error})" for name, error in failed)
             raise EchelonError(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from echelon.cli.output import JsonOption, guarded, print_json
 from echelon.errors import ConfigError
+from echelon.private import write_whole
 
 if TYPE_CHECKING:
     from echelon.config.training import ModelSettings
@@ -72,7 +73,7 @@ def evaluate_command(
         scores = task_scores(folder, _base_of(source, folder, base), choice, of_base=of_base)
         place = out or source / RESULTS
         try:
-            place.write_text(json.dumps({"limit": limit, "scores": scores}, indent=2) + "\n")
+            write_whole(place, json.dumps({"limit": limit, "scores": scores}, indent=2).encode() + b"\n")
         except OSError as error:
             raise ConfigError(
                 f"{place}: cannot be written ({error.strerror}); name another file with --out"
@@ -87,6 +88,7 @@ def evaluate_command(
 
 def _base_of(source: Path, folder: Path, base: str | None) -> ModelSettings:
     """The base: as the run folder says, or else the adapter's own configuration."""
+    from echelon.cli.parents import adapter_config_in
     from echelon.config.run import load
     from echelon.config.training import ModelSettings
 
@@ -94,10 +96,13 @@ def _base_of(source: Path, folder: Path, base: str | None) -> ModelSettings:
     if run_file.is_file():
         found = load(run_file).model
     else:
-        config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_bytes())
+        config = adapter_config_in(folder, str(folder))
         if config.get("task_type") != "CAUSAL_LM":
             raise ConfigError(f"{folder} holds no adapter of a language model")
-        found = ModelSettings(model=config["base_model_name_or_path"], revision=config.get("revision"))
+        model = config.get("base_model_name_or_path") or base
+        if not isinstance(model, str):
+            raise ConfigError(f"the adapter in {folder} names no base; name it with --base")
+        found = ModelSettings(model=model, revision=config.get("revision"))
     return found if base is None else found.model_copy(update={"model": base, "revision": None})
 
 

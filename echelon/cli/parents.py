@@ -65,17 +65,31 @@ def _from_folder(folder: Path) -> Parent:
             f"--from {folder}: {WEIGHTS_FILE} is missing; export the adapter again, as safetensors"
         )
     layout, adapter = read_weights(read_file(weights, "adapter file", MAX_FILE_BYTES), str(weights))
-    text = read_file(folder / CONFIG_FILE, "adapter configuration", MAX_CONFIG_BYTES)
-    try:
-        config = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"--from {folder}: {CONFIG_FILE} is no JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"--from {folder}: {CONFIG_FILE} is no map of settings")
+    config = adapter_config_in(folder, f"--from {folder}")
     card = b""
     if (folder / CARD_FILE).is_file():
         card = read_file(folder / CARD_FILE, "model card", MAX_CARD_BYTES)
     return Parent(str(folder), adapter, layout, config, **_known(card))
+
+
+def adapter_config_in(folder: Path, where: str) -> dict[str, Any]:
+    """PEFT's configuration of the adapter in a folder.
+
+    Args:
+        folder: has `adapter_config.json`.
+        where: what named the folder, for errors.
+
+    Raises:
+        ConfigError: it cannot be read, or is no map of settings in JSON.
+    """
+    text = read_file(folder / CONFIG_FILE, "adapter configuration", MAX_CONFIG_BYTES)
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {CONFIG_FILE} is no JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{where}: {CONFIG_FILE} is no map of settings")
+    return config
 
 
 def _known(card: bytes) -> dict[str, Any]:

@@ -46,7 +46,7 @@ from echelon.rounds.effects import Evaluate, note
 from echelon.run.adapter import parent_of, write_adapter
 from echelon.run.assembly import Assembly
 from echelon.run.data import read_data
-from echelon.run.folder import MAX_STATE_FILE, PROGRESS_FILE, SAMPLES_FILE, SUMMARY_FILE
+from echelon.run.folder import MAX_STATE_FILE, PROGRESS_FILE, SAMPLES_FILE, write_summary
 from echelon.run.losses import accuracies, losses
 from echelon.run.recorder import Recorder
 from echelon.run.signed import keep, kept
@@ -495,4 +495,4 @@ class Federation:
                 for prompt in prompts
             ]
             write_private(self.out / SAMPLES_FILE, json.dumps(samples, indent=2).encode())
-        write_whole(self.out / SUMMARY_FILE, json.dumps(summary, indent=2).encode() + b"\n")
+        write_summary(self.out, summary)

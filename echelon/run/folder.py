@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from echelon.config.reading import read_text
 from echelon.config.run import RunSettings, dump
@@ -56,6 +58,16 @@ def prepare_folder(settings: RunSettings, out: Path, *, resume: bool) -> float:
             f"the run folder {out} cannot be written ({error.strerror}): choose another with --out"
         ) from error
     return 0.0
+
+
+def write_summary(out: Path, summary: Mapping[str, Any]) -> None:
+    """Write what a run ended with.
+
+    Args:
+        out: the run folder.
+        summary: what `RunSummary` reads, and figures of the run's own.
+    """
+    write_whole(out / SUMMARY_FILE, json.dumps(summary, indent=2).encode() + b"\n")
 
 
 def seconds_waited(out: Path, taken: float) -> float:

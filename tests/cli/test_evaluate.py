@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import Result
 
+from echelon.cli.evaluate import _base_of
+from echelon.errors import ConfigError
 from echelon.messages.adapter import adapter_files
 from echelon.training.learner import LearnerSpec
 from echelon.training.local import TorchLearner
@@ -164,3 +167,18 @@ def test_without_the_package_one_line_says_what_to_install(
     assert refused.exit_code == 2
     assert "pip install 'echelon[lm-eval]'" in refused.stderr
     assert not (adapter / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "adapter_config.json is no JSON"),
+        ("[]", "adapter_config.json is no map of settings"),
+        ('{"task_type": "SEQ_CLS"}', "holds no adapter of a language model"),
+        ('{"task_type": "CAUSAL_LM"}', "names no base; name it with --base"),
+    ],
+)
+def test_an_adapter_that_does_not_say_what_it_is_of_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        _base_of(tmp_path, tmp_path, None)
