@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from echelon.config.broker import BrokerSettings
-from echelon.provision.kafka.admin import Connection, client_settings
+from echelon.provision.kafka.admin import TIMEOUT, Connection, client_settings
 from tools.kafka.stack import Broker
+from tools.kafka.wipe import PATIENCE
 
 DENIED = KafkaError.TOPIC_AUTHORIZATION_FAILED
 NO_COORDINATOR = (
@@ -84,7 +85,7 @@ def write(settings: BrokerSettings, topics: Iterable[str], **options: object) ->
     return codes
 
 
-def read(settings: BrokerSettings, topics: Iterable[str], seconds: float = 20.0) -> dict[str, int]:
+def read(settings: BrokerSettings, topics: Iterable[str], seconds: float = PATIENCE) -> dict[str, int]:
     """Read each topic from its start until a record or an error comes; the error code for each, 0 for a record."""
     consumer = Consumer(
         {**client_settings(settings), "group.id": "nobody", "enable.auto.commit": False, "log_level": 0}
@@ -108,14 +109,14 @@ def read(settings: BrokerSettings, topics: Iterable[str], seconds: float = 20.0)
     return codes
 
 
-def ask_group(settings: BrokerSettings, group: str, seconds: float = 30.0) -> int:
+def ask_group(settings: BrokerSettings, group: str, seconds: float = PATIENCE) -> int:
     """Ask for the members of a consumer group; the error code, 0 for an answer."""
     connection = Connection(settings)
     until = time.monotonic() + seconds
     while True:
-        (answer,) = connection.client.describe_consumer_groups([group], request_timeout=20).values()
+        (answer,) = connection.client.describe_consumer_groups([group], request_timeout=TIMEOUT).values()
         try:
-            answer.result(30)
+            answer.result(PATIENCE)
         except KafkaException as error:
             code = int(error.args[0].code())
             if code not in NO_COORDINATOR or time.monotonic() > until:

@@ -31,7 +31,7 @@ def test_a_run_of_its_own_name_is_followed_while_its_broker_goes_away(stack: Sta
             if isinstance(happening, echelon.CommitMade) and happening.commit == 1:
                 stack[EXCHANGE].kill()
                 stack.start(EXCHANGE)
-        codes = running.wait(240.0)
+        codes = running.wait(500.0)
     assert set(codes.values()) == {0}, running.tails()
     first = next(record for record in Left.read(made).exchange["global"] if not is_chunk(record))
     assert isinstance(found[0], echelon.RunStarted)

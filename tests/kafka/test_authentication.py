@@ -29,6 +29,7 @@ from tests.kafka.federations import Left, deployed, fleet
 from tests.kafka.tokens import AUDIENCE, ISSUER, Issuer, endpoint
 from tools.kafka.properties import templates
 from tools.kafka.stack import JVM, Stack
+from tools.kafka.wipe import PATIENCE
 
 USERS = (
     *("a.devices", "a.aggregator", "a.gate", "a.edge-0"),
@@ -127,7 +128,7 @@ def test_a_federation_whose_brokers_take_tokens_and_passwords(deployment: Deploy
 
 
 def test_devices_that_share_a_principal_may_do_what_a_device_may_and_no_more(deployment: Deployment) -> None:
-    apply(load_scope(deployment.topics("a")))
+    apply(load_scope(deployment.topics("a")), patience=PATIENCE)
     config = yaml.safe_load(deployment.config("a", "devices").read_text())
     settings = BrokerSettings.model_validate(config["broker"]).beside(
         deployment.config("a", "devices").parent
@@ -213,7 +214,7 @@ def test_a_broker_without_access_rules_is_said_and_the_rest_is_checked(
         Kind.NO_RULES,
     ]
     assert {drift.subject for drift in found} >= {"control", "masked", "delta"}
-    done = apply(scope)
+    done = apply(scope, patience=PATIENCE)
     assert {drift.kind for drift in done.done} == {Kind.TOPIC_MISSING}
     said = CliRunner().invoke(app, ["topics", "check", "--config", str(config), "--json"])
     assert said.exit_code == 1

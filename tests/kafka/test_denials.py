@@ -40,6 +40,7 @@ from tests.kafka.clients import (
 )
 from tests.kafka.scopes import PRINCIPALS, scope
 from tools.kafka.stack import Stack
+from tools.kafka.wipe import PATIENCE
 
 EVERYBODY = [(broker, principal) for broker, some in PRINCIPALS.items() for principal in some]
 REFUSED = re.compile(r"ALERT")
@@ -50,7 +51,7 @@ REFUSED = re.compile(r"ALERT")
 def brokers(clean_stack: Stack) -> Stack:
     """Three brokers with the topics and rules of a federation, and one record on each topic."""
     for name in PRINCIPALS:
-        assert not apply(scope(clean_stack, name)).left
+        assert not apply(scope(clean_stack, name), patience=PATIENCE).left
         topics = desired(load_catalogue(), scope(clean_stack, name)).topics
         answers = write(clean_stack[name].settings("break-glass"), topics)
         assert set(answers.values()) == {0}

@@ -26,13 +26,14 @@ from typer.testing import CliRunner, Result
 from echelon.cli.app import app
 from echelon.provision.kafka.admin import Connection
 from tests.kafka.scopes import scope
+from tools.kafka.wipe import PATIENCE
 
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["topics", *map(str, arguments)], env={"COLUMNS": "200"})
 
 
-SETTLE = 20.0
+SETTLE = 300.0
 """Seconds until a broker must show what its controller has confirmed; it takes that over a moment later."""
 
 
@@ -59,8 +60,8 @@ def checked(config: object, code: int, *more: str) -> Result:
 def delete_topic(admin, name: str) -> None:
     """Delete a topic, and return when the broker does not show it any more."""
     wait(admin.delete_topics([name]))
-    soon(lambda: name not in admin.list_topics(timeout=20).topics)
-    assert name not in admin.list_topics(timeout=20).topics
+    soon(lambda: name not in admin.list_topics(timeout=PATIENCE).topics)
+    assert name not in admin.list_topics(timeout=PATIENCE).topics
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +232,7 @@ def test_an_extra_topic_is_found_and_left_to_people(admin, files):
         repaired = run("apply", "--config", files["break-glass"], "--repair")
         assert repaired.exit_code == 1
         assert "0 done, 1 left" in repaired.output
-        assert "smuggled" in admin.list_topics(timeout=20).topics  # a topic is deleted by nobody's tool
+        assert "smuggled" in admin.list_topics(timeout=PATIENCE).topics  # a topic is deleted by nobody's tool
     finally:
         delete_topic(admin, "smuggled")
 

@@ -68,7 +68,7 @@ def test_a_federation_of_thirteen_processes(stack: Stack, tmp_path: Path) -> Non
     with fleet(deployment) as running:
         running.start()
         assert len(running.running()) == 13
-        codes = running.wait(240.0)
+        codes = running.wait(500.0)
     assert set(codes.values()) == {0}, running.tails()
     assert {service.starts for service in running.services.values()} == {1}
     left = Left.read(deployment)
@@ -121,7 +121,7 @@ def test_a_federation_that_is_stopped_goes_on_where_it_was(stack: Stack, tmp_pat
             assert 2 <= stopped < 16
             for name in list(running.services):
                 running.launch(name)
-            codes = running.wait(240.0)
+            codes = running.wait(500.0)
         assert set(codes.values()) == {0}, running.tails()
     left = Left.read(deployment)
     assert left.faults == []

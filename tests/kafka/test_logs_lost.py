@@ -21,8 +21,9 @@ from tests.services.asking import eventually
 from tools.fleet.fleet import Fleet, never
 from tools.fleet.follow import Follower
 from tools.kafka.stack import Stack
+from tools.kafka.wipe import PATIENCE
 
-WITHIN = 240.0
+WITHIN = 500.0
 
 
 def admin(deployment: Deployment):
@@ -43,7 +44,7 @@ def cut(deployment: Deployment, topic: str) -> None:
 def end_of(deployment: Deployment, topic: str) -> tuple[int, int]:
     consumer = Consumer({**client_settings(deployment.broker(EXCHANGE, ADMIN)), "group.id": "nobody"})
     try:
-        first, end = consumer.get_watermark_offsets(TopicPartition(topic, 0), timeout=20)
+        first, end = consumer.get_watermark_offsets(TopicPartition(topic, 0), timeout=PATIENCE)
         return int(first), int(end)
     finally:
         consumer.close()

@@ -17,7 +17,7 @@ from tests.services.asking import eventually
 from tools.fleet.fleet import Fleet, by_fork
 from tools.kafka.stack import Stack
 
-WITHIN = 240.0
+WITHIN = 500.0
 SERVICES = ("controller", "a.gate", "b.gate")
 
 

@@ -19,6 +19,7 @@ from echelon.provision.pki import Authority
 from tools.kafka import artifacts as kafka_artifacts
 from tools.kafka.properties import templates
 from tools.kafka.stack import Stack, main
+from tools.kafka.wipe import PATIENCE
 
 
 def test_every_broker_answers_those_of_its_own_authority(stack):
@@ -60,14 +61,14 @@ def test_a_killed_broker_comes_back_with_its_topics(stack):
 
     broker = stack["b"]
     admin = Connection(broker.settings("break-glass")).client
-    admin.create_topics([NewTopic("survives", 1, 1)])["survives"].result(20)
+    admin.create_topics([NewTopic("survives", 1, 1)])["survives"].result(PATIENCE)
     broker.kill()
     assert not broker.running
     with pytest.raises(BusError, match="no answer"):
         Connection(broker.settings("break-glass")).metadata(timeout=1)
     stack.start("b")
     assert "survives" in Connection(broker.settings("break-glass")).metadata().topics
-    Connection(broker.settings("break-glass")).client.delete_topics(["survives"])["survives"].result(20)
+    Connection(broker.settings("break-glass")).client.delete_topics(["survives"])["survives"].result(PATIENCE)
 
 
 def test_a_paused_broker_is_silent_and_answers_when_it_goes_on(stack):
@@ -81,7 +82,7 @@ def test_a_paused_broker_is_silent_and_answers_when_it_goes_on(stack):
             connection.metadata(timeout=1)
     finally:
         broker.resume()
-    broker.wait_ready(30)
+    broker.wait_ready()
 
 
 def test_a_stale_pid_file_names_nobody(stack, tmp_path):
@@ -123,7 +124,7 @@ def test_the_command_line_starts_says_and_stops(stack, tmp_path, capsys):
     assert "there is no stack" in capsys.readouterr().out
     try:
         command = [sys.executable, "-m", "tools.kafka", "up", "--folder", folder, "c"]
-        said = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout
+        said = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
         pid = Stack(Path(folder))["c"].pid
         assert pid is not None  # it outlives the command that started it
         assert f"pid {pid}" in said

@@ -47,7 +47,9 @@ def scrape(port: int) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
     return found
 
 
-def eventually(what: Callable[[], T], seconds: float = 20.0, every: Callable[[], object] = lambda: None) -> T:
+def eventually(
+    what: Callable[[], T], seconds: float = 300.0, every: Callable[[], object] = lambda: None
+) -> T:
     """What the call returns once that is true; errors of a service that is not there yet are waited out."""
     end = time.monotonic() + seconds
     last: object = None

@@ -146,7 +146,7 @@ def test_a_service_waits_for_its_topics_and_says_so(tmp_path: Path) -> None:
             assert status == 503
             return str(json.loads(body)["why"]) if json.loads(body)["state"] == "degraded" else ""
 
-        assert "topic" in eventually(why, 40.0, fleet.tend)
+        assert "topic" in eventually(why, 300.0, fleet.tend)
         port = port_of(service.state)
         assert ask(port, "/livez")[0] == 200
         assert scrape(port)["echelon_restarts_total"][()] >= 1
@@ -161,13 +161,13 @@ def test_a_service_waits_for_its_topics_and_says_so(tmp_path: Path) -> None:
 
         asyncio.run(create_topics(made))
         # It is not connected to the exchange, and so waits for genesis: that is no fault of its own.
-        eventually(lambda: ask(port, "/readyz")[0] == 200, 40.0, fleet.tend)
+        eventually(lambda: ask(port, "/readyz")[0] == 200, 300.0, fleet.tend)
         assert "starting again" in service.log.read_text()
         _, said = in_use.communicate(timeout=60)
         assert in_use.returncode == 2
         assert "in use by another process" in said
         fleet.terminate("a.aggregator")
-        eventually(lambda: not service.running, 20.0, fleet.tend)
+        eventually(lambda: not service.running, 300.0, fleet.tend)
         assert service.codes == [0], lines(service.log)
     finally:
         fleet.kill()

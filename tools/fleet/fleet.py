@@ -47,7 +47,7 @@ from echelon.topics import Boundary, load_catalogue
 from echelon.wiring.shards import publish_shards, terms_of
 from tools.fleet.killing import WHO
 from tools.fleet.orphans import end_with
-from tools.kafka.wipe import wipe
+from tools.kafka.wipe import PATIENCE, wipe
 
 _log = logging.getLogger(__name__)
 
@@ -262,7 +262,7 @@ class Fleet:
             asyncio.run(self._create(broker, url))
             return
         # Repaired, so that what an earlier fleet's names may do on these brokers is taken back.
-        left = apply(load_scope(self.deployment.topics(broker)), repair=True).left
+        left = apply(load_scope(self.deployment.topics(broker)), repair=True, patience=PATIENCE).left
         if left:
             raise FleetError(
                 f"{broker}: {len(left)} differences from the catalogue are left, the first: {left[0]}"
@@ -402,7 +402,7 @@ class Fleet:
             with suppress(ProcessLookupError):
                 os.kill(child.pid, number)
 
-    def stop(self, within: float = 30.0) -> None:
+    def stop(self, within: float = 300.0) -> None:
         """Ask all that run to end, wait for them, and kill those that are too slow.
 
         Raises:

@@ -23,11 +23,11 @@ from echelon.provision.kafka.admin import Connection
 from echelon.provision.pki import BREAK_GLASS, BROKER, Authority, write_private, write_public
 from tools.kafka.properties import Listening, render, templates
 
-START_TIMEOUT = 180.0
+START_TIMEOUT = 300.0
 """Seconds that a broker may take until it answers a client, on a busy machine."""
 STOP_TIMEOUT = 30.0
 """Seconds between SIGTERM and SIGKILL."""
-FORMAT_TIMEOUT = 120.0
+FORMAT_TIMEOUT = 300.0
 
 # Client compiler and serial collector: a broker of tests should start soon and be small rather than be fast for long.
 JVM = (

@@ -5,21 +5,36 @@ from __future__ import annotations
 import time
 
 from echelon.config.broker import BrokerSettings
-from echelon.errors import LimitExceeded
+from echelon.errors import BusError, LimitExceeded
 from echelon.provision.kafka.admin import TIMEOUT, Connection
-from echelon.provision.kafka.live import OWN_TOPICS, result
+from echelon.provision.kafka.live import OWN_TOPICS, NotAllowed, result
 
-GONE = 20.0
-"""Seconds until deleted topics must be gone."""
+PATIENCE = 300.0
+"""Seconds in which a broker that has no time is asked again, and in which deleted topics must be gone."""
+PAUSE = 0.5
+"""Seconds before a broker that did not answer is asked again."""
 
 
 def wipe(settings: BrokerSettings) -> None:
-    """Delete every topic, access rule and consumer group of a broker, as break-glass.
+    """Delete every topic, access rule and idle consumer group of a broker, as break-glass.
 
     Raises:
-        BusError: the broker does not answer or denies it.
-        LimitExceeded: something is still there after some seconds.
+        BusError: the broker does not answer for `PATIENCE` seconds, or denies it.
+        LimitExceeded: a topic is still there after that time.
     """
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return _wipe(settings, until)
+        except NotAllowed:
+            raise
+        except BusError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(PAUSE)
+
+
+def _wipe(settings: BrokerSettings, until: float) -> None:
     from confluent_kafka import ConsumerGroupState
     from confluent_kafka.admin import (
         AclBindingFilter,
@@ -43,11 +58,12 @@ def wipe(settings: BrokerSettings) -> None:
     if idle := [group.group_id for group in groups.valid]:
         for answer in connection.client.delete_consumer_groups(idle, request_timeout=TIMEOUT).values():
             result(connection, answer, "delete a group")
-    until = time.monotonic() + GONE
     asked: set[str] = set()
     while there := set(connection.metadata().topics) - set(OWN_TOPICS):
         if time.monotonic() > until:
-            raise LimitExceeded(f"{settings.url}: topics {sorted(there)} are still there after {GONE:g} s")
+            raise LimitExceeded(
+                f"{settings.url}: topics {sorted(there)} are still there after {PATIENCE:g} s"
+            )
         if fresh := sorted(there - asked):
             asked |= set(fresh)
             for answer in connection.client.delete_topics(fresh, request_timeout=TIMEOUT).values():
