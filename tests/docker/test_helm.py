@@ -237,6 +237,8 @@ def test_monitors_find_every_service_and_only_they_are_let_in() -> None:
         and [port for port in service["spec"].get("ports", ()) if port["name"] == "metrics"]
     }
     assert found == {"a", "aggregator", "gate", "edge-edge-0"}
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert endpoint["honorLabels"] is True  # run, boundary and role are the service's own words
     (rule,) = of_kind("boundary", "NetworkPolicy")["metrics"]["spec"]["ingress"]
     assert rule["ports"] == [{"port": 9464, "protocol": "TCP"}]
     assert rule["from"] == [
