@@ -5,14 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from echelon.audit.findings import Report
+from echelon.audit.note import MAX_NOTE_BYTES
+from echelon.audit.verify import Verifier
+from echelon.config.reading import read_file
+from echelon.config.run import load
 from echelon.config.training import ModelSettings
+from echelon.errors import AuditError, ConfigError
 from echelon.report.data import RunSummary
+from echelon.report.data import load as load_report
+from echelon.run.opening import CONFIG_FILE, RULES_FOLDER
+from echelon.sources.exchange import opened
+from echelon.wiring.plugins import look_beside, rules_of
 
 if TYPE_CHECKING:
     from echelon.run.federation import Result
@@ -48,6 +57,42 @@ class RunResult:
             model: the base.
         """
         return cls(folder, RunSummary.model_validate(result.summary), result.audit, result.adapter, model)
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Self:
+        """A run that finished earlier, from its folder. Its exchange and its adapter are verified anew.
+
+        Args:
+            folder: the run folder.
+
+        Raises:
+            ConfigError: no finished run is there, or a file of it cannot be read.
+            AuditError: no adapter follows from its exchange.
+        """
+        folder = Path(folder)
+        look_beside(folder / RULES_FOLDER)
+        summary = load_report(folder).summary
+        if summary is None or not summary.genesis_sha256:
+            raise ConfigError(f"{folder}: no finished run is there; go on with it by echelon.Run.resume")
+        settings = load(folder / CONFIG_FILE)
+        weights: npt.NDArray[np.float32] | None = None
+        with opened(str(folder)) as source:
+            verifier = Verifier(
+                source.topics,
+                genesis=bytes.fromhex(summary.genesis_sha256),
+                checkpoints=[read_file(path, "checkpoint", MAX_NOTE_BYTES) for path in source.checkpoints],
+                adapter=source.adapter,
+                rules=rules_of(settings),
+                findings=source.findings,
+            )
+            for version in verifier.run():
+                weights = version.adapter
+        if weights is None:
+            raise AuditError(
+                f"{folder}: no adapter follows from its exchange: {next(iter(verifier.report.findings), '')}"
+            )
+        metrics = dict(summary.metrics)
+        return cls(folder, summary, verifier.report, weights, settings.model, metrics)
 
     @property
     def ok(self) -> bool:

@@ -274,7 +274,8 @@ class Run:
         if failed:
             why = "; ".join(f"{name!r} ({type(error).__name__}: {error})" for name, error in failed)
             raise EchelonError(
-                f"the run is finished and stands in {self.folder}, but not all of its own metrics: {why}"
+                f"the run is finished, but not all of its own metrics: {why}; "
+                f"echelon.RunResult.read({str(self.folder)!r}) gives its result"
             ) from failed[0][1]
         return replace(found, summary=found.summary.model_copy(update={"metrics": found.metrics}))
 

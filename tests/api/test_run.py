@@ -87,10 +87,41 @@ def test_a_metric_that_fails_is_named_and_the_run_and_the_others_are_there(
 ) -> None:
     run = small(tmp_path)
     run.metrics = {"good": lambda result: result.summary.commits, "bad": broken, "late": lambda _: 2.0}
-    with pytest.raises(EchelonError, match=r"finished and stands in .*out.*'bad'"):
+    with pytest.raises(EchelonError, match=r"is finished.*'bad'.*RunResult.read\(.*out"):
         run.result()
+    assert echelon.RunResult.read(run.folder).metrics == {"good": 3.0, "late": 2.0}
     assert json.loads((run.folder / "summary.json").read_text())["metrics"] == {"good": 3.0, "late": 2.0}
     assert (run.folder / "report.html").is_file()
+
+
+def test_a_result_read_from_the_folder_is_the_one_that_the_run_gave(tmp_path: Path) -> None:
+    given = small(tmp_path).result()
+    read = echelon.RunResult.read(tmp_path / "out")
+    assert read.audit.findings == given.audit.findings == []
+    assert (read.weights == given.weights).all()
+    assert (read.summary, read.model, read.adapter) == (given.summary, given.model, given.adapter)
+
+
+def test_a_result_read_from_a_folder_that_was_changed_says_so(tmp_path: Path) -> None:
+    small(tmp_path).result()
+    weights = tmp_path / "out" / "adapter" / "adapter_model.safetensors"
+    *good, last = weights.read_bytes()
+    weights.write_bytes(bytes([*good, last ^ 1]))
+    read = echelon.RunResult.read(tmp_path / "out")
+    assert not read.ok
+    assert "adapter" in str(read.audit.findings[0])
+    assert "NOT VERIFIED" in str(read)
+
+
+def test_no_result_is_read_where_no_run_has_finished(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not a folder"):
+        echelon.RunResult.read(tmp_path / "nowhere")
+    run = small(tmp_path, budget={"commits": 200})
+    run.on_commit = lambda _line: run.stop()
+    with pytest.raises(EchelonError, match="was stopped"):
+        run.result()
+    with pytest.raises(ConfigError, match=r"no finished run is there; go on with it by echelon\.Run\.resume"):
+        echelon.RunResult.read(run.folder)
 
 
 def test_an_error_of_a_callback_ends_the_run_and_comes_out_of_the_result(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ EXEMPT: dict[str, str] = {
     "run.opening.opened_folder": "makes or holds a folder; of a run that goes on it reads what `run.folder` does",
     "run.data.read_data": "asks learners, which go through `read_source`",
     "preflight.data.Reading.read": "documents that `documents_of` gives",
+    "api.result.RunResult.read": "`report.data.load`, `config.run.load`, and a source's `opened`, each by itself",
     "api.result.RunResult.load": "a model folder, read by transformers and PEFT",
     "cli.parents.load_parent": "an audit's `Verifier`, or `read_weights` and a JSON map; tests/cli/test_warm_start.py",
     "passphrase.read_optional": "`read_passphrase`, where a file is named",
