@@ -21,6 +21,7 @@ from echelon.config.reading import load_yaml, read_file
 from echelon.errors import ConfigError
 from echelon.messages.boundary import BOUNDARY
 from echelon.messages.exchange import EXCHANGE, NOTES
+from echelon.messages.handshake import INBOXES
 from echelon.messages.wire import Message
 from echelon.validation import sentence
 
@@ -96,8 +97,9 @@ class Topic(BaseModel):
         writers: roles that may write.
         readers: roles that may read.
         key: what the records' key is, for people.
-        partitions: a number, or `slots`: one for each slot that the boundary enrols, or `streams`: the same where it
-            has edges (1 if it has none), or `shards`: one for each shard that its data is dealt into (1 if it is not).
+        partitions: a number, or `slots`: one for each slot that the boundary enrols, at most `INBOXES`, or `streams`:
+            one for each slot where it has edges (1 if it has none), or `shards`: one for each shard that its data is
+            dealt into (1 if it is not).
         retention: seconds, or `unlimited`.
         largest_record: bytes of key, value and headers together.
         messages: message types that may stand there.
@@ -187,7 +189,7 @@ class Topic(BaseModel):
             return shards or 1
         if self.partitions == "streams":
             return slots if edges else 1
-        return slots if self.partitions == "slots" else self.partitions
+        return min(slots, INBOXES) if self.partitions == "slots" else self.partitions
 
 
 def _check_roles(topic: Topic, plane: Plane) -> None:

@@ -14,10 +14,11 @@ from echelon.actors.boundary import BoundaryActor, raise_if_failed
 from echelon.actors.runtime import DRAIN_SECONDS, end_of, read_to_end
 from echelon.actors.splitting import DeviceSide, SplitDriver, TripMeter
 from echelon.actors.state import State
-from echelon.bus.base import TopicPartition
+from echelon.bus.base import Record, TopicPartition
 from echelon.bus.chunks import is_chunk
 from echelon.laws.channel import Parties
 from echelon.messages.boundary import Cohort
+from echelon.messages.handshake import Deliver, inbox_of
 from echelon.messages.split import SplitPong
 from echelon.messages.stored import stored
 from echelon.messages.wire import Refused
@@ -98,7 +99,8 @@ class Device(BoundaryActor):
     Args:
         core: the state machine.
         compute: where training runs; None for a device that does not hold the whole model.
-        slot: the partition of `inbox` that is this device's.
+        slot: which partition of `inbox` has what is sealed to it, see `inbox_of`.
+        inbox_shared_with: other devices that read that partition.
         shards: which data shards it trains; None for a device with data of its own.
         half: its part of the model, if an edge has the middle of it.
         timeout: seconds that an edge's answer may take.
@@ -113,6 +115,7 @@ class Device(BoundaryActor):
         core: DeviceCore,
         compute: Compute | None,
         slot: int,
+        inbox_shared_with: frozenset[str] = frozenset(),
         shards: ShardSource | None = None,
         half: DeviceSide | None = None,
         timeout: float = 60.0,
@@ -122,6 +125,7 @@ class Device(BoundaryActor):
         super().__init__(core.me, **shared)
         self.core, self.compute, self.slot, self.interceptor = core, compute, slot, interceptor
         self.shards, self.half = shards, half
+        self._inbox_shared_with = inbox_shared_with
         boundary = self.membership.boundary
         split = DeviceSplitCore(
             device=core.me, slot=slot, parties=lambda edge: Parties(self.membership.run, boundary, core.me, edge),
@@ -140,9 +144,16 @@ class Device(BoundaryActor):
             TopicPartition("control"),
             MODEL,
             TopicPartition("versions"),
-            TopicPartition("inbox", self.slot),
+            TopicPartition("inbox", inbox_of(self.slot)),
         )
         return own if self.half is None else (*own, TopicPartition(DOWN, self.slot))
+
+    def open(self, record: Record) -> Incoming | None:
+        """As every actor, but what is sealed to another device on the same partition is passed over."""
+        found = super().open(record)
+        if found is not None and isinstance(found.message, Deliver):
+            return None if found.message.to in self._inbox_shared_with else found
+        return found
 
     def consumed(self) -> Iterable[TopicPartition]:
         """What its edge sent."""

@@ -120,6 +120,15 @@ class SharesList(Message):
     devices: Annotated[tuple[Slug, ...], Field(max_length=MAX_MEMBERS), AfterValidator(_ascending_names)]
 
 
+INBOXES = 1024
+"""Most partitions of `inbox`: a broker of one node takes some thousand of all topics together."""
+
+
+def inbox_of(slot: int) -> int:
+    """The partition of `inbox` that a slot's device reads: its own, or beyond `INBOXES` slots one for several."""
+    return slot % INBOXES
+
+
 class Deliver(Message):
     """The ciphertexts for one device, from its neighbours in U2. `device` of an entry is the sender."""
 

@@ -19,6 +19,7 @@ from echelon.errors import ConfigError
 from echelon.laws.rules import Allowed
 from echelon.messages.adapter import Vector
 from echelon.messages.envelope import Signer
+from echelon.messages.handshake import inbox_of
 from echelon.messages.manifest import RunManifest
 from echelon.messages.names import aggregator_of, gate_of, witness_of
 from echelon.messages.wire import DeviceId
@@ -67,8 +68,6 @@ def make_device(
 ) -> Device:
     """A device: its own key, the boundary's broker, the pinned roster and manifest.
 
-    `source` says which of the `shards` it trains. With `half`, an edge trains the middle of its model, as `split` says.
-
     Args:
         place: the boundary's broker, durable state, and services.
         manifest: of the run, signed and checked.
@@ -106,6 +105,7 @@ def make_device(
         core=core,
         compute=compute,
         slot=roster.entry(name).slot,
+        inbox_shared_with=_sharing_inbox(roster, name),
         shards=source,
         half=half,
         timeout=60.0 if split is None else split.timeout,
@@ -117,6 +117,14 @@ def make_device(
         membership=context.membership,
         catalogue=context.catalogue,
         assembler=assembler(manifest, dim, *senders),
+    )
+
+
+def _sharing_inbox(roster: Roster, name: str) -> frozenset[str]:
+    """Other devices whose deliveries stand on the partition that a device reads: none up to `INBOXES` slots."""
+    mine = inbox_of(roster.entry(name).slot)
+    return frozenset(
+        entry.device for entry in roster.entries if inbox_of(entry.slot) == mine and entry.device != name
     )
 
 

@@ -19,6 +19,7 @@ from echelon.messages.handshake import (
     SharesList,
     Signatures,
     Unmask,
+    inbox_of,
 )
 from echelon.messages.manifest import RunManifest
 from echelon.messages.split import EdgePart, PartRef
@@ -216,7 +217,7 @@ class WindowRounds:
                 shares, deliveries = server.close_shares()
                 slots = {entry.device: entry.slot for entry in self._roster.entries}
                 sent: list[Effect] = [
-                    Publish("inbox", delivery, window, partition=slots[device])
+                    Publish("inbox", delivery, window, partition=inbox_of(slots[device]))
                     for device, delivery in deliveries.items()
                 ]
                 return self._decided(Phase.MASKED, [*sent, Publish("control", shares, window)])

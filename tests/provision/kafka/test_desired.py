@@ -9,6 +9,7 @@ import pytest
 from echelon.bus.chunks import CHUNK
 from echelon.config.broker import BrokerSettings
 from echelon.errors import ConfigError
+from echelon.messages.handshake import inbox_of
 from echelon.provision.kafka.desired import BATCH_BYTES, BATCH_OVERHEAD, Rule, desired
 from echelon.provision.kafka.scope import Scope
 from echelon.topics import load_catalogue
@@ -154,6 +155,14 @@ def test_partitions_follow_slots_and_shards():
     without = desired(CATALOGUE, BOUNDARY.model_copy(update={"shards": None})).topics
     assert without["shards"].partitions == 1
     assert {topic.partitions for topic in desired(CATALOGUE, EXCHANGE).topics.values()} == {1}
+
+
+def test_the_inbox_does_not_grow_beyond_what_a_broker_takes():
+    names = tuple(f"a-{number}" for number in range(4096))
+    topics = desired(CATALOGUE, BOUNDARY.model_copy(update={"devices": names, "edges": ()})).topics
+    assert topics["inbox"].partitions == 1024
+    assert {inbox_of(slot) for slot in range(4096)} == set(range(1024))
+    assert [inbox_of(slot) for slot in range(1024)] == list(range(1024)), "up to so many each has its own"
 
 
 def test_a_boundary_without_edges_has_no_streams_for_each_device():
