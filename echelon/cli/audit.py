@@ -52,6 +52,7 @@ from echelon.cli.audit_output import (
 )
 from echelon.cli.audit_replay import replay_command
 from echelon.cli.audit_state import StateFile, write_file
+from echelon.cli.output import prose
 from echelon.errors import ConfigError
 from echelon.laws.rules import Allowed
 from echelon.sources.exchange import opened
@@ -148,7 +149,7 @@ def verify_command(
         if sarif is not None:
             write_file(sarif, json.dumps(as_sarif(report, __version__), indent=2).encode() + b"\n", "--sarif")
         if state is not None and state.said:
-            Console(stderr=True).print(Text(state.said), soft_wrap=True)
+            prose(Console(stderr=True), Text(state.said))
         if as_json:
             plain = as_plain(report) | parents.plain_chain(report)
             if inside:

@@ -29,6 +29,7 @@ from echelon.cli.audit_options import (
     notes_of,
 )
 from echelon.cli.audit_output import write_folder
+from echelon.cli.output import prose
 from echelon.errors import AuditError, ConfigError
 from echelon.sources.exchange import Records, opened
 from echelon.units import size
@@ -76,7 +77,7 @@ def export_command(
         else:
             whose = _boundary_of(source, roster) if boundary else _Exported(source)
             said = _write_topics(target, source, whose, security)
-        Console().print(said, soft_wrap=True)
+        prose(Console(), said)
         return 0
 
     guarded(action)

@@ -24,6 +24,7 @@ from echelon.cli.audit_options import (
     guarded,
 )
 from echelon.cli.audit_state import write_file
+from echelon.cli.output import prose
 from echelon.config.reading import read_file
 from echelon.errors import AuditError, CodecError, ConfigError
 from echelon.sources.exchange import opened
@@ -67,10 +68,10 @@ def request_command(
         deltas = [delta for _, delta in facts.deltas]
         request = Request.choose(facts.manifest, boundary, deltas, os.urandom(32))
         write_file(out, request.encode(), "--out")
-        Console().print(
+        prose(
+            Console(),
             f"asks boundary {boundary} for device {request.index + 1} of {request.heads} of window {request.window}; "
             f"written to {out}",
-            soft_wrap=True,
         )
         return 0
 
@@ -99,8 +100,9 @@ def answer_command(
             asked.check(facts.manifest, [delta for _, delta in facts.deltas])
         answer = _answer(boundary, roster, asked)
         write_file(out, answer.encode(), "--out")
-        Console().print(
-            f"shows device {answer.device} of window {answer.window}; written to {out}", soft_wrap=True
+        prose(
+            Console(),
+            f"shows device {answer.device} of window {answer.window}; written to {out}",
         )
         return 0
 
@@ -146,12 +148,11 @@ def check_command(
         except CodecError as error:
             raise AuditError(f"{answer}: {error}") from error
         shown.check(asked, facts.manifest)
-        Console().print(
+        prose(
+            Console(),
             f"SHOWN: device {shown.index + 1} of {shown.size} of window {shown.window} of boundary {shown.boundary}, "
             f"under the root that crossed with delta {asked.seq}: {shown.device}, weight {shown.weight}, trained from "
             f"version {shown.base_version}",
-            soft_wrap=True,
-            highlight=False,
         )
         return 0
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from echelon.audit.policy import MAX_POLICY_BYTES, Policy
+from echelon.cli.output import prose
 from echelon.config.reading import load_yaml, read_file
 from echelon.errors import AuditError, ConfigError, EchelonError
 from echelon.laws.rules import Allowed
@@ -100,7 +101,7 @@ def guarded(action: Callable[[], int]) -> None:
     except EchelonError as error:
         # Messages quote what stands in files: control characters must not reach the terminal.
         text = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in f"error: {error}")
-        Console(stderr=True).print(Text(text, style="red"), soft_wrap=True)
+        prose(Console(stderr=True), Text(text, style="red"))
         code = 1 if isinstance(error, AuditError) else 2
     raise typer.Exit(code)
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from echelon.audit.findings import Code, Finding, Report, Severity
 from echelon.cli import parents
+from echelon.cli.output import prose
 from echelon.errors import ConfigError
 from echelon.units import size
 
@@ -133,10 +134,10 @@ def print_findings(console: Console, report: Report) -> None:
     order = list(_STYLES)
     findings = sorted(report.findings, key=lambda found: order.index(found.severity))
     for found in findings[:SHOWN]:
-        console.print(_line(found), soft_wrap=True)
+        prose(console, _line(found))
     hidden = len(findings) - SHOWN + report.left_out
     if hidden > 0:
-        console.print(f"... and {hidden} more; --json has up to a thousand of each kind", soft_wrap=True)
+        prose(console, f"... and {hidden} more; --json has up to a thousand of each kind")
 
 
 def _line(found: Finding) -> Text:
@@ -158,20 +159,18 @@ def print_verdict(console: Console, report: Report) -> None:
         return
     boundaries = len(report.boundaries)
     state = f"closed ({report.close.value})" if report.close is not None else "open"
-    console.print(
+    prose(
+        console,
         Text.assemble(
             ("VERIFIED", "bold green"),
             f": run {report.run.hex()}, {boundaries} boundaries, {len(report.commits)} commits, {state}",
         ),
-        soft_wrap=True,
     )
     if any(found.code is Code.UNPINNED for found in report.findings):
-        console.print(
-            f"genesis  {report.genesis_sha256.hex()}  (compare it, or pass --genesis)", soft_wrap=True
-        )
-    console.print(f"adapter  {report.adapter_sha256.hex()}", soft_wrap=True)
+        prose(console, f"genesis  {report.genesis_sha256.hex()}  (compare it, or pass --genesis)")
+    prose(console, f"adapter  {report.adapter_sha256.hex()}")
     for line in parents.lines_of(report):
-        console.print(Text(line), soft_wrap=True)
+        prose(console, Text(line))
 
 
 def write_folder(folder: Path, files: dict[str, bytes]) -> None:

@@ -26,6 +26,7 @@ from echelon.cli.audit_options import (
     guarded,
 )
 from echelon.cli.audit_output import write_folder
+from echelon.cli.output import prose
 from echelon.errors import ConfigError
 from echelon.messages.manifest import PaceKind
 from echelon.sources.exchange import opened
@@ -67,11 +68,9 @@ def replay_command(
             return 0
         console = Console()
         console.print(_versions_table(versions))
-        console.print(
-            f"adapter of commit {chosen.commit}: {chosen.sha256.hex()}", soft_wrap=True, highlight=False
-        )
+        prose(console, f"adapter of commit {chosen.commit}: {chosen.sha256.hex()}")
         if out is not None:
-            console.print(f"written to {out}", soft_wrap=True, highlight=False)
+            prose(console, f"written to {out}")
         return 0
 
     guarded(action)

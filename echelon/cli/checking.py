@@ -19,7 +19,7 @@ from rich.text import Text
 from typing_extensions import override
 
 from echelon.cli.logs import quiet_libraries
-from echelon.cli.output import count, print_json
+from echelon.cli.output import count, print_json, prose
 from echelon.config.run import RunSettings, load
 from echelon.preflight.check import Follower, check
 from echelon.preflight.findings import Checked, ModelFacts, RunFault, SourceFacts
@@ -117,7 +117,7 @@ def show(console: Console, settings: RunSettings, found: Checked) -> None:
     if named:
         console.print()
         for name, place in named:
-            console.print(Text.assemble(f" {name}  ", (place, "dim")), soft_wrap=True)
+            prose(console, Text.assemble(f" {name}  ", (place, "dim")))
     for warning in found.warnings:
         console.print()
         console.print(Padding(Text.assemble(("warning: ", "bold yellow"), warning), (0, 0, 0, 1)))
@@ -140,7 +140,7 @@ def show_faults(console: Console, config: Path, faults: list[RunFault]) -> None:
     console.print()
     console.print(Text.assemble(("error: ", "bold red"), f"{len(faults)} {things} wrong with {config}"))
     for fault in faults:
-        console.print(Text.assemble("  ", (fault.where, "bold"), f": {fault.message}"), soft_wrap=True)
+        prose(console, Text.assemble("  ", (fault.where, "bold"), f": {fault.message}"))
 
 
 def _sources(settings: RunSettings, sources: Mapping[str, SourceFacts]) -> Table:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from echelon.cli.checking import show, watched
 from echelon.cli.logs import quiet_libraries
+from echelon.cli.output import prose
 from echelon.config.reading import load_yaml
 from echelon.config.run import parse
 from echelon.errors import ConfigError, StorageError
@@ -60,8 +61,8 @@ def write_run_file(places: Sequence[str], out: Path, *, model: str | None, name:
     show(console, settings, found)
     console.print()
     for boundary, look in zip(settings.boundaries, looks, strict=True):
-        console.print(Text.assemble(" ", (boundary.name, "bold"), f": {look.form}"), soft_wrap=True)
+        prose(console, Text.assemble(" ", (boundary.name, "bold"), f": {look.form}"))
         for note in look.notes:
-            console.print(Text(f" {boundary.name}: {note}", style="yellow"), soft_wrap=True)
-    console.print(Text.assemble(" written: ", (str(out), "bold")), soft_wrap=True)
-    console.print(Text(f" look through it, then: echelon run {out}", style="dim"), soft_wrap=True)
+            prose(console, Text(f" {boundary.name}: {note}", style="yellow"))
+    prose(console, Text.assemble(" written: ", (str(out), "bold")))
+    prose(console, Text(f" look through it, then: echelon run {out}", style="dim"))

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from echelon.errors import ConfigError, EchelonError
 from echelon.unforeseen import disk_full
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
 
 FAILED = 1
 """A finding, or a run that failed."""
@@ -49,9 +54,24 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable outpu
 
 
 def show_error(message: str) -> None:
-    """Print an error on stderr: plain where nobody watches, red on a terminal."""
-    typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
-    typer.echo(message, err=True)
+    """Print an error on stderr: plain and in one line where nobody watches, red and between words on a terminal."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.text import Text
+
+        prose(Console(stderr=True), Text.assemble(("error: ", "bold red"), message))
+        return
+    typer.echo(f"error: {message}", err=True)
+
+
+def prose(console: Console, text: Text | str) -> None:
+    """Print a sentence: broken between words on a terminal, and in one line elsewhere, where programs look for it.
+
+    Args:
+        console: where to.
+        text: the sentence, printed as it is, without rich's markup.
+    """
+    console.print(text, soft_wrap=not console.is_terminal, markup=False, highlight=False)
 
 
 @contextmanager

@@ -80,13 +80,22 @@ def stand_in(engine: Engine, image: str) -> bool:
     return engine.docker("image", "inspect", "--format", layers, image).split()[0] == first
 
 
+def _clear(engine: Engine, root: Path) -> None:
+    """Remove what an earlier attempt left. One that was killed leaves the machine's own proc mounted inside."""
+    for place in sorted(root.iterdir(), reverse=True) if root.is_dir() else ():
+        while place.is_mount():
+            engine.run(["umount", str(place)], timeout=60)
+    if root.exists():
+        shutil.rmtree(root)
+
+
 def _debian(engine: Engine) -> None:
     if has(engine, BASE):
         return
     if shutil.which("debootstrap") is None:
         raise NoEngine("base images need debootstrap on PATH (Debian: apt install debootstrap)")
     root = engine.folder / f"root-{SUITE}"
-    shutil.rmtree(root, ignore_errors=True)
+    _clear(engine, root)
     command = ["debootstrap", "--variant=minbase", "--include=ca-certificates", SUITE, str(root), mirror()]
     engine.run(command, timeout=BUILD_SECONDS)
     for folder in ("var/cache/apt/archives", "usr/share/doc", "usr/share/man", "usr/share/locale"):
@@ -97,7 +106,7 @@ def _debian(engine: Engine) -> None:
     skipped = ["--exclude=./proc/*", "--exclude=./sys/*", "--exclude=./dev/*"]
     engine.run(
         ["tar", "--create", "--one-file-system", *skipped, f"--file={archive}", f"--directory={root}", "."],
-        timeout=600,
+        timeout=3600,
     )
     engine.run(["docker", "import", str(archive), BASE], timeout=600)
     archive.unlink()
