@@ -57,6 +57,18 @@ class Role(Enum):
     OPERATOR = "operator"
 
 
+class Trimmed(Enum):
+    """What may be deleted from a topic while its run is open, besides what its broker drops by age."""
+
+    NEVER = "never"
+    AGE = "age"
+    """Nothing besides; the topic has a `retention`."""
+    WINDOWS = "windows"
+    """Inputs of final windows, once a snapshot of the gate stands behind them, less those that the run keeps."""
+    SNAPSHOTS = "snapshots"
+    """Snapshots before the oldest that somebody may go on from."""
+
+
 _ROLES = {
     Plane.BOUNDARY: {
         *(Role.DEVICE, Role.REPLICA, Role.EDGE),
@@ -66,6 +78,8 @@ _ROLES = {
 }
 
 _CHUNK = ".chunk"
+_DELTA = "delta"
+_GLOBAL = "global"
 MIRRORED = "exchange.record"
 """What a record of the exchange is called on the boundary topic that mirrors it: it keeps its own bytes and type."""
 _BODIES: dict[Plane, dict[str, tuple[type[Message], ...]]] = {
@@ -101,6 +115,8 @@ class Topic(BaseModel):
             one for each slot where it has edges (1 if it has none), or `shards`: one for each shard that its data is
             dealt into (1 if it is not).
         retention: seconds, or `unlimited`.
+        trimmed: what the operator may delete besides.
+        needed_by: who needs the records until then, for people.
         largest_record: bytes of key, value and headers together.
         messages: message types that may stand there.
         crosses_boundary: whether the gate mirrors it outward.
@@ -118,6 +134,8 @@ class Topic(BaseModel):
     key: Annotated[str, Field(min_length=1, max_length=100)]
     partitions: Annotated[int, Field(ge=1, le=1000)] | Literal["slots", "streams", "shards"]
     retention: Annotated[int, Field(ge=1)] | Literal["unlimited"]
+    trimmed: Trimmed
+    needed_by: Annotated[str, Field(min_length=1, max_length=200)]
     largest_record: Annotated[int, Field(ge=1, le=1_000_000)]
     messages: Annotated[tuple[str, ...], Field(min_length=1)]
     crosses_boundary: bool
@@ -208,6 +226,16 @@ def _check_roles(topic: Topic, plane: Plane) -> None:
         raise ValueError(f"{where}: needs 1 partition, 1 writer and unlimited retention")
 
 
+def _check_trimmed(topic: Topic, plane: Plane) -> None:
+    """Refuse a law that lets go of what the audit replays, or that a broker's own retention contradicts."""
+    where = f"{plane.value}/{topic.name}"
+    if topic.transient != (topic.trimmed is Trimmed.AGE):
+        raise ValueError(f"{where}: `trimmed: age` goes with a retention in seconds, and with nothing else")
+    replayed = plane is Plane.EXCHANGE or topic.name in (_DELTA, _GLOBAL)
+    if replayed and topic.trimmed is not Trimmed.NEVER:
+        raise ValueError(f"{where}: the audit replays it; set trimmed: never")
+
+
 def _check_messages(topic: Topic, plane: Plane) -> None:
     """Refuse a topic with messages that its plane does not have, or whose payloads have no chunks."""
     where = f"{plane.value}/{topic.name}"
@@ -234,6 +262,7 @@ class PlaneTopics(BaseModel):
             if declared.count(topic.name) > 1:
                 raise ValueError(f"{self.plane.value}/{topic.name}: is declared twice")
             _check_roles(topic, self.plane)
+            _check_trimmed(topic, self.plane)
             _check_messages(topic, self.plane)
         homes = {message for topic in self.topics for message in topic.messages}
         if homeless := MESSAGES[self.plane] - homes:
@@ -253,6 +282,11 @@ class PlaneTopics(BaseModel):
     def transient(self) -> frozenset[str]:
         """Topics whose records are kept for some time only."""
         return self.where(lambda topic: topic.transient)
+
+    @cached_property
+    def trimmable(self) -> frozenset[str]:
+        """Topics that may begin behind their first record by the operator's trimming."""
+        return self.where(lambda topic: topic.trimmed in (Trimmed.WINDOWS, Trimmed.SNAPSHOTS))
 
     @cached_property
     def not_stored(self) -> frozenset[str]:

@@ -19,7 +19,7 @@ from echelon.messages.boundary import BOUNDARY as BOUNDARY_MESSAGES
 from echelon.messages.boundary import INPUTS
 from echelon.messages.exchange import EXCHANGE as EXCHANGE_MESSAGES
 from echelon.messages.exchange import NOTES
-from echelon.topics import MESSAGES, MIRRORED, Catalogue, Plane, Role, load_catalogue
+from echelon.topics import MESSAGES, MIRRORED, Catalogue, Plane, Role, Trimmed, load_catalogue
 
 ROOT = Path(__file__).resolve().parents[1]
 TOPICS = ROOT / "topics"
@@ -73,7 +73,7 @@ def test_what_the_gate_derives_again_it_may_read(catalogue):
     for name in ("control", "handshake", "masked", "delta"):
         assert Role.GATE in catalogue.topic(BOUNDARY, name).readers
     gate_writes = {topic.name for topic in catalogue.boundary.topics if Role.GATE in topic.writers}
-    assert gate_writes == {"global", "versions", "deadletter"}
+    assert gate_writes == {"global", "versions", "snapshots", "deadletter"}
 
 
 def test_chunks_fit_where_they_are_allowed_and_messages_are_small_elsewhere(catalogue):
@@ -95,7 +95,7 @@ def test_every_message_type_has_a_home(catalogue):
 def test_chunks_are_taken_where_messages_have_payloads_and_nowhere_else(catalogue):
     takes = {plane: catalogue.plane(plane).where(lambda topic: topic.takes_chunks) for plane in Plane}
     assert takes == {
-        BOUNDARY: {"model", "masked", "delta", "split.up", "split.down", "parts"},
+        BOUNDARY: {"model", "masked", "delta", "split.up", "split.down", "parts", "snapshots"},
         EXCHANGE: {"delta.{boundary}", "global"},
     }
 
@@ -104,11 +104,37 @@ def test_what_actors_ask_of_a_topic_follows_from_its_entry(catalogue):
     boundary = catalogue.boundary
     assert boundary.transient == {"split.up", "split.down", "behaviour", "leases"}
     assert boundary.not_stored == {
-        *("checkin", "handshake", "masked", "split.up", "split.down", "behaviour", "versions", "leases")
+        *("checkin", "handshake", "masked", "split.up", "split.down", "behaviour", "versions", "leases"),
+        "snapshots",
     }
     assert not catalogue.exchange.not_stored
-    assert boundary.large == {"masked", "model", "delta", "parts"}
+    assert boundary.large == {"masked", "model", "delta", "parts", "snapshots"}
     assert boundary.for_all_members == {"control", "model"}
+
+
+def test_what_the_audit_replays_is_never_trimmed_and_inputs_of_windows_are(catalogue):
+    boundary, by_law = catalogue.boundary, Trimmed
+    assert boundary.where(lambda topic: topic.trimmed is by_law.WINDOWS) == set(INPUTS)
+    assert boundary.where(lambda topic: topic.trimmed is by_law.SNAPSHOTS) == {"snapshots"}
+    assert boundary.where(lambda topic: topic.trimmed is by_law.AGE) == boundary.transient
+    assert boundary.trimmable == {*INPUTS, "snapshots"}
+    assert not catalogue.exchange.where(lambda topic: topic.trimmed is not by_law.NEVER)
+
+
+@pytest.mark.parametrize(
+    ("plane", "topic", "law"),
+    [("boundary", "delta", "windows"), ("boundary", "global", "windows"), ("exchange", "global", "snapshots"),
+     ("boundary", "control", "age"), ("boundary", "leases", "never")],
+)  # fmt: skip
+def test_a_law_that_lets_go_of_what_is_needed_is_refused(tmp_path, plane, topic, law):
+    for file in ("boundary.yaml", "exchange.yaml"):
+        fields = yaml.safe_load((ROOT / "topics" / file).read_text())
+        for entry in fields["topics"]:
+            if (fields["plane"], entry["name"]) == (plane, topic):
+                entry["trimmed"] = law
+        (tmp_path / file).write_text(yaml.safe_dump(fields))
+    with pytest.raises(ConfigError, match=r"trimmed"):
+        load_catalogue(tmp_path)
 
 
 def test_a_reader_goes_on_behind_what_others_may_damage_and_not_over_a_hole_in_decisions(catalogue):

@@ -12,7 +12,9 @@ import numpy as np
 from echelon.actors.boundary import BoundaryActor, raise_if_failed
 from echelon.actors.exchange import reason_of, reportable_faults
 from echelon.actors.runtime import read_to_end
+from echelon.actors.snapshots import find_snapshot, kept_from, snapshot_opener, starts
 from echelon.actors.state import State
+from echelon.actors.verified_records import RecordOpener
 from echelon.audit.log import Entry, TopicLog
 from echelon.bus.base import Record, TopicPartition
 from echelon.bus.chunks import ChunkError
@@ -91,6 +93,7 @@ class Aggregator(BoundaryActor):
             with stored(f"{self.name}: its stored state"):
                 self._global.restore(snapshot[8:end])
                 self.core.restore(snapshot[end:])
+            await self._pass_over_trimmed()
         decisions = [message async for message in self._decisions()]
         effects: list[Effect] = []
         # Devices that came and went before genesis were answered, and nothing was decided yet.
@@ -102,17 +105,35 @@ class Aggregator(BoundaryActor):
         self.core.recover(decisions)
         return [*effects, *self.core.start()]
 
+    async def _pass_over_trimmed(self) -> None:
+        """A stored position may be that of an upload which nobody finished: it may be trimmed with its window."""
+        firsts = await kept_from(self.bus, self.name)
+        behind = {TopicPartition(topic): first for topic, first in firsts.items()}
+        if any(self._positions[at] < first for at, first in behind.items()):
+            await find_snapshot(self.bus, self._snapshot_opener(), firsts, self.name)
+            self._positions |= {at: max(first, self._positions[at]) for at, first in behind.items()}
+
+    def _snapshot_opener(self) -> RecordOpener:
+        return snapshot_opener(self.core.manifest, self.membership, self.catalogue)
+
     async def _history(self) -> History:
         """Read the boundary's topics, and let its state be derived from them."""
         self.forget_repeats()
         reader = HistoryReader(self.core.manifest, self.core.roster, self.core.dim)
+        begins = {TopicPartition(topic): 0 for topic in INPUTS}
+        if firsts := await kept_from(self.bus, self.name):
+            found, payload = await find_snapshot(self.bus, self._snapshot_opener(), firsts, self.name)
+            with stored(f"{self.name}: the gate's snapshot of window {found.window}"):
+                reader.restore(payload)
+            begins = starts(found)
+            self._positions |= begins
         async for record in read_to_end(self.bus, GLOBAL, 0, self.name):
             step = self._global.read(without_source(record))
             self._positions[GLOBAL] = record.next_offset
             event = None if step.entry is None or step.entry.refusal is not None else self._event(step.entry)
             if event is not None:
                 reader.hear(event)
-        inputs = {topic: read_to_end(self.bus, TopicPartition(topic), 0, self.name) for topic in INPUTS}
+        inputs = {at.topic: read_to_end(self.bus, at, start, self.name) for at, start in begins.items()}
         async for decision in self._opened(read_to_end(self.bus, CONTROL, 0, self.name)):
             reader.decide(decision)
             await self._feed_due(reader, inputs)

@@ -25,6 +25,7 @@ from echelon.actors.mirror import (
     bytes_of,
 )
 from echelon.actors.runtime import DRAIN_SECONDS, Publisher, read_to_end
+from echelon.actors.snapshots import SNAPSHOTS, find_snapshot, kept_from, snapshot_opener, starts
 from echelon.actors.state import Row, State
 from echelon.actors.witness import FINAL_SECONDS, Witness
 from echelon.audit.log import TopicLog
@@ -32,7 +33,7 @@ from echelon.bus.base import Bus, Outgoing, Record, TopicPartition
 from echelon.errors import ProtocolError, StateError
 from echelon.laws.ledger import RoundedDelta
 from echelon.laws.lengths import delta_length
-from echelon.messages.boundary import INPUTS, Derived, SealedDelta
+from echelon.messages.boundary import INPUTS, Derived, SealedDelta, Snapshot
 from echelon.messages.envelope import Signer
 from echelon.messages.exchange import (
     Delta,
@@ -102,6 +103,8 @@ class Gate(BoundaryActor):
         self._proposed: dict[int, SealedDelta] = {}
         self._clock: Callable[[], float] = lambda: 0.0
         """The loop's clock once it runs; steps are taken in threads, which have no loop of their own."""
+        self._snapped = 0
+        """The window that was due at the newest snapshot of this life."""
         self._wanted: int | None = None
         """The commit whose adapter is being read again."""
 
@@ -176,6 +179,12 @@ class Gate(BoundaryActor):
         if snapshot is not None:
             with stored(f"{self.name}: its stored state"):
                 self._log.restore(snapshot)
+        elif firsts := await kept_from(self.bus, self.name):
+            opener = snapshot_opener(self._log.manifest, self.membership, self.catalogue)
+            found, payload = await find_snapshot(self.bus, opener, firsts, self.name)
+            with stored(f"{self.name}: its snapshot of window {found.window}"):
+                self._log.restore(payload)
+            self._positions |= starts(found)
         # The outbox first: the publisher is at work, and what it sends meanwhile leaves the outbox behind the end that
         # is read.
         unsent = self.store.outbox()
@@ -284,9 +293,31 @@ class Gate(BoundaryActor):
             for seq in [seq for seq in self._log.sealed if seq < self._writer.next_number]:
                 del self._log.sealed[seq]
         # What was derived and not proposed yet is in no snapshot, and would never be derived again.
-        if effects and self._log.quiescent and not self._proposed and not self._log.sealed:
-            effects.append(Save())
+        if self._log.quiescent and not self._proposed and not self._log.sealed:
+            effects += [*([Save()] if effects else []), *self._snapshot_due()]
         return effects
+
+    def _snapshot_due(self) -> list[Save | Publish]:
+        """The snapshot that is said at this quiet point, if the run lets go of old windows and enough have passed.
+
+        It is stored, too: what is trimmed up to a snapshot must not be wanted by a state from before it.
+        """
+        kept, log = self._log.manifest.kept_windows, self._log
+        if kept is None or log.window < self._snapped + kept:
+            return []
+        self._snapped = log.window
+        offsets = self.stored_offsets()
+        handshake, masked, parts = (offsets[TopicPartition(topic)] for topic in INPUTS)
+        payload = log.snapshot()
+        said = Snapshot(
+            window=log.window,
+            version=log.version,
+            commit=log.ledger.commit,
+            next_seq=log.ledger.next_seq,
+            inputs=(handshake, masked, parts),
+            payload=Payload.of(payload, b"snapshot %d %d" % (self._index, log.window)),
+        )
+        return [Save(), Publish(SNAPSHOTS.topic, said, log.window, payload)]
 
     def _may_state(self, seen: Seen, base: int) -> bool:
         """Whether a delta may state what was read: its base is in it, it is no less than was stated before (after a

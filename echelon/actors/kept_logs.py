@@ -1,9 +1,10 @@
-"""Topics that are kept whole: whether one still has what it had."""
+"""Topics that are kept: whether one still has what it had, and where one begins that may be trimmed."""
 
 from __future__ import annotations
 
-from echelon.bus.base import TopicPartition
-from echelon.errors import LogLost
+from echelon.backoff import Backoff
+from echelon.bus.base import Bus, TopicPartition
+from echelon.errors import ConnectionLost, LogLost
 from echelon.topics import load_catalogue
 
 
@@ -23,3 +24,33 @@ def check_end(at: TopicPartition, known: int, end: int) -> None:
         raise LogLost(
             f"{at.topic}/{at.partition} had records up to offset {known - 1}, and ends at {end} now"
         )
+
+
+async def first_of(bus: Bus, at: TopicPartition, name: str) -> int:
+    """The first offset that is kept, however often the connection is lost.
+
+    Args:
+        bus: the broker.
+        at: topic and partition.
+        name: of the actor; its random waits between attempts differ from those of others.
+    """
+    backoff = Backoff(name)
+    while True:
+        try:
+            return await bus.first_offset(at)
+        except ConnectionLost:
+            await backoff.wait()
+
+
+async def readable_from(bus: Bus, at: TopicPartition, start: int, name: str) -> int:
+    """Where reading can begin: at `start`, or behind what was trimmed of a topic that may be.
+
+    Args:
+        bus: the broker.
+        at: topic and partition.
+        start: offset of the first record that is wanted.
+        name: of the actor, for its waits.
+    """
+    if at.topic not in load_catalogue().boundary.trimmable:
+        return start
+    return max(start, await first_of(bus, at, name))

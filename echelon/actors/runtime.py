@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from echelon.actors.kept_logs import check_end
+from echelon.actors.kept_logs import check_end, readable_from
 from echelon.actors.state import Row, StateStore
 from echelon.actors.verified_records import OpenedRecords
 from echelon.backoff import Backoff
@@ -147,7 +147,8 @@ class Publisher:
         missing = {_fingerprint(row.record): row for row in rows}
         written = {TopicPartition(row.record.topic, row.record.partition) for row in rows}
         for at in sorted(at for at in written if may_read_back(at)):
-            async for record in read_to_end(self._bus, at, scanned.get(at, 0), self._name):
+            start = await readable_from(self._bus, at, scanned.get(at, 0), self._name)
+            async for record in read_to_end(self._bus, at, start, self._name):
                 again = Outgoing(record.topic, record.value, record.key, record.headers, record.partition)
                 missing.pop(_fingerprint(again), None)
         kept = {row.id for row in missing.values()}

@@ -9,29 +9,31 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
+from echelon.audit.boundary_facts import BoundaryFacts, ExchangeFacts, Opened, Unopened
 from echelon.audit.derived_adapter import DerivedAdapter
 from echelon.audit.findings import MAX_FINDINGS, Code, Finding, Severity
 from echelon.audit.heads import DELTA_PREFIX, GLOBAL
-from echelon.audit.log import Entry, TopicLog
 from echelon.audit.openings import WindowRoster
 from echelon.audit.prefix import record_digest
 from echelon.audit.records import Damaged, LogRecord, StoredRecord
-from echelon.errors import AuditError, ProtocolError
+from echelon.audit.trimmed import SNAPSHOTS, TrimmedInputs, differs, state_of
+from echelon.errors import CodecError, ProtocolError
 from echelon.messages.adapter import F32
-from echelon.messages.boundary import INPUTS, Adopt, Cohort, Derived, Model, SealedDelta, Window
-from echelon.messages.exchange import (
-    OTHER_RECORD,
-    SOURCE_HEADER,
-    Commit,
-    Delta,
-    Genesis,
-    Refusal,
-    RefusalReason,
-    WindowSummary,
+from echelon.messages.boundary import (
+    INPUTS,
+    Adopt,
+    Cohort,
+    Derived,
+    Model,
+    SealedDelta,
+    Sealing,
+    Version,
+    Void,
+    Window,
 )
-from echelon.messages.manifest import RunManifest
+from echelon.messages.exchange import SOURCE_HEADER, Delta, RefusalReason, WindowSummary
 from echelon.rounds.effects import Incoming
 from echelon.rounds.gate.derivation import BoundaryLog
 from echelon.rounds.gate.facts import CommitFacts
@@ -39,116 +41,8 @@ from echelon.secagg.faults import InputRefused
 from echelon.secagg.roster import Roster, WindowLeaf, roster_root
 
 CONTROL = "control"
-TOPICS = (CONTROL, *INPUTS, "delta", "versions", "model", GLOBAL)
+TOPICS = (CONTROL, *INPUTS, "delta", "versions", SNAPSHOTS, "model", GLOBAL)
 """What a boundary's auditor reads. Not `inbox` (sealed to one device), nor `split.*`, nor `behaviour`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unopened:
-    """A record that is none of a member's, or cannot be read."""
-
-    topic: str
-    offset: int
-    detail: str
-    damaged: bool = False
-
-
-Opened = Incoming | Unopened
-
-
-@dataclass
-class ExchangeFacts:
-    """What the exchange says of one boundary: the deltas that crossed, with their offsets, and what became of them.
-
-    Attributes:
-        decided: what `global` says, in order: commits, and refusals of deltas of the boundary.
-        records: digests of the records of `global`, by offset: what the gate mirrors inward.
-        envelopes: SHA-256 of the records' envelopes of commits, by number; that of genesis is 0's.
-    """
-
-    manifest: RunManifest
-    index: int
-    deltas: list[tuple[int, Delta]] = field(default_factory=list)
-    decided: list[CommitFacts | Refusal] = field(default_factory=list)
-    records: dict[int, bytes] = field(default_factory=dict)
-    envelopes: dict[int, bytes] = field(default_factory=dict)
-
-    @property
-    def genesis_sha256(self) -> bytes:
-        """Of the genesis record's envelope, 32 bytes: what is pinned."""
-        return self.envelopes[0]
-
-    @classmethod
-    def read(cls, topics: Mapping[str, Iterable[LogRecord | Damaged]], boundary: str) -> ExchangeFacts:
-        """Read `global` and the boundary's delta log; what does not verify is left to the exchange's verification.
-
-        Raises:
-            AuditError: there is no genesis that holds, or the run has no such boundary.
-        """
-        main = TopicLog(GLOBAL, resync=True, hash_commits=False)
-        entries: list[Entry] = []
-        digests = {}
-        for record in topics.get(GLOBAL, ()):
-            if isinstance(record, Damaged):
-                continue
-            entry = main.read(record).entry
-            digests[record.offset] = record_digest(record)
-            if entry is not None and entry.refusal is None:
-                entries.append(replace(entry, payload=None))
-        if main.manifest is None:
-            raise AuditError(
-                f"{GLOBAL} has no genesis that holds: there is nothing to hold a boundary against"
-            )
-        names = [terms.name for terms in main.manifest.boundaries]
-        if boundary not in names:
-            raise AuditError(f"the run has no boundary {boundary}; it has {', '.join(names)}")
-        facts = cls(main.manifest, names.index(boundary), records=digests)
-        for one in entries:
-            facts._decide(one)
-        terms = main.manifest.boundaries[facts.index]
-        log = TopicLog(
-            DELTA_PREFIX + boundary,
-            public=bytes.fromhex(terms.gate_public),
-            run=main.manifest.run_id,
-            boundary=facts.index,
-            resync=True,
-        )
-        for record in topics.get(log.topic, ()):
-            entry = None if isinstance(record, Damaged) else log.read(record).entry
-            if entry is not None and isinstance(entry.message, Delta):
-                facts.deltas.append((entry.offset, entry.message))
-        return facts
-
-    def _decide(self, entry: Entry) -> None:
-        """As the gate learns it."""
-        match message := entry.message:
-            case Genesis():
-                self.envelopes[0] = entry.sha256
-                self.decided.append(CommitFacts(0, (), message.adapter_sha256))
-            case Commit():
-                self.envelopes[message.commit] = entry.sha256
-                mine = tuple(merged.seq for merged in message.merged if merged.boundary == self.index)
-                self.decided.append(CommitFacts(message.commit, mine, message.adapter_sha256))
-            case Refusal() if message.boundary == self.index and message.reason not in OTHER_RECORD:
-                self.decided.append(message)
-            case _:
-                pass
-
-
-@dataclass
-class BoundaryFacts:
-    """What was derived, counted; `windows` are those of deltas that crossed and are what the topics give."""
-
-    boundary: str
-    windows: list[WindowSummary] = field(default_factory=list)
-    deltas: int = 0
-    """Deltas that crossed and are, to the bit, what was derived."""
-    crossed: int = 0
-    versions: int = 0
-    """Adapter versions that devices were given and that are what was derived."""
-    mirrored: int = 0
-    """Records of `global` that stand inside as they stand outside."""
-    refused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +61,16 @@ class BoundaryAudit:
         roster: the signed roster, already held against the manifest.
         adapters: every global adapter, ascending by commit, as it is derived from the exchange; it is read no further
             than the boundary went.
+        trimmed: what of the boundary's inputs is gone, and what stands for it.
     """
 
-    def __init__(self, facts: ExchangeFacts, roster: Roster, adapters: Iterator[DerivedAdapter]) -> None:
+    def __init__(
+        self,
+        facts: ExchangeFacts,
+        roster: Roster,
+        adapters: Iterator[DerivedAdapter],
+        trimmed: TrimmedInputs | None = None,
+    ) -> None:
         self.boundary = roster.boundary
         self.facts = BoundaryFacts(roster.boundary, crossed=len(facts.deltas))
         self.findings: list[Finding] = []
@@ -188,6 +89,12 @@ class BoundaryAudit:
         self._derived: dict[int, _Derived] = {}
         self._versions: dict[int, tuple[int, bytes]] = {}
         """Commit and digest of each version of the boundary's adapter, derived."""
+        self._trimmed = trimmed or TrimmedInputs()
+        self._unseen = {one.state: one for one in self._trimmed.snapshots}
+        """Snapshots of states that the derivation has not come to."""
+        self._sealings: dict[int, bytes] = {}
+        self._ended = 0
+        """The window after the newest that ended on `control`."""
         self._stopped = False
         self._due: Incoming | None = None
         """The decision that is being derived; it is what an input of it contradicts."""
@@ -200,6 +107,8 @@ class BoundaryAudit:
             mirror: the records of the boundary's `global`.
         """
         inputs = {name: topics[name] for name in INPUTS if name in topics}
+        said = list(topics.get("versions", iter(())))
+        self._go_on_behind(said)
         for item in topics.get(CONTROL, iter(())):
             if isinstance(item, Unopened):
                 self._unopened(item)
@@ -209,9 +118,10 @@ class BoundaryAudit:
             for item in items:  # what no decision has asked for; it may still hold records of nobody
                 if isinstance(item, Unopened):
                     self._unopened(item)
+        self._compare_trimmed()
         self._compare_crossed()
         self._compare_proposed(topics.get("delta", iter(())))
-        self._compare_derived(topics.get("versions", iter(())))
+        self._compare_derived(said)
         self._compare_models(topics.get("model", iter(())))
         self._compare_mirror(mirror)
 
@@ -240,12 +150,95 @@ class BoundaryAudit:
         self._stopped = True
         self._error(incoming.topic, incoming.offset, f"{detail}; nothing after it was derived")
 
+    def refuse(self, item: Opened) -> None:
+        """Tell of a record that is no snapshot of the gate."""
+        if isinstance(item, Unopened):
+            self._unopened(item)
+
+    def begins_late(self, topic: str, first: int) -> None:
+        """Tell that a topic which is never trimmed begins at offset `first`."""
+        self._error(
+            topic, first, f"it begins at offset {first}, and it is never trimmed: records were deleted"
+        )
+
+    # ---- what was trimmed ----------------------------------------
+
+    def _go_on_behind(self, said: Iterable[Opened]) -> None:
+        """Begin with the snapshot that stands for what was trimmed; versions before it are the gate's word."""
+        start = self._trimmed.start
+        if start is None:
+            # The cut is named at the end; windows whose inputs are gone are not searched for.
+            self._stopped = bool(self._trimmed.firsts)
+            return
+        del self._unseen[start.state]
+        try:
+            self._log.restore(self._trimmed.payload)
+        except (CodecError, ValueError) as error:
+            self._error(SNAPSHOTS, start.offset, f"it is no snapshot of this boundary: {error}")
+            self._stopped = True
+            return
+        self._unseen = {state: one for state, one in self._unseen.items() if state[0] > start.message.window}
+        commit, anchor = self._log.ledger.commit, hashlib.sha256(self._log.ledger.anchor.data).digest()
+        for adapter in self._adapters:
+            self._commits[adapter.commit] = adapter.sha256
+            if adapter.commit == commit:
+                break
+        if state_of(self._log) != start.state or self._commits.get(commit) != anchor:
+            self._error(SNAPSHOTS, start.offset, "it stands on another adapter, or state, than it says")
+        for item in said:
+            if isinstance(item, Incoming) and isinstance(item.message, Derived):
+                message = item.message
+                if message.version < start.message.version:
+                    self._versions.setdefault(message.version, (message.commit, message.sha256))
+        current = self._log.current()
+        if current is not None:
+            self._versions[current.version] = current.commit, current.sha256
+
+    def _compare_named(self, message: Version) -> None:
+        """The version that a snapshot begins with must be the one that the aggregator named there."""
+        start = self._trimmed.start
+        if start is None or message.version != start.message.version:
+            return
+        if (message.commit, message.sha256) != self._versions.get(message.version):
+            detail = f"it gives another adapter than version {message.version} was named with"
+            self._error(SNAPSHOTS, start.offset, detail)
+
+    def _compare_snapshot(self) -> None:
+        """A snapshot of the state that was come to."""
+        one = self._unseen.get(state_of(self._log)) if self._log.current() is not None else None
+        if one is None:
+            return
+        del self._unseen[one.state]
+        if differs(one, self._log):
+            self._error(SNAPSHOTS, one.offset, "it is not what the boundary's records lead to")
+        else:
+            self.facts.snapshots += 1
+
+    def _compare_trimmed(self) -> None:
+        """Whether what is gone may be gone, and whether every snapshot is of a state that was."""
+        manifest, start = self._exchange.manifest, self._trimmed.start
+        fault = self._trimmed.fault(manifest, self._ended)
+        if fault is not None:
+            self._error(*fault)
+        elif start is not None:
+            self.facts.trimmed = start.message.window
+            where = f"{self.boundary}/{SNAPSHOTS}"
+            self._find(Code.TRIMMED, Severity.WARNING, where, start.offset, self._trimmed.told(manifest))
+        for one in () if self._stopped else self._unseen.values():
+            self._error(SNAPSHOTS, one.offset, "the boundary's records lead to no such state")
+
     # ---- the derivation ----------------------------------------
 
     def _decision(self, incoming: Incoming, inputs: Mapping[str, Iterator[Opened]]) -> None:
         """Apply a decision, reading as many inputs as it rests on."""
         message, self._due = incoming.message, incoming
-        if isinstance(message, Cohort):
+        if isinstance(message, Window | Void):
+            self._ended = max(self._ended, message.window + 1)
+        elif isinstance(message, Sealing):
+            self._sealings.setdefault(message.seq, message.payload_sha256)
+        elif isinstance(message, Version):
+            self._compare_named(message)
+        elif isinstance(message, Cohort):
             self._check_bases(incoming, message)
         leaves = self._rosters.take(message)
         window = self._log.window
@@ -275,6 +268,7 @@ class BoundaryAudit:
             values = (sealed.base_commit, sealed.windows, sealed.codec, sealed.exponent, digest)
             self._derived[seq] = _Derived(values, sealed.windows)
             del self._log.sealed[seq]
+        self._compare_snapshot()
 
     def _feed(self, incoming: Incoming) -> bool:
         try:
@@ -370,6 +364,9 @@ class BoundaryAudit:
         known = set()
         for offset, delta in self._exchange.deltas:
             known.add(delta.seq)
+            if self._is_vouched(delta):
+                self._compare_vouched(offset, delta)
+                continue
             derived = self._derived.get(delta.seq)
             values = (delta.base_commit, delta.windows, delta.codec, delta.exponent, delta.payload.sha256)
             if derived is None:
@@ -386,12 +383,26 @@ class BoundaryAudit:
             detail = f"delta {seq} was sealed in the boundary and did not cross"
             self._find(Code.BOUNDARY, Severity.WARNING, topic, None, detail)
 
+    def _is_vouched(self, delta: Delta | SealedDelta) -> bool:
+        start = self._trimmed.start
+        return start is not None and delta.seq < start.message.next_seq
+
+    def _compare_vouched(self, offset: int, delta: Delta) -> None:
+        """A delta of windows that are trimmed: what crossed must at least be what was sealed."""
+        if self._sealings.get(delta.seq) != delta.payload.sha256:
+            detail = f"delta {delta.seq}, of windows that are trimmed, is not the one that was sealed"
+            self._find(Code.BOUNDARY, Severity.ERROR, DELTA_PREFIX + self.boundary, offset, detail)
+        else:
+            self.facts.vouched += 1
+
     def _compare_proposed(self, items: Iterator[Opened]) -> None:
         for item in items:
             if isinstance(item, Unopened):
                 self._unopened(item)
             elif isinstance(item.message, SealedDelta) and not self._stopped:
                 delta = item.message
+                if self._is_vouched(delta):
+                    continue
                 derived = self._derived.get(delta.seq)
                 values = (delta.base_commit, delta.windows, delta.codec, delta.exponent, delta.payload.sha256)
                 if derived is None or derived.values != values:
@@ -401,7 +412,7 @@ class BoundaryAudit:
                         f"the aggregator proposed a delta {delta.seq} that is not derived",
                     )
 
-    def _compare_derived(self, items: Iterator[Opened]) -> None:
+    def _compare_derived(self, items: Iterable[Opened]) -> None:
         """What the gate said that it derived: devices train from, and mask for, nothing else."""
         for item in items:
             if isinstance(item, Unopened):

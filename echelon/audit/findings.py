@@ -77,6 +77,8 @@ class Code(StrEnum):
     """The run does not start from what its terms name as its parent."""
     BOUNDARY = "boundary"
     """A boundary's own topics contradict each other, or give something else than crossed."""
+    TRIMMED = "trimmed"
+    """Inputs of a boundary's old windows are gone, as its run allows: their sums were not derived."""
     REFUSED_RECORD = "refused-record"
     """A record of a boundary's topic that its gate refuses, too: it is no part of anything."""
 
@@ -121,6 +123,7 @@ MEANING: dict[Code, str] = {
     Code.RULE: "Commits rest on a user's code that was not allowed here, or is another version than the run's.",
     Code.PARENT: "The run does not start from the adapter that its terms name as its parent, or the parent fails.",
     Code.BOUNDARY: "A boundary's own topics contradict each other, or give something else than crossed.",
+    Code.TRIMMED: "Inputs of a boundary's old windows were trimmed as its run allows; their sums were not derived.",
     Code.REFUSED_RECORD: "A record of a boundary's topic is no record of a member; its gate refuses it, too.",
     Code.REWRITTEN: "What an earlier verification has verified is not what stands there now.",
 }

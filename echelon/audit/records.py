@@ -81,6 +81,8 @@ class Damaged:
     detail: str
     cut: bool = False
     """Whether it stands for everything that the topic had before its first record."""
+    first: int = 0
+    """Where `cut`: the first offset that is kept."""
 
 
 class ManifestRecord(NamedTuple):

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from echelon import __version__
-from echelon.audit.boundary import BoundaryFacts
+from echelon.audit.boundary_facts import BoundaryFacts
 from echelon.audit.findings import Report
 from echelon.audit.sarif import as_sarif
 from echelon.audit.verify import Verifier

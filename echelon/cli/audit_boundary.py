@@ -6,7 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from echelon.audit.boundary import BoundaryFacts
+from echelon.audit.boundary_facts import BoundaryFacts
 
 
 def boundary_plain(facts: BoundaryFacts) -> dict[str, object]:
@@ -18,6 +18,9 @@ def boundary_plain(facts: BoundaryFacts) -> dict[str, object]:
         "versions": facts.versions,
         "mirrored": facts.mirrored,
         "refused_records": facts.refused,
+        "snapshots_derived": facts.snapshots,
+        "trimmed": facts.trimmed,
+        "deltas_vouched": facts.vouched,
         "windows": [
             {
                 "window": window.window,

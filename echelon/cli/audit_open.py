@@ -13,7 +13,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from echelon.audit.boundary import CONTROL, ExchangeFacts, Unopened
+from echelon.audit.boundary import CONTROL
+from echelon.audit.boundary_facts import ExchangeFacts, Unopened
 from echelon.audit.openings import MAX_OPENING_BYTES, Answer, Request, WindowRoster
 from echelon.cli.audit_options import (
     GenesisOption,

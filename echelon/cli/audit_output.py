@@ -166,6 +166,15 @@ def print_verdict(console: Console, report: Report) -> None:
             f": run {report.run.hex()}, {boundaries} boundaries, {len(report.commits)} commits, {state}",
         ),
     )
+    trimmed = [found.topic.partition("/")[0] for found in report.findings if found.code is Code.TRIMMED]
+    if trimmed:
+        console.print(
+            Text(
+                f"of {', '.join(trimmed)} not all of it was seen: old windows were trimmed by rule",
+                style="yellow",
+            ),
+            soft_wrap=True,
+        )
     if any(found.code is Code.UNPINNED for found in report.findings):
         prose(console, f"genesis  {report.genesis_sha256.hex()}  (compare it, or pass --genesis)")
     prose(console, f"adapter  {report.adapter_sha256.hex()}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from echelon.cli.output import FAILED, JsonOption, WaitOption, guarded, print_json
+from echelon.cli.trimming import trim_command
 
 if TYPE_CHECKING:
     from echelon.provision.kafka import TopicDrift
@@ -153,6 +154,9 @@ def check_command(config: ConfigOption, as_json: JsonOption = False) -> None:
                 )
         if found:
             raise typer.Exit(FAILED)
+
+
+app.command("trim")(trim_command)
 
 
 def _plain(drift: TopicDrift) -> dict[str, str]:

@@ -19,7 +19,7 @@ from echelon.config.secure import SecureSettings
 from echelon.config.sync import SyncSettings, WitnessSettings
 from echelon.config.training import AdapterSettings, ModelSettings, Settings, TrainSettings
 from echelon.config.values import COHORT_LIMIT, Name
-from echelon.config.window import WindowSettings
+from echelon.config.window import RetentionSettings, WindowSettings
 from echelon.errors import ConfigError
 
 MAX_FILE_BYTES = 1 << 20
@@ -44,6 +44,9 @@ class RunSettings(Settings):
     )
     secure: SecureSettings = Field(default=SecureSettings(), description="Secure aggregation and floors.")
     window: WindowSettings = Field(default=WindowSettings(), description="Participation windows.")
+    retention: RetentionSettings = Field(
+        default=RetentionSettings(), description="What may be deleted from a boundary's brokers meanwhile."
+    )
     sync: SyncSettings = Field(default=SyncSettings(), description="Deltas and commits.")
     witnesses: WitnessSettings = Field(default=WitnessSettings(), description="Witnesses of the logs.")
     budget: BudgetSettings = Field(description="When the run ends; at least one bound.")

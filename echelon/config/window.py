@@ -43,3 +43,15 @@ class WindowSettings(Settings):
         The device drops its offer then, because two such offers can keep a boundary below its floor for ever.
         """
         return 2 * self.deadline
+
+
+class RetentionSettings(Settings):
+    """How long a boundary's brokers keep what windows are derived from."""
+
+    windows: int | None = Field(
+        default=None,
+        ge=1,
+        lt=1 << 31,
+        description="How many final windows keep their inputs at least. With a number, gates write snapshots, and "
+        "`echelon topics trim` may delete inputs of older windows. None: all windows keep them.",
+    )

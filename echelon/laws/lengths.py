@@ -10,6 +10,8 @@ from echelon.laws.cohort import vector_length
 from echelon.laws.delta_codec import width
 from echelon.messages.manifest import MAX_MANIFEST_BYTES, RunManifest
 
+SNAPSHOT_FACTS_BYTES = 4 * 1024 * 1024
+"""Most bytes of a gate's snapshot besides its vectors: summaries of the windows in deltas that are not decided."""
 MAX_SPLIT_BYTES = 64 * 1024 * 1024
 """Most bytes of one sealed tensor of split training: no signed term says how long they are."""
 
@@ -29,6 +31,11 @@ def genesis_length(dim: int) -> int:
     return 2 * MAX_MANIFEST_BYTES + adapter_length(dim)
 
 
+def snapshot_length(manifest: RunManifest, dim: int) -> int:
+    """Most bytes of a gate's snapshot: float32[d] of the anchor, float64[d] of the remainder and of each open delta."""
+    return SNAPSHOT_FACTS_BYTES + dim * (4 + 8 * (1 + manifest.exchange.pending_max))
+
+
 def boundary_lengths(manifest: RunManifest, dim: int) -> dict[str, int]:
     """The longest payload on each of a boundary's topics that has payloads, in bytes.
 
@@ -41,6 +48,7 @@ def boundary_lengths(manifest: RunManifest, dim: int) -> dict[str, int]:
         "model": 2 * adapter_length(dim),  # the adapter, and the commit's when it is anchored
         "delta": delta_length(manifest, dim),
         "parts": 4 * dim,
+        "snapshots": snapshot_length(manifest, dim),
         "split.up": MAX_SPLIT_BYTES,
         "split.down": MAX_SPLIT_BYTES,
     }

@@ -172,6 +172,26 @@ class Void(Message):
     reason: Annotated[VoidReason, Strict(False)]
 
 
+class Snapshot(Message):
+    """On `snapshots`, by the gate: what it derived from all windows before `window`, after its chunks.
+
+    Whoever takes it over needs no input of those windows. Payload: a `DerivationSnapshot`.
+    """
+
+    kind: ClassVar[str] = "snapshot"
+    window: U63
+    """The window that is due."""
+    version: U63
+    """Newest version of the boundary adapter."""
+    commit: U63
+    """The commit of `global` that the anchor is."""
+    next_seq: U63
+    """Of the delta that is sealed next; all before it crossed."""
+    inputs: Annotated[tuple[U63, U63, U63], Field()]
+    """Per topic of `INPUTS`: offset before which no window from `window` on has an input."""
+    payload: Payload
+
+
 class SealedDelta(Message):
     """R windows were rounded into a boundary delta. Also the body on the `delta` topic, after its chunks."""
 
@@ -350,6 +370,7 @@ BOUNDARY = Registry(
         WindowOpen, Cohort, KeyList, SharesList, Included, Signatures, Window, Void, Sealing, Adopt, Version, Released,
         End, Assignment,
         Derived,
+        Snapshot,
         Model,
         Join, Heartbeat, Ready, Leave, Trips,
         Shard,

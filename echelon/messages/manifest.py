@@ -290,6 +290,8 @@ class RunManifest(Fields):
     """Of a classifier: its classes, in the order of its outputs. Left out of the bytes where there are none."""
     parent: ParentTerms | None = None
     """The run that this one goes on from. Left out of the bytes where there is none."""
+    kept_windows: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
+    """How many final windows keep their inputs at least. None: all do, and it is left out of the bytes."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -341,6 +343,8 @@ class RunManifest(Fields):
             del fields["labels"]
         if self.parent is None:
             del fields["parent"]
+        if self.kept_windows is None:
+            del fields["kept_windows"]
         return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
     def seal(self, operator: Signer) -> bytes:

@@ -319,6 +319,9 @@ class _Folders:
             "shards": boundary.shards,
         }
         self._people(name, folder, scope)
+        # What `echelon topics trim` may delete stands in the signed terms.
+        write_public(folder / ADMIN / MANIFEST_FILE, self.sealed)
+        write_public(folder / ADMIN / ROSTER_FILE, keys.roster.encode())
         operator = folder / OPERATOR
         write_private(operator / "enrolment.pem", self._key(keys.enrolment))
         self._service(operator, own)  # what `echelon shards publish` has to agree with the devices on

@@ -12,11 +12,13 @@ from pathlib import Path
 
 from echelon.actors.taken_records import TakenRecords
 from echelon.actors.verified_records import Membership, RecordOpener
-from echelon.audit.boundary import TOPICS, BoundaryAudit, ExchangeFacts, Opened, Unopened
+from echelon.audit.boundary import TOPICS, BoundaryAudit
+from echelon.audit.boundary_facts import ExchangeFacts, Opened, Unopened
 from echelon.audit.export import INDEX_FILE
 from echelon.audit.heads import GLOBAL
 from echelon.audit.incremental import OpenFrom
 from echelon.audit.records import CHUNK_BYTES, Damaged, LogRecord
+from echelon.audit.trimmed import SNAPSHOTS, TrimmedInputs, first_kept
 from echelon.audit.verify import Verifier
 from echelon.bus.assembler import Assembler
 from echelon.bus.base import Record
@@ -24,11 +26,13 @@ from echelon.bus.chunks import ChunkError
 from echelon.config.reading import read_file
 from echelon.errors import ConfigError, EchelonError
 from echelon.laws.rules import Allowed
+from echelon.messages.boundary import INPUTS
+from echelon.messages.manifest import RunManifest
 from echelon.messages.wire import Refused
 from echelon.provision.identities import ROSTER_FILE
 from echelon.secagg.roster import MAX_ROSTER_BYTES, Roster
 from echelon.topics import load_catalogue
-from echelon.wiring.context import BoundaryContext, gate_assembler, members
+from echelon.wiring.context import BoundaryContext, assembler, gate_assembler, members
 
 EXCHANGE_FILE = "exchange.sqlite"
 
@@ -164,21 +168,36 @@ def audit_boundary(
     except EchelonError as error:
         raise ConfigError(f"the roster given for {roster.boundary} does not hold: {error}") from error
     versions = Verifier(outside(), allow_open=True, rules=rules).run()
-    audit = BoundaryAudit(facts, roster, versions)
-    audit.run(
-        {
-            name: opened_records(
-                derived.membership,
-                gate_assembler(facts.manifest, derived.dim, roster, "model"),
-                name,
-                boundary(name, 0),
-            )
-            for name in TOPICS
-            if name != GLOBAL and name in boundary_topics
-        },
-        boundary(GLOBAL, 0) if GLOBAL in boundary_topics else (),
-    )
+    kept = {name: first_kept(boundary(name, 0)) for name in TOPICS if name in boundary_topics}
+    trimmed = TrimmedInputs({name: first for name, (first, _) in kept.items() if first and name in INPUTS})
+    opened = {
+        name: opened_records(derived.membership, room(facts.manifest, roster, name), name, records)
+        for name, (_, records) in kept.items()
+        if name != GLOBAL
+    }
+    strange = [one for one in opened.pop(SNAPSHOTS, iter(())) if not trimmed.took(one)]
+    audit = BoundaryAudit(facts, roster, versions, trimmed)
+    for item in strange:
+        audit.refuse(item)
+    for name, (first, _) in kept.items():
+        if first and name not in (*INPUTS, SNAPSHOTS):
+            audit.begins_late(name, first)
+    audit.run(opened, kept[GLOBAL][1] if GLOBAL in kept else ())
     return audit
+
+
+def room(manifest: RunManifest, roster: Roster, topic: str) -> Assembler:
+    """What transfers of one of a boundary's topics are put together with.
+
+    Args:
+        manifest: of the run, for the largest transfers.
+        roster: of the boundary; everybody on it may send transfers.
+        topic: its name.
+    """
+    dim = manifest.adapter_layout().dim
+    if topic == SNAPSHOTS:
+        return assembler(manifest, dim, 1, (SNAPSHOTS,))
+    return gate_assembler(manifest, dim, roster, "model")
 
 
 __all__ = [

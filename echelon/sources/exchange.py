@@ -273,7 +273,7 @@ def _read_bus(
     first, end = runner.run(bus.first_offset(at)), runner.run(bus.end_offset(at))
     if first:
         what = f"records before offset {first} are not kept: the topic was cut, and what stands behind proves nothing"
-        yield Damaged(topic, 0, what, cut=True)
+        yield Damaged(topic, 0, what, cut=True, first=first)
     if start >= end:
         return
     reader = runner.run(_reader(bus, at, max(first, start)))

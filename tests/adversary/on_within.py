@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from echelon.audit.boundary import BoundaryAudit, ExchangeFacts
+from echelon.audit.boundary import BoundaryAudit
+from echelon.audit.boundary_facts import ExchangeFacts
 from echelon.audit.findings import Code, Severity
 from echelon.bus.chunks import Origin, Transfer, TransferId, to_chunks
 from echelon.messages.boundary import (

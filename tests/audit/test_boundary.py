@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
-from echelon.audit.boundary import BoundaryAudit, ExchangeFacts
+from echelon.audit.boundary import BoundaryAudit
+from echelon.audit.boundary_facts import ExchangeFacts
 from echelon.audit.findings import Code, Severity
 from echelon.audit.verify import Verifier
 from echelon.bus import Record

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from echelon.audit.boundary import ExchangeFacts, Unopened
+from echelon.audit.boundary_facts import ExchangeFacts, Unopened
 from echelon.audit.merkle import inclusion_proof, leaf_hash
 from echelon.audit.openings import Answer, Request, WindowRoster
 from echelon.cli.app import app

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from echelon.bus import Record
+from echelon.bus import Record, open_bus
+from echelon.run.assembly import Assembly
 from echelon.topics import load_catalogue
 from tests.run.runs import Outcome, boundaries, federation, run
+from tests.run.test_trimming import trimmed
 from tools.fleet.outcome import manifests
 
 PAGE = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text()
@@ -72,3 +75,33 @@ def test_every_topic_whose_records_are_dropped_is_named_with_its_time() -> None:
         assert f"`{topic}`" in DISKS.partition("|")[0]
     named = {*re.findall(r"`([^`]+)`", DISKS.partition("Bytes that a run adds")[0])}
     assert {topic.name for topic in catalogue.boundary.topics} <= named
+
+
+def test_a_trimmed_run_keeps_what_the_table_says_and_another_one_more() -> None:
+    kept, windows, pending = 2, 2, 1
+    table = DISKS.partition("| topic | stays |")[2].partition("\n\n")[0]
+    lines = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+    async def meddle(assembly: Assembly) -> None:
+        roster = assembly.identities.boundaries["a"].roster
+        async with await open_bus(assembly.url("a")) as bus:
+            while True:
+                await asyncio.sleep(1.0)
+                await trimmed(bus, assembly.manifest, roster)
+
+    settings = federation(
+        boundaries=boundaries(C, C),
+        learner={"kind": "quadratic", "dim": D},
+        budget={"commits": 8},
+        sync={"windows": windows},
+        retention={"windows": kept},
+    )
+    whole, less = run(settings), run(settings, meddle)
+    names = {"N": kept, "R": windows, "P": pending, "C": C, "d": D}
+    names["W"] = sum(envelope.type == "window" for envelope in whole.envelopes("a", "control"))
+    for topic, stays, without in lines:
+        most = eval(stays, {"__builtins__": {}}, names)
+        assert 0.25 * most <= size(less.records("a", topic)) <= most, topic
+        if topic == "masked":
+            assert 0.75 * eval(without, {"__builtins__": {}}, names) <= size(whole.records("a", topic))
+            assert size(less.records("a", topic)) < 0.6 * size(whole.records("a", topic))

@@ -1,4 +1,4 @@
-"""One life of a federation in real time, in a process that may be killed: `child.py FOLDER COMMITS`."""
+"""One life of a federation in real time, in a process that may be killed: `child.py FOLDER COMMITS [KEPT]`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from tests.run.runs import boundaries, recorder_for
 
 def main() -> None:
     out, commits = Path(sys.argv[1]), int(sys.argv[2])
+    kept = int(sys.argv[3]) if len(sys.argv) > 3 else None
     settings = parse(
         {
+            "retention": {"windows": kept},
             "name": "killed",
             "boundaries": boundaries(3, 3),
             "budget": {"commits": commits},

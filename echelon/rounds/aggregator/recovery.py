@@ -96,6 +96,15 @@ class HistoryReader:
         """The newest lease of each slot under which somebody checked in."""
         self._sent: set[int] = set()
 
+    def restore(self, data: bytes) -> None:
+        """Take over what the gate derived, before anything is heard: decisions before it count as derived.
+
+        Raises:
+            CodecError: `data` is no snapshot of a derivation.
+            ValueError: it is one of another adapter.
+        """
+        self._log.restore(data)
+
     def hear(self, event: BoundaryCommit | RefusedDelta | Closed) -> None:
         """Take what the exchange decided."""
         match event:

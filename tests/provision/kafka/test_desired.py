@@ -23,7 +23,7 @@ EXCHANGE = Scope(broker=BROKER, plane="exchange", boundaries=("a", "b"), witness
 
 TOPICS = {
     "control", "model", "checkin", "handshake", "inbox", "masked", "delta", "global", "shards", "split.up",
-    "split.down", "parts", "behaviour", "versions", "leases", "deadletter",
+    "split.down", "parts", "behaviour", "versions", "leases", "deadletter", "snapshots",
 }  # fmt: skip
 
 # (principal): (what it writes, what it reads)
@@ -45,6 +45,7 @@ ON_A_BOUNDARY = {
             "parts",
             "behaviour",
             "versions",
+            "snapshots",
             "global",
         },
     ),
@@ -53,12 +54,15 @@ ON_A_BOUNDARY = {
         {"control", "model", "versions", "split.up", "parts"},
     ),
     "a.gate": (
-        {"global", "versions", "deadletter"},
-        {"control", "handshake", "masked", "parts", "delta", "global", "versions"},
+        {"global", "versions", "snapshots", "deadletter"},
+        {"control", "handshake", "masked", "parts", "delta", "global", "versions", "snapshots"},
     ),
     "a.replica": ({"leases"}, {"leases"}),
     "operator": ({"shards"}, {"shards", "leases", "deadletter"}),
-    "auditor": (set(), {"control", "model", "versions", "handshake", "masked", "parts", "delta", "global"}),
+    "auditor": (
+        set(),
+        {"control", "model", "versions", "handshake", "masked", "parts", "delta", "global", "snapshots"},
+    ),
 }
 ON_A_BOUNDARY["a-1"] = ON_A_BOUNDARY["a-0"]
 HEADS = {"head.global", "head.delta.a", "head.delta.b"}
