@@ -292,7 +292,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         name="the controller's signature under an anchor",
         file="echelon/laws/versions.py",
-        find="if not opened.verified(bytes.fromhex(manifest.controller_public)):",
+        find="if not opened.verified(keys.key_at(CONTROLLER, message.index + 1)):",
         replace="if False:",
         tests=("tests/laws/test_versions.py",),
         why="A boundary could pass off any adapter as a commit's.",

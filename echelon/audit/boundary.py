@@ -19,6 +19,7 @@ from echelon.audit.openings import WindowRoster
 from echelon.audit.prefix import record_digest
 from echelon.audit.records import Damaged, LogRecord, StoredRecord
 from echelon.errors import AuditError, ProtocolError
+from echelon.laws.keys import gate_of_place
 from echelon.messages.adapter import F32
 from echelon.messages.boundary import INPUTS, Adopt, Cohort, Derived, Model, SealedDelta, Window
 from echelon.messages.exchange import (
@@ -113,6 +114,8 @@ class ExchangeFacts:
             boundary=facts.index,
             resync=True,
         )
+        if main.keys is not None:
+            log.follow(main.keys.line(gate_of_place(facts.index)))
         for record in topics.get(log.topic, ()):
             entry = None if isinstance(record, Damaged) else log.read(record).entry
             if entry is not None and isinstance(entry.message, Delta):
