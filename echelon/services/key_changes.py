@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from echelon.actors.key_changes import ChangesGiven
 from echelon.config.reading import read_file
 from echelon.errors import ConfigError
 from echelon.messages.keys import MAX_STATEMENT_BYTES, StatementFile
@@ -35,13 +36,13 @@ def read_changes(folder: Path) -> tuple[StatementFile, ...]:
         try:
             found.append(StatementFile.decode(data))
         except Refused as error:
-            raise ConfigError(f"{path}: {error.detail}. Make it with `echelon keys rotate` or `revoke`") from None
+            raise ConfigError(
+                f"{path}: {error.detail}. Make it with `echelon keys rotate` or `revoke`"
+            ) from None
     return tuple(found)
 
 
-async def watch_changes(
-    folder: Path, tell: Callable[[tuple[StatementFile, ...]], None], log: logging.Logger
-) -> None:
+async def watch_changes(folder: Path, tell: Callable[[ChangesGiven], None], log: logging.Logger) -> None:
     """Look into the folder again and again, and tell when there is something else in it than before.
 
     Args:
@@ -59,6 +60,6 @@ async def watch_changes(
                 log.error("%s", found)
         else:
             if found != before and not isinstance(found, str):
-                tell(found)
+                tell(ChangesGiven(found))
         before = found
         await asyncio.sleep(LOOK_SECONDS)

@@ -6,12 +6,24 @@ from typing import Any
 
 import pytest
 
+from echelon.audit.heads import WatchedLog
+from echelon.audit.note import Checkpoint, SignedNote
 from echelon.laws.keys import CONTROLLER as THE_CONTROLLER
-from echelon.laws.keys import Actor, Keys, gate_of_place
+from echelon.laws.keys import (
+    Actor,
+    Keys,
+    KeySpan,
+    Line,
+    cosigning_keys,
+    gate_of_place,
+    head_keys,
+    may_sign_delta,
+)
 from echelon.messages.envelope import Signer
 from echelon.messages.keys import (
     CHANGES,
     NO_SIGNATURE,
+    NOBODY,
     KeyEnd,
     KeyNext,
     KeyStatement,
@@ -114,3 +126,51 @@ def test_key_at_is_the_key_of_whoever_has_read_so_much() -> None:
     assert keys.key_at(GATE_A, 6) == NEXT.public
     assert keys.changed
     assert not Keys.of(terms()).changed
+
+
+def watched(line: Line, first_places: tuple[int | None, ...] | None = None) -> WatchedLog:
+    return WatchedLog("delta.a", "echelon/x/delta.a", head_keys(line, first_places))
+
+
+def head(signer: Signer, size: int) -> SignedNote:
+    return Checkpoint("echelon/x/delta.a", size, bytes(32)).sign("echelon/x/delta.a", signer)
+
+
+@pytest.mark.parametrize(
+    ("revokes", "first_places", "largest"),
+    [(True, (), 3), (False, (0, 4), 4), (False, (), None)],
+)
+def test_a_former_key_signs_heads_no_further_than_it_signed_the_log(
+    revokes: bool, first_places: tuple[int, ...], largest: int | None
+) -> None:
+    log = watched((KeySpan(GATES[0].public), KeySpan(NEXT.public, 7, revokes, 3)), first_places)
+    for size in range(1, 9):
+        assert (log.signed(head(GATES[0], size)) is not None) == (largest is None or size <= largest)
+        assert log.signed(head(NEXT, size)) is not None
+        assert log.signed(head(THIEF, size)) is None
+    note = head(GATES[0], 2)
+    assert log.line(note).encode() == note.encode()
+
+
+def test_a_former_key_of_the_controller_signs_no_head_with_the_change_in_it() -> None:
+    log = watched((KeySpan(CONTROLLER.public), KeySpan(NEXT.public, 5)))
+    assert [size for size in range(1, 9) if log.signed(head(CONTROLLER, size))] == [1, 2, 3, 4, 5]
+
+
+def test_a_key_that_a_revocation_left_behind_signs_nothing_however_it_came() -> None:
+    """Two changes: the first key was handed on, the second one was stolen."""
+    line = (KeySpan(GATES[0].public), KeySpan(NEXT.public, 5, False, 2), KeySpan(LATER.public, 9, True, 4))
+    assert may_sign_delta(line, 0, place=3, seen=4, used=0)
+    assert not may_sign_delta(line, 0, place=4, seen=4, used=0)
+    assert may_sign_delta(line, 1, place=3, seen=8, used=0)
+    assert not may_sign_delta(line, 1, place=4, seen=8, used=1)
+    assert may_sign_delta(line, 2, place=4, seen=10, used=1)
+    assert not may_sign_delta(line, 2, place=4, seen=9, used=1)
+    assert [one.largest for one in head_keys(line, (0, 3, 4))] == [None, 4, 3]
+
+
+def test_cosignatures_of_a_revoked_key_count_for_nothing() -> None:
+    handed = (KeySpan(GATES[0].public), KeySpan(NEXT.public, 5))
+    assert cosigning_keys(handed) == (NEXT.public, GATES[0].public)
+    assert cosigning_keys((*handed, KeySpan(LATER.public, 7, True))) == (LATER.public,)
+    assert cosigning_keys((*handed, KeySpan(NOBODY, 7, True))) == ()
