@@ -7,14 +7,18 @@ import pytest
 from echelon.audit.findings import Code, Report, Severity
 from echelon.audit.log import FaultCode, TopicLog
 from echelon.audit.verify import verify
+from echelon.errors import ProtocolError
 from echelon.laws.keys import CONTROLLER as THE_CONTROLLER
 from echelon.laws.keys import Keys, gate_of_place
+from echelon.laws.versions import controller_keys, open_signed_commit
+from echelon.messages.envelope import Dsse
 from echelon.messages.exchange import CloseReason
 from echelon.messages.keys import (
     CHANGES,
     KeyStatement,
 )
 from tests.audit.synthetic import CONTROLLER, GATES, Exchange, terms
+from tests.audit.test_incremental import again, stored
 from tests.laws.test_keys import BAD, GATE_A, LATER, NEXT, record, stated
 
 
@@ -201,3 +205,70 @@ def test_a_log_goes_on_from_its_stored_state_behind_a_change() -> None:
     exchange.delta(0, offer=False)
     faults = [fault.code for one in exchange.gates[0].records[-2:] for fault in gate.read(one).faults]
     assert faults == [FaultCode.ENDED_KEY]
+
+
+@pytest.mark.parametrize("kind", ["key.next", "key.end"])
+def test_an_audit_goes_on_behind_changes_as_one_from_the_start(kind: str) -> None:
+    """It stores whose keys count, and which of a gate's keys signed its log."""
+    exchange = begun()
+    exchange.main.signer = NEXT
+    change(exchange, kind, stated(kind, THE_CONTROLLER, CONTROLLER, NEXT))
+    change(exchange, kind, stated(kind, GATE_A, GATES[0], LATER))
+    exchange.gates[0].signer = LATER
+    exchange.delta(0)
+    exchange.delta(1)
+    merged(exchange)
+    begun_at = again(exchange.topics, None, allow_open=True)
+    assert begun_at.report.ok
+    state = stored(begun_at, None)
+    exchange.gates[0].signer = GATES[0]
+    exchange.delta(0)
+    exchange.gates[0].number -= 1  # that was none
+    exchange.gates[0].signer = LATER
+    exchange.delta(0)
+    exchange.delta(1)
+    assert merged(exchange) == 2
+    exchange.close(CloseReason.STOPPED)
+    found = again(exchange.topics, state)
+    assert found.began > 0
+    assert found.report == verify(exchange.topics)
+    assert codes(found.report, Severity.WARNING).count((Code.ENDED_KEY, "delta.a")) == 1
+    assert found.report.ok
+
+
+def controller_chain() -> Exchange:
+    """The controller's key is handed on, and its successor commits."""
+    exchange = begun()
+    exchange.main.signer = NEXT
+    change(exchange, "key.next", stated("key.next", THE_CONTROLLER, CONTROLLER, NEXT))
+    exchange.delta(0)
+    exchange.delta(1)
+    merged(exchange)
+    return exchange
+
+
+def test_a_device_follows_the_controllers_key_and_takes_nothing_of_the_former_one() -> None:
+    exchange = controller_chain()
+    manifest, log = exchange.manifest, TopicLog("global")
+    entries = [entry for one in exchange.main.records if (entry := log.read(one).entry) is not None]
+    proof, last = log.signers.proofs, entries[-1]
+    signed = log.with_proofs(last.value)
+    assert signed == proof[0] + b"\n" + last.value
+    assert open_signed_commit(signed, manifest).commit == 2
+    with pytest.raises(ProtocolError, match="not signed by the run's controller"):
+        open_signed_commit(last.value, manifest)
+    forged = Dsse.seal_message(CONTROLLER, last.message).encode()
+    with pytest.raises(ProtocolError, match="not signed by the run's controller"):
+        open_signed_commit(proof[0] + b"\n" + forged, manifest)
+    keys = controller_keys(signed, manifest)
+    with pytest.raises(ProtocolError, match="not signed by the run's controller"):
+        open_signed_commit(forged, manifest, keys)  # once it has been shown the change
+    theft = record(stated("key.next", THE_CONTROLLER, CONTROLLER, LATER), index=2)
+    for thief in (CONTROLLER, GATES[0]):
+        with pytest.raises(ProtocolError, match="that the controller did not write"):
+            open_signed_commit(Dsse.seal_message(thief, theft).encode() + b"\n" + last.value, manifest)
+    other = record(stated("key.next", GATE_A, GATES[0], LATER), index=2)
+    with pytest.raises(ProtocolError, match="that the controller did not write"):
+        open_signed_commit(Dsse.seal_message(CONTROLLER, other).encode() + b"\n" + last.value, manifest)
+    with pytest.raises(ProtocolError, match="is no change of a key"):
+        open_signed_commit(entries[0].value + b"\n" + last.value, manifest)
