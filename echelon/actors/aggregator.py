@@ -92,6 +92,7 @@ class Aggregator(BoundaryActor):
             end = 8 + int.from_bytes(snapshot[:8], "big")
             with stored(f"{self.name}: its stored state"):
                 self._global.restore(snapshot[8:end])
+                self._global.manifest = self.core.manifest
                 self.core.restore(snapshot[end:])
             await self._pass_over_trimmed()
         decisions = [message async for message in self._decisions()]
@@ -227,7 +228,7 @@ class Aggregator(BoundaryActor):
                     merged=(),
                     pace=self.core.manifest.pace,
                     tokens=0,
-                    signed=entry.value,
+                    signed=self._global.with_proofs(entry.value),
                 )
             case Commit():
                 mine = tuple(merged.seq for merged in message.merged if merged.boundary == self._index)
@@ -238,7 +239,7 @@ class Aggregator(BoundaryActor):
                     merged=mine,
                     pace=message.pace,
                     tokens=message.tokens,
-                    signed=entry.value,
+                    signed=self._global.with_proofs(entry.value),
                 )
             case Refusal() if message.boundary == self._index and message.reason not in OTHER_RECORD:
                 return RefusedDelta(message.seq, message.reason is RefusalReason.STALE)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-
-import msgpack
 
 from echelon.actors.announcing import Announcer
 from echelon.actors.commit_notes import CommitNotes
+from echelon.actors.controller_state import put_together, taken_apart
 from echelon.actors.exchange import Writer, reportable_faults
 from echelon.actors.global_writer import GlobalWriter
+from echelon.actors.key_changes import ChangesGiven, KeyChanges
 from echelon.actors.runtime import (
     BATCHES,
     STEP_COST,
@@ -26,10 +26,11 @@ from echelon.actors.runtime import (
     read_to_end,
 )
 from echelon.actors.state import Row, StateStore
-from echelon.audit.log import Entry, TopicLog
+from echelon.audit.log import Entry, FaultCode, TopicLog
 from echelon.bus.base import Bus, Outgoing, Reader, Record, TopicPartition
 from echelon.errors import EchelonError, StateError
 from echelon.laws.delta_codec import decode
+from echelon.laws.keys import Keys
 from echelon.laws.lengths import delta_length
 from echelon.laws.rules import Allowed
 from echelon.messages.adapter import Vector
@@ -43,6 +44,7 @@ from echelon.messages.exchange import (
     Refusal,
     RefusalReason,
 )
+from echelon.messages.keys import StatementFile
 from echelon.messages.manifest import RunManifest
 from echelon.messages.stored import stored
 from echelon.rounds.controller.catching_up import CatchingUp
@@ -72,7 +74,7 @@ class EndsOfLogs:
     error: EchelonError | None = None
 
 
-Event = list[Record] | TimerFired | EndsOfLogs
+Event = list[Record] | TimerFired | EndsOfLogs | ChangesGiven
 
 
 class Controller:
@@ -86,6 +88,7 @@ class Controller:
         initial: the adapter of genesis, float32[d].
         deadline: seconds after which a commit is made of fewer deltas than `deltas_per_commit`.
         rules: users' own classes that may run here, by name.
+        changes: changes of signing keys that are to stand on `global`, as far as they do not yet.
     """
 
     name = "controller"
@@ -101,6 +104,7 @@ class Controller:
         initial: Vector,
         deadline: float,
         rules: Allowed | None = None,
+        changes: Iterable[StatementFile] = (),
     ) -> None:
         self.bus, self.store, self.services = bus, store, services
         self.sealed, self.manifest = sealed_manifest, RunManifest.open(sealed_manifest)
@@ -121,6 +125,7 @@ class Controller:
             for index, terms in enumerate(self.manifest.boundaries)
         }
         self._global = GlobalWriter(self._writer, run, logs=self._logs, transcript=self.core.transcript)
+        self._changes = KeyChanges(signer.public, changes, services.log)
         self._positions = {TopicPartition(topic): 0 for topic in self._logs}
         self._announcer = Announcer(self._writer)
         self.publisher = Publisher(self.name, bus, store, services, took=self._took)
@@ -191,6 +196,10 @@ class Controller:
         """Close the run now, whatever the budget says."""
         self._events.put_nowait(TimerFired("stop"))
 
+    def change_keys(self, given: ChangesGiven) -> None:
+        """Write these changes of signing keys on `global`, as far as they hold and do not stand there yet."""
+        self._events.put_nowait(given)
+
     def halt(self) -> None:
         """Leave the loop after the step under way: the run stays open, and a restart goes on with it."""
         self.halted = True
@@ -220,11 +229,14 @@ class Controller:
             if event.error is not None:
                 raise event.error
             self._catching_up.looked(event.standing, event.ends, self._read_to())
+        elif isinstance(event, ChangesGiven):
+            self._changes.add(event)
         else:
             for record in event:
                 publish += await self._read(record)
             self._room.release()
         if self.closed is None:
+            publish += self._changes.write(self._global)
             self._catching_up.reached(self._read_to())
             publish += await self._commit_when_due()
             self._look_when_wanted()
@@ -345,6 +357,14 @@ class Controller:
         self.timers.start(DEADLINE, self.deadline)
         return [*records, *self._close_when_finished()]
 
+    def _begin_with_key(self, closed: CloseReason | None) -> None:
+        """Say first that its key follows the former one, if so; raises `StateError` if it is not the controller's."""
+        records = [] if closed is not None else self._changes.write(self._global, every=False)
+        self._changes.check_own(self._writer.log.keys or Keys.of(self.manifest))
+        self._global.follow()
+        if records:
+            self.publisher.put(self.store.commit(publish=records))
+
     def _close_when_finished(self) -> list[Outgoing]:
         reason = self.core.finished(int(self._elapsed()))
         return [] if reason is None or self.closed is not None else self._close(reason)
@@ -371,10 +391,8 @@ class Controller:
             step = self._writer.wrote(record)
             if place <= len(records):
                 standing = len(self._writer.tree)
-            if reportable_faults(step):
-                raise StateError(
-                    f"controller: its own topic does not verify: {reportable_faults(step)[0].detail}"
-                )
+            if faults := [one for one in reportable_faults(step) if one.code is not FaultCode.ENDED_KEY]:
+                raise StateError(f"controller: its own topic does not verify: {faults[0].detail}")
             message = None if step.entry is None else step.entry.message
             if step.entry is not None:
                 self.core.transcript.append(
@@ -391,6 +409,7 @@ class Controller:
                 if isinstance(message, Refusal):
                     self._refused.add((message.boundary, message.seq, message.offset))
         self._announcer.start(announced, self.publisher, standing)
+        self._begin_with_key(closed)
         snapshot = self.store.snapshot()
         if snapshot is None:
             if self._writer.next_number == 0:
@@ -402,9 +421,10 @@ class Controller:
             self.closed = closed
             return
         with stored("controller: its stored state"):
-            self._elapsed_before, logs, core = _taken_apart(snapshot)
+            self._elapsed_before, logs, core = taken_apart(snapshot)
             for topic, state in logs:
                 self._logs[topic].restore(state)
+            self._global.follow()
             self.core = ControllerCore.restore(
                 self.manifest, core, rules=self._rules, transcript=self.core.transcript
             )
@@ -452,11 +472,8 @@ class Controller:
         await self._store(owed)
 
     def _snapshot(self) -> list[bytes]:
-        """What a restart needs, in parts: a head that says how long they are, each delta log's, the core's."""
-        logs = [log.snapshot() for log in self._logs.values()]
-        lengths = [[topic, len(state)] for topic, state in zip(self._logs, logs, strict=True)]
-        head = msgpack.packb([self._elapsed(), lengths])
-        return [len(head).to_bytes(4, "big"), head, *logs, self.core.snapshot()]
+        """What a restart needs, in parts."""
+        return put_together(self._elapsed(), self._logs, self.core.snapshot())
 
     # ---- small things ----------------------------------------------------------------------------
 
@@ -478,14 +495,3 @@ class Controller:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
-
-
-def _taken_apart(snapshot: bytes) -> tuple[float, list[tuple[str, bytes]], bytes]:
-    """Of a stored snapshot: seconds that the run had taken, the delta logs' states by topic, and the core's."""
-    at = 4 + int.from_bytes(snapshot[:4], "big")
-    elapsed, lengths = msgpack.unpackb(snapshot[4:at])
-    logs = []
-    for topic, length in lengths:
-        logs.append((topic, snapshot[at : at + length]))
-        at += length
-    return elapsed, logs, snapshot[at:]

@@ -26,6 +26,7 @@ _REASONS = {
     FaultCode.WRONG_TYPE: Reason.WRONG_TOPIC,
     FaultCode.WRONG_RUN: Reason.WRONG_RUN,
     FaultCode.BAD_SIGNATURE: Reason.BAD_SIGNATURE,
+    FaultCode.ENDED_KEY: Reason.BAD_SIGNATURE,
     FaultCode.FORK: Reason.FORK,
     FaultCode.GAP: Reason.OUT_OF_ORDER,
     FaultCode.PREFIX: Reason.OUT_OF_ORDER,

@@ -31,10 +31,11 @@ from echelon.actors.witness import FINAL_SECONDS, Witness
 from echelon.audit.log import TopicLog
 from echelon.bus.base import Bus, Outgoing, Record, TopicPartition
 from echelon.errors import ProtocolError, StateError
+from echelon.laws.keys import Keys, gate_of_place
 from echelon.laws.ledger import RoundedDelta
 from echelon.laws.lengths import delta_length
 from echelon.messages.boundary import INPUTS, Derived, SealedDelta, Snapshot
-from echelon.messages.envelope import Signer
+from echelon.messages.envelope import Signer, key_id
 from echelon.messages.exchange import (
     Delta,
     Payload,
@@ -79,13 +80,14 @@ class Gate(BoundaryActor):
         self._exchange, self._log, self._index = exchange, log, index
         self._topic = TopicPartition(f"delta.{boundary}")
         run = log.manifest.run_id
+        line = Keys.of(log.manifest).line(gate_of_place(index))
         own = TopicLog(
-            self._topic.topic, public=exchange_signer.public, run=run, boundary=index,
+            self._topic.topic, public=line[0].public, run=run, boundary=index,
             largest=delta_length(log.manifest, log.dim),
         )  # fmt: skip
         self._writer = Writer(own, exchange_signer, run)
         self._mirror = Mirror(
-            name, index=index, dim=log.dim, manifest_sha256=manifest_sha256, bus=self.bus, exchange=exchange,
+            name, index=index, line=line, dim=log.dim, manifest_sha256=manifest_sha256, bus=self.bus, exchange=exchange,
             services=self.services, tell=self._events.put_nowait,
         )  # fmt: skip
         self._said = 0
@@ -185,6 +187,8 @@ class Gate(BoundaryActor):
             with stored(f"{self.name}: its snapshot of window {found.window}"):
                 self._log.restore(payload)
             self._positions |= starts(found)
+        await self._mirror.knows_key(self._writer.signer.public)
+        self._follow_keys()
         # The outbox first: the publisher is at work, and what it sends meanwhile leaves the outbox behind the end that
         # is read.
         unsent = self.store.outbox()
@@ -204,6 +208,23 @@ class Gate(BoundaryActor):
         # Said by no life before: it stopped between the step that derived it and the record.
         return [] if current is None or current.version <= newest else [self._say(current)]
 
+    def _follow_keys(self) -> None:
+        """Judge its own log by the keys that `global` names.
+
+        Raises:
+            StateError: another key than its own is the newest.
+        """
+        line, own = self._mirror.line, self._writer.signer.public
+        self._writer.log.follow(line)
+        newest = line[-1]
+        if newest.public == own or all(span.public != own for span in line):
+            return
+        how = "was revoked" if newest.revokes else "was handed on"
+        raise StateError(
+            f"{self.name}: its key for what crosses {how} by manifest {newest.since} of `global`; put the key that "
+            f"follows, {key_id(newest.public)}, into its configuration as `exchange_key`, and start it again"
+        )
+
     async def _read_own(self) -> int:
         """Read what the boundary's log has on the exchange; how many manifests that are."""
         async for record in read_to_end(self._exchange, self._topic, 0, self.name):
@@ -222,6 +243,7 @@ class Gate(BoundaryActor):
             for news in event.news:
                 self._mirror.taken(news)
                 news.tell(self._log)
+            self._follow_keys()
             self._log.progress()
             return [*self._derived(), *self._sign(), *([Stop()] if self._mirror.closed else [])]
         if isinstance(event, AdapterRead):
@@ -278,7 +300,8 @@ class Gate(BoundaryActor):
             del self._proposed[seq]
             if seq > self._writer.next_number:
                 raise StateError(
-                    f"{self.name}: delta {seq} is due to cross, and delta {self._writer.next_number} never did"
+                    f"{self.name}: delta {seq} is due to cross, and delta {self._writer.next_number} never did; "
+                    "if that was signed with a key that was revoked, start the gate with an empty state"
                 )
             crossing = self._cross(derived, seen)
             *chunks, manifest = crossing.records
@@ -322,7 +345,10 @@ class Gate(BoundaryActor):
     def _may_state(self, seen: Seen, base: int) -> bool:
         """Whether a delta may state what was read: its base is in it, it is no less than was stated before (after a
         restart `global` is read anew), and the run is not closed."""
-        found = self._mirror.bases.get(base)
+        found, own = self._mirror.bases.get(base), self._writer.signer.public
+        span = self._mirror.span_of(own)
+        if span is None or span.since >= seen.size or self._mirror.line[-1].public != own:
+            return False  # its key does not count yet, or not any more
         return found is not None and found[0] < seen.size and seen.size >= self._said and not seen.closed
 
     def _cross(self, derived: RoundedDelta, seen: Seen) -> Cross:

@@ -1,4 +1,4 @@
-"""What the controller writes on `global`: genesis, commits, refusals and the close."""
+"""What the controller writes on `global`: genesis, commits, refusals, changes of keys, and the close."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from echelon.actors.exchange import Writer
 from echelon.audit.log import TopicLog
 from echelon.bus.base import Outgoing
+from echelon.laws.keys import Keys, gate_of_place
 from echelon.laws.transcript import Transcript
 from echelon.messages.adapter import Vector
 from echelon.messages.exchange import (
@@ -23,6 +24,7 @@ from echelon.messages.exchange import (
     Refusal,
     RefusalReason,
 )
+from echelon.messages.keys import CHANGES, KeyEnd, KeyNext, KeyRole, KeyStatement
 from echelon.rounds.controller.drafts import CommitDraft
 
 
@@ -122,13 +124,46 @@ class GlobalWriter:
             )
         )
 
+    @property
+    def keys(self) -> Keys | None:
+        """Everybody's keys, as `global` leaves them; None before genesis."""
+        return self._writer.log.keys
+
+    def follow(self) -> None:
+        """Have the delta logs judged by the keys that `global` names."""
+        keys = self._writer.log.keys
+        for place, log in enumerate(self._logs.values()):
+            if keys is not None:
+                log.follow(keys.line(gate_of_place(place)))
+
+    def change(self, kind: str, statement: KeyStatement) -> Outgoing:
+        """The record of a change of a key, which counts from here on.
+
+        Args:
+            kind: "key.next" or "key.end".
+            statement: what was checked.
+        """
+        log = list(self._logs.values())[statement.place] if statement.role is KeyRole.GATE else None
+        record = self._record(
+            CHANGES[kind](
+                run=self._run,
+                index=self._writer.next_number,
+                statement=statement,
+                read=0 if log is None else log.tree.size,
+                root=bytes(32) if log is None else log.tree.root(),
+                prefix=self._writer.prefix,
+            )
+        )
+        self.follow()
+        return record
+
     def _heads(self) -> tuple[LogHead, ...]:
         return tuple(
             LogHead(boundary=index, size=log.tree.size, root=log.tree.root())
             for index, log in enumerate(self._logs.values())
         )
 
-    def _record(self, message: Genesis | Commit | Refusal | Close) -> Outgoing:
+    def _record(self, message: Genesis | Commit | Refusal | Close | KeyNext | KeyEnd) -> Outgoing:
         """The signed record of a manifest; from here on deltas are held against it."""
         record = self._writer.manifest(message)
         sha256 = hashlib.sha256(record.value).digest()

@@ -19,6 +19,7 @@ from echelon.audit.records import is_chunk, read_chunk
 from echelon.backoff import Backoff
 from echelon.bus.base import Bus, Outgoing, Record, TopicPartition
 from echelon.errors import ConnectionLost, LogLost, OffsetOutOfRange, StateError
+from echelon.laws.keys import KeySpan, Line, gate_of_place
 from echelon.laws.lengths import genesis_length
 from echelon.messages.exchange import (
     OTHER_RECORD,
@@ -29,6 +30,7 @@ from echelon.messages.exchange import (
     Refusal,
     RefusalReason,
 )
+from echelon.messages.keys import KeyEnd, KeyNext
 from echelon.rounds.effects import note
 from echelon.rounds.gate.derivation import BoundaryLog
 from echelon.rounds.gate.facts import CommitFacts
@@ -125,6 +127,7 @@ class Mirror:
     Args:
         name: of the gate.
         index: the boundary's, in the run manifest.
+        line: the gate's keys on the exchange, as the run manifest names them.
         dim: numbers of the adapter.
         manifest_sha256: the pinned digest of the signed run manifest.
         bus: the boundary's broker.
@@ -138,6 +141,7 @@ class Mirror:
         name: str,
         *,
         index: int,
+        line: Line,
         dim: int,
         manifest_sha256: bytes,
         bus: Bus,
@@ -149,6 +153,9 @@ class Mirror:
         self._index, self._dim, self._pinned = index, dim, manifest_sha256
         self._bus, self._exchange, self._services, self._tell = bus, exchange, services, tell
         self.log = TopicLog("global", largest=genesis_length(dim))
+        self.line = line
+        """The gate's keys on the exchange, as far as `global` was read: replaced before `seen` says so."""
+        self._rekeyed = asyncio.Event()
         self.seen = Seen()
         """The newest that a delta may state; replaced as a whole, as steps of the gate run in other threads."""
         self.bases: dict[int, tuple[int, bytes]] = {}
@@ -206,9 +213,27 @@ class Mirror:
                     self._count(batch)
                 # Not before it was copied: an event of an earlier record must not end the gate meanwhile.
                 self.closed = self._closing
+                if self.closed:
+                    self._rekeyed.set()
                 self._tell(Learned(tuple(news)))
         finally:
             await reader.aclose()
+
+    def span_of(self, public: bytes) -> KeySpan | None:
+        """Since when a key is the gate's, as far as `global` was read."""
+        return next((span for span in self.line if span.public == public), None)
+
+    async def knows_key(self, public: bytes) -> None:
+        """Wait until `global` names a key as the gate's.
+
+        Raises:
+            StateError: the run was closed before that.
+        """
+        while self.span_of(public) is None:
+            if self.closed:
+                raise StateError(f"{self.name}: the run was closed, and its key never stood on `global`")
+            self._rekeyed.clear()
+            await self._rekeyed.wait()
 
     async def _copy(self, batch: list[Outgoing], backoff: Backoff) -> None:
         while True:
@@ -286,6 +311,9 @@ class Mirror:
                 return [RefusalRead(message.seq, message.reason is RefusalReason.STALE)]
             case Close():
                 self._closing = True
+            case KeyNext() | KeyEnd() if self.log.keys is not None:
+                self.line = self.log.keys.line(gate_of_place(self._index))
+                self._rekeyed.set()
             case _:
                 pass
         return []

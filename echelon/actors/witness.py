@@ -22,14 +22,17 @@ from echelon.audit.heads import (
     WITNESS_PREFIX,
     headers_of,
     kind_of,
+    watched_by,
 )
-from echelon.audit.records import read_manifest
+from echelon.audit.records import is_chunk, read_manifest
 from echelon.audit.witness import RefusedBecause, WitnessCore
 from echelon.backoff import Backoff
 from echelon.bus.base import Bus, Outgoing, Reader, Record, RecordDamaged, TopicPartition
 from echelon.clock import wall_seconds
 from echelon.errors import ConnectionLost, LogLost, OffsetOutOfRange, StateError
+from echelon.laws.keys import CONTROLLER, Keys
 from echelon.messages.exchange import Close
+from echelon.messages.keys import KeyEnd, KeyNext, KeyRole
 from echelon.messages.manifest import RunManifest
 from echelon.messages.wire import Refused, pack, unpack
 from echelon.rounds.effects import note
@@ -84,6 +87,14 @@ class Witness:
         self._conflicts: list[Outgoing] = []
         self._not_before = 0.0
         self._last_seen = False
+        self._keys = Keys.of(manifest)
+        self._keys_read = 0
+        """Offset of `global` before which no change of a key is unknown."""
+        self._actor = (
+            KeyRole.WITNESS,
+            next(place for place, one in enumerate(manifest.witnesses) if one.name == witness),
+        )
+        self._witness = witness
         self._close: Close | None = None
         self._closing_since = 0.0
         self.running = False
@@ -203,12 +214,14 @@ class Witness:
             return
         self._backoff.reset()
         for record in records:
-            self._take(record)
+            await self._take(record)
 
-    def _take(self, record: Record) -> None:
+    async def _take(self, record: Record) -> None:
         self._positions[record.at] = record.next_offset
         topic = self._logs[record.at]
         refusal = self.core.take(topic, record.value)
+        if refusal is not None and refusal.reason is RefusedBecause.UNSIGNED and await self._learn_keys():
+            refusal = self.core.take(topic, record.value)
         if refusal is None:
             self._last_seen = self._last_seen or (topic == GLOBAL and record.key == LAST)
             return
@@ -234,7 +247,9 @@ class Witness:
                 envelope, message = read_manifest(record)
             except Refused:
                 continue
-            good = envelope.verified(bytes.fromhex(self._manifest.controller_public))
+            if not envelope.verified(self._keys.current(CONTROLLER)):
+                await self._learn_keys()
+            good = envelope.verified(self._keys.current(CONTROLLER))
             boundaries = range(len(self._manifest.boundaries))
             if (
                 good
@@ -250,14 +265,58 @@ class Witness:
     async def _recover(self) -> None:
         # The outbox first: what is sent meanwhile leaves it behind the end of the topic that is read.
         unsent = [row.record for row in self.store.outbox() if row.record.topic == self.topic]
+        await self._learn_own_key()
         stored = self.store.witness()
         if stored is not None:
-            self._restore(stored)
+            try:
+                self._restore(stored)
+            except StateError:
+                if not await self._learn_keys():
+                    raise
+                self._restore(stored)
         own = [record async for record in read_to_end(self.bus, TopicPartition(self.topic), 0, self.name)]
+        cosigned = [record for record in own if kind_of(record) == COSIGNATURE]
+        if any(self.core.unsigned(one.key.decode("utf-8", "replace"), one.value) for one in cosigned):
+            await self._learn_keys()
         for record in (*own, *(record.at(0, 0) for record in unsent)):
             if kind_of(record) == COSIGNATURE:
                 self.core.recall(record.key.decode("utf-8", "replace"), record.value)
         await self._recall_last()
+
+    async def _learn_own_key(self) -> None:
+        """Wait until `global` names its key, where the run manifest names another one."""
+        own = self.core.signer.public
+        while all(span.public != own for span in self._keys.line(self._actor)) and not self.halted:
+            if not await self._learn_keys():
+                await self._backoff.wait()
+        self._backoff.reset()
+
+    async def _learn_keys(self) -> bool:
+        """Look for changes of keys on `global`; whether there were any that it had not seen.
+
+        They are rare, and a head or a note that no known key signed is the sign of one: so no witness reads payloads
+        all the time.
+        """
+        at, before = TopicPartition(GLOBAL), self._keys
+        async for record in read_to_end(self.bus, at, self._keys_read, self.name):
+            self._keys_read = record.next_offset
+            if is_chunk(record):
+                continue
+            try:
+                envelope, message = read_manifest(record)
+                if not isinstance(message, KeyNext | KeyEnd):
+                    continue
+                after = self._keys.after(message)
+            except Refused:
+                continue  # it changes nobody's key
+            if envelope.verified(after.current(CONTROLLER)):
+                self._keys = after
+        if self._keys is before:
+            return False
+        mine = [span.public for span in self._keys.line(self._actor)]
+        former = tuple(public for public in mine if public != self.core.signer.public)
+        self.core.follow(watched_by(self._manifest, self._witness, self._keys), former)
+        return True
 
     async def _recall_last(self) -> None:
         """Whether the last announcement of `global` was read already: nothing follows it, so nobody says it again."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -15,13 +15,18 @@ from typing import ParamSpec, TypeAlias, TypeVar
 from echelon.api.feed import Feed
 from echelon.audit.heads import DELTA_PREFIX, GLOBAL
 from echelon.audit.log import Entry, FaultCode, TopicLog
+from echelon.audit.records import is_chunk, read_manifest
 from echelon.backoff import Backoff
 from echelon.bus import Bus, Reader, Record, RecordDamaged, TopicPartition, open_bus
 from echelon.config.broker import SecuritySettings, load_broker
 from echelon.errors import AuditError, ConnectionLost
+from echelon.laws.keys import gate_of_place
 from echelon.laws.lengths import delta_length
+from echelon.messages.envelope import key_id
 from echelon.messages.exchange import Close, Commit, Delta, Genesis, LogHead
+from echelon.messages.keys import KeyEnd, KeyNext
 from echelon.messages.manifest import RunManifest
+from echelon.messages.wire import Refused
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -183,12 +188,12 @@ async def _follow(bus: Bus) -> AsyncIterator[Happening]:
     for topic in logs.keys() - {GLOBAL}:
         positions[TopicPartition(topic)] = await _patiently(bus.first_offset, TopicPartition(topic))
     held: deque[Commit | Close] = deque()
+    waiting: dict[str, deque[Record]] = {topic: deque() for topic in logs}
     async with bus.reader(positions) as reader:
         while True:
             for record in await _next(reader):
-                entry = _read(logs[record.topic], record)
-                if entry is None:
-                    continue
+                waiting[record.topic].append(record)
+            for entry in _readable(waiting, logs, names):
                 if isinstance(entry.message, Commit | Close):
                     held.append(entry.message)
                 elif isinstance(entry.message, Delta):
@@ -222,10 +227,44 @@ async def _patiently(ask: Callable[P, Awaitable[T]], *arguments: P.args, **named
             await backoff.wait()
 
 
+def _readable(
+    waiting: dict[str, deque[Record]], logs: dict[str, TopicLog], names: tuple[str, ...]
+) -> Iterator[Entry]:
+    """What can be read of the records that wait: `global` first, as it says who signs the others."""
+    for topic in sorted(waiting, key=lambda name: name != GLOBAL):
+        while waiting[topic] and _may_read(waiting[topic][0], logs[topic], logs[GLOBAL]):
+            entry = _read(logs[topic], waiting[topic].popleft())
+            if entry is None:
+                continue
+            if isinstance(entry.message, KeyNext | KeyEnd):
+                _follow_keys(logs, names)
+            yield entry
+
+
+def _may_read(record: Record, log: TopicLog, main: TopicLog) -> bool:
+    """Whether it is known who signs a record: a delta may be signed with a key that `global` was not read as far as."""
+    if log is main or is_chunk(record):
+        return True
+    try:
+        envelope, message = read_manifest(record)
+    except Refused:
+        return True
+    known = any(envelope.keyid == key_id(span.public) for span in log.signers.line)
+    return known or not isinstance(message, Delta) or message.seen_size <= main.tree.size
+
+
+def _follow_keys(logs: dict[str, TopicLog], names: tuple[str, ...]) -> None:
+    """Judge the delta logs by the keys that `global` names."""
+    keys = logs[GLOBAL].keys
+    for place, name in enumerate(names):
+        if keys is not None:
+            logs[DELTA_PREFIX + name].follow(keys.line(gate_of_place(place)))
+
+
 def _read(log: TopicLog, record: Record) -> Entry | None:
     step = log.read(record)
     for fault in step.faults:
-        if fault.code not in (FaultCode.REPEAT, FaultCode.VOID):
+        if fault.code not in (FaultCode.REPEAT, FaultCode.VOID, FaultCode.ENDED_KEY):
             raise AuditError(f"{record.topic}@{fault.offset}: {fault.detail}")
     return step.entry
 

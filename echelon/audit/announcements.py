@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from echelon.audit.cosigned import Witnessed
 from echelon.audit.findings import Code, Finding, Report, Severity, TopicFacts
@@ -51,3 +51,23 @@ def note_announcements(announced: Announced, witnessed: Witnessed, report: Repor
                 facts.size += len(record.key) + len(record.value)
                 facts.size += sum(len(name) + len(value) for name, value in record.headers)
             witnessed.read(topic, record)
+
+
+def report_unexpected(
+    topics: Mapping[str, Iterable[LogRecord | Damaged]], report: Report, *, known: bool
+) -> None:
+    """Say which topics are none of the run's.
+
+    Args:
+        topics: those that nobody has read.
+        report: takes what is found.
+        known: whether the run's terms are known; if not, an empty topic says nothing.
+    """
+    for topic, records in topics.items():
+        record = next(iter(records), None)
+        if record is not None:
+            detail = "no topic of this run: nothing may be written there"
+            report.add(Finding(Code.UNEXPECTED_TOPIC, Severity.ERROR, topic, record.offset, detail))
+        elif known:
+            detail = "no topic of this run, and empty: look who made it, and remove it"
+            report.add(Finding(Code.UNEXPECTED_TOPIC, Severity.ERROR, topic, None, detail))

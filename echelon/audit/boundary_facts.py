@@ -10,6 +10,7 @@ from echelon.audit.log import Entry, TopicLog
 from echelon.audit.prefix import record_digest
 from echelon.audit.records import Damaged, LogRecord
 from echelon.errors import AuditError
+from echelon.laws.keys import gate_of_place
 from echelon.messages.exchange import OTHER_RECORD, Commit, Delta, Genesis, Refusal, WindowSummary
 from echelon.messages.manifest import RunManifest
 from echelon.rounds.effects import Incoming
@@ -86,6 +87,8 @@ class ExchangeFacts:
             boundary=facts.index,
             resync=True,
         )
+        if main.keys is not None:
+            log.follow(main.keys.line(gate_of_place(facts.index)))
         for record in topics.get(log.topic, ()):
             entry = None if isinstance(record, Damaged) else log.read(record).entry
             if entry is not None and isinstance(entry.message, Delta):

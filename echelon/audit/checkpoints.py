@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 
 from echelon.audit.cosigned import Witnessed
 from echelon.audit.findings import Code, Finding, Report, Severity
-from echelon.audit.heads import DELTA_PREFIX, GLOBAL
 from echelon.audit.note import Checkpoint, SignedNote, origin
 from echelon.errors import EchelonError
 from echelon.messages.manifest import RunManifest
@@ -47,15 +46,13 @@ def check_checkpoints(
     def contradict(topic: str, detail: str) -> None:
         report.add(Finding(Code.CHECKPOINT, Severity.ERROR, topic, None, detail))
 
-    keys = {DELTA_PREFIX + terms.name: terms.gate_public for terms in manifest.boundaries}
-    keys[GLOBAL] = manifest.controller_public
     for note, checkpoint in notes:
         topic = checkpoint.origin.rpartition("/")[2]
         name = origin(manifest.run_id, topic)
-        if topic not in keys or checkpoint.origin != name:
+        if topic not in witnessed.logs or checkpoint.origin != name:
             contradict(topic, f"the checkpoint is of {checkpoint.origin}, no log of this run")
             continue
-        if not note.verified(name, bytes.fromhex(keys[topic])):
+        if witnessed.logs[topic].signed(note) is None:
             detail = "the checkpoint is not signed by the log's writer: it shows nothing"
             contradict(topic, detail)
             continue

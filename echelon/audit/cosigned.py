@@ -33,6 +33,8 @@ from echelon.audit.note import Checkpoint, SignedNote
 from echelon.audit.policy import Policy
 from echelon.audit.records import Damaged, LogRecord
 from echelon.errors import CodecError
+from echelon.laws.keys import Keys, cosigning_keys
+from echelon.messages.keys import KeyRole
 from echelon.messages.manifest import RunManifest
 
 
@@ -53,12 +55,17 @@ class AnnouncementProof:
 
 @dataclass(frozen=True, slots=True)
 class PolicyWitness:
-    """Whose cosignatures count: its name, key name and key (32 bytes), and the topics of the logs it should cosign."""
+    """Whose cosignatures count: its name, key name, keys (32 bytes each), and topics of the logs it should cosign."""
 
     name: str
     key: str
-    public: bytes
+    publics: tuple[bytes, ...]
     watches: frozenset[str]
+
+    def cosigned(self, note: SignedNote) -> int | None:
+        """When it cosigned a note, with whichever of its keys; None: it did not."""
+        times = (note.cosigned(self.key, public) for public in self.publics)
+        return next((time for time in times if time is not None), None)
 
 
 @dataclass(slots=True)
@@ -97,9 +104,22 @@ class Witnessed:
     _cosigned: dict[_Cosigned, None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.logs = logs_of(self.manifest)
-        self.witnesses = witnesses_of(self.manifest, self.policy)
-        self._listed = {terms.name: bytes.fromhex(terms.public) for terms in self.manifest.witnesses}
+        self.follow(Keys.of(self.manifest), ())
+
+    def follow(self, keys: Keys | None, first_places: Sequence[Sequence[int]]) -> None:
+        """Take over whose keys count, once the logs were read; nothing was read of heads and cosignatures before.
+
+        Args:
+            keys: everybody's, as `global` leaves them; None: there is no genesis.
+            first_places: of each delta log, where each of its gate's keys began.
+        """
+        keys = keys or Keys.of(self.manifest)
+        self.logs = logs_of(self.manifest, keys, first_places)
+        self.witnesses = witnesses_of(self.manifest, self.policy, keys)
+        self._listed = {
+            terms.name: [span.public for span in keys.line((KeyRole.WITNESS, place))]
+            for place, terms in enumerate(self.manifest.witnesses)
+        }
 
     def expects(self, topic: str) -> bool:
         """Whether the run has such a topic for heads or cosignatures."""
@@ -144,7 +164,8 @@ class Witnessed:
         name = topic.removeprefix(WITNESS_PREFIX)
         if record.key != log.topic.encode():
             raise CodecError(f"its key is not the log {log.topic} that it is about")
-        if note.cosigned(key_name(self.manifest, name), self._listed[name]) is None:
+        key = key_name(self.manifest, name)
+        if all(note.cosigned(key, public) is None for public in self._listed[name]):
             raise CodecError(f"witness {name}, whose topic this is, did not cosign it")
         self._claim(log, note, topic, record.offset)
 
@@ -154,7 +175,7 @@ class Witnessed:
         That its log is of this run and that the log's writer signed it was checked before.
         """
         log = self.logs.get(Checkpoint.parse(note.text).origin.rpartition("/")[2])
-        if log is not None and any(note.cosigned(one.key, one.public) is not None for one in self.witnesses):
+        if log is not None and any(one.cosigned(note) is not None for one in self.witnesses):
             self._claim(log, note, "", None)
 
     def _log_of(self, note: SignedNote) -> WatchedLog:
@@ -171,7 +192,7 @@ class Witnessed:
         key = (log.topic, checkpoint.size, checkpoint.root)
         self._claims.setdefault(key, _Claim(checkpoint, log.line(note), topic, offset))
         for witness in self.witnesses:
-            time = note.cosigned(witness.key, witness.public)
+            time = witness.cosigned(note)
             if time is not None:
                 self._cosigned[_Cosigned(witness.name, log.topic, checkpoint.size, checkpoint.root, time)] = (
                     None
@@ -352,24 +373,36 @@ def evidence(cosigned: Iterable[tuple[str, str, int, int]]) -> tuple[Announcemen
     return tuple(proofs)
 
 
-def witnesses_of(manifest: RunManifest, policy: Policy | None = None) -> tuple[PolicyWitness, ...]:
-    """Whose cosignatures count: those that the policy names, or else those that the run manifest lists."""
-    listed = {terms.name: bytes.fromhex(terms.public) for terms in manifest.witnesses}
+def witnesses_of(
+    manifest: RunManifest, policy: Policy | None = None, keys: Keys | None = None
+) -> tuple[PolicyWitness, ...]:
+    """Whose cosignatures count: those that the policy names, or else those that the run manifest lists.
+
+    Args:
+        manifest: the run's terms.
+        policy: the auditor's. A key that it names counts alone, whatever changes of it `global` has.
+        keys: everybody's, as far as `global` was read; None: as the manifest names them.
+    """
+    keys = keys or Keys.of(manifest)
+    listed = {
+        terms.name: cosigning_keys(keys.line((KeyRole.WITNESS, place)))
+        for place, terms in enumerate(manifest.witnesses)
+    }
     if policy is None or policy.keys is None:
-        named = {name: ("", key) for name, key in listed.items()}
+        named = {name: ("", publics) for name, publics in listed.items()}
     else:
-        named = dict(policy.keys)
+        named = {name: (key, (public,)) for name, (key, public) in policy.keys.items()}
     every = frozenset(logs_of(manifest))
     return tuple(
         PolicyWitness(
             name,
             key or key_name(manifest, name),
-            public,
+            publics,
             frozenset(log.topic for log in watched_by(manifest, name))
-            if listed.get(name) == public
+            if name in listed and set(publics) <= set(listed[name])
             else every,
         )
-        for name, (key, public) in named.items()
+        for name, (key, publics) in named.items()
     )
 
 

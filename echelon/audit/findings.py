@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from echelon.audit.log import FaultCode, LogFault
 from echelon.messages.exchange import CloseReason, Merged, Pace, RefusalReason
 from echelon.messages.manifest import ParentTerms
 
@@ -32,6 +33,8 @@ class Code(StrEnum):
     WRONG_TYPE = "wrong-type"
     WRONG_RUN = "wrong-run"
     BAD_SIGNATURE = "bad-signature"
+    ENDED_KEY = "ended-key"
+    """Signed with a key of the topic's writer that did not count there: no part of the log."""
     FORK = "fork"
     GAP = "gap"
     PREFIX = "prefix"
@@ -94,6 +97,7 @@ MEANING: dict[Code, str] = {
     Code.WRONG_TYPE: "A message stands on a topic on which its type may not.",
     Code.WRONG_RUN: "A message is of another run, or of another boundary than its topic.",
     Code.BAD_SIGNATURE: "A manifest is not signed by the writer of its topic.",
+    Code.ENDED_KEY: "A record is signed with a key of its writer that did not count there: it is no part of the log.",
     Code.FORK: "Two manifests stand under one number.",
     Code.GAP: "A number of a log is missing.",
     Code.PREFIX: "A manifest states another history than stands before it: records were lost, added or changed.",
@@ -129,6 +133,13 @@ MEANING: dict[Code, str] = {
 }
 """What each code says, in one sentence; every code has one."""
 
+FAULTS = {
+    FaultCode.REPEAT: Severity.INFO,
+    FaultCode.VOID: Severity.INFO,
+    FaultCode.ENDED_KEY: Severity.WARNING,
+}
+"""How serious faults of a record are; those that are not listed are errors."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -139,6 +150,12 @@ class Finding:
     topic: str
     offset: int | None
     detail: str
+
+    @classmethod
+    def of_fault(cls, topic: str, fault: LogFault) -> Finding:
+        """What a fault of a record means."""
+        severity = FAULTS.get(fault.code, Severity.ERROR)
+        return cls(Code(fault.code.value), severity, topic, fault.offset, fault.detail)
 
     def __str__(self) -> str:
         where = self.topic if self.offset is None else f"{self.topic}@{self.offset}"

@@ -11,12 +11,14 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from echelon.audit.note import Checkpoint, SignedNote, note_key_hash, origin
 from echelon.audit.records import Headers, LogRecord
 from echelon.errors import CodecError
+from echelon.laws.keys import CONTROLLER, HeadKey, Keys, gate_of_place, head_keys
 from echelon.messages.exchange import NOTES
 from echelon.messages.manifest import RunManifest
 from echelon.messages.wire import Message
@@ -47,11 +49,12 @@ def is_log(topic: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class WatchedLog:
-    """A log as its witnesses know it: its topic, its origin line (which is its key's name, too), its writer's key."""
+    """A log as its witnesses know it: its topic, its origin line (which is its key's name, too), its writer's keys, the
+    newest first."""
 
     topic: str
     origin: str
-    public: bytes
+    keys: tuple[HeadKey, ...]
 
     @property
     def head_topic(self) -> str:
@@ -64,22 +67,41 @@ class WatchedLog:
             checkpoint = Checkpoint.parse(note.text)
         except CodecError:
             return None
-        good = checkpoint.origin == self.origin and note.verified(self.origin, self.public)
+        good = checkpoint.origin == self.origin and self._signer(note, checkpoint.size) is not None
         return checkpoint if good else None
+
+    def _signer(self, note: SignedNote, size: int) -> bytes | None:
+        """Which of the writer's keys signed a note over so many manifests, of those that may."""
+        for key in self.keys:
+            if (key.largest is None or size <= key.largest) and note.verified(self.origin, key.public):
+                return key.public
+        return None
 
     def line(self, note: SignedNote) -> SignedNote:
         """The note with one line of the log's own key: whatever else somebody wrote there is not passed on."""
-        kept = note.only(self.origin, note_key_hash(self.origin, self.public))
+        signer = self._signer(note, Checkpoint.parse(note.text).size) or self.keys[0].public
+        kept = note.only(self.origin, note_key_hash(self.origin, signer))
         return SignedNote(kept.text, kept.signatures[:1])
 
 
-def logs_of(manifest: RunManifest) -> dict[str, WatchedLog]:
-    """Every log of a run by its topic: the delta logs in order, then `global`."""
-    keys = {DELTA_PREFIX + terms.name: terms.gate_public for terms in manifest.boundaries}
-    keys[GLOBAL] = manifest.controller_public
+def logs_of(
+    manifest: RunManifest, keys: Keys | None = None, first_places: Sequence[Sequence[int]] = ()
+) -> dict[str, WatchedLog]:
+    """Every log of a run by its topic: the delta logs in order, then `global`.
+
+    Args:
+        manifest: the run's terms.
+        keys: everybody's keys, as far as `global` was read; None: as the manifest names them.
+        first_places: of each delta log, where each of its gate's keys began, as `head_keys` takes it.
+    """
+    keys = keys or Keys.of(manifest)
+    signers = {}
+    for place, terms in enumerate(manifest.boundaries):
+        began = first_places[place] if place < len(first_places) else ()
+        signers[DELTA_PREFIX + terms.name] = head_keys(keys.line(gate_of_place(place)), began)
+    signers[GLOBAL] = head_keys(keys.line(CONTROLLER))
     return {
-        topic: WatchedLog(topic, origin(manifest.run_id, topic), bytes.fromhex(public))
-        for topic, public in keys.items()
+        topic: WatchedLog(topic, origin(manifest.run_id, topic), signer) for topic, signer in signers.items()
     }
 
 
@@ -88,13 +110,18 @@ def key_name(manifest: RunManifest, witness: str) -> str:
     return origin(manifest.run_id, WITNESS_PREFIX + witness)
 
 
-def watched_by(manifest: RunManifest, witness: str) -> tuple[WatchedLog, ...]:
+def watched_by(manifest: RunManifest, witness: str, keys: Keys | None = None) -> tuple[WatchedLog, ...]:
     """The logs that a witness of the run cosigns: delta logs in order, then `global`.
 
     A boundary's gate watches `global` and the logs of the next `GATE_LOGS` boundaries, the first after the last;
     never its own. Any other witness watches all.
+
+    Args:
+        manifest: the run's terms.
+        witness: its name there.
+        keys: everybody's keys, as far as `global` was read; None: as the manifest names them.
     """
-    logs = logs_of(manifest)
+    logs = logs_of(manifest, keys)
     names = [terms.name for terms in manifest.boundaries]
     if witness not in names:
         return tuple(logs.values())

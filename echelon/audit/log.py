@@ -24,15 +24,18 @@ from echelon.audit.records import (
     read_manifest,
     record_hash,
 )
+from echelon.audit.signers import Signers
 from echelon.errors import EchelonError, StateError
+from echelon.laws.keys import Keys, Line
 from echelon.messages.adapter import F32
 from echelon.messages.envelope import Dsse
 from echelon.messages.exchange import Close, Commit, Delta, Genesis, Payload, Refusal, RefusalReason
+from echelon.messages.keys import KeyEnd, KeyNext
 from echelon.messages.manifest import RunManifest
 from echelon.messages.stored import stored
 from echelon.messages.wire import Message, Reason, Refused, pack
 
-Manifest = Genesis | Delta | Commit | Refusal | Close
+Manifest = Genesis | Delta | Commit | Refusal | Close | KeyNext | KeyEnd
 
 MAX_PAYLOAD_BYTES = 4 << 30
 """Longest payload that is read before the run's terms are known: genesis, by whoever has no manifest."""
@@ -56,6 +59,8 @@ class FaultCode(StrEnum):
     WRONG_TYPE = "wrong-type"
     WRONG_RUN = "wrong-run"
     BAD_SIGNATURE = "bad-signature"
+    ENDED_KEY = "ended-key"
+    """Signed with a key of the topic's writer that did not count there: no part of the log."""
     FORK = "fork"
     GAP = "gap"
     PREFIX = "prefix"
@@ -146,8 +151,11 @@ class TopicLog:
         self.initial: F32 | None = None
         """The adapter of genesis, float32[d]."""
         self.next_number = 0
-        self._public, self._run, self._boundary = public, run, boundary
-        self._kinds = (Delta,) if boundary is not None else (Genesis, Commit, Refusal, Close)
+        self.signers = Signers(public)
+        self._run, self._boundary = run, boundary
+        self._kinds: tuple[type[Message], ...] = (
+            (Delta,) if boundary is not None else (Genesis, Commit, Refusal, Close, KeyNext, KeyEnd)
+        )
         self._resync = resync
         self._hash_commits = hash_commits
         self._open: dict[bytes, _Transfer] = {}
@@ -155,6 +163,11 @@ class TopicLog:
         self._last = -1  # offset of the last manifest that was an entry
         self._largest = largest
         self._void = 0  # records that are part of nothing, open transfers excepted
+
+    @property
+    def keys(self) -> Keys | None:
+        """Of `global`: everybody's keys behind the last manifest; None before genesis."""
+        return self.signers.keys(self.manifest)
 
     @property
     def open_bytes(self) -> int:
@@ -170,6 +183,15 @@ class TopicLog:
     def open_transfers(self) -> int:
         """Transfers without a manifest so far."""
         return len(self._open)
+
+    def with_proofs(self, envelope: bytes) -> bytes:
+        """Of `global`: a manifest's envelope behind those that say which key its writer had, as
+        `echelon.laws.versions.open_signed_commit` reads them; they are separated by newlines."""
+        return b"\n".join([*self.signers.proofs, envelope])
+
+    def follow(self, line: Line) -> None:
+        """Of a delta log: its gate's keys, as far as `global` was read; a log is judged by all that are known."""
+        self.signers.line = line
 
     def read(self, record: LogRecord) -> Step:
         """Take the next record. Never raises for what stands in it."""
@@ -205,6 +227,7 @@ class TopicLog:
         step = self._manifest(record)
         self.chain.append_hash(digest)
         if step.entry is not None:
+            self.signers.placed(step.entry.message, record.value, self.tree.size)
             self.tree.append(record.value)
             self._last = record.offset
         else:
@@ -294,11 +317,9 @@ class TopicLog:
         return self._place(record, message, payload, problem)
 
     def _allowed(self, message: Message) -> Manifest | None:
-        if not isinstance(message, Genesis | Delta | Commit | Refusal | Close) or not isinstance(
-            message, self._kinds
-        ):
+        if not isinstance(message, Manifest) or not isinstance(message, self._kinds):
             return None
-        if isinstance(message, Genesis) != (self._public is None):
+        if isinstance(message, Genesis) != (not self.signers.line):
             return None  # genesis comes first and once; before it there is no key to check anything by
         return message
 
@@ -320,17 +341,27 @@ class TopicLog:
                 )
             self.manifest, self.initial = manifest, adapter
             self._largest = 4 * len(adapter)  # nothing longer than an adapter stands behind it
-            self._public, self._run = bytes.fromhex(manifest.controller_public), manifest.run_id
+            self._run = manifest.run_id
+            self.signers.begin(manifest)
             return None
-        if self._public is None or not envelope.verified(self._public):
-            return LogFault(
-                FaultCode.BAD_SIGNATURE, offset, f"this {message.kind} is not signed by the topic's writer"
-            )
+        fault = self._signed(envelope, message, offset)
+        if fault is not None:
+            return fault
         if message.run != self._run:
             return LogFault(FaultCode.WRONG_RUN, offset, f"this {message.kind} is of run {message.run.hex()}")
         if isinstance(message, Delta) and message.boundary != self._boundary:
             return LogFault(FaultCode.WRONG_RUN, offset, f"this delta is of boundary {message.boundary}")
         return None
+
+    def _signed(self, envelope: Dsse, message: Manifest, offset: int) -> LogFault | None:
+        """What is wrong with the signature of a manifest at this place."""
+        try:
+            if self.signers.signed(envelope, message, place=self.tree.size, keys=self.keys):
+                return None
+        except Refused as error:
+            return LogFault(FaultCode.BAD_SIGNATURE, offset, error.detail)
+        detail = f"this {message.kind} is signed with a key of its writer that does not count here: {envelope.keyid}"
+        return LogFault(FaultCode.ENDED_KEY, offset, detail)
 
     def _place(self, record: LogRecord, message: Manifest, payload: bytes | None, problem: str) -> Step:
         number = message.seq if isinstance(message, Delta) else message.index
@@ -389,9 +420,10 @@ class TopicLog:
                 self._last,
                 transfers,
                 b"".join(self._done),
-                self._public or b"",
+                self.signers.first,
                 self._run or b"",
                 [self._largest, self._void],
+                *self.signers.facts(),
             ]
         )
         return _STATE + hashlib.sha256(body).digest() + body
@@ -412,11 +444,14 @@ class TopicLog:
             fields = msgpack.unpackb(
                 body, raw=False, use_list=False, max_bin_len=len(body), max_str_len=len(body)
             )
-            topic, chain, tree, self.next_number, self._last, transfers, done, public, run, bounds = fields
+            topic, chain, tree, self.next_number, self._last, transfers, done, public, run, bounds, *keys = (
+                fields
+            )
             if topic != self.topic:
                 raise StateError(f"the stored position is one in {topic}, not in {self.topic}")
             self.chain, self.tree = PrefixChain.decode(topic, chain), Frontier.decode(tree)
-            self._public, self._run = public or self._public, run or self._run
+            self.signers.restore(public, keys)
+            self._run = run or self._run
             self._largest, self._void = bounds
             self._done = dict.fromkeys(done[at : at + 16] for at in range(0, len(done), 16))
             self._open = {

@@ -152,6 +152,11 @@ def _global(topics: Topics, number: int) -> tuple[_ReadLog, tuple[int, Genesis |
         raise AuditError(f"{GLOBAL} has no genesis that holds: nothing can be proved from this log")
     if commit is None:
         raise ConfigError(f"--proof {number}: the log has commits 0 to {newest}")
+    if main.reading.keys is not None and main.reading.keys.changed:
+        raise ConfigError(
+            "--proof: a signing key was changed in this run, and a proof as files is checked by the keys of the run "
+            "manifest alone: export the whole log, and verify that"
+        )
     return main, commit, main.reading.manifest, sealed
 
 

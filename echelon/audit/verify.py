@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from echelon.audit.announcements import Announced, note_announcements, take_announcements
+from echelon.audit.announcements import Announced, note_announcements, report_unexpected, take_announcements
 from echelon.audit.causes import CutLogs
 from echelon.audit.checkpoints import check_checkpoints, given_checkpoints
 from echelon.audit.closing import close_faults
 from echelon.audit.cosigned import AnnouncementProof, Witnessed
-from echelon.audit.derived_adapter import DerivedAdapter, is_encoded
+from echelon.audit.derived_adapter import DerivedAdapter, final_adapter, is_encoded
 from echelon.audit.findings import Code, Finding, RefusalFacts, Report, Severity, TopicFacts, VerifiedCommit
 from echelon.audit.heads import DELTA_PREFIX, GLOBAL
 from echelon.audit.interlock import Interlock, Sighting
@@ -25,15 +25,15 @@ from echelon.audit.policy import Policy
 from echelon.audit.records import Damaged, LogRecord
 from echelon.audit.sightings import sightings_of
 from echelon.errors import AuditError, EchelonError
+from echelon.laws.keys import Keys
 from echelon.laws.lengths import delta_length
 from echelon.laws.rules import Allowed, RuleRefused
 from echelon.messages.adapter import adapter_digest
 from echelon.messages.exchange import Close, Commit, Delta, Genesis, LogHead, Refusal
+from echelon.messages.keys import KeyEnd, KeyNext, KeyRole
 from echelon.messages.manifest import RunManifest
 from echelon.rounds.controller.core import ControllerCore
 from echelon.rounds.controller.drafts import CommitMismatch
-
-_HARMLESS = {FaultCode.REPEAT, FaultCode.VOID}
 
 
 class Verifier:
@@ -114,6 +114,8 @@ class Verifier:
                 self._refusal(entry.offset, entry.message)
             elif isinstance(entry.message, Close):
                 self._close(entry.offset, entry.message)
+            elif isinstance(entry.message, KeyNext | KeyEnd):
+                self._rekeyed(entry.offset, entry.message, main.log.keys)
             if self._interlock is not None:
                 self._interlock.wrote(entry, main.log.tree.root())
         self._reached(main)
@@ -167,8 +169,7 @@ class Verifier:
         return step.entry
 
     def _fault(self, topic: str, fault: LogFault) -> None:
-        severity = Severity.INFO if fault.code in _HARMLESS else Severity.ERROR
-        self._find(Code(fault.code.value), severity, topic, fault.offset, fault.detail)
+        self.report.add(Finding.of_fault(topic, fault))
 
     def _find(self, code: Code, severity: Severity, topic: str, offset: int | None, detail: str) -> None:
         self.report.add(Finding(code, severity, topic, offset, detail))
@@ -311,23 +312,31 @@ class Verifier:
             self._error(Code.HEADS, GLOBAL, offset, "its heads do not name every boundary once, in order")
             return
         for head in heads:
-            source = self._deltas[head.boundary]
-            if head.size < source.log.tree.size:
-                detail = f"it has read {head.size} of {source.topic}, and {source.log.tree.size} before"
-                self._error(Code.HEADS, GLOBAL, offset, detail)
-                continue
-            self._advance(head.boundary, offset, size=head.size)
-            tree = source.log.tree
-            if tree.size < head.size:
-                detail = f"{GLOBAL}@{offset} has read {head.size} manifests, here are {tree.size}: cut off"
-                self._cut.short(self.report, source.topic)
-                self._error(Code.MISSING, source.topic, max(source.last, 0), detail)
-            elif tree.root() != head.root:
-                detail = (
-                    f"the first {head.size} manifests of {source.topic} have another root than it has read"
-                )
-                self._error(Code.HEADS, GLOBAL, offset, detail)
+            self._check_head(offset, head)
         self._heads = heads
+
+    def _check_head(self, offset: int, head: LogHead) -> None:
+        source = self._deltas[head.boundary]
+        if head.size < source.log.tree.size:
+            detail = f"it has read {head.size} of {source.topic}, and {source.log.tree.size} before"
+            self._error(Code.HEADS, GLOBAL, offset, detail)
+            return
+        self._advance(head.boundary, offset, size=head.size)
+        tree = source.log.tree
+        if tree.size < head.size:
+            detail = f"{GLOBAL}@{offset} has read {head.size} manifests, here are {tree.size}: cut off"
+            self._cut.short(self.report, source.topic)
+            self._error(Code.MISSING, source.topic, max(source.last, 0), detail)
+        elif tree.root() != head.root:
+            detail = f"the first {head.size} manifests of {source.topic} have another root than it has read"
+            self._error(Code.HEADS, GLOBAL, offset, detail)
+
+    def _rekeyed(self, offset: int, change: KeyNext | KeyEnd, keys: Keys | None) -> None:
+        """Another key of somebody counts from here on: of a gate's, its log is read as far as the controller had."""
+        actor = change.statement.actor
+        if actor[0] is KeyRole.GATE and keys is not None:
+            self._check_head(offset, LogHead(boundary=actor[1], size=change.read, root=change.root))
+            self._deltas[actor[1]].log.follow(keys.line(actor))
 
     # ---- deltas ----------------------------------------
 
@@ -385,6 +394,8 @@ class Verifier:
             self._find(Code.UNPINNED, Severity.WARNING, GLOBAL, None, detail)
         for boundary, source in enumerate(self._deltas):
             self._drain(boundary, source)
+        if self._witnessed is not None:
+            self._witnessed.follow(main.log.keys, [one.log.signers.first_places for one in self._deltas])
         report.pending = len(self._core.pending) if self._core is not None else 0
         for source in (main, *self._deltas):
             if source.log.open_transfers:
@@ -393,14 +404,7 @@ class Verifier:
                     f"{source.log.open_transfers} transfers without a manifest: a writer stopped half-way"
                 )
                 self._find(Code.VOID, Severity.INFO, source.topic, first, detail)
-        for topic, records in self._topics.items():
-            record = next(iter(records), None)
-            if record is not None:
-                detail = "no topic of this run: nothing may be written there"
-                self._error(Code.UNEXPECTED_TOPIC, topic, record.offset, detail)
-            elif self._manifest is not None:
-                detail = "no topic of this run, and empty: look who made it, and remove it"
-                self._error(Code.UNEXPECTED_TOPIC, topic, None, detail)
+        report_unexpected(self._topics, self.report, known=self._manifest is not None)
         best = self._core.best() if self._core is not None else None
         report.best_commit = best.commit if best is not None else None
 
@@ -454,11 +458,7 @@ class Verifier:
             detail = "the exported adapter was not checked: no final adapter was derived"
             self._error(Code.ADAPTER_FILE, "", None, detail)
             return
-        core = self._core
-        final = DerivedAdapter(
-            core.newest, core.adapter, self.report.adapter_sha256, manifest=self._manifest, pace=core.pace
-        )
-        for detail in final.differences(self._files):
+        for detail in final_adapter(self._core).differences(self._files):
             self._error(Code.ADAPTER_FILE, "", None, detail)
 
 

@@ -140,6 +140,23 @@ class WitnessCore:
 
     def __post_init__(self) -> None:
         self._by_topic = {log.topic: log for log in self.logs}
+        self._former: tuple[
+            bytes, ...
+        ] = ()  # its keys before this one: what it cosigned with them is its word, too
+
+    def follow(self, logs: Sequence[WatchedLog], former: tuple[bytes, ...]) -> None:
+        """Know the same logs by other keys, and its own former ones."""
+        self.logs, self._former = logs, former
+        self._by_topic = {log.topic: log for log in logs}
+
+    def unsigned(self, topic: str, data: bytes) -> bool:
+        """Whether a cosigned note is of a log that it watches, and signed with no key of that log that is known."""
+        try:
+            note = SignedNote.decode(data)
+        except CodecError:
+            return False
+        log = self._by_topic.get(topic)
+        return log is not None and log.signed(note) is None
 
     def take(self, topic: str, data: bytes) -> HeadRefusal | None:
         """Take an announcement from the head topic of a log; None if it was taken, or is known already.
@@ -200,7 +217,8 @@ class WitnessCore:
             return
         log = self._by_topic.get(topic)
         checkpoint = None if log is None else log.signed(note)
-        time = note.cosigned(self.name, self.signer.public)
+        times = (note.cosigned(self.name, public) for public in (self.signer.public, *self._former))
+        time = next((found for found in times if found is not None), None)
         if log is None or checkpoint is None or time is None:
             return
         known = self.known.get(topic)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from echelon.cli.key_changes import revoke_command, rotate_command
 from echelon.cli.output import JsonOption, PassphraseOption, guarded, print_json
 
 if TYPE_CHECKING:
@@ -62,6 +63,10 @@ def init_command(
         how = "not encrypted" if passphrase is None else "encrypted with one passphrase"
         console.print(f" Private keys are {how}: move each to its holder, and delete it here.")
         console.print(" Rosters are public: devices pin them.")
+
+
+app.command("rotate")(rotate_command)
+app.command("revoke")(revoke_command)
 
 
 def holders(settings: RunSettings) -> list[tuple[str, str, str]]:

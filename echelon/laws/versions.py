@@ -18,11 +18,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from echelon.errors import ProtocolError
+from echelon.laws.keys import CONTROLLER, Keys
 from echelon.laws.snapshot import SnapshotList, StoredPace
 from echelon.messages.adapter import F32
 from echelon.messages.boundary import Base, Derived, Model
 from echelon.messages.envelope import EXCHANGE_TYPE, Dsse
 from echelon.messages.exchange import Commit, Genesis, Pace
+from echelon.messages.keys import CHANGES
 from echelon.messages.manifest import MILLION, RunManifest
 from echelon.messages.wire import MAX_EXCHANGE_BYTES, Refused
 
@@ -84,16 +86,54 @@ class StoredKnownVersions(SnapshotList, frozen=True, kw_only=True):
     commit: StoredSignedCommit | None
 
 
-def open_signed_commit(envelope: bytes, manifest: RunManifest) -> SignedCommit:
+def controller_keys(signed: bytes, manifest: RunManifest) -> Keys:
+    """The keys behind the changes of the controller's key that stand before a record of `global`.
+
+    Args:
+        signed: envelopes of such changes, a newline behind each, and the record's.
+        manifest: the run's terms, which name the first key.
+
+    Raises:
+        ProtocolError: one of them does not hold.
+    """
+    keys = Keys.of(manifest)
+    for envelope in signed.split(b"\n")[:-1]:
+        try:
+            opened = Dsse.decode(envelope)
+            kind = next(
+                (
+                    kind
+                    for kind in CHANGES.values()
+                    if opened.payload_type == EXCHANGE_TYPE.format(kind=kind.kind, version=kind.revision)
+                ),
+                None,
+            )
+            if kind is None:
+                raise ProtocolError(f"{opened.payload_type[:80]!r} is no change of a key")
+            message = kind.decode(opened.payload, limit=MAX_EXCHANGE_BYTES)
+            keys = keys.after(message)
+        except Refused as error:
+            raise ProtocolError(f"no change of the controller's key: {error}") from None
+        if message.statement.actor != CONTROLLER or not opened.verified(keys.current(CONTROLLER)):
+            raise ProtocolError("a change of the controller's key that the controller did not write")
+    return keys
+
+
+def open_signed_commit(signed: bytes, manifest: RunManifest, keys: Keys | None = None) -> SignedCommit:
     """Read a record of `global`, and hold it against the controller's key and the run.
 
     Args:
-        envelope: the record's value, a DSSE envelope.
-        manifest: the run's terms, which name the controller's key.
+        signed: the record's value, a DSSE envelope, behind those of the changes of the controller's key.
+        manifest: the run's terms, which name the controller's first key.
+        keys: those that are known from elsewhere; the ones count that know of more changes.
 
     Raises:
         ProtocolError: it is no genesis or commit of this run that the controller signed.
     """
+    shown = controller_keys(signed, manifest)
+    if keys is None or len(shown.line(CONTROLLER)) > len(keys.line(CONTROLLER)):
+        keys = shown
+    envelope = signed.rpartition(b"\n")[2]
     try:
         opened = Dsse.decode(envelope)
         kinds: dict[str, type[Genesis] | type[Commit]] = {
@@ -105,7 +145,7 @@ def open_signed_commit(envelope: bytes, manifest: RunManifest) -> SignedCommit:
         message = kind.decode(opened.payload, limit=MAX_EXCHANGE_BYTES)
     except Refused as error:
         raise ProtocolError(f"no record of a commit: {error}") from None
-    if not opened.verified(bytes.fromhex(manifest.controller_public)):
+    if not opened.verified(keys.key_at(CONTROLLER, message.index + 1)):
         raise ProtocolError(f"this {message.kind} is not signed by the run's controller")
     if message.run != manifest.run_id:
         raise ProtocolError(f"this {message.kind} is of another run")
@@ -180,6 +220,7 @@ class KnownVersions:
     """The newest version that it has checked."""
 
     def __post_init__(self) -> None:
+        self._keys = Keys.of(self.manifest)
         self._step = largest_step(self.manifest, self.dim)
         self._kept = len(self.manifest.secure.staleness) + KEPT_BEYOND
 
@@ -244,7 +285,8 @@ class KnownVersions:
         """The signed commit that a version stands on; its pace and progress are that commit's."""
         version, commit = message.version, self.commit
         if anchor is not None:
-            commit = open_signed_commit(message.signed, self.manifest)
+            commit = open_signed_commit(message.signed, self.manifest, self._keys)
+            self._keys = max(self._keys, controller_keys(message.signed, self.manifest), key=_changes)
             if self.commit is not None and commit.commit < self.commit.commit:
                 raise ProtocolError(
                     f"model version {version} goes back to commit {commit.commit} from commit {self.commit.commit}"
@@ -309,6 +351,10 @@ class KnownVersions:
         self.derived, self.held, self.newest = dict(facts.derived), dict(facts.held), facts.version
         if facts.commit is not None:
             self.commit = facts.commit.signed()
+
+
+def _changes(keys: Keys) -> int:
+    return len(keys.line(CONTROLLER))
 
 
 def _keep(known: dict[int, bytes], version: int, sha256: bytes, kept: int, whose: str) -> None:

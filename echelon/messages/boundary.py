@@ -261,6 +261,10 @@ class End(Message):
     commit: U63
 
 
+MAX_SIGNED_BYTES = 2 * MAX_DSSE_BYTES
+"""Longest envelope of a commit with those of all changes of the controller's key before it, about 1 KiB each."""
+
+
 class Model(Message):
     """A version of the boundary adapter, after its chunks.
 
@@ -280,8 +284,9 @@ class Model(Message):
     payload: Payload
     waiting: bool = False
     """Whether the boundary waits for a commit: nothing is trained from this version (runs without overlap)."""
-    signed: Annotated[bytes, Field(max_length=MAX_DSSE_BYTES)] = b""
-    """When `anchored`: the controller's envelope of that commit (of genesis for commit 0), as it stands on `global`."""
+    signed: Annotated[bytes, Field(max_length=MAX_SIGNED_BYTES)] = b""
+    """When `anchored`: the controller's envelope of that commit (of genesis for commit 0), as it stands on `global`.
+    Before it, each with a newline behind it, those of the changes of the controller's key until then."""
 
 
 class Join(Message):

@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, Strict
 
+from echelon.messages.keys import KeyEnd, KeyNext
 from echelon.messages.wire import I64, U16, U32, U63, Digest, Fields, Id16, Message, Registry, pack
 
 MAX_WINDOW_TOKENS = 1 << 40
@@ -231,5 +232,7 @@ class Close(Message):
 
 NOTES = ("head", "cosignature", "conflict")
 """What stands on the exchange as text in other people's formats and is no message: `audit/heads.py` reads it."""
-EXCHANGE = Registry("exchange", (Genesis, Delta, Commit, Refusal, Close), former={("delta", 1): 1})
+EXCHANGE = Registry(
+    "exchange", (Genesis, Delta, Commit, Refusal, Close, KeyNext, KeyEnd), former={("delta", 1): 1}
+)
 """The closed set: nothing else crosses."""

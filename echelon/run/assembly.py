@@ -25,6 +25,7 @@ from echelon.config.boundary import BoundarySettings
 from echelon.config.experiments import LinkSettings
 from echelon.errors import ConfigError
 from echelon.messages.adapter import Vector
+from echelon.messages.keys import StatementFile
 from echelon.messages.names import aggregator_of, gate_of
 from echelon.provision.identities import Identities
 from echelon.secagg.entropy import Entropy
@@ -76,6 +77,8 @@ class Assembly:
         self.folder, self.compute, self.services = folder, compute, services
         self.split = split
         self.catalogue = load_catalogue()
+        self.changes: tuple[StatementFile, ...] = ()
+        """Changes of signing keys, which actors that are made from then on are given."""
         self._entropy, self._interceptor = entropy, interceptor
         self._derived: dict[str, BoundaryContext] = {}
         self._stores: list[StateStore] = []
@@ -237,6 +240,7 @@ class Assembly:
             exchange_key=keys.exchange,
             witness_key=keys.witness,
             every=self.settings.witnesses.every,
+            changes=self.changes,
         )
 
     async def witness(self, name: str) -> Witness:
@@ -247,6 +251,7 @@ class Assembly:
             witness=name,
             key=self.identities.witnesses[name],
             every=self.settings.witnesses.every,
+            changes=self.changes,
         )
 
     async def controller(self) -> Controller:
@@ -258,6 +263,7 @@ class Assembly:
             initial=self.initial,
             deadline=self.settings.sync.deadline,
             rules=rules_of(self.settings),
+            changes=self.changes,
         )
 
 

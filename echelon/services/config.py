@@ -225,6 +225,11 @@ class GateConfig(BoundaryConfig):
         default=None,
         description="Its key as a witness of others' logs; needed where the manifest lists it as one.",
     )
+    key_changes: Path = Field(
+        default=Path("key-changes"),
+        description="Folder of changes of signing keys (`echelon keys rotate | revoke`), which need not be there: "
+        "by which its own may be another key than the manifest's.",
+    )
 
     def brokers(self) -> dict[str, BrokerSettings]:
         """Both of them."""
@@ -238,6 +243,11 @@ class ControllerConfig(ServiceConfig):
 
     key: Path = Field(default=Path("signing.pem"), description="Its key, which signs `global`.")
     initial: Path = Field(default=Path("initial.f32"), description="The adapter of genesis, raw float32.")
+    key_changes: Path = Field(
+        default=Path("key-changes"),
+        description="Folder of changes of signing keys (`echelon keys rotate | revoke`), which need not be there: "
+        "which it writes on `global`; looked into while it runs.",
+    )
 
     def brokers(self) -> dict[str, BrokerSettings]:
         """The exchange."""
@@ -251,6 +261,11 @@ class WitnessConfig(ServiceConfig):
 
     witness: BoundaryName = Field(description="Its name in the run manifest.")
     key: Path = Field(default=Path("signing.pem"), description="Its key, which signs cosignatures.")
+    key_changes: Path = Field(
+        default=Path("key-changes"),
+        description="Folder of changes of signing keys (`echelon keys rotate | revoke`), which need not be there: "
+        "by which its own may be another key than the manifest's.",
+    )
 
     def brokers(self) -> dict[str, BrokerSettings]:
         """The exchange."""

@@ -13,6 +13,8 @@ from echelon.actors.witness import Witness
 from echelon.bus import Bus
 from echelon.config.broker import BrokerSettings
 from echelon.errors import ConfigError
+from echelon.laws.keys import CONTROLLER, gate_of_place
+from echelon.messages.keys import KeyRole
 from echelon.messages.names import aggregator_of, gate_of
 from echelon.services.agreed import read_initial
 from echelon.services.config import (
@@ -24,6 +26,7 @@ from echelon.services.config import (
     ServiceConfig,
     WitnessConfig,
 )
+from echelon.services.key_changes import read_changes
 from echelon.services.role import Actor, BoundaryRole, ServiceRole, check_key
 from echelon.services.training_roles import DeviceRole, EdgeRole
 from echelon.wiring.actors import (
@@ -32,7 +35,7 @@ from echelon.wiring.actors import (
     make_gate,
     make_witness,
 )
-from echelon.wiring.context import Place
+from echelon.wiring.context import Place, due_key
 from echelon.wiring.plugins import rules_of
 
 
@@ -88,16 +91,17 @@ class GateRole(BoundaryRole):
         self._brokers = config.brokers()
         self._key, self._exchange_key = self._read(config.key), self._read(config.exchange_key)
         check_key("key", config.key, self._key, self.roster.gate)
-        terms = self.agreed.manifest.boundaries[self.agreed.manifest.index(config.boundary)]
-        check_key("exchange_key", config.exchange_key, self._exchange_key, bytes.fromhex(terms.gate_public))
+        manifest, self._changes = self.agreed.manifest, read_changes(config.key_changes)
+        due = due_key(manifest, gate_of_place(manifest.index(config.boundary)), self._changes)
+        check_key("exchange_key", config.exchange_key, self._exchange_key, due)
         self._witness_key = None if config.witness_key is None else self._read(config.witness_key)
-        listed = {witness.name: witness.public for witness in self.agreed.manifest.witnesses}
+        listed = [witness.name for witness in manifest.witnesses]
         if config.boundary in listed:
             if config.witness_key is None or self._witness_key is None:
                 raise ConfigError(
                     f"the manifest lists the gate of {config.boundary} as a witness: name its key as `witness_key`"
                 )
-            public = bytes.fromhex(listed[config.boundary])
+            public = due_key(manifest, (KeyRole.WITNESS, listed.index(config.boundary)), self._changes)
             check_key("witness_key", config.witness_key, self._witness_key, public)
 
     @property
@@ -127,6 +131,7 @@ class GateRole(BoundaryRole):
             exchange_key=self._exchange_key,
             witness_key=self._witness_key,
             every=self.agreed.settings.witnesses.every,
+            changes=self._changes,
         )
 
 
@@ -136,7 +141,8 @@ class ControllerRole(ServiceRole):
     def __init__(self, config: ControllerConfig) -> None:
         super().__init__(config)
         self._brokers, self._key = config.brokers(), self._read(config.key)
-        check_key("key", config.key, self._key, bytes.fromhex(self.agreed.manifest.controller_public))
+        self._changes = read_changes(config.key_changes)
+        check_key("key", config.key, self._key, due_key(self.agreed.manifest, CONTROLLER, self._changes))
         self._initial = read_initial(config, self.agreed)
 
     @property
@@ -163,6 +169,7 @@ class ControllerRole(ServiceRole):
             initial=self._initial,
             deadline=self.agreed.settings.sync.deadline,
             rules=rules_of(self.agreed.settings),
+            changes=self._changes,
         )
 
     def pending(self, actor: Actor) -> int | None:
@@ -177,14 +184,16 @@ class WitnessRole(ServiceRole):
         super().__init__(config)
         self._brokers, self._key = config.brokers(), self._read(config.key)
         self._witness = config.witness
-        listed = {witness.name: witness.public for witness in self.agreed.manifest.witnesses}
+        manifest, self._changes = self.agreed.manifest, read_changes(config.key_changes)
+        listed = [witness.name for witness in manifest.witnesses]
         boundaries = {terms.name for terms in self.agreed.manifest.boundaries}
         if config.witness not in set(listed) - boundaries:
             known = ", ".join(sorted(set(listed) - boundaries)) or "none"
             raise ConfigError(
                 f"witness {config.witness}: the manifest lists no service of that name as a witness; there are {known}"
             )
-        check_key("key", config.key, self._key, bytes.fromhex(listed[config.witness]))
+        due = due_key(manifest, (KeyRole.WITNESS, listed.index(config.witness)), self._changes)
+        check_key("key", config.key, self._key, due)
 
     @property
     def name(self) -> str:
@@ -209,6 +218,7 @@ class WitnessRole(ServiceRole):
             witness=self._witness,
             key=self._key,
             every=self.agreed.settings.witnesses.every,
+            changes=self._changes,
         )
 
 

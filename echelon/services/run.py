@@ -37,10 +37,11 @@ from echelon.private import write_private
 from echelon.rounds.effects import Note
 from echelon.services.allocator import map_large_blocks
 from echelon.services.broker_patience import BrokerPatience
-from echelon.services.config import ServiceConfig
+from echelon.services.config import ControllerConfig, ServiceConfig
 from echelon.services.health import Health, State
 from echelon.services.http import HttpServer
 from echelon.services.journal import tell
+from echelon.services.key_changes import watch_changes
 from echelon.services.locks import lock_state
 from echelon.services.logs import logging_as
 from echelon.services.metrics import Metrics
@@ -362,6 +363,7 @@ class Service:
         """One life of the actor, from connecting to its end."""
         buses: dict[str, Bus] = {}
         store: StateStore | None = None
+        watching: asyncio.Task[None] | None = None
         try:
             self._write_address()
             for name, broker in self.role.brokers().items():
@@ -374,6 +376,11 @@ class Service:
                 await actor.stop()
             self._actor = actor
             self.metrics.sampler.attach(buses, lambda: self.role.pending(actor))
+            if isinstance(actor, Controller) and isinstance(self.config, ControllerConfig):
+                watching = asyncio.create_task(
+                    watch_changes(self.config.key_changes, actor.change_keys, self.log),
+                    name="changes of keys",
+                )
             await actor.run()
             if actor.halted or self._stopping:
                 self.log.info("stopped; the run goes on without it, and it goes on where it was")
@@ -382,6 +389,8 @@ class Service:
             self._write_checkpoint(actor)
         finally:
             self._actor = None
+            if watching is not None:
+                watching.cancel()
             self.metrics.sampler.detach()
             await _close(buses, store)
 

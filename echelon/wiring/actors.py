@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from echelon.actors.aggregator import Aggregator
 from echelon.actors.controller import Controller
 from echelon.actors.device import Compute, Device, Interceptor, ShardSource
@@ -16,10 +18,12 @@ from echelon.compute.probing import probe_shape, probe_terms
 from echelon.config.split import SplitSettings
 from echelon.config.window import WindowSettings
 from echelon.errors import ConfigError
+from echelon.laws.keys import CONTROLLER, gate_of_place
 from echelon.laws.rules import Allowed
 from echelon.messages.adapter import Vector
 from echelon.messages.envelope import Signer
 from echelon.messages.handshake import inbox_of
+from echelon.messages.keys import KeyRole, StatementFile
 from echelon.messages.manifest import RunManifest
 from echelon.messages.names import aggregator_of, gate_of, witness_of
 from echelon.messages.wire import DeviceId
@@ -39,6 +43,7 @@ from echelon.wiring.context import (
     Place,
     assembler,
     check_roster,
+    due_key,
     gate_assembler,
     membership,
     other_key,
@@ -291,6 +296,7 @@ def make_gate(
     exchange_key: bytes,
     witness_key: bytes | None = None,
     every: float = 2.0,
+    changes: Sequence[StatementFile] = (),
 ) -> Gate:
     """A gate: the only actor with two brokers, and the only one with the boundary's exchange key.
 
@@ -307,6 +313,7 @@ def make_gate(
         exchange_key: private key by which it signs on the exchange, 32 bytes.
         witness_key: private key by which it cosigns, 32 bytes.
         every: seconds.
+        changes: of signing keys, by which its own may be others than the manifest's.
 
     Raises:
         ConfigError: the roster is not the manifest's, or one of the keys is another than is written there.
@@ -316,7 +323,7 @@ def make_gate(
     index = manifest.index(roster.boundary)
     if signer.public != roster.gate:
         raise ConfigError(other_key("gate", roster))
-    if crossing.public.hex() != manifest.boundaries[index].gate_public:
+    if crossing.public != due_key(manifest, gate_of_place(index), changes):
         raise ConfigError(
             f"the run manifest names another key for what crosses from {roster.boundary} than the one given: "
             "put the gate's own exchange key there"
@@ -324,7 +331,7 @@ def make_gate(
     dim = manifest.adapter_layout().dim
     name = gate_of(roster.boundary)
     outward = Place(exchange, place.store, place.services)
-    witness = _gate_witness(outward, manifest, roster, key=witness_key, every=every)
+    witness = _gate_witness(outward, manifest, roster, key=witness_key, every=every, changes=changes)
     return Gate(
         name,
         boundary=roster.boundary,
@@ -345,7 +352,13 @@ def make_gate(
 
 
 def _gate_witness(
-    place: Place, manifest: RunManifest, roster: Roster, *, key: bytes | None, every: float
+    place: Place,
+    manifest: RunManifest,
+    roster: Roster,
+    *,
+    key: bytes | None,
+    every: float,
+    changes: Sequence[StatementFile],
 ) -> Witness | None:
     """The witness that a gate is, too, where the manifest lists its boundary among the witnesses."""
     if all(terms.name != roster.boundary for terms in manifest.witnesses):
@@ -356,7 +369,9 @@ def _gate_witness(
             "its witness key there"
         )
     name = gate_of(roster.boundary)
-    return make_witness(place, manifest, witness=roster.boundary, key=key, every=every, name=name)
+    return make_witness(
+        place, manifest, witness=roster.boundary, key=key, every=every, name=name, changes=changes
+    )
 
 
 def make_witness(
@@ -367,6 +382,7 @@ def make_witness(
     key: bytes,
     every: float,
     name: str | None = None,
+    changes: Sequence[StatementFile] = (),
 ) -> Witness:
     """A witness: its own key and the exchange's broker, of which it reads no payload.
 
@@ -375,6 +391,7 @@ def make_witness(
         key: its key.
         every: seconds after which it looks for new heads of delta logs.
         name: the actor that it is a part of; left out, it is one by itself.
+        changes: of signing keys, by which its own may be another than the manifest's.
         place: the exchange's broker, durable state, and services.
         manifest: of the run, signed and checked.
 
@@ -387,7 +404,7 @@ def make_witness(
         raise ConfigError(
             f"the run manifest lists no witness {witness}; there are {', '.join(listed) or 'none'}: name the right one"
         )
-    if signer.public.hex() != listed[witness]:
+    if signer.public != due_key(manifest, (KeyRole.WITNESS, list(listed).index(witness)), changes):
         raise ConfigError(
             f"the run manifest names another key for witness {witness} than the one given: put its own there"
         )
@@ -404,7 +421,14 @@ def make_witness(
 
 
 def make_controller(
-    place: Place, sealed_manifest: bytes, *, key: bytes, initial: Vector, deadline: float, rules: Allowed
+    place: Place,
+    sealed_manifest: bytes,
+    *,
+    key: bytes,
+    initial: Vector,
+    deadline: float,
+    rules: Allowed,
+    changes: Sequence[StatementFile] = (),
 ) -> Controller:
     """The controller: its own key and the exchange's broker.
 
@@ -415,6 +439,7 @@ def make_controller(
         initial: the adapter of genesis, float32[d].
         deadline: seconds after which a commit merges what is there.
         rules: users' classes that this process may run.
+        changes: of signing keys, its own among them, that are to stand on `global`.
 
     Raises:
         ConfigError: the manifest names another controller, or an adapter of another size.
@@ -422,7 +447,7 @@ def make_controller(
     """
     manifest = RunManifest.open(sealed_manifest)
     signer = Signer(key)
-    if signer.public.hex() != manifest.controller_public:
+    if signer.public != due_key(manifest, CONTROLLER, changes):
         raise ConfigError(
             "the run manifest names another controller key than the one given: put the right one there"
         )
@@ -441,4 +466,5 @@ def make_controller(
         initial=initial,
         deadline=deadline,
         rules=rules,
+        changes=changes,
     )

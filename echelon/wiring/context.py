@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from echelon.actors.boundary import Membership
@@ -12,8 +13,10 @@ from echelon.bus import Bus
 from echelon.bus.assembler import Assembler, open_cost
 from echelon.bus.chunks import CHUNK
 from echelon.errors import ConfigError
+from echelon.laws.keys import Actor, Keys
 from echelon.laws.lengths import boundary_lengths
 from echelon.messages.envelope import Signer
+from echelon.messages.keys import StatementFile
 from echelon.messages.manifest import RunManifest
 from echelon.messages.names import aggregator_of, gate_of
 from echelon.secagg.roster import Roster
@@ -111,6 +114,18 @@ def own_key(roster: Roster, device: str, signer: Signer) -> None:
 def other_key(who: str, roster: Roster) -> str:
     """The error of a key that is not the roster's."""
     return f"the roster of {roster.boundary} names another key for {who} than the one given: put the right key there"
+
+
+def due_key(manifest: RunManifest, actor: Actor, changes: Iterable[StatementFile]) -> bytes:
+    """The public key that an actor of the exchange must sign with, once all given changes of keys count.
+
+    Args:
+        manifest: of the run.
+        actor: whose key it is.
+        changes: statements, as far as they were given to whoever asks.
+    """
+    statements = [(file.change, file.statement()) for file in changes]
+    return Keys.of(manifest).stated(statements).current(actor)
 
 
 def check_roster(roster: Roster, manifest: RunManifest) -> None:

@@ -24,6 +24,7 @@ from echelon.audit.merkle import Tree, leaf_hash
 from echelon.audit.note import Checkpoint, NoteSignature, SignedNote
 from echelon.audit.witness import MAX_CONFLICTS, HeadRefusal, Known, RefusedBecause, WitnessCore, decide
 from echelon.errors import CodecError, StateError
+from echelon.laws.keys import HeadKey
 from echelon.messages.envelope import Signer
 from echelon.messages.manifest import RunManifest, WitnessTerms
 from tests.audit.synthetic import CONTROLLER, GATES, RUN, terms
@@ -293,7 +294,9 @@ def test_gates_watch_global_and_the_next_logs_and_others_watch_all() -> None:
     assert [log.topic for log in watched_by(alone, "a")] == ["global"]
     two = terms(boundaries=2)
     assert [log.topic for log in watched_by(two, "b")] == ["delta.a", "global"]
-    assert logs_of(two)["delta.b"] == WatchedLog("delta.b", f"echelon/{RUN.hex()}/delta.b", GATES[1].public)
+    assert logs_of(two)["delta.b"] == WatchedLog(
+        "delta.b", f"echelon/{RUN.hex()}/delta.b", (HeadKey(GATES[1].public),)
+    )
 
 
 def test_a_witness_has_a_key_of_its_own() -> None:

@@ -73,6 +73,7 @@ from echelon.messages.boundary import BOUNDARY
 from echelon.messages.envelope import Dsse, Envelope, Signer
 from echelon.messages.exchange import EXCHANGE, DeltaCodec, Genesis, Pace
 from echelon.messages.frames import FRAMES, decode_frame, encode_frame, from_double
+from echelon.messages.keys import KeyRole, StatementFile, state_change
 from echelon.messages.leases import SlotClaim, SlotFree, SlotHold
 from echelon.messages.manifest import MANIFEST_TYPE, OuterKind, PaceTerms, RunManifest
 from echelon.messages.stored import stored
@@ -526,6 +527,14 @@ def _transcripts() -> tuple[bytes, ...]:
     return (core.transcript.encode(),)
 
 
+def _statements() -> tuple[bytes, ...]:
+    statement = state_change(
+        "key.next", run=bytes(16), actor=(KeyRole.GATE, 0), number=1, former=Signer(b"\x01" * 32).public,
+        following=Signer(b"\x02" * 32), author=Signer(b"\x01" * 32),
+    )  # fmt: skip
+    return (StatementFile.of("key.next", statement).encode(),)
+
+
 @cache
 def _openings() -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
     """Requests and answers of a window."""
@@ -616,6 +625,14 @@ def _openings_read() -> list[Reader]:
             mutate.raw,
             (CodecError,),
             ("laws.transcript.Transcript.decode",),
+        ),
+        Reader(
+            "statement of a change of a key",
+            StatementFile.decode,
+            _statements,
+            mutate.text,
+            (CodecError,),
+            ("messages.keys.StatementFile.decode",),
         ),
         Reader(
             "request for an opening",

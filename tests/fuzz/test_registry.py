@@ -80,6 +80,7 @@ EXEMPT: dict[str, str] = {
     # An actor's own state, which its actor reads inside of `messages.stored`.
     **dict.fromkeys(
         (
+            "audit.signers.Signers.restore",
             "laws.versions.KnownVersions.restore",
             "rounds.aggregator.core.AggregatorCore.restore",
             "rounds.aggregator.attendance.Attendance.restore",

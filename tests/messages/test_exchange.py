@@ -23,6 +23,7 @@ from echelon.messages.exchange import (
     RefusalReason,
     WindowSummary,
 )
+from echelon.messages.keys import KeyEnd, KeyNext, KeyRole, KeyStatement
 from echelon.messages.wire import MAX_EXCHANGE_BYTES, Message, Refused
 
 U16, U32, U63 = (1 << 16) - 1, (1 << 32) - 1, (1 << 63) - 1
@@ -45,6 +46,16 @@ WINDOW = WindowSummary(
     eval_tokens=U63,
 )
 HEADS = tuple(LogHead(boundary=U16, size=U63, root=DIGEST) for _ in range(MAX_BOUNDARIES))
+STATEMENT = KeyStatement(
+    run=ID,
+    role=KeyRole.CONTROLLER,
+    place=U16,
+    number=U63,
+    former=DIGEST,
+    public=DIGEST,
+    proof=2 * DIGEST,
+    signature=2 * DIGEST,
+)
 LARGEST: tuple[Message, ...] = (
     Genesis(
         run=ID,
@@ -102,6 +113,10 @@ LARGEST: tuple[Message, ...] = (
         heads=HEADS,
         adapter_sha256=DIGEST,
         prefix=DIGEST,
+    ),
+    *(
+        kind(run=ID, index=U63, statement=STATEMENT, read=U63, root=DIGEST, prefix=DIGEST)
+        for kind in (KeyNext, KeyEnd)
     ),
 )
 
