@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+from echelon.audit.derived_adapter import DerivedAdapter
 from echelon.messages.exchange import Close, CloseReason
 from echelon.rounds.controller.core import ControllerCore
 
@@ -28,3 +29,18 @@ def close_faults(close: Close, core: ControllerCore, adapter_sha256: bytes) -> I
     if (close.reason in PROVABLE and reached is not close.reason) or unprovable:
         given = "no end yet" if reached is None else reached.value
         yield f"the run was closed for {close.reason.value}; its budget and log give {given}"
+
+
+def file_faults(files: Mapping[str, bytes], core: ControllerCore | None, sha256: bytes) -> Iterator[str]:
+    """What the files of an exported adapter, by name, have otherwise than the final adapter, in words.
+
+    Args:
+        files: as they were exported.
+        core: as the last commit left it; None: no final adapter was derived.
+        sha256: of the final adapter.
+    """
+    if core is None:
+        yield "the exported adapter was not checked: no final adapter was derived"
+        return
+    final = DerivedAdapter(core.newest, core.adapter, sha256, manifest=core.manifest, pace=core.pace)
+    yield from final.differences(files)

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from echelon.messages.adapter import F32, adapter_digest, adapter_files
+from echelon.messages.adapter import F32, adapter_files
 from echelon.messages.exchange import Pace
 from echelon.messages.manifest import RunManifest
 from echelon.pace.base import Decision
-from echelon.rounds.controller.core import ControllerCore
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +51,6 @@ class DerivedAdapter:
                     (i for i, (a, b) in enumerate(zip(found, data, strict=False)) if a != b), len(data)
                 )
                 yield f"adapter/{name} is not the final adapter: byte {min(place, len(found))} differs"
-
-
-def final_adapter(core: ControllerCore) -> DerivedAdapter:
-    """The newest adapter of a derivation that came to its end."""
-    return DerivedAdapter(
-        core.newest, core.adapter, adapter_digest(core.adapter), core.manifest, pace=core.pace
-    )
 
 
 def is_encoded(adapter: F32, payload: bytes | memoryview) -> bool:

@@ -13,6 +13,7 @@ from enum import StrEnum
 import msgpack
 import numpy as np
 
+from echelon.audit.helper import Digests
 from echelon.audit.merkle import Frontier
 from echelon.audit.prefix import PrefixChain
 from echelon.audit.records import (
@@ -146,6 +147,8 @@ class TopicLog:
         self.topic = topic
         self.chain = PrefixChain(topic)
         self.tree = Frontier()
+        self.digests = Digests()
+        """Who computes the digests of chunks and payloads."""
         self.manifest: RunManifest | None = None
         """The run manifest, once genesis was read (on `global`)."""
         self.initial: F32 | None = None
@@ -211,7 +214,7 @@ class TopicLog:
             )
         elif is_chunk(record):
             try:
-                chunk = read_chunk(record)
+                chunk = read_chunk(record, self.digests.chunk)
             except Refused as error:
                 faults.append(LogFault(FaultCode.CORRUPT_CHUNK, record.offset, error.detail))
         digest = record_hash(record, chunk)
@@ -274,10 +277,9 @@ class TopicLog:
             return None, f"chunk {len(transfer.parts)} of {transfer.total} of its payload is missing"
         if transfer.length != payload.length:
             return None, f"its chunks have {transfer.length} bytes, it says {payload.length}"
-        data = transfer.parts[0] if len(transfer.parts) == 1 else b"".join(transfer.parts)
-        if check and hashlib.sha256(data).digest() != payload.sha256:
+        if check and self.digests.payload(payload.transfer, transfer.parts) != payload.sha256:
             return None, "its payload has another SHA-256 than it says"
-        return data, ""
+        return transfer.parts[0] if len(transfer.parts) == 1 else b"".join(transfer.parts), ""
 
     # ---- manifests ----------------------------------------
 

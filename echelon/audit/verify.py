@@ -12,11 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from echelon.audit.announcements import Announced, note_announcements, report_unexpected, take_announcements
 from echelon.audit.causes import CutLogs
 from echelon.audit.checkpoints import check_checkpoints, given_checkpoints
-from echelon.audit.closing import close_faults
+from echelon.audit.closing import close_faults, file_faults
 from echelon.audit.cosigned import AnnouncementProof, Witnessed
-from echelon.audit.derived_adapter import DerivedAdapter, final_adapter, is_encoded
+from echelon.audit.derived_adapter import DerivedAdapter, is_encoded
 from echelon.audit.findings import Code, Finding, RefusalFacts, Report, Severity, TopicFacts, VerifiedCommit
 from echelon.audit.heads import DELTA_PREFIX, GLOBAL
+from echelon.audit.helper import Helper
 from echelon.audit.interlock import Interlock, Sighting
 from echelon.audit.log import Entry, FaultCode, LogFault, TopicLog
 from echelon.audit.log_reading import LogReading
@@ -80,6 +81,7 @@ class Verifier:
         for finding in findings:
             self._find(finding.code, finding.severity, finding.topic, finding.offset, finding.detail)
         self._sightings = tuple(sightings)
+        self._helper = Helper(1)
         self._core: ControllerCore | None = None
         self._interlock: Interlock | None = None
         self._manifest: RunManifest | None = None
@@ -95,11 +97,14 @@ class Verifier:
 
     def run(self) -> Iterator[DerivedAdapter]:
         """Verify everything, yielding each adapter once its record has been checked against it."""
+        with Helper() as self._helper:
+            yield from self._run()
+
+    def _run(self) -> Iterator[DerivedAdapter]:
         notes = given_checkpoints(self._notes, self.report)
         heads = take_announcements(self._topics)
         main = self._begin()
-        while (record := main.peek()) is not None:
-            main.ahead = None
+        while (record := main.take()) is not None:
             closed = self._closed is not None
             entry = self._read(main, record)
             if entry is None:
@@ -136,7 +141,10 @@ class Verifier:
 
     def _source(self, topic: str, log: TopicLog) -> LogReading:
         facts = self.report.topics.setdefault(topic, TopicFacts())
-        return LogReading(topic, iter(self._topics.pop(topic, ())), log, facts)
+        reading = LogReading(topic, iter(self._topics.pop(topic, ())), log, facts)
+        count = len(self._manifest.boundaries) if self._manifest is not None else 0
+        # The payloads of `global` are not hashed: they are compared with the adapters that are derived.
+        return reading.hash_ahead(self._helper, 1 + count, payloads=topic != GLOBAL)
 
     def _read(self, source: LogReading, record: LogRecord | Damaged) -> Entry | None:
         facts, topic = source.facts, source.topic
@@ -195,9 +203,10 @@ class Verifier:
         report.run, report.genesis_sha256 = manifest.run_id, entry.sha256
         report.boundaries = tuple(terms.name for terms in manifest.boundaries)
         report.parent = manifest.parent
-        if report.parent is not None and report.parent.adapter_sha256 != adapter_digest(log.initial).hex():
+        initial = adapter_digest(log.initial)
+        if report.parent is not None and report.parent.adapter_sha256 != initial.hex():
             detail = (
-                f"the run starts from adapter {adapter_digest(log.initial).hex()}, and its terms name that of its "
+                f"the run starts from adapter {initial.hex()}, and its terms name that of its "
                 f"parent, {report.parent.adapter_sha256}"
             )
             self._error(Code.PARENT, GLOBAL, entry.offset, detail)
@@ -221,7 +230,7 @@ class Verifier:
             self._error(Code.GENESIS, GLOBAL, entry.offset, f"no run can start from this genesis: {error}")
             return
         self._core.transcript = self._interlock.transcript
-        report.adapter_sha256 = adapter_digest(log.initial)
+        report.adapter_sha256 = initial
         yield DerivedAdapter(
             0,
             log.initial,
@@ -240,7 +249,8 @@ class Verifier:
             self._stop(entry.offset, "the commit's adapter is not whole")
             return
         try:
-            dropped = core.apply(commit)
+            with self._helper.shared():
+                dropped = core.apply(commit)
         except CommitMismatch as error:
             self._stop(entry.offset, str(error))
             return
@@ -351,7 +361,7 @@ class Verifier:
                 return
             if upto is not None and record.offset > upto:
                 return
-            source.ahead = None
+            source.take()
             entry = self._read(source, record)
             if entry is None:
                 self._owed.faulty.add((boundary, record.offset))
@@ -409,8 +419,7 @@ class Verifier:
         report.best_commit = best.commit if best is not None else None
 
     def _drain(self, boundary: int, source: LogReading) -> None:
-        while (record := source.peek()) is not None:
-            source.ahead = None
+        while (record := source.take()) is not None:
             entry = self._read(source, record)
             if entry is None:
                 continue
@@ -452,14 +461,9 @@ class Verifier:
         return () if self._witnessed is None else self._witnessed.evidence(self._marks)
 
     def _check_files(self) -> None:
-        if self._files is None or self._manifest is None:
-            return
-        if self._core is None:
-            detail = "the exported adapter was not checked: no final adapter was derived"
-            self._error(Code.ADAPTER_FILE, "", None, detail)
-            return
-        for detail in final_adapter(self._core).differences(self._files):
-            self._error(Code.ADAPTER_FILE, "", None, detail)
+        if self._files is not None and self._manifest is not None:
+            for detail in file_faults(self._files, self._core, self.report.adapter_sha256):
+                self._error(Code.ADAPTER_FILE, "", None, detail)
 
 
 def verify(

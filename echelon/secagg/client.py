@@ -13,8 +13,9 @@ from collections.abc import Collection
 
 import numpy as np
 
-from echelon.messages.envelope import Signer, verify_signature
+from echelon.messages.envelope import Signer
 from echelon.messages.floor import heads
+from echelon.messages.good_signatures import verify_once
 from echelon.messages.handshake import (
     Advertise,
     Consistency,
@@ -173,7 +174,7 @@ class Client:
             if entry.device not in near:
                 continue  # no secret is shared with it
             signed = context.advert_statement(entry)
-            if not verify_signature(self._roster.key(entry.device), entry.signature, signed):
+            if not verify_once(self._roster.key(entry.device), entry.signature, signed):
                 raise self._turns.abort(
                     Abort.KEYS, f"the keys of {entry.device} are not signed by it for this window"
                 )
@@ -297,7 +298,7 @@ class Client:
         statement = self._statement(included)
         valid = sum(
             entry.device in self._u3 & self.context.holders(self.me)
-            and verify_signature(self._roster.key(entry.device), entry.signature, statement)
+            and verify_once(self._roster.key(entry.device), entry.signature, statement)
             for entry in signatures.entries
         )
         return valid >= self.context.threshold
@@ -331,7 +332,7 @@ class Client:
                 )
             if device not in holders:
                 continue  # it counts for its own neighbours
-            if not verify_signature(self._roster.key(device), entry.signature, statement):
+            if not verify_once(self._roster.key(device), entry.signature, statement):
                 raise self._turns.abort(Abort.SIGNATURES, f"{device} signed another included set")
             near += 1
         if near < context.threshold:
