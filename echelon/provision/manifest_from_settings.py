@@ -194,6 +194,7 @@ def build_manifest(
             rules=terms_of(settings),
             labels=settings.model.labels,
             parent=facts.parent,
+            adapter=facts.adapter,
         )
     except ValueError as error:
         if isinstance(error, EchelonError):
