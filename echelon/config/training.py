@@ -154,6 +154,12 @@ class AdapterSettings(Settings):
         kind = AdapterKind(self.kind)
         return self.ravan if kind is AdapterKind.RAVAN else FORMS[kind]()
 
+    @property
+    def plain(self) -> AdapterSettings:
+        """Settings of the plain LoRA adapter that an adapter of this kind is exported as."""
+        fields = {"kind": "lora", "rank": self.form.width(self.rank), "ravan": Ravan()}
+        return self.model_copy(update=fields)
+
     @model_validator(mode="after")
     def _kind_fits(self) -> Self:
         if self.form.width(self.rank) > MAX_RANK:
