@@ -12,13 +12,17 @@ import torch.nn.functional as F
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from echelon.adapters.exported import filled
 from echelon.messages.adapter import Vector, adapter_files
 from echelon.training.local import TorchLearner
 
 
 def reloaded(learner: TorchLearner, weights: Vector, folder: Path, to: Path) -> Any:
     """The base as anybody loads it, heads drawn anew, with the exported adapter."""
-    for name, content in adapter_files(learner.layout, learner.adapter_config_json, weights).items():
+    layout, terms = learner.layout, learner.adapter_terms
+    if terms is not None:
+        layout, weights = filled(terms, layout, weights)
+    for name, content in adapter_files(layout, learner.adapter_config_json, weights).items():
         (to / name).write_bytes(content)
     torch.manual_seed(99)
     if learner.spec.model.task == "classify":

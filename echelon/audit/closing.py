@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from echelon.audit.derived_adapter import DerivedAdapter
 from echelon.messages.exchange import Close, CloseReason
+from echelon.messages.manifest import RunManifest
 from echelon.rounds.controller.core import ControllerCore
 
 PROVABLE = (CloseReason.COMMITS, CloseReason.TOKENS, CloseReason.PATIENCE)
@@ -29,6 +30,15 @@ def close_faults(close: Close, core: ControllerCore, adapter_sha256: bytes) -> I
     if (close.reason in PROVABLE and reached is not close.reason) or unprovable:
         given = "no end yet" if reached is None else reached.value
         yield f"the run was closed for {close.reason.value}; its budget and log give {given}"
+
+
+def parent_faults(manifest: RunManifest, initial: bytes) -> Iterator[str]:
+    """What is wrong with the adapter that a run of that manifest starts from, in words; `initial` is its SHA-256."""
+    if manifest.parent is not None and manifest.parent.adapter_sha256 != initial.hex():
+        yield (
+            f"the run starts from adapter {initial.hex()}, and its terms name that of its parent, "
+            f"{manifest.parent.adapter_sha256}"
+        )
 
 
 def file_faults(files: Mapping[str, bytes], core: ControllerCore | None, sha256: bytes) -> Iterator[str]:

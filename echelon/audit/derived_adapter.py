@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from echelon.messages.adapter import F32, adapter_files
+from echelon.adapters.exported import exported_files
+from echelon.messages.adapter import F32
 from echelon.messages.exchange import Pace
 from echelon.messages.manifest import RunManifest
 from echelon.pace.base import Decision
@@ -37,8 +38,7 @@ class DerivedAdapter:
 
     def files(self) -> dict[str, bytes]:
         """The adapter as PEFT's two files, by name."""
-        config = self.manifest.adapter_config.encode()
-        return adapter_files(self.manifest.adapter_layout(), config, self.adapter)
+        return exported_files(self.manifest, self.adapter)
 
     def differences(self, files: Mapping[str, bytes]) -> Iterator[str]:
         """What the files of an exported adapter, by name, have otherwise than this one, in words."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from echelon.audit.announcements import Announced, note_announcements, report_unexpected, take_announcements
 from echelon.audit.causes import CutLogs
 from echelon.audit.checkpoints import check_checkpoints, given_checkpoints
-from echelon.audit.closing import close_faults, file_faults
+from echelon.audit.closing import close_faults, file_faults, parent_faults
 from echelon.audit.cosigned import AnnouncementProof, Witnessed
 from echelon.audit.derived_adapter import DerivedAdapter, is_encoded
 from echelon.audit.findings import Code, Finding, RefusalFacts, Report, Severity, TopicFacts, VerifiedCommit
@@ -204,11 +204,7 @@ class Verifier:
         report.boundaries = tuple(terms.name for terms in manifest.boundaries)
         report.parent = manifest.parent
         initial = adapter_digest(log.initial)
-        if report.parent is not None and report.parent.adapter_sha256 != initial.hex():
-            detail = (
-                f"the run starts from adapter {initial.hex()}, and its terms name that of its "
-                f"parent, {report.parent.adapter_sha256}"
-            )
+        for detail in parent_faults(manifest, initial):
             self._error(Code.PARENT, GLOBAL, entry.offset, detail)
         if self._pinned is not None and entry.sha256 != self._pinned:
             detail = f"genesis has SHA-256 {entry.sha256.hex()}, pinned is {self._pinned.hex()}: another run"

@@ -116,12 +116,13 @@ def _chosen(source: str, commit: str, rules: list[str] | None) -> tuple[int | No
 
 def _merge(out: Path, version: DerivedAdapter, settings: RunSettings | None, base: str | None) -> None:
     """Write the full model of a version. What the log does not say of the base is taken from the run file."""
+    from echelon.adapters.exported import peft_vector
     from echelon.config.training import AdapterSettings, ModelSettings
     from echelon.training.merge import Weights, merge_into
 
     manifest = version.manifest
     if settings is not None:
-        model, adapter = settings.model, settings.adapter
+        model, adapter = settings.model, settings.adapter.plain
     else:
         config = json.loads(manifest.adapter_config)
         model = ModelSettings(
@@ -135,8 +136,8 @@ def _merge(out: Path, version: DerivedAdapter, settings: RunSettings | None, bas
         )
     if base is not None:
         model = model.model_copy(update={"model": base, "revision": None})
-    layout = manifest.adapter_layout()
-    merge_into(out, model, adapter, Weights(layout, version.adapter, manifest.model_sha256))
+    layout, vector = peft_vector(manifest, version.adapter)
+    merge_into(out, model, adapter, Weights(layout, vector, manifest.model_sha256))
 
 
 def _card(source: str, version: DerivedAdapter) -> CardFacts:

@@ -16,7 +16,7 @@ from echelon.config.reading import read_file
 from echelon.errors import ConfigError
 from echelon.laws.rules import Allowed
 from echelon.messages.adapter import CARD_FILE, CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHTS_FILE, adapter_digest
-from echelon.report.card import BASE, GENESIS, MAX_CARD_BYTES
+from echelon.report.card import ADAPTER, BASE, GENESIS, MAX_CARD_BYTES
 from echelon.sources.exchange import MAX_FILE_BYTES, opened
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def load_parent(source: str, rules: Allowed) -> Parent:
         genesis_sha256=report.genesis_sha256.hex(),
         model_sha256=manifest.model_sha256,
         labels=manifest.labels,
+        kind=manifest.adapter,
     )
 
 
@@ -69,7 +70,7 @@ def _from_folder(folder: Path) -> Parent:
     card = b""
     if (folder / CARD_FILE).is_file():
         card = read_file(folder / CARD_FILE, "model card", MAX_CARD_BYTES)
-    return Parent(str(folder), adapter, layout, config, **_known(card))
+    return Parent(str(folder), adapter, layout, config, **_known(card, adapter_digest(adapter).hex()))
 
 
 def adapter_config_in(folder: Path, where: str) -> dict[str, Any]:
@@ -92,10 +93,17 @@ def adapter_config_in(folder: Path, where: str) -> dict[str, Any]:
     return config
 
 
-def _known(card: bytes) -> dict[str, Any]:
-    """What a card of ours says of the adapter's run."""
+def _known(card: bytes, digest: str) -> dict[str, Any]:
+    """What a card of ours says of the adapter's run.
+
+    Of a kind that is trained in other numbers than the file holds, no commit has the file's digest: then the base alone
+    is taken from the card.
+    """
     text = card.decode("utf-8", "replace")
     found = {"genesis_sha256": GENESIS.search(text), "model_sha256": BASE.search(text)}
+    trained = ADAPTER.search(text)
+    if trained is not None and trained[1] != digest:
+        del found["genesis_sha256"]
     return {name: line[1] for name, line in found.items() if line is not None}
 
 

@@ -28,7 +28,7 @@ from echelon.config.run import RunSettings
 from echelon.errors import TrainingError
 from echelon.jobs.training import Evaluate, Evaluated, TrainJob, TrainOutcome
 from echelon.messages.adapter import AdapterLayout, Vector
-from echelon.messages.manifest import ParentTerms
+from echelon.messages.manifest import AdapterTerms, ParentTerms
 from echelon.training.learner import AdapterLayers, BoundarySpec, DataFacts, EvalResult, Learner, LearnerSpec
 
 T = TypeVar("T")
@@ -50,6 +50,11 @@ class FullLearner(Learner, Protocol):
     @property
     def adapter_config_json(self) -> bytes:
         """The exported adapter_config.json."""
+        ...
+
+    @property
+    def adapter_terms(self) -> AdapterTerms | None:
+        """What the manifest says of the adapter's kind; None for plain LoRA."""
         ...
 
     @property
@@ -174,6 +179,8 @@ class Facts:
     initial: Vector
     parent: ParentTerms | None = None
     """The run, or adapter, that `initial` is of; None: it is drawn from the seed."""
+    adapter: AdapterTerms | None = None
+    """Of another kind of adapter than plain LoRA."""
 
 
 # ---- in a worker process ---------------------------------------------------------------------------
@@ -246,6 +253,7 @@ def facts_of(learner: FullLearner) -> Facts:
         adapter_config=learner.adapter_config_json.decode(),
         model_sha256=learner.model_digest,
         initial=learner.initial_adapter(),
+        adapter=learner.adapter_terms,
     )
 
 

@@ -108,6 +108,10 @@ class QuadraticLearner:
         return b'{"peft_type":"LORA"}'
 
     @property
+    def adapter_terms(self) -> None:
+        """None: the vector is of no kind."""
+
+    @property
     def model_digest(self) -> bytes:
         """Digest of what the quadratics are drawn from."""
         return hashlib.sha256(f"quadratic {self.spec.seed} {self._dim}".encode()).digest()

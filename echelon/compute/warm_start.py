@@ -15,7 +15,8 @@ from safetensors import SafetensorError, deserialize
 from echelon.compute.pool import Facts
 from echelon.errors import CodecError, ConfigError
 from echelon.messages.adapter import AdapterLayout, Vector, adapter_digest
-from echelon.messages.manifest import ParentTerms
+from echelon.messages.kinds import AdapterKind
+from echelon.messages.manifest import AdapterTerms, ParentTerms
 
 SCALE = ("peft_type", "lora_alpha", "alpha_pattern", "use_rslora", "use_dora", "lora_bias")
 """Fields of adapter_config.json that change what an adapter of given tensors computes."""
@@ -34,6 +35,7 @@ class Parent:
         genesis_sha256: of the run that it is of, in hex; empty if no run is known.
         model_sha256: digest of the frozen weights that it was trained against, in hex; empty if it is not known.
         labels: of a classifier, its classes in the order of the outputs; None if they are not known.
+        kind: of its adapter, if that is another than plain LoRA.
     """
 
     source: str
@@ -43,6 +45,7 @@ class Parent:
     genesis_sha256: str = ""
     model_sha256: str = ""
     labels: tuple[str, ...] | None = None
+    kind: AdapterTerms | None = None
 
     @property
     def terms(self) -> ParentTerms:
@@ -61,12 +64,14 @@ def started_from(facts: Facts, parent: Parent | None, labels: tuple[str, ...]) -
         labels: the new run's classes, if it trains a classifier.
 
     Raises:
-        ConfigError: the parent's adapter is of another base, of other layers or shapes, or of another scale.
+        ConfigError: the parent's adapter is of another base, kind or seed, of other layers or shapes, or of another
+            scale.
     """
     if parent is None:
         return facts
     config = json.loads(facts.adapter_config)
     _check_base(parent, facts, config)
+    _check_kind(parent, facts.adapter)
     _check_layout(parent, AdapterLayout.from_json(facts.layout.encode()))
     for name in SCALE:
         theirs, ours = parent.config.get(name) or None, config.get(name) or None
@@ -96,6 +101,26 @@ def _check_base(parent: Parent, facts: Facts, config: Mapping[str, Any]) -> None
         raise ConfigError(
             f"--from {parent.source}: its adapter is of the base {theirs}, and this run's model is {ours}; set "
             f"model.model to that base"
+        )
+
+
+def _check_kind(parent: Parent, ours: AdapterTerms | None) -> None:
+    theirs = parent.kind
+    here, there = (AdapterKind.LORA if one is None else one.kind for one in (ours, theirs))
+    if here is not there:
+        advice = (
+            "export its adapter (echelon export) and start from that folder"
+            if here is AdapterKind.LORA
+            else f"name a run whose adapter.kind is {here.value}, or set adapter.kind to {there.value}"
+        )
+        raise ConfigError(
+            f"--from {parent.source}: its adapter is of the kind {there.value}, this run's of the kind {here.value}; "
+            f"{advice}"
+        )
+    if ours is not None and theirs is not None and ours.seed != theirs.seed:
+        raise ConfigError(
+            f"--from {parent.source}: its frozen bases are drawn from seed {theirs.seed}, this run's from seed "
+            f"{ours.seed}; set seed to {theirs.seed} as it was there"
         )
 
 

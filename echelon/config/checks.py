@@ -57,6 +57,11 @@ def _check_adapter(run: RunSettings) -> None:
             "begins"
         )
 
+    if run.adapter.kind != "lora" and run.learner.kind != "lora":
+        raise ValueError(
+            f"adapter.kind {run.adapter.kind} is of models, and a {run.learner.kind} learner has none: leave it out"
+        )
+
 
 def _check_compute(run: RunSettings) -> None:
     if run.model.device_map is not None:

@@ -70,6 +70,10 @@ def _check_stand_in_has_a_middle(run: RunSettings, where: str, split: SplitSetti
 def _check_factors(run: RunSettings, where: str) -> None:
     if run.adapter.factors != "both":
         raise ValueError(f"{where}: adapter.factors must be both; alternating ones are not split")
+    if run.adapter.kind != "lora":
+        raise ValueError(
+            f"{where}: adapter.kind must be lora; parts of a model know no frozen bases of other kinds"
+        )
     if run.adapter.dora:
         raise ValueError(f"{where}: adapter.dora must be false; the lengths of its layers are not split")
     if run.model.quantization is not None:

@@ -3,9 +3,19 @@ process."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from echelon.adapters.base import AdapterForm
+from echelon.adapters.ravan import Ravan
+from echelon.adapters.registry import FORMS
+from echelon.messages.kinds import AdapterKind
+
+if TYPE_CHECKING:  # names that are computed are no Literal to the checker
+    AdapterName: TypeAlias = str
+else:
+    AdapterName = Literal[tuple(kind.value for kind in AdapterKind)]
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 FieldName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -13,6 +23,8 @@ FieldName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 GpuNumber = Annotated[int, Field(ge=0, le=63)]
 """Number of a GPU of the machine, from 0."""
 
+MAX_RANK = 1024
+"""Largest rank of PEFT's A and B."""
 MAX_LABELS = 4096
 """Most classes of a classifier."""
 SOURCE_KINDS = ("stdlib", "text", "jsonl", "csv", "parquet", "hf")
@@ -89,16 +101,21 @@ class ModelSettings(Settings):
 
 
 class AdapterSettings(Settings):
-    """The LoRA adapter: W + (alpha / rank) B A for every targeted linear layer (Hu et al. 2021, section
-    4.1)."""
+    """The adapter: W + (alpha / rank) B A for every targeted linear layer (Hu et al. 2021, section 4.1)."""
 
-    rank: int = Field(default=8, ge=1, le=1024, description="Rank of A and B, 1 to 1024.")
+    kind: AdapterName = Field(
+        default="lora",
+        description=f"{AdapterKind.described()} All but lora average exactly (docs/adapters.md).",
+    )
+    rank: int = Field(
+        default=8, ge=1, le=1024, description="Rank of A and B, 1 to 1024; of ravan, rank of each head."
+    )
     alpha: float = Field(
         default=16.0,
         gt=0,
         le=65536,
         allow_inf_nan=False,
-        description="LoRA scale numerator; the scale is alpha / rank.",
+        description="LoRA scale numerator; the scale is alpha / rank, of ravan alpha / (heads × rank).",
     )
     dropout: float = Field(
         default=0.0,
@@ -121,14 +138,42 @@ class AdapterSettings(Settings):
     factors: Literal["both", "alternating"] = Field(
         default="both",
         description="Which factors are trained: both at once, or in turn (RoLoRA): B from even commits, A from "
-        "odd ones.",
+        "odd ones. Of the kind lora.",
     )
+    ravan: Ravan = Field(default=Ravan(), description="The kind ravan.")
     targets: Literal["all-linear"] | tuple[FieldName, ...] = Field(
         default="all-linear",
         min_length=1,
         description="Names of the linear layers that get an adapter (for example `q_proj`), or `all-linear` for every "
         "linear layer except the output layer, and for stacked weights of experts and their routers.",
     )
+
+    @property
+    def form(self) -> AdapterForm:
+        """The kind, with its own settings."""
+        kind = AdapterKind(self.kind)
+        return self.ravan if kind is AdapterKind.RAVAN else FORMS[kind]()
+
+    @property
+    def plain(self) -> AdapterSettings:
+        """Settings of the plain LoRA adapter that an adapter of this kind is exported as."""
+        fields = {"kind": "lora", "rank": self.form.width(self.rank), "ravan": Ravan()}
+        return self.model_copy(update=fields)
+
+    @model_validator(mode="after")
+    def _kind_fits(self) -> Self:
+        if self.form.width(self.rank) > MAX_RANK:
+            raise ValueError(f"ravan: {self.ravan.heads} heads of rank {self.rank} are more than {MAX_RANK}")
+        if self.kind != "ravan" and self.ravan != Ravan():
+            raise ValueError(f"ravan is for the kind ravan, and kind is {self.kind}: leave it out")
+        if self.kind != "lora" and self.factors != "both":
+            raise ValueError(
+                f"factors alternate in the kind lora, and kind is {self.kind}, which has averages that are exact: "
+                "leave factors out"
+            )
+        if self.kind != "lora" and self.dora:
+            raise ValueError(f"dora goes with the kind lora, and kind is {self.kind}: leave one out")
+        return self
 
 
 class TrainSettings(Settings):

@@ -186,15 +186,19 @@ class Factor(StrEnum):
     B = "B"
 
 
-def factor_mask(layout: AdapterLayout, factor: Factor) -> npt.NDArray[np.bool_]:
-    """bool[d]: which elements of the vector belong to the factor.
+def starts_random(key: str) -> bool:
+    """Whether a tensor is the factor that starts random; the other one starts at zero.
 
     PEFT's adapters of embeddings have the roles of the two names exchanged: there B starts random.
     """
+    return ".lora_A." in key or key.endswith(".lora_embedding_B")
+
+
+def factor_mask(layout: AdapterLayout, factor: Factor) -> npt.NDArray[np.bool_]:
+    """bool[d]: which elements of the vector belong to the factor, of embeddings by what starts random."""
     mask = np.zeros(layout.dim, np.bool_)
     for entry in layout.entries:
-        starts_random = ".lora_A." in entry.key or entry.key.endswith(".lora_embedding_B")
-        if starts_random is (factor is Factor.A):
+        if starts_random(entry.key) is (factor is Factor.A):
             mask[entry.offset : entry.offset + entry.size] = True
     return mask
 

@@ -1,7 +1,7 @@
-"""The outer steps and paces of this package, by the names that the manifest and run files give them: the only list.
+"""Outer steps, paces and kinds of adapters, by the names that the manifest and run files give them: the only list.
 
-A new one is a file in `outer/` or `pace/`, a line in the registry there, and its name here with the words that
-describe it in the table of settings.
+A new one is a file in `outer/`, `pace/` or `adapters/`, a line in the registry there, and its name here with the words
+that describe it in the table of settings.
 """
 
 from __future__ import annotations
@@ -44,3 +44,12 @@ class PaceKind(RuleKind):
     ECHELON_DA = "echelon-da", "echelon-da: by measured drift, never shorter than what hides a sync"
     ADACOMM = "adacomm", "adacomm: H by the loss"
     QSR = "qsr", "qsr: H by the learning rate"
+
+
+class AdapterKind(RuleKind):
+    """Which numbers of an adapter are trained and travel."""
+
+    LORA = "lora", "lora: A and B are trained"
+    FFA = "ffa", "ffa: A is frozen, B is trained (FFA-LoRA)"
+    FED_SB = "fed-sb", "fed-sb: a core of rank × rank is trained between frozen B and A (Fed-SB)"
+    RAVAN = "ravan", "ravan: several heads, each with a core between frozen B and A, and a scale (Ravan)"

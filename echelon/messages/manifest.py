@@ -17,6 +17,7 @@ from echelon.messages.adapter import AdapterLayout
 from echelon.messages.envelope import Dsse, Signer
 from echelon.messages.exchange import MAX_BOUNDARIES, MAX_MERGED, MAX_WINDOWS, DeltaCodec, Pace
 from echelon.messages.floor import heads
+from echelon.messages.kinds import AdapterKind
 from echelon.messages.kinds import OuterKind as OuterKind
 from echelon.messages.kinds import PaceKind as PaceKind
 from echelon.messages.names import BoundaryName, WitnessName
@@ -239,6 +240,16 @@ class ParentTerms(Fields):
     """SHA-256 of the adapter's float32 vector, which is the adapter of this run's genesis, too."""
 
 
+class AdapterTerms(Fields):
+    """What a kind of adapter other than plain LoRA adds to the layout of what travels."""
+
+    kind: Annotated[AdapterKind, Field(strict=False)]
+    seed: U63
+    """What frozen bases are drawn from."""
+    files: Annotated[str, Field(max_length=MAX_MANIFEST_BYTES)]
+    """Canonical JSON of the layout of PEFT's file, which holds the frozen bases, too."""
+
+
 class Budget(Fields):
     """When the run ends; 0 means no such bound."""
 
@@ -292,6 +303,8 @@ class RunManifest(Fields):
     """The run that this one goes on from. Left out of the bytes where there is none."""
     kept_windows: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
     """How many final windows keep their inputs at least. None: all do, and it is left out of the bytes."""
+    adapter: AdapterTerms | None = None
+    """Of another kind of adapter than plain LoRA. Left out of the bytes where there is none."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -345,6 +358,8 @@ class RunManifest(Fields):
             del fields["parent"]
         if self.kept_windows is None:
             del fields["kept_windows"]
+        if self.adapter is None:
+            del fields["adapter"]
         return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
     def seal(self, operator: Signer) -> bytes:

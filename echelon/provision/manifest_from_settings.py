@@ -195,6 +195,7 @@ def build_manifest(
             labels=settings.model.labels,
             parent=facts.parent,
             kept_windows=settings.retention.windows,
+            adapter=facts.adapter,
         )
     except ValueError as error:
         if isinstance(error, EchelonError):

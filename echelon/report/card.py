@@ -20,6 +20,7 @@ from echelon.messages.manifest import MILLION, RunManifest
 from echelon.report.data import RunSummary
 
 GENESIS = re.compile(r"^  genesis_sha256: '?([0-9a-f]{64})'?$", re.MULTILINE | re.ASCII)
+ADAPTER = re.compile(r"^  adapter_sha256: '?([0-9a-f]{64})'?$", re.MULTILINE | re.ASCII)
 BASE = re.compile(r"^  base_sha256: '?([0-9a-f]{64})'?$", re.MULTILINE | re.ASCII)
 MAX_CARD_BYTES = 1 << 20
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
@@ -189,6 +190,9 @@ def _training(facts: CardFacts) -> Iterator[str]:
             "batch": f"{train.batch_size} × {train.accumulation} sequences of {train.sequence_length} tokens",
             "seed": f"{settings.seed}",
         }
+    if manifest.adapter is not None:
+        kind = manifest.adapter
+        rows["kind of adapter"] = f"{kind.kind.value}; its frozen bases are drawn from seed {kind.seed}"
     if facts.is_final:
         rows["tokens trained"] = f"{facts.summary.tokens}"
     if manifest.parent is not None:
@@ -229,3 +233,5 @@ def _verification(facts: CardFacts) -> Iterator[str]:
     yield "```"
     yield ""
     yield f"The adapter's float32 vector has SHA-256 `{facts.digest}`."
+    if facts.manifest.adapter is not None:
+        yield "It is the vector that was trained; the files hold the frozen bases besides."

@@ -20,6 +20,7 @@ from echelon.actors.controller import Controller
 from echelon.actors.device import Device, Interceptor, run_device
 from echelon.actors.gate import Gate
 from echelon.actors.runtime import Services, watch_loop
+from echelon.adapters.exported import exported_files
 from echelon.audit.findings import Report
 from echelon.audit.verify import verify
 from echelon.backoff import Backoff
@@ -33,7 +34,7 @@ from echelon.config.boundary import BoundarySettings
 from echelon.config.reading import read_text
 from echelon.config.run import RunSettings
 from echelon.errors import BusError, ConfigError, StateError, TrainingError
-from echelon.messages.adapter import Vector, adapter_files
+from echelon.messages.adapter import Vector
 from echelon.messages.names import aggregator_of, gate_of
 from echelon.messages.stored import ANEW, stored
 from echelon.private import write_private, write_whole
@@ -404,9 +405,7 @@ class Federation:
         data: dict[str, DataFacts],
     ) -> Result:
         self.status("auditing")
-        files = adapter_files(
-            signed.manifest.adapter_layout(), signed.manifest.adapter_config.encode(), adapter
-        )
+        files = exported_files(signed.manifest, adapter)
         pinned = self.controller.genesis_sha256 if self.controller is not None else None
         report = verify(
             topics,

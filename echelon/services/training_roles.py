@@ -181,9 +181,11 @@ class DeviceRole(BoundaryRole):
         facts = await self._compute.facts()
         manifest = self.agreed.manifest
         found = {"model's weights": facts.model_sha256.hex(), "adapter's layout": facts.layout,
-                 "adapter's configuration": facts.adapter_config, "labels": settings.model.labels}  # fmt: skip
+                 "adapter's configuration": facts.adapter_config, "labels": settings.model.labels,
+                 "adapter's kind": facts.adapter}  # fmt: skip
         agreed = {"model's weights": manifest.model_sha256, "adapter's layout": manifest.layout,
-                  "adapter's configuration": manifest.adapter_config, "labels": manifest.labels}  # fmt: skip
+                  "adapter's configuration": manifest.adapter_config, "labels": manifest.labels,
+                  "adapter's kind": manifest.adapter}  # fmt: skip
         other = [what for what, value in found.items() if value != agreed[what]]
         if other:
             raise ConfigError(

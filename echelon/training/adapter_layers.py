@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from echelon.config.training import AdapterSettings
 from echelon.errors import ConfigError
+from echelon.training.forms import FACTOR
 from echelon.training.learner import AdapterLayers
 
 _NUMBER = re.compile(r"\.\d+(?=\.|$)")
@@ -82,6 +83,7 @@ def choose_targets(model: nn.Module, settings: AdapterSettings, whole: Sequence[
     targets = settings.targets
     chosen = _all_linear(model, whole) if isinstance(targets, str) else _named(model, targets)
     unfit = "adapter.dropout" if settings.dropout > 0 else "adapter.dora" if settings.dora else None
+    unfit = f"adapter.kind {settings.kind}" if settings.form.cores else unfit
     if chosen.parameters and unfit is not None:
         raise ConfigError(
             f"{unfit} is not possible on stacked weights ({chosen.parameters[0]}): leave it out, or name linear "
@@ -190,7 +192,12 @@ def layers_of(wrapped: nn.Module) -> AdapterLayers:
     for path, parameter in wrapped.named_parameters():
         if parameter.requires_grad:
             elements += parameter.numel()
-        elif parameter.ndim > 1 and id(parameter) not in done and not path.endswith("bias"):
+        elif (
+            parameter.ndim > 1
+            and id(parameter) not in done
+            and not path.endswith("bias")
+            and FACTOR not in path
+        ):
             left[_plain(path).removesuffix(".weight")] += 1
     return AdapterLayers(dict(found), dict(whole), dict(left), elements)
 

@@ -15,6 +15,8 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+from echelon.training.forms import FACTOR
+
 
 def divide(model: PeftModel, device: torch.device) -> None:
     """Keep this rank's part of the frozen weights, and put it and the whole adapter on the device, in place.
@@ -27,7 +29,8 @@ def divide(model: PeftModel, device: torch.device) -> None:
         device: of this rank.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    whole = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    named = model.named_parameters()
+    whole = {parameter for name, parameter in named if parameter.requires_grad or FACTOR in name}
     for block in blocks(model):
         fully_shard(block, mesh=mesh, ignored_params=whole)
     fully_shard(model, mesh=mesh, ignored_params=whole)

@@ -6,22 +6,27 @@ import numpy as np
 import torch
 from torch import nn
 
+from echelon.adapters.exported import CORE, SCALE
 from echelon.errors import ConfigError
-from echelon.messages.adapter import AdapterLayout, Vector, check_vector
+from echelon.messages.adapter import AdapterLayout, LayoutEntry, Vector, check_vector
 
 ADAPTER = "default"
+_SCALE = f".lora_B.{SCALE}"
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The trainable tensors by their key in PEFT's `adapter_model.safetensors` (no adapter name in it)."""
-    found = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            # A head that is trained whole, of a classifier, lies in a wrapper that the file does not know of.
-            plain = name.replace(f".modules_to_save.{ADAPTER}.", ".")
-            plain = plain.replace(f".lora_magnitude_vector.{ADAPTER}.weight", ".lora_magnitude_vector")
-            found[plain.replace(f".{ADAPTER}.", ".").removesuffix(f".{ADAPTER}")] = parameter
-    return found
+    return {
+        plain_key(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
+
+
+def plain_key(name: str) -> str:
+    """The key in PEFT's file of a tensor that has this name in the model."""
+    # A head that is trained whole, of a classifier, lies in a wrapper that the file does not know of.
+    plain = name.replace(f".modules_to_save.{ADAPTER}.", ".")
+    plain = plain.replace(f".lora_magnitude_vector.{ADAPTER}.weight", ".lora_magnitude_vector")
+    return plain.replace(f".{ADAPTER}.", ".").removesuffix(f".{ADAPTER}")
 
 
 class FlatAdapter:
@@ -31,6 +36,9 @@ class FlatAdapter:
     one tensor, and a device's adapter is swapped in by one copy. Of a model that is spread over several GPUs the
     parameters beside other GPUs' layers are tensors of their own: `gather` brings their gradients, `spread` their
     weights.
+
+    Scales of cores are trained beside them and do not travel: they stand behind the d weights, begin at 1, and are
+    folded into the cores where the adapter is read.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -38,15 +46,24 @@ class FlatAdapter:
         odd = [key for key, parameter in parameters.items() if parameter.dtype != torch.float32]
         if odd:
             raise ConfigError(f"adapter tensor {odd[0]} is not float32; leave adapters in full precision")
-        self.layout = AdapterLayout.of({key: tuple(p.shape) for key, p in parameters.items()})
+        scales = {key: p for key, p in parameters.items() if key.endswith(_SCALE)}
+        travel = {key: p for key, p in parameters.items() if key not in scales}
+        self.layout = AdapterLayout.of({key: tuple(p.shape) for key, p in travel.items()})
         device = next(iter(parameters.values())).device
-        self.weights = nn.Parameter(torch.zeros(self.layout.dim, device=device))
-        self.gradient = torch.zeros(self.layout.dim, device=device)
+        self.trained = sum(parameter.numel() for parameter in parameters.values())
+        self.weights = nn.Parameter(torch.zeros(self.trained, device=device))
+        self.gradient = torch.zeros(self.trained, device=device)
         self.weights.grad = self.gradient
         self._elsewhere: list[tuple[nn.Parameter, slice]] = []
-        for entry in self.layout.entries:
-            parameter = parameters[entry.key]
-            part = slice(entry.offset, entry.offset + entry.size)
+        self._folds: list[tuple[slice, slice]] = []
+        entries = list(self.layout.entries)
+        cores = {entry.key: _part(entry) for entry in entries}
+        for key in sorted(scales):
+            entry = LayoutEntry(key, tuple(scales[key].shape), entries[-1].offset + entries[-1].size)
+            entries.append(entry)
+            self._folds.append((cores[f"{key.removesuffix(SCALE)}{CORE}"], _part(entry)))
+        for entry in entries:
+            parameter, part = parameters[entry.key], _part(entry)
             view = self.weights.data[part].view(entry.shape)
             view.copy_(parameter.data)
             if lies_elsewhere(parameter, device):
@@ -58,8 +75,14 @@ class FlatAdapter:
     def load(self, vector: Vector) -> None:
         """Make `vector`, float32[d], the model's adapter. Raises `CodecError` for another type or length."""
         check_vector(vector, self.layout.dim)
-        self.weights.data.copy_(as_tensor(vector))
+        self.weights.data.copy_(self.whole(vector))
         self.spread()
+
+    def whole(self, vector: Vector) -> torch.Tensor:
+        """All weights of an adapter, float32[d], with scales of 1 behind it where the kind has some."""
+        found = as_tensor(vector)
+        missing = self.trained - found.numel()
+        return torch.cat((found, torch.ones(missing))) if missing else found
 
     def gather(self) -> None:
         """Add the gradients of parameters on other GPUs to `gradient`."""
@@ -76,7 +99,16 @@ class FlatAdapter:
 
     def read(self) -> Vector:
         """A copy of the model's adapter, float32[d]."""
-        return to_numpy(self.weights.data)
+        found = self.weights.data[: self.layout.dim]
+        if self._folds:
+            found = found.clone()
+        for core, scale in self._folds:
+            found[core].view(scale.stop - scale.start, -1).mul_(self.weights.data[scale][:, None])
+        return to_numpy(found)
+
+
+def _part(entry: LayoutEntry) -> slice:
+    return slice(entry.offset, entry.offset + entry.size)
 
 
 def lies_elsewhere(parameter: torch.Tensor, device: torch.device) -> bool:

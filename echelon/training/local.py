@@ -17,12 +17,14 @@ from echelon.config.training import DataSettings, TrainSettings
 from echelon.errors import ConfigError, TrainingError
 from echelon.jobs.training import TrainJob, TrainOutcome
 from echelon.messages.adapter import AdapterLayout, Factor, Vector, factor_mask
+from echelon.messages.manifest import AdapterTerms
 from echelon.training.adapter_layers import layers_of
 from echelon.training.data.boundary import BoundaryData
 from echelon.training.data.examples import Chosen, Examples
 from echelon.training.data.packing import Order
 from echelon.training.divided import divide
 from echelon.training.fitness import check_apart, check_fitness
+from echelon.training.forms import draw_bases, terms_of
 from echelon.training.layout import FlatAdapter
 from echelon.training.learner import AdapterLayers, BoundarySpec, DataFacts, EvalResult, LearnerSpec
 from echelon.training.model import (
@@ -107,6 +109,8 @@ class TorchLearner:
         self.model = attach_adapter(
             base.model, spec.adapter, spec.model.gradient_checkpointing, self.task.name, base.new
         )
+        self._form = spec.adapter.form
+        draw_bases(self.model, spec.base_seed)
         if self._share.divided:
             if self._share.rank == 0:
                 _ = self.model_digest  # it is that of whole weights
@@ -155,6 +159,11 @@ class TorchLearner:
     def adapter_config_json(self) -> bytes:
         """Bytes of `adapter_config.json` for an adapter of this learner."""
         return adapter_config_json(self.model, self.spec.model)
+
+    @cached_property
+    def adapter_terms(self) -> AdapterTerms | None:
+        """What the manifest says of the adapter's kind; None for plain LoRA."""
+        return terms_of(self.model, self._form, self.spec.base_seed)
 
     @cached_property
     def model_digest(self) -> bytes:
@@ -214,7 +223,8 @@ class TorchLearner:
         started, spent = time.perf_counter(), time.process_time()
         settings = self.spec.train
         data = self._device_data(job.data)
-        state = TrainerState.from_bytes(job.state, self.dim) if job.state else TrainerState.fresh(self.dim)
+        trained = self._flat.trained
+        state = TrainerState.from_bytes(job.state, trained) if job.state else TrainerState.fresh(trained)
         self._prepare(job, state)
         frozen = None if job.factor is None else Frozen.of(self._held, self._mask(job.factor))
         self.model.train()

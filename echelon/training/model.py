@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,10 +22,12 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from echelon.adapters.base import uniform
 from echelon.config.training import AdapterSettings, ModelSettings
 from echelon.errors import ConfigError
-from echelon.messages.adapter import AdapterLayout, Vector
+from echelon.messages.adapter import AdapterLayout, Vector, starts_random
 from echelon.training.adapter_layers import adapted_names, choose_targets, layers_of, linear_names
+from echelon.training.forms import FACTOR, take_form
 from echelon.training.layout import ADAPTER
 from echelon.training.learner import AdapterLayers
 from echelon.training.model_files import check_config, check_path, check_tokenizer, check_weights
@@ -356,8 +357,9 @@ def attach_lora(
     heads = _HEADS.get(task, ())
     whole = saved_whole(model, new, heads)
     targets = choose_targets(model, settings, whole)
+    form = settings.form
     config = LoraConfig(
-        r=settings.rank,
+        r=form.width(settings.rank),
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT divides it by the rank
         lora_dropout=settings.dropout,
         use_rslora=settings.rslora,
@@ -378,6 +380,7 @@ def attach_lora(
             # A head that is trained stays in full precision, as adapters do, whatever the frozen weights are.
             nn.Module.to(module, torch.float32)
             module.register_forward_pre_hook(_in_full_precision, with_kwargs=True)
+    take_form(wrapped, form)
     if checkpointing:
         with _known_warnings_silent():
             wrapped.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -437,10 +440,8 @@ def whole_modules(layout: AdapterLayout, vector: Vector) -> dict[str, Vector]:
 def initial_adapter(layout: AdapterLayout, seed: int, heads: Mapping[str, Vector] | None = None) -> Vector:
     """The genesis adapter, float32[d]: A uniform in +-1/sqrt(fan_in), B = 0, so the product is 0.
 
-    The bound is PEFT's default (Kaiming uniform with a = sqrt(5), He et al. 2015). Each tensor has a
-    stream of
-    its own, drawn from PCG64 by seed and key: equal bits on every machine. For embeddings it is the other way
-    round, as in PEFT: A = 0. Modules that are trained whole begin as in `heads`, by key, and at 0 without it.
+    Where A is frozen it is not in the vector. For embeddings it is the other way round, as in PEFT: A = 0. Modules that
+    are trained whole begin as in `heads`, by key, and at 0 without it.
 
     Args:
         layout: keys, shapes and offsets of the adapter; its `dim` is d.
@@ -449,12 +450,8 @@ def initial_adapter(layout: AdapterLayout, seed: int, heads: Mapping[str, Vector
     """
     vector = np.zeros(layout.dim, dtype=np.float32)
     for entry in layout.entries:
-        if ".lora_A." in entry.key or entry.key.endswith(".lora_embedding_B"):
-            entropy = hashlib.sha256(f"{seed}\0{entry.key}".encode()).digest()
-            generator = np.random.Generator(np.random.PCG64(int.from_bytes(entropy, "little")))
-            bound = np.float32(1 / math.sqrt(math.prod(entry.shape[1:])))
-            draw = generator.random(entry.size, dtype=np.float32)
-            vector[entry.offset : entry.offset + entry.size] = (draw * 2 - 1) * bound
+        if starts_random(entry.key):
+            vector[entry.offset : entry.offset + entry.size] = uniform(entry.key, entry.shape, seed).ravel()
         elif heads is not None and entry.key in heads:
             vector[entry.offset : entry.offset + entry.size] = heads[entry.key].ravel()
     return vector
@@ -479,7 +476,7 @@ def base_digest(model: PeftModel) -> bytes:
     tensors = {
         _WRAPPED.sub(".", name.removeprefix("base_model.model.")): parameter
         for name, parameter in model.named_parameters()
-        if not parameter.requires_grad
+        if not parameter.requires_grad and FACTOR not in name
     }
     digest = hashlib.sha256()
     for name in sorted(tensors):

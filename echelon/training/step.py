@@ -70,11 +70,12 @@ class FlatOptimizer:
             raise TrainingError(
                 f"mu = {mu} and a learning rate of {lr} cannot be trained with: both are at least 0"
             )
-        for vector in (base, state.first, state.second):
-            check_vector(vector, self.flat.layout.dim)
+        check_vector(base, self.flat.layout.dim)
+        for vector in (state.first, state.second):
+            check_vector(vector, self.flat.trained)
         self.flat.load(weights)
         self.flat.gradient.zero_()
-        self._anchor.copy_(as_tensor(base))
+        self._anchor.copy_(self.flat.whole(base))
         self._first.copy_(as_tensor(state.first))
         self._second.copy_(as_tensor(state.second))
         self._count.fill_(state.steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from echelon.compute.pool import Facts
 from echelon.compute.warm_start import Parent, read_weights, started_from
 from echelon.errors import ConfigError
 from echelon.messages.adapter import AdapterLayout, adapter_digest
+from echelon.messages.kinds import AdapterKind
+from echelon.messages.manifest import AdapterTerms
 
 LAYOUT = AdapterLayout.of({"m.1.q.lora_A.weight": (2, 4), "m.1.q.lora_B.weight": (4, 2)})
 CONFIG: dict[str, Any] = {"peft_type": "LORA", "lora_alpha": 16, "base_model_name_or_path": "org/base"}
@@ -33,6 +36,31 @@ def parent(**changes: Any) -> Parent:
         "config": CONFIG,
     }
     return Parent(**fields | changes)
+
+
+def kind(name: AdapterKind = AdapterKind.FFA, seed: int = 1) -> AdapterTerms:
+    return AdapterTerms(kind=name, seed=seed, files=LAYOUT.json.decode())
+
+
+def test_a_run_goes_on_from_one_of_its_kind_and_seed() -> None:
+    same = replace(facts(), adapter=kind())
+    assert started_from(same, parent(kind=kind()), ()).initial.tolist() == list(range(16))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "words"),
+    [
+        (None, kind(), "start from that folder"),
+        (kind(), None, "of the kind lora, this run's of the kind ffa"),
+        (kind(), kind(AdapterKind.RAVAN), "or set adapter.kind to ravan"),
+        (kind(), kind(seed=2), "set seed to 2 as it was there"),
+    ],
+)
+def test_another_kind_or_other_bases_are_refused(
+    ours: AdapterTerms | None, theirs: AdapterTerms | None, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        started_from(replace(facts(), adapter=ours), parent(kind=theirs), ())
 
 
 def test_a_run_starts_with_the_parents_adapter_and_names_it() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PURE = ("audit", "elsa", "laws", "messages", "outer", "pace", "rounds", "secagg")
+PURE = ("adapters", "audit", "elsa", "laws", "messages", "outer", "pace", "rounds", "secagg")
 ELSEWHERE: dict[str, str] = tomllib.loads(Path(__file__).with_name("mirror.toml").read_text("utf-8"))
 MODULES = sorted(
     path.relative_to(ROOT / "echelon")

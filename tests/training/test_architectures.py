@@ -125,12 +125,18 @@ def test_a_model_that_cannot_do_the_task_is_refused(
         ("llama", "causal", {"rslora": True}),
         ("gpt_oss", "causal", {"rslora": True}),
         ("mixtral", "causal", {"rslora": True, "rank": 4}),
+        ("mixtral", "causal", {"kind": "ffa"}),
+        ("gpt_oss", "causal", {"kind": "ffa"}),
+        ("llama bf16", "causal", {"kind": "fed-sb"}),
+        ("bert-masked", "classify", {"kind": "fed-sb", "rank": 4}),
+        ("gpt2", "classify", {"kind": "ravan", "ravan": {"heads": 2}}),
     ],
 )
 def test_other_kinds_of_adapters_reload(
     name: str, task: str, adapter: dict[str, Any], saved: Saved, rows: Path, tmp_path: Path
 ) -> None:
-    check_reload(learner_of(saved(name), rows, task, adapter=adapter), saved(name), tmp_path)
+    dtype = "bf16" if name.endswith("bf16") else "fp32"
+    check_reload(learner_of(saved(name), rows, task, adapter=adapter, dtype=dtype), saved(name), tmp_path)
 
 
 def test_a_rank_stabilised_adapter_has_the_larger_scale(saved: Saved, rows: Path) -> None:
@@ -154,6 +160,11 @@ def test_lengths_begin_as_the_bases_are_and_change_nothing(saved: Saved, rows: P
 def test_lengths_are_not_possible_for_experts(saved: Saved, rows: Path) -> None:
     with pytest.raises(ConfigError, match=r"adapter\.dora is not possible on stacked weights"):
         learner_of(saved("gpt_oss"), rows, "causal", adapter={"dora": True})
+
+
+def test_cores_are_not_possible_for_experts(saved: Saved, rows: Path) -> None:
+    with pytest.raises(ConfigError, match=r"adapter\.kind fed-sb is not possible on stacked weights"):
+        learner_of(saved("gpt_oss"), rows, "causal", adapter={"kind": "fed-sb"})
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_oss", "deepseek_v3", "falcon", "mpt"])
