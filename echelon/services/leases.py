@@ -16,6 +16,7 @@ from pathlib import Path
 from random import SystemRandom
 from typing import NoReturn
 
+from echelon.actors.supervision import BrokerPatience
 from echelon.backoff import Backoff
 from echelon.bus.base import Bus, Outgoing, Reader, Record, RecordDamaged, TopicPartition
 from echelon.errors import (
@@ -33,7 +34,6 @@ from echelon.messages.leases import SlotClaim, SlotFree, SlotHold
 from echelon.messages.wire import Message, Reason, Refused
 from echelon.private import private_folder, write_private
 from echelon.secagg.roster import Roster
-from echelon.services.broker_patience import BrokerPatience
 from echelon.services.locks import FolderLock
 from echelon.services.slots import none_free
 

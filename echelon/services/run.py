@@ -21,6 +21,7 @@ from echelon.actors.device import Device
 from echelon.actors.gate import Gate
 from echelon.actors.runtime import DRAIN_SECONDS, Services, watch_loop
 from echelon.actors.state import StateStore
+from echelon.actors.supervision import BrokerPatience
 from echelon.backoff import Backoff
 from echelon.bus import Bus, open_bus
 from echelon.clock import Offload
@@ -36,7 +37,6 @@ from echelon.errors import (
 from echelon.private import write_private
 from echelon.rounds.effects import Note
 from echelon.services.allocator import map_large_blocks
-from echelon.services.broker_patience import BrokerPatience
 from echelon.services.config import ServiceConfig
 from echelon.services.health import Health, State
 from echelon.services.http import HttpServer

@@ -16,10 +16,10 @@ import pytest
 import echelon.services.locks as locks
 import echelon.services.run as running
 from echelon.actors.state import StateStore
+from echelon.actors.supervision import BrokerPatience
 from echelon.bus import Bus, open_bus
 from echelon.errors import BusDenied, BusError, ConnectionLost, StateError
 from echelon.private import private_folder
-from echelon.services.broker_patience import BrokerPatience
 from echelon.services.config import AggregatorConfig, DeviceConfig, load_service
 from echelon.services.roles import role_of
 from echelon.services.run import FAILED, GOOD, Service

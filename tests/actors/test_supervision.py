@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from echelon.services.broker_patience import BrokerPatience
+from echelon.actors.supervision import BrokerPatience
 
 
 def test_the_grace_begins_with_the_first_refusal_in_a_row():
