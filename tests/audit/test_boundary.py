@@ -121,6 +121,7 @@ def errors(found: BoundaryAudit) -> list[tuple[str, int | None, str]]:
     return [(f.topic, f.offset, f.detail) for f in found.findings if f.severity is Severity.ERROR]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_an_honest_boundary_is_derived_to_the_bit(outcome: Outcome, name: str) -> None:
     outside, inside, roster = of(outcome, name)
@@ -188,6 +189,7 @@ def test_a_split_run_is_derived_with_what_edges_add() -> None:
 # ---- the gate ----------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "field", ["n", "weight", "weight2", "norm2", "mean2", "tokens", "loss", "heads", "roster_root", "window"]
 )
@@ -207,6 +209,7 @@ def test_a_gate_that_signs_another_summary_is_found(outcome: Outcome, field: str
     assert found.facts.deltas == found.facts.crossed - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", ["base_commit", "exponent", "payload"])
 def test_a_gate_that_signs_another_sum_or_base_is_found(outcome: Outcome, field: str) -> None:
     def change(facts: ExchangeFacts) -> None:
@@ -236,6 +239,7 @@ def test_a_gate_that_keeps_a_delta_back_is_told(outcome: Outcome) -> None:
     assert "did not cross" in one.detail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", range(3))
 def test_a_gate_that_mirrors_another_record_inward_is_found(outcome: Outcome, place: int) -> None:
     outside, inside, roster = of(outcome)
@@ -297,6 +301,7 @@ def test_a_model_that_is_not_the_version_derived_is_named(outcome: Outcome) -> N
     assert "another adapter than the boundary's history gives" in detail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", ["n", "weight", "tokens", "norm2", "heads", "roster_root"])
 def test_a_window_record_with_another_summary_is_found(outcome: Outcome, field: str) -> None:
     def change(window: Window) -> Window:
@@ -333,6 +338,7 @@ def test_a_sealing_of_another_payload_is_found(outcome: Outcome) -> None:
     assert "not what the windows before it add up to" in errors(found)[0][2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", ["merged", "returned", "dropped"])
 def test_an_adoption_that_the_exchange_did_not_decide_is_found(outcome: Outcome, field: str) -> None:
     def change(adopt: Adopt) -> Adopt:
@@ -439,6 +445,7 @@ def test_a_device_that_speaks_of_a_far_window_holds_nobody_up(outcome: Outcome) 
 # ---- sources ----------------------------------------
 
 
+@pytest.mark.slow
 def test_another_roster_than_the_manifests_is_refused_in_words(outcome: Outcome) -> None:
     outside, inside, _ = of(outcome)
     other = run(federation(boundaries=boundaries(5, 4), seed=2)).assembly.identities.boundaries["a"].roster

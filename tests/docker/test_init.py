@@ -124,6 +124,7 @@ def takes_its_folder(service: Service, deployment: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("service", LONG_RUNNING, ids=[service.name for service in LONG_RUNNING])
 def test_a_service_takes_its_folder_and_its_environment(service: Service, deployment: Path) -> None:
     takes_its_folder(service, deployment)
@@ -163,6 +164,7 @@ def test_a_variable_that_no_schema_knows_is_refused(deployment: Path) -> None:
         load_service(GateConfig, folder / "service.yaml", {"ECHELON_HTTP__HOSTS": "0.0.0.0"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "service", [s for s in SPLIT_SERVICES.values() if s.ours], ids=lambda service: service.name
 )

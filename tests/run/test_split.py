@@ -33,6 +33,7 @@ def split() -> Outcome:
     return run(split_federation())
 
 
+@pytest.mark.slow
 def test_a_split_run_learns_what_the_unsplit_one_learns() -> None:
     outcome = split()
     check(outcome)

@@ -132,6 +132,7 @@ def name(held: HeldSlot) -> str:
     return held.lock.folder.name
 
 
+@pytest.mark.slow
 def test_two_hosts_never_have_one_slot_and_each_lease_has_an_epoch_of_its_own(tmp_path: Path) -> None:
     async def run() -> None:
         with hosts(tmp_path / "b", 3, 12) as places:

@@ -192,6 +192,7 @@ async def test_the_state_of_another_run_is_refused(
     assert "belongs to another run or actor" in caplog.text
 
 
+@pytest.mark.slow
 def test_nothing_that_a_service_is_made_of_imports_torch() -> None:
     """Only a device's training process does, and only for a real model."""
     code = (

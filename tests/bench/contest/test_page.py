@@ -163,6 +163,7 @@ def test_the_page_is_written_and_old_pictures_go(tmp_path: Path) -> None:
     assert (tmp_path / "docs" / "contest.md").read_text() == render(place, "ci")["contest.md"]
 
 
+@pytest.mark.slow
 def test_a_larger_tier_that_has_the_primary_endpoint_alone_is_told_on_the_page_of_the_smaller(
     tmp_path: Path,
 ) -> None:
@@ -183,6 +184,7 @@ def test_a_larger_tier_that_has_the_primary_endpoint_alone_is_told_on_the_page_o
     assert newest_tier(larger) == "full"
 
 
+@pytest.mark.slow
 def test_the_committed_page_is_what_the_committed_figures_give() -> None:
     results = ROOT / "bench/results/contest"
     tier = newest_tier(results)

@@ -50,6 +50,7 @@ def says(topics: Topics, topic: str, message: Message, window: int = 0) -> None:
     topics[topic].append(replace(last, offset=last.offset + 1, value=sealed.encode(), headers=()))
 
 
+@pytest.mark.slow
 def test_an_undisturbed_run_has_no_faults_and_is_counted_right() -> None:
     outcome = finished()
     assert faults_of_exchange(exchange(), "ab") == []
@@ -128,6 +129,7 @@ def mirror_changed(topics: Topics) -> None:
     topics["global"][0] = replace(topics["global"][0], value=b"something else")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("meddle", "said"),
     [
