@@ -243,6 +243,7 @@ def test_every_reader_of_a_topic_refuses_what_stands_there_with_the_right_reason
     assert honest == []
 
 
+@pytest.mark.slow
 def test_the_other_boundary_hears_nothing_of_it() -> None:
     outcome, _ = littered()
     assert outcome.records("b", "deadletter") == []

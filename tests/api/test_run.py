@@ -66,6 +66,7 @@ def test_callbacks_and_own_metrics(tmp_path: Path) -> None:
     assert "norm" in str(result)
 
 
+@pytest.mark.slow
 def test_an_own_metric_stands_wherever_the_runs_figures_do(tmp_path: Path) -> None:
     run = small(tmp_path)
     run.metrics = {"<largest>": lambda result: abs(result.weights).max()}
@@ -84,6 +85,7 @@ def test_an_own_metric_stands_wherever_the_runs_figures_do(tmp_path: Path) -> No
     assert "<largest>" not in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", [lambda _: 1 / 0, lambda _: float("nan"), lambda _: "much"])
 def test_a_metric_that_fails_is_named_and_the_run_and_the_others_are_there(
     tmp_path: Path, broken: Any
@@ -97,6 +99,7 @@ def test_a_metric_that_fails_is_named_and_the_run_and_the_others_are_there(
     assert (run.folder / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_a_result_read_from_the_folder_is_the_one_that_the_run_gave(tmp_path: Path) -> None:
     given = small(tmp_path).result()
     read = echelon.RunResult.read(tmp_path / "out")
@@ -105,6 +108,7 @@ def test_a_result_read_from_the_folder_is_the_one_that_the_run_gave(tmp_path: Pa
     assert (read.summary, read.model, read.adapter) == (given.summary, given.model, given.adapter)
 
 
+@pytest.mark.slow
 def test_a_result_read_from_a_folder_that_was_changed_says_so(tmp_path: Path) -> None:
     small(tmp_path).result()
     weights = tmp_path / "out" / "adapter" / "adapter_model.safetensors"
@@ -116,6 +120,7 @@ def test_a_result_read_from_a_folder_that_was_changed_says_so(tmp_path: Path) ->
     assert "NOT VERIFIED" in str(read)
 
 
+@pytest.mark.slow
 def test_no_result_is_read_where_no_run_has_finished(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not a folder"):
         echelon.RunResult.read(tmp_path / "nowhere")
@@ -227,6 +232,7 @@ def test_a_brokers_file_names_the_exchange(tmp_path: Path) -> None:
     assert isinstance(next(iter(echelon.attach(tmp_path / "broker.yaml"))), echelon.RunStarted)
 
 
+@pytest.mark.slow
 def test_following_goes_on_when_the_connection_is_lost_again_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -222,6 +222,7 @@ def test_a_gate_that_signs_another_sum_or_base_is_found(outcome: Outcome, field:
     assert detail.endswith(field.replace("_", " "))
 
 
+@pytest.mark.slow
 def test_a_gate_that_invents_a_delta_is_found(outcome: Outcome) -> None:
     def change(facts: ExchangeFacts) -> None:
         offset, delta = facts.deltas[-1]
@@ -368,6 +369,7 @@ def test_an_upload_that_its_device_replaced_afterwards_is_found(outcome: Outcome
     assert "rests on records that are not on the topics" in found[0][2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("topic", ["control", "masked"])
 def test_a_broker_that_loses_a_record_is_found(outcome: Outcome, topic: str) -> None:
     outside, inside, roster = of(outcome)

@@ -139,6 +139,7 @@ def forge_size(answer: Answer) -> Answer:
 FORGERIES = [value for name, value in sorted(globals().items()) if name.startswith("forge_")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forge", FORGERIES)
 def test_a_forged_answer_is_refused(
     facts: ExchangeFacts, leaves: dict[int, list[WindowLeaf]], forge: Callable[[Answer], Answer]

@@ -387,7 +387,7 @@ class Bounded(RuleBasedStateMachine):
         assert self.assembler.first_open_offset(TopicPartition("t")) == min(offsets, default=None)
 
 
-TestBounded = Bounded.TestCase
+TestBounded = pytest.mark.slow(Bounded.TestCase)
 TestBounded.settings = settings(max_examples=40, stateful_step_count=30)
 
 

@@ -77,6 +77,7 @@ def test_best_says_how_it_was_chosen(cli: Cli, run_folder: Path, tmp_path: Path)
     assert "the best by the losses that crossed with the deltas" in by_log.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("commit", "words"), [("9", "the log has commits 0 to 3"), ("newest", "best or final")]
 )
@@ -89,6 +90,7 @@ def test_a_commit_that_is_not_there_is_named(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_export_overwrites_nothing(cli: Cli, run_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     result = cli("export", run_folder, "--out", tmp_path)

@@ -151,6 +151,7 @@ def test_topics_of_a_split_boundary_are_applied_with_its_edges_principals(split_
     ]
 
 
+@pytest.mark.slow
 def test_a_device_can_have_one_slot_for_good_by_variables_alone(deployment: Path) -> None:
     folder = folder_of(SERVICES["device-a"], deployment)
     variables = {"ECHELON_SLOTS": "null", "ECHELON_SLOT": f"{folder}/slots/a-3"}
@@ -189,6 +190,7 @@ def test_every_command_is_one_of_the_command_line(service: Service) -> None:
     assert context.params
 
 
+@pytest.mark.slow
 def test_credentials_for_the_exchange_are_with_gates_and_its_own_people_alone(deployment: Path) -> None:
     authority = (deployment / "brokers" / "exchange" / "ca.pem").read_bytes()
     holders = {

@@ -97,6 +97,7 @@ def test_a_changed_byte_never_gives_the_same_message(message: Sample, data: st.D
         assert Sample.decode(bytes(encoded)) != message
 
 
+@pytest.mark.slow
 @given(SAMPLES, st.data())
 def test_what_is_cut_off_is_truncated(message: Sample, data: st.DataObject) -> None:
     encoded = message.encode()

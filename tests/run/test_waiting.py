@@ -72,6 +72,7 @@ def life(out: Path, *, resume: bool, stop: int | None = None) -> tuple[Result | 
         return run_virtual(main)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_resumed_says_what_each_part_took(tmp_path: Path) -> None:
     out = tmp_path / "run"
     stopped, took = life(out, resume=False, stop=1)
@@ -91,6 +92,7 @@ def test_a_run_that_was_resumed_says_what_each_part_took(tmp_path: Path) -> None
     assert summary["tokens_per_s"] == pytest.approx(summary["tokens"] / summary["training_s"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_without_a_stop_has_no_earlier_part(tmp_path: Path) -> None:
     result, took = life(tmp_path / "run", resume=False)
     assert result is not None

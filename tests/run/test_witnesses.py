@@ -135,6 +135,7 @@ def test_a_run_writes_no_more_than_was_calculated() -> None:
     )
 
 
+@pytest.mark.slow
 def test_every_key_of_a_run_is_another() -> None:
     manifest = watched().assembly.manifest
     keys = [manifest.controller_public, manifest.operator_public]

@@ -314,6 +314,7 @@ def test_an_upload_before_its_bases_were_derived_is_seen() -> None:
     assert any("a-2 masked on version" in finding for finding in findings)
 
 
+@pytest.mark.slow
 def test_a_job_in_two_parts_is_seen() -> None:
     outcome = meddled()
     (_, first), (sha, second) = [(sha, one) for sha, one in outcome.uploads.items() if one.device == "b-1"][

@@ -83,6 +83,7 @@ def version_adopted_twice(topics: Topics) -> None:
     says(topics, "control", first.model_copy(update={"commit": 77}))
 
 
+@pytest.mark.slow
 def test_windows_of_a_delta_that_was_too_stale_may_be_in_a_later_one() -> None:
     topics = boundary()
     delta_with_a_window_of_another(topics)
