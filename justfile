@@ -51,7 +51,7 @@ demo-kafka *ARGS:
 test *ARGS:
     pytest -n $(({{ workers }} + 1)) --dist loadgroup "$@"
 
-# run the tests that take a second or so at most, and start no broker
+# run the tests that take half a second of CPU at most, and start no broker
 [no-exit-message]
 test-fast *ARGS:
     pytest -n {{ workers }} --dist loadgroup -m "not slow and not nightly" "$@"

@@ -66,6 +66,7 @@ def test_defaults_in_the_table_are_those_in_force(table: ModuleType) -> None:
     assert re.search(r"^\| `boundaries\[\]\.data\.source` \| text \| \*\*required\*\* \|", text, re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RUN_FILES, ids=lambda path: path.name)
 def test_examples_are_valid(path: Path) -> None:
     settings = load(path)

@@ -167,6 +167,7 @@ def said(read: Callable[[Path], object], path: Path, fields: Any) -> str | None:
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FILES)
 def test_a_wrong_value_anywhere_is_answered_in_words(kind: str, tmp_path: Path) -> None:
     read, made = FILES[kind]

@@ -76,6 +76,7 @@ def test_the_newest_time_of_the_metrics_is_found(tmp_path: Path, text: str, seco
     assert last_time(tmp_path / "none") == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"seconds": "soon"}', None])
 def test_a_run_goes_on_whatever_its_progress_file_holds(tmp_path: Path, damage: str | None) -> None:
     def echelon(*arguments: str, encoding: str = "utf-8") -> subprocess.CompletedProcess[bytes]:

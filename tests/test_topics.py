@@ -170,6 +170,7 @@ def test_only_messages_that_are_costly_to_take_leave_the_loop():
     assert costly == {"roster", "shares", "signatures", "unmask", "window"}
 
 
+@pytest.mark.slow
 def test_no_module_keeps_a_second_list_of_topics_or_messages(catalogue):
     topics = {topic.name.split("{")[0] for plane in Plane for topic in catalogue.plane(plane).topics}
     found = set()
@@ -257,6 +258,7 @@ def _edit(plane, change):
     return edit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("edit", "word"),
     [

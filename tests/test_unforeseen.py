@@ -81,6 +81,7 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     assert (found.returncode, found.stderr) == (1, "")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_output_to_a_full_disk_ends_with_the_error_line(tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
@@ -91,6 +92,7 @@ def test_output_to_a_full_disk_ends_with_the_error_line(tmp_path: Path) -> None:
         assert both.returncode == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_run_whose_progress_cannot_be_written_goes_on(tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
@@ -113,6 +115,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", place], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_ends_the_run_and_it_goes_on_with_more_room(disk: Path, tmp_path: Path) -> None:
     run = write(tmp_path, budget={"commits": 4}, learner={"kind": "quadratic", "dim": 8192})
     found = call("run", run, "--out", disk / "out")

@@ -25,11 +25,17 @@ from echelon.errors import ConfigError, EchelonError
 from echelon.report import build_report
 from echelon.report.data import CommitLine, EvaluationLine, MetricLine, WindowLine
 from echelon.run.federation import Federation, Result
-from echelon.run.folder import seconds_waited, write_summary
-from echelon.run.opening import CONFIG_FILE, RULES_FOLDER, check_settings, opened_folder, saying_everything
+from echelon.run.folder import write_summary
+from echelon.run.opening import (
+    CONFIG_FILE,
+    RULES_FOLDER,
+    check_settings,
+    opened_folder,
+    recording,
+    saying_everything,
+)
 from echelon.run.recorder import Recorder
 from echelon.run.tracking.following import tracked
-from echelon.run.waiting import Waited
 from echelon.virtual_loop import run_virtual
 from echelon.wiring.plugins import look_beside, rules_of
 
@@ -230,13 +236,9 @@ class Run:
             self._say(f"warning: {warning}")
         parent = None if self.start_from is None else load_parent(str(self.start_from), rules_of(settings))
         with opened_folder(settings, out, resume=self._resumes) as offset, ExitStack() as stack:
-            devices = {boundary.name: len(boundary.device_list()) for boundary in settings.boundaries}
-            recorder = Recorder(devices, out / "metrics.jsonl", offset)
-            stack.callback(recorder.close)
-            waited = Waited(begun)
-            if self._resumes:
-                recorder.reload()
-                waited = Waited(begun, seconds_waited(out, recorder.offset))
+            recorder, waited = stack.enter_context(
+                recording(settings, out, offset, resume=self._resumes, begun=begun)
+            )
             recorder.listeners.append(self._take)
             stack.enter_context(logging_to(out / LOG_FILE, to_stderr=False, tell=lambda _text: None))
             stack.enter_context(tracked(settings, out, recorder))

@@ -30,17 +30,21 @@ from echelon.errors import ConfigError, EchelonError
 from echelon.messages.stored import ANEW, stored
 from echelon.report import build_report
 from echelon.run.federation import Federation, Result
-from echelon.run.folder import SUMMARY_FILE, seconds_waited
+from echelon.run.folder import METRICS_FILE, SUMMARY_FILE
 from echelon.run.holding import resumable
-from echelon.run.opening import CONFIG_FILE, RULES_FOLDER, check_settings, opened_folder, saying_everything
-from echelon.run.recorder import Recorder
+from echelon.run.opening import (
+    CONFIG_FILE,
+    RULES_FOLDER,
+    check_settings,
+    opened_folder,
+    recording,
+    saying_everything,
+)
 from echelon.run.tracking.following import tracked
-from echelon.run.waiting import Waited
 from echelon.unforeseen import disk_full, explained
 from echelon.virtual_loop import run_virtual
 from echelon.wiring.plugins import look_beside, rules_of
 
-METRICS_FILE = "metrics.jsonl"
 ADJUSTABLE = ("compute", "window", "cost", "simulation", "logging")
 """Sections that a resumed run may change; the rest is fixed by the signed manifest."""
 
@@ -133,21 +137,18 @@ def _run(
     """Run the federation while it is shown."""
     quiet_libraries()
     virtual = settings.clock == "virtual"
-    metrics = out / METRICS_FILE
+    resume = order.resume is not None
     on_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not order.quiet
     with ExitStack() as stack:
         # First of all, so that a signal is taken from here on, before anything can be seen of the run.
         progress: ProgressDisplay = Silent()
         stopper = stack.enter_context(Stopper(lambda: progress.stopping(), lambda: progress.abandon()))
-        recorder = Recorder({b.name: len(b.device_list()) for b in settings.boundaries}, metrics, offset)
-        stack.callback(recorder.close)
-        waited = Waited(order.begun)
-        if order.resume is not None:
-            recorder.reload()
-            waited = Waited(order.begun, seconds_waited(out, recorder.offset))
+        recorder, waited = stack.enter_context(
+            recording(settings, out, offset, resume=resume, begun=order.begun)
+        )
         story = Story(settings.name, settings.budget, recorder, virtual=virtual, waited=waited)
-        if order.resume is not None:
-            for line in _lines(metrics):
+        if resume:
+            for line in _lines(out / METRICS_FILE):
                 story.recall(line)
         if order.quiet:
             pass
@@ -162,7 +163,7 @@ def _run(
             settings,
             out,
             recorder,
-            resume=order.resume is not None,
+            resume=resume,
             status=progress.status,
             parent=parent,
             waited=waited,

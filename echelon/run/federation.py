@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from echelon.actors.controller import Controller
 from echelon.actors.device import Device, Interceptor, run_device
 from echelon.actors.gate import Gate
 from echelon.actors.runtime import Services, watch_loop
+from echelon.actors.supervision import BoundedPatience, supervise
 from echelon.adapters.exported import exported_files
 from echelon.audit.findings import Report
 from echelon.audit.verify import verify
-from echelon.backoff import Backoff
 from echelon.bus import open_bus
 from echelon.bus.base import Record, TopicPartition
 from echelon.clock import Offload, is_virtual
@@ -33,7 +34,7 @@ from echelon.compute.warm_start import Parent, started_from
 from echelon.config.boundary import BoundarySettings
 from echelon.config.reading import read_text
 from echelon.config.run import RunSettings
-from echelon.errors import BusError, ConfigError, StateError, TrainingError
+from echelon.errors import ConfigError, EchelonError, TrainingError
 from echelon.messages.adapter import Vector
 from echelon.messages.names import aggregator_of, gate_of
 from echelon.messages.stored import ANEW, stored
@@ -62,7 +63,7 @@ from echelon.wiring.signed_run import SignedRun
 GRACE = 20.0
 """Seconds that the boundaries get to end after the run was closed."""
 RESTARTS = 5
-"""Times in a row that an actor is started again after its broker failed it."""
+"""Times that an actor is started again after its broker failed it."""
 
 
 @dataclass(frozen=True)
@@ -341,25 +342,22 @@ class Federation:
         first: Any = None,
     ) -> None:
         """Run an actor, and start it again from its state when its broker failed it; any other error ends the run."""
-        backoff = Backoff(name)
-        for attempt in range(RESTARTS + 1):
-            actor = first if first is not None and attempt == 0 else await make()
+        lives = count()
+
+        async def live() -> None:
+            actor = first if next(lives) == 0 and first is not None else await make()
             try:
                 await run(actor)
-            except StateError:
-                raise
-            except BusError as error:
-                if attempt == RESTARTS:
-                    raise
-                self.log.warning("%s failed (%s) and is started again", name, error)
-                await backoff.wait()
-            else:
                 if isinstance(actor, Gate | Controller):
                     topic, note_bytes = actor.checkpoint()
                     self._checkpoints[topic] = note_bytes
-                return
             finally:
                 await actor.bus.aclose()
+
+        def failed(error: EchelonError) -> None:
+            self.log.warning("%s failed (%s) and is started again", name, error)
+
+        await supervise(live, BoundedPatience(RESTARTS), name=name, failed=failed)
 
     def _stalled(self, late: list[float]) -> None:
         """Tell the metrics how late the event loop was."""

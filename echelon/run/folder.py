@@ -17,7 +17,7 @@ MAX_STATE_FILE = 1 << 20
 """Largest file of progress or losses: one line for each boundary."""
 
 MANIFEST_FILE, INITIAL_FILE, PROGRESS_FILE = "manifest.dsse", "initial.f32", "progress.json"
-SAMPLES_FILE, SUMMARY_FILE = "samples.json", "summary.json"
+SAMPLES_FILE, SUMMARY_FILE, METRICS_FILE = "samples.json", "summary.json", "metrics.jsonl"
 PRIVATE_FOLDERS = ("brokers", "state")
 """Of a run folder: brokers' logs, and actors' state and keys. Nobody but the owner may read them."""
 
@@ -87,7 +87,7 @@ def _seconds_taken(out: Path) -> float:
     be read, as after a full disk, they are asked.
     """
     found = _progress(out, "seconds", -1.0)
-    return found if found >= 0 else last_time(out / "metrics.jsonl")
+    return found if found >= 0 else last_time(out / METRICS_FILE)
 
 
 def _progress(out: Path, name: str, default: float) -> float:

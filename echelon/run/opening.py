@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from echelon.config.run import RunSettings, dump
@@ -13,8 +13,10 @@ from echelon.preflight.findings import RunFault, together
 from echelon.preflight.rules import check_rules
 from echelon.private import write_whole
 from echelon.provision.manifest_from_settings import secure_terms
-from echelon.run.folder import prepare_folder
+from echelon.run.folder import METRICS_FILE, prepare_folder, seconds_waited
 from echelon.run.holding import locked, remove_unstarted, resumable
+from echelon.run.recorder import Recorder
+from echelon.run.waiting import Waited
 from echelon.topics import Boundary, load_catalogue
 from echelon.wiring.plugins import copy_rules
 
@@ -66,6 +68,31 @@ def opened_folder(settings: RunSettings, out: Path, *, resume: bool) -> Iterator
     finally:
         if not resumable(out):
             remove_unstarted(out, folder_too=not existed)
+
+
+@contextmanager
+def recording(
+    settings: RunSettings, out: Path, offset: float, *, resume: bool, begun: float
+) -> Iterator[tuple[Recorder, Waited]]:
+    """What takes a run's metrics while the block runs, and how long a person has waited for the run.
+
+    Args:
+        settings: the run file.
+        out: the run folder.
+        offset: seconds that earlier lives took.
+        resume: whether a run goes on there: its earlier counts and waits are taken up.
+        begun: when the command began, of the machine's monotonic clock.
+
+    Raises:
+        ConfigError: metrics of earlier lives cannot be read.
+    """
+    devices = {boundary.name: len(boundary.device_list()) for boundary in settings.boundaries}
+    with closing(Recorder(devices, out / METRICS_FILE, offset)) as recorder:
+        earlier = 0.0
+        if resume:
+            recorder.reload()
+            earlier = seconds_waited(out, recorder.offset)
+        yield recorder, Waited(begun, earlier)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -16,10 +17,10 @@ from pathlib import Path
 from random import SystemRandom
 from typing import NoReturn
 
+from echelon.actors.supervision import BrokerPatience, supervise
 from echelon.backoff import Backoff
 from echelon.bus.base import Bus, Outgoing, Reader, Record, RecordDamaged, TopicPartition
 from echelon.errors import (
-    BusDenied,
     BusError,
     ConfigError,
     ConnectionLost,
@@ -33,7 +34,6 @@ from echelon.messages.leases import SlotClaim, SlotFree, SlotHold
 from echelon.messages.wire import Message, Reason, Refused
 from echelon.private import private_folder, write_private
 from echelon.secagg.roster import Roster
-from echelon.services.broker_patience import BrokerPatience
 from echelon.services.locks import FolderLock
 from echelon.services.slots import none_free
 
@@ -229,6 +229,8 @@ class SlotClaimant:
         self._slots = {slot.name: slot for slot in slots}
         self._terms, self._within = terms, within
         self._log = terms.log
+        self._told: _LeaseLog | None = None
+        """What stands on the topic, as far as it was read."""
         self._waited = 0.0
         self._said = False
 
@@ -240,32 +242,33 @@ class SlotClaimant:
             BusDenied: the broker does not let this principal in.
             StorageError: there is no room for the holder's file.
         """
-        patience, backoff = BrokerPatience(), Backoff()
-        loop = asyncio.get_running_loop()
-        told: _LeaseLog | None = None
-        while True:
-            try:
-                if told is None:
-                    told = _LeaseLog(await self._terms.open(), self._terms)
-                return await self._search(told)
-            except (
-                ConnectionLost
-            ) as error:  # what was read stays read: a slow broker is not asked for it again
-                patience.failed_otherwise()
-                self._log.warning("the leases of slots cannot be read or written now: %s", error)
-                await backoff.wait()
-            except BusError as error:
-                if isinstance(error, BusDenied) and patience.refused(loop.time()):
-                    raise
-                if not isinstance(error, BusDenied):
-                    patience.failed_otherwise()
-                self._log.warning("the leases of slots cannot be read or written now: %s", error)
-                await _closed(told)
-                told = None
-                await backoff.wait()
-            except BaseException:
-                await _closed(told)
-                raise
+        # However long it lasts: who waits for a free slot has not been let in to write.
+        patience = BrokerPatience(healthy=math.inf)
+        try:
+            return await supervise(self._attempt, patience, name=None, failed=self._failed)
+        finally:
+            await self._drop()
+
+    async def _attempt(self) -> HeldSlot:
+        try:
+            if self._told is None:
+                self._told = _LeaseLog(await self._terms.open(), self._terms)
+            held = await self._search(self._told)
+        except ConnectionLost:  # what was read stays read: a slow broker is not asked for it again
+            raise
+        except BusError:
+            await self._drop()
+            raise
+        self._told = None  # it is the slot's from now on
+        return held
+
+    async def _drop(self) -> None:
+        told, self._told = self._told, None
+        if told is not None:
+            await told.aclose()
+
+    def _failed(self, error: EchelonError) -> None:
+        self._log.warning("the leases of slots cannot be read or written now: %s", error)
 
     async def _search(self, told: _LeaseLog) -> HeldSlot:
         loop = asyncio.get_running_loop()
@@ -468,8 +471,3 @@ def lease_record(slot: str, message: Message, signer: Signer, run: bytes) -> Out
     """
     envelope = Envelope.seal(signer, message, run=run, topic=TOPIC, window=0, sender=slot)
     return Outgoing(TOPIC, envelope.encode(), slot.encode())
-
-
-async def _closed(told: _LeaseLog | None) -> None:
-    if told is not None:
-        await told.aclose()

@@ -21,12 +21,11 @@ from echelon.actors.device import Device
 from echelon.actors.gate import Gate
 from echelon.actors.runtime import DRAIN_SECONDS, Services, watch_loop
 from echelon.actors.state import StateStore
-from echelon.backoff import Backoff
+from echelon.actors.supervision import DiskPatience, ServicePatience, supervise
 from echelon.bus import Bus, open_bus
 from echelon.clock import Offload
 from echelon.config.broker import BrokerSettings
 from echelon.errors import (
-    BusDenied,
     BusError,
     ConfigError,
     EchelonError,
@@ -36,7 +35,6 @@ from echelon.errors import (
 from echelon.private import write_private
 from echelon.rounds.effects import Note
 from echelon.services.allocator import map_large_blocks
-from echelon.services.broker_patience import BrokerPatience
 from echelon.services.config import ControllerConfig, ServiceConfig
 from echelon.services.health import Health, State
 from echelon.services.http import HttpServer
@@ -311,12 +309,8 @@ class Service:
 
     async def _with_room(self, step: Callable[[], Awaitable[T]]) -> T:
         """What a step gives; while there is no room on the disk for it, it is taken again and again."""
-        backoff = Backoff()  # a device has no name yet: it is its slot's
-        while True:
-            try:
-                return await step()
-            except StorageError as error:
-                await self._again(error, backoff)
+        # A device has no name yet: it is its slot's.
+        return await supervise(step, DiskPatience(), name=None, failed=self._again)
 
     async def _supervise(self) -> None:
         """Run the actor, and start it again whenever its broker fails it.
@@ -326,38 +320,27 @@ class Service:
             BusDenied: the broker has refused it for too long, and never let it in (see `BrokerPatience`).
             TrainingError: a device cannot train.
         """
-        loop = asyncio.get_running_loop()
-        backoff = Backoff(self.role.name)
-        patience = BrokerPatience()
-        while True:
-            begun = loop.time()
+
+        async def live() -> None:
             if self.health.state is State.STARTING:
                 self.health.become(State.STARTING, "connecting and restoring its state from the topics")
             try:
                 await self._life()
-                return
             except (BusError, StorageError, TrainingError) as error:
-                if self._stopping:  # a supervisor may have sent its signal to the training process too
-                    self.log.warning("cut short while stopping: %s", error)
-                    return
-                if isinstance(error, TrainingError):
+                if not self._stopping:
                     raise
-                if patience.lived(loop.time() - begun):
-                    backoff.reset()
-                if not isinstance(error, BusDenied):
-                    patience.failed_otherwise()
-                elif patience.refused(loop.time()):
-                    raise
-                await self._again(error, backoff)
+                # Who manages processes may have sent its signal to the training process too.
+                self.log.warning("cut short while stopping: %s", error)
 
-    async def _again(self, error: EchelonError, backoff: Backoff) -> None:
-        """Say why the actor has ended, and wait before it starts again."""
+        await supervise(live, ServicePatience(), name=self.role.name, failed=self._again)
+
+    def _again(self, error: EchelonError) -> None:
+        """Say why the actor has ended, before it starts again."""
         self.log.warning("starting again: %s", error)
         self.health.become(State.DEGRADED, str(error))
         self.metrics.restarts.inc()
         if isinstance(error, StorageError):
             self.metrics.storage_failures.inc()
-        await backoff.wait()
 
     async def _life(self) -> None:
         """One life of the actor, from connecting to its end."""

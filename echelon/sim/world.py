@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from echelon.actors.controller import Controller
 from echelon.actors.device import Device
 from echelon.actors.runtime import Services
+from echelon.actors.supervision import BoundedPatience
 from echelon.backoff import Backoff
 from echelon.bus.base import Outgoing, Record, TopicPartition
 from echelon.compute.pool import LearnerPool
 from echelon.compute.quadratic_halves import QuadraticHalves
 from echelon.config.boundary import BoundarySettings
-from echelon.errors import BusError
 from echelon.messages.manifest import MILLION
 from echelon.provision.identities import Identities
 from echelon.provision.manifest_from_settings import build_manifest
@@ -56,7 +56,7 @@ from echelon.wiring.context import Place, manifest_digest
 from echelon.wiring.shards import FixedShards, dealt
 
 TRIES = 20
-"""Times in a row that an actor is started again after its broker failed it."""
+"""Times that an actor is started again after its broker failed it."""
 MOST_RECORDS = 20_000
 """Records after which a run counts as one that goes in circles: ten times what the largest ones write."""
 SAMPLE_S = 0.25
@@ -186,7 +186,7 @@ class World:
             self.outcome.coverage.see("device: came late")
             await self._rest(self._late[actor].at or 0.0)
         backoff = Backoff(actor)
-        failures = 0
+        patience = BoundedPatience(TRIES)
         while True:
             self.lives[actor] += 1
             life = ProcessLife(actor, self.lives[actor], partial(self._reached, actor), self._died)
@@ -228,8 +228,7 @@ class World:
                 await self._rest(left.seconds)
                 self.outcome.coverage.see("device: came back")
                 continue
-            failures += 1
-            if not isinstance(error, BusError) or failures > TRIES:
+            if not patience.waits_out(error, asyncio.get_running_loop().time()):
                 self.outcome.failures.append(f"{actor}: {type(error).__name__}: {error}")
                 self._failed.set()
                 return

@@ -182,6 +182,7 @@ REPLAYED: dict[str, Callable[[], list[Outgoing]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", sorted(REPLAYED))
 def test_what_is_sent_again_changes_nothing(attack: str) -> None:
     """The chunks are the victim's own, signed by it; another has copied them from the topic."""

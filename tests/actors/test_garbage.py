@@ -215,6 +215,7 @@ def littered() -> tuple[Outcome, Garbage]:
     return outcome, kept[0]
 
 
+@pytest.mark.slow
 def test_a_littered_federation_ends_with_the_same_adapter() -> None:
     outcome, garbage = littered()
     assert len(garbage.placed) == 3 * sum(len(garbage.records(topic)) for topic in OWN)
@@ -224,6 +225,7 @@ def test_a_littered_federation_ends_with_the_same_adapter() -> None:
     assert outcome.summary["windows_void"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("topic", sorted(OWN))
 def test_every_reader_of_a_topic_refuses_what_stands_there_with_the_right_reason(topic: str) -> None:
     outcome, garbage = littered()
@@ -241,6 +243,7 @@ def test_every_reader_of_a_topic_refuses_what_stands_there_with_the_right_reason
     assert honest == []
 
 
+@pytest.mark.slow
 def test_the_other_boundary_hears_nothing_of_it() -> None:
     outcome, _ = littered()
     assert outcome.records("b", "deadletter") == []

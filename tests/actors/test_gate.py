@@ -110,6 +110,7 @@ def saves(effects: list[Any]) -> bool:
     return any(isinstance(effect, Save) for effect in effects)
 
 
+@pytest.mark.slow
 def test_a_delta_crosses_when_it_was_derived_and_proposed_whatever_comes_first() -> None:
     def derived_first(gate: Gate, world: World) -> None:
         assert crossed(read(gate, world)) == []
@@ -170,6 +171,7 @@ def test_no_snapshot_forgets_a_delta_that_was_derived_and_not_proposed_yet() -> 
     with_gate(body)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

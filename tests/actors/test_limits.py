@@ -28,6 +28,7 @@ from tests.worlds.boundary_world import DIM, World
 AT = TopicPartition("masked")
 
 
+@pytest.mark.slow
 def test_an_actor_whose_broker_takes_nothing_reads_no_more_than_it_can_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

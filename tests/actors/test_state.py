@@ -57,6 +57,7 @@ def test_parts_that_are_not_given_stay_as_they_are(tmp_path: Path) -> None:
     assert again.snapshot() == b"three"
 
 
+@pytest.mark.slow
 @given(st.lists(st.binary(max_size=9), max_size=4), st.integers(1, 8), st.binary(max_size=30))
 def test_a_state_in_pieces_comes_back_whole_and_replaces_the_one_before(
     parts: list[bytes], piece: int, other: bytes

@@ -32,6 +32,7 @@ class Counting:
         monkeypatch.setattr(Envelope, "verified", count)
 
 
+@pytest.mark.slow
 def test_devices_verify_a_decision_once_whatever_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
     counted = Counting(monkeypatch)
     outcome = run(federation(boundaries=boundaries(12), budget={"commits": 1}))
@@ -43,6 +44,7 @@ def test_devices_verify_a_decision_once_whatever_their_number(monkeypatch: pytes
     assert counted.by_topic["masked"] >= len(list(outcome.envelopes("a", "masked")))
 
 
+@pytest.mark.slow
 def test_a_forged_decision_is_refused_by_every_device() -> None:
     async def forge(assembly: Assembly) -> None:
         async with await open_bus(assembly.url("a")) as bus:

@@ -217,6 +217,7 @@ def _settled(stage: Scene) -> bool:
     return bool(now - begun > _ROUNDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wipe", [False, True], ids=["disk kept", "disk lost"])
 def test_killed_at_every_write_it_never_signs_two_histories(wipe: bool) -> None:
     first, second = history(A, 8, 8), history(A, 9, 3)

@@ -87,6 +87,7 @@ HONEST: dict[str, Callable[[], Played]] = {
 """What is played without an insider: everybody goes on, and nobody has anything to say."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HONEST)
 def test_without_an_insider_nothing_is_noticed(name: str) -> None:
     assert HONEST[name]() == Played((), True)

@@ -54,6 +54,7 @@ def test_honest_clocks_that_differ_a_little_are_believed() -> None:
     assert measured(report) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lie", [1, 100_000_000])
 @pytest.mark.parametrize("liar", [-1, 0, 1, 2])
 def test_one_liar_moves_nothing_and_is_named(liar: int, lie: int) -> None:
@@ -74,6 +75,7 @@ def test_a_controller_that_states_a_microsecond_does_not_raise_the_interval() ->
     assert lied == intervals(verify(season({}, sync_us=900_000).topics))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("boundaries", [2, 3])
 def test_a_gate_whose_syncs_are_longer_than_what_lies_between_is_named(boundaries: int) -> None:
     honest = intervals(verify(season({}, boundaries=boundaries).topics))
@@ -115,6 +117,7 @@ def test_of_two_that_contradict_each_other_both_are_named_and_nothing_moves() ->
     assert {decision.floor for decision in decisions if decision is not None} == {0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("liars", [(-1, 1), (0, 2)])
 @pytest.mark.parametrize("lie", [1, 100 * SECOND])
 def test_of_two_against_two_all_are_named_and_nobody_alone(liars: tuple[int, int], lie: int) -> None:

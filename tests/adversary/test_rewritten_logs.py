@@ -80,6 +80,7 @@ REWRITINGS: dict[str, Callable[[Plan], Plan]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REWRITINGS)
 def test_what_the_controller_writes_anew_is_contradicted_by_gates(name: str) -> None:
     topics = rewritten(honest(), REWRITINGS[name](plan_of(honest())), CONTROLLER)
@@ -152,6 +153,7 @@ LIES: dict[str, tuple[dict[str, object], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LIES)
 def test_a_gate_that_says_otherwise_than_global_is_refused_and_named(name: str) -> None:
     changes, words = LIES[name]

@@ -28,6 +28,7 @@ def small(folder: Path, **changes: Any) -> echelon.Run:
     return echelon.Run.from_yaml(write(folder), out=folder / "out", **changes)
 
 
+@pytest.mark.slow
 def test_a_run_from_a_file_with_changes_gives_its_result(tmp_path: Path) -> None:
     run = small(tmp_path, budget={"commits": 2}, seed=7)
     assert run.settings.budget.commits == 2
@@ -44,11 +45,13 @@ def test_a_run_from_a_file_with_changes_gives_its_result(tmp_path: Path) -> None
     assert "<td>verified</td>" in result._repr_html_()
 
 
+@pytest.mark.slow
 def test_settings_may_be_objects(tmp_path: Path) -> None:
     run = echelon.Run.from_settings(settings(), out=tmp_path / "out")
     assert run.result().summary.name == "small"
 
 
+@pytest.mark.slow
 def test_callbacks_and_own_metrics(tmp_path: Path) -> None:
     windows: list[str] = []
     commits: list[int] = []
@@ -63,6 +66,7 @@ def test_callbacks_and_own_metrics(tmp_path: Path) -> None:
     assert "norm" in str(result)
 
 
+@pytest.mark.slow
 def test_an_own_metric_stands_wherever_the_runs_figures_do(tmp_path: Path) -> None:
     run = small(tmp_path)
     run.metrics = {"<largest>": lambda result: abs(result.weights).max()}
@@ -81,6 +85,7 @@ def test_an_own_metric_stands_wherever_the_runs_figures_do(tmp_path: Path) -> No
     assert "<largest>" not in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", [lambda _: 1 / 0, lambda _: float("nan"), lambda _: "much"])
 def test_a_metric_that_fails_is_named_and_the_run_and_the_others_are_there(
     tmp_path: Path, broken: Any
@@ -94,6 +99,7 @@ def test_a_metric_that_fails_is_named_and_the_run_and_the_others_are_there(
     assert (run.folder / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_a_result_read_from_the_folder_is_the_one_that_the_run_gave(tmp_path: Path) -> None:
     given = small(tmp_path).result()
     read = echelon.RunResult.read(tmp_path / "out")
@@ -102,6 +108,7 @@ def test_a_result_read_from_the_folder_is_the_one_that_the_run_gave(tmp_path: Pa
     assert (read.summary, read.model, read.adapter) == (given.summary, given.model, given.adapter)
 
 
+@pytest.mark.slow
 def test_a_result_read_from_a_folder_that_was_changed_says_so(tmp_path: Path) -> None:
     small(tmp_path).result()
     weights = tmp_path / "out" / "adapter" / "adapter_model.safetensors"
@@ -113,6 +120,7 @@ def test_a_result_read_from_a_folder_that_was_changed_says_so(tmp_path: Path) ->
     assert "NOT VERIFIED" in str(read)
 
 
+@pytest.mark.slow
 def test_no_result_is_read_where_no_run_has_finished(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not a folder"):
         echelon.RunResult.read(tmp_path / "nowhere")
@@ -124,6 +132,7 @@ def test_no_result_is_read_where_no_run_has_finished(tmp_path: Path) -> None:
         echelon.RunResult.read(run.folder)
 
 
+@pytest.mark.slow
 def test_an_error_of_a_callback_ends_the_run_and_comes_out_of_the_result(tmp_path: Path) -> None:
     run = small(tmp_path)
 
@@ -135,6 +144,7 @@ def test_an_error_of_a_callback_ends_the_run_and_comes_out_of_the_result(tmp_pat
         run.result()
 
 
+@pytest.mark.slow
 async def test_on_a_running_loop_as_in_a_notebook(tmp_path: Path) -> None:
     run = small(tmp_path).start()
     kinds = [event.kind async for event in run.events()]
@@ -145,6 +155,7 @@ async def test_on_a_running_loop_as_in_a_notebook(tmp_path: Path) -> None:
     assert [event.kind for event in run.events()] == kinds, "whoever comes late sees all of it"
 
 
+@pytest.mark.slow
 async def test_several_follow_one_run(tmp_path: Path) -> None:
     run = small(tmp_path).start()
 
@@ -155,6 +166,7 @@ async def test_several_follow_one_run(tmp_path: Path) -> None:
     assert first == second > 3
 
 
+@pytest.mark.slow
 def test_show_prints_words_plain_and_in_colour(tmp_path: Path) -> None:
     console = Console(record=True, width=100, file=(tmp_path / "shown").open("w"))
     result = small(tmp_path).show(console)
@@ -163,6 +175,7 @@ def test_show_prints_words_plain_and_in_colour(tmp_path: Path) -> None:
     assert result.ok
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
     run = small(tmp_path)
     run.on_commit = lambda line: run.stop() if line.commit == 1 else None
@@ -174,6 +187,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
         rest.start()
 
 
+@pytest.mark.slow
 def test_a_warm_start(tmp_path: Path) -> None:
     first = small(tmp_path).result()
     (tmp_path / "second").mkdir()
@@ -189,6 +203,7 @@ def test_wrong_settings_are_said_before_anything_starts(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_loop", [True, False])
 def test_a_deployed_run_is_followed_to_its_close(tmp_path: Path, with_loop: bool) -> None:
     result = small(tmp_path, sync={"report_loss": True}).result()
@@ -209,6 +224,7 @@ def test_a_deployed_run_is_followed_to_its_close(tmp_path: Path, with_loop: bool
     assert (last.reason, last.adapter_sha256) == ("commits", result.summary.adapter_sha256)
 
 
+@pytest.mark.slow
 def test_a_brokers_file_names_the_exchange(tmp_path: Path) -> None:
     small(tmp_path).result()
     url = sqlite_url(tmp_path / "out" / "brokers" / "exchange.sqlite")
@@ -216,6 +232,7 @@ def test_a_brokers_file_names_the_exchange(tmp_path: Path) -> None:
     assert isinstance(next(iter(echelon.attach(tmp_path / "broker.yaml"))), echelon.RunStarted)
 
 
+@pytest.mark.slow
 def test_following_goes_on_when_the_connection_is_lost_again_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,6 +280,7 @@ def test_a_shipped_base_has_a_folder() -> None:
     assert echelon.base_folder("org/base") == "org/base"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # several runs
 def test_the_example_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")

@@ -122,6 +122,7 @@ def errors(found: BoundaryAudit) -> list[tuple[str, int | None, str]]:
     return [(f.topic, f.offset, f.detail) for f in found.findings if f.severity is Severity.ERROR]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_an_honest_boundary_is_derived_to_the_bit(outcome: Outcome, name: str) -> None:
     outside, inside, roster = of(outcome, name)
@@ -189,6 +190,7 @@ def test_a_split_run_is_derived_with_what_edges_add() -> None:
 # ---- the gate ----------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "field", ["n", "weight", "weight2", "norm2", "mean2", "tokens", "loss", "heads", "roster_root", "window"]
 )
@@ -208,6 +210,7 @@ def test_a_gate_that_signs_another_summary_is_found(outcome: Outcome, field: str
     assert found.facts.deltas == found.facts.crossed - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", ["base_commit", "exponent", "payload"])
 def test_a_gate_that_signs_another_sum_or_base_is_found(outcome: Outcome, field: str) -> None:
     def change(facts: ExchangeFacts) -> None:
@@ -220,6 +223,7 @@ def test_a_gate_that_signs_another_sum_or_base_is_found(outcome: Outcome, field:
     assert detail.endswith(field.replace("_", " "))
 
 
+@pytest.mark.slow
 def test_a_gate_that_invents_a_delta_is_found(outcome: Outcome) -> None:
     def change(facts: ExchangeFacts) -> None:
         offset, delta = facts.deltas[-1]
@@ -237,6 +241,7 @@ def test_a_gate_that_keeps_a_delta_back_is_told(outcome: Outcome) -> None:
     assert "did not cross" in one.detail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", range(3))
 def test_a_gate_that_mirrors_another_record_inward_is_found(outcome: Outcome, place: int) -> None:
     outside, inside, roster = of(outcome)
@@ -298,6 +303,7 @@ def test_a_model_that_is_not_the_version_derived_is_named(outcome: Outcome) -> N
     assert "another adapter than the boundary's history gives" in detail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", ["n", "weight", "tokens", "norm2", "heads", "roster_root"])
 def test_a_window_record_with_another_summary_is_found(outcome: Outcome, field: str) -> None:
     def change(window: Window) -> Window:
@@ -334,6 +340,7 @@ def test_a_sealing_of_another_payload_is_found(outcome: Outcome) -> None:
     assert "not what the windows before it add up to" in errors(found)[0][2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", ["merged", "returned", "dropped"])
 def test_an_adoption_that_the_exchange_did_not_decide_is_found(outcome: Outcome, field: str) -> None:
     def change(adopt: Adopt) -> Adopt:
@@ -363,6 +370,7 @@ def test_an_upload_that_its_device_replaced_afterwards_is_found(outcome: Outcome
     assert "rests on records that are not on the topics" in found[0][2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("topic", ["control", "masked"])
 def test_a_broker_that_loses_a_record_is_found(outcome: Outcome, topic: str) -> None:
     outside, inside, roster = of(outcome)
@@ -440,6 +448,7 @@ def test_a_device_that_speaks_of_a_far_window_holds_nobody_up(outcome: Outcome) 
 # ---- sources ----------------------------------------
 
 
+@pytest.mark.slow
 def test_another_roster_than_the_manifests_is_refused_in_words(outcome: Outcome) -> None:
     outside, inside, _ = of(outcome)
     other = run(federation(boundaries=boundaries(5, 4), seed=2)).assembly.identities.boundaries["a"].roster

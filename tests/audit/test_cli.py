@@ -97,6 +97,7 @@ def test_a_byte_changed_in_the_file_is_found_and_named(run: Path, column: str) -
     assert "NOT VERIFIED" in result.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("topic", "off"), [("global", 0), ("global", 13), ("delta.a", 7), ("delta.b", 5)])
 def test_a_deleted_row_is_found(run: Path, topic: str, off: int) -> None:
     sql(run, "DELETE FROM records WHERE topic = ? AND off = ?", topic, off)
@@ -148,6 +149,7 @@ def test_replay_from_the_exchange_alone(run: Path, tmp_path: Path) -> None:
     assert invoke("replay", source).exit_code == 1
 
 
+@pytest.mark.slow
 def test_export_and_verify_elsewhere(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "export"
     assert invoke("export", run, out).exit_code == 0
@@ -169,6 +171,7 @@ def test_the_report_is_for_people(run: Path) -> None:
         assert text in result.output
 
 
+@pytest.mark.slow
 def test_a_checkpoint(run: Path, tmp_path: Path) -> None:
     root = bytes.fromhex(json.loads(invoke("verify", run, "--json").output)["topics"]["global"]["root"])
     name = origin(RUN, "global")
@@ -197,6 +200,7 @@ def test_verifying_changes_nothing(run: Path) -> None:
     assert {p.name: p.read_bytes() for p in file.parent.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_it_starts_without_torch() -> None:
     code = "import sys, echelon.cli.audit; print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
     done = subprocess.run(
@@ -223,6 +227,7 @@ def test_incremental_says_the_same_and_reads_on_from_its_file(run: Path, tmp_pat
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".state")] == []
 
 
+@pytest.mark.slow
 def test_incremental_reads_an_export_and_a_broker_file_alike(run: Path, tmp_path: Path) -> None:
     state, folder = tmp_path / "state", tmp_path / "export"
     assert invoke("export", run, folder).exit_code == 0
@@ -233,6 +238,7 @@ def test_incremental_reads_an_export_and_a_broker_file_alike(run: Path, tmp_path
     assert further.stdout == invoke("verify", folder, "--json").stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statement", [
     "DELETE FROM records WHERE topic = 'global' AND off >= 9",
     "DELETE FROM records WHERE topic = 'delta.a' AND off >= 2",
@@ -254,6 +260,7 @@ def test_incremental_finds_that_the_verified_part_was_changed(
     assert state.read_bytes() == kept, "the state that knows better is kept"
 
 
+@pytest.mark.slow
 def test_a_state_that_cannot_be_used_is_refused_in_words(run: Path, tmp_path: Path) -> None:
     state = tmp_path / "state"
     assert invoke("verify", run, "--incremental", state).exit_code == 0
@@ -268,6 +275,7 @@ def test_a_state_that_cannot_be_used_is_refused_in_words(run: Path, tmp_path: Pa
     assert invoke("verify", run, "--reread").exit_code == 2
 
 
+@pytest.mark.slow
 def test_reread_compares_everything(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("echelon.audit.incremental.COMPARED_RECORDS", 1)
     state = tmp_path / "state"

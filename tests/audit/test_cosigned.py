@@ -471,6 +471,7 @@ witnesses:
     assert parsed("quorum: 2") == Policy(2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -506,6 +507,7 @@ def test_a_wrong_policy_says_what_is_wrong_and_where(text: str, words: str) -> N
     assert words in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_command_takes_a_policy(tmp_path: Path) -> None:
     exchange = watched_scenario()
     watching = Watching(exchange).everything()

@@ -35,6 +35,7 @@ RECORDS = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(RECORDS, max_size=5))
 def test_round_trip(records: list[StoredRecord]) -> None:
     assert list(read_topic("t", io.BytesIO(b"".join(encode_topic(records))))) == records
@@ -45,6 +46,7 @@ def test_a_run_verifies_from_its_export() -> None:
     assert verify(topics, genesis=RUN_A.genesis_sha256).ok
 
 
+@pytest.mark.slow
 @given(st.sampled_from(sorted(FILES)), st.data())
 def test_any_changed_byte_of_a_file_is_reported_or_carries_nothing(topic: str, data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(FILES[topic]) - 1))

@@ -90,6 +90,7 @@ STRANGE_SCHEMAS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STRANGE_SCHEMAS)
 def test_a_log_with_anything_but_our_two_tables_is_not_read(run: Path, name: str) -> None:
     change(log_of(run), *STRANGE_SCHEMAS[name])
@@ -132,6 +133,7 @@ DAMAGED_TABLES: dict[str, tuple[str, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DAMAGED_TABLES)
 def test_a_value_of_another_type_ends_with_a_sentence(run: Path, name: str) -> None:
     statement, word = DAMAGED_TABLES[name]
@@ -149,6 +151,7 @@ DAMAGED_RECORDS: dict[str, str] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DAMAGED_RECORDS)
 def test_a_damaged_record_is_a_finding_at_its_offset(run: Path, name: str) -> None:
     change(log_of(run), f"UPDATE records SET {DAMAGED_RECORDS[name]} WHERE topic = 'delta.b' AND off = 1")
@@ -229,6 +232,7 @@ def hidden(folder: Path) -> None:
     (folder / ".hidden\n\x1b[31m").write_text("x")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("add", [pickle, link, pipe, below, hidden])
 def test_anything_else_beside_the_adapter_is_found(run: Path, add: Callable[[Path], None]) -> None:
     add(run / "adapter")
@@ -250,6 +254,7 @@ def test_many_files_beside_the_adapter_are_counted(run: Path) -> None:
     assert len(errors(run, "unexpected-file")) == MAX_NAMED + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["link", "file", "pipe"])
 def test_an_adapter_that_is_no_folder_is_found(run: Path, kind: str) -> None:
     shutil.rmtree(run / "adapter")
@@ -299,12 +304,14 @@ INDICES: dict[str, object] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INDICES)
 def test_an_index_that_names_what_no_export_has_is_refused(export: Path, name: str) -> None:
     index(export, INDICES[name])
     refused(invoke("verify", export))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder", "device"])
 def test_a_topic_that_is_no_regular_file_is_not_opened(export: Path, kind: str) -> None:
     place = export / "delta.b.records"
@@ -334,6 +341,7 @@ def test_a_record_that_says_it_is_endless_is_a_finding(export: Path) -> None:
     errors(export, "unreadable")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["a\0b", "/dev/zero", "/dev/null", "none", ".", "x://y", "sqlite://", "memory://x"]
 )

@@ -71,6 +71,7 @@ def notes(exchange: Exchange) -> list[bytes]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("topics", [RUN_A.topics, REPEATED], ids=["once", "twice"])
 def test_at_every_prefix_of_global_the_rest_gives_the_same_report(topics: Topics) -> None:
     whole = text(verify(topics))
@@ -111,6 +112,7 @@ def test_random_pieces_give_the_report_of_the_whole_at_each_step(data: st.DataOb
     assert text(again(topics, state, **options).report) == text(verify(topics, **options))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_cosignatures_over_what_was_verified_before_count_as_they_do_in_a_full_verification() -> None:
     topics = Watching(watched_scenario()).everything().topics
     whole = verify(topics)
@@ -181,6 +183,7 @@ def rewritten(outcome: IncrementalOutcome) -> list[tuple[str, int | None]]:
     return [(f.topic, f.offset) for f in outcome.report.findings if f.code is Code.REWRITTEN]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("topic", ["global", "delta.a", "delta.b"])
 def test_a_changed_record_of_the_verified_part_is_found(topic: str) -> None:
     state = _full_state()
@@ -207,6 +210,7 @@ def test_another_history_under_the_same_genesis_and_all_keys_is_found(close: boo
     assert not outcome.report.ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("topic", ["global", "delta.a", "delta.b"])
 def test_a_rollback_is_found_however_far_it_goes(topic: str) -> None:
     state = _full_state()
@@ -313,6 +317,7 @@ def test_a_state_is_the_same_bytes_after_reading() -> None:
     assert AuditProgress.decode(state, reader=READER).encode() == state
 
 
+@pytest.mark.slow
 def test_chunks_of_an_unfinished_transfer_are_taken_over() -> None:
     """The state may stand between the chunks of a payload and their manifest."""
     exchange = Exchange(terms(dim=300_000))

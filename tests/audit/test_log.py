@@ -57,6 +57,7 @@ PARTS = st.tuples(
 )
 
 
+@pytest.mark.slow
 @given(PARTS, PARTS)
 def test_equal_hashes_mean_equal_records(one: tuple, other: tuple) -> None:
     a, b = (StoredRecord(t, 5, k, v, h) for t, k, v, h in (one, other))

@@ -83,6 +83,7 @@ def test_the_frontier_is_the_tree(leaves: list[bytes]) -> None:
     assert again.root() == by_definition([*leaves, b"more"])
 
 
+@pytest.mark.slow
 @given(st.integers(1, 33), st.data())
 def test_inclusion(size: int, data: st.DataObject) -> None:
     hashes = [leaf_hash(bytes([i])) for i in range(size)]

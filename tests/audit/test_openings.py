@@ -55,6 +55,7 @@ def asked(facts: ExchangeFacts, nonce: bytes) -> Request:
     return Request.choose(facts.manifest, "a", deltas(facts), nonce)
 
 
+@pytest.mark.slow
 def test_any_device_of_any_window_may_be_drawn_and_is_shown(
     facts: ExchangeFacts, leaves: dict[int, list[WindowLeaf]]
 ) -> None:
@@ -71,6 +72,7 @@ def test_any_device_of_any_window_may_be_drawn_and_is_shown(
     assert {index for _, index in drawn} == set(range(5))
 
 
+@pytest.mark.slow
 def test_an_earlier_request_is_still_good_when_more_has_crossed(facts: ExchangeFacts) -> None:
     early = Request.choose(facts.manifest, "a", deltas(facts)[:1], NONCES[3])
     early.check(facts.manifest, deltas(facts))
@@ -78,6 +80,7 @@ def test_an_earlier_request_is_still_good_when_more_has_crossed(facts: ExchangeF
         asked(facts, NONCES[3]).check(facts.manifest, deltas(facts)[:1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "field", ["index", "window", "seq", "heads", "root", "nonce", "size", "boundary", "run"]
 )
@@ -136,6 +139,7 @@ def forge_size(answer: Answer) -> Answer:
 FORGERIES = [value for name, value in sorted(globals().items()) if name.startswith("forge_")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forge", FORGERIES)
 def test_a_forged_answer_is_refused(
     facts: ExchangeFacts, leaves: dict[int, list[WindowLeaf]], forge: Callable[[Answer], Answer]
@@ -250,6 +254,7 @@ def test_a_run_folder_and_an_export_verify_from_within(folder: Path, tmp_path: P
     assert "b/masked@" in broken.output
 
 
+@pytest.mark.slow
 def test_a_device_is_asked_for_shown_and_checked(folder: Path, tmp_path: Path) -> None:
     request, answer, export = tmp_path / "request.json", tmp_path / "answer.json", tmp_path / "export"
     assert invoke("audit", "export", folder / "brokers" / "a.sqlite", export, "--boundary").exit_code == 0

@@ -58,6 +58,7 @@ def test_every_commit_is_proved_to_somebody_without_our_code(number: int, tmp_pa
     assert found["consistent"] in (2, 3), "from the commit, and from both earlier checkpoints"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", range(1, 20))
 def test_every_pair_of_sizes_is_consistent(size: int, tmp_path: Path) -> None:
     """A log of nineteen manifests, so that trees are lopsided in every way."""
@@ -100,6 +101,7 @@ FILES = sorted(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_a_change_in_any_file_is_found_outside(name: str, tmp_path: Path) -> None:
     files = commit_proof(RUN_A.topics, 2, [head(RUN_A, 3), head(RUN_A, len(leaves(RUN_A)))])

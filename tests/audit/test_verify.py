@@ -121,6 +121,7 @@ def places(draw: st.DrawFn) -> tuple[str, int]:
     return topic, draw(st.integers(0, len(RUN_A.topics[topic]) - 1))
 
 
+@pytest.mark.slow
 @given(places(), st.floats(0, 1, exclude_max=True), st.integers(1, 255))
 @settings(max_examples=150)
 def test_a_flipped_byte_anywhere_is_found_at_its_record(at: tuple[str, int], where: float, mask: int) -> None:
@@ -152,6 +153,7 @@ def test_a_deleted_record_is_found(topic: str, index: int) -> None:
         )
 
 
+@pytest.mark.slow
 @given(places(), places())
 def test_two_swapped_records_are_found(one: tuple[str, int], other: tuple[str, int]) -> None:
     topic, i = one
@@ -165,6 +167,7 @@ def test_two_swapped_records_are_found(one: tuple[str, int], other: tuple[str, i
     assert any(f.topic == topic for f in report.findings if f.severity is Severity.ERROR)
 
 
+@pytest.mark.slow
 @given(places(), st.floats(0, 1, exclude_max=True), st.integers(1, 255))
 @settings(max_examples=60)
 def test_a_record_altered_and_appended_again_is_found(at: tuple[str, int], where: float, mask: int) -> None:
@@ -204,6 +207,7 @@ def test_whatever_is_inserted_is_a_finding_and_never_an_error_of_ours(
     assert named(report, topic, index)
 
 
+@pytest.mark.slow
 def test_a_changed_chunk_with_a_new_digest_does_not_pass() -> None:
     for topic, records in RUN_A.topics.items():
         for index, record in enumerate(records):

@@ -75,6 +75,7 @@ def reason(found: Known | HeadRefusal) -> RefusedBecause:
 # ---- one decision ----------------------------------------
 
 
+@pytest.mark.slow
 @given(st.integers(1, 40), st.integers(1, 40))
 def test_what_continues_is_taken_and_nothing_else(first: int, more: int) -> None:
     tree, beside = grown(80), grown(80, b"other")

@@ -25,6 +25,7 @@ def plots() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_a_point_is_measured_on_a_run_that_verifies() -> None:
     found = measure(Point(devices=12, cohort=4, boundaries=2, commits=1))
     assert found["audit_ok"]
@@ -38,6 +39,7 @@ def test_a_point_is_measured_on_a_run_that_verifies() -> None:
     assert found["jobs"] >= 12
 
 
+@pytest.mark.slow
 def test_a_point_and_its_figures_have_one_key() -> None:
     point = Point(devices=6, cohort=3, commits=1, sweep="cohort")
     assert key_of(measure(point)) == key_of(asdict(point))

@@ -6,6 +6,7 @@ import ast
 import inspect
 from pathlib import Path
 
+import pytest
 from aiokafka.client import AIOKafkaClient
 from aiokafka.cluster import ClusterMetadata
 from aiokafka.protocol.fetch import FetchRequest
@@ -17,6 +18,7 @@ INTERNALS = {"aiokafka.protocol.fetch", "aiokafka.record.memory_records"}
 READER = PACKAGE / "bus" / "kafka_reader.py"
 
 
+@pytest.mark.slow
 def test_the_reader_alone_relies_on_these_internals_and_they_are_as_it_needs_them() -> None:
     # One module: questions to fetch and the parser of batches are imported by the reader alone.
     importers = {

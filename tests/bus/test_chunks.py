@@ -83,6 +83,7 @@ def test_golden_chunk():
     assert (chunk.topic, chunk.key, chunk.value) == ("masked", b"dev", payload)
 
 
+@pytest.mark.slow
 @given(lengths, st.binary(max_size=8), st.binary(max_size=8))
 def test_the_transfer_id_names_payload_and_context(length, one, other):
     payload = payload_of(length)
@@ -104,6 +105,7 @@ def test_chunks_are_small_equal_and_add_up(length):
     assert all(is_chunk(record(chunk, 0)) and chunk.partition == 2 for chunk in chunks)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.data())
 def test_any_interleaving_with_repeats_gives_every_payload_once(data):
@@ -132,6 +134,7 @@ def test_any_interleaving_with_repeats_gives_every_payload_once(data):
     assert receiving.first_open_offset(TopicPartition("t")) is None
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.data())
 def test_any_changed_byte_of_a_chunk_record_is_found_at_it(data):
@@ -384,7 +387,7 @@ class Bounded(RuleBasedStateMachine):
         assert self.assembler.first_open_offset(TopicPartition("t")) == min(offsets, default=None)
 
 
-TestBounded = Bounded.TestCase
+TestBounded = pytest.mark.slow(Bounded.TestCase)
 TestBounded.settings = settings(max_examples=40, stateful_step_count=30)
 
 
@@ -442,6 +445,7 @@ def test_a_chunk_is_signed_or_it_is_not():
             read_chunk(item, signed=not is_signed)
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(st.data())
 def test_any_changed_header_of_a_signed_chunk_is_found_or_changes_what_was_signed(data):

@@ -243,6 +243,7 @@ async def test_the_largest_record_fits_and_one_byte_more_does_not(bus, everythin
     assert [record.size for record in await everything(bus, T)] == [bus.max_record_bytes]
 
 
+@pytest.mark.slow
 async def test_64_megabytes_in_chunks(broker, bus):
     payload = hashlib.shake_128(b"payload").digest(1 << 20) * 64
     transfer = transfer_of(payload, b"context")
@@ -275,6 +276,7 @@ async def test_64_megabytes_in_chunks(broker, bus):
                     return
 
 
+@pytest.mark.slow
 async def test_two_processes_write_and_read_one_broker(broker, bus, everything):
     async with broker.child("write", "child", "150") as child, bus.reader({T: 0}) as reader:
 

@@ -127,6 +127,7 @@ def test_bandwidth_makes_records_queue_in_each_direction():
     run_virtual(main)
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(
     st.integers(0, 2**32),
@@ -168,6 +169,7 @@ def test_repeats_do_happen_and_are_the_same_bytes():
     run_virtual(main)
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(st.integers(0, 2**32), st.integers(1, 8))
 def test_who_tries_again_after_every_loss_gets_everything_in_order(seed, size):

@@ -160,6 +160,7 @@ def test_no_threads_on_the_virtual_clock(tmp_path):
     assert run_virtual(main) == [1500]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batches", [1, 2, 7])
 def test_a_killed_writer_leaves_whole_batches_and_all_that_it_was_told_of(tmp_path, batches):
     path = tmp_path / "log"
@@ -188,6 +189,7 @@ def test_reading_only_changes_nothing_in_a_closed_log(tmp_path):
     assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", ["as the writer left it", "lost"])
 def test_reading_only_changes_nothing_in_a_killed_writers_log_and_misses_nothing(tmp_path, index):
     folder = tmp_path / "logs"

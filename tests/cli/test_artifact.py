@@ -59,6 +59,7 @@ def metadata(card: str) -> dict[str, Any]:
     return dict(yaml.safe_load(card.split("---\n")[1]))
 
 
+@pytest.mark.slow
 def test_an_adapter_of_a_local_base_loads_by_its_folder_alone_and_merges(
     cli: Cli, tmp_path: Path, base: Path
 ) -> None:
@@ -97,6 +98,7 @@ def test_an_adapter_of_a_local_base_loads_by_its_folder_alone_and_merges(
     assert "other weights than the base" in " ".join(other.stderr.split())
 
 
+@pytest.mark.slow
 def test_a_card_of_another_commit_states_no_losses(cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert cli("run", write(tmp_path), "--out", out, "--quiet").exit_code == 0
@@ -111,6 +113,7 @@ def test_a_card_of_another_commit_states_no_losses(cli: Cli, tmp_path: Path) -> 
         assert metadata(card)["echelon"]["adapter_sha256"] == digest[1]
 
 
+@pytest.mark.slow
 def test_a_card_in_the_folder_names_the_run_that_a_new_one_starts_from(cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert cli("run", write(tmp_path), "--out", out, "--quiet").exit_code == 0
@@ -122,6 +125,7 @@ def test_a_card_in_the_folder_names_the_run_that_a_new_one_starts_from(cli: Cli,
     assert cli("audit", "verify", tmp_path / "second", "--parent", out).exit_code == 0
 
 
+@pytest.mark.slow
 def test_an_adapter_of_the_shipped_base_says_how_it_loads(cli: Cli, tmp_path: Path) -> None:
     out = trained(cli, tmp_path, "echelon:micro")
     assert 'echelon.base_folder("echelon:micro")' in (out / "adapter" / "README.md").read_text()
@@ -198,6 +202,7 @@ def hub() -> Iterator[Hub]:
             thread.join()
 
 
+@pytest.mark.slow
 def test_a_push_uploads_the_adapter_and_its_card_and_nothing_else(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +227,7 @@ def test_a_push_uploads_the_adapter_and_its_card_and_nothing_else(
     assert "org/small was not pushed" in " ".join(gone.stderr.split())
 
 
+@pytest.mark.slow
 def test_what_cannot_be_pushed_is_said(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     empty = cli("push", "org/small", tmp_path)

@@ -61,6 +61,7 @@ def test_where_devices_report_losses(cli: Cli, tmp_path: Path, commits: int) -> 
     assert best in range(commits + 1)
 
 
+@pytest.mark.slow
 def test_the_last_commit_may_be_it_though_no_delta_carried_its_loss(cli: Cli, tmp_path: Path) -> None:
     best, summary = named(cli, tmp_path, budget={"commits": 1})
     assert best == summary["commits"] == 1

@@ -49,6 +49,7 @@ def test_the_final_adapter_comes_out_of_the_exchange_byte_for_byte(
         assert (tmp_path / "out" / name).read_bytes() == (run_folder / "adapter" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_any_commit_can_be_had(cli: Cli, run_folder: Path, tmp_path: Path) -> None:
     genesis = cli("export", run_folder, "--commit", "0", "--out", tmp_path / "0", "--json")
     first = cli("export", run_folder, "--commit", "1", "--out", tmp_path / "1", "--json")
@@ -63,6 +64,7 @@ def test_any_commit_can_be_had(cli: Cli, run_folder: Path, tmp_path: Path) -> No
     assert json.loads(first.stdout)["adapter_sha256"] == digest
 
 
+@pytest.mark.slow
 def test_best_says_how_it_was_chosen(cli: Cli, run_folder: Path, tmp_path: Path) -> None:
     by_run = cli("export", run_folder, "--commit", "best", "--out", tmp_path / "run")
     assert by_run.exit_code == 0, by_run.output
@@ -75,6 +77,7 @@ def test_best_says_how_it_was_chosen(cli: Cli, run_folder: Path, tmp_path: Path)
     assert "the best by the losses that crossed with the deltas" in by_log.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("commit", "words"), [("9", "the log has commits 0 to 3"), ("newest", "best or final")]
 )
@@ -87,6 +90,7 @@ def test_a_commit_that_is_not_there_is_named(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_export_overwrites_nothing(cli: Cli, run_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     result = cli("export", run_folder, "--out", tmp_path)
@@ -177,6 +181,7 @@ def test_help_names_every_command(cli: Cli) -> None:
     assert {"verify", "replay", "export", "report"} <= set(cli("audit", "--help").stdout.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["--version"], ["topics", "list"], ["audit", "verify", "/nowhere"]]
 )
@@ -206,6 +211,7 @@ except SystemExit:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("set_by_user", "threads"), [(None, 1), ("2", 2)])
 def test_linear_algebra_of_numpy_has_one_thread_unless_the_user_says_otherwise(
     set_by_user: str | None, threads: int

@@ -115,6 +115,7 @@ MADE: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MADE)
 def test_data_of_every_kind_gets_a_run_file_that_a_check_finds_good(
     kind: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -146,6 +147,7 @@ def test_each_place_is_a_boundary_with_a_name_of_its_own(cli: Cli, tmp_path: Pat
     assert len(set(names)) == 4
 
 
+@pytest.mark.slow
 def test_classes_are_shown_and_training_them_is_two_comments_away(cli: Cli, tmp_path: Path) -> None:
     place = rows(tmp_path / "x.jsonl", *({"text": t, "label": "ab"[n % 2]} for n, t in enumerate(TEXTS)))
     out = tmp_path / "run.yaml"
@@ -159,6 +161,7 @@ def test_classes_are_shown_and_training_them_is_two_comments_away(cli: Cli, tmp_
     assert cli("check", out).exit_code == 0
 
 
+@pytest.mark.slow
 def test_without_data_it_is_a_demo(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli("init").exit_code == 0
@@ -187,6 +190,7 @@ def binary(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("made", "said"),
     [

@@ -52,6 +52,7 @@ def run_file(folder: Path, **rows: list[Row]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_counts_by_reason_are_everywhere(cli: Cli, tmp_path: Path) -> None:
     rows = [*GOOD, {"text": " "}, {"text": ""}, {"text": "half \ud800 a pair"}]
     out = tmp_path / "out"

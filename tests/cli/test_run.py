@@ -27,6 +27,7 @@ def finished(cli: Cli, config: Path, out: Path, *more: str) -> dict[str, Any]:
     return dict(json.loads(result.stdout))
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_folder_with_everything_in_it(cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = cli("run", write(tmp_path), "--out", out)
@@ -241,6 +242,7 @@ def test_a_run_that_goes_on_in_one_process_is_refused_to_another(tmp_path: Path)
     assert "sync: not as in" in changed.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_the_second_ctrl_c_ends_a_run_at_once_and_its_state_is_safe(tmp_path: Path) -> None:
     out = tmp_path / "out"

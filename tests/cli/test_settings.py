@@ -55,6 +55,7 @@ def test_words_are_looked_for_everywhere(cli: Cli) -> None:
     assert both == paths(cli("settings", "--json", "learning rate"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "advice"),
     [
@@ -101,6 +102,7 @@ def test_a_terminal_that_is_not_utf8_gets_all_of_it(tmp_path: Path) -> None:
     assert b"sync.pace.growth" in found.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

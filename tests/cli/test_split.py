@@ -43,6 +43,7 @@ def test_the_example_plans_every_class_of_the_shipped_model(cli: Cli) -> None:
         assert abs(memory["total"] - sum(v for k, v in memory.items() if k != "total")) <= 5
 
 
+@pytest.mark.slow
 def test_a_class_that_could_not_hold_the_model_gets_a_part_of_it(cli: Cli, qwen: Path) -> None:
     result = cli("split", "plan", qwen, "--profile", EXAMPLE, "--json")
     assert result.exit_code == 0, result.output
@@ -54,6 +55,7 @@ def test_a_class_that_could_not_hold_the_model_gets_a_part_of_it(cli: Cli, qwen:
     assert document["classes"]["workstation"]["chosen"]["middle"] < phone["chosen"]["middle"]
 
 
+@pytest.mark.slow
 def test_the_table_names_the_cut_and_what_it_waits_for(cli: Cli, qwen: Path) -> None:
     result = cli("split", "plan", qwen, "--profile", EXAMPLE, "-n", "2")
     assert result.exit_code == 0, result.output
@@ -62,6 +64,7 @@ def test_the_table_names_the_cut_and_what_it_waits_for(cli: Cli, qwen: Path) -> 
     assert "does not fit" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_class_that_is_too_small_is_told_so_and_the_others_are_planned(
     cli: Cli, qwen: Path, tmp_path: Path
 ) -> None:

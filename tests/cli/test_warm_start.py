@@ -31,6 +31,7 @@ def refused(cli: Cli, folder: Path, *more: str | Path, **changes: Any) -> str:
     return " ".join(result.stderr.split())
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_a_finished_one(cli: Cli, tmp_path: Path) -> None:
     first = run(cli, tmp_path / "first")
     second = run(cli, tmp_path / "second", "--from", tmp_path / "first" / "out")
@@ -40,6 +41,7 @@ def test_a_run_goes_on_from_a_finished_one(cli: Cli, tmp_path: Path) -> None:
     assert "parent" not in first
 
 
+@pytest.mark.slow
 def test_the_audit_names_the_parent_and_verifies_the_chain(cli: Cli, tmp_path: Path) -> None:
     outs = [tmp_path / name / "out" for name in ("first", "second", "third")]
     first = run(cli, tmp_path / "first")
@@ -61,6 +63,7 @@ def test_the_audit_names_the_parent_and_verifies_the_chain(cli: Cli, tmp_path: P
     assert "parent" not in json.loads(cli("audit", "verify", outs[0], "--json").stdout)
 
 
+@pytest.mark.slow
 def test_another_run_is_no_parent(cli: Cli, tmp_path: Path) -> None:
     run(cli, tmp_path / "first")
     run(cli, tmp_path / "other", seed=2)
@@ -75,6 +78,7 @@ def test_another_run_is_no_parent(cli: Cli, tmp_path: Path) -> None:
     assert "starts from no other run" in " ".join(too_many.stderr.split())
 
 
+@pytest.mark.slow
 def test_a_damaged_parent_fails_the_chain(cli: Cli, tmp_path: Path) -> None:
     run(cli, tmp_path / "first")
     run(cli, tmp_path / "second", "--from", tmp_path / "first" / "out")
@@ -91,6 +95,7 @@ def test_a_damaged_parent_fails_the_chain(cli: Cli, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_an_exported_adapter_starts_a_run_too(cli: Cli, tmp_path: Path) -> None:
     run(cli, tmp_path / "first")
     exported = cli("export", tmp_path / "first" / "out", "--commit", "1", "--out", tmp_path / "one", "--json")
@@ -109,6 +114,7 @@ def test_an_exported_adapter_starts_a_run_too(cli: Cli, tmp_path: Path) -> None:
     assert cli("audit", "verify", out, "--parent", tmp_path / "other").exit_code == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -125,6 +131,7 @@ def test_an_adapter_that_does_not_fit_is_refused(
     assert words in refused(cli, tmp_path / "second", "--from", out, **changes)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_finished_is_no_start(cli: Cli, tmp_path: Path) -> None:
     run(cli, tmp_path / "first")
     exported = tmp_path / "exported"

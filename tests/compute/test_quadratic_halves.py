@@ -180,6 +180,7 @@ def test_what_is_no_tensor_is_refused_and_a_job_that_is_not_there_is_declined() 
         asyncio.run(subject.half("a", "a-0").part(Back(job=1, micro=0, hidden=b"short")))
 
 
+@pytest.mark.slow
 def test_a_federation_of_split_quadratics_closes_with_parts() -> None:
     outcome = run(settings())
     check(outcome)

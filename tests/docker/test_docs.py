@@ -30,6 +30,7 @@ def words_after(prefix: str) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in COMMANDS if re.match(rf"{prefix} [a-z]", line)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", words_after("echelon"), ids=" ".join)
 def test_every_command_of_ours_is_one(words: list[str]) -> None:
     command: object = typer.main.get_command(app)

@@ -124,6 +124,7 @@ def takes_its_folder(service: Service, deployment: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("service", LONG_RUNNING, ids=[service.name for service in LONG_RUNNING])
 def test_a_service_takes_its_folder_and_its_environment(service: Service, deployment: Path) -> None:
     takes_its_folder(service, deployment)
@@ -150,6 +151,7 @@ def test_topics_of_a_split_boundary_are_applied_with_its_edges_principals(split_
     ]
 
 
+@pytest.mark.slow
 def test_a_device_can_have_one_slot_for_good_by_variables_alone(deployment: Path) -> None:
     folder = folder_of(SERVICES["device-a"], deployment)
     variables = {"ECHELON_SLOTS": "null", "ECHELON_SLOT": f"{folder}/slots/a-3"}
@@ -163,6 +165,7 @@ def test_a_variable_that_no_schema_knows_is_refused(deployment: Path) -> None:
         load_service(GateConfig, folder / "service.yaml", {"ECHELON_HTTP__HOSTS": "0.0.0.0"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "service", [s for s in SPLIT_SERVICES.values() if s.ours], ids=lambda service: service.name
 )
@@ -187,6 +190,7 @@ def test_every_command_is_one_of_the_command_line(service: Service) -> None:
     assert context.params
 
 
+@pytest.mark.slow
 def test_credentials_for_the_exchange_are_with_gates_and_its_own_people_alone(deployment: Path) -> None:
     authority = (deployment / "brokers" / "exchange" / "ca.pem").read_bytes()
     holders = {

@@ -32,6 +32,7 @@ def needs(program: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
 
 
+@pytest.mark.slow
 @needs_compose
 @pytest.mark.parametrize("override", [None, MONITORING, GPU, SPLIT])
 def test_compose_takes_the_files_and_reads_them_as_these_tests_do(override: str | None) -> None:

@@ -48,6 +48,7 @@ def total(instance: Instance, chosen: dict[str, str], rule: AssignmentRule) -> t
     return sum_, moved
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(instances(), st.sampled_from([0, 50_000, 400_000]))
 def test_no_assignment_is_better(instance: Instance, hysteresis: int) -> None:

@@ -35,6 +35,7 @@ def test_planted_clusters_are_found(sizes: list[int], seed: int) -> None:
     assert found.score > 0.5
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 1000), st.permutations(range(12)))
 def test_the_order_of_devices_does_not_matter(seed: int, order: list[int]) -> None:
@@ -65,6 +66,7 @@ def test_two_devices_are_one_cluster_however_far_apart() -> None:
     assert cluster(np.array([[0.0, 50.0], [50.0, 0.0]])).labels == (0, 0)
 
 
+@pytest.mark.slow
 def test_devices_without_groups_are_rarely_split() -> None:
     split = [cluster(points((12, 0.0), spread=1.0, seed=seed)).count > 1 for seed in range(100)]
     assert sum(split) <= 2

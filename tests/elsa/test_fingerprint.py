@@ -103,6 +103,7 @@ def test_a_fingerprint_is_finite_where_probes_are_fewer_than_dimensions() -> Non
     assert 0 < symmetric_kl(found, other) < 1e6
 
 
+@pytest.mark.slow
 @given(st.integers(2, 60), dims, seeds)
 def test_the_shrunk_covariance_is_scikit_learns(count: int, dim: int, seed: int) -> None:
     from sklearn.covariance import ledoit_wolf as theirs

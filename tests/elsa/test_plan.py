@@ -56,6 +56,7 @@ def worlds(draw: st.DrawFn) -> tuple[DeviceProfile, EdgeProfile, PlanRules]:
     return device, edge, rules
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(worlds())
 def test_the_chosen_split_fits_and_no_other_is_faster(
@@ -132,6 +133,7 @@ def simulate(split: Split, rtt: float) -> float:
     return end
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(worlds(), st.integers(1, 6), st.integers(0, 5), st.sampled_from([1, 2]), st.integers(1, 8))
 def test_the_estimate_is_what_the_schedule_takes(

@@ -36,6 +36,7 @@ def test_disjoint_distributions_are_one_bit_apart() -> None:
     assert jensen_shannon(np.array([[UNIT, 0]], np.uint16), np.array([[0, UNIT]], np.uint16)) == 1
 
 
+@pytest.mark.slow
 @given(seeds, seeds)
 def test_summing_over_classes_makes_no_divergence(one: int, two: int) -> None:
     draw = [np.random.default_rng(seed).dirichlet(np.full(200, 0.2), size=4) for seed in (one, two)]

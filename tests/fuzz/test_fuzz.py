@@ -80,6 +80,7 @@ def tried(reader: Reader, count: int, block: int = 0) -> int:
     return taken
 
 
+@pytest.mark.slow
 @ALL
 def test_what_the_real_encoders_write_is_taken(reader: Reader) -> None:
     taken = 0
@@ -92,6 +93,7 @@ def test_what_the_real_encoders_write_is_taken(reader: Reader) -> None:
     assert taken, "no input of this reader is valid: what is made from it tests its first check alone"
 
 
+@pytest.mark.slow
 @ALL
 def test_damaged_inputs_end_in_declared_errors(reader: Reader) -> None:
     count = max(20, int(SHORT * reader.share))

@@ -162,6 +162,7 @@ def _named(body: list[ast.stmt], inside: tuple[str, ...]) -> Iterator[tuple[str,
             yield (*inside, node.name)
 
 
+@pytest.mark.slow
 def test_every_reader_is_in_the_registry_or_has_a_reason() -> None:
     found, covered = set(public()), {name for reader in readers() for name in reader.covers}
     assert len(found) > 60

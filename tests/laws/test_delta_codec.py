@@ -20,6 +20,7 @@ VECTORS = arrays(np.float64, st.integers(1, 40), elements=COORDINATES).filter(
 )
 
 
+@pytest.mark.slow
 @given(VECTORS, CODECS)
 def test_every_coordinate_is_the_nearest_point_of_the_grid(vector: np.ndarray, codec: DeltaCodec) -> None:
     payload, exponent = encode(vector, codec)
@@ -31,6 +32,7 @@ def test_every_coordinate_is_the_nearest_point_of_the_grid(vector: np.ndarray, c
         assert k == round(Fraction(float(real)) / step), "ties go to even"
 
 
+@pytest.mark.slow
 @given(VECTORS, CODECS)
 def test_the_grid_is_the_finest_that_fits(vector: np.ndarray, codec: DeltaCodec) -> None:
     _, exponent = encode(vector, codec)
@@ -46,6 +48,7 @@ def test_encoding_again_changes_nothing(vector: np.ndarray, codec: DeltaCodec) -
     assert len(payload) == width(codec) * vector.size
 
 
+@pytest.mark.slow
 @given(VECTORS, CODECS)
 def test_value_and_residue_add_up_to_the_vector(vector: np.ndarray, codec: DeltaCodec) -> None:
     value = decode(*encode(vector, codec), codec)

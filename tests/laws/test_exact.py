@@ -17,6 +17,7 @@ WIDE = arrays(np.int32, 9, elements=st.integers(-(2**31) + 1, 2**31 - 1))
 NARROW = arrays(np.int16, 9, elements=st.integers(-32767, 32767))
 
 
+@pytest.mark.slow
 @given(st.one_of(st.tuples(WIDE, WIDE), st.tuples(NARROW, NARROW), st.tuples(NARROW, WIDE)))
 def test_reductions_are_exact(pair: tuple[np.ndarray, np.ndarray]) -> None:
     a, b = pair

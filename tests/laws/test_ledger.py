@@ -94,6 +94,7 @@ def exact(vector: np.ndarray) -> list[Fraction]:
     return [Fraction(float(value)) for value in vector]
 
 
+@pytest.mark.slow
 @given(histories(), st.sampled_from(list(DeltaCodec)), st.integers(0, 2**32 - 1))
 def test_every_window_stands_in_exactly_one_place_and_nothing_of_it_is_lost(
     history: list[tuple[str, int]], codec: DeltaCodec, seed: int

@@ -47,6 +47,7 @@ PARTS = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(
     parts=st.lists(PARTS, max_size=20),
     digests=st.lists(st.tuples(INTEGERS, st.binary(max_size=300)), max_size=20),
@@ -153,6 +154,7 @@ VECTORS = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(
     st.builds(
         Whole,

@@ -61,6 +61,7 @@ SLOW = 200_000
 """A sync of six times the interval that a run starts with; 5 ms are hidden by it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LIES)
 @pytest.mark.parametrize("liar", [CONTROLLER, 0, 2])
 def test_one_liar_among_three_boundaries_and_the_controller_moves_nothing(liar: int, name: str) -> None:
@@ -69,12 +70,14 @@ def test_one_liar_among_three_boundaries_and_the_controller_moves_nothing(liar: 
     assert (max(lied), lied[-1]) == (max(honest), honest[-1]), "it may come there by other trials"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LIES)
 def test_a_lying_controller_of_two_boundaries_moves_nothing(name: str) -> None:
     assert paces(2, {CONTROLLER: LIES[name]}) == paces(2, {})
     assert paces(2, {CONTROLLER: LIES[name]}, sync_us=SLOW) == paces(2, {}, sync_us=SLOW)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["1 µs", "a day", "a sync of a day", "both"])
 def test_a_lying_gate_of_two_moves_nothing_but_by_a_shorter_sync(name: str) -> None:
     assert paces(2, {1: LIES[name]}) == paces(2, {})

@@ -95,6 +95,7 @@ def test_pae_is_that_of_the_specification() -> None:
     assert pre_authentication_encoding("\u00e9", b"") == b"DSSEv1 2 \xc3\xa9 0 "
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=200), st.text(min_size=1, max_size=20))
 def test_dsse_round_trip(payload: bytes, payload_type: str) -> None:
     sealed = Dsse.seal(ALICE, payload_type, payload)

@@ -73,6 +73,7 @@ def reason(data: bytes, **limits: int) -> Reason:
     return caught.value.reason
 
 
+@pytest.mark.slow
 @given(SAMPLES)
 def test_round_trip(message: Sample) -> None:
     assert Sample.decode(message.encode()) == message
@@ -87,6 +88,7 @@ def test_any_bytes_are_one_message_or_refused(data: bytes) -> None:
     assert message.encode() == data
 
 
+@pytest.mark.slow
 @given(SAMPLES, st.data())
 def test_a_changed_byte_never_gives_the_same_message(message: Sample, data: st.DataObject) -> None:
     encoded = bytearray(message.encode())
@@ -95,6 +97,7 @@ def test_a_changed_byte_never_gives_the_same_message(message: Sample, data: st.D
         assert Sample.decode(bytes(encoded)) != message
 
 
+@pytest.mark.slow
 @given(SAMPLES, st.data())
 def test_what_is_cut_off_is_truncated(message: Sample, data: st.DataObject) -> None:
     encoded = message.encode()
@@ -102,6 +105,7 @@ def test_what_is_cut_off_is_truncated(message: Sample, data: st.DataObject) -> N
     assert reason(encoded[:cut]) is Reason.TRUNCATED
 
 
+@pytest.mark.slow
 @given(
     st.recursive(
         st.integers() | st.binary(max_size=5) | st.text(max_size=5) | st.floats(),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +28,7 @@ def test_a_correction_of_zero_is_nesterov() -> None:
     assert a.tobytes() == b.tobytes()
 
 
+@pytest.mark.slow
 @given(
     st.lists(STEPS, min_size=2, max_size=5), STEPS, st.sampled_from([0, 300_000, 1_000_000]), st.booleans()
 )

@@ -18,6 +18,7 @@ from tests.worlds.outer_steps import (
 )
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         arrays(np.float64, 5, elements=st.floats(-1, 1)).filter(lambda v: np.abs(v).max() > 1e-6),

@@ -29,6 +29,7 @@ def intervals(world: World) -> list[int]:
     return [START.steps * START.windows, *(pace.steps * pace.windows for pace in world.history)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_iid_data_with_noisy_batches_does_not_shorten_the_interval(seed: int) -> None:
     same = np.ones(64)
@@ -59,6 +60,7 @@ def test_one_domain_per_boundary_gets_fewer_windows() -> None:
     assert {(pace.steps, pace.windows) for pace in world.history[-10:]} <= {(16, 1), (16, 2)}
 
 
+@pytest.mark.slow
 def test_agreement_lets_the_interval_grow_to_its_bound() -> None:
     world = World({b: [np.full(64, 10.0)] * 4 for b in range(2)}, rate=0.0002)
     _, pace = world.run(controller(), START, 60)
@@ -86,6 +88,7 @@ def test_nothing_that_moves_nothing_is_decided_on() -> None:
     assert "nothing to compare" in after.decision.reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_the_interval_changes_by_at_most_two_and_stays_in_bounds(seed: int) -> None:
     optima = {b: cluster(seed + b, 3, 2.0) for b in range(3)}

@@ -30,6 +30,7 @@ def checked(source: str, devices: int = 3, **fields: Any) -> Checked:
     return check(settings.model_copy(update={"boundaries": (changed,)}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "fields", "documents"),
     [
@@ -50,6 +51,7 @@ def test_what_can_be_read_is_read_whole(source: str, fields: dict[str, Any], doc
     assert facts.validation_tokens > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "fields", "said"),
     [

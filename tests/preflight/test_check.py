@@ -164,6 +164,7 @@ def test_a_local_path_that_does_not_exist_asks_no_hub(name: str, offline: list[A
     assert offline == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source", ["hf:./rows", "hf:/data/rows", "hf:~/rows.jsonl", "hf:rows.parquet", "hf:tests/rows"]
 )
@@ -242,6 +243,7 @@ def test_the_memory_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.Mo
     assert memory.available() is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("map_", "said"),
     [

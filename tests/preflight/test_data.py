@@ -64,6 +64,7 @@ def test_counts_of_rows_with_classes_too(tmp_path: Path) -> None:
     assert "x.jsonl:1: label 'b' is not one of model.labels" in str(faults[0])
 
 
+@pytest.mark.slow
 def test_a_sample_of_a_large_source_is_near(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     of = spec(f"jsonl:{rows(tmp_path / 'x.jsonl', 7000)}", max_validation_tokens=1000)
     exact, _, _ = checked(of)
@@ -79,6 +80,7 @@ def test_a_sample_of_a_large_source_is_near(tmp_path: Path, monkeypatch: pytest.
     assert about.facts.validation_tokens == 1000
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "EXACT", 1000)
     peaks = []

@@ -192,6 +192,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_check_says_what_a_run_would_say(folder: Path, kind: str) -> None:
     spoil, sentence = FAULTS[kind]
@@ -205,6 +206,7 @@ def test_a_check_says_what_a_run_would_say(folder: Path, kind: str) -> None:
     assert not (folder / "ran").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["{", "[]", "\ufeff{}", "[" * 100_000])
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 def test_a_file_of_the_tokenizer_that_is_none(folder: Path, name: str, text: str) -> None:
@@ -254,6 +256,7 @@ FINE: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FINE)
 def test_a_folder_that_can_be_used_is_not_refused(folder: Path, kind: str) -> None:
     FINE[kind](folder)

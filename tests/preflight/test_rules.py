@@ -118,6 +118,7 @@ def test_what_is_no_rule_is_refused_before_the_run(beside: Path, source: str, sa
     assert said in fault
 
 
+@pytest.mark.slow
 def test_a_run_finds_its_rule_beside_the_run_file_and_keeps_it(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +140,7 @@ def test_a_run_with_a_wrong_rule_leaves_nothing(cli: Cli, tmp_path: Path) -> Non
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_python_starts_finds_its_rule_and_keeps_it(tmp_path: Path) -> None:
     plugins._beside.clear()
     out = tmp_path / "out"

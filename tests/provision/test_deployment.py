@@ -346,6 +346,7 @@ def deploys(folder: Path, *options: str) -> Result:
     return CliRunner().invoke(app, ["deploy", str(run), *places, *options])
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     broker_map(tmp_path / "stack")
     found = deploys(tmp_path, "--set", "budget.commits=5", "--json")
@@ -359,6 +360,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert "never overwritten" in again.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "scope"),
     [

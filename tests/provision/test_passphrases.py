@@ -231,6 +231,7 @@ def test_no_key_of_a_deployment_is_in_the_clear(original: Path) -> None:
     assert not [path for path in original.rglob("*") if path.is_file() and SECRET in path.read_bytes()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", SERVICES)
 def test_every_service_reads_its_passphrase_from_a_file_and_says_what_is_wrong_with_it(
     original: Path, tmp_path: Path, role: str

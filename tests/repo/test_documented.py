@@ -46,6 +46,7 @@ def test_every_command_is_run_by_a_test_or_says_what_it_needs(block: Block) -> N
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == COMMANDS], ids=named)
 def test_every_command_of_ours_is_one(block: Block) -> None:
     for line in block.commands():

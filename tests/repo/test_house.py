@@ -106,5 +106,6 @@ def test_an_exception_that_is_not_needed_or_has_no_reason_is_refused(lines: int,
     assert "bench/a.py:count" in wrong
 
 
+@pytest.mark.slow
 def test_the_repository_keeps_the_rules_of_the_house() -> None:
     assert house.judge(house.inspect(house.read_sources(ROOT)), house.read_exceptions(ROOT)) == []

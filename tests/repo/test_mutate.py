@@ -65,6 +65,7 @@ def test_an_unguarded_condition_survives(project: Path) -> None:
     assert outcome.verdict is Verdict.SURVIVED
 
 
+@pytest.mark.slow
 def test_the_first_mutation_is_undone_before_the_second(project: Path) -> None:
     killed = mutation("if n < floor:", "if False:")
     survivor = mutation("return n < 1000", "return True")
@@ -112,6 +113,7 @@ def test_a_mutation_that_breaks_nothing_is_refused(find: str, replace: str, says
         mutated(SOURCE, mutation(find, replace))
 
 
+@pytest.mark.slow
 def test_exit_status(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     killed = mutation("if n < floor:", "if False:")
     survivor = mutation("return n < 1000", "return True")
@@ -123,6 +125,7 @@ def test_exit_status(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "because" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_names_are_unique_and_every_entry_fits_the_source() -> None:
     names = [m.name for m in mutate.MUTATIONS]
     assert len(names) == len(set(names))

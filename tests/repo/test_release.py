@@ -72,6 +72,7 @@ def test_a_release_needs_its_tag_and_a_clean_tree(tmp_path: Path) -> None:
     assert list(untagged(tmp_path, "1.2.3")) == ["the tree has changes that are not committed"]
 
 
+@pytest.mark.slow
 def test_what_is_shipped_follows_from_what_the_package_asks_for() -> None:
     image = shipped("echelon", IMAGE_EXTRAS)
     assert {"echelon", "torch", "aiokafka", "confluent-kafka", "pydantic-core"} <= image

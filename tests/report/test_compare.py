@@ -119,6 +119,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert len({run.name for run in named([load(folders[0])] * 3)}) == 3
 
 
+@pytest.mark.slow
 def test_the_page_stands_alone_whatever_the_runs_say(tmp_path: Path) -> None:
     folders = pair(tmp_path)
     summary = json.loads((folders[0] / "summary.json").read_text())

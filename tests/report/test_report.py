@@ -165,6 +165,7 @@ def test_data_never_becomes_markup(tmp_path: Path) -> None:
     assert "<script" not in html.lower()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("boundaries", "commits"),
     [(("a",), 1), (("a", "b"), 8), (tuple(f"boundary-{k}" for k in range(9)), 150)],

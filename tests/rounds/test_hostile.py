@@ -151,6 +151,7 @@ def show(core: Any, record: Incoming) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("kind", [DeviceCore, AggregatorCore, EdgeCore, BoundaryLog])
 def test_no_record_of_a_peer_raises_anything_but_a_refusal(kind: type[Any], step: int) -> None:
@@ -186,6 +187,7 @@ def cores(world: SplitWorld, kind: type[Any]) -> Sequence[Any]:
     return [person.core for person in world.people.values() if isinstance(person.core, kind)][:2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_no_record_of_one_device_or_edges_stops_the_gate_s_derivation(seed: int) -> None:
     """What they write stands between the records of an honest run: every delta is derived all the same."""
@@ -228,6 +230,7 @@ def test_no_adapter_is_so_large_that_its_step_cannot_be_measured(value: float) -
     assert known.held == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_no_record_of_behaviour_stops_the_aggregator_or_its_restart(seed: int) -> None:
     world = world_at(0, probed=True)
@@ -242,6 +245,7 @@ def test_no_record_of_behaviour_stops_the_aggregator_or_its_restart(seed: int) -
             again.start()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_no_delta_raises_anything_but_a_refusal(seed: int) -> None:
     hostile = Hostile(seed, ["a"])

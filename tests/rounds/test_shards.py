@@ -111,6 +111,7 @@ def test_a_shard_of_another_boundary_is_refused_and_nothing_is_taken() -> None:
         Holding(None).gain([(0, 0)])
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(
@@ -158,6 +159,7 @@ def test_no_job_begins_on_a_shard_of_others_and_each_lost_one_is_released_once(
 # ---- what fits into one cohort ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(SHARDS, max_size=12), st.integers(1, 8))
 def test_a_choice_is_disjoint_and_nobody_stays_out_who_would_fit(

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgpack
 import numpy as np
+import pytest
 
 from echelon.actors.state import FORMAT
 from echelon.messages.boundary import SealedDelta
@@ -88,6 +89,7 @@ def look(world: World, seen: dict[str, Any]) -> None:
         seen[kind] = merged(seen[kind], shape(value)) if kind in seen else shape(value)
 
 
+@pytest.mark.slow
 def test_a_snapshot_of_another_shape_has_another_number() -> None:
     seen: dict[str, Any] = {}
     for world in (World(4, shards=6), SplitWorld(devices=8, probed=TERMS)):

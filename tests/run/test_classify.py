@@ -81,6 +81,7 @@ def test_a_few_commits_tell_the_classes_apart(family: str) -> None:
     assert RunManifest.open(outcome.assembly.sealed) == manifest
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*checkpointing:FutureWarning")
 @pytest.mark.parametrize("name", ["distilbert-masked", "deberta-v2-bare"])
 def test_heads_and_poolers_that_the_base_does_not_have_are_in_the_adapter(name: str, tmp_path: Path) -> None:

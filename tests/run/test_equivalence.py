@@ -112,6 +112,7 @@ class Loop:
 # ---- DiLoCo ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_window_per_delta_without_overlap_is_diloco() -> None:
     """Douillard et al. 2023, algorithm 1, as a bare loop: H steps everywhere, the mean of all, Nesterov 0.7 / 0.9.
 
@@ -156,6 +157,7 @@ def test_one_window_per_delta_without_overlap_is_diloco() -> None:
 # ---- FedBuff and FedAvg ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_fedbuff_with_a_buffer_of_everybody_is_fedavg() -> None:
     """Nguyen et al. 2022 with K = n: a buffer of n updates with staleness weights, against rounds of everybody.
 
@@ -205,6 +207,7 @@ def test_staleness_rules_make_no_difference_where_nobody_is_late() -> None:
 # ---- one device ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_devices_that_are_all_alike_are_the_bare_loop_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The floor forbids a cohort of one. Identical devices with identical data have identical updates, whose mean is
     that of one device: then plain averaging is that device's own training, with its progress carried by the commits.

@@ -36,6 +36,7 @@ def test_the_folders_are_small_and_there_is_one_at_least() -> None:
     assert sum(path.stat().st_size for path in KEPT.iterdir()) < 200_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_run_that_an_earlier_version_began_is_gone_on_with_and_audited(
     tmp_path: Path, version: str

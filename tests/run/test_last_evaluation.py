@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from echelon.run.federation import Federation
 from echelon.virtual_loop import run_virtual
 from tests.run.runs import federation, recorder_for
 
 
+@pytest.mark.slow
 def test_the_last_commit_is_evaluated_like_the_others() -> None:
     settings = federation()
     recorder = recorder_for(settings)

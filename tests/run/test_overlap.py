@@ -68,11 +68,13 @@ def test_without_overlap_each_commit_costs_its_way_there_and_back(latency: float
     )  # nothing but time depends on the link
 
 
+@pytest.mark.slow
 def test_without_latency_both_go_at_one_pace_and_learn_the_same() -> None:
     assert seconds(False, 0.0) == pytest.approx(seconds(True, 0.0), rel=0.01)
     assert outcome(False, 0.0).drop == pytest.approx(outcome(True, 0.0).drop, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("latency", [0.0, 0.5])
 def test_no_cohort_and_no_fresh_model_stand_behind_a_barrier(latency: float) -> None:
     found = outcome(False, latency)

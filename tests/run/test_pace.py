@@ -100,6 +100,7 @@ def test_every_decision_is_taken_again_by_a_replay(kind: str) -> None:
     assert all(reasons)
 
 
+@pytest.mark.slow
 def test_devices_train_as_many_steps_as_were_announced() -> None:
     outcome = paced("echelon-da")
     announced = {commit.pace.steps for commit in commits(outcome)} | {4}
@@ -118,6 +119,7 @@ def test_the_interval_comes_to_hide_a_slow_exchange() -> None:
     assert all(commit.pace.steps * commit.pace.windows < 40 for commit in near[:8])
 
 
+@pytest.mark.slow
 def test_a_measured_time_that_was_changed_is_another_decision() -> None:
     """What the log cannot derive is signed into the commit; another number there gives another state."""
     exchange = Exchange(paced("echelon-da"))
@@ -147,5 +149,6 @@ def test_terms_that_cannot_work_are_refused(sync: dict[str, Any], words: str) ->
         parse(fields, "test")
 
 
+@pytest.mark.slow
 def test_a_fixed_pace_is_that_of_the_run_file() -> None:
     assert {commit.pace for commit in commits(paced("fixed"))} == {Pace(steps=4, windows=1, mu_ppm=0)}

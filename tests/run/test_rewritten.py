@@ -40,6 +40,7 @@ def test_the_same_plan_gives_the_same_bytes() -> None:
     assert [record.value for record in again["global"]] == [record.value for record in topics["global"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["cut", "genesis", "without", "late", "split"])
 def test_what_the_controller_writes_anew_is_contradicted(what: str) -> None:
     topics = stored(finished())

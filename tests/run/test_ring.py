@@ -32,6 +32,7 @@ def test_a_large_cohort_masks_on_a_ring_and_a_small_one_does_not() -> None:
     assert outcome.drop == pytest.approx(plain.drop, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_devices_that_drop_out_of_a_ring_are_left_out_and_the_audit_holds() -> None:
     faults = [
         {"device": "a-3", "at": "masked", "window": 1},

@@ -124,6 +124,7 @@ def test_nobody_derives_anything_with_code_that_nobody_allowed(workplace: Path) 
     assert verify(topics, rules=allow([NAME])).ok
 
 
+@pytest.mark.slow
 def test_the_controller_needs_the_version_that_genesis_pins(workplace: Path) -> None:
     """The manifest is made, then the file changes: no controller starts."""
 
@@ -151,6 +152,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", BAD)
 def test_a_rule_that_is_none_ends_the_run_and_says_so(what: str, workplace: Path) -> None:
     line, message = BAD[what]
@@ -208,6 +210,7 @@ def test_finding_a_rule_runs_nothing_and_leaves_nothing_behind(workplace: Path) 
 # ---- staleness and pace ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_table_of_ones_own_stands_in_the_manifest_and_needs_no_code_later() -> None:
     rule = {"rule": "halving:Halving", "horizon": 3}
     outcome = run(
@@ -225,6 +228,7 @@ def test_a_table_of_ones_own_stands_in_the_manifest_and_needs_no_code_later() ->
     assert rules_of(outcome.assembly.settings) == {}
 
 
+@pytest.mark.slow
 def test_a_pace_of_ones_own_decides_and_is_derived_again(workplace: Path) -> None:
     (workplace / "slower.py").write_text(PACE.replace("WINDOWS", "1"))
     outcome = run(

@@ -48,6 +48,7 @@ def shards_summed(outcome: Outcome, boundary: str) -> list[set[int]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_run_with_shards_learns_and_its_audit_holds() -> None:
     outcome = eight()
     assert outcome.summary["audit"]["ok"]
@@ -70,6 +71,7 @@ def test_the_same_seed_gives_the_same_bits_and_shards_other_ones() -> None:
     assert run(federation()).adapter != eight().adapter
 
 
+@pytest.mark.slow
 def test_every_shard_is_read_on_from_where_it_was_left() -> None:
     """Positions of one shard follow each other without a gap or a repeat, while it stays where it is."""
     jobs: dict[str, list[tuple[int, int]]] = {}
@@ -89,6 +91,7 @@ def test_every_shard_is_read_on_from_where_it_was_left() -> None:
         assert all(before[1] == after[0] for before, after in pairwise(spans))
 
 
+@pytest.mark.slow
 def test_devices_without_a_shard_harm_nothing() -> None:
     outcome = run(sharded(4, 6, 6))
     assert outcome.summary["audit"]["ok"]
@@ -100,6 +103,7 @@ def test_devices_without_a_shard_harm_nothing() -> None:
         assert outcome.messages(name, "control", Void) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("within", [0.5, 30.0])
 def test_devices_that_leave_in_the_middle_make_no_window_fail(within: float) -> None:
     """Three of eight go at odd moments, in order; the rest, at the floor of five, closes every window."""

@@ -11,6 +11,7 @@ from echelon.virtual_loop import run_virtual
 from tests.run.runs import federation, recorder_for
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [2])
 def test_devices_that_share_a_partition_make_the_same_commits(
     most: int, monkeypatch: pytest.MonkeyPatch

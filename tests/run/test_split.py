@@ -33,6 +33,7 @@ def split() -> Outcome:
     return run(split_federation())
 
 
+@pytest.mark.slow
 def test_a_split_run_learns_what_the_unsplit_one_learns() -> None:
     outcome = split()
     check(outcome)
@@ -119,6 +120,7 @@ def test_encodings_that_are_chosen_by_what_they_lose_are_told_and_learn_nearly_a
         assert line["streams"] == {"up.hidden": "int8", "down.hidden": "int8", "up.gradient": "int4"}
 
 
+@pytest.mark.slow
 def test_the_manifest_says_that_the_run_is_split() -> None:
     assert split().assembly.manifest.split
     assert not unsplit().assembly.manifest.split
@@ -247,6 +249,7 @@ def test_nothing_of_split_training_stands_on_the_exchange() -> None:
             assert b"a.edge-0" not in record.value
 
 
+@pytest.mark.slow
 def test_logs_of_activations_are_dropped_as_they_are_read() -> None:
     """What the devices sent in all is much more than what is left of it."""
     left = sum(record.size for record in split().records("a", "split.up"))

@@ -66,6 +66,7 @@ def test_mlflow_gets_aggregates_only(tmp_path: Path) -> None:
     assert one.data.params == {}
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_with_its_run_of_mlflow(tmp_path: Path) -> None:
     client_of = pytest.importorskip("mlflow").MlflowClient
     for line in (COMMIT, COMMIT | {"commit": 2, "t": 2.0}):
@@ -129,6 +130,7 @@ def test_a_missing_package_is_named_before_anything_is_trained(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_store_that_cannot_be_written_is_one_line_and_the_run_ends_well(tmp_path: Path) -> None:
     pytest.importorskip("mlflow")
     (tmp_path / "file").write_text("no folder")

@@ -100,6 +100,7 @@ class Canaries:
         return train
 
 
+@pytest.mark.slow
 def test_no_update_and_no_local_weights_leave_their_device(monkeypatch: Any) -> None:
     """The bytes of every device's updates and weights are looked for in everything that stands on any broker."""
     canaries = Canaries()
@@ -137,6 +138,7 @@ def test_no_private_key_stands_on_any_topic() -> None:
                 assert not any(secret in record.value for secret in secrets)
 
 
+@pytest.mark.slow
 def test_only_sums_and_a_constant_amount_of_metadata_cross() -> None:
     """The delta topics of the exchange name no device and do not grow with their number."""
     few, many = plain(), run(federation(boundaries=boundaries(8, 8)))
@@ -186,6 +188,7 @@ def bare_fedavg(settings: RunSettings, rounds: int) -> np.ndarray:
     return theta
 
 
+@pytest.mark.slow
 def test_one_boundary_with_one_window_per_delta_is_federated_averaging() -> None:
     """Every device in every window, one window per delta, plain average, nobody waits for anything else.
 
@@ -226,6 +229,7 @@ def test_one_boundary_with_one_window_per_delta_is_federated_averaging() -> None
 # ---- who holds what --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_gate_alone_holds_the_key_of_the_exchange() -> None:
     """Every object that an actor reaches is looked through for the boundary's key on the exchange."""
     settings = federation(budget={"commits": 1})

@@ -23,6 +23,7 @@ from echelon.report import build_report
 from echelon.report.data import RunSummary
 from echelon.run.federation import Federation, Result
 from echelon.run.folder import prepare_folder, seconds_waited
+from echelon.run.opening import recording
 from echelon.run.recorder import Recorder
 from echelon.run.waiting import Waited
 from echelon.virtual_loop import run_virtual
@@ -54,12 +55,6 @@ def life(out: Path, *, resume: bool, stop: int | None = None) -> tuple[Result | 
     """One command of a run, until its end or a commit; and how long it took."""
     settings = federation()
     offset = prepare_folder(settings, out, resume=resume)
-    devices = {boundary.name: len(boundary.device_list()) for boundary in settings.boundaries}
-    recorder = Recorder(devices, out / "metrics.jsonl", offset)
-    waited = Waited()
-    if resume:
-        recorder.reload()
-        waited = Waited(earlier=seconds_waited(out, recorder.offset))
 
     async def main() -> tuple[Result | None, float]:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
@@ -73,12 +68,11 @@ def life(out: Path, *, resume: bool, stop: int | None = None) -> tuple[Result | 
             found = await Slow(settings, out, recorder, resume=resume, waited=waited).run()
         return found, loop.time() - begun
 
-    try:
+    with recording(settings, out, offset, resume=resume, begun=0.0) as (recorder, waited):
         return run_virtual(main)
-    finally:
-        recorder.close()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_resumed_says_what_each_part_took(tmp_path: Path) -> None:
     out = tmp_path / "run"
     stopped, took = life(out, resume=False, stop=1)
@@ -98,6 +92,7 @@ def test_a_run_that_was_resumed_says_what_each_part_took(tmp_path: Path) -> None
     assert summary["tokens_per_s"] == pytest.approx(summary["tokens"] / summary["training_s"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_without_a_stop_has_no_earlier_part(tmp_path: Path) -> None:
     result, took = life(tmp_path / "run", resume=False)
     assert result is not None

@@ -60,6 +60,7 @@ def test_a_setting_switches_gates_off_and_the_run_is_the_same() -> None:
     assert {topic for _, topic in audited(outcome.result, Policy(1))} == {"delta.a", "delta.b", "global"}
 
 
+@pytest.mark.slow
 def test_witnesses_read_heads_and_never_payloads() -> None:
     """But for the gate's own business, and the one record that says that the run is closed."""
     traffic = watched().result.traffic
@@ -118,6 +119,7 @@ def test_a_gates_extra_traffic_is_small_and_does_not_grow_with_the_run(boundarie
     assert max(out, read) <= WITNESS_LIMIT
 
 
+@pytest.mark.slow
 def test_a_run_writes_no_more_than_was_calculated() -> None:
     outcome = watched()
     per = _per_commit(2)
@@ -133,6 +135,7 @@ def test_a_run_writes_no_more_than_was_calculated() -> None:
     )
 
 
+@pytest.mark.slow
 def test_every_key_of_a_run_is_another() -> None:
     manifest = watched().assembly.manifest
     keys = [manifest.controller_public, manifest.operator_public]

@@ -171,6 +171,7 @@ def test_the_threshold_is_the_least_that_the_argument_takes(k: int, c: int) -> N
 SIZES = [(16, 8, 0), (20, 8, 1), (24, 8, 0), (30, 10, 1), (30, 12, 2), (40, 8, 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "k", "c"), SIZES)
 @pytest.mark.parametrize("seed", range(4))
 def test_a_server_learns_one_sum_at_most_and_of_a_whole_included_set(
@@ -180,6 +181,7 @@ def test_a_server_learns_one_sum_at_most_and_of_a_whole_included_set(
     assert broken(rules, seed, 400) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("c", [0, 2])
 def test_the_search_finds_parts_with_the_complete_graph_s_threshold(c: int) -> None:
     rules = Rules(Ring.of(names(24), 8, b"x"), c, threshold(9, c), arcs=False)

@@ -85,6 +85,7 @@ def test_the_floor_on_weight() -> None:
     assert failed.value.reason == "floor"
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     n=st.integers(3, 9),

@@ -114,6 +114,7 @@ def test_only_the_gate_has_a_place_for_a_second_broker_and_for_a_second_key() ->
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [DeviceConfig, AggregatorConfig, ControllerConfig, WitnessConfig])
 @pytest.mark.parametrize("field", ["exchange", "exchange_key", "gate_key", "witness_key", "enrolment"])
 def test_others_are_refused_with_credentials_of_the_gate(

@@ -132,6 +132,7 @@ def name(held: HeldSlot) -> str:
     return held.lock.folder.name
 
 
+@pytest.mark.slow
 def test_two_hosts_never_have_one_slot_and_each_lease_has_an_epoch_of_its_own(tmp_path: Path) -> None:
     async def run() -> None:
         with hosts(tmp_path / "b", 3, 12) as places:
@@ -148,6 +149,7 @@ def test_two_hosts_never_have_one_slot_and_each_lease_has_an_epoch_of_its_own(tm
     run_virtual(run)
 
 
+@pytest.mark.slow
 def test_on_a_slow_broker_nobody_claims_a_slot_that_another_replica_got_meanwhile(tmp_path: Path) -> None:
     async def run() -> None:
         with hosts(tmp_path / "b", 12, 12) as places:

@@ -37,6 +37,7 @@ def runs(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_training_process_ends_when_its_service_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"

@@ -16,10 +16,10 @@ import pytest
 import echelon.services.locks as locks
 import echelon.services.run as running
 from echelon.actors.state import StateStore
+from echelon.actors.supervision import ServicePatience
 from echelon.bus import Bus, open_bus
 from echelon.errors import BusDenied, BusError, ConnectionLost, StateError
 from echelon.private import private_folder
-from echelon.services.broker_patience import BrokerPatience
 from echelon.services.config import AggregatorConfig, DeviceConfig, load_service
 from echelon.services.roles import role_of
 from echelon.services.run import FAILED, GOOD, Service
@@ -103,7 +103,7 @@ async def test_stopping_works_while_the_broker_is_away(
 async def test_a_broker_that_refuses_for_long_ends_the_service(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(running, "BrokerPatience", partial(BrokerPatience, grace=2.0))
+    monkeypatch.setattr(running, "ServicePatience", partial(ServicePatience, grace=2.0))
     opened = failing(monkeypatch, BusDenied("principal a.aggregator may not READ checkin"))
     assert await asyncio.wait_for(service(config, tmp_path).run(), 20.0) == FAILED
     assert len(opened) > 2
@@ -113,7 +113,7 @@ async def test_a_broker_that_refuses_for_long_ends_the_service(
 async def test_a_broker_that_refuses_a_service_it_had_let_in_is_waited_for(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running, "BrokerPatience", partial(BrokerPatience, grace=-1.0, healthy=-1.0))
+    monkeypatch.setattr(running, "ServicePatience", partial(ServicePatience, grace=-1.0, healthy=-1.0))
     opened = failing(monkeypatch, BusDenied("may not READ checkin"), BusDenied("may not READ checkin"), None)
     one = service(config, tmp_path)
     work = asyncio.create_task(one.run())
@@ -192,6 +192,7 @@ async def test_the_state_of_another_run_is_refused(
     assert "belongs to another run or actor" in caplog.text
 
 
+@pytest.mark.slow
 def test_nothing_that_a_service_is_made_of_imports_torch() -> None:
     """Only a device's training process does, and only for a real model."""
     code = (

@@ -55,6 +55,7 @@ def remove(file: str) -> Callable[[Path], object]:
     return lambda folder: (folder / file).unlink()
 
 
+@pytest.mark.slow
 def test_what_was_deployed_passes_its_check(made: Deployment) -> None:
     for role, broker, folder in (
         ("controller", "exchange", "controller"),
@@ -66,6 +67,7 @@ def test_what_was_deployed_passes_its_check(made: Deployment) -> None:
         assert checked(role, made.config(broker, folder)) == (0, ""), role
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("role", "place", "spoil", "words"),
     [
@@ -123,6 +125,7 @@ def started(role: str, config: Path, **environment: str) -> subprocess.Popen[str
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_device_with_another_model_than_the_manifests_does_not_train(made: Deployment) -> None:
     edit(made.folder / "a/devices/run.yaml", seed=7)
@@ -133,6 +136,7 @@ def test_a_device_with_another_model_than_the_manifests_does_not_train(made: Dep
     assert last["level"] == "ERROR"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_service_waits_for_its_topics_and_says_so(tmp_path: Path) -> None:
     """Not there yet is no reason to die; a folder or a port that somebody else has is one."""

@@ -33,6 +33,7 @@ REACHING = (112, 143, 146, 151, 158, 174, 183, 206, 237, 244, 253, 265, 285)
 """Seeds beyond the first hundred that come to states which those do not come to, all of them together."""
 
 
+@pytest.mark.slow
 def test_the_same_seed_is_the_same_run_in_another_process() -> None:
     """Not only the outcome: every record at its place, whatever the hash seed of the process is."""
     seeds = (3, 11)
@@ -46,6 +47,7 @@ def test_the_same_seed_is_the_same_run_in_another_process() -> None:
     assert done.stdout.strip() == str(here)
 
 
+@pytest.mark.slow
 def test_wrong_wall_clocks_change_nothing() -> None:
     schedule = next(found for found in map(draw, range(100)) if len(found.links) > 4)
     right = [link.model_copy(update={"skew": 0.0}) for link in schedule.links]
@@ -56,6 +58,7 @@ def test_wrong_wall_clocks_change_nothing() -> None:
     assert len(digests) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FOUND, ids=lambda path: path.stem)
 def test_what_was_found_once_stays_mended(path: Path) -> None:
     assert judge(load(path)).findings == ()
@@ -111,6 +114,7 @@ def test_a_failing_schedule_shrinks_to_what_matters() -> None:
     assert play(smallest).coverage.counts["crash of gate while delta on its way"] == 1
 
 
+@pytest.mark.slow
 def test_what_fails_nothing_cannot_shrink() -> None:
     with pytest.raises(ConfigError, match="nothing to shrink"):
         shrink(load(FOUND[0]))
@@ -151,6 +155,7 @@ def test_a_file_that_is_no_schedule(tmp_path: Path, text: str, message: str) -> 
         load(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "phase"), [("masked", "left-out"), ("advertise", "aborted")])
 def test_a_fault_waits_for_a_phase_of_its_actor(kind: str, phase: str) -> None:
     """A device whose keys or upload come too late for their list dies while it stands there, at no other time."""
@@ -193,6 +198,7 @@ SPLIT = {
 """One boundary with one edge, and a witness of its own."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("actor", "call", "phase"),
     [
@@ -216,6 +222,7 @@ def test_edges_and_witnesses_die_where_they_stand(actor: str, call: str, phase: 
     assert not outcome.findings
 
 
+@pytest.mark.slow
 def test_a_late_part_is_left_out_and_everything_goes_on() -> None:
     slow = {
         "what": "slow",
@@ -244,6 +251,7 @@ def test_a_split_schedule_shrinks_to_one_that_is_not() -> None:
     assert all("split" not in boundary for boundary in smallest.run["boundaries"])
 
 
+@pytest.mark.slow
 def test_a_dead_process_does_nothing_more() -> None:
     """A controller that dies as it stores its second commit has said nothing of it, and makes it after its restart."""
     base = load(next(path for path in FOUND if path.stem == "close-read-by-a-rebuild"))
@@ -254,6 +262,7 @@ def test_a_dead_process_does_nothing_more() -> None:
     assert any(state.startswith("crash of controller") for state in verdict.coverage.counts)
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path: Path) -> None:
     runner = CliRunner()
     done = runner.invoke(app, ["sim", "explore", "--seeds", "3..4", "--json", "--out", str(tmp_path)])
@@ -270,6 +279,7 @@ def test_the_command_line(tmp_path: Path) -> None:
         assert runner.invoke(app, ["sim", "explore", "--seeds", wrong]).exit_code == 2
 
 
+@pytest.mark.slow
 def test_a_failing_seed_says_how_to_repeat_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from echelon.sim import invariants
 
@@ -424,6 +434,7 @@ def test_seeds_are_read_as_they_are_written(seeds: set[int]) -> None:
     assert [seed for part in seeds_of(seeds_text(sorted(seeds))) for seed in part] == sorted(seeds)
 
 
+@pytest.mark.slow
 def test_what_was_run_before_a_stop_is_added_up() -> None:
     summary = Summary()
     again = explore_all(range(3, 10), stopped=lambda: summary.seeds == 2, summary=summary)

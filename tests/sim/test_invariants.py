@@ -286,6 +286,7 @@ VIOLATIONS: dict[str, Callable[[SimOutcome], None]] = {
 }
 
 
+@pytest.mark.slow
 def test_a_good_run_violates_none() -> None:
     assert check(good()) == []
     assert any(isinstance(message, Commit) for message in RunRecords(good()).exchange["global"])
@@ -295,6 +296,7 @@ def test_a_good_run_violates_none() -> None:
     assert any(window.parts for window in RunRecords(good()).messages("b", "control", Window))
 
 
+@pytest.mark.slow
 def test_a_job_before_its_version_was_derived_is_seen() -> None:
     outcome = meddled()
     place, job = next((place, job) for place, job in enumerate(outcome.started) if job.version > 0)
@@ -303,6 +305,7 @@ def test_a_job_before_its_version_was_derived_is_seen() -> None:
     assert f"{job.device} trained from version {job.version} before" in finding
 
 
+@pytest.mark.slow
 def test_an_upload_before_its_bases_were_derived_is_seen() -> None:
     outcome = meddled()
     sha, upload = next((sha, one) for sha, one in outcome.uploads.items() if one.device == "a-2")
@@ -311,6 +314,7 @@ def test_an_upload_before_its_bases_were_derived_is_seen() -> None:
     assert any("a-2 masked on version" in finding for finding in findings)
 
 
+@pytest.mark.slow
 def test_a_job_in_two_parts_is_seen() -> None:
     outcome = meddled()
     (_, first), (sha, second) = [(sha, one) for sha, one in outcome.uploads.items() if one.device == "b-1"][
@@ -324,6 +328,7 @@ def test_every_invariant_has_its_violation() -> None:
     assert set(VIOLATIONS) == set(INVARIANTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INVARIANTS)
 def test_it_is_seen(name: str) -> None:
     outcome = meddled()

@@ -200,6 +200,7 @@ def test_what_a_bus_refuses() -> None:
     connected(Link("4"), work)
 
 
+@pytest.mark.slow
 def test_many_runs_in_one_process_leave_nothing_behind() -> None:
     def held() -> tuple[int, int]:
         gc.collect()

@@ -31,6 +31,7 @@ def adapted(model: ModelSettings, **adapter: object) -> AdapterLayers:
     return layers_of(attach_adapter(base.model, settings, False, model.task, base.new))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gpt_oss", "deepseek_v3", "mamba", "deberta-bare", "bert-masked"])
 def test_shapes_alone_say_what_the_loaded_model_says(name: str, tmp_path: Path) -> None:
     model = settings_of((CAUSAL | ENCODERS)[name], tmp_path)

@@ -84,6 +84,7 @@ def check_reload(learner: TorchLearner, folder: Path, to: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*checkpointing:FutureWarning")
+@pytest.mark.slow
 class TestReload:
     @pytest.mark.parametrize("name", CAUSAL)
     def test_of_a_language_model(self, name: str, saved: Saved, rows: Path, tmp_path: Path) -> None:
@@ -94,6 +95,7 @@ class TestReload:
         check_reload(learner_of(saved(name), rows, "classify"), saved(name), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("found", "task", "message"),
     [
@@ -115,6 +117,7 @@ def test_a_model_that_cannot_do_the_task_is_refused(
         learner_of(found.save(tmp_path / "model"), rows, task)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*checkpointing:FutureWarning")
 @pytest.mark.parametrize(
     ("name", "task", "adapter"),
@@ -167,6 +170,7 @@ def test_cores_are_not_possible_for_experts(saved: Saved, rows: Path) -> None:
         learner_of(saved("gpt_oss"), rows, "causal", adapter={"kind": "fed-sb"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_oss", "deepseek_v3", "falcon", "mpt"])
 def test_activations_that_are_computed_again_give_the_same_adapter(
     name: str, saved: Saved, rows: Path
@@ -177,6 +181,7 @@ def test_activations_that_are_computed_again_give_the_same_adapter(
     np.testing.assert_allclose(again, plain, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*checkpointing:FutureWarning")
 @pytest.mark.parametrize(
     ("name", "task"),
@@ -198,6 +203,7 @@ def test_a_base_of_half_precision_reloads(
 PACKED = ["llama", "qwen3", "gemma", "phi3", "gpt_neox", "mixtral", "olmo2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PACKED)
 def test_documents_of_a_sequence_are_kept_apart(name: str, saved: Saved, rows: Path) -> None:
     """A step on packed documents has the loss of each document by itself."""
@@ -227,6 +233,7 @@ def test_documents_of_a_sequence_are_kept_apart(name: str, saved: Saved, rows: P
     assert done.loss_sum == pytest.approx(total, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mpt", "bloom", "mamba", "gpt_oss"])
 def test_a_model_that_joins_documents_is_refused(name: str, saved: Saved, rows: Path) -> None:
     with pytest.raises(ConfigError, match=r"set training\.packing: joined"):

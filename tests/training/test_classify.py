@@ -129,6 +129,7 @@ def test_a_label_of_integers_is_read_as_its_digits(folders, tmp_path):
     assert set(found.training["a"].labels.tolist()) == {0, 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -197,6 +198,7 @@ def test_without_a_padding_token_the_end_mark_pads(folders):
 # ------------------------------------------------------------------------------------------------ training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_the_loss_is_the_librarys_own_by_row_whatever_the_padding(family, folders, rows):
     """One row at a time and unpadded, through the library's model with the same head."""
@@ -280,6 +282,7 @@ def test_a_classifier_does_not_continue_texts(folders, rows):
         learner.generate(learner.initial_adapter(), "goal", 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_the_exported_adapter_brings_its_head_along(family, folders, rows, tmp_path):
     learner = TorchLearner(spec_of(folders[family], rows))

@@ -131,6 +131,7 @@ def test_a_small_alpha_is_less_equal_than_a_large_one():
     assert inequality(100) < 0.35
 
 
+@pytest.mark.slow
 @given(documents(minimum=6), st.integers(2, 6), st.integers(0, 3))
 def test_iid_hands_are_equal_up_to_one_document(docs, devices, seed):
     _, hands = partitioned(docs, devices, "iid", seed)

@@ -27,6 +27,7 @@ def trained(learner, factor, *, start=None, state=None, steps=3, mu=0.0):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [{}, {"weight_decay": 0.1}, {"clip_norm": None}])
 @pytest.mark.parametrize("mu", [0.0, 0.5])
 def test_the_frozen_factor_keeps_weights_and_moments_bit_for_bit(make_spec, train, mu):

@@ -37,6 +37,7 @@ def test_the_shipped_probes_are_what_they_were() -> None:
 DIGEST = "632fb7a588b35244d19322305bb2a9c8b5c76a6ba9cbaa595d869e012435a146"
 
 
+@pytest.mark.slow
 def test_equal_adapters_leave_equal_fingerprints_and_others_do_not(model) -> None:  # type: ignore[no-untyped-def]
     wrapped, tokenizer, flat = model
     start = initial_adapter(flat.layout, 0)

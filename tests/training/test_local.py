@@ -60,6 +60,7 @@ def test_devices_seeds_and_starts_differ(learner, make_spec):
     assert len(results) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [{}, {"accumulation": 2}, {"weight_decay": 0.1, "clip_norm": None}])
 def test_interrupted_training_equals_uninterrupted_bit_for_bit(make_spec, train):
     spec = make_spec(train=train)
@@ -115,6 +116,7 @@ def test_what_is_counted(make_spec):
     assert result.seconds > 0
 
 
+@pytest.mark.slow
 def test_training_learns(make_spec):
     learner = TorchLearner(make_spec(train={"lr": 2e-2}))
     start = learner.initial_adapter()
@@ -173,6 +175,7 @@ def reference(learner, work, mu):
     return dict(zip(names, (p.detach().numpy() for p in parameters), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mu", [0.0, 0.5, 50.0])
 @pytest.mark.parametrize("train", [{}, {"clip_norm": 0.05, "weight_decay": 0.2}, {"clip_norm": None}])
 def test_steps_are_adamw_on_the_whole_objective(make_spec, mu, train):
@@ -270,6 +273,7 @@ def test_a_device_without_validation_data_counts_nothing(make_spec):
     assert results.count(EvalResult(0.0, 0)) == 3
 
 
+@pytest.mark.slow
 def test_generation_is_greedy_with_a_repetition_penalty_and_leaves_out_the_prompt(learner):
     weights = learner.train(task(learner, steps=30)).weights
     text = learner.generate(weights, "the cat", 8)
@@ -345,6 +349,7 @@ def test_the_interface_needs_no_torch():
 # ---------------------------------------------------------------------------------------------------- state
 
 
+@pytest.mark.slow
 @given(st.integers(1, 20), st.integers(0, 2**63), st.integers(0, 2**63), st.integers(0, 9))
 def test_state_round_trips_bit_for_bit(dim, steps, cursor, seed):
     random = np.random.default_rng(seed)

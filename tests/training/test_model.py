@@ -33,6 +33,7 @@ def logits(model):
         return model(input_ids=INPUT).logits
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:.*is_gradient_checkpointing:FutureWarning"
 )  # PEFT's own use of transformers

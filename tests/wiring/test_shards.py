@@ -406,6 +406,7 @@ def test_the_digest_is_of_whatever_decides_what_a_shard_holds() -> None:
 # ---- command line ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_operator_publishes_from_the_folder_that_a_deployment_gives(tmp_path: Path) -> None:
     listed = [
         {"name": "a", "devices": 3, "shards": 6, "data": {"source": "text:unused"}},
@@ -439,6 +440,7 @@ def test_the_operator_publishes_from_the_folder_that_a_deployment_gives(tmp_path
     assert (said.shard, said.count, said.data_sha256) == (5, 6, terms.data_sha256)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("broker", "change", "says"),
     [

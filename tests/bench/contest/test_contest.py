@@ -129,6 +129,7 @@ def test_a_broken_run_is_reported_and_the_others_go_on(tiny: Tier, tmp_path: Pat
     assert set(results.lines) == {fine.key}
 
 
+@pytest.mark.slow
 def test_a_shared_learner_trains_as_its_own_would(tmp_path: Path) -> None:
     specs = []
     for seed, partition in ((1, "by-domain"), (2, "iid")):
@@ -146,6 +147,7 @@ def test_a_shared_learner_trains_as_its_own_would(tmp_path: Path) -> None:
         shared.adopt(other)
 
 
+@pytest.mark.slow
 def test_what_was_trained_is_looked_up_by_all_that_it_depends_on(tmp_path: Path) -> None:
     one = job(Knobs())
     learner = SharedLearner(spec_of(settings_of(one, write_data(one, corpus(), tmp_path))))

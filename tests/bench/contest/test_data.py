@@ -69,6 +69,7 @@ def test_the_shipped_models_have_not_seen_the_domains() -> None:
     assert all(package in reserved for packages in DOMAINS.values() for package in packages.split())
 
 
+@pytest.mark.slow
 def test_every_file_is_in_one_split_and_every_domain_in_all_of_them() -> None:
     found = [file.path for split in SPLITS for file in corpus().files[split]]
     assert len(found) == len(set(found))
@@ -82,6 +83,7 @@ def test_no_test_or_dev_file_is_a_near_duplicate_of_a_training_file() -> None:
     assert near_duplicates(everything) == {}
 
 
+@pytest.mark.slow
 def test_the_committed_manifest_is_this_library_s_or_says_what_differs() -> None:
     known = json.loads((ROOT / "bench/results/contest/data.json").read_text())
     mine = corpus().manifest

@@ -142,6 +142,7 @@ def test_runs_that_are_missing_are_dashes_and_nothing_is_made_up(tmp_path: Path)
     assert "3.6" not in text.split("## Tuning")[0].split("## Primary")[1]
 
 
+@pytest.mark.slow
 def test_pictures_are_svg_with_a_line_for_every_arm(tmp_path: Path) -> None:
     files = render(folder(tmp_path, by_arm), "ci")
     picture = ET.fromstring(files["contest/loss-tokens.svg"])
@@ -153,6 +154,7 @@ def test_pictures_are_svg_with_a_line_for_every_arm(tmp_path: Path) -> None:
         "loss-tokens", "loss-seconds", "loss-bytes", "primary", "interval"))}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_page_is_written_and_old_pictures_go(tmp_path: Path) -> None:
     place = folder(tmp_path / "raw", by_arm)
     old = tmp_path / "docs" / "contest" / "old.svg"
@@ -163,6 +165,7 @@ def test_the_page_is_written_and_old_pictures_go(tmp_path: Path) -> None:
     assert (tmp_path / "docs" / "contest.md").read_text() == render(place, "ci")["contest.md"]
 
 
+@pytest.mark.slow
 def test_a_larger_tier_that_has_the_primary_endpoint_alone_is_told_on_the_page_of_the_smaller(
     tmp_path: Path,
 ) -> None:
@@ -183,6 +186,7 @@ def test_a_larger_tier_that_has_the_primary_endpoint_alone_is_told_on_the_page_o
     assert newest_tier(larger) == "full"
 
 
+@pytest.mark.slow
 def test_the_committed_page_is_what_the_committed_figures_give() -> None:
     results = ROOT / "bench/results/contest"
     tier = newest_tier(results)

@@ -73,6 +73,7 @@ def snippets(library: Path) -> Task:
     return make_task("kind", words, library)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(TASKS))
 def test_no_file_is_in_both_parts_and_nothing_is_repeated(library: Path, name: str) -> None:
     task = make_task(name, words, library)

@@ -46,12 +46,14 @@ def test_what_is_as_it_should_be_has_no_drift():
     assert compare(WANTED, EXACT) == []
 
 
+@pytest.mark.slow
 @given(st.sampled_from(sorted(WANTED.rules)))
 def test_every_missing_rule_is_found(rule):
     (drift,) = compare(WANTED, replace(EXACT, bindings=EXACT.bindings - {Binding(rule)}))
     assert (drift.kind, drift.remedy, drift.binding) == (Kind.RULE_MISSING, Remedy.APPLY, Binding(rule))
 
 
+@pytest.mark.slow
 @given(
     st.builds(
         Binding,

@@ -231,6 +231,7 @@ def test_a_record_that_fits_into_no_batch_is_refused():
         desired(CATALOGUE.model_copy(update={"boundary": planes}), BOUNDARY)
 
 
+@pytest.mark.slow
 def test_the_table_of_the_deployment_page_says_how_much_a_broker_gets():
     page = (Path(__file__).parents[3] / "docs" / "deployment.md").read_text()
     table = page.partition("| devices enrolled |")[2].partition("\n\n")[0].splitlines()[2:]

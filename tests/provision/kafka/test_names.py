@@ -125,6 +125,7 @@ def test_no_member_of_a_roster_has_a_word_for_a_name_that_means_something_else(
         enrolled("a", ["d-0"], [f"a.{word}"])
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(
         NAMES,

@@ -58,6 +58,7 @@ def test_a_broker_that_is_away_for_a_while_is_waited_for(monkeypatch: pytest.Mon
     assert broker.changes == 1
 
 
+@pytest.mark.slow
 def test_what_a_broker_does_not_show_is_done_again_until_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = [HALF] * 300  # longer than it is given to settle
     broker = Broker(monkeypatch, EMPTY, *slow, EXACT)
@@ -67,6 +68,7 @@ def test_what_a_broker_does_not_show_is_done_again_until_it_does(monkeypatch: py
     assert broker.changes > 1
 
 
+@pytest.mark.slow
 def test_in_the_end_it_is_said_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     broker = Broker(monkeypatch, HALF)
     found = apply(SCOPE, patience=100.0)

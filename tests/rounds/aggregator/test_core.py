@@ -252,6 +252,7 @@ def test_a_window_survives_one_that_falls_silent_in_any_round(
     np.testing.assert_allclose(world.aggregator.ledger.theta(), mean, rtol=0, atol=grid(world) + 1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "phase"),
     [
@@ -531,6 +532,7 @@ def test_a_commit_before_genesis_cannot_be() -> None:
     assert world.messages(WindowOpen) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("budget", "progress"),
     [
@@ -561,6 +563,7 @@ def reference() -> list[Window]:
     return world.windows()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crash", [*range(0, 66, 3), 65])
 def test_a_restart_at_any_record_of_a_window_gives_the_same_sum(crash: int) -> None:
     world = World(5)
@@ -619,6 +622,7 @@ def test_the_snapshot_of_an_aggregator_without_genesis() -> None:
     assert again.paused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Window, Void, Adopt, Sealing])
 def test_decisions_that_no_snapshot_knows_of_are_not_made_again(kind: type[Message]) -> None:
     world = paused_world()

@@ -112,6 +112,7 @@ def test_before_the_first_window_there_is_genesis() -> None:
     assert (history.unsent, history.closed, history.assignment) == ((), None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("windows", range(5))
 def test_after_any_number_of_windows_it_is_what_the_aggregator_knew(windows: int) -> None:
     world = Remembered(5, manifest=manifest_for(windows=2, windows_max=8, pending_max=2))
@@ -243,6 +244,7 @@ def test_an_input_that_came_windows_too_early_is_refused() -> None:
         reader.feed(early.incoming())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", range(0, 66, 5))
 def test_an_aggregator_that_loses_its_state_in_a_window_comes_to_the_same_sums(place: int) -> None:
     def sums(world: World) -> list[bytes]:

@@ -72,6 +72,7 @@ def test_a_window_waits_until_every_ready_device_was_looked_at() -> None:
     assert letters(world) == []
 
 
+@pytest.mark.slow
 def test_a_device_that_predicts_otherwise_is_kept_out_and_comes_back_when_it_agrees_again() -> None:
     world = started()
     world.train()

@@ -245,6 +245,7 @@ def test_losses_cross_only_when_the_terms_say_so() -> None:
     assert core_of(terms()).offer(*make(0, 0, windows=told), 1) is None
 
 
+@pytest.mark.slow
 @given(st.permutations([(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]))
 def test_the_order_of_arrival_changes_no_bit(order: list[tuple[int, int]]) -> None:
     reference, core = core_of(terms(boundaries=3)), core_of(terms(boundaries=3))

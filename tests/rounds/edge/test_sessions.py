@@ -411,6 +411,7 @@ HEADS: tuple[Message, ...] = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 def test_no_frame_of_a_device_raises_and_an_edge_keeps_no_more_than_its_bound(seed: int) -> None:
     talk = Talk()

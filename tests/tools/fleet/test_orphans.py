@@ -43,6 +43,7 @@ def gone(pid: int, within: float) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spawn", ["by_subprocess", "by_fork"])
 def test_a_service_ends_in_order_when_its_starter_was_killed(tmp_path: Path, spawn: str) -> None:
     (tmp_path / "sleeper.py").write_text(SERVICE)

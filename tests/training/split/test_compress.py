@@ -101,6 +101,7 @@ def estimated():
     return row, estimates_of(row, 5, 4)
 
 
+@pytest.mark.slow
 def test_the_estimate_is_unbiased(estimated):
     row, found = estimated
     for estimate in (found[:, 0], found.mean(axis=1), np.median(found, axis=1)):
@@ -118,6 +119,7 @@ def test_the_variance_is_that_of_the_theory(estimated):
     assert (expected <= square.sum() / 4).all()
 
 
+@pytest.mark.slow
 def test_the_median_fails_no_oftener_than_its_bound(estimated):
     row, found = estimated
     bound = 2 * np.linalg.norm(row) / np.sqrt(4)

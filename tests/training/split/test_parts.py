@@ -155,6 +155,7 @@ def test_loss_and_gradients_are_those_of_the_whole_model(family, task, padded, s
         np.testing.assert_allclose(pair.gradient(), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "task"), [("llama", "causal"), ("bert", "classify")])
 def test_a_window_of_steps_ends_where_the_whole_model_does(family, task, split_folder):
     """Accumulation, proximal term, clip over all parts, AdamW's moments: everything a step is made of."""
@@ -175,6 +176,7 @@ def test_a_window_of_steps_ends_where_the_whole_model_does(family, task, split_f
     np.testing.assert_allclose(pair.weights(), whole.flat.read(), rtol=0, atol=1e-3 * moved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "task"), [("gpt2", "causal"), ("bert", "classify")])
 def test_an_evaluation_gives_the_whole_models_loss_and_leaves_nothing_behind(family, task, split_folder):
     spec = spec_of(split_folder(family), task)
@@ -226,6 +228,7 @@ def test_devices_of_an_edge_do_not_see_each_other(split_folder):
     assert edge.trained == {"a": 2, "b": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "task"), CASES)
 def test_the_parts_own_every_coordinate_once(family, task, split_folder):
     spec = spec_of(split_folder(family), task)
@@ -277,6 +280,7 @@ def test_devices_of_one_process_share_the_frozen_weights(split_folder):
     assert not adapters[0] & adapters[1]
 
 
+@pytest.mark.slow
 def test_checkpointing_changes_nothing(split_folder):
     vectors = []
     for checkpointing in (False, True):
@@ -291,6 +295,7 @@ def test_checkpointing_changes_nothing(split_folder):
     np.testing.assert_allclose(vectors[0], vectors[1], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_comes_out_of_turn_is_refused(split_folder):
     spec = spec_of(split_folder("llama"), "causal")
     layout = whole_layout(spec.model, spec.adapter, spec.task)
@@ -319,6 +324,7 @@ def test_what_comes_out_of_turn_is_refused(split_folder):
         pair.edge.step("d", 1.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", ["shape", "dtype", "nan", "axes", "empty"])
 def test_a_malformed_tensor_is_refused_and_the_micro_batch_can_go_on(spoil, split_folder):
     spec = spec_of(split_folder("llama"), "causal")
@@ -359,6 +365,7 @@ def test_a_device_can_make_the_edge_hold_so_much_and_no_more(split_folder):
         edge.forward("d", 2, hidden)
 
 
+@pytest.mark.slow
 def test_a_step_that_is_taken_anew_is_as_if_nothing_had_been(split_folder):
     spec = spec_of(split_folder("llama"), "causal")
     layout = whole_layout(spec.model, spec.adapter, spec.task)

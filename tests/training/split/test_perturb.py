@@ -117,6 +117,7 @@ def test_a_basis_travels_and_a_bad_one_is_refused():
         Perturbation(basis, bytes(16)).apply(hidden(shape=(1, 2, 5)))
 
 
+@pytest.mark.slow
 def test_training_through_rotated_tensors_gives_the_same_gradients(split_folder):
     spec = SplitSpec(
         model=ModelSettings(model=str(split_folder("llama"))), adapter=AdapterSettings(rank=2, alpha=4)
