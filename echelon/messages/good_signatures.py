@@ -8,7 +8,7 @@ three; a bad one is never remembered, and is computed again each time. What is r
 from __future__ import annotations
 
 import hashlib
-import threading
+from collections import OrderedDict
 
 from echelon.messages.envelope import verify_signature
 
@@ -22,8 +22,8 @@ class GoodSignatures:
     def __init__(self, most: int = MOST) -> None:
         """Nothing is known yet."""
         self._most = most
-        self._good: dict[bytes, None] = {}
-        self._one = threading.Lock()
+        # Its single steps are not divided among threads; where two forget at once, one more is forgotten.
+        self._good: OrderedDict[bytes, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._good)
@@ -44,10 +44,9 @@ class GoodSignatures:
             return True
         if not verify_signature(public, signature, message):
             return False
-        with self._one:
-            self._good[known] = None
-            if len(self._good) > self._most:
-                del self._good[next(iter(self._good))]
+        self._good[known] = None
+        if len(self._good) > self._most:
+            self._good.popitem(last=False)
         return True
 
 
