@@ -13,7 +13,6 @@ from enum import StrEnum
 import msgpack
 import numpy as np
 
-from echelon.audit.helper import Digests
 from echelon.audit.merkle import Frontier
 from echelon.audit.prefix import PrefixChain
 from echelon.audit.records import (
@@ -147,8 +146,6 @@ class TopicLog:
         self.topic = topic
         self.chain = PrefixChain(topic)
         self.tree = Frontier()
-        self.digests = Digests()
-        """Who computes the digests of chunks and payloads."""
         self.manifest: RunManifest | None = None
         """The run manifest, once genesis was read (on `global`)."""
         self.initial: F32 | None = None
@@ -214,7 +211,7 @@ class TopicLog:
             )
         elif is_chunk(record):
             try:
-                chunk = read_chunk(record, self.digests.chunk)
+                chunk = read_chunk(record)
             except Refused as error:
                 faults.append(LogFault(FaultCode.CORRUPT_CHUNK, record.offset, error.detail))
         digest = record_hash(record, chunk)
@@ -277,9 +274,10 @@ class TopicLog:
             return None, f"chunk {len(transfer.parts)} of {transfer.total} of its payload is missing"
         if transfer.length != payload.length:
             return None, f"its chunks have {transfer.length} bytes, it says {payload.length}"
-        if check and self.digests.payload(payload.transfer, transfer.parts) != payload.sha256:
+        data = transfer.parts[0] if len(transfer.parts) == 1 else b"".join(transfer.parts)
+        if check and hashlib.sha256(data).digest() != payload.sha256:
             return None, "its payload has another SHA-256 than it says"
-        return transfer.parts[0] if len(transfer.parts) == 1 else b"".join(transfer.parts), ""
+        return data, ""
 
     # ---- manifests ----------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -126,21 +126,8 @@ def is_chunk(record: LogRecord) -> bool:
     return bool(record.headers) and record.headers[0] == ("kind", b"chunk")
 
 
-def has_form_of_chunk(record: LogRecord) -> bool:
-    """Whether the headers have the names and lengths of a chunk's: a digest can be computed of such a record."""
-    return (
-        is_chunk(record)
-        and tuple(name for name, _ in record.headers) == _CHUNK_HEADERS
-        and tuple(len(value) for _, value in record.headers) == _CHUNK_SIZES
-    )
-
-
-def read_chunk(record: LogRecord, digest_of: Callable[[LogRecord], bytes] | None = None) -> CrossingChunk:
+def read_chunk(record: LogRecord) -> CrossingChunk:
     """Read and verify one chunk record.
-
-    Args:
-        record: of which `is_chunk` holds.
-        digest_of: gives `chunk_digest` of it; None: computed here.
 
     Raises:
         Refused: other headers than a chunk's, numbers that cannot be, or the digest does not cover the
@@ -153,11 +140,7 @@ def read_chunk(record: LogRecord, digest_of: Callable[[LogRecord], bytes] | None
         raise Refused(Reason.BAD_FIELD, "a header of a chunk has another length than it must")
     transfer, digest = headers[1][1], headers[5][1]
     index, total, length = (int.from_bytes(value, "big") for _, value in headers[2:5])
-    if digest_of is None:
-        computed = chunk_digest(record.topic, record.key, headers[:5], record.value)
-    else:
-        computed = digest_of(record)
-    if computed != digest:
+    if chunk_digest(record.topic, record.key, headers[:5], record.value) != digest:
         raise Refused(
             Reason.BAD_TRANSFER, "the record was changed: it does not have the SHA-256 in its headers"
         )

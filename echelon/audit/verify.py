@@ -12,12 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from echelon.audit.announcements import Announced, note_announcements, report_unexpected, take_announcements
 from echelon.audit.causes import CutLogs
 from echelon.audit.checkpoints import check_checkpoints, given_checkpoints
-from echelon.audit.closing import close_faults, file_faults, parent_faults
+from echelon.audit.closing import close_faults, parent_faults
 from echelon.audit.cosigned import AnnouncementProof, Witnessed
 from echelon.audit.derived_adapter import DerivedAdapter, is_encoded
 from echelon.audit.findings import Code, Finding, RefusalFacts, Report, Severity, TopicFacts, VerifiedCommit
 from echelon.audit.heads import DELTA_PREFIX, GLOBAL
-from echelon.audit.helper import Helper
 from echelon.audit.interlock import Interlock, Sighting
 from echelon.audit.log import Entry, FaultCode, LogFault, TopicLog
 from echelon.audit.log_reading import LogReading
@@ -81,7 +80,6 @@ class Verifier:
         for finding in findings:
             self._find(finding.code, finding.severity, finding.topic, finding.offset, finding.detail)
         self._sightings = tuple(sightings)
-        self._helper = Helper(1)
         self._core: ControllerCore | None = None
         self._interlock: Interlock | None = None
         self._manifest: RunManifest | None = None
@@ -97,14 +95,11 @@ class Verifier:
 
     def run(self) -> Iterator[DerivedAdapter]:
         """Verify everything, yielding each adapter once its record has been checked against it."""
-        with Helper() as self._helper:
-            yield from self._run()
-
-    def _run(self) -> Iterator[DerivedAdapter]:
         notes = given_checkpoints(self._notes, self.report)
         heads = take_announcements(self._topics)
         main = self._begin()
-        while (record := main.take()) is not None:
+        while (record := main.peek()) is not None:
+            main.ahead = None
             closed = self._closed is not None
             entry = self._read(main, record)
             if entry is None:
@@ -141,10 +136,7 @@ class Verifier:
 
     def _source(self, topic: str, log: TopicLog) -> LogReading:
         facts = self.report.topics.setdefault(topic, TopicFacts())
-        reading = LogReading(topic, iter(self._topics.pop(topic, ())), log, facts)
-        count = len(self._manifest.boundaries) if self._manifest is not None else 0
-        # The payloads of `global` are not hashed: they are compared with the adapters that are derived.
-        return reading.hash_ahead(self._helper, 1 + count, payloads=topic != GLOBAL)
+        return LogReading(topic, iter(self._topics.pop(topic, ())), log, facts)
 
     def _read(self, source: LogReading, record: LogRecord | Damaged) -> Entry | None:
         facts, topic = source.facts, source.topic
@@ -226,7 +218,7 @@ class Verifier:
             self._error(Code.GENESIS, GLOBAL, entry.offset, f"no run can start from this genesis: {error}")
             return
         self._core.transcript = self._interlock.transcript
-        report.adapter_sha256 = initial
+        report.adapter_sha256 = adapter_digest(log.initial)
         yield DerivedAdapter(
             0,
             log.initial,
@@ -245,8 +237,7 @@ class Verifier:
             self._stop(entry.offset, "the commit's adapter is not whole")
             return
         try:
-            with self._helper.shared():
-                dropped = core.apply(commit)
+            dropped = core.apply(commit)
         except CommitMismatch as error:
             self._stop(entry.offset, str(error))
             return
@@ -357,7 +348,7 @@ class Verifier:
                 return
             if upto is not None and record.offset > upto:
                 return
-            source.take()
+            source.ahead = None
             entry = self._read(source, record)
             if entry is None:
                 self._owed.faulty.add((boundary, record.offset))
@@ -415,7 +406,8 @@ class Verifier:
         report.best_commit = best.commit if best is not None else None
 
     def _drain(self, boundary: int, source: LogReading) -> None:
-        while (record := source.take()) is not None:
+        while (record := source.peek()) is not None:
+            source.ahead = None
             entry = self._read(source, record)
             if entry is None:
                 continue
@@ -457,9 +449,18 @@ class Verifier:
         return () if self._witnessed is None else self._witnessed.evidence(self._marks)
 
     def _check_files(self) -> None:
-        if self._files is not None and self._manifest is not None:
-            for detail in file_faults(self._files, self._core, self.report.adapter_sha256):
-                self._error(Code.ADAPTER_FILE, "", None, detail)
+        if self._files is None or self._manifest is None:
+            return
+        if self._core is None:
+            detail = "the exported adapter was not checked: no final adapter was derived"
+            self._error(Code.ADAPTER_FILE, "", None, detail)
+            return
+        core = self._core
+        final = DerivedAdapter(
+            core.newest, core.adapter, self.report.adapter_sha256, manifest=self._manifest, pace=core.pace
+        )
+        for detail in final.differences(self._files):
+            self._error(Code.ADAPTER_FILE, "", None, detail)
 
 
 def verify(

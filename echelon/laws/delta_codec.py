@@ -21,7 +21,6 @@ Integers = NDArray[np.int16] | NDArray[np.int32]
 MIN_EXPONENT = -256
 MAX_EXPONENT = 96
 """Steps from 2**-256 to 2**96: beyond both ends of float32, well inside what float64 holds exactly."""
-_BLOCK = 1 << 14  # coordinates worked on at a time: they stay in a core's cache
 _BITS = {DeltaCodec.INT16: 15, DeltaCodec.INT32: 31}
 _TYPES: dict[DeltaCodec, np.dtype[np.int16] | np.dtype[np.int32]] = {
     DeltaCodec.INT16: np.dtype("<i2"),
@@ -40,17 +39,11 @@ def largest(codec: DeltaCodec) -> int:
 
 
 def encode(vector: F64, codec: DeltaCodec) -> tuple[bytes, int]:
-    """`rounded` as bytes: 2·d (int16) or 4·d (int32) of them, and the exponent."""
-    values, exponent = rounded(vector, codec)
-    return values.tobytes(), exponent
-
-
-def rounded(vector: F64, codec: DeltaCodec) -> tuple[Integers, int]:
-    """Round half to even onto the finest grid that fits; returns the integers and their exponent.
+    """Round half to even onto the finest grid that fits; returns the payload and its exponent.
 
     Args:
         vector: float64[d], finite. What rounds to zero everywhere is written as zeros on the finest grid.
-        codec: int16 or int32.
+        codec: int16 (2·d bytes) or int32 (4·d bytes).
 
     Raises:
         CodecError: empty, NaN or infinite, or too large (2**96 times the largest integer).
@@ -62,7 +55,7 @@ def rounded(vector: F64, codec: DeltaCodec) -> tuple[Integers, int]:
     if not math.isfinite(peak):  # max and min both carry a NaN through
         raise CodecError("a delta with NaN or infinite coordinates cannot be encoded; training diverged")
     if peak == 0.0:
-        return np.zeros(vector.size, _TYPES[codec]), MIN_EXPONENT
+        return np.zeros(vector.size, _TYPES[codec]).tobytes(), MIN_EXPONENT
     exponent = max(math.frexp(peak)[1] - _BITS[codec], MIN_EXPONENT)
     if round(math.ldexp(peak, -exponent)) > largest(codec):
         exponent += 1
@@ -70,12 +63,7 @@ def rounded(vector: F64, codec: DeltaCodec) -> tuple[Integers, int]:
         raise CodecError(f"a coordinate of {peak:.3g} is too large for any delta")
     # A product with a power of two is exact: nothing exceeds the peak, and what underflows would round to 0
     # anyway.
-    scale = math.ldexp(1.0, -exponent)
-    after = np.empty(vector.size, _TYPES[codec])
-    for start in range(0, vector.size, _BLOCK):
-        scaled = values[start : start + _BLOCK] * scale
-        after[start : start + _BLOCK] = np.rint(scaled, out=scaled)
-    return after, exponent
+    return np.rint(values * math.ldexp(1.0, -exponent)).astype(_TYPES[codec]).tobytes(), exponent
 
 
 def integers(payload: bytes | memoryview, exponent: int, codec: DeltaCodec) -> Integers:

@@ -1,14 +1,13 @@
 """Exact reductions of integer vectors: the same integer on every machine, whatever the order of summation.
 
-Coordinates of 32 bits are split into limbs of 16; those of 16 bits are one limb. Products of limbs are at most 2**32 in
-size, and a block has 2**14 of them: every partial sum is an integer of at most 2**46, which float64 holds exactly. So a
-fast dot product of float64 gives the same integer in whatever order it adds. A block's limbs stay in a core's cache.
+Coordinates of 32 bits are split into limbs of 16. Products of limbs are below 2**32 in size, and a block has 2**16 of
+them: every partial sum is an integer below 2**48, which float64 holds exactly. So a fast dot product of float64 gives
+the same integer in whatever order it adds.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,20 +15,16 @@ from numpy.typing import NDArray
 from echelon.errors import CodecError
 from echelon.laws.delta_codec import Integers
 
-_BLOCK = 1 << 14
-Limbs = tuple[NDArray[np.float64], ...]
-"""One block of a vector, the lowest 16 bits first: x = Σ limb[i] · 2**(16·i)."""
+_BLOCK = 1 << 16
 
 
-def _limbs(block: Integers) -> Limbs:
-    if block.dtype.itemsize == 2:
-        return (block.astype(np.float64),)
-    whole = block.astype(np.int32, copy=False)
-    return (whole & 0xFFFF).astype(np.float64), (whole >> 16).astype(np.float64)
+def _block_dot(a: NDArray[np.float64], b: NDArray[np.float64]) -> int:
+    return int(np.dot(a, b))
 
 
-def _product(x: Limbs, y: Limbs) -> int:
-    return sum(int(np.dot(p, q)) << 16 * (i + j) for i, p in enumerate(x) for j, q in enumerate(y))
+def _limbs(block: NDArray[np.int32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """High and low 16 bits of int32[n]: x = high · 2**16 + low, with 0 ≤ low < 2**16."""
+    return (block >> 16).astype(np.float64), (block & 0xFFFF).astype(np.float64)
 
 
 def dot(a: Integers, b: Integers) -> int:
@@ -38,25 +33,24 @@ def dot(a: Integers, b: Integers) -> int:
     Raises:
         CodecError: different lengths.
     """
-    return dots(a, [b])[0]
-
-
-def dots(a: Integers, others: Sequence[Integers]) -> list[int]:
-    """The dot products of one vector with each of some others, exact, as `dot`; `a` is split once for all of them.
-
-    Raises:
-        CodecError: different lengths.
-    """
-    for b in others:
-        if a.shape != b.shape or a.ndim != 1:
-            raise CodecError(f"vectors of shapes {a.shape} and {b.shape} have no dot product")
-    totals = [0] * len(others)
+    if a.shape != b.shape or a.ndim != 1:
+        raise CodecError(f"vectors of shapes {a.shape} and {b.shape} have no dot product")
+    total = 0
     for start in range(0, a.size, _BLOCK):
-        at = slice(start, start + _BLOCK)
-        limbs = _limbs(a[at])
-        for place, b in enumerate(others):
-            totals[place] += _product(limbs, limbs if b is a else _limbs(b[at]))
-    return totals
+        x, y = a[start : start + _BLOCK], b[start : start + _BLOCK]
+        if a.dtype.itemsize == 2 and b.dtype.itemsize == 2:
+            total += _block_dot(x.astype(np.float64), y.astype(np.float64))
+            continue
+        x_high, x_low = _limbs(x.astype(np.int32, copy=False))
+        if a is b:
+            total += (_block_dot(x_high, x_high) << 32) + (_block_dot(x_high, x_low) << 17)
+            total += _block_dot(x_low, x_low)
+            continue
+        y_high, y_low = _limbs(y.astype(np.int32, copy=False))
+        total += _block_dot(x_high, y_high) << 32
+        total += (_block_dot(x_high, y_low) + _block_dot(x_low, y_high)) << 16
+        total += _block_dot(x_low, y_low)
+    return total
 
 
 def norm2(a: Integers) -> int:

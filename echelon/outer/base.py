@@ -25,18 +25,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from echelon.errors import CodecError, ProtocolError
 from echelon.laws.delta_codec import Integers
-from echelon.laws.together import ranges, together
 from echelon.messages.adapter import F32, F64
 from echelon.messages.manifest import MILLION, OuterKind, OuterTerms
 
-_BLOCK = 1 << 14  # coordinates worked on at a time: a dozen float64 blocks stay in a core's cache
+_BLOCK = 1 << 15  # coordinates worked on at a time: three float64 blocks stay in a core's cache
 MOST_OCTAVES = 4
 """Intervals beyond 16 times, or below a sixteenth of, the first one are treated like those."""
 
@@ -284,22 +282,16 @@ class OuterOptimiser(ABC):
         plan = self.plan(CommitInputs(state, deltas, self.scale.coefficients(deltas), octaves))
         after = np.empty(theta.size, np.float32)
         first, second = np.empty_like(state.first), np.empty_like(state.second)
-
-        def make(starts: range) -> None:
-            for start in starts:
-                at = slice(start, start + _BLOCK)
-                move = plan.move(at, _weighted_sum(deltas, plan.factors, at))
-                first[at], second[at] = move.first, move.second
-                moved = plan.rate * move.direction
-                moved += theta[at]
-                with np.errstate(over="ignore"):
-                    after[at] = moved
-                if not np.isfinite(after[at]).all():
-                    raise ProtocolError(
-                        "the outer step leaves float32's range: lower its learning rate or the clip"
-                    )
-
-        together([partial(make, starts) for starts in ranges(theta.size, _BLOCK)])
+        for start in range(0, theta.size, _BLOCK):
+            at = slice(start, start + _BLOCK)
+            move = plan.move(at, _weighted_sum(deltas, plan.factors, at))
+            first[at], second[at] = move.first, move.second
+            with np.errstate(over="ignore"):
+                after[at] = theta[at].astype(np.float64) + plan.rate * move.direction
+            if not np.isfinite(after[at]).all():
+                raise ProtocolError(
+                    "the outer step leaves float32's range: lower its learning rate or the clip"
+                )
         following = OuterState(
             self.kind, state.dim, first, second, counted=plan.counted, octaves=plan.octaves
         )

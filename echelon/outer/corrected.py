@@ -12,7 +12,7 @@ For delta i with integers k_i, reference u_i and strength γ in [0, 1]:
     k_i' = k_i − γ·p_i·u_i   if p_i < 0,   else k_i
 
 so the part of k_i that points against u_i shrinks by γ, and everything orthogonal to u_i stays. u_i is the outer
-momentum, rounded to int32 times a power of two (`delta_codec.rounded`, one vector has one rounding); while there
+momentum, rounded to int32 times a power of two (`delta_codec.encode`, one vector has one rounding); while there
 is no momentum it is the weighted sum of the other deltas of the commit, Σ_{j≠i} w_j·2**e_j·k_j. Both dot products are
 exact integers (`exact`), and their quotient is one correctly rounded division of integers.
 
@@ -29,8 +29,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from echelon.errors import CodecError, ProtocolError
-from echelon.laws.delta_codec import Integers, rounded
-from echelon.laws.exact import dot, dots
+from echelon.laws.delta_codec import Integers, encode, integers
+from echelon.laws.exact import dot, norm2
 from echelon.messages.adapter import F64
 from echelon.messages.exchange import DeltaCodec
 from echelon.messages.manifest import MILLION, OuterKind, OuterTerms
@@ -67,8 +67,7 @@ class Corrected(Nesterov):
         towards, inner = reference, plan.move
 
         def move(at: slice, g: F64) -> Move:
-            g += along * towards[at]
-            return inner(at, g)
+            return inner(at, g + along * towards[at].astype(np.float64))
 
         return replace(plan, move=move)
 
@@ -91,11 +90,13 @@ def corrected(
         ProtocolError: the momentum is not finite, or too large to be rounded.
     """
     try:
-        reference, _ = rounded(momentum, DeltaCodec.INT32)
+        payload, exponent = encode(momentum, DeltaCodec.INT32)
+        reference = integers(payload, exponent, DeltaCodec.INT32)
     except CodecError as error:
         raise ProtocolError(f"the outer momentum is no direction: {error}") from error
-    if reference.any():
-        return _against_momentum(deltas, factors, reference, strength)
+    length = norm2(reference)
+    if length:
+        return _against_momentum(deltas, factors, reference, length, strength)
     return _against_the_others(deltas, factors, strength), None, np.float64(0.0)
 
 
@@ -103,11 +104,12 @@ def _against_momentum(
     deltas: Sequence[Correctable],
     factors: Sequence[np.float64],
     reference: Integers,
+    length: int,
     strength: np.float64,
 ) -> tuple[list[np.float64], Integers | None, np.float64]:
     along = np.float64(0.0)
-    length, *products = dots(reference, [reference, *(delta.values for delta in deltas)])
-    for product, factor in zip(products, factors, strict=True):
+    for delta, factor in zip(deltas, factors, strict=True):
+        product = dot(delta.values, reference)
         if product < 0:
             # Integers divided by integers: Python rounds the quotient once, correctly, on every machine.
             along = along - (factor * strength) * np.float64(product / length)

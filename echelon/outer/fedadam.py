@@ -35,14 +35,9 @@ class FedAdam(OuterOptimiser):
         one, state = np.float64(1.0), inputs.state
 
         def move(at: slice, g: F64) -> Move:
-            first = self._beta1 * state.first[at]
-            first += (one - self._beta1) * g
-            gained = (one - self._beta2) * g
-            gained *= g
-            second = self._beta2 * state.second[at]
-            second += gained
-            denominator = np.sqrt(second)
-            denominator += self._epsilon
+            first = self._beta1 * state.first[at] + (one - self._beta1) * g
+            second = self._beta2 * state.second[at] + ((one - self._beta2) * g) * g
+            denominator = np.sqrt(second) + self._epsilon
             # 0/0 where nothing ever moved and ε is 0: no step there.
             direction = np.divide(first, denominator, out=np.zeros_like(g), where=denominator != 0.0)
             return Move(direction, first, second)

@@ -55,12 +55,8 @@ class Nesterov(OuterOptimiser):
             built_up = state.first[at] if rescale is None else state.first[at] * rescale
             if not advance:
                 return Move(g, built_up, buffer)
-            momentum = beta * built_up
-            momentum += buffer
-            direction = beta * momentum
-            direction += g
-            buffer.fill(0.0)
-            return Move(direction, momentum, buffer)
+            momentum = beta * built_up + buffer
+            return Move(beta * momentum + g, momentum, np.zeros_like(buffer))
 
         return Plan(move, rate, inputs.factors, counted=counted % self.delay, octaves=octaves)
 

@@ -17,7 +17,6 @@ import numpy as np
 from echelon.errors import CodecError, ProtocolError, StateError
 from echelon.laws.delta_codec import Integers
 from echelon.laws.rules import Allowed
-from echelon.laws.together import together
 from echelon.laws.transcript import Contradiction, Transcript
 from echelon.messages.adapter import F32
 from echelon.messages.exchange import CloseReason, Commit, Delta, Pace, RefusalReason
@@ -254,18 +253,15 @@ class ControllerCore:
             self.manifest.budget.progress_ppm(number, tokens),
         )
         controller, pace = self._controller.observe(inputs)
-        adapter_sha256, outer_sha256 = together(
-            [lambda: hashlib.sha256(adapter.astype("<f4", copy=False).data).digest(), outer.digest]
-        )
         draft = CommitDraft(
             commit=number,
             merged=tuple(one.merged() for one in taken),
             pace=pace,
             measured=measured,
             tokens=min(tokens, _MOST),
-            adapter_sha256=adapter_sha256,
+            adapter_sha256=hashlib.sha256(adapter.astype("<f4", copy=False).data).digest(),
             state_sha256=hashlib.sha256(
-                b"echelon state v1\x00" + outer_sha256 + controller.digest()
+                b"echelon state v1\x00" + outer.digest() + controller.digest()
             ).digest(),
             adapter=adapter,
         )
