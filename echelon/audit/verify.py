@@ -449,18 +449,9 @@ class Verifier:
         return () if self._witnessed is None else self._witnessed.evidence(self._marks)
 
     def _check_files(self) -> None:
-        if self._files is None or self._manifest is None:
-            return
-        if self._core is None:
-            detail = "the exported adapter was not checked: no final adapter was derived"
-            self._error(Code.ADAPTER_FILE, "", None, detail)
-            return
-        core = self._core
-        final = DerivedAdapter(
-            core.newest, core.adapter, self.report.adapter_sha256, manifest=self._manifest, pace=core.pace
-        )
-        for detail in final.differences(self._files):
-            self._error(Code.ADAPTER_FILE, "", None, detail)
+        if self._files is not None and self._manifest is not None:
+            for detail in file_faults(self._files, self._core, self.report.adapter_sha256):
+                self._error(Code.ADAPTER_FILE, "", None, detail)
 
 
 def verify(
