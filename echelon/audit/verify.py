@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from echelon.audit.announcements import Announced, note_announcements, report_unexpected, take_announcements
 from echelon.audit.causes import CutLogs
 from echelon.audit.checkpoints import check_checkpoints, given_checkpoints
-from echelon.audit.closing import close_faults, parent_faults
+from echelon.audit.closing import close_faults, file_faults, parent_faults
 from echelon.audit.cosigned import AnnouncementProof, Witnessed
 from echelon.audit.derived_adapter import DerivedAdapter, is_encoded
 from echelon.audit.findings import Code, Finding, RefusalFacts, Report, Severity, TopicFacts, VerifiedCommit
