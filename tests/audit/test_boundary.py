@@ -414,7 +414,7 @@ def test_what_strangers_write_is_refused_and_changes_nothing(outcome: Outcome) -
             stranger, message, run=old.run, topic=topic, window=old.window, sender=old.sender
         )
         inside[topic].insert(place, replace(inside[topic][place], value=forged.encode()))
-        inside[topic].insert(0, replace(inside[topic][place], value=b"\x00nonsense", headers=()))
+        inside[topic].insert(0, replace(inside[topic][0], value=b"\x00nonsense", headers=()))
     found = audit(outside, inside, roster)
     assert found.errors == 0
     assert found.facts.refused == 6
@@ -440,7 +440,7 @@ def test_a_device_that_speaks_of_a_far_window_holds_nobody_up(outcome: Outcome) 
     envelope = Envelope.seal(
         key_of(outcome, old.sender), far, run=old.run, topic="handshake", window=1 << 60, sender=old.sender
     )
-    inside["handshake"].insert(0, replace(inside["handshake"][place], value=envelope.encode()))
+    inside["handshake"].insert(0, replace(inside["handshake"][place], value=envelope.encode(), offset=0))
     found = audit(outside, inside, roster)
     assert (found.errors, found.facts.deltas, found.facts.refused) == (0, found.facts.crossed, 1)
 
