@@ -562,7 +562,7 @@ def far() -> Played:
         window=1 << 60,
         sender=old.sender,
     )
-    inside["handshake"].insert(0, replace(record, value=envelope.encode()))
+    inside["handshake"].insert(0, replace(record, value=envelope.encode(), offset=0))
     found = audit(outside, inside, roster)
     return Played(judged(found).noticed, found.errors > 0)
 
