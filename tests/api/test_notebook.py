@@ -10,7 +10,7 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOK = Path(__file__).parents[2] / "examples" / "notebook.ipynb"
-LIMIT = 110
+LIMIT = 300
 """Seconds for one cell, on a machine that does much else."""
 
 
@@ -30,7 +30,7 @@ def texts(notebook: Any) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 def test_it_runs_from_top_to_bottom(notebook: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "TMPDIR"):
         monkeypatch.setenv(name, str(tmp_path))
@@ -41,8 +41,9 @@ def test_it_runs_from_top_to_bottom(notebook: Any, tmp_path: Path, monkeypatch: 
     assert "commit 3: 23040 tokens so far" in text
     assert "audit            verified" in text
     assert "largest weight" in text
-    assert "2 boundaries, 3 commits, closed (commits)" in text, "the command line verifies it"
-    assert "is not the final adapter" in text
+    said = " ".join(text.split())  # a cell's command has a terminal, on which sentences are broken between words
+    assert "2 boundaries, 3 commits, closed (commits)" in said, "the command line verifies it"
+    assert "is not the final adapter" in said
     html = [o["data"]["text/html"] for c in notebook.cells for o in c.get("outputs", ()) if "data" in o]
     assert any("<td>verified</td>" in one for one in html), "a result is a table"
     assert any("validation loss" in one for one in html), "rich shows the losses"
