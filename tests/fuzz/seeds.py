@@ -82,6 +82,8 @@ def example(kind: Any, limits: tuple[Any, ...] = ()) -> Any:
         return example(inner, (*said, *limits))
     if found in (Union, types.UnionType):
         return next((example(one, limits) for one in get_args(kind) if one is not type(None)), None)
+    if found is tuple and ... not in get_args(kind):
+        return [example(one) for one in get_args(kind)]
     if found is tuple:
         return [example(get_args(kind)[0])] * max(1, _least(limits, MinLen, "min_length"))
     if isinstance(kind, type) and issubclass(kind, BaseModel):
