@@ -41,7 +41,9 @@ def test_it_runs_from_top_to_bottom(notebook: Any, tmp_path: Path, monkeypatch: 
     assert "commit 3: 23040 tokens so far" in text
     assert "audit            verified" in text
     assert "largest weight" in text
-    said = " ".join(text.split())  # a cell's command has a terminal, on which sentences are broken between words
+    said = " ".join(
+        text.split()
+    )  # a cell's command has a terminal, on which sentences are broken between words
     assert "2 boundaries, 3 commits, closed (commits)" in said, "the command line verifies it"
     assert "is not the final adapter" in said
     html = [o["data"]["text/html"] for c in notebook.cells for o in c.get("outputs", ()) if "data" in o]
