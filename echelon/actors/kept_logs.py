@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from echelon.backoff import Backoff
 from echelon.bus.base import Bus, TopicPartition
 from echelon.errors import ConnectionLost, LogLost
@@ -26,6 +28,21 @@ def check_end(at: TopicPartition, known: int, end: int) -> None:
         )
 
 
+async def when_connected(ask: Callable[[], Awaitable[int]], name: str) -> int:
+    """A broker's answer, however often the connection is lost.
+
+    Args:
+        ask: asks once.
+        name: of the actor; its random waits between attempts differ from those of others.
+    """
+    backoff = Backoff(name)
+    while True:
+        try:
+            return await ask()
+        except ConnectionLost:
+            await backoff.wait()
+
+
 async def first_of(bus: Bus, at: TopicPartition, name: str) -> int:
     """The first offset that is kept, however often the connection is lost.
 
@@ -34,12 +51,7 @@ async def first_of(bus: Bus, at: TopicPartition, name: str) -> int:
         at: topic and partition.
         name: of the actor; its random waits between attempts differ from those of others.
     """
-    backoff = Backoff(name)
-    while True:
-        try:
-            return await bus.first_offset(at)
-        except ConnectionLost:
-            await backoff.wait()
+    return await when_connected(lambda: bus.first_offset(at), name)
 
 
 async def readable_from(bus: Bus, at: TopicPartition, start: int, name: str) -> int:

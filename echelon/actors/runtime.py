@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from echelon.actors.kept_logs import check_end, readable_from
+from echelon.actors.kept_logs import check_end, readable_from, when_connected
 from echelon.actors.state import Row, StateStore
 from echelon.actors.verified_records import OpenedRecords
 from echelon.backoff import Backoff
@@ -283,12 +283,7 @@ async def end_of(bus: Bus, at: TopicPartition, name: str) -> int:
         at: topic and partition.
         name: of the actor; its random waits between attempts differ from those of others.
     """
-    backoff = Backoff(name)
-    while True:
-        try:
-            return await bus.end_offset(at)
-        except ConnectionLost:
-            await backoff.wait()
+    return await when_connected(lambda: bus.end_offset(at), name)
 
 
 async def read_to_end(bus: Bus, at: TopicPartition, start: int, name: str) -> AsyncGenerator[Record, None]:

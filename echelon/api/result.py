@@ -11,9 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from echelon.audit.findings import Report
-from echelon.audit.note import MAX_NOTE_BYTES
-from echelon.audit.verify import Verifier
-from echelon.config.reading import read_file
 from echelon.config.run import load
 from echelon.config.training import ModelSettings
 from echelon.errors import AuditError, ConfigError
@@ -77,13 +74,8 @@ class RunResult:
         settings = load(folder / CONFIG_FILE)
         weights: npt.NDArray[np.float32] | None = None
         with opened(str(folder)) as source:
-            verifier = Verifier(
-                source.topics,
-                genesis=bytes.fromhex(summary.genesis_sha256),
-                checkpoints=[read_file(path, "checkpoint", MAX_NOTE_BYTES) for path in source.checkpoints],
-                adapter=source.adapter,
-                rules=rules_of(settings),
-                findings=source.findings,
+            verifier = source.verifier(
+                rules=rules_of(settings), genesis=bytes.fromhex(summary.genesis_sha256)
             )
             for version in verifier.run():
                 weights = version.adapter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,24 +58,11 @@ def rotate_command(
     """  # fmt: skip
     with guarded():
         from echelon.errors import ConfigError
-        from echelon.messages.envelope import Signer
-        from echelon.passphrase import read_optional
-        from echelon.provision.identities import read_key
 
         if new is None:
             raise ConfigError("--new: name the file of the key that follows; it is made if it is not there")
-        passphrase = read_optional(passphrase_file)
-        author = Signer(read_key(key, passphrase, "--passphrase-file"))
-        _write(
-            "key.next",
-            actor,
-            manifest,
-            changes,
-            author=author,
-            new=new,
-            passphrase=passphrase,
-            as_json=as_json,
-        )
+        keys = _KeyFiles(key, new, passphrase_file)
+        _write("key.next", actor, manifest, changes, keys=keys, as_json=as_json)
 
 
 def revoke_command(
@@ -96,22 +84,17 @@ def revoke_command(
     Give the written file to the controller, whose record on `global` ends the key, and to the actor's service.
     """  # fmt: skip
     with guarded():
-        from echelon.messages.envelope import Signer
-        from echelon.passphrase import read_optional
-        from echelon.provision.identities import read_key
+        keys = _KeyFiles(operator_key, new, passphrase_file)
+        _write("key.end", actor, manifest, changes, keys=keys, as_json=as_json)
 
-        passphrase = read_optional(passphrase_file)
-        author = Signer(read_key(operator_key, passphrase, "--passphrase-file"))
-        _write(
-            "key.end",
-            actor,
-            manifest,
-            changes,
-            author=author,
-            new=new,
-            passphrase=passphrase,
-            as_json=as_json,
-        )
+
+@dataclass(frozen=True)
+class _KeyFiles:
+    """The files of the key that signs and of the key that follows, and of the passphrase of both."""
+
+    author: Path
+    new: Path | None
+    passphrase: Path | None
 
 
 def _write(
@@ -120,38 +103,40 @@ def _write(
     manifest: Path,
     folder: Path,
     *,
-    author: Signer,
-    new: Path | None,
-    passphrase: Passphrase | None,
+    keys: _KeyFiles,
     as_json: bool,
 ) -> None:
     """Make the statement, check it as its readers will, and write it."""
     from echelon.config.reading import read_file
     from echelon.errors import ConfigError
     from echelon.laws.keys import Keys
-    from echelon.messages.envelope import key_id
+    from echelon.messages.envelope import Signer, key_id
     from echelon.messages.keys import StatementFile, state_change
     from echelon.messages.manifest import MAX_MANIFEST_BYTES, RunManifest
     from echelon.messages.wire import Refused
+    from echelon.passphrase import read_optional
+    from echelon.provision.identities import read_key
     from echelon.provision.pki import write_public
     from echelon.services.key_changes import SUFFIX, read_changes
 
+    passphrase = read_optional(keys.passphrase)
+    author = Signer(read_key(keys.author, passphrase, "--passphrase-file"))
     sealed = read_file(manifest, "run manifest", 2 * MAX_MANIFEST_BYTES, advice="Name it with --manifest")
     terms = RunManifest.open(sealed)
     actor = actor_of(name, terms)
-    keys = Keys.of(terms).stated((one.change, one.statement()) for one in read_changes(folder))
-    line = keys.line(actor)
+    standing = Keys.of(terms).stated((one.change, one.statement()) for one in read_changes(folder))
+    line = standing.line(actor)
     statement = state_change(
         kind,
         run=terms.run_id,
         actor=actor,
         number=len(line),
         former=line[-1].public,
-        following=None if new is None else _following(new, passphrase),
+        following=None if keys.new is None else _following(keys.new, passphrase),
         author=author,
     )
     try:
-        keys.check(kind, statement)
+        standing.check(kind, statement)
     except Refused as error:
         raise ConfigError(
             f"{name}: {error.detail}. Give the right key, and with --changes the folder of all earlier changes"
@@ -163,7 +148,7 @@ def _write(
             f"{place} is there already, and does not follow the others: look at it, and move it away"
         )
     write_public(place, StatementFile.of(kind, statement).encode())
-    following = "" if new is None else key_id(statement.public)
+    following = "" if keys.new is None else key_id(statement.public)
     if as_json:
         print_json(
             {
@@ -177,7 +162,7 @@ def _write(
         )
         return
     typer.echo(f"{place}: {kind} number {statement.number} of {name}, key {key_id(statement.former)}")
-    typer.echo(f"followed by key {following}, {new}" if following else "followed by no key")
+    typer.echo(f"followed by key {following}, {keys.new}" if following else "followed by no key")
 
 
 def _following(path: Path, passphrase: Passphrase | None) -> Signer:

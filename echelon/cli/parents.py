@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from echelon.audit.derived_adapter import DerivedAdapter
 from echelon.audit.findings import Code, Finding, ParentFacts, Report, Severity
-from echelon.audit.note import MAX_NOTE_BYTES
-from echelon.audit.verify import Verifier
 from echelon.config.reading import read_file
 from echelon.errors import ConfigError
 from echelon.laws.rules import Allowed
@@ -120,13 +118,7 @@ def _verified(source: str, rules: Allowed) -> _Verified:
     commits: dict[str, int] = {}
     last = None
     with opened(source) as opened_source:
-        verifier = Verifier(
-            opened_source.topics,
-            adapter=opened_source.adapter,
-            rules=rules,
-            findings=opened_source.findings,
-            checkpoints=[read_file(path, "checkpoint", MAX_NOTE_BYTES) for path in opened_source.checkpoints],
-        )
+        verifier = opened_source.verifier(rules=rules)
         for last in verifier.run():
             commits[last.sha256.hex()] = last.commit
     return _Verified(verifier.report, commits, last)

@@ -17,12 +17,15 @@ from pathlib import Path
 from echelon.audit.export import INDEX_FILE, MAX_INDEX_BYTES, read_index, read_topic, topic_file
 from echelon.audit.findings import Code, Finding, Severity
 from echelon.audit.incremental import OpenFrom
+from echelon.audit.note import MAX_NOTE_BYTES
 from echelon.audit.records import Damaged, LogRecord
+from echelon.audit.verify import Verifier
 from echelon.bus import Bus, Reader, RecordDamaged, TopicPartition, open_bus, sqlite_url
 from echelon.bus.run_names import parted
 from echelon.config.broker import SecuritySettings, load_broker
 from echelon.config.reading import open_regular, read_file
 from echelon.errors import BusError, ConfigError, EchelonError
+from echelon.laws.rules import Allowed
 from echelon.messages.adapter import CARD_FILE, CONFIG_FILE, MAX_LAYOUT_BYTES, WEIGHTS_FILE
 from echelon.topics import load_catalogue
 
@@ -51,6 +54,25 @@ class Source:
     """Signed heads of its logs that lie beside them."""
     findings: list[Finding] = field(default_factory=list)
     """What is wrong with the source itself, before any record is read."""
+
+    def verifier(self, *, rules: Allowed, genesis: bytes | None = None) -> Verifier:
+        """What checks all of it once: topics, signed heads, the adapter beside them, and what opening has found.
+
+        Args:
+            rules: users' own classes that may run.
+            genesis: the pinned SHA-256 of the genesis record's envelope.
+
+        Raises:
+            ConfigError: a signed head cannot be read.
+        """
+        return Verifier(
+            self.topics,
+            genesis=genesis,
+            checkpoints=[read_file(path, "checkpoint", MAX_NOTE_BYTES) for path in self.checkpoints],
+            adapter=self.adapter,
+            rules=rules,
+            findings=self.findings,
+        )
 
     def found(self, code: Code, topic: str, details: list[str]) -> None:
         """Add errors, one for each detail, and one that counts the rest.
