@@ -70,7 +70,15 @@ def trained(learner: TorchLearner, steps: int = 3) -> Vector:
 
 
 def check_reload(learner: TorchLearner, folder: Path, to: Path) -> None:
+    """The reloaded adapter gives the reported loss.
+
+    In half precision each kind of processor rounds sums in its own way: losses may then differ by a tenth of what the
+    adapter changes, and a step is made thirty times as long so that it changes much.
+    """
+    half = learner.spec.model.dtype == "bf16"
     start, weights = learner.initial_adapter(), trained(learner)
+    if half:
+        weights = start + 30 * (weights - start)
     idle = CAUSAL[folder.name].idle if folder.name in CAUSAL else ()
     for entry in learner.layout.entries:
         if any(name in entry.key for name in idle):
@@ -78,9 +86,17 @@ def check_reload(learner: TorchLearner, folder: Path, to: Path) -> None:
         part = slice(entry.offset, entry.offset + entry.size)
         assert not np.array_equal(start[part], weights[part]), f"{entry.key} is not trained"
     reported = learner.evaluate_boundary("a", weights)
-    loss, accuracy = measured(reloaded(learner, weights, folder, to), learner)
-    assert loss == pytest.approx(reported.loss, rel=2e-5)
-    assert accuracy == reported.accuracy
+    with torch.autocast(  # heads are of full precision
+        "cpu", torch.bfloat16, enabled=half and learner.spec.model.task == "classify"
+    ):
+        loss, accuracy = measured(reloaded(learner, weights, folder, to), learner)
+    if half:
+        moved = abs(learner.evaluate_boundary("a", start).loss - reported.loss)
+        assert moved > 0.01 * reported.loss
+        assert loss == pytest.approx(reported.loss, abs=moved / 10)
+    else:
+        assert loss == pytest.approx(reported.loss, rel=2e-5)
+        assert accuracy == reported.accuracy
 
 
 @pytest.mark.filterwarnings("ignore:.*checkpointing:FutureWarning")
@@ -192,12 +208,7 @@ def test_a_base_of_half_precision_reloads(
 ) -> None:
     """The stock base is loaded in the precision of its files, so that sums are rounded alike."""
     folder = saved(f"{name} bf16")
-    learner = learner_of(folder, rows, task, dtype="bf16")
-    weights = trained(learner)
-    reported = learner.evaluate_boundary("a", weights)
-    with torch.autocast("cpu", torch.bfloat16, enabled=task == "classify"):  # heads are of full precision
-        loss, _ = measured(reloaded(learner, weights, folder, tmp_path), learner)
-    assert loss == pytest.approx(reported.loss, rel=0.02)
+    check_reload(learner_of(folder, rows, task, dtype="bf16"), folder, tmp_path)
 
 
 PACKED = ["llama", "qwen3", "gemma", "phi3", "gpt_neox", "mixtral", "olmo2"]

@@ -1,7 +1,9 @@
 import copy
 import hashlib
 import json
+import shutil
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -426,6 +428,30 @@ def test_the_validation_split_does_not_depend_on_devices_or_partition(corpus, to
     again = load(["a", "b", "c", "d"], "dirichlet(0.3)")
     for device, blocks in four.training.items():
         np.testing.assert_array_equal(blocks.tokens, again.training[device].tokens)
+
+
+@pytest.mark.parametrize("partition", ["iid", "dirichlet(0.3)", "by-domain"])
+@pytest.mark.parametrize("pattern", ["**/*.txt", "", "cats", "cats/*.txt", "rows.jsonl", "*.jsonl"])
+def test_where_a_folder_lies_changes_nothing(pattern, partition, corpus, tokenizer, tmp_path, monkeypatch):
+    """The same files at another place, and under a path that is spelled otherwise, give the same splits and shares."""
+    made = {}
+    for place in ("here", "there/below"):
+        folder = tmp_path / place
+        shutil.copytree(corpus, folder)
+        lines = (json.dumps({"text": f"the cat number {number} sat"}) for number in range(30))
+        (folder / "rows.jsonl").write_text("\n".join(lines))
+        monkeypatch.chdir(folder.parent)
+        for spelled in (folder, Path(folder.name), folder.parent / "." / folder.name):
+            kind = "jsonl" if pattern.endswith("jsonl") else "text"
+            source = f"{kind}:{spelled / pattern}"
+            settings = DataSettings(source=source, validation_fraction=0.3, partition=partition)
+            made[place, str(spelled)] = load_boundary(settings, ["a", "b"], tokenizer, 16)
+    first, *others = made.values()
+    assert others
+    for other in others:
+        assert other.validation_digest == first.validation_digest
+        for device, blocks in first.training.items():
+            np.testing.assert_array_equal(blocks.tokens, other.training[device].tokens)
 
 
 def test_a_tokenizer_without_an_end_mark_is_refused(corpus, tokenizer):

@@ -93,7 +93,11 @@ def encode(
         for document, pieces in zip(batch, _encoded(batch, tokenizer), strict=True):
             tokens, counted, open_ended = pieces
             if counted.any():
-                encoded.append(Document(document.id, document.domain, tokens, counted, open_ended=open_ended))
+                encoded.append(
+                    Document(
+                        document.key or document.id, document.domain, tokens, counted, open_ended=open_ended
+                    )
+                )
             elif left_out is not None:
                 left_out.rows[NO_TOKEN] += 1
     return encoded
@@ -189,7 +193,9 @@ def encode_rows(
             tokens = np.asarray(ids, dtype=np.int32)
             if tokens.size:
                 counted, number = np.ones(tokens.size, np.bool_), numbers[str(document.label)]
-                encoded.append(Document(document.id, document.domain, tokens, counted, number))
+                encoded.append(
+                    Document(document.key or document.id, document.domain, tokens, counted, number)
+                )
             elif left_out is not None:
                 left_out.rows[NO_TOKEN] += 1
     return encoded

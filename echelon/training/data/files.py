@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import gzip
 import io
+import itertools
 import os
 import zlib
 from collections.abc import Iterable, Iterator
@@ -70,6 +71,15 @@ def matching_files(settings: DataSettings) -> list[Path]:
             f"data source {settings.source!r} matches no file (looked from {Path.cwd()}); check the pattern"
         )
     return files
+
+
+def base_folder(settings: DataSettings) -> Path:
+    """The folder in which a source's files are told apart: itself, a file's, or what stands before the wildcards."""
+    path = Path(settings.location).expanduser()
+    if path.is_dir():
+        return path
+    fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parent.parts))
+    return path.parent if path.is_file() else fixed
 
 
 def _whole_files(found: Iterable[Path]) -> list[Path]:

@@ -11,7 +11,7 @@ import json
 import sysconfig
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -27,11 +27,13 @@ from echelon.training.data.conversations import (
     kind_of,
     named_fields,
 )
-from echelon.training.data.files import matching_files, named, reading, unpacked_bytes
+from echelon.training.data.files import base_folder, matching_files, named, reading, unpacked_bytes
 from echelon.training.model_files import is_local
 
 MAX_ROW_BYTES = 64 << 20
 _TEST_FOLDERS = frozenset({"test", "tests", "idle_test", "__pycache__"})
+NO_FILES = ("stdlib", "hf")
+"""Kinds of sources whose documents are no files of the user's."""
 BOM = b"\xef\xbb\xbf"
 EMPTY = "empty text"
 NO_TEXT = "characters that are no text (lone surrogates), replaced by U+FFFD"
@@ -70,16 +72,18 @@ class RawDocument:
     """A text or a conversation.
 
     Attributes:
-        id: unique in its source.
+        id: unique in its source: where it stands, as errors say it.
         domain: what partitions group by.
         content: the text, or the text with its prompt, or the conversation (its turns alone, if they say all of it).
         label: the class of a text, where there are such.
+        key: what splits and partitions go by, the same wherever the source's folder lies; "" for the id itself.
     """
 
     id: str
     domain: str
     content: str | Completion | Conversation | tuple[Turn, ...]
     label: str | None = None
+    key: str = ""
 
 
 def read_source(settings: DataSettings, left_out: LeftOut | None = None) -> list[RawDocument]:
@@ -113,7 +117,16 @@ def documents_of(settings: DataSettings, left_out: LeftOut) -> Iterator[RawDocum
         "parquet": _read_parquet,
         "hf": _read_hf,
     }
-    return islice(readers[settings.kind](settings, left_out), settings.max_documents)
+    found = islice(readers[settings.kind](settings, left_out), settings.max_documents)
+    return found if settings.kind in NO_FILES else _keyed(found, named(base_folder(settings)))
+
+
+def _keyed(documents: Iterable[RawDocument], folder: str) -> Iterator[RawDocument]:
+    """Documents whose keys and domains do not say where their folder lies."""
+    inside = f"{folder.rstrip('/')}/"
+    for document in documents:
+        domain = "." if document.domain == folder else document.domain.removeprefix(inside)
+        yield replace(document, domain=domain, key=document.id.removeprefix(inside))
 
 
 def source_bytes(settings: DataSettings) -> int | None:
@@ -122,7 +135,7 @@ def source_bytes(settings: DataSettings) -> int | None:
     Raises:
         ConfigError: there are no such files.
     """
-    if settings.kind in ("stdlib", "hf"):
+    if settings.kind in NO_FILES:
         return None
     return sum(file.stat().st_size for file in matching_files(settings))
 
