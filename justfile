@@ -85,7 +85,7 @@ kill-matrix *ARGS:
 # the reason, where no engine can run. ECHELON_FIGURES=bench/results/containers.json keeps the figures
 [no-exit-message]
 containers *ARGS:
-    pytest -m nightly -p no:xdist tests/containers "$@"
+    pytest -m nightly tests/containers "$@"
 
 # a million damaged inputs through every decoder and reader: some ten minutes on one core
 [no-exit-message]
