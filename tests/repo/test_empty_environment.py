@@ -95,11 +95,18 @@ def test_check_run_and_audit(environment: Path, folder: Path) -> None:
     assert (folder / "best" / "adapter_model.safetensors").is_file()
 
 
-def test_the_example_of_the_python_api(environment: Path, folder: Path) -> None:
-    first = next(block.text for block in blocks("docs/python.md") if block.language == "python")
-    inside = "".join(f"    {line}\n" for line in first.splitlines())
-    (folder / "example.py").write_text(f'if __name__ == "__main__":\n{inside}')
-    printed = call(folder, environment / "python", "example.py")
-    assert "commit 2: merged" in printed
-    assert printed.splitlines()[-1].startswith("True ")
-    assert "largest weight" in printed
+def test_the_examples_of_the_python_api(environment: Path, folder: Path) -> None:
+    """Every example of the page, in its order: some read the runs of those before."""
+    printed = []
+    for number, block in enumerate(block for block in blocks("docs/python.md") if block.language == "python"):
+        inside = "".join(f"    {line}\n" for line in ["import echelon", *block.text.splitlines()])
+        waits = "await " in block.text or "async for" in block.text
+        main = f"async def main():\n{inside}" if waits else f"def main():\n{inside}"
+        start = "asyncio.run(main())" if waits else "main()"
+        script = folder / f"example{number}.py"
+        script.write_text(f'import asyncio\n\n\n{main}\n\nif __name__ == "__main__":\n    {start}\n')
+        printed.append(call(folder, environment / "python", script))
+    assert len(printed) > 3
+    assert "commit 2: merged" in printed[0]
+    assert printed[0].splitlines()[-1].startswith("True ")
+    assert "largest weight" in printed[0]
