@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -67,5 +68,8 @@ def sentence(details: ErrorDetails) -> str:
         return details["msg"].removeprefix("Value error, ")
     if details["type"] == "string_pattern_mismatch":
         expected = PATTERNS.get(str(context.get("pattern")), expected)
+    found = details["input"]
+    if details["type"] == "string_type" and (found is None or isinstance(found, bool | int | float)):
+        expected += f"; what stands there reads as {json.dumps(found)}: put it in quotes"
     text = INPUT + expected.format(**context)
     return text.replace(" 1 items", " 1 item").replace(" 1 characters", " 1 character")

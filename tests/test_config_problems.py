@@ -59,6 +59,15 @@ def boundary(**changes: Any) -> dict[str, Any]:
             run_file(secure={"staleness": {"rule": "a:B", "parameters": {"x": []}}}),
             ["secure.staleness.parameters.x: Input should be a valid integer, or be a text"],
         ),
+        (
+            boundary(name=False),
+            ["boundaries.0.name: Input should be a text; what stands there reads as false: put it in quotes"],
+        ),
+        (
+            run_file(name=7),
+            ["name: Input should be a text; what stands there reads as 7: put it in quotes"],
+        ),
+        (run_file(name=[]), ["name: Input should be a text"]),
         (run_file(boundaries=[]), ["boundaries: Input should have at least 1 item, not 0"]),
         (run_file(sync=[]), ["sync: Input should be a map of settings"]),
         (
@@ -103,6 +112,28 @@ def test_the_command_line_gives_texts_as_they_stand_and_other_values_in_yaml(
     for part in change.partition("=")[0].split("."):
         found = found[int(part)] if part.isdigit() else getattr(found, part)
     assert ([device.id for device in found] if isinstance(value, list) else found) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("name: x\n\ttraining: 3\n", "that cannot start any token; indent with spaces (line 2, column 1)"),
+        ("name: wards: x\n", "put a text that has a colon in quotes (line 1, column 12)"),
+        ("name: [a\nb: 2\n", "(line 2, column 2)"),
+        ("name: @x", "; put it in quotes (line 1, column 7)"),
+        ("a: 1\n---\nb: 2", "; write one document, without lines of --- (line 2, column 1)"),
+        ("name: *x", "found undefined alias 'x' (line 1, column 7)"),
+        ("name: a\0b", "(position 7); save it as UTF-8 text"),
+    ],
+)
+def test_a_file_that_is_no_yaml_is_refused_in_one_line(text: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(ConfigError) as raised:
+        load(tmp_path / "run.yaml")
+    line = str(raised.value)
+    assert line.startswith(f"run file {tmp_path / 'run.yaml'} is not YAML of settings: ")
+    assert line.endswith(says)
+    assert "\n" not in line
 
 
 @pytest.mark.parametrize("text", ["a\0b", "a\udc80b"])

@@ -147,8 +147,29 @@ def load_yaml(text: str | bytes, where: str) -> Any:
         _check_text(value)
     except (yaml.YAMLError, _Unfit, ValueError, LookupError) as error:
         # A value with a tag that it does not fit, such as `!!bool x`, is a ValueError or LookupError of the loader's.
-        raise ConfigError(f"{where} is not YAML of settings: {error}") from error
+        raise ConfigError(f"{where} is not YAML of settings: {_place(error)}") from error
     return value
+
+
+ADVICE = {
+    "mapping values are not allowed": "put a text that has a colon in quotes",
+    "found character '\\t'": "indent with spaces",
+    "expected a single document": "write one document, without lines of ---",
+    "found character '@'": "put it in quotes",
+    "found character '`'": "put it in quotes",
+}
+"""What to do, by what the library finds wrong with YAML."""
+
+
+def _place(error: Exception) -> str:
+    """What is wrong with YAML, what to do, and where, in one line."""
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"{error.reason} (position {error.position}); save it as UTF-8 text"
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return str(error)
+    words = ", ".join(part for part in (error.context, error.problem) if part)
+    advice = "".join(f"; {todo}" for problem, todo in ADVICE.items() if problem in words)
+    return f"{words}{advice} (line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1})"
 
 
 def check_text(text: str, where: str) -> None:
