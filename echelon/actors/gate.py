@@ -98,7 +98,7 @@ class Gate(BoundaryActor):
             exchange,
             self.store,
             self.services,
-            owns=lambda topic: topic == self._topic.topic,
+            owns=self._is_written_outside,
             took=self._announcer.took,
         )
         self._witness = witness
@@ -128,7 +128,10 @@ class Gate(BoundaryActor):
 
     def owns(self, topic: str) -> bool:
         """Everything but the topics of the exchange."""
-        return topic != self._topic.topic and (self._witness is None or topic != self._witness.topic)
+        return not self._is_written_outside(topic) and (self._witness is None or topic != self._witness.topic)
+
+    def _is_written_outside(self, topic: str) -> bool:
+        return topic in (self._topic.topic, self._announcer.topic)
 
     def crossing(self, rows: Sequence[Row]) -> None:
         """Hand rows to the exchange's publisher."""

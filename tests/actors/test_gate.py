@@ -17,8 +17,8 @@ from echelon.audit.log import TopicLog
 from echelon.audit.records import StoredRecord, is_chunk, manifest_record, read_manifest
 from echelon.bus import open_bus
 from echelon.bus.assembler import Assembler
-from echelon.bus.base import Outgoing, Record
-from echelon.errors import ProtocolError, StateError
+from echelon.bus.base import Bus, Outgoing, Record, TopicPartition
+from echelon.errors import LogLost, ProtocolError, StateError
 from echelon.messages.boundary import SealedDelta, Window
 from echelon.messages.exchange import Delta, Payload
 from echelon.rounds.effects import Save, TimerFired
@@ -43,28 +43,32 @@ def history() -> World:
     return world
 
 
+def gate_between(inner: Bus, outer: Bus, world: World, store: StateStore) -> Gate:
+    return Gate(
+        "ward.gate",
+        boundary="ward",
+        exchange=outer,
+        exchange_signer=SIGNER,
+        log=BoundaryLog(world.manifest, world.roster, DIM),
+        index=0,
+        manifest_sha256=hashlib.sha256(EXCHANGE.manifest.seal(OPERATOR)).digest(),
+        bus=inner,
+        store=store,
+        services=Services(),
+        signer=GATES[1],
+        membership=Membership(RUN, "ward", {}, {}),
+        catalogue=load_catalogue(),
+        assembler=Assembler(
+            max_open_bytes_per_sender=1 << 20, max_open_transfers_per_sender=4, max_open_bytes_total=1 << 20
+        ),
+    )  # fmt: skip
+
+
 def with_gate(body: Callable[[Gate, World], None], *, genesis: bool = True) -> None:
     async def main() -> None:
         async with await open_bus("sqlite://") as inner, await open_bus("sqlite://") as outer:
             world = history()
-            gate = Gate(
-                "ward.gate",
-                boundary="ward",
-                exchange=outer,
-                exchange_signer=SIGNER,
-                log=BoundaryLog(world.manifest, world.roster, DIM),
-                index=0,
-                manifest_sha256=hashlib.sha256(EXCHANGE.manifest.seal(OPERATOR)).digest(),
-                bus=inner,
-                store=StateStore(None, b"gate"),
-                services=Services(),
-                signer=GATES[1],
-                membership=Membership(RUN, "ward", {}, {}),
-                catalogue=load_catalogue(),
-                assembler=Assembler(
-                    max_open_bytes_per_sender=1 << 20, max_open_transfers_per_sender=4, max_open_bytes_total=1 << 20
-                ),
-            )  # fmt: skip
+            gate = gate_between(inner, outer, world, StateStore(None, b"gate"))
             for facts, adapter in world.known:
                 gate._log.learn(facts, adapter)
             if genesis:
@@ -320,3 +324,26 @@ def test_the_spacing_of_commits_is_that_of_their_arrivals() -> None:
         assert stated == [0, 0, 0, 1_000_000, 0, 2_000_000]
 
     with_gate(body, genesis=False)
+
+
+@pytest.mark.parametrize("topic", ["delta.ward", "head.delta.ward"])
+def test_what_stands_on_the_exchange_is_looked_for_there(topic: str) -> None:
+    """After a restart each publisher asks its own broker alone how much of a topic is there.
+
+    An announcement that is sent in one batch with a delta has its place stored as the delta has.
+    """
+
+    async def main() -> None:
+        async with await open_bus("sqlite://") as inner, await open_bus("sqlite://") as outer:
+            gate = gate_between(inner, outer, history(), StateStore(None, b"gate"))
+            await outer.create_topic(topic)
+            await outer.publish_many([Outgoing(topic, b"x", b"k", ())])
+            gate.store.published([], {TopicPartition(topic): 1})
+            for publisher in (gate.publisher, gate._outward):
+                await publisher.reconcile()
+            gate.store.published([], {TopicPartition(topic): 2})
+            await gate.publisher.reconcile()
+            with pytest.raises(LogLost, match=topic):
+                await gate._outward.reconcile()
+
+    run_virtual(main)
