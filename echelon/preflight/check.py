@@ -12,7 +12,7 @@ from echelon.config.run import RunSettings
 from echelon.errors import ConfigError, EchelonError
 from echelon.preflight.brokers import check_brokers
 from echelon.preflight.data import Tally, check_source
-from echelon.preflight.findings import MAX_FAULTS, Checked, RunFault, together
+from echelon.preflight.findings import Checked, RunFault, together
 from echelon.preflight.memory import available
 from echelon.preflight.rules import check_rules
 from echelon.provision.manifest_from_settings import secure_terms
@@ -107,10 +107,8 @@ def _check_data(settings: RunSettings, tokenizer: Any, found: Checked, watch: Fo
         watch.step(where, size)
         tally = Tally(where, found.faults, watch.done)
         facts = check_source(spec, tokenizer, model.labels, length, tally)
-        if tally.count > MAX_FAULTS:
-            found.faults.append(
-                RunFault(where, f"and {tally.count - MAX_FAULTS:,} more of its rows or files")
-            )
+        if tally.others:
+            found.faults.append(RunFault(where, f"and {tally.others:,} more of its rows or files"))
         if facts is not None:
             found.sources[spec.name] = facts
 

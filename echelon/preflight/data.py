@@ -7,7 +7,9 @@ document is kept then, so memory does not grow.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
@@ -26,6 +28,20 @@ EXACT = 1 << 22
 SAMPLED = 32
 """Of so many batches one is made tokens, once there are more."""
 BATCH = 64
+ALIKE = 3
+"""Rows of a file with one and the same fault that are listed each; more are counted."""
+_ROW = re.compile(r":\d+(?=[: ])")
+"""The number of a row, or line, behind a file's name."""
+
+
+@dataclass(slots=True)
+class _Alike:
+    """Faults that differ in the row alone: how many are listed, the last one, and how many more there are."""
+
+    listed: int
+    place: int
+    last: str
+    more: int = 0
 
 
 class Tally(LeftOut):
@@ -33,14 +49,27 @@ class Tally(LeftOut):
 
     def __init__(self, where: str, faults: list[RunFault], told: Callable[[int], None]) -> None:
         super().__init__()
-        self.where, self.faults, self.count = where, faults, 0
+        self.where, self.faults, self.count, self.others = where, faults, 0, 0
         self._told = told
+        self._alike: dict[str, _Alike] = {}
+        self._described = 0
 
     def refuse(self, error: ConfigError) -> None:
-        """Take a fault down."""
+        """Take a fault down, in a line of its own unless `ALIKE` rows of the same file have it already."""
         self.count += 1
-        if self.count <= MAX_FAULTS:
-            self.faults.append(RunFault(self.where, str(error)))
+        message = str(error)
+        kind = _ROW.sub(":", message, count=1)
+        alike = self._alike.get(kind)
+        if self._described < MAX_FAULTS and (alike is None or alike.listed < ALIKE):
+            self._described += 1
+            self._alike[kind] = _Alike(1 if alike is None else alike.listed + 1, len(self.faults), message)
+            self.faults.append(RunFault(self.where, message))
+        elif alike is not None:
+            alike.more += 1
+            rows = "one more row" if alike.more == 1 else f"{alike.more:,} more rows"
+            self.faults[alike.place] = RunFault(self.where, f"{alike.last} (and {rows} of this file)")
+        else:
+            self.others += 1
 
     def tell(self) -> None:
         """Tell how much was read."""

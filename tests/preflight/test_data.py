@@ -12,7 +12,7 @@ import pytest
 
 from echelon.config.training import DataSettings, ModelSettings
 from echelon.preflight import data as module
-from echelon.preflight.data import Tally, check_source
+from echelon.preflight.data import ALIKE, Tally, check_source
 from echelon.preflight.findings import MAX_FAULTS, RunFault, SourceFacts
 from echelon.training.data.boundary import load_boundary, load_rows
 from echelon.training.learner import BoundarySpec
@@ -60,7 +60,7 @@ def test_counts_of_rows_with_classes_too(tmp_path: Path) -> None:
     assert found is not None
     assert found.facts == load_rows(of.data, DEVICES, TOKENIZER, 64, ("a", "b")).facts
     _, faults, _ = checked(of, ("a", "c"))
-    assert len(faults) == MAX_FAULTS
+    assert len(faults) == ALIKE
     assert "x.jsonl:1: label 'b' is not one of model.labels" in str(faults[0])
 
 
@@ -133,10 +133,28 @@ def test_rows_of_tables_are_listed_too(tmp_path: Path) -> None:
     assert ["x.parquet:2" in str(faults[0]), "y.parquet" in str(faults[1])] == [True, True]
 
 
-def test_only_so_many_are_described(tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_text("no\n" * 100)
+def test_one_fault_of_many_rows_is_said_in_few_lines(tmp_path: Path) -> None:
+    lines = [*['{"txt": "a"}'] * 60, '{"text": 3}', *['{"txt": "b"}'] * 39, *['{"other": 1}'] * ALIKE]
+    (tmp_path / "x.jsonl").write_text("\n".join(lines))
     _, faults, tally = checked(spec(f"jsonl:{tmp_path / 'x.jsonl'}"))
-    assert (len(faults), tally.count) == (MAX_FAULTS, 100)
+    said = [fault.message.removeprefix(f"{tmp_path}/") for fault in faults]
+    places = [message.partition(" ")[0] for message in said]
+    assert places == [
+        "x.jsonl:1",
+        "x.jsonl:2",
+        "x.jsonl:3",
+        "x.jsonl:61:",
+        *(f"x.jsonl:{n}" for n in (101, 102, 103)),
+    ]
+    assert said[2].endswith(" (and 96 more rows of this file)")
+    assert [message.endswith("of this file)") for message in said].count(True) == 1
+    assert (tally.count, tally.others) == (103, 0)
+
+
+def test_only_so_many_are_described(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text("".join(f'{{"field{n}": 1}}\n' for n in range(100)))
+    _, faults, tally = checked(spec(f"jsonl:{tmp_path / 'x.jsonl'}"))
+    assert (len(faults), tally.count, tally.others) == (MAX_FAULTS, 100, 80)
 
 
 def test_conversations_that_a_template_refuses_are_listed_by_row(tmp_path: Path) -> None:

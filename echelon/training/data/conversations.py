@@ -3,7 +3,7 @@
 Taken are lists of messages as transformers' chat templates take them (`role`, `content`, and further fields such as
 `tool_calls` or `reasoning_content`, which are handed to the template as they are), ShareGPT's `from` and `value`,
 Alpaca's `instruction`, `input` and `output`, and TRL's `prompt` and `completion`, which are two texts or two lists of
-messages.
+messages. An answer whose `weight` is 0 is read and not learned, as in OpenAI's files.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ COMPLETION_FIELDS = ("prompt", "completion")
 TOOLS_FIELD = "tools"
 TEMPLATE_FIELD = "chat_template_kwargs"
 """A row's own values for variables of the chat template, as TRL has them."""
+WEIGHT = "weight"
+"""A message's field, 0 or 1, that says whether an answer is learned, as OpenAI's files for fine-tuning have it."""
+PREFERENCE_FIELDS = ("chosen", "rejected")
 MAX_NAME = 40
 _KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (type(None), "null"),
@@ -72,6 +75,11 @@ class Turn:
     role: str
     content: str | None
     fields: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether it is an answer that counts: the assistant's, unless its weight is 0."""
+        return self.role == ASSISTANT and self.fields.get(WEIGHT, 1) != 0
 
     def message(self) -> dict[str, Any]:
         """The message as a chat template takes it."""
@@ -121,6 +129,11 @@ class Conversation:
             return self
         last = max((index for index, turn in enumerate(self.turns) if turn.role == ASSISTANT), default=-1)
         return replace(self, turns=self.turns[: last + 1])
+
+    @property
+    def skips_answers(self) -> bool:
+        """Whether some answers are not learned."""
+        return self.first > 0 or any(turn.role == ASSISTANT and not turn.is_learned for turn in self.turns)
 
     @property
     def is_plain(self) -> bool:
@@ -212,6 +225,31 @@ def conversation_of(
     return found
 
 
+def field_of(row: Mapping[str, Any], name: str, where: str) -> Any:
+    """A row's value of a field.
+
+    Args:
+        row: its fields.
+        name: of the field.
+        where: the row's place, for messages.
+
+    Raises:
+        ConfigError: it has none; the message says what it has, and which settings name fields.
+    """
+    if name in row:
+        return row[name]
+    there = ", ".join(sorted(map(str, row))[:10])
+    if set(PREFERENCE_FIELDS) <= set(row):
+        raise ConfigError(
+            f"{where} has no field {name!r}, but a chosen and a rejected answer: preferences are not trained on. Keep "
+            "the chosen answers, as `prompt` and `completion`, or as `messages`"
+        )
+    raise ConfigError(
+        f"{where} has no field {name!r}; it has: {there}. Name what is read: data.text_field, or data.messages_field, "
+        "or data.prompt_field and data.answer_field"
+    )
+
+
 def _conversation(
     settings: DataSettings, row: Mapping[str, Any], where: str
 ) -> Conversation | Completion | None:
@@ -227,9 +265,7 @@ def _conversation(
         if not by_name:
             return None
         (name,) = by_name
-    if name not in row:
-        raise _missing(row, name, where)
-    return Conversation(_turns(row[name], where))
+    return Conversation(_turns(field_of(row, name, where), where))
 
 
 def _turns(value: Any, where: str) -> tuple[Turn, ...]:
@@ -254,21 +290,14 @@ def _completed(row: Mapping[str, Any], where: str) -> Conversation | Completion:
     return Conversation((*asked, *said), first=len(asked))
 
 
-def _missing(row: Mapping[str, Any], name: str, where: str) -> ConfigError:
-    there = ", ".join(sorted(map(str, row))[:10])
-    return ConfigError(f"{where} has no field {name!r}; it has: {there}. Set the data settings' field names")
-
-
 def _asked_and_answered(
     row: Mapping[str, Any], prompt: str, answer: str, where: str, *, more: str = ""
 ) -> Conversation:
     texts = {}
     for name in (prompt, answer):
-        if name not in row:
-            raise _missing(row, name, where)
-        if not isinstance(row[name], str):
-            raise ConfigError(f"{where}: field {name!r} is {kind_of(row[name])}, expected text")
-        texts[name] = row[name]
+        if not isinstance(text := field_of(row, name, where), str):
+            raise ConfigError(f"{where}: field {name!r} is {kind_of(text)}, expected text")
+        texts[name] = text
     also = row.get(more) if more else None
     asked = f"{texts[prompt]}\n\n{also}" if isinstance(also, str) and also.strip() else texts[prompt]
     return Conversation((Turn("user", asked), Turn(ASSISTANT, texts[answer])))
@@ -280,6 +309,8 @@ def _check_answered(turns: tuple[Turn, ...]) -> None:
         raise NoConversation("no turn of an assistant")
     if not any((turn.content or "").strip() or turn.fields for turn in answers):
         raise NoConversation("no turn of an assistant that has text")
+    if not any(turn.is_learned for turn in answers):
+        raise NoConversation("no turn of an assistant whose weight is not 0")
 
 
 def _turn(message: Any, where: str) -> Turn:
@@ -298,6 +329,8 @@ def _turn(message: Any, where: str) -> Turn:
     known = ("from", "value") if sharegpt else ("role", "content")
     # Readers of columns give every row every field; one that is None is not there.
     fields = {name: value for name, value in message.items() if name not in known and value is not None}
+    if fields.get(WEIGHT, 1) not in (0, 1):
+        raise ConfigError(f"{where}: a message's weight is {fields[WEIGHT]!r:.40}, expected 0 or 1")
     if content is None and not fields:
         raise NoConversation("a message without content")
     return Turn(role, _joined(content, where), fields)

@@ -117,7 +117,7 @@ def _encoded(documents: Sequence[RawDocument], tokenizer: Tokenizer) -> Iterator
             yield _spanned(completed(content), tokenizer)
             continue
         conversation = content if isinstance(content, Conversation) else Conversation(content)
-        if has_marks(tokenizer.chat_template) and not (conversation.first or conversation.whole):
+        if has_marks(tokenizer.chat_template) and not (conversation.skips_answers or conversation.whole):
             yield *_marked(conversation, tokenizer, document.id), False
         else:
             yield _spanned(render(conversation, tokenizer, document.id), tokenizer)

@@ -107,7 +107,8 @@ def render(conversation: Conversation, tokenizer: Any, where: str) -> Rendering:
             )
         start, end = span
         end, ended = _with_end_mark(whole, start, end, marks)
-        if start < end and index >= conversation.first:
+        ended = ended or not turn.is_learned
+        if start < end and index >= conversation.first and turn.is_learned:
             spans.append((start, end))
         place = max(place, end)
     return Rendering(whole, tuple(spans), not ended)

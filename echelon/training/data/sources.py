@@ -24,6 +24,7 @@ from echelon.training.data.conversations import (
     NoConversation,
     Turn,
     conversation_of,
+    field_of,
     kind_of,
     named_fields,
 )
@@ -364,7 +365,7 @@ def _check_columns(settings: DataSettings, file: Path, there: list[str], columns
             f"{named(file)} has two columns of one name among {', '.join(columns)}; rename one of them"
         )
     if not columns:
-        _field(
+        field_of(
             dict.fromkeys(there),
             settings.messages_field or settings.prompt_field or settings.text_field,
             named(file),
@@ -411,7 +412,7 @@ def _row(
     if settings.label_field is not None:
         label = domain = _whole(_label(row, settings.label_field, where), mended)
     if settings.domain_field is not None:
-        domain = _whole(str(_field(row, settings.domain_field, where)), mended)
+        domain = _whole(str(field_of(row, settings.domain_field, where)), mended)
     content: str | Completion | Conversation | tuple[Turn, ...]
     try:
         read = conversation_of(settings, row, where)
@@ -442,24 +443,15 @@ def _whole(text: str, mended: list[bool]) -> str:
     return text
 
 
-def _field(row: Mapping[str, Any], name: str, where: str) -> Any:
-    if name not in row:
-        there = ", ".join(sorted(map(str, row))[:10])
-        raise ConfigError(
-            f"{where} has no field {name!r}; it has: {there}. Set the data settings' field names"
-        )
-    return row[name]
-
-
 def _text(row: Mapping[str, Any], name: str, where: str) -> str:
-    value = _field(row, name, where)
+    value = field_of(row, name, where)
     if not isinstance(value, str):
         raise ConfigError(f"{where}: field {name!r} is {kind_of(value)}, expected text")
     return value
 
 
 def _label(row: Mapping[str, Any], name: str, where: str) -> str:
-    value = _field(row, name, where)
+    value = field_of(row, name, where)
     if isinstance(value, str):
         return value
     if isinstance(value, int) and not isinstance(value, bool):

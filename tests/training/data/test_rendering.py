@@ -211,3 +211,23 @@ def test_what_follows_the_last_answer_is_not_read() -> None:
         made = tokenizer("bytes", template)
         document = encoded(made, *TALK, Turn("user", "shut"))
         assert "shut" not in made.decode(document.tokens.tolist())
+
+
+WEIGHED = (
+    Turn("user", "open the valve"),
+    Turn("assistant", "The pump is open", {"weight": 0}),
+    Turn("user", "open the seal"),
+    Turn("assistant", "Yes", {"weight": 1}),
+    Turn("user", "shut"),
+    Turn("assistant", "No", {"weight": 0}),
+)
+
+
+@pytest.mark.parametrize("pieces", ["first", "bytes"])
+@pytest.mark.parametrize("template", [ENDED, LAST_DIFFERS, MARKED, None])
+def test_answers_of_weight_0_are_read_and_not_learned(pieces: str, template: str | None) -> None:
+    made = tokenizer(pieces, template)
+    document = encoded(made, *WEIGHED)
+    assert squeezed(counted(made, document)) == "Yes</s>"
+    assert squeezed("The pump is open") in squeezed(str(made.decode(document.tokens.tolist())))
+    assert not document.open_ended

@@ -277,3 +277,30 @@ def test_empty_rows_are_counted(tmp_path: Path) -> None:
     documents, left_out = read(rows(tmp_path, *[{"text": "a"}] * 5, {"text": ""}))
     assert (len(documents), dict(left_out.rows)) == (5, {EMPTY: 1})
     assert left_out.words() == f"{EMPTY}: 1"
+
+
+def test_weights_of_answers_are_0_or_1_and_one_is_learned(tmp_path: Path) -> None:
+    """As OpenAI's files for fine-tuning have them."""
+    kept = {"messages": [ASKED, SAID | {"weight": 0}, ASKED, SAID | {"weight": 1}]}
+    none = {"messages": [ASKED, SAID | {"weight": 0}]}
+    (document,), left_out = read(rows(tmp_path, kept, none), max_left_out=0.5)
+    assert isinstance(document.content, tuple)
+    assert [turn.is_learned for turn in document.content] == [False, False, False, True]
+    assert left_out.rows == {"no turn of an assistant whose weight is not 0": 1}
+    for weight in (0.5, 2, "1", [0]):
+        with pytest.raises(ConfigError, match=r"rows\.jsonl:1: a message's weight is .*, expected 0 or 1"):
+            read(rows(tmp_path, {"messages": [ASKED, SAID | {"weight": weight}]}))
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preferences are not trained on"),
+        ({"prompt": "a", "response": "b"}, "it has: prompt, response. Name what is read: data.text_field,"),
+    ],
+)
+def test_rows_of_other_fields_are_refused_with_what_to_set(
+    row: dict[str, str], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=rf"rows\.jsonl:1 has no field 'text'.*{says}"):
+        read(rows(tmp_path, row))
