@@ -2,6 +2,8 @@
 
 Every file is in a format of others: DSSE envelopes, C2SP signed notes and `tlog-proof`, RFC 6962 proofs. A verifier
 starts from the pinned SHA-256 of the genesis record's envelope and needs nothing else; docs/audit.md has the steps.
+Where keys were changed, the proof has the records that say so: they lead from the run manifest's keys to those that
+signed the commit, its deltas and the checkpoint.
 """
 
 from __future__ import annotations
@@ -11,20 +13,23 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from echelon.audit.heads import DELTA_PREFIX, GLOBAL
+from echelon.audit.heads import DELTA_PREFIX, GLOBAL, logs_of
 from echelon.audit.log import FaultCode, TopicLog
 from echelon.audit.merkle import consistency_proof, inclusion_proof, leaf_hash, tree_root
-from echelon.audit.note import Checkpoint, SignedNote, origin
+from echelon.audit.note import Checkpoint, SignedNote
 from echelon.audit.records import Damaged, LogRecord
 from echelon.errors import AuditError, CodecError, ConfigError
+from echelon.laws.keys import CONTROLLER, Actor, Keys, gate_of_place
 from echelon.messages.exchange import Commit, Genesis
+from echelon.messages.keys import KeyChange
 from echelon.messages.manifest import RunManifest
 
 Topics = Mapping[str, Iterable[LogRecord | Damaged]]
 
 FORMAT = "echelon.proof.v1"
 INDEX = "index.json"
-_HARMLESS = {FaultCode.REPEAT, FaultCode.VOID}
+_HARMLESS = {FaultCode.REPEAT, FaultCode.VOID, FaultCode.ENDED_KEY}
+"""A record that is signed with a key that has ended is no part of its log."""
 
 
 def tlog_proof(index: int, path: Sequence[bytes], note: bytes) -> bytes:
@@ -92,22 +97,16 @@ def commit_proof(topics: Topics, number: int, notes: Sequence[bytes]) -> dict[st
         ConfigError: the log has no such commit, or no checkpoint covers it.
         AuditError: the log, or a checkpoint, does not hold.
     """
-    main, entry, manifest, sealed = _global(topics, number)
-    index, commit = entry
-    checkpoints = _checkpoints(main, manifest, notes)
-    covering = {size: note for size, note in checkpoints.items() if size > index}
-    if not covering:
-        raise ConfigError(
-            f"no checkpoint of {GLOBAL} covers commit {number}: give one that does with --checkpoint (in a run folder "
-            f"they lie in checkpoints/)"
-        )
-    size = max(covering)
-    note, leaves = covering[size], main.leaves[:size]
+    main = _global(topics, number)
+    log, index, commit = main.log, main.index, main.commit
+    checkpoints = _checkpoints(main, notes)
+    size = _covering(main, checkpoints, number)
+    note, leaves = checkpoints[size], log.leaves[:size]
     files = {
-        "genesis.dsse.json": main.envelopes[0],
+        "genesis.dsse.json": log.envelopes[0],
         "genesis.tlog-proof": tlog_proof(0, inclusion_proof(leaves, 0), note),
-        "manifest.dsse.json": sealed,
-        "commit.dsse.json": main.envelopes[index],
+        "manifest.dsse.json": main.sealed,
+        "commit.dsse.json": log.envelopes[index],
         "commit.tlog-proof": tlog_proof(index, inclusion_proof(leaves, index), note),
         "payload.sha256": f"{commit.payload.sha256.hex()}  payload\n".encode(),
         "checkpoint.note": note,
@@ -120,10 +119,11 @@ def commit_proof(topics: Topics, number: int, notes: Sequence[bytes]) -> dict[st
     for old in olds:
         files[f"consistency-{old}.txt"] = consistency_text(old, consistency_proof(leaves, old), note)
     if isinstance(commit, Commit):
-        files |= _deltas(topics, commit, manifest)
+        files |= _deltas(topics, commit, main)
+    files |= _changes(main, leaves, note)
     about = {
         "format": FORMAT,
-        "run": manifest.run,
+        "run": main.manifest.run,
         "commit": number,
         "index": index,
         "checkpoint_size": size,
@@ -133,36 +133,72 @@ def commit_proof(topics: Topics, number: int, notes: Sequence[bytes]) -> dict[st
     return {**files, INDEX: json.dumps(about, indent=2).encode() + b"\n"}
 
 
-def _global(topics: Topics, number: int) -> tuple[_ReadLog, tuple[int, Genesis | Commit], RunManifest, bytes]:
+def _changes(main: _Global, leaves: Sequence[bytes], note: bytes) -> dict[str, bytes]:
+    """The changes under the checkpoint of keys that the proof rests on: the controller's, and the merged gates'."""
+    actors = {CONTROLLER}
+    if isinstance(main.commit, Commit):
+        actors |= {gate_of_place(one.boundary) for one in main.commit.merged}
+    files = {}
+    for place, actor in main.changes.items():
+        if place < len(leaves) and actor in actors:
+            files[f"key-change-{place}.dsse.json"] = main.log.envelopes[place]
+            files[f"key-change-{place}.tlog-proof"] = tlog_proof(place, inclusion_proof(leaves, place), note)
+    return files
+
+
+@dataclass(frozen=True)
+class _Global:
+    """`global`, read to its end.
+
+    Attributes:
+        log: its leaves and envelopes.
+        index: leaf index of the commit that is asked for.
+        commit: that one.
+        manifest: the run's terms.
+        sealed: the envelope around them.
+        keys: everybody's keys at the end.
+        changes: whose key each change of a key changes, by leaf index.
+    """
+
+    log: _ReadLog
+    index: int
+    commit: Genesis | Commit
+    manifest: RunManifest
+    sealed: bytes
+    keys: Keys
+    changes: Mapping[int, Actor]
+
+
+def _global(topics: Topics, number: int) -> _Global:
     main = _ReadLog(TopicLog(GLOBAL))
     commit: tuple[int, Genesis | Commit] | None = None
     sealed = b""
     newest = 0
+    changes: dict[int, Actor] = {}
     for record in topics.get(GLOBAL, ()):
         entry = main.take(record)
-        message = getattr(entry, "message", None)
+        message, index = getattr(entry, "message", None), len(main.leaves) - 1
         if isinstance(message, Genesis):
             payload = getattr(entry, "payload", None)
             sealed = bytes(payload[: message.manifest_length]) if payload else b""
         if isinstance(message, Commit):
             newest = message.commit
+        if isinstance(message, KeyChange):
+            changes[index] = message.statement.actor
         if isinstance(message, Genesis | Commit) and number == getattr(message, "commit", 0):
-            commit = len(main.leaves) - 1, message
-    if main.reading.manifest is None:
+            commit = index, message
+    manifest, keys = main.reading.manifest, main.reading.keys
+    if manifest is None or keys is None:
         raise AuditError(f"{GLOBAL} has no genesis that holds: nothing can be proved from this log")
     if commit is None:
         raise ConfigError(f"--proof {number}: the log has commits 0 to {newest}")
-    if main.reading.keys is not None and main.reading.keys.changed:
-        raise ConfigError(
-            "--proof: a signing key was changed in this run, and a proof as files is checked by the keys of the run "
-            "manifest alone: export the whole log, and verify that"
-        )
-    return main, commit, main.reading.manifest, sealed
+    return _Global(main, *commit, manifest=manifest, sealed=sealed, keys=keys, changes=changes)
 
 
-def _checkpoints(main: _ReadLog, manifest: RunManifest, notes: Sequence[bytes]) -> dict[int, bytes]:
+def _checkpoints(main: _Global, notes: Sequence[bytes]) -> dict[int, bytes]:
     """Those of `global`, by size. Raises `AuditError` for one that the log's writer signed and the log contradicts."""
-    name = origin(manifest.run_id, GLOBAL)
+    watched, leaves = logs_of(main.manifest, main.keys)[GLOBAL], main.log.leaves
+    name = watched.origin
     heads = {}
     for data in notes:
         try:
@@ -172,21 +208,43 @@ def _checkpoints(main: _ReadLog, manifest: RunManifest, notes: Sequence[bytes]) 
             raise AuditError(f"a checkpoint cannot be read: {error}") from error
         if head.origin != name:
             continue
-        if not note.verified(name, bytes.fromhex(manifest.controller_public)):
+        if watched.signed(note) is None:
             raise AuditError(f"a checkpoint of {name} is not signed by the log's writer")
-        if head.size > len(main.leaves) or tree_root(main.leaves[: head.size]) != head.root:
+        if head.size > len(leaves) or tree_root(leaves[: head.size]) != head.root:
             raise AuditError(
-                f"the checkpoint of {name} over {head.size} manifests is not of this log, which has {len(main.leaves)}"
+                f"the checkpoint of {name} over {head.size} manifests is not of this log, which has {len(leaves)}"
             )
         heads[head.size] = data
     return heads
 
 
-def _deltas(topics: Topics, commit: Commit, manifest: RunManifest) -> dict[str, bytes]:
+def _covering(main: _Global, checkpoints: Mapping[int, bytes], number: int) -> int:
+    """The size of the largest checkpoint that covers the commit, and whose own key follows from what it covers."""
+    covering = [size for size in checkpoints if size > main.index]
+    name = logs_of(main.manifest)[GLOBAL].origin
+    followed = [
+        size
+        for size in covering
+        if SignedNote.decode(checkpoints[size]).verified(name, main.keys.key_at(CONTROLLER, size))
+    ]
+    if followed:
+        return max(followed)
+    if covering:
+        raise ConfigError(
+            f"the checkpoint of {GLOBAL} over {max(covering)} manifests is signed with a key that begins behind them, "
+            "so it does not prove its own key: give one of more manifests with --checkpoint"
+        )
+    raise ConfigError(
+        f"no checkpoint of {GLOBAL} covers commit {number}: give one that does with --checkpoint (in a run folder they "
+        "lie in checkpoints/)"
+    )
+
+
+def _deltas(topics: Topics, commit: Commit, main: _Global) -> dict[str, bytes]:
     """Of each merged delta: its envelope, and that it stands in the log whose head the commit states."""
     files = {}
     for head in commit.heads:
-        terms = manifest.boundaries[head.boundary]
+        terms = main.manifest.boundaries[head.boundary]
         merged = [one.seq for one in commit.merged if one.boundary == head.boundary]
         if not merged:
             continue
@@ -194,10 +252,11 @@ def _deltas(topics: Topics, commit: Commit, manifest: RunManifest) -> dict[str, 
             TopicLog(
                 DELTA_PREFIX + terms.name,
                 public=bytes.fromhex(terms.gate_public),
-                run=manifest.run_id,
+                run=main.manifest.run_id,
                 boundary=head.boundary,
             )
         )
+        log.reading.follow(main.keys.line(gate_of_place(head.boundary)))
         for record in topics.get(log.reading.topic, ()):
             if len(log.leaves) >= head.size:
                 break

@@ -121,6 +121,10 @@ class Keys:
         if len(line) > MAX_CHANGES:
             raise Refused(Reason.TOO_MANY, f"{who}: a key changes {MAX_CHANGES} times in a run at most")
         self._check_following(kind, statement, who)
+        if kind != KeyEnd.kind and statement.former == NOBODY:
+            raise Refused(
+                Reason.BAD_FIELD, f"{who}: that actor has no key; the operator alone gives it one again"
+            )
         author = self._operator if kind == KeyEnd.kind else statement.former
         if not statement.signed(kind, author):
             name = "the operator" if kind == KeyEnd.kind else "the key that ends"

@@ -41,6 +41,22 @@ MAX_DSSE_BYTES = 16 * 1024
 """Largest DSSE envelope around a manifest of at most `MAX_EXCHANGE_BYTES` (base64 adds a third)."""
 
 
+SMALL_ORDER = frozenset(
+    bytes.fromhex(y)
+    for y in (
+        "0000000000000000000000000000000000000000000000000000000000000000",
+        "0100000000000000000000000000000000000000000000000000000000000000",
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+        "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+    )
+)
+"""The y coordinates (little-endian, without the sign of x) of the eight points of edwards25519 whose order divides 8,
+and the encodings of 0 and 1 that are not reduced. Under such a public key anybody makes signatures in a few tries."""
+
+
 class Signer:
     """An Ed25519 key pair (RFC 8032) that signs; the public half is `public` (32 bytes)."""
 
@@ -57,10 +73,12 @@ def verify_signature(public: bytes, signature: bytes, message: bytes) -> bool:
     """Whether `signature` (64 bytes) over `message` is that of the 32-byte public key.
 
     Args:
-        public: an Ed25519 public key; one that is malformed verifies nothing.
+        public: an Ed25519 public key; one that is malformed, or of small order, verifies nothing.
         signature: 64 bytes.
         message: the signed bytes.
     """
+    if len(public) != 32 or public[:31] + bytes([public[31] & 0x7F]) in SMALL_ORDER:
+        return False
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
     except (InvalidSignature, ValueError):

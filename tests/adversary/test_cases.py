@@ -21,6 +21,7 @@ from tests.adversary import (
     on_derivation,
     on_edges,
     on_gates,
+    on_keys,
     on_logs,
     on_masks,
     on_within,
@@ -33,8 +34,8 @@ from tests.audit.test_boundary import of
 from tests.rounds.edge.test_attacks import Scene
 
 MODULES = (
-    on_masks, on_chunks, on_boundary, on_derivation, on_edges, on_controller, on_gates, on_logs, on_witness, on_within,
-    on_actors,
+    on_masks, on_chunks, on_boundary, on_derivation, on_edges, on_controller, on_gates, on_keys, on_logs, on_witness,
+    on_within, on_actors,
 )  # fmt: skip
 ALL = [case for module in MODULES for case in module.CASES.found]
 LEAST = 120
@@ -45,7 +46,7 @@ KINDS = {
     "pace lie", "rollback with fresh close", "cut back to genesis", "left-out boundary", "late-read delta",
     "split commits", "joined commits", "measured-time lie", "forged cosignature", "absent cosignature",
     "witness signs two histories", "exchanged manifest", "dropped record", "reordered records", "duplicated record",
-    "inserted record", "undeclared topic", "adapter-folder addition", "poisoning",
+    "inserted record", "undeclared topic", "changed keys", "adapter-folder addition", "poisoning",
 }  # fmt: skip
 PAGE = Path(__file__).parents[2] / "docs" / "threat-model.md"
 BEGIN, END = "<!-- insiders: begin, written by tests/adversary -->", "<!-- insiders: end -->"

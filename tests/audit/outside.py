@@ -12,7 +12,9 @@ import json
 import struct
 import sys
 from pathlib import Path
+from typing import Any
 
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 
@@ -88,22 +90,30 @@ def dsse(envelope: bytes, public: bytes) -> bytes:
     return payload
 
 
-def checkpoint(note: str, name: str, public: bytes) -> tuple[int, bytes]:
-    """Size and root of a note that this key signed under this name, which is also the log's origin."""
+def checkpoint(note: str, name: str, keys: list[bytes]) -> tuple[int, bytes]:
+    """Size and root of a note that the key of its size signed, or a later one, under this name: the log's origin.
+
+    `keys` has the key for each size up to the largest one, where the newest counts for every smaller size, too.
+    """
     text, signatures = note.rsplit("\n\n", 1)
     text += "\n"
+    origin, size, root = lines(text)[:3]
+    assert origin == name
+    for public in keys[int(size) - 1 :]:
+        if signed_by(public, name, text, signatures):
+            return int(size), plain64(root)
+    raise AssertionError("the note has no signature of the log")
+
+
+def signed_by(public: bytes, name: str, text: str, signatures: str) -> bool:
     wanted = hashlib.sha256(name.encode() + b"\n\x01" + public).digest()[:4]
     for line in lines(signatures):
         dash, who, blob = line.split(" ")
         raw = plain64(blob)
         if (dash, who, raw[:4]) == ("\u2014", name, wanted):
             Ed25519PublicKey.from_public_bytes(public).verify(raw[4:], text.encode())
-            break
-    else:
-        raise AssertionError("the note has no signature of the log")
-    origin, size, root = lines(text)[:3]
-    assert origin == name
-    return int(size), plain64(root)
+            return True
+    return False
 
 
 def node(left: bytes, right: bytes) -> bytes:
@@ -151,6 +161,86 @@ def leaf_of(envelope: bytes) -> bytes:
     return hashlib.sha256(b"\x00" + envelope).digest()
 
 
+class Line:
+    """The keys of one actor.
+
+    Of each: the index of the change that began it (-1: the manifest did), whether that revoked the one before, and how
+    many of a gate's deltas had been read by then.
+    """
+
+    def __init__(self, public: bytes) -> None:
+        self.keys: list[tuple[bytes, int, bool, int]] = [(public, -1, False, 0)]
+
+    def follow(self, change: dict[str, Any], kind: str, operator: bytes, actor: tuple[str, int]) -> None:
+        """Take a change, if it continues the line and those who may say so signed it."""
+        said = change["statement"]
+        assert (said["role"], said["place"]) == actor
+        assert (said["run"], said["number"], said["former"]) == (
+            change["run"],
+            len(self.keys),
+            self.keys[-1][0],
+        )
+        fields = (kind, said["run"], *actor, said["number"], said["former"], said["public"])
+        signed = b"echelon key change v1\x00" + bytes([0x97]) + b"".join(packed(one) for one in fields)
+        author = operator if kind == "key.end" else said["former"]
+        assert author != bytes(32), "nobody signs nothing"
+        assert kind in ("key.next", "key.end")
+        assert said["public"] != bytes(32) or kind == "key.end"
+        Ed25519PublicKey.from_public_bytes(author).verify(said["signature"], signed)
+        if said["public"] != bytes(32):
+            Ed25519PublicKey.from_public_bytes(said["public"]).verify(said["proof"], signed)
+        self.keys.append((said["public"], change["index"], kind == "key.end", change["read"]))
+
+    def at(self, index: int) -> bytes:
+        """The key that signs leaf `index` of the log."""
+        return next(public for public, since, _, _ in reversed(self.keys) if since <= index)
+
+    def delta(self, envelope: bytes, place: int) -> dict[str, Any]:
+        """The delta in an envelope that a key signed which counts at that place of the gate's log."""
+        for number, (public, since, _, read) in enumerate(self.keys):
+            try:
+                found = unpack(dsse(envelope, public)) if public != bytes(32) else None
+            except InvalidSignature:
+                continue
+            assert isinstance(found, dict)
+            assert not number or (found["seen_size"] > since and place >= read)
+            for _, after, revokes, upto in self.keys[number + 1 :]:
+                assert place < upto or (not revokes and found["seen_size"] <= after)
+            return found
+        raise AssertionError("a delta that no key of its gate signed")
+
+
+def packed(value: object) -> bytes:
+    """The one encoding in msgpack of what a change's signatures cover: bytes, short texts, numbers from 0."""
+    if isinstance(value, bytes):
+        return b"\xc4" + bytes([len(value)]) + value
+    if isinstance(value, str):
+        return bytes([0xA0 | len(value)]) + value.encode()
+    assert isinstance(value, int)
+    forms = ((1 << 7, ">B", b""), (1 << 8, ">B", b"\xcc"), (1 << 16, ">H", b"\xcd"), (1 << 32, ">I", b"\xce"))
+    return next(head + struct.pack(form, value) for limit, form, head in forms if value < limit)
+
+
+def lines_of(folder: Path, manifest: dict[str, Any]) -> dict[tuple[str, int], Line]:
+    """Everybody's keys, as the manifest and the proof's changes name them; that the log has them is not checked yet."""
+    found = {("controller", 0): Line(bytes.fromhex(manifest["controller_public"]))}
+    for place, terms in enumerate(manifest["boundaries"]):
+        found["gate", place] = Line(bytes.fromhex(terms["gate_public"]))
+    files = folder.glob("key-change-*.dsse.json")
+    for file in sorted(files, key=lambda one: int(one.name.split("-")[2].split(".")[0])):
+        sealed = json.loads(file.read_bytes())
+        kind = sealed["payloadType"].removeprefix("application/vnd.echelon.").rpartition(".v")[0]
+        change = unpack(plain64(sealed["payload"]))
+        assert isinstance(change, dict)
+        assert file.name == f"key-change-{change['index']}.dsse.json"
+        assert change["run"].hex() == manifest["run"]
+        actor = change["statement"]["role"], change["statement"]["place"]
+        found[actor].follow(change, kind, bytes.fromhex(manifest["operator_public"]), actor)
+        # That record is signed with the key that the controller has behind it.
+        dsse(file.read_bytes(), found["controller", 0].keys[-1][0])
+    return found
+
+
 def check(folder: Path, pin: bytes) -> dict[str, object]:
     """Everything that the folder proves, from the pinned SHA-256 of the genesis record's envelope alone."""
 
@@ -164,12 +254,15 @@ def check(folder: Path, pin: bytes) -> dict[str, object]:
     assert hashlib.sha256(sealed).digest() == unchecked["manifest_sha256"]
     manifest = json.loads(plain64(json.loads(sealed)["payload"]))
     assert dsse(sealed, bytes.fromhex(manifest["operator_public"]))
-    controller = bytes.fromhex(manifest["controller_public"])
-    assert unpack(dsse(genesis_envelope, controller)) == unchecked
+    keys = lines_of(folder, manifest)
+    controller = keys["controller", 0]
+    assert unpack(dsse(genesis_envelope, controller.at(0))) == unchecked
     assert unchecked["run"].hex() == manifest["run"]
 
     name = f"echelon/{manifest['run']}/global"
-    size, root = checkpoint(read("checkpoint.note").decode(), name, controller)
+    size = int(lines(read("checkpoint.note").decode())[1])
+    signers = [controller.at(index) for index in range(size)]
+    _, root = checkpoint(read("checkpoint.note").decode(), name, signers)
 
     def included(file: str, envelope: bytes) -> int:
         head, note = read(file).decode().split("\n\n", 1)
@@ -177,7 +270,7 @@ def check(folder: Path, pin: bytes) -> dict[str, object]:
         assert first == "c2sp.org/tlog-proof@v1"
         label, index = where.split(" ")
         assert label == "index"
-        assert checkpoint(note, name, controller) == (size, root)
+        assert checkpoint(note, name, signers) == (size, root)
         hashes = [plain64(one) for one in path]
         assert 0 <= int(index) < size
         assert root_by_path(leaf_of(envelope), int(index), size, hashes) == root, file
@@ -186,9 +279,12 @@ def check(folder: Path, pin: bytes) -> dict[str, object]:
     assert included("genesis.tlog-proof", genesis_envelope) == 0
     envelope = read("commit.dsse.json")
     index = included("commit.tlog-proof", envelope)
-    commit = unpack(dsse(envelope, controller))
+    commit = unpack(dsse(envelope, controller.at(index)))
     assert isinstance(commit, dict)
     assert commit["index"] == index
+    for file in folder.glob("key-change-*.dsse.json"):
+        place = included(f"{file.name.removesuffix('.dsse.json')}.tlog-proof", file.read_bytes())
+        assert file.name == f"key-change-{place}.dsse.json"
     digest = read("payload.sha256").decode().split()[0]
     assert commit["payload"]["sha256"].hex() == digest
 
@@ -198,10 +294,10 @@ def check(folder: Path, pin: bytes) -> dict[str, object]:
         head, note = file.read_text().split("\n\n", 1)
         label, *path = head.split("\n")
         old = int(label.removeprefix("old "))
-        assert checkpoint(note, name, controller) == (size, root)
+        assert checkpoint(note, name, signers) == (size, root)
         earlier = folder / f"checkpoint-{old}.note"
         if earlier.exists():
-            known = checkpoint(earlier.read_text(), name, controller)
+            known = checkpoint(earlier.read_text(), name, signers)
             assert known[0] == old
             old_root = known[1]
         else:
@@ -222,8 +318,7 @@ def check(folder: Path, pin: bytes) -> dict[str, object]:
         assert root_by_path(leaf_of(delta_envelope), proof["logIndex"], head["size"], path) == head["root"], (
             stem
         )
-        delta = unpack(dsse(delta_envelope, bytes.fromhex(terms["gate_public"])))
-        assert isinstance(delta, dict)
+        delta = keys["gate", merged["boundary"]].delta(delta_envelope, proof["logIndex"])
         assert (delta["boundary"], delta["seq"]) == (merged["boundary"], merged["seq"])
         deltas += 1
     return {"index": index, "size": size, "consistent": consistent, "deltas": deltas, "payload": digest}

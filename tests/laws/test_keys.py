@@ -120,6 +120,29 @@ def test_a_statement_that_does_not_hold_changes_no_key(name: str) -> None:
     assert refused.value.reason is reason
 
 
+def by_nobody(statement: KeyStatement) -> KeyStatement:
+    """Signed as `NOBODY`: of small order, so that Ed25519 alone takes such a signature now and then."""
+    return statement.model_copy(update={"signature": b"\xec" + b"\xff" * 30 + b"\x7f" + bytes(32)})
+
+
+def test_who_is_shut_out_gets_a_key_from_the_operator_alone() -> None:
+    shut = Keys.of(terms()).after(record(stated("key.end", GATE_A, GATES[0], None), "key.end"))
+    for seed in range(16):
+        back = state_change(
+            "key.next", run=terms().run_id, actor=GATE_A, number=2, former=NOBODY,
+            following=Signer(bytes([0x70 + seed]) * 32), author=GATES[0],
+        )  # fmt: skip
+        for statement in (back, by_nobody(back)):
+            with pytest.raises(Refused, match="the operator alone") as refused:
+                shut.check("key.next", statement)
+            assert refused.value.reason is Reason.BAD_FIELD
+            assert not statement.signed("key.next", NOBODY)
+    again = state_change(
+        "key.end", run=terms().run_id, actor=GATE_A, number=2, former=NOBODY, following=NEXT, author=OPERATOR
+    )
+    assert shut.after(record(again, "key.end")).current(GATE_A) == NEXT.public
+
+
 def test_key_at_is_the_key_of_whoever_has_read_so_much() -> None:
     keys = Keys.of(terms()).after(record(GOOD, index=5))
     assert keys.key_at(GATE_A, 5) == GATES[0].public

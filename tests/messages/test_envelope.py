@@ -2,15 +2,19 @@ from __future__ import annotations
 
 import base64
 import json
+from contextlib import suppress
 from typing import Annotated, ClassVar
 
 import pytest
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
 from echelon.messages.envelope import (
     MAX_DSSE_BYTES,
+    SMALL_ORDER,
     Dsse,
     Envelope,
     Signer,
@@ -48,6 +52,62 @@ def test_rfc_8032_test_1() -> None:
     assert verify_signature(signer.public, signer.sign(b"x"), b"x")
     assert not verify_signature(signer.public, signer.sign(b"x"), b"y")
     assert not verify_signature(b"\xff" * 31, signer.sign(b"x"), b"x")
+
+
+P = 2**255 - 19
+ORDER = 2**252 + 27742317777372353535851937790883648493
+
+
+def added(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+    """The sum of two points of edwards25519 (RFC 8032, section 5.1.4, affine)."""
+    d = -121665 * pow(121666, -1, P) % P
+    (x1, y1), (x2, y2) = one, other
+    k = d * x1 * x2 * y1 * y2 % P
+    x = (x1 * y2 + x2 * y1) * pow(1 + k, -1, P) % P
+    return x, (y1 * y2 + x1 * x2) * pow(1 - k, -1, P) % P
+
+
+def times(number: int, point: tuple[int, int]) -> tuple[int, int]:
+    found = (0, 1)
+    while number:
+        if number & 1:
+            found = added(found, point)
+        point, number = added(point, point), number >> 1
+    return found
+
+
+def small_points() -> set[tuple[int, int]]:
+    """All eight: multiples of a point of order 8, which is any point times the order of the large subgroup."""
+    d = -121665 * pow(121666, -1, P) % P
+    for y in range(2, 100):
+        x2 = (y * y - 1) * pow(d * y * y + 1, -1, P) % P
+        for x in (root := pow(x2, (P + 3) // 8, P), root * pow(2, (P - 1) // 4, P) % P):
+            if x * x % P == x2 and len(found := {times(n, times(ORDER, (x, y))) for n in range(8)}) == 8:
+                return found
+    raise AssertionError("no point of order 8")
+
+
+def test_nobody_signs_under_a_key_of_small_order() -> None:
+    """RFC 8032 verification alone accepts R = identity, S = 0 under such a key for one message in eight or more."""
+    encodings = {(y | (x & 1) << 255).to_bytes(32, "little") for x, y in small_points()}
+    assert len(encodings) == 8
+    assert {one[:31] + bytes([one[31] & 0x7F]) for one in encodings} == {
+        y for y in SMALL_ORDER if int.from_bytes(y, "little") < P
+    }
+    unreduced = {(y + P).to_bytes(32, "little") for y in (0, 1)}
+    assert unreduced < SMALL_ORDER
+    forged = [point + bytes(32) for point in encodings]
+    taken = 0
+    for public in encodings:
+        key = Ed25519PublicKey.from_public_bytes(public)
+        for number in range(16):
+            message = b"%d" % number
+            for signature in forged:
+                with suppress(InvalidSignature):
+                    key.verify(signature, message)
+                    taken += 1
+                assert not verify_signature(public, signature, message)
+    assert taken > 0, "this library takes them by itself: nothing has to be refused any more"
 
 
 def test_an_envelope_says_who_where_and_what() -> None:

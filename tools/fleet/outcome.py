@@ -18,6 +18,7 @@ from echelon.errors import BusError
 from echelon.messages.boundary import BOUNDARY, Adopt, Cohort, SealedDelta, Void, Window
 from echelon.messages.envelope import Envelope
 from echelon.messages.exchange import Close, Commit, Delta, Genesis, Refusal
+from echelon.messages.keys import KeyChange
 from echelon.messages.wire import Message
 from echelon.sim.invariants.crossing import origin_of
 
@@ -156,7 +157,7 @@ def _numbered_once(topic: str, records: Iterable[Record]) -> list[str]:
             _, message = read_manifest(record)
             if isinstance(message, Delta):
                 number = message.seq
-            elif isinstance(message, Genesis | Commit | Refusal | Close):
+            elif isinstance(message, Genesis | Commit | Refusal | KeyChange | Close):
                 number = message.index
             else:
                 continue
