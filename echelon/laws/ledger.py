@@ -75,7 +75,7 @@ class PendingDelta:
     windows: tuple[WindowSummary, ...]
 
 
-Summary: TypeAlias = dict[str, int | bytes]
+Summary: TypeAlias = dict[str, int | bytes | tuple[int, ...]]
 """The fields of a `WindowSummary`."""
 
 
@@ -256,7 +256,7 @@ class Ledger:
 
 
 def _fields(summary: WindowSummary) -> Summary:
-    return {name: getattr(summary, name) for name in WindowSummary.model_fields}
+    return summary.written()
 
 
 def _summaries(stored: list[Summary]) -> tuple[WindowSummary, ...]:
