@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 from echelon.services.role import BoundaryRole, check_identity, check_key, load_split
 
 
-def _allowed(config: DeviceConfig, manifest: RunManifest) -> tuple[MetricCode, ...]:
+def allowed_code(config: DeviceConfig, manifest: RunManifest) -> tuple[MetricCode, ...]:
     """The run's metrics, if the device's configuration allows the code of all of them.
 
     Raises:
@@ -71,7 +71,7 @@ class DeviceRole(BoundaryRole):
     def __init__(self, config: DeviceConfig) -> None:
         super().__init__(config)
         self.config = config
-        self._metrics = _allowed(config, self.agreed.manifest)
+        self._metrics = allowed_code(config, self.agreed.manifest)
         if config.slots is not None:
             self._slots = slots_in(config.slots)
         else:

@@ -90,12 +90,12 @@ def value_of(terms: MetricTerms, function: Function, batch: EvaluatedBatch) -> M
         count = -1
     if not 0 <= count <= batch.targets.size:
         raise MetricFault(
-            f"{where} gave {given[1]!r} as its number of values; it is an integer from 0 to the {batch.targets.size} "
-            "targets of the batch"
+            f"{where} gave {_shown(given[1])} as its number of values; it is an integer from 0 to the "
+            f"{batch.targets.size} targets of the batch"
         )
     if not math.isfinite(total):
         raise MetricFault(
-            f"{where} gave {given[0]!r} as its sum, which is no finite number: leave out what has no value"
+            f"{where} gave {_shown(given[0])} as its sum, which is no finite number: leave out what has no value"
         )
     units, count = round(Fraction(total) * (1 << METRIC_BITS)), int(count)
     if not terms.low * count <= units <= terms.high * count:
@@ -105,6 +105,12 @@ def value_of(terms: MetricTerms, function: Function, batch: EvaluatedBatch) -> M
             "terms: correct the function, or low and high in the run file"
         )
     return MeasuredMetric(units, count)
+
+
+def _shown(given: object) -> str:
+    """A number as it is, unless it is an endless one; of anything else its type."""
+    small = isinstance(given, int) and abs(given) < 1 << 64
+    return str(given) if small or isinstance(given, float | np.number) else type(given).__name__
 
 
 def _number(given: object) -> float:
