@@ -297,7 +297,12 @@ def _crossed(delta: Delta, names: tuple[str, ...], metrics: tuple[MetricTerms, .
     counted = sum(window.loss_tokens for window in delta.windows)
     loss = sum(window.loss for window in delta.windows) / (1 << 16) / counted if counted else None
     return DeltaCrossed(
-        names[delta.boundary], delta.seq, len(delta.windows), tokens, loss, _means(delta, metrics)
+        boundary=names[delta.boundary],
+        seq=delta.seq,
+        windows=len(delta.windows),
+        tokens=tokens,
+        loss=loss,
+        metrics=_means(delta, metrics),
     )
 
 

@@ -17,7 +17,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from echelon.errors import ProtocolError
+from echelon.errors import CodecError, ProtocolError
 from echelon.laws.delta_codec import decode, encode
 from echelon.laws.snapshot import SnapshotMap
 from echelon.messages.adapter import F32, F64
@@ -235,6 +235,7 @@ class Ledger:
 
         Raises:
             ValueError: a vector has another length than the anchor, or a number of a summary is out of its range.
+            CodecError: a field of a summary has another type.
         """
 
         def values(found: F64) -> F64:
@@ -260,4 +261,8 @@ def _fields(summary: WindowSummary) -> Summary:
 
 
 def _summaries(stored: list[Summary]) -> tuple[WindowSummary, ...]:
+    for fields in stored:
+        for name, value in fields.items():
+            if isinstance(value, tuple) is not (name == "metrics"):
+                raise CodecError(f"no StoredLedger: `{name}` of a window's summary has another type")
     return tuple(WindowSummary.model_validate(fields) for fields in stored)

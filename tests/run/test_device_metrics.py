@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ import pytest
 pytest.importorskip("torch")
 
 from echelon.audit.replay import replay
-from echelon.compute.pool import spec_of
+from echelon.compute.pool import LearnerPool, spec_of
 from echelon.config.run import RunSettings
 from echelon.errors import ConfigError, TrainingError
-from echelon.jobs.training import MeasuredMetric
+from echelon.jobs.training import Evaluate, MeasuredMetric
 from echelon.messages.boundary import Window
 from echelon.run.federation import Federation
 from echelon.training.local import TorchLearner
@@ -146,6 +147,21 @@ def test_a_metric_that_leaves_its_bounds_ends_the_run_with_a_sentence() -> None:
     bad = [{"name": "margin", "rule": "scores:margin", "low": 0, "high": 1e-3}]
     with pytest.raises(TrainingError, match=r"device a-\d: the metric margin \(scores:margin\) gave the sum"):
         told(settings(metrics=bad))
+
+
+@pytest.mark.slow
+def test_processes_that_train_compute_them_too() -> None:
+    """What a worker gets is pickled: the source that was hashed travels, and nothing is looked for again."""
+    chosen = settings(clock="real", compute={"workers": 1})
+    expected = TorchLearner(spec_of(chosen, own_metrics(chosen)))
+    pool = LearnerPool(chosen, metrics=own_metrics(chosen))
+    try:
+        weights = expected.initial_adapter()
+        found = asyncio.run(pool.evaluate("a-0", Evaluate(0, weights)))
+    finally:
+        pool.close()
+    assert found.metrics == expected.evaluate("a-0", weights, chosen.sync.eval_tokens).metrics
+    assert found.metrics["exact"].count == found.tokens > 0
 
 
 def test_a_run_that_goes_on_needs_the_functions_that_it_began_with(beside: Path) -> None:
