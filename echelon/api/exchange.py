@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from operator import add
 from pathlib import Path
 from typing import ParamSpec, TypeAlias, TypeVar
 
@@ -22,10 +23,11 @@ from echelon.config.broker import SecuritySettings, load_broker
 from echelon.errors import AuditError, ConnectionLost
 from echelon.laws.keys import gate_of_place
 from echelon.laws.lengths import delta_length
+from echelon.laws.metrics import means
 from echelon.messages.envelope import key_id
 from echelon.messages.exchange import Close, Commit, Delta, Genesis, LogHead
 from echelon.messages.keys import KeyEnd, KeyNext
-from echelon.messages.manifest import RunManifest
+from echelon.messages.manifest import MetricTerms, RunManifest
 from echelon.messages.wire import Refused
 
 P = ParamSpec("P")
@@ -58,6 +60,7 @@ class DeltaCrossed:
         windows: how many windows it is of.
         tokens: that were trained on.
         loss: mean training loss in nats; None unless the boundary reports it.
+        metrics: of the user's own that devices compute, the mean by the commit that was evaluated, and by name.
     """
 
     boundary: str
@@ -65,6 +68,7 @@ class DeltaCrossed:
     windows: int
     tokens: int
     loss: float | None
+    metrics: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,7 @@ async def _follow(bus: Bus) -> AsyncIterator[Happening]:
     at = TopicPartition(GLOBAL)
     positions = {at: await bus.first_offset(at)}
     names: tuple[str, ...] = ()
+    metrics: tuple[MetricTerms, ...] = ()
     async with bus.reader(positions) as reader:
         while not names:
             for record in await _next(reader):
@@ -181,7 +186,7 @@ async def _follow(bus: Bus) -> AsyncIterator[Happening]:
                 entry = _read(logs[GLOBAL], record)
                 manifest = logs[GLOBAL].manifest
                 if entry is not None and isinstance(entry.message, Genesis) and manifest is not None:
-                    names = tuple(terms.name for terms in manifest.boundaries)
+                    names, metrics = tuple(terms.name for terms in manifest.boundaries), manifest.metrics
                     logs |= _delta_logs(manifest)
                     yield RunStarted(entry.sha256.hex(), manifest)
                     break  # and read on together with the boundaries' logs
@@ -197,7 +202,7 @@ async def _follow(bus: Bus) -> AsyncIterator[Happening]:
                 if isinstance(entry.message, Commit | Close):
                     held.append(entry.message)
                 elif isinstance(entry.message, Delta):
-                    yield _crossed(entry.message, names)
+                    yield _crossed(entry.message, names, metrics)
             while held and _has_read(held[0].heads, names, logs):
                 message = held.popleft()
                 yield _written(message, names)
@@ -287,11 +292,30 @@ def _has_read(heads: tuple[LogHead, ...], names: tuple[str, ...], logs: dict[str
     return all(logs[DELTA_PREFIX + names[head.boundary]].tree.size >= head.size for head in heads)
 
 
-def _crossed(delta: Delta, names: tuple[str, ...]) -> DeltaCrossed:
+def _crossed(delta: Delta, names: tuple[str, ...], metrics: tuple[MetricTerms, ...]) -> DeltaCrossed:
     tokens = sum(window.tokens for window in delta.windows)
     counted = sum(window.loss_tokens for window in delta.windows)
     loss = sum(window.loss for window in delta.windows) / (1 << 16) / counted if counted else None
-    return DeltaCrossed(names[delta.boundary], delta.seq, len(delta.windows), tokens, loss)
+    return DeltaCrossed(
+        boundary=names[delta.boundary],
+        seq=delta.seq,
+        windows=len(delta.windows),
+        tokens=tokens,
+        loss=loss,
+        metrics=_means(delta, metrics),
+    )
+
+
+def _means(delta: Delta, metrics: tuple[MetricTerms, ...]) -> dict[int, dict[str, float]]:
+    sums: dict[int, tuple[int, ...]] = {}
+    for window in delta.windows:
+        if any(window.metrics) and len(window.metrics) == 2 * len(metrics):
+            before = sums.get(window.eval_commit, (0,) * len(window.metrics))
+            sums[window.eval_commit] = tuple(map(add, before, window.metrics))
+    return {
+        commit: {name: mean for name, (mean, _) in means(metrics, one).items()}
+        for commit, one in sums.items()
+    }
 
 
 def _written(message: Commit | Close, names: tuple[str, ...]) -> CommitMade | RunClosed:

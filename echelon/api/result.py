@@ -120,6 +120,12 @@ class RunResult:
         ]
         return [
             *losses,
+            *(
+                (f"{name} {boundary}", f"{mean:g}")
+                for name, means in summary.final_metrics.items()
+                for boundary, mean in means.items()
+                if mean is not None
+            ),
             ("commits", str(summary.commits)),
             ("tokens", str(summary.tokens)),
             ("audit", "verified" if self.ok else "NOT VERIFIED"),

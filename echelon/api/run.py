@@ -69,8 +69,8 @@ class Run:
         settings: the run file.
         out: the run folder to make; None: `runs/NAME`.
         start_from: a finished run, or an adapter folder, to start from; None: an adapter drawn from the seed.
-        metrics: own metrics by name. They are computed in this process, once, from the finished run, and stand in its
-            result, its events, its files and its trackers.
+        metrics: own metrics by name, besides those that devices compute, which the settings list. They are computed in
+            this process, once, from the finished run, and stand in its result, its events, its files and its trackers.
         on_window: called with each window of each boundary.
         on_commit: called with each commit.
     """
@@ -231,6 +231,11 @@ class Run:
     def _run(self) -> RunResult:
         begun = time.monotonic()
         settings, out = self.settings, self.folder
+        if both := sorted({metric.name for metric in settings.metrics} & set(self.metrics)):
+            raise ConfigError(
+                f"two metrics are called {both[0]!r}, one that devices compute and one of the finished run: give each "
+                "a name of its own"
+            )
         quiet_libraries()
         for warning in check_settings(settings):
             self._say(f"warning: {warning}")

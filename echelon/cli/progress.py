@@ -158,7 +158,7 @@ def event_of(line: Mapping[str, Any]) -> Event | None:
             return Event(f"commit {line['commit']}: merged {merged}", "green")
         case "refusal":
             return Event(f"{line['boundary']}#{line['seq']} was refused: {line['reason']}", "red")
-        case "metric":
+        case "metric" if not line.get("values"):  # others come with every evaluation
             return Event(f"{line['name']} = {line['value']:g}", "")
         case "adapter":
             layers = AdapterLayers(line["found"], line["whole"], line["left"], line["elements"])

@@ -30,6 +30,7 @@ from echelon.jobs.training import Evaluate, Evaluated, TrainJob, TrainOutcome
 from echelon.messages.adapter import AdapterLayout, Vector
 from echelon.messages.manifest import AdapterTerms, ParentTerms
 from echelon.training.learner import AdapterLayers, BoundarySpec, DataFacts, EvalResult, Learner, LearnerSpec
+from echelon.training.metrics import MetricCode
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -80,8 +81,8 @@ class FullLearner(Learner, Protocol):
         ...
 
 
-def spec_of(settings: RunSettings) -> LearnerSpec:
-    """The learner's part of the run file."""
+def spec_of(settings: RunSettings, metrics: tuple[MetricCode, ...] = ()) -> LearnerSpec:
+    """The learner's part of the run file, with the code of metrics that may run here."""
     return LearnerSpec(
         model=settings.model,
         adapter=settings.adapter,
@@ -98,6 +99,7 @@ def spec_of(settings: RunSettings) -> LearnerSpec:
         base_seed=settings.seed,
         ranks=settings.compute.ranks,
         divide_base=settings.compute.divide_base,
+        metrics=metrics,
     )
 
 
@@ -314,10 +316,17 @@ class LearnerPool:
         settings: the run file.
         learner: a learner that is there already, made from `spec_of(settings)`; for the virtual clock, where many
             runs of one process share the model that they adapt. None: one is built.
+        metrics: the user's own, which were allowed here.
     """
 
-    def __init__(self, settings: RunSettings, learner: FullLearner | None = None) -> None:
-        self._spec, self._learner_settings, self._cost = spec_of(settings), settings.learner, settings.cost
+    def __init__(
+        self,
+        settings: RunSettings,
+        learner: FullLearner | None = None,
+        metrics: tuple[MetricCode, ...] = (),
+    ) -> None:
+        self._spec, self._learner_settings = spec_of(settings, metrics), settings.learner
+        self._cost = settings.cost
         self._speed: Mapping[str, float] = {
             device.id: device.speed for boundary in settings.boundaries for device in boundary.device_list()
         }
@@ -327,6 +336,8 @@ class LearnerPool:
             for device in boundary.device_list()
             if boundary.shards is not None
         }
+        self.metrics = tuple(metric.terms for metric in metrics)
+        """What is computed in every evaluation besides its loss."""
         self._workers = 1
         self._eval_tokens = settings.sync.eval_tokens
         self._virtual = settings.clock == "virtual"
@@ -396,7 +407,7 @@ class LearnerPool:
             total += await self._call(evaluate, name, job.weights, tokens)
         if is_virtual():
             await asyncio.sleep(total.tokens_read * self._cost.seconds_per_eval_token / self._speed[device])
-        return Evaluated(job.commit, total.loss_sum, total.tokens)
+        return Evaluated(job.commit, total.loss_sum, total.tokens, metrics=total.metrics)
 
     async def evaluate_boundary(self, boundary: str, weights: Vector) -> EvalResult:
         """Loss on a boundary's whole validation split."""

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from echelon.config.boundary import BoundarySettings
+from echelon.config.metrics import check_metrics
 from echelon.config.split_checks import check_split
 from echelon.config.training import check_task
 from echelon.config.values import COHORT_LIMIT, ENROLLED_LIMIT
@@ -36,6 +37,7 @@ def check_run(run: RunSettings) -> None:
     _check_steps(run)
     _check_pace_windows(run)
     _check_losses(run)
+    check_metrics(run)
     _check_faults(run)
 
 

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from echelon.config.boundary import BoundarySettings
 from echelon.config.checks import check_run
 from echelon.config.experiments import CostSettings, LearnerSettings, SimulationSettings
+from echelon.config.metrics import MetricSettings
 from echelon.config.overrides import override
 from echelon.config.problems import RUN_FILE, describe
 from echelon.config.process import BudgetSettings, LoggingSettings, ProcessSettings
@@ -21,6 +22,7 @@ from echelon.config.training import AdapterSettings, ModelSettings, Settings, Tr
 from echelon.config.values import COHORT_LIMIT, Name
 from echelon.config.window import RetentionSettings, WindowSettings
 from echelon.errors import ConfigError
+from echelon.messages.exchange import MAX_METRICS
 
 MAX_FILE_BYTES = 1 << 20
 
@@ -48,6 +50,12 @@ class RunSettings(Settings):
         default=RetentionSettings(), description="What may be deleted from a boundary's brokers meanwhile."
     )
     sync: SyncSettings = Field(default=SyncSettings(), description="Deltas and commits.")
+    metrics: tuple[MetricSettings, ...] = Field(
+        default=(),
+        max_length=MAX_METRICS,
+        description="What devices measure of each commit besides its loss, by functions of your own; released as sums "
+        "above the floor.",
+    )
     witnesses: WitnessSettings = Field(default=WitnessSettings(), description="Witnesses of the logs.")
     budget: BudgetSettings = Field(description="When the run ends; at least one bound.")
     compute: ProcessSettings = Field(default=ProcessSettings(), description="Where training runs.")

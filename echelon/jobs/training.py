@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from echelon.messages.adapter import WHOLE, Factor, Held, Vector
 from echelon.messages.behaviour import Behaviour
+from echelon.messages.manifest import METRIC_BITS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,10 +117,31 @@ class Evaluate:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasuredMetric:
+    """What a metric of the user's own came to: the sum of its values in units of 2**-16, and how many they are."""
+
+    total: int
+    count: int
+
+    def __add__(self, other: MeasuredMetric) -> MeasuredMetric:
+        """The same over both sets of values."""
+        return MeasuredMetric(self.total + other.total, self.count + other.count)
+
+    @property
+    def mean(self) -> float | None:
+        """The mean value; None without values."""
+        return self.total / (self.count << METRIC_BITS) if self.count else None
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluated:
-    """The validation slice was evaluated with the adapter of a commit; or it could not be with that edge, and why."""
+    """The validation slice was evaluated with the adapter of a commit; or it could not be with that edge, and why.
+
+    `metrics` are the user's own, by name, over the same batches.
+    """
 
     commit: int
     loss_sum: float
     tokens: int
     lost: str = ""
+    metrics: Mapping[str, MeasuredMetric] = field(default_factory=dict)

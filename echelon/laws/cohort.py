@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from echelon.errors import ProtocolError
 from echelon.laws.exact import norm2
 from echelon.laws.ledger import window_mean
+from echelon.laws.metrics import released
 from echelon.laws.update_encoding import NORM_UNIT
 from echelon.laws.versions import largest_step
 from echelon.messages.boundary import Cohort
@@ -34,7 +35,8 @@ from echelon.secagg.roster import WindowLeaf, bases_root, roster_root
 from echelon.secagg.unmasking import SumResult
 
 AUX = ("n", "weight", "norm2", "tokens", "loss", "loss_tokens", "eval_loss", "eval_tokens")
-"""The integers that travel with each update, in their order; units as in `WindowSummary`."""
+"""The integers that travel with each update, in their order; units as in `WindowSummary`. Behind them are two for each
+metric of the manifest."""
 MOST = (1 << 63) - 1
 """Largest integer of a summary."""
 CHECKED = ("n", "weight")
@@ -66,9 +68,14 @@ def weight_cap_of(offers: Sequence[tuple[int, str, int]], secure: SecureTerms) -
     return min(weight_cap(weights, secure.k_min, secure.colluding) for weights in sums)
 
 
-def vector_length(dim: int) -> int:
+def limbs_of(manifest: RunManifest) -> int:
+    """Ring coordinates of the integers that travel with each update."""
+    return LIMBS * (len(AUX) + 2 * len(manifest.metrics))
+
+
+def vector_length(dim: int, manifest: RunManifest) -> int:
     """Ring coordinates of a masked update of `dim` parameters, the limbs of its integers included."""
-    return dim + LIMBS * len(AUX)
+    return dim + limbs_of(manifest)
 
 
 def ring_vector(payload: bytes) -> NDArray[np.uint32]:
@@ -235,7 +242,7 @@ def context_of(cohort: Cohort, manifest: RunManifest, dim: int) -> Context:
         weight_max=secure.weight_max,
         clip_micro=secure.clip_micro,
         scale_bits=secure.scale_bits,
-        length=vector_length(dim),
+        length=vector_length(dim, manifest),
         ring=ring_of(cohort, manifest),
         offers_sha256=offers_sha256(cohort),
     )
@@ -336,7 +343,7 @@ def close_window(
     """
     members = {member.device: member for member in cohort.members}
     included = [members[device] for device in result.included]
-    total, sums = _sums(cohort, result, manifest, parts)
+    total, sums, metrics = _sums(cohort, result, manifest, parts)
     weight2 = sums["weight2"]
     squared = norm2(total.astype(np.int32)) if total.size else 0
     mean, shorter = _within_clip(total, squared, sums["n"], manifest)
@@ -368,19 +375,20 @@ def close_window(
         eval_commit=cohort.commit,
         eval_loss=sums["eval_loss"],
         eval_tokens=sums["eval_tokens"],
+        metrics=released(manifest.metrics, metrics, heads=len(included), evaluated=sums["eval_tokens"] > 0),
     )
     return summary, mean
 
 
 def _sums(
     cohort: Cohort, result: SumResult, manifest: RunManifest, parts: Sequence[Part]
-) -> tuple[NDArray[np.int64], dict[str, int]]:
-    """The integers of a window's sum, int64[d], and its figures, Σw² of the included devices among them."""
+) -> tuple[NDArray[np.int64], dict[str, int], tuple[int, ...]]:
+    """The integers of a window's sum, int64[d], its figures with Σw² of the included devices, and sums of metrics."""
     where = f"window {cohort.window}"
     members = {member.device: member for member in cohort.members}
     included = [members[device] for device in result.included]
-    total, aux = unpack_sum(result.total, result.total.size - LIMBS * len(AUX))
-    sums = dict(zip(AUX, aux, strict=True))
+    total, aux = unpack_sum(result.total, result.total.size - limbs_of(manifest))
+    sums = dict(zip(AUX, aux[: len(AUX)], strict=True))
     sums = {name: value if name in CHECKED else min(value, MOST) for name, value in sums.items()}
     sums["tokens"] = min(sums["tokens"], MAX_WINDOW_TOKENS)
     # What one device says of its norm hides in the sum: more than all can have is no reason to lose the window.
@@ -402,7 +410,7 @@ def _sums(
     too_large = [name for name, value in sums.items() if value > MOST]
     if too_large:
         raise ProtocolError(f"{where}: the sum of {', '.join(too_large)} passes 2**63 - 1")
-    return total, sums
+    return total, sums, aux[len(AUX) :]
 
 
 def _within_clip(

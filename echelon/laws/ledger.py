@@ -17,7 +17,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from echelon.errors import ProtocolError
+from echelon.errors import CodecError, ProtocolError
 from echelon.laws.delta_codec import decode, encode
 from echelon.laws.snapshot import SnapshotMap
 from echelon.messages.adapter import F32, F64
@@ -75,7 +75,7 @@ class PendingDelta:
     windows: tuple[WindowSummary, ...]
 
 
-Summary: TypeAlias = dict[str, int | bytes]
+Summary: TypeAlias = dict[str, int | bytes | tuple[int, ...]]
 """The fields of a `WindowSummary`."""
 
 
@@ -235,6 +235,7 @@ class Ledger:
 
         Raises:
             ValueError: a vector has another length than the anchor, or a number of a summary is out of its range.
+            CodecError: a field of a summary has another type.
         """
 
         def values(found: F64) -> F64:
@@ -256,8 +257,12 @@ class Ledger:
 
 
 def _fields(summary: WindowSummary) -> Summary:
-    return {name: getattr(summary, name) for name in WindowSummary.model_fields}
+    return summary.written()
 
 
 def _summaries(stored: list[Summary]) -> tuple[WindowSummary, ...]:
+    for fields in stored:
+        for name, value in fields.items():
+            if isinstance(value, tuple) is not (name == "metrics"):
+                raise CodecError(f"no StoredLedger: `{name}` of a window's summary has another type")
     return tuple(WindowSummary.model_validate(fields) for fields in stored)

@@ -44,7 +44,7 @@ def boundary_lengths(manifest: RunManifest, dim: int) -> dict[str, int]:
         dim: parameters of the adapter.
     """
     return {
-        "masked": 4 * vector_length(dim),
+        "masked": 4 * vector_length(dim, manifest),
         "model": 2 * adapter_length(dim),  # the adapter, and the commit's when it is anchored
         "delta": delta_length(manifest, dim),
         "parts": 4 * dim,

@@ -13,12 +13,26 @@ from typing import Annotated, ClassVar, Self
 from pydantic import Field, Strict
 
 from echelon.messages.keys import KeyEnd, KeyNext
-from echelon.messages.wire import I64, U16, U32, U63, Digest, Fields, Id16, Message, Registry, pack
+from echelon.messages.wire import (
+    I64,
+    MAX_EXCHANGE_BYTES,
+    U16,
+    U32,
+    U63,
+    Digest,
+    Fields,
+    Id16,
+    Message,
+    Registry,
+    pack,
+)
 
 MAX_WINDOW_TOKENS = 1 << 40
 """Most tokens that one window may claim: a thousand times the largest that is plausible, and no sum overflows."""
 MAX_WINDOWS = 24
 """Most windows that one boundary delta may cover (R_max is at most this): keeps a delta manifest within 8 KiB."""
+MAX_METRICS = 16
+"""Most metrics of the user's own that devices of one run compute."""
 MAX_BOUNDARIES = 64
 MAX_MERGED = 56
 """Most deltas that one commit may merge: keeps a commit with `MAX_BOUNDARIES` heads within 8 KiB."""
@@ -85,8 +99,12 @@ class WindowSummary(Fields):
 
     `weight2` is Σw², `norm2` is Σ w‖Δ‖² and `mean2` is ‖Σ wΔ / Σw‖², both in units of 2**-32: together they say how
     much of what the devices moved they have in common. Losses are Σ nats in units of 2**-16 (zero unless the boundary
-    opted in), `eval_commit` is the commit that the evaluation sums are of.
+    opted in), `eval_commit` is the commit that the evaluation sums are of. `metrics` are two sums for each metric of
+    the manifest, in its order, over the same devices: Σ (value - low) in units of 2**-16, and how many values that is
+    of. It is left out of the bytes where the manifest has none.
     """
+
+    left_out: ClassVar[frozenset[str]] = frozenset({"metrics"})
 
     window: U63
     heads: U32
@@ -102,6 +120,21 @@ class WindowSummary(Fields):
     eval_commit: U63
     eval_loss: U63
     eval_tokens: U63
+    metrics: Annotated[tuple[U63, ...], Field(max_length=2 * MAX_METRICS)] = ()
+
+
+DELTA_BYTES = 400
+"""Most bytes of a delta's manifest without its windows."""
+WINDOW_BYTES = 261
+"""Most bytes of a window in it, without metrics."""
+METRIC_BYTES = 18
+"""Most bytes of the two sums of a metric; the list itself has at most 11 more."""
+
+
+def most_windows(metrics: int) -> int:
+    """How many windows one delta can carry with so many metrics, so that its manifest stays within 8 KiB."""
+    window = WINDOW_BYTES + (11 + METRIC_BYTES * metrics if metrics else 0)
+    return min(MAX_WINDOWS, (MAX_EXCHANGE_BYTES - DELTA_BYTES) // window)
 
 
 class Delta(Message):

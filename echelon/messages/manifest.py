@@ -9,13 +9,21 @@ from __future__ import annotations
 import json
 import re
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from echelon.messages.adapter import AdapterLayout
 from echelon.messages.envelope import Dsse, Signer
-from echelon.messages.exchange import MAX_BOUNDARIES, MAX_MERGED, MAX_WINDOWS, DeltaCodec, Pace
+from echelon.messages.exchange import (
+    MAX_BOUNDARIES,
+    MAX_MERGED,
+    MAX_METRICS,
+    MAX_WINDOWS,
+    DeltaCodec,
+    Pace,
+    most_windows,
+)
 from echelon.messages.floor import heads
 from echelon.messages.kinds import AdapterKind
 from echelon.messages.kinds import OuterKind as OuterKind
@@ -140,6 +148,42 @@ class RuleTerms(Fields):
     def arguments(self) -> dict[str, int | str]:
         """The parameters by name."""
         return {parameter.name: parameter.value for parameter in self.parameters}
+
+
+METRIC_NAME = r"^[a-z][a-z0-9_.-]{0,62}$"
+METRIC_BITS = 16
+"""Values of metrics are carried in units of 2**-16, as losses are."""
+MAX_METRIC_VALUES = 1 << 24
+"""Most values of one metric that a device adds to a sum."""
+MAX_METRIC_BOUND = 1 << 36
+"""Largest bound of a value in units of 2**-16: 2**20."""
+
+
+class MetricTerms(Fields):
+    """A metric of the user's own that devices compute: by what code, and within which bounds one value lies.
+
+    Bounds are in units of 2**-16.
+    """
+
+    name: Annotated[str, Field(pattern=METRIC_NAME)]
+    rule: Annotated[str, Field(pattern=RULE_NAME, max_length=256)]
+    sha256: Hex32
+    """Of the source file that the function stands in."""
+    low: Annotated[int, Field(ge=-MAX_METRIC_BOUND, le=MAX_METRIC_BOUND)]
+    high: Annotated[int, Field(ge=-MAX_METRIC_BOUND, le=MAX_METRIC_BOUND)]
+
+    @property
+    def width(self) -> int:
+        """High less low."""
+        return self.high - self.low
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.width < 1:
+            raise ValueError(
+                f"metric {self.name}: its bounds are {self.low} and {self.high}, the first not below"
+            )
+        return self
 
 
 class SecureTerms(Fields):
@@ -305,6 +349,10 @@ class RunManifest(Fields):
     """How many final windows keep their inputs at least. None: all do, and it is left out of the bytes."""
     adapter: AdapterTerms | None = None
     """Of another kind of adapter than plain LoRA. Left out of the bytes where there is none."""
+    metrics: Annotated[tuple[MetricTerms, ...], Field(max_length=MAX_METRICS)] = ()
+    """What devices measure besides losses, in the order of the sums. Left out of the bytes where there is nothing."""
+
+    left_out: ClassVar[frozenset[str]] = frozenset({"labels", "parent", "kept_windows", "adapter", "metrics"})
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -323,7 +371,26 @@ class RunManifest(Fields):
         slots = [rule.slot for rule in self.rules]
         if len(set(slots)) != len(slots):
             raise ValueError("two rules decide one thing")
+        self._check_metrics()
         return self
+
+    def _check_metrics(self) -> None:
+        """Metrics have names of their own, go with evaluations, and no sum of theirs can overflow."""
+        names = [metric.name for metric in self.metrics]
+        if len(set(names)) != len(names):
+            raise ValueError("two metrics have one name")
+        if self.metrics and (self.split or not self.exchange.report_loss):
+            raise ValueError("metrics are of whole models whose boundaries report losses")
+        if self.metrics and self.exchange.windows_max > most_windows(len(names)):
+            raise ValueError(
+                f"{len(names)} metrics leave room for {most_windows(len(names))} windows in a delta, and it may have "
+                f"{self.exchange.windows_max}"
+            )
+        for metric in self.metrics:
+            if metric.width * MAX_METRIC_VALUES * self.secure.cohort_max >= 1 << 63:
+                raise ValueError(
+                    f"metric {metric.name}: a sum over {self.secure.cohort_max} devices may overflow"
+                )
 
     def rule(self, slot: RuleSlot) -> RuleTerms | None:
         """The user's class that decides this, if there is one."""
@@ -351,15 +418,7 @@ class RunManifest(Fields):
 
     def canonical(self) -> bytes:
         """Sorted keys, no white space."""
-        fields = self.model_dump(mode="json")
-        if not self.labels:
-            del fields["labels"]
-        if self.parent is None:
-            del fields["parent"]
-        if self.kept_windows is None:
-            del fields["kept_windows"]
-        if self.adapter is None:
-            del fields["adapter"]
+        fields = self.model_dump(mode="json", include=set(self.written()))
         return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
     def seal(self, operator: Signer) -> bytes:

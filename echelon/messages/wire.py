@@ -90,6 +90,14 @@ class Fields(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
+    left_out: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are not written while they are empty: they came later, and what has none of them keeps its bytes."""
+
+    def written(self) -> dict[str, Any]:
+        """The fields that are written, by name, in order of declaration."""
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: value for name, value in fields.items() if value or name not in self.left_out}
+
 
 class Message(Fields):
     """A message body. `kind` and `revision` name it on the wire; a change of fields is a new revision."""
@@ -134,7 +142,7 @@ def _refusal(kind: str, error: ValidationError) -> Refused:
 def plain(value: object) -> object:
     """Message fields as the maps, lists, strings, bytes, integers and booleans that msgpack knows."""
     if isinstance(value, Fields):
-        return {name: plain(getattr(value, name)) for name in type(value).model_fields}
+        return {name: plain(field) for name, field in value.written().items()}
     if isinstance(value, tuple):
         return [plain(item) for item in value]
     if isinstance(value, StrEnum):

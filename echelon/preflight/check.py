@@ -14,6 +14,7 @@ from echelon.preflight.brokers import check_brokers
 from echelon.preflight.data import Tally, check_source
 from echelon.preflight.findings import Checked, RunFault, together
 from echelon.preflight.memory import available
+from echelon.preflight.metrics import check_own_metrics
 from echelon.preflight.rules import check_rules
 from echelon.provision.manifest_from_settings import secure_terms
 from echelon.training.data.sources import source_bytes
@@ -53,6 +54,7 @@ def check(
     watch = watch or Follower()
     found = Checked()
     found.rules = check_rules(settings, found.faults, found.warnings)
+    found.rules |= check_own_metrics(settings, found.faults)
     if not found.faults:  # these terms have the table of a rule of one's own in them
         try:
             secure_terms(settings)

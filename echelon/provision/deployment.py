@@ -40,7 +40,8 @@ from echelon.provision.pki import (
     write_private,
     write_public,
 )
-from echelon.wiring.plugins import copy_rules
+from echelon.wiring.metrics import named_metrics
+from echelon.wiring.plugins import copy_metrics, copy_rules
 
 RUN_FILE, BROKERS_FILE, MANIFEST_FILE, PIN_FILE, INITIAL_FILE = (
     "run.yaml",
@@ -295,7 +296,7 @@ class _Folders:
             write_private(slot / SIGNING_FILE, self._key(key))
             # Every slot reaches the broker alike: with the certificate that lies in it, or as all others do.
             broker = self._connect(name, slot, devices_of(name) if shared else device, ca_at=devices)
-        more = {"one_principal": True} if shared else {}
+        more = ({"one_principal": True} if shared else {}) | self._metrics(devices)
         self._yaml(
             devices / SERVICE_FILE,
             {**common, **self._common(broker), **more, "slots": SLOTS, **self._leases(name, devices)},
@@ -325,6 +326,12 @@ class _Folders:
         operator = folder / OPERATOR
         write_private(operator / "enrolment.pem", self._key(keys.enrolment))
         self._service(operator, own)  # what `echelon shards publish` has to agree with the devices on
+
+    def _metrics(self, devices: Path) -> dict[str, object]:
+        """Put the functions of the run's metrics beside its devices; by which digests they are allowed there."""
+        copy_metrics(self.settings, devices)
+        allowed = {name: code.sha256.hex() for name, code in named_metrics(self.settings).items()}
+        return {"metrics": allowed} if allowed else {}
 
     def _leases(self, name: str, devices: Path) -> dict[str, object]:
         """What replicas need besides to lease slots from the broker of a boundary; nothing where it leases none."""

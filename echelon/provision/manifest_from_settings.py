@@ -31,6 +31,7 @@ from echelon.messages.manifest import (
 )
 from echelon.provision.identities import Identities
 from echelon.secagg.ring import Codec, best_scale_bits
+from echelon.wiring.metrics import metric_terms
 from echelon.wiring.plugins import own_table, terms_of
 
 
@@ -196,6 +197,7 @@ def build_manifest(
             parent=facts.parent,
             kept_windows=settings.retention.windows,
             adapter=facts.adapter,
+            metrics=metric_terms(settings),
         )
     except ValueError as error:
         if isinstance(error, EchelonError):

@@ -123,8 +123,18 @@ class CommitLine(_Record):
         return None if self.H is None or self.R is None else self.H * self.R
 
 
+class MetricMean(_Record):
+    """The mean of a metric that devices compute, and of how many values."""
+
+    mean: float
+    values: Count
+
+
 class EvaluationLine(_Record):
-    """Validation loss (nats per token) of a global adapter on one boundary's held-out data."""
+    """Validation loss (nats per token) of a global adapter on one boundary's held-out data.
+
+    `metrics` are those of the user's own that the boundary's devices compute, by name.
+    """
 
     kind: Literal["eval"] = "eval"
     t: Seconds
@@ -133,16 +143,22 @@ class EvaluationLine(_Record):
     tokens: Count
     loss: float | None
     eval_tokens: Count = 0
+    metrics: dict[str, MetricMean] = {}
 
 
 class MetricLine(_Record):
-    """A metric of the user's own, computed at the end of the run from its last commit by whoever ran it."""
+    """A metric of the user's own: computed at the end of the run from its last commit by whoever ran it; or by devices.
+
+    Of the latter there is one for each commit that all boundaries have evaluated, and `values` is of how many values
+    the mean `value` is. More devices may follow: the newest line of a commit counts.
+    """
 
     kind: Literal["metric"] = "metric"
     t: Seconds
     name: str
     value: float
     commit: Count
+    values: Count = 0
 
 
 class Crossing(_Record):
@@ -249,6 +265,9 @@ class RunSummary(_Record):
     audit: Audit | None = None
     metrics: dict[str, float] = {}
     """The user's own, by name."""
+    base_metrics: dict[str, dict[str, float | None]] = {}
+    """Of the user's own that devices compute: the mean by boundary and "overall", by name."""
+    final_metrics: dict[str, dict[str, float | None]] = {}
 
     @property
     def waited_s(self) -> float | None:

@@ -24,6 +24,7 @@ from echelon.report.components import (
     shell_word,
 )
 from echelon.report.data import CommitLine, Crossing, ReportData, RunSummary, WindowLine
+from echelon.report.measured import measured_figures, measured_section
 from echelon.report.svg import (
     Axis,
     Series,
@@ -125,7 +126,7 @@ class _Page:
                 ("Event loop stall", f"{stall.p99_ms:.3g} ms", f"p99; longest {stall.max_ms:.3g} ms")
             )
         small += [(name, f"{value:.4g}", "own metric, at the end") for name, value in s.metrics.items()]
-        return losses + figures(small)
+        return losses + figures(small + measured_figures(s))
 
     def card(self, name: str) -> dict[str, object]:
         """The losses of one boundary, or of all, as the large card shows them."""
@@ -479,6 +480,7 @@ def render(data: ReportData) -> str:
         [
             page.cards(),
             page.loss(),
+            measured_section(data, page.colours),
             sources.data(data.sources),
             page.crossed(),
             page.windows(),

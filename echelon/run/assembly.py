@@ -39,6 +39,7 @@ from echelon.wiring.actors import (
     make_witness,
 )
 from echelon.wiring.context import BoundaryContext, Place
+from echelon.wiring.metrics import check_agreed
 from echelon.wiring.plugins import rules_of
 from echelon.wiring.shards import FixedShards, dealt
 from echelon.wiring.signed_run import SignedRun
@@ -57,6 +58,9 @@ class Assembly:
         services: for every actor.
         entropy: source of one-time keys by name; the operating system's unless the clock is virtual.
         interceptor: for fault injection.
+
+    Raises:
+        ConfigError: the run's metrics are other code, or have other bounds, than when it began.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class Assembly:
         entropy: Callable[[str], Entropy] = lambda _name: Entropy(os.urandom),
         interceptor: Interceptor | None = None,
     ) -> None:
+        check_agreed(signed.manifest, compute.metrics)
         self.settings, self.manifest, self.identities = signed.settings, signed.manifest, identities
         self.sealed, self._digest, self.initial = signed.sealed, signed.sha256, initial
         self.folder, self.compute, self.services = folder, compute, services

@@ -49,13 +49,14 @@ from echelon.run.adapter import parent_of, write_adapter
 from echelon.run.assembly import Assembly
 from echelon.run.data import read_data
 from echelon.run.folder import MAX_STATE_FILE, PROGRESS_FILE, SAMPLES_FILE, write_summary
-from echelon.run.losses import accuracies, losses
+from echelon.run.losses import accuracies, device_metrics, from_stored, losses, to_stored
 from echelon.run.recorder import Recorder
 from echelon.run.signed import keep, kept
 from echelon.run.vanishing import vanishing
 from echelon.run.waiting import Waited
 from echelon.secagg.entropy import Entropy
 from echelon.training.learner import DataFacts, EvalResult
+from echelon.wiring.metrics import own_metrics
 from echelon.wiring.plugins import rules_of
 from echelon.wiring.shards import dealt
 from echelon.wiring.signed_run import SignedRun
@@ -153,7 +154,7 @@ class Federation:
         if is_virtual():
             self.waited = replace(self.waited, begun=asyncio.get_running_loop().time())
         self.settings = planned(self.settings)
-        compute = LearnerPool(self.settings, self.learner)
+        compute = LearnerPool(self.settings, self.learner, own_metrics(self.settings))
         split: SplitPlace | None = None
         assembly: Assembly | None = None
         try:
@@ -215,7 +216,7 @@ class Federation:
         if what == "base" and place is not None and place.exists():
             text = read_text(place, "state file", MAX_STATE_FILE)
             with stored(f"state file {place}", ConfigError, advice=ANEW):
-                return {name: EvalResult(*sums) for name, sums in json.loads(text).items()}
+                return {name: from_stored(sums) for name, sums in json.loads(text).items()}
         self.status(f"evaluating the {what} adapter" if what == "final" else "evaluating the base model")
         names = [boundary.name for boundary in self.settings.boundaries]
         results = (
@@ -224,12 +225,7 @@ class Federation:
             else (await asyncio.gather(*(compute.evaluate_boundary(name, weights) for name in names)))
         )
         if place is not None:
-            sums = {
-                name: (one.loss_sum, one.tokens)
-                if one.correct is None
-                else (one.loss_sum, one.tokens, one.correct)
-                for name, one in zip(names, results, strict=True)
-            }
+            sums = {name: to_stored(one) for name, one in zip(names, results, strict=True)}
             write_private(place, json.dumps(sums).encode())
         return dict(zip(names, results, strict=True))
 
@@ -244,16 +240,13 @@ class Federation:
                 shards = dealt(boundary.shards or 0, place, len(names))
                 calls.append(compute.evaluate(name, Evaluate(self.controller.core.newest, adapter, shards)))
             parts = [await call for call in calls] if is_virtual() else await asyncio.gather(*calls)
-            tokens = sum(part.tokens for part in parts)
-            if tokens:
-                self.recorder.write(
-                    "eval",
-                    self.recorder.now,
-                    boundary=boundary.name,
-                    commit=self.controller.core.newest,
-                    tokens=self.recorder.committed_tokens,
-                    loss=sum(part.loss_sum for part in parts) / tokens,
-                    eval_tokens=tokens,
+            total = EvalResult(0.0, 0)
+            for part in parts:
+                total += EvalResult(part.loss_sum, part.tokens, metrics=part.metrics)
+            if total.tokens:
+                metrics = {name: (one.mean or 0.0, one.count) for name, one in total.metrics.items()}
+                self.recorder.evaluated(
+                    boundary.name, self.controller.core.newest, total.loss_sum, total.tokens, metrics
                 )
 
     async def _actors(self, assembly: Assembly) -> tuple[Vector, float]:
@@ -427,6 +420,7 @@ class Federation:
             "base_loss": losses(before),
             "final_loss": losses(after),
             **accuracies(base=before, final=after),
+            **device_metrics(base=before, final=after),
             **({} if (layers := self.recorder.layers) is None else {"adapter": layers}),
             "data": {name: asdict(facts) for name, facts in data.items()},
             "tokens": self.recorder.tokens,

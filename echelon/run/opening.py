@@ -10,6 +10,7 @@ from echelon.config.run import RunSettings, dump
 from echelon.errors import ConfigError
 from echelon.preflight.check import everything_wrong
 from echelon.preflight.findings import RunFault, together
+from echelon.preflight.metrics import check_own_metrics
 from echelon.preflight.rules import check_rules
 from echelon.private import write_whole
 from echelon.provision.manifest_from_settings import secure_terms
@@ -18,7 +19,7 @@ from echelon.run.holding import locked, remove_unstarted, resumable
 from echelon.run.recorder import Recorder
 from echelon.run.waiting import Waited
 from echelon.topics import Boundary, load_catalogue
-from echelon.wiring.plugins import copy_rules
+from echelon.wiring.plugins import copy_metrics, copy_rules
 
 CONFIG_FILE = "config.yaml"
 RULES_FOLDER = "rules"
@@ -34,8 +35,9 @@ def check_settings(settings: RunSettings) -> list[str]:
     faults: list[RunFault] = []
     warnings: list[str] = []
     check_rules(settings, faults, warnings)
+    check_own_metrics(settings, faults)
     if faults:
-        raise together(faults, "the run's rules")
+        raise together(faults, "the run's rules and metrics")
     secure_terms(settings)
     names = [Boundary(boundary.name) for boundary in settings.boundaries]
     load_catalogue().exchange_topics(names, settings.witness_names())
@@ -64,6 +66,7 @@ def opened_folder(settings: RunSettings, out: Path, *, resume: bool) -> Iterator
                 write_whole(out / CONFIG_FILE, dump(settings).encode())
             else:
                 copy_rules(settings, out / RULES_FOLDER)
+                copy_metrics(settings, out / RULES_FOLDER)
             yield seconds
     finally:
         if not resumable(out):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +20,40 @@ from echelon.report.data import EvaluationLine
 from echelon.rounds.effects import Note
 
 Listener = Callable[[dict[str, Any]], None]
+
+
+Means = Mapping[str, tuple[float, int]]
+"""The mean of each metric of the user's own, and of how many values, by name."""
+
+
+@dataclass(frozen=True)
+class MeasuredSums:
+    """What a boundary's windows said of one commit so far.
+
+    Attributes:
+        loss: sum of the losses in nats.
+        tokens: how many that is of.
+        metrics: of each metric of the user's own, the sum of its values and how many they are.
+    """
+
+    loss: float = 0.0
+    tokens: float = 0.0
+    metrics: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+
+    def plus(self, loss: float, tokens: float, means: Means) -> MeasuredSums:
+        """These with those of one more window.
+
+        Args:
+            loss: sum of the losses in nats.
+            tokens: how many that is of.
+            means: of the user's own metrics, by name.
+        """
+        metrics = dict(self.metrics)
+        for name, (mean, count) in means.items():
+            total, before = metrics.get(name, (0.0, 0))
+            if count:
+                metrics[name] = total + mean * count, before + count
+        return MeasuredSums(self.loss + loss, self.tokens + tokens, metrics)
 
 
 @dataclass
@@ -86,7 +120,7 @@ class Recorder:
         self.now = self.offset
         self._start: float | None = None
         self._phases: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
-        self._evals: dict[tuple[str, int], list[float]] = {}
+        self._evals: dict[tuple[str, int], MeasuredSums] = {}
         self.evaluations: dict[tuple[str, int], EvaluationLine] = {}
         """The newest evaluation of each commit by each boundary, as it was written; by (boundary, commit)."""
         self._bytes: Counter[tuple[str, str, str]] = Counter()
@@ -140,10 +174,10 @@ class Recorder:
             self.counts["refusals"] += 1
         elif kind == "eval":
             self._keep(line)
-            self._evals[line["boundary"], line["commit"]] = [
-                line["loss"] * line["eval_tokens"],
-                line["eval_tokens"],
-            ]
+            means = {name: (one["mean"], one["values"]) for name, one in line.get("metrics", {}).items()}
+            self._evals[line["boundary"], line["commit"]] = MeasuredSums().plus(
+                line["loss"] * line["eval_tokens"], line["eval_tokens"], means
+            )
         elif kind == "split":
             self.split[line["boundary"]] = {"up": line["up"], "down": line["down"]}
 
@@ -240,18 +274,48 @@ class Recorder:
             line["phase"] = str(facts["phase"])
         self.write("window", t, **line)
         if facts.get("eval_loss") is not None:
-            self._evaluated(boundary, t, facts)
+            tokens, commit = facts["eval_tokens"], facts["eval_commit"]
+            before = self._evals.get((boundary, commit), MeasuredSums())
+            self._evaluated(
+                boundary, commit, before.plus(facts["eval_loss"] * tokens, tokens, facts.get("metrics", {}))
+            )
 
-    def _evaluated(self, boundary: str, t: float, facts: dict[str, Any]) -> None:
-        sums = self._evals.setdefault((boundary, facts["eval_commit"]), [0.0, 0.0])
-        sums[0] += facts["eval_loss"] * facts["eval_tokens"]
-        sums[1] += facts["eval_tokens"]
-        loss = sums[0] / sums[1]
+    def evaluated(self, boundary: str, commit: int, loss: float, tokens: int, metrics: Means) -> None:
+        """Take an evaluation of a commit by all devices of a boundary, in place of what windows said of it.
+
+        Args:
+            boundary: its name.
+            commit: what was evaluated.
+            loss: sum of the losses in nats.
+            tokens: how many the loss is of.
+            metrics: the user's own, by name: mean, and of how many values.
+        """
+        self._evaluated(boundary, commit, MeasuredSums().plus(loss, tokens, metrics))
+
+    def _evaluated(self, boundary: str, commit: int, sums: MeasuredSums) -> None:
+        self._evals[boundary, commit] = sums
+        loss = sums.loss / sums.tokens
         self.views[boundary].eval_loss = loss
+        metrics = {
+            name: {"mean": total / count, "values": count} for name, (total, count) in sums.metrics.items()
+        }
         self.write(
-            "eval", t, boundary=boundary, commit=facts["eval_commit"], tokens=self.committed_tokens,
-            loss=loss, eval_tokens=int(sums[1]),
+            "eval", self.now, boundary=boundary, commit=commit, tokens=self.committed_tokens,
+            loss=loss, eval_tokens=int(sums.tokens), **({"metrics": metrics} if metrics else {}),
         )  # fmt: skip
+        for name in metrics:
+            self._metric(name, commit)
+
+    def _metric(self, name: str, commit: int) -> None:
+        """The mean of a metric over all boundaries, once each of them has values of this commit."""
+        found = [
+            self._evals.get((boundary, commit), MeasuredSums()).metrics.get(name) for boundary in self.views
+        ]
+        parts = [one for one in found if one is not None]
+        if len(parts) == len(self.views):
+            count = sum(count for _, count in parts)
+            value = sum(total for total, _ in parts) / count
+            self.write("metric", self.now, name=name, value=value, commit=commit, values=count)
 
     def _on_commit(self, _actor: str, t: float, facts: dict[str, Any]) -> None:
         self.commits, self.committed_tokens = facts["commit"], facts["tokens"]

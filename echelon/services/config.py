@@ -18,6 +18,7 @@ from echelon.config.broker import BrokerSettings, SecuritySettings
 from echelon.config.problems import Plain, describe
 from echelon.config.reading import load_yaml, read_map
 from echelon.config.training import Settings
+from echelon.config.values import RuleName
 from echelon.errors import ConfigError
 from echelon.messages.leases import MAX_SECONDS
 from echelon.messages.names import BoundaryName
@@ -139,6 +140,11 @@ class DeviceConfig(BoundaryConfig):
         default=20, ge=5, le=MAX_SECONDS,
         description="Seconds without a sign of life after which another replica may take this one's slot.",
     )  # fmt: skip
+    metrics: dict[RuleName, Hex32] = Field(
+        default={},
+        description="Metrics that may be computed on its data: each function's name, and the SHA-256 of the source "
+        "file that was read and allowed. One that the run lists and that is not here is refused at the start.",
+    )
     own_slot_only: bool = Field(
         default=False,
         description="Whether the process, once it has its slot, can read no other slot's files (Linux's Landlock). A "

@@ -15,6 +15,8 @@ from echelon.actors.state import StateStore
 from echelon.bus import Bus, open_bus
 from echelon.config.broker import BrokerSettings
 from echelon.errors import ConfigError
+from echelon.laws.rules import RuleRefused
+from echelon.messages.manifest import RunManifest
 from echelon.messages.names import devices_of, replica_of
 from echelon.secagg.entropy import Entropy
 from echelon.services.config import (
@@ -31,11 +33,36 @@ from echelon.wiring.actors import (
     make_edge,
 )
 from echelon.wiring.context import Place
+from echelon.wiring.metrics import metric_code
+from echelon.wiring.plugins import metric_rules
 from echelon.wiring.shards import KafkaShards, ShardTerms, data_digest
 
 if TYPE_CHECKING:
     from echelon.compute.pool import LearnerPool, SplitPlace
+    from echelon.training.metrics import MetricCode
 from echelon.services.role import BoundaryRole, check_identity, check_key, load_split
+
+
+def allowed_code(config: DeviceConfig, manifest: RunManifest) -> tuple[MetricCode, ...]:
+    """The run's metrics, if the device's configuration allows the code of all of them.
+
+    Raises:
+        ConfigError: it does not, or a function's file is another one than was allowed.
+    """
+    if not manifest.metrics:
+        return ()
+    wanted = {metric.rule for metric in manifest.metrics}
+    found = metric_rules(name for name in config.metrics if name in wanted)
+    for name, code in found.items():
+        if code.sha256.hex() != config.metrics[name]:
+            raise ConfigError(
+                f"metrics: the source of {name} has SHA-256 {code.sha256.hex()}, and {config.metrics[name]} is allowed"
+                ": put the file there that was read and allowed, or read this one and allow it"
+            )
+    try:
+        return metric_code(manifest.metrics, found)
+    except RuleRefused as error:
+        raise ConfigError(str(error)) from error
 
 
 class DeviceRole(BoundaryRole):
@@ -44,6 +71,7 @@ class DeviceRole(BoundaryRole):
     def __init__(self, config: DeviceConfig) -> None:
         super().__init__(config)
         self.config = config
+        self._metrics = allowed_code(config, self.agreed.manifest)
         if config.slots is not None:
             self._slots = slots_in(config.slots)
         else:
@@ -177,7 +205,7 @@ class DeviceRole(BoundaryRole):
         if settings.compute.workers is None:  # one device keeps one process busy
             one = settings.compute.model_copy(update={"workers": 1})
             settings = settings.model_copy(update={"compute": one})
-        self._compute = LearnerPool(settings)
+        self._compute = LearnerPool(settings, metrics=self._metrics)
         facts = await self._compute.facts()
         manifest = self.agreed.manifest
         found = {"model's weights": facts.model_sha256.hex(), "adapter's layout": facts.layout,

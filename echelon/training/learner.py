@@ -20,8 +20,9 @@ from echelon.config.training import (
     TrainSettings,
     check_task,
 )
-from echelon.jobs.training import TrainJob, TrainOutcome
+from echelon.jobs.training import MeasuredMetric, TrainJob, TrainOutcome
 from echelon.messages.adapter import Vector
+from echelon.training.metrics import MetricCode
 
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
@@ -32,13 +33,14 @@ class EvalResult:
     """Sum of token losses in nats and how many tokens were counted; results of disjoint data add up.
 
     Of a classifier: sum of row losses, rows, and how many of them it told right (`correct`; None for a language model).
-    `read` is how many tokens went through the model, where that is not `tokens`.
+    `read` is how many tokens went through the model, where that is not `tokens`. `metrics` are the user's own, by name.
     """
 
     loss_sum: float
     tokens: int
     correct: int | None = None
     read: int | None = None
+    metrics: Mapping[str, MeasuredMetric] = field(default_factory=dict)
 
     def __add__(self, other: EvalResult) -> EvalResult:
         """The result over both sets of tokens, or rows."""
@@ -47,6 +49,11 @@ class EvalResult:
             self.tokens + other.tokens,
             _sum(self.correct, other.correct),
             None if self.read is None and other.read is None else self.tokens_read + other.tokens_read,
+            {
+                name: self.metrics.get(name, MeasuredMetric(0, 0))
+                + other.metrics.get(name, MeasuredMetric(0, 0))
+                for name in {**self.metrics, **other.metrics}
+            },
         )
 
     @property
@@ -181,7 +188,8 @@ class LearnerSpec(BaseModel):
     """Everything a learner is made from; picklable, so that a worker process can build its own.
 
     `seed` orders each device's data; `base_seed` draws the initial A matrices (the genesis seed); `ranks` processes
-    train a job together, and with `divide_base` each holds a part of the frozen weights.
+    train a job together, and with `divide_base` each holds a part of the frozen weights. `metrics` are computed in
+    every evaluation.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -194,6 +202,7 @@ class LearnerSpec(BaseModel):
     base_seed: Seed = 0
     ranks: int = 1
     divide_base: bool = False
+    metrics: tuple[MetricCode, ...] = ()
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:

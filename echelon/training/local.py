@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,7 @@ from echelon.config.training import DataSettings, TrainSettings
 from echelon.errors import ConfigError, TrainingError
 from echelon.jobs.training import TrainJob, TrainOutcome
 from echelon.messages.adapter import AdapterLayout, Factor, Vector, factor_mask
-from echelon.messages.manifest import AdapterTerms
+from echelon.messages.manifest import AdapterTerms, MetricTerms
 from echelon.training.adapter_layers import layers_of
 from echelon.training.data.boundary import BoundaryData
 from echelon.training.data.examples import Chosen, Examples
@@ -27,6 +27,7 @@ from echelon.training.fitness import check_apart, check_fitness
 from echelon.training.forms import draw_bases, terms_of
 from echelon.training.layout import FlatAdapter
 from echelon.training.learner import AdapterLayers, BoundarySpec, DataFacts, EvalResult, LearnerSpec
+from echelon.training.metrics import EvaluatedBatch, Function, MetricFault, MetricTally
 from echelon.training.model import (
     adapter_config_json,
     attach_adapter,
@@ -348,7 +349,10 @@ class TorchLearner:
         held = self.boundary_data(self._boundary_name(device)).validation[device]
         if max_tokens is not None:
             held = held.at_most(max_tokens)
-        return self._finite(device, self.score(held, weights))
+        try:
+            return self._finite(device, self.score(held, weights))
+        except MetricFault as error:
+            raise TrainingError(f"device {device}: {error}") from error
 
     @staticmethod
     def _finite(device: str, found: EvalResult) -> EvalResult:
@@ -365,17 +369,27 @@ class TorchLearner:
             held: what `boundary_data` holds for a device.
             weights: the adapter, float32[d].
             batch: how many go through the model at a time; None: as many as in training.
+
+        Raises `MetricFault` for a metric of the user's own that gives no value within its bounds.
         """
         self._flat.load(weights)
         self.model.eval()
         total, correct = 0.0, 0
+        tally = MetricTally(self._metrics)
         with torch.no_grad():
             examples = self.task.held(held, self.device)
             for tokens, labels, mask in examples.batches(batch or self.spec.train.batch_size):
                 logits = self._logits(tokens, mask)
                 total += self.task.loss_sum(logits, labels).item()
                 correct += self.task.count_correct(logits, labels)
-        return self.task.measured(held, total, correct)
+                if self._metrics:
+                    tally.add(EvaluatedBatch(logits.float().cpu().numpy(), labels.cpu().numpy()))
+        return replace(self.task.measured(held, total, correct), metrics=tally.found)
+
+    @cached_property
+    def _metrics(self) -> tuple[tuple[MetricTerms, Function], ...]:
+        """The user's own metrics: terms and function. Their code runs from here on."""
+        return tuple((metric.terms, metric.make()) for metric in self.spec.metrics)
 
     def evaluate_source(self, data: DataSettings, weights: Vector) -> EvalResult:
         """Loss and accuracy of a classifier on every row of a source, for instance a test set kept apart.

@@ -1,6 +1,7 @@
 """Users' own rules: from the name in a run file, or on an auditor's command line, to code that may run.
 
-A name is `package.module:Class`. Its source is one file, found beside the run file, on Python's search path or in the
+A name is `package.module:Class`, of a metric `package.module:function`.
+Its source is one file, found beside the run file, on Python's search path or in the
 working folder without running anything.
 Those bytes are hashed, and those very bytes are compiled when the rule is first made: never a cached or changed version
 of them. Because the digest covers that file alone, it may import the standard library, numpy and echelon, and nothing
@@ -35,8 +36,12 @@ ALSO_IMPORTED = frozenset({"numpy", "echelon"})
 """What a rule may import besides the standard library: it is the same wherever the run's version of echelon is."""
 
 
-def read_rule(name: str) -> AllowedRule:
+def read_rule(name: str, *, function: bool = False) -> AllowedRule:
     """Find and hash a rule's source. Nothing of it runs before `make` is called.
+
+    Args:
+        name: of the rule.
+        function: whether it is a function, as a metric is, and no class.
 
     Raises:
         ConfigError: not `package.module:Class`, no such file, or a source that imports what its digest does not cover.
@@ -46,7 +51,7 @@ def read_rule(name: str) -> AllowedRule:
     if len(data) > MAX_SOURCE_BYTES:
         raise ConfigError(f"rule {name}: {path} has {len(data)} bytes; at most {MAX_SOURCE_BYTES} are taken")
     _check_imports(name, data, path)
-    return AllowedRule(name, hashlib.sha256(data).digest(), partial(_load, name, data, path))
+    return AllowedRule(name, hashlib.sha256(data).digest(), partial(_load, name, data, path, function))
 
 
 def allow(names: Iterable[str]) -> dict[str, AllowedRule]:
@@ -56,6 +61,15 @@ def allow(names: Iterable[str]) -> dict[str, AllowedRule]:
         ConfigError: as `read_rule`.
     """
     return {name: read_rule(name) for name in names}
+
+
+def metric_rules(names: Iterable[str]) -> Allowed:
+    """The functions of metrics of these names, for whoever decided to run them.
+
+    Raises:
+        ConfigError: as `read_rule`.
+    """
+    return {name: read_rule(name, function=True) for name in names}
 
 
 def rules_of(settings: RunSettings) -> Allowed:
@@ -163,15 +177,29 @@ def copy_rules(settings: RunSettings, folder: Path) -> None:
         ConfigError: as `read_rule`, or a copy cannot be written.
     """
     for rule in named_rules(settings):
-        path = source_of(rule.name)
-        place = folder.joinpath(*rule.name.partition(":")[0].split(".")).with_suffix(".py")
-        if path.name == "__init__.py":
-            place = place.with_suffix("") / path.name
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(place, path.read_bytes())
-        except OSError as error:
-            raise ConfigError(f"rule {rule.name}: {place} cannot be written: {error.strerror}") from error
+        _copy(rule.name, folder)
+
+
+def copy_metrics(settings: RunSettings, folder: Path) -> None:
+    """Copy the sources of a run's metrics into a folder, where `look_beside` finds them; nothing for a run without.
+
+    Raises:
+        ConfigError: as `read_rule`, or a copy cannot be written.
+    """
+    for metric in settings.metrics:
+        _copy(metric.rule, folder)
+
+
+def _copy(name: str, folder: Path) -> None:
+    path = source_of(name)
+    place = folder.joinpath(*name.partition(":")[0].split(".")).with_suffix(".py")
+    if path.name == "__init__.py":
+        place = place.with_suffix("") / path.name
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(place, path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"rule {name}: {place} cannot be written: {error.strerror}") from error
 
 
 def source_of(name: str) -> Path:
@@ -219,7 +247,7 @@ def _check_imports(name: str, data: bytes, path: Path) -> None:
                 )
 
 
-def _load(name: str, data: bytes, path: Path) -> Callable[..., Any]:
+def _load(name: str, data: bytes, path: Path, function: bool) -> Callable[..., Any]:
     module, _, attribute = name.partition(":")
     made = ModuleType(module)
     made.__file__ = str(path)
@@ -236,6 +264,7 @@ def _load(name: str, data: bytes, path: Path) -> Callable[..., Any]:
         else:
             sys.modules[module] = before
     member = getattr(made, attribute, None)
-    if not isinstance(member, type):
-        raise ConfigError(f"rule {name}: {path} has no class {attribute}")
-    return member
+    if not callable(member) or isinstance(member, type) is function:
+        raise ConfigError(f"rule {name}: {path} has no {'function' if function else 'class'} {attribute}")
+    found: Callable[..., Any] = member
+    return found

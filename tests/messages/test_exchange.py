@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
@@ -8,6 +10,7 @@ from echelon.messages.exchange import (
     EXCHANGE,
     MAX_BOUNDARIES,
     MAX_MERGED,
+    MAX_METRICS,
     MAX_WINDOWS,
     Close,
     CloseReason,
@@ -22,9 +25,10 @@ from echelon.messages.exchange import (
     Refusal,
     RefusalReason,
     WindowSummary,
+    most_windows,
 )
 from echelon.messages.keys import KeyEnd, KeyNext, KeyRole, KeyStatement
-from echelon.messages.wire import MAX_EXCHANGE_BYTES, Message, Refused
+from echelon.messages.wire import MAX_EXCHANGE_BYTES, Message, Refused, pack, unpack
 
 U16, U32, U63 = (1 << 16) - 1, (1 << 32) - 1, (1 << 63) - 1
 ID, DIGEST = b"\xff" * 16, b"\xff" * 32
@@ -128,6 +132,27 @@ def test_the_largest_of_each_fits_what_may_cross(message: Message) -> None:
     assert len(envelope) <= MAX_DSSE_BYTES
     opened = Dsse.decode(envelope)
     assert type(message).decode(opened.payload, limit=MAX_EXCHANGE_BYTES) == message
+
+
+@pytest.mark.parametrize("metrics", range(MAX_METRICS + 1))
+def test_a_delta_with_as_many_metrics_and_windows_as_may_be_fits(metrics: int) -> None:
+    [delta] = [message for message in LARGEST if isinstance(message, Delta)]
+    window = WINDOW.model_copy(update={"metrics": (U63,) * (2 * metrics)})
+    most = most_windows(metrics)
+    largest = delta.model_copy(update={"windows": (window,) * most})
+    assert len(largest.encode()) <= MAX_EXCHANGE_BYTES
+    assert Delta.decode(largest.encode(), limit=MAX_EXCHANGE_BYTES) == largest
+
+
+def test_metrics_are_left_out_where_there_are_none_and_nowhere_else() -> None:
+    [delta] = [message for message in LARGEST if isinstance(message, Delta)]
+    one = delta.model_copy(update={"windows": (WINDOW,)})
+    assert b"metrics" not in one.encode()
+    fields: Any = unpack(one.encode())
+    for metrics in ((), [U63] * (2 * MAX_METRICS + 1), [-1], ["a"], None):
+        forged = {**fields, "windows": [{**fields["windows"][0], "metrics": metrics}]}
+        with pytest.raises(Refused):
+            Delta.decode(pack(forged))
 
 
 def test_the_set_is_closed() -> None:

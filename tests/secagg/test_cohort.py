@@ -71,7 +71,7 @@ def cohort(**changes: object) -> Cohort:
 def test_a_window_contributes_the_damped_mean_of_its_updates() -> None:
     run, decided = manifest(), cohort()
     context = context_of(decided, run, DIM)
-    assert context.length == vector_length(DIM) == DIM + 32
+    assert context.length == vector_length(DIM, run) == DIM + 32
     roster = roster_of(names(4))
     server = Server(context, roster)
     codec = Codec(1.0, SECURE.scale_bits, SECURE.cohort_max)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from echelon.errors import ProtocolError
+from echelon.jobs.training import MeasuredMetric
 from echelon.messages.boundary import Derived, SealedDelta, Window
 from echelon.messages.envelope import Dsse, Signer
 from echelon.messages.exchange import Commit, Genesis, Merged, Pace, Payload
@@ -195,6 +196,8 @@ class World:
         self.ends: dict[tuple[str, int], int] = {}
         self.refused: list[tuple[str, Message | None, ProtocolError]] = []
         self.notes: list[tuple[str, Note]] = []
+        self.measured: dict[str, MeasuredMetric] = {}
+        """What every evaluation gives of the manifest's metrics."""
         self.lives = 0
         self.people: dict[str, Person] = {AGGREGATOR: Person(self.new_aggregator(), AGGREGATOR)}
         for device in self.names:
@@ -346,7 +349,7 @@ class World:
             jobs, person.jobs = person.jobs, []
             for job in jobs:
                 if isinstance(job, Evaluate):
-                    self.give(device, Evaluated(job.commit, 1.5, 100))
+                    self.give(device, Evaluated(job.commit, 1.5, 100, metrics=self.measured))
                     continue
                 moved = update_of(device, person.trained)
                 person.trained += 1

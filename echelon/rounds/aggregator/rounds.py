@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from echelon.errors import ProtocolError, StateError
 from echelon.laws.cohort import Part, close_window, context_of, edge_groups, read_part, ring_vector
+from echelon.laws.metrics import means
 from echelon.messages.adapter import F64
 from echelon.messages.boundary import Cohort, Masked, Phase, Void, VoidReason, Window
 from echelon.messages.exchange import WindowSummary
@@ -288,6 +289,7 @@ class WindowRounds:
             eval_commit=summary.eval_commit,
             eval_loss=evaluation,
             eval_tokens=summary.eval_tokens,
+            **({"metrics": means(self._manifest.metrics, summary.metrics)} if summary.metrics else {}),
         )
 
     def void(self, reason: str) -> list[Effect]:

@@ -172,7 +172,12 @@ class ControllerCore:
         if len(numbers) != len(delta.windows) or numbers & self._windows[delta.boundary]:
             return RefusalReason.BAD_SEQUENCE
         for window in delta.windows:
-            reason = examine_window(window, self.manifest.secure, report_loss=terms.report_loss)
+            reason = examine_window(
+                window,
+                self.manifest.secure,
+                report_loss=terms.report_loss,
+                metrics=self.manifest.metrics,
+            )
             if reason is not None:
                 return reason
         if delta.base_commit > self.newest or any(

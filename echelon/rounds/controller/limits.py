@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 
 from echelon.errors import ProtocolError
+from echelon.laws.metrics import possible
 from echelon.messages.exchange import MAX_WINDOW_TOKENS, RefusalReason, WindowSummary
-from echelon.messages.manifest import MILLION, RunManifest, SecureTerms
+from echelon.messages.manifest import MILLION, MetricTerms, RunManifest, SecureTerms
 
 
-def examine_window(window: WindowSummary, terms: SecureTerms, *, report_loss: bool) -> RefusalReason | None:
+def examine_window(
+    window: WindowSummary, terms: SecureTerms, *, report_loss: bool, metrics: Sequence[MetricTerms] = ()
+) -> RefusalReason | None:
     """Whether a window's sums are possible for a cohort above the floors.
 
     Devices let no window pass with Σw < k_min · max w. The exchange does not see max w, but Σw² ≤ max w · Σw,
@@ -19,6 +23,7 @@ def examine_window(window: WindowSummary, terms: SecureTerms, *, report_loss: bo
         window: what a boundary says of one of its windows.
         terms: of secure aggregation, from the manifest.
         report_loss: whether the manifest lets the boundary's summed losses cross.
+        metrics: the manifest's, of which a window has two sums each, and none without evaluations.
     """
     if window.heads < terms.floor or window.weight < 1:
         return RefusalReason.FLOOR
@@ -30,6 +35,10 @@ def examine_window(window: WindowSummary, terms: SecureTerms, *, report_loss: bo
         or not 1 <= window.n <= window.heads * terms.n_max
         or window.weight > window.n * max(terms.staleness)
         or window.tokens > MAX_WINDOW_TOKENS
+    ):
+        return RefusalReason.LIMIT
+    if not possible(metrics, window.metrics, window.heads) or (
+        any(window.metrics) and not window.eval_tokens
     ):
         return RefusalReason.LIMIT
     told = window.loss or window.loss_tokens or window.eval_loss or window.eval_tokens

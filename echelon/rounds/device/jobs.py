@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from echelon.errors import ProtocolError
 from echelon.jobs.training import Abandoned, Evaluate, Evaluated, SplitJob, TrainJob, TrainOutcome
+from echelon.laws.metrics import contribution
 from echelon.laws.update_encoding import loss_units
 from echelon.messages.adapter import F32
 from echelon.messages.exchange import Pace
@@ -78,6 +79,7 @@ class DeviceJobs:
 
     def __init__(self, manifest: RunManifest, terms: DeviceOptions, me: DeviceId, state: DeviceState) -> None:
         self._terms, self._me, self._state = terms, me, state
+        self._metrics = manifest.metrics
         self._factors = Factors(manifest)
         self.shards = Holding(terms.shards)
         self.running: RunningJob | None = None
@@ -204,14 +206,19 @@ class DeviceJobs:
         return Evaluate(commit=commit, weights=anchor, shards=shards, edge=edge, job=job)
 
     def evaluated(self, done: Evaluated) -> list[Effect]:
-        """An evaluation ended; one that was lost is tried again with the next job."""
+        """An evaluation ended; one that was lost is tried again with the next job.
+
+        Raises:
+            TrainingError: a metric gave what is no sum of values within its bounds.
+        """
         self.assessing = False
         if done.lost:
             return [
                 note("evaluation-lost", edge=self.edge, why=done.lost),
                 StartTimer(RETRY, self._terms.retry),
             ]
-        self._state.evaluation = (done.commit, loss_units(done.loss_sum), done.tokens)
+        metrics = contribution(self._me, self._metrics, done.metrics)
+        self._state.evaluation = (done.commit, loss_units(done.loss_sum), done.tokens, *metrics)
         return []
 
 

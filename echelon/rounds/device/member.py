@@ -55,7 +55,8 @@ class CohortRound:
         window: its number.
         commit: that the boundary stands on.
         client: the device's side of secure aggregation.
-        evaluation: (Σ loss, tokens) of an evaluation of that commit which it signed that it has; zeros if it has none.
+        evaluation: (Σ loss, tokens) of an evaluation of that commit which it signed that it has, and the integers of
+            the manifest's metrics; zeros if it has none.
         phase: what it waits for, or how it ended.
         shares: the members that sent shares.
         delivered: the shares that are for this device.
@@ -66,7 +67,7 @@ class CohortRound:
     window: int
     commit: int
     client: Client
-    evaluation: tuple[int, int] = (0, 0)
+    evaluation: tuple[int, ...] = (0, 0)
     phase: str = "keys"
     shares: SharesList | None = None
     delivered: Deliver | None = None
@@ -93,6 +94,8 @@ class CohortMember:
         self, manifest: RunManifest, identity: SecureIdentity, versions: KnownVersions, state: DeviceState
     ) -> None:
         self._manifest, self._identity, self._versions, self._state = manifest, identity, versions, state
+        self._nothing = (0,) * (2 + 2 * len(manifest.metrics))
+        """What a device without an evaluation adds."""
         self._encoder = UpdateEncoder(manifest.secure)
         self._named = -1
         """The newest window whose cohort named this device's offer."""
@@ -187,12 +190,12 @@ class CohortMember:
                 f"{self._identity.me} released shares for one on version {released}"
             )
 
-    def _evaluation_of(self, commit: int) -> tuple[int, int]:
-        """(Σ loss, tokens) of this commit that is in no sum yet; zeros if there is none."""
+    def _evaluation_of(self, commit: int) -> tuple[int, ...]:
+        """(Σ loss, tokens, metrics) of this commit that is in no sum yet; zeros if there is none."""
         evaluation = self._state.evaluation
-        if evaluation is None or evaluation[0] != commit:
-            return 0, 0
-        return evaluation[1], evaluation[2]
+        if evaluation is None or evaluation[0] != commit or len(evaluation) != 1 + len(self._nothing):
+            return self._nothing
+        return evaluation[1:]
 
     # ---- one window ------------------------------------------------------------------------------
 
@@ -283,7 +286,7 @@ class CohortMember:
         vector = self._released(offer, cohort.client.adds_blocks(shares))
         encoded = self._encoder.encode(vector, weight, self._identity.entropy.token(32))
         loss, evaluation = self._losses(cohort, shares, offer)
-        aux = (offer.n, weight, encoded.norm2, offer.update.tokens, *loss, *evaluation)
+        aux = (offer.n, weight, encoded.norm2, offer.update.tokens, *loss, *evaluation)  # as in `AUX`
         masked = cohort.client.masked_input(shares, delivered, pack_vector(encoded.ring, aux))
         payload = masked.astype("<u4", copy=False).tobytes()
         if self._state.evaluation == (cohort.commit, *evaluation):
@@ -308,9 +311,12 @@ class CohortMember:
 
     def _losses(
         self, cohort: CohortRound, shares: SharesList, offer: Offer
-    ) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(Σ loss, tokens) of training and of an evaluation, as the run reports them; zeros where it does not."""
+    ) -> tuple[tuple[int, int], tuple[int, ...]]:
+        """(Σ loss, tokens) of training and of an evaluation, as the run reports them; zeros where it does not.
+
+        What the evaluation measured besides goes with it, under the same floor.
+        """
         if not self._manifest.exchange.report_loss:
-            return (0, 0), (0, 0)
-        evaluation = cohort.evaluation if cohort.client.adds_evaluation(shares) else (0, 0)
+            return (0, 0), self._nothing
+        evaluation = cohort.evaluation if cohort.client.adds_evaluation(shares) else self._nothing
         return (loss_units(offer.update.loss_sum), offer.update.loss_tokens), evaluation

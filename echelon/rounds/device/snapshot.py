@@ -6,6 +6,9 @@ What is read from the topics again is not in it, and neither are keys: a restart
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
 
 from echelon.laws.snapshot import SnapshotList, SnapshotMap, StoredPace, decode, encode
 from echelon.laws.versions import StoredKnownVersions
@@ -95,7 +98,7 @@ class StoredDeviceState(SnapshotList, frozen=True, kw_only=True):
     offers: int
     member_of: int
     evaluated: int
-    evaluation: tuple[int, int, int] | None
+    evaluation: Annotated[tuple[int, ...], msgspec.Meta(min_length=3)] | None
     finished: bool
     released: tuple[int, tuple[tuple[str, ...], ...]]
     ahead: int

@@ -118,7 +118,8 @@ class DeviceState:
         offers: number of the newest offer.
         member_of: newest window whose cohort this device was in.
         evaluated: newest commit that was evaluated, or that an evaluation began of.
-        evaluation: (commit, Σ loss in units of 2**-16, tokens), until it was part of a sum.
+        evaluation: (commit, Σ loss in units of 2**-16, tokens), and behind them the two integers of each metric of the
+            manifest, until it was part of a sum.
         finished: whether the run has ended.
         released: (merge version, included sets) of windows for which unmasking shares left this device.
         jobs: number of the newest job that was begun with an edge.
@@ -128,7 +129,7 @@ class DeviceState:
     offers: int = 0
     member_of: int = -1
     evaluated: int = -1
-    evaluation: tuple[int, int, int] | None = None
+    evaluation: tuple[int, ...] | None = None
     finished: bool = False
     released: tuple[int, tuple[tuple[str, ...], ...]] = (-1, ())
     jobs: int = 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 
-from echelon.laws.cohort import vector_length
 from echelon.messages.wire import Reason
 from echelon.rounds.effects import Incoming
 from echelon.secagg.faults import InputRefused
@@ -21,11 +20,11 @@ class EarlyInputs:
     """Inputs by window, within a bound for each sender.
 
     Args:
-        dim: d.
+        length: coordinates of the longest input.
     """
 
-    def __init__(self, dim: int) -> None:
-        self._most = EARLY_INPUTS * (RECORD_COST + 4 * vector_length(dim))
+    def __init__(self, length: int) -> None:
+        self._most = EARLY_INPUTS * (RECORD_COST + 4 * length)
         self._inputs: dict[int, list[Incoming]] = {}
         self._bytes: Counter[str] = Counter()
 

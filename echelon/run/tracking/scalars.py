@@ -16,6 +16,8 @@ def scalars(line: Mapping[str, Any], commit: int) -> Iterator[tuple[str, float, 
     match line["kind"]:
         case "eval":
             yield f"validation_loss/{line['boundary']}", line["loss"], line["commit"]
+            for name, metric in line.get("metrics", {}).items():
+                yield f"metric/{name}/{line['boundary']}", metric["mean"], line["commit"]
         case "window" if line["outcome"] == "closed":
             boundary, step = line["boundary"], line["window"]
             if line.get("train_loss") is not None:

@@ -12,9 +12,7 @@ import torch
 
 from echelon.training.data.packing import Blocks, Order
 from echelon.training.data.rows import Rows
-
-IGNORED = -100
-"""The target of positions that the loss does not count."""
+from echelon.training.metrics import IGNORED as IGNORED
 
 Chosen = npt.NDArray[np.intp]
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]

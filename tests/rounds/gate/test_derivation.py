@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from echelon.errors import ProtocolError
-from echelon.laws.cohort import vector_length
 from echelon.laws.ledger import PendingDelta
 from echelon.messages.boundary import (
     INPUTS,
@@ -559,7 +558,7 @@ def uploads(world: World, windows: Iterable[int], sender: str = "") -> list[Line
 
 
 def most_of_one() -> int:
-    return EARLY_INPUTS * (RECORD_COST + 4 * vector_length(DIM))
+    return EARLY_INPUTS * (RECORD_COST + 4 * (DIM + 32))
 
 
 @pytest.mark.parametrize("windows", ["one each", "all of the next", "all of the due one"])
