@@ -62,6 +62,24 @@ def test_an_aggregator_that_waits_for_fewer_evaluations_than_the_floor_gets_no_m
         assert world.device(device).state.evaluation == (0, round(1.5 * UNIT), 100, *ADDED)  # kept for later
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_values_that_fewer_devices_than_the_floor_have_are_in_no_sum(count: int) -> None:
+    """A metric that counts on some devices' data alone would show what those gave."""
+    world = world_of(k_min=3, colluding=1)
+    evaluated_by(world)
+    for place, device in enumerate(world.names):
+        value = MeasuredMetric(60 * UNIT, 100) if place < count else MeasuredMetric(0, 0)
+        world.give(device, Evaluated(0, 1.5, 100, metrics={**MEASURED, "exact": value}))
+    world.window()
+    [found] = summaries(world)
+    assert (found.eval_tokens, found.metrics) == (0, (0, 0, 0, 0))
+    left_out = [device for device, note in world.notes if note.kind == "evaluation-left-out"]
+    assert left_out == world.names[count:]
+    assert [dict(note.facts)["metric"] for _, note in world.notes if note.kind == "evaluation-left-out"] == [
+        "exact"
+    ] * (5 - count)
+
+
 def test_a_run_that_lists_none_has_none_in_its_sums() -> None:
     world = World(5)
     world.genesis()

@@ -208,6 +208,8 @@ class DeviceJobs:
     def evaluated(self, done: Evaluated) -> list[Effect]:
         """An evaluation ended; one that was lost is tried again with the next job.
 
+        One in which a metric has no value at all is part of no sum.
+
         Raises:
             TrainingError: a metric gave what is no sum of values within its bounds.
         """
@@ -218,6 +220,9 @@ class DeviceJobs:
                 StartTimer(RETRY, self._terms.retry),
             ]
         metrics = contribution(self._me, self._metrics, done.metrics)
+        for metric, count in zip(self._metrics, metrics[1::2], strict=True):
+            if not count:  # who adds nothing to a sum hides nobody in it: the floor counts those that do
+                return [note("evaluation-left-out", commit=done.commit, metric=metric.name)]
         self._state.evaluation = (done.commit, loss_units(done.loss_sum), done.tokens, *metrics)
         return []
 
