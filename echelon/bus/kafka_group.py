@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from echelon.backoff import Backoff
 from echelon.bus.base import Committed, GroupMember, Moved
-from echelon.bus.kafka_link import BACKOFF_S, KafkaLink
+from echelon.bus.kafka_link import BACKOFF_S, KafkaLink, cut
 from echelon.errors import BusClosed, BusDenied, BusError, ConnectionLost
 
 SESSION_S = 20.0
@@ -65,6 +65,7 @@ class KafkaMember(GroupMember):
         self._partitions: frozenset[int] = frozenset()
         self._consumer: AIOKafkaConsumer | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._losses = 0  # those that the link had counted when the consumer's connections were new
         self._end: asyncio.Future[None] = self._loop.create_future()
         self._failed: Exception | None = None
 
@@ -96,6 +97,8 @@ class KafkaMember(GroupMember):
             rebalance_timeout_ms=int(REBALANCE_S * 1000),
             max_poll_interval_ms=FOREVER_MS,  # liveness is the heartbeat; nothing is polled for
         )
+        self._link.hasten(consumer._client)
+        self._losses = self._link.losses
         consumer.subscribe([self._topic], listener=_RebalanceListener(self, consumer))
         try:
             async with asyncio.timeout(self._link.timeout + REBALANCE_S):
@@ -125,6 +128,9 @@ class KafkaMember(GroupMember):
                     if self._consumer is None:
                         self._consumer = await self._enter()
                         backoff.reset()
+                    if self._link.losses != self._losses:
+                        self._losses = self._link.losses
+                        cut(self._consumer._client)  # heartbeats may wait for answers that never come
                     # Every partition is paused: this returns no records, but raises what the coordinator met.
                     await self._consumer.getmany(timeout_ms=int(POLL_S * 1000))
                 except (kafka.KafkaError, ConnectionLost) as error:

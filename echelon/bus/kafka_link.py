@@ -17,6 +17,7 @@ from typing import TypeVar
 import aiokafka.errors as kafka
 from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import CloseReason
 from aiokafka.protocol.metadata import MetadataRequest
 
 from echelon.backoff import Backoff
@@ -39,8 +40,12 @@ STALL_S = 2.0
 CHECK_S = 5.0
 """Seconds that it has for saying so."""
 
+ATTEMPT_S = (5.0, 10.0)
+"""Shortest and longest time that one attempt to reach a broker gets, with finding out why it failed. It doubles after
+an attempt that came to no answer at all, so that a slow line gets more; a host whose address is gone answers never."""
+
 PROBE_S = 5.0
-"""Seconds that finding out why a connection failed may take."""
+"""Seconds that finding out why a connection failed may take, for each address."""
 
 ALERT_S = 0.5
 """Seconds in which a broker that refuses our certificate says so, after a handshake that looked complete to us."""
@@ -50,6 +55,9 @@ HANG_UP_S = 1.0
 
 BACKOFF_S = (0.1, 3.0)
 """Shortest and longest pause between two attempts to reach a broker, before jitter."""
+
+GAP_S = ATTEMPT_S[1] + HANG_UP_S + BACKOFF_S[1]
+"""Most seconds from the beginning of one attempt to reach a broker to the next, for as long as it is away."""
 
 UNKNOWN_S = 1.0
 """Seconds for which a topic or a leader that a broker does not know is asked for again: news travels."""
@@ -65,6 +73,42 @@ async def hang_up(client: AIOKafkaClient) -> None:
     finally:
         if not closing.done():
             closing.cancel()
+
+
+def hasten(client: AIOKafkaClient, limit: Callable[[], float]) -> None:
+    """Have a client give up connecting after some seconds, however long its requests may take.
+
+    aiokafka gives a connection as long to come about as it gives a request to be answered, and holds up all others of
+    the client meanwhile.
+
+    Args:
+        client: which has not connected yet.
+        limit: asked for the seconds, at each attempt.
+    """
+    bootstrap, connection = client.bootstrap, client._get_conn
+
+    async def prompt_bootstrap() -> None:
+        try:
+            async with asyncio.timeout(limit()):
+                await bootstrap()
+        except TimeoutError:
+            raise kafka.KafkaConnectionError("no address answers") from None
+
+    async def prompt_connection(node: int, **options: object) -> object | None:
+        try:
+            async with asyncio.timeout(limit()):
+                return await connection(node, **options)  # type: ignore[no-any-return]
+        except TimeoutError:
+            client.force_metadata_update()  # as after every connection that does not come about
+            return None
+
+    client.bootstrap, client._get_conn = prompt_bootstrap, prompt_connection
+
+
+def cut(client: AIOKafkaClient) -> None:
+    """Break all connections of a client: what waits for an answer on them fails at once, and is asked again."""
+    for connection in list(client._conns.values()):
+        connection.close(reason=CloseReason.CONNECTION_BROKEN)
 
 
 class KafkaLink:
@@ -89,6 +133,9 @@ class KafkaLink:
         self._began = self._loop.time()
         self._met = False
         self._lost_at: float | None = None
+        self._attempt_s = ATTEMPT_S[0]
+        self.losses = 0
+        """How often the broker was found to be away. A connection from before the last time may be dead in silence."""
         self._client: AIOKafkaClient | None = None
         self._opening = asyncio.Lock()
         self._closed = False
@@ -128,6 +175,7 @@ class KafkaLink:
         """The broker has not answered, or cannot be reached."""
         if self._lost_at is None and not self._closed:
             self._lost_at = self._loop.time()
+            self.losses += 1
             log.warning("broker %s is away (%s); it is tried until it is back", self.name, why)
 
     # ---- connections -----------------------------------------------------------------------------
@@ -168,20 +216,32 @@ class KafkaLink:
             request_s: seconds that each of its requests may take.
 
         Raises:
-            ConnectionLost: the broker cannot be reached. Takes some times `request_s` if it does not even refuse.
+            ConnectionLost: the broker cannot be reached. Takes no longer than `ATTEMPT_S` and `HANG_UP_S` allow.
             BusDenied: it, or we, refused the other's certificate or password.
         """
         client = AIOKafkaClient(**self.options(request_s))
+        within = self._attempt_s
         try:
-            await client.bootstrap()
-        except kafka.KafkaError as error:
+            async with asyncio.timeout(within):
+                try:
+                    await client.bootstrap()
+                except kafka.KafkaError as error:
+                    raise await self.failure() from error
+        except TimeoutError:
             await hang_up(client)
-            raise await self.failure() from error
+            self._attempt_s = min(2 * within, ATTEMPT_S[1])
+            raise self._unreached(f"it does not answer within {within:g} s") from None
         except BaseException:
             await hang_up(client)
             raise
+        self.hasten(client)
+        self._attempt_s = ATTEMPT_S[0]
         self.alive()
         return client
+
+    def hasten(self, client: AIOKafkaClient) -> None:
+        """Have a client that is not this link's give up connecting as soon as this link's own would."""
+        hasten(client, lambda: self._attempt_s)
 
     async def failure(self) -> ConnectionLost | BusDenied:
         """After a connection has not come about: the error that says why."""
@@ -189,6 +249,9 @@ class KafkaLink:
             why = await self._diagnosis()
         except BusDenied as denied:
             return denied
+        return self._unreached(why)
+
+    def _unreached(self, why: str) -> ConnectionLost:
         self.lost(why)
         return ConnectionLost(f"broker {self.name} cannot be reached: {why}. Start it, or check the address")
 
@@ -305,21 +368,32 @@ class KafkaLink:
             self._client = None
         await hang_up(client)
 
+    async def reach(self) -> None:
+        """See that the broker answers now.
+
+        Raises:
+            ConnectionLost: it does not.
+            BusDenied: it, or we, refused the other's certificate or password.
+        """
+        client = await self._shared()
+        try:
+            await client.send(client.get_random_node(), MetadataRequest([]))
+        except kafka.KafkaError as error:
+            await self._drop(client)
+            raise self._unreached(str(error) or "it does not answer") from error
+        self.alive()
+
     async def check(self) -> None:
         """See whether the broker is there, for `connected`. Takes no longer than `CHECK_S`; raises nothing."""
         try:
             async with asyncio.timeout(CHECK_S):
-                client = await self._shared()
-                node = client.get_random_node()
-                await client.send(node, MetadataRequest([]))
-        except (TimeoutError, kafka.KafkaError) as error:
-            self.lost(str(error) or "it does not answer")
+                await self.reach()
+        except TimeoutError:
+            self.lost("it does not answer")
             if self._client is not None:
                 await self._drop(self._client)
         except BusError:
-            return  # said by `connect`
-        else:
-            self.alive()
+            return  # said by `connect`, or by `reach`
 
     def refusal(self, error: kafka.KafkaError, what: str) -> BusError | None:
         """What a broker's answer means to the caller; None if it is worth asking again."""

@@ -311,12 +311,14 @@ class KafkaReader(Reader):
         """Fill the buffers for ever. Ends with BusDenied if the broker, or we, refuse the connection."""
         backoff = Backoff(bounds=BACKOFF_S)
         client: AIOKafkaClient | None = None
+        losses = 0
         try:
             while True:
                 try:
                     if client is None:
                         client = await self._link.connect(BULK_S)
-                    await self._follow(client, backoff)
+                        losses = self._link.losses
+                    await self._follow(client, backoff, losses)
                 except (ConnectionLost, kafka.KafkaError) as error:
                     if isinstance(error, kafka.RequestTimedOutError):
                         self._most = max(LEAST_BYTES, self._most // 2)
@@ -330,8 +332,14 @@ class KafkaReader(Reader):
             if client is not None:
                 await hang_up(client)
 
-    async def _follow(self, client: AIOKafkaClient, backoff: Backoff) -> None:
-        """Ask each node that leads one of the partitions, again and again, until something fails."""
+    async def _follow(self, client: AIOKafkaClient, backoff: Backoff, losses: int) -> None:
+        """Ask each node that leads one of the partitions, again and again, until something fails.
+
+        Args:
+            client: which connected when the link had counted so many `losses`.
+            backoff: of the pauses between attempts.
+            losses: with more of them, an answer that does not come is waited for no longer.
+        """
         flights: dict[int, asyncio.Task[None]] = {}
         room = self._loop.create_task(self._room.wait())
         try:
@@ -348,6 +356,8 @@ class KafkaReader(Reader):
                 )
                 if not done:
                     await self._link.check()
+                    if self._link.losses != losses:
+                        raise ConnectionLost("the broker was away, and its answer does not come")
                 for node in [node for node, flight in flights.items() if flight.done()]:
                     flights.pop(node).result()
         finally:

@@ -22,7 +22,7 @@ from aiokafka.structs import RecordMetadata
 
 from echelon.backoff import Backoff
 from echelon.bus.base import Meter, Outgoing, TopicPartition
-from echelon.bus.kafka_link import BACKOFF_S, BULK_S, STALL_S, KafkaLink, hang_up
+from echelon.bus.kafka_link import BACKOFF_S, BULK_S, STALL_S, KafkaLink, cut, hang_up
 from echelon.errors import BusClosed, BusDenied, BusError, ConnectionLost
 
 BATCH_BYTES = 1_048_588
@@ -30,6 +30,9 @@ BATCH_BYTES = 1_048_588
 
 FLIGHT_BYTES = 4 << 20
 """Most bytes of records that were handed to the producer and are not acknowledged yet."""
+
+START_S = 10.0
+"""Seconds that a producer gets to begin, at a broker that has just answered."""
 
 STOP_S = 2.0
 """Seconds that a producer gets to end its connections."""
@@ -98,6 +101,7 @@ class KafkaWriter:
         self._flying = 0
         self._acked_at = 0.0
         self._producer: AIOKafkaProducer | None = None
+        self._losses = 0  # those that the link had counted when the producer's connections were new
         self._broken: str | None = None
         self._wake = asyncio.Event()
         self._backoff = Backoff(bounds=BACKOFF_S)
@@ -207,6 +211,10 @@ class KafkaWriter:
             waited = self._loop.time() - self._acked_at
         if waited >= STALL_S:
             await self._link.check()
+            if self._producer is not None and self._link.losses != self._losses:
+                # It waits for answers on connections that may be dead in silence. On new ones it sends the same again.
+                self._losses = self._link.losses
+                cut(self._producer.client)
             if waited >= self._link.timeout and self._link.connected:
                 # The broker is there and yet does not take it: the topic was deleted, or all nodes have moved.
                 await self._abandon(f"nothing was acknowledged for {waited:.0f} s")
@@ -225,11 +233,14 @@ class KafkaWriter:
             ConnectionLost: not now.
             BusError: not at all.
         """
+        await self._link.reach()
+        self._losses = self._link.losses
         producer = AIOKafkaProducer(
             **self._link.options(BULK_S), acks="all", enable_idempotence=True, max_batch_size=BATCH_BYTES
         )
+        self._link.hasten(producer.client)
         try:
-            async with asyncio.timeout(BULK_S):  # connect, learn the nodes, get a producer id
+            async with asyncio.timeout(START_S):  # connect, learn the nodes, get a producer id
                 await producer.start()
         except kafka.KafkaConnectionError as error:
             await _end(producer)

@@ -11,7 +11,7 @@ from typing import Any
 
 from echelon.audit.merkle import Frontier
 from echelon.audit.note import Checkpoint, origin
-from echelon.audit.records import StoredRecord
+from echelon.audit.records import StoredRecord, manifest_record, read_manifest
 from echelon.messages.adapter import adapter_files
 from echelon.messages.envelope import Signer
 from echelon.messages.manifest import RunManifest
@@ -147,6 +147,40 @@ def _put(place: int, value: bytes) -> Callable[[list[StoredRecord]], list[Stored
         StoredRecord(records[0].topic, 0, b"", value, (("kind", b"delta"),)),
         *records[place:],
     ]
+
+
+OTHER_RUN = bytes(range(16, 32))
+
+
+def of_another_run(topic: str, signer: Signer) -> Callable[[], Played]:
+    """Who has the writer's name in another run on the same broker, and so its rights here, writes as in its own run."""
+
+    def change(records: list[StoredRecord]) -> list[StoredRecord]:
+        manifests = [one for one in records if one.headers[0] != ("kind", b"chunk")]
+        message = read_manifest(manifests[-1])[1].model_copy(update={"run": OTHER_RUN})
+        key, headers, value = manifest_record(signer, message, OTHER_RUN)
+        return [*records[:4], StoredRecord(topic, 0, key, value, headers), *records[4:]]
+
+    return moved(topic, change)
+
+
+for who, topic in (("controller", "global"), ("gate", "delta.a")):
+    for does, signer in (
+        (f"of another run, with its own key there, writes on {topic} of this one", Signer(b"\x45" * 32)),
+        (
+            f"of two runs, with one key in both, writes a record of the other one on {topic}",
+            CONTROLLER if who == "controller" else GATES[0],
+        ),
+    ):
+        CASES.add(
+            who,
+            "inserted record",
+            does,
+            of_another_run(topic, signer),
+            by=AUDIT,
+            finding="wrong-run" if "two runs" in does else "bad-signature",
+            record=f"{topic}@4",
+        )
 
 
 def _flipped(place: int) -> Callable[[list[StoredRecord]], list[StoredRecord]]:

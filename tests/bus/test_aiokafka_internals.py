@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import inspect
 from pathlib import Path
 
 import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.client import AIOKafkaClient
 from aiokafka.cluster import ClusterMetadata
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
@@ -16,6 +19,31 @@ from aiokafka.record.memory_records import MemoryRecords
 PACKAGE = Path(__file__).resolve().parents[2] / "echelon"
 INTERNALS = {"aiokafka.protocol.fetch", "aiokafka.record.memory_records"}
 READER = PACKAGE / "bus" / "kafka_reader.py"
+
+
+def test_connecting_can_be_cut_short_and_connections_can_be_broken() -> None:
+    """What `hasten` and `cut` of the link take from clients, producers and consumers."""
+    assert list(inspect.signature(AIOKafkaClient._get_conn).parameters) == [
+        "self",
+        "node_id",
+        "group",
+        "no_hint",
+    ]
+    assert inspect.iscoroutinefunction(AIOKafkaClient._get_conn)
+    assert inspect.iscoroutinefunction(AIOKafkaClient.bootstrap)
+    assert list(inspect.signature(AIOKafkaConnection.close).parameters)[:2] == ["self", "reason"]
+
+    async def made() -> None:
+        client = AIOKafkaClient(bootstrap_servers=["127.0.0.1:9"])
+        assert client._conns == {}
+        producer = AIOKafkaProducer(bootstrap_servers=["127.0.0.1:9"])
+        assert isinstance(producer.client, AIOKafkaClient)
+        consumer = AIOKafkaConsumer(bootstrap_servers=["127.0.0.1:9"])
+        assert isinstance(consumer._client, AIOKafkaClient)
+        for one in (consumer, producer):
+            one._closed = True  # neither was started, and there is nothing to stop
+
+    asyncio.run(made())
 
 
 @pytest.mark.slow

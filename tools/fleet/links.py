@@ -10,6 +10,7 @@ import asyncio
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ def install() -> None:
     if CUT in os.environ:
         _Cut(Path(os.environ[CUT]), int(os.environ[CUT_PORT])).install()
     if VIA in os.environ:
-        _through(*map(int, os.environ[VIA].split(":")))
+        led = lead(*map(int, os.environ[VIA].split(":")))
+        asyncio.BaseEventLoop.create_connection = led  # type: ignore[method-assign]
     if DUPLICATES in os.environ:
         _repeat(float(os.environ[DUPLICATES]))
     if FAR_PORT in os.environ:
@@ -75,8 +77,8 @@ class _Cut:
             time.sleep(LOOK_EVERY)
 
 
-def _through(port: int, other: int) -> None:
-    """Connections to the port go to the other one."""
+def lead(port: int, other: int) -> Callable[..., Any]:
+    """A loop's `create_connection` that leads connections to the port to the other one."""
     connect = asyncio.BaseEventLoop.create_connection
 
     async def led_connect(
@@ -84,7 +86,7 @@ def _through(port: int, other: int) -> None:
     ) -> Any:
         return await connect(loop, protocol_factory, host, other if at == port else at, **more)
 
-    asyncio.BaseEventLoop.create_connection = led_connect  # type: ignore[method-assign,assignment]
+    return led_connect
 
 
 def _repeat(probability: float) -> None:
