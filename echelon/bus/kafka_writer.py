@@ -31,8 +31,9 @@ BATCH_BYTES = 1_048_588
 FLIGHT_BYTES = 4 << 20
 """Most bytes of records that were handed to the producer and are not acknowledged yet."""
 
-START_S = 10.0
-"""Seconds that a producer gets to begin, at a broker that has just answered."""
+START_S = (10.0, BULK_S)
+"""Shortest and longest time that a producer gets to begin, at a broker that has just answered; it doubles after each
+beginning that did not come to an end, so that a broker under load gets more."""
 
 STOP_S = 2.0
 """Seconds that a producer gets to end its connections."""
@@ -101,6 +102,7 @@ class KafkaWriter:
         self._flying = 0
         self._acked_at = 0.0
         self._producer: AIOKafkaProducer | None = None
+        self._start_s = START_S[0]
         self._losses = 0  # those that the link had counted when the producer's connections were new
         self._broken: str | None = None
         self._wake = asyncio.Event()
@@ -240,7 +242,7 @@ class KafkaWriter:
         )
         self._link.hasten(producer.client)
         try:
-            async with asyncio.timeout(START_S):  # connect, learn the nodes, get a producer id
+            async with asyncio.timeout(self._start_s):  # connect, learn the nodes, get a producer id
                 await producer.start()
         except kafka.KafkaConnectionError as error:
             await _end(producer)
@@ -257,12 +259,14 @@ class KafkaWriter:
             raise refusal or ConnectionLost(f"broker {self._link.name}: {error}") from error
         except TimeoutError as error:
             await _end(producer)
+            self._start_s = min(2 * self._start_s, START_S[1])
             self._link.lost("it does not answer")
             raise ConnectionLost(f"broker {self._link.name} does not answer") from error
         except BaseException:
             await _end(producer)
             raise
         self._link.alive()
+        self._start_s = START_S[0]
         return producer
 
     async def _launch(self, producer: AIOKafkaProducer, at: TopicPartition) -> None:
