@@ -34,7 +34,7 @@ from echelon.laws.delta_codec import Integers
 from echelon.messages.adapter import F32, F64
 from echelon.messages.manifest import MILLION, OuterKind, OuterTerms
 
-_BLOCK = 1 << 15  # coordinates worked on at a time: three float64 blocks stay in a core's cache
+_BLOCK = 1 << 16  # coordinates worked on at a time: the arrays of a block stay in the processor's cache
 MOST_OCTAVES = 4
 """Intervals beyond 16 times, or below a sixteenth of, the first one are treated like those."""
 
@@ -205,10 +205,20 @@ class CommitInputs:
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
-    """How one block of coordinates moves: θ' = θ + rate·direction, and both arrays of the state after it."""
+class Block:
+    """One block of coordinates while its move is made. A rule may overwrite every array of it.
 
-    direction: F64
+    Attributes:
+        at: which coordinates.
+        g: float64[n], the weighted sum of the deltas there.
+        spare: float64[n], of no meaning: room for what a rule computes.
+        first: float64[n], `first` of the state after the commit, which the rule writes; empty if it has no arrays.
+        second: likewise, `second`.
+    """
+
+    at: slice
+    g: F64
+    spare: F64
     first: F64
     second: F64
 
@@ -218,14 +228,15 @@ class Plan:
     """How one commit is made; the same for every block of coordinates.
 
     Attributes:
-        move: gives the move of the block `at` from g, the weighted sum of the deltas there.
+        move: writes the state of a block after the commit, and gives the direction, float64[n], that θ moves along
+            there: θ' = θ + rate·direction. It may be an array of the block.
         rate: the learning rate.
         factors: c_i by which the deltas are summed.
         counted: of the state after the commit.
         octaves: of the state after the commit.
     """
 
-    move: Callable[[slice, F64], Move]
+    move: Callable[[Block], F64]
     rate: np.float64
     factors: Sequence[np.float64]
     counted: int = 0
@@ -282,16 +293,20 @@ class OuterOptimiser(ABC):
         plan = self.plan(CommitInputs(state, deltas, self.scale.coefficients(deltas), octaves))
         after = np.empty(theta.size, np.float32)
         first, second = np.empty_like(state.first), np.empty_like(state.second)
-        for start in range(0, theta.size, _BLOCK):
-            at = slice(start, start + _BLOCK)
-            move = plan.move(at, _weighted_sum(deltas, plan.factors, at))
-            first[at], second[at] = move.first, move.second
-            with np.errstate(over="ignore"):
-                after[at] = theta[at].astype(np.float64) + plan.rate * move.direction
-            if not np.isfinite(after[at]).all():
-                raise ProtocolError(
-                    "the outer step leaves float32's range: lower its learning rate or the clip"
-                )
+        room = np.empty((2, min(_BLOCK, theta.size)), np.float64)
+        with np.errstate(over="ignore"):
+            for start in range(0, theta.size, _BLOCK):
+                at = slice(start, min(start + _BLOCK, theta.size))
+                g, spare = room[:, : at.stop - start]
+                _sum_weighted(deltas, plan.factors, at, (g, spare))
+                direction = plan.move(Block(at, g, spare, first[at], second[at]))
+                np.multiply(direction, plan.rate, out=g)
+                np.copyto(spare, theta[at])
+                after[at] = np.add(g, spare, out=g)
+                if not np.isfinite(after[at]).all():
+                    raise ProtocolError(
+                        "the outer step leaves float32's range: lower its learning rate or the clip"
+                    )
         following = OuterState(
             self.kind, state.dim, first, second, counted=plan.counted, octaves=plan.octaves
         )
@@ -318,10 +333,16 @@ def octaves_between(interval: int, first: int) -> int:
     return k
 
 
-def _weighted_sum(deltas: Sequence[WeightedDelta], factors: Sequence[np.float64], at: slice) -> F64:
-    total: F64 = np.zeros(deltas[0].values[at].size, np.float64)
-    term = np.empty_like(total)
-    for delta, factor in zip(deltas, factors, strict=True):
-        np.multiply(delta.values[at], factor, out=term, dtype=np.float64)
-        np.add(total, term, out=total)
-    return total
+def _sum_weighted(
+    deltas: Sequence[WeightedDelta], factors: Sequence[np.float64], at: slice, room: tuple[F64, F64]
+) -> None:
+    """Write g = ((0 + c_1·k_1) + c_2·k_2) + … of the block `at` into the first array of the room."""
+    total, term = room
+    for place, (delta, factor) in enumerate(zip(deltas, factors, strict=True)):
+        product = term if place else total
+        np.copyto(product, delta.values[at])
+        np.multiply(product, factor, out=product)
+        if place:
+            np.add(total, term, out=total)
+        elif not factor > 0.0:
+            total += 0.0  # of −0 it makes 0; no product with a factor above 0 is −0
