@@ -83,7 +83,11 @@ class ResumableVerifier(Verifier):
             with stored("the audit's state"):
                 self._interlock.restore(progress.interlock)
             self._resumed = ControllerCore.restore(
-                manifest, progress.core, rules=self._rules, transcript=self._interlock.transcript
+                manifest,
+                progress.core,
+                rules=self._rules,
+                transcript=self._interlock.transcript,
+                sha256=self._sha256,
             )
 
     # ---- the verifier's flow ----------------------------------------
@@ -193,7 +197,9 @@ class ResumableVerifier(Verifier):
         for index, terms in enumerate(manifest.boundaries):
             topic = DELTA_PREFIX + terms.name
             public = bytes.fromhex(terms.gate_public)
-            log = TopicLog(topic, public=public, run=manifest.run_id, boundary=index, resync=True)
+            log = TopicLog(
+                topic, public=public, run=manifest.run_id, boundary=index, resync=True, sha256=self._sha256
+            )
             self._deltas.append(self._restored(topic, log, progress))
             self._owed.faulty |= {(index, offset) for offset in progress.topics[topic].faulty}
         return main

@@ -7,7 +7,8 @@ the record that it names; whatever is behind it is read on, so that one damaged 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from enum import StrEnum
 
 import msgpack
@@ -25,7 +26,9 @@ from echelon.audit.records import (
     record_hash,
 )
 from echelon.audit.signers import Signers
+from echelon.audit.transfer import OpenTransfer
 from echelon.errors import EchelonError, StateError
+from echelon.laws.hashing import Digest, Sha256
 from echelon.laws.keys import Keys, Line
 from echelon.messages.adapter import F32
 from echelon.messages.envelope import Dsse
@@ -107,15 +110,6 @@ class Step:
     faults: tuple[LogFault, ...] = ()
 
 
-@dataclass(slots=True)
-class _Transfer:
-    length: int
-    total: int
-    first: int
-    parts: list[bytes] = field(default_factory=list)
-    size: int = 0
-
-
 class TopicLog:
     """The reading end of one topic of one writer."""
 
@@ -129,6 +123,7 @@ class TopicLog:
         resync: bool = False,
         hash_commits: bool = True,
         largest: int = MAX_PAYLOAD_BYTES,
+        sha256: Sha256 | None = None,
     ) -> None:
         """Start at the topic's first record.
 
@@ -142,6 +137,7 @@ class TopicLog:
                 bytes.
             largest: bytes of the longest payload that may stand here; on `global` until genesis is read, which says how
                 long adapters are.
+            sha256: who computes the digests of payloads; None: everything in this thread.
         """
         self.topic = topic
         self.chain = PrefixChain(topic)
@@ -158,7 +154,8 @@ class TopicLog:
         )
         self._resync = resync
         self._hash_commits = hash_commits
-        self._open: dict[bytes, _Transfer] = {}
+        self._sha256: Sha256 = sha256 or hashlib.sha256
+        self._open: dict[bytes, OpenTransfer] = {}
         self._done: dict[bytes, None] = {}
         self._last = -1  # offset of the last manifest that was an entry
         self._largest = largest
@@ -193,8 +190,13 @@ class TopicLog:
         """Of a delta log: its gate's keys, as far as `global` was read; a log is judged by all that are known."""
         self.signers.line = line
 
-    def read(self, record: LogRecord) -> Step:
-        """Take the next record. Never raises for what stands in it."""
+    def read(self, record: LogRecord, begun: Digest | None = None) -> Step:
+        """Take the next record. Never raises for what stands in it.
+
+        Args:
+            record: behind the one before.
+            begun: what `records.begin_chunk` gave for it; None: nothing.
+        """
         if self._void > MAX_VOID_RECORDS:
             detail = (
                 f"behind more than {MAX_VOID_RECORDS} records that are part of nothing, where the topic ends"
@@ -211,7 +213,7 @@ class TopicLog:
             )
         elif is_chunk(record):
             try:
-                chunk = read_chunk(record)
+                chunk = read_chunk(record, begun)
             except Refused as error:
                 faults.append(LogFault(FaultCode.CORRUPT_CHUNK, record.offset, error.detail))
         digest = record_hash(record, chunk)
@@ -251,20 +253,26 @@ class TopicLog:
             if chunk.index:
                 self._void += 1
                 return [_order(offset, chunk, 0)]
-            transfer = self._open[chunk.transfer] = _Transfer(chunk.length, chunk.total, offset)
+            transfer = self._open[chunk.transfer] = self._begin(chunk.length, chunk.total, offset)
         if (chunk.total, chunk.length) != (transfer.total, transfer.length) or chunk.index != len(
             transfer.parts
         ):
             self._void += 1
             return [_order(offset, chunk, len(transfer.parts))]
-        transfer.parts.append(chunk.data)
-        transfer.size += len(chunk.data)
+        transfer.add(chunk.data)
         # The newest alone is within the bound: what it has is no more than what it announced.
         while len(self._open) > MAX_OPEN_TRANSFERS or self.open_bytes > self._largest:
             given_up = self._open.pop(next(iter(self._open)))
             self._void += len(given_up.parts)
             faults.append(LogFault(FaultCode.VOID, given_up.first, "a transfer that was given up"))
         return faults
+
+    def _begin(self, length: int, total: int, first: int, parts: Iterable[bytes] = ()) -> OpenTransfer:
+        always = self._hash_commits or self._boundary is not None
+        transfer = OpenTransfer(length, total, first, self._sha256() if always else None)
+        for part in parts:
+            transfer.add(part)
+        return transfer
 
     def _complete(self, payload: Payload, *, check: bool) -> tuple[bytes | None, str]:
         transfer = self._open.pop(payload.transfer, None)
@@ -274,10 +282,9 @@ class TopicLog:
             return None, f"chunk {len(transfer.parts)} of {transfer.total} of its payload is missing"
         if transfer.length != payload.length:
             return None, f"its chunks have {transfer.length} bytes, it says {payload.length}"
-        data = transfer.parts[0] if len(transfer.parts) == 1 else b"".join(transfer.parts)
-        if check and hashlib.sha256(data).digest() != payload.sha256:
+        if check and transfer.sha256() != payload.sha256:
             return None, "its payload has another SHA-256 than it says"
-        return data, ""
+        return transfer.payload(), ""
 
     # ---- manifests ----------------------------------------
 
@@ -455,7 +462,7 @@ class TopicLog:
             self._largest, self._void = bounds
             self._done = dict.fromkeys(done[at : at + 16] for at in range(0, len(done), 16))
             self._open = {
-                transfer: _Transfer(length, total, first, list(parts), sum(len(part) for part in parts))
+                transfer: self._begin(length, total, first, parts)
                 for transfer, length, total, first, parts in transfers
             }
 

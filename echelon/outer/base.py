@@ -24,13 +24,14 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from echelon.errors import CodecError, ProtocolError
 from echelon.laws.delta_codec import Integers
+from echelon.laws.hashing import Digest, Sha256
 from echelon.messages.adapter import F32, F64
 from echelon.messages.manifest import MILLION, OuterKind, OuterTerms
 
@@ -58,6 +59,7 @@ class OuterState:
     Nesterov, corrected: `first` is the momentum m, `second` the sum of the g since m was advanced, `counted` how
     many deltas those were.
     FedAdam: `first` and `second` are the moments m and v. Average has neither. `octaves` is the k that m belongs to.
+    `begun` is the digest of all that, if it was computed while the state was made.
     """
 
     kind: OuterKind
@@ -66,6 +68,7 @@ class OuterState:
     second: F64
     counted: int = 0
     octaves: int = 0
+    begun: Digest | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def zeros(cls, kind: OuterKind, dim: int, size: int) -> OuterState:
@@ -118,9 +121,11 @@ class OuterState:
 
     def digest(self) -> bytes:
         """SHA-256 of `encode()`, 32 bytes."""
+        if self.begun is not None:
+            return self.begun.digest()
         digest = hashlib.sha256(self._header())
         for array in (self.first, self.second):
-            digest.update(np.ascontiguousarray(array, "<f8").data)
+            digest.update(_written(array))
         return digest.digest()
 
 
@@ -143,7 +148,15 @@ class Outer(Protocol):
     def decode(self, data: bytes, dim: int) -> Any:
         """The state that `encode` wrote. Raises `CodecError` for any other."""
 
-    def step(self, theta: F32, state: Any, deltas: Sequence[WeightedDelta], octaves: int) -> tuple[F32, Any]:
+    def step(
+        self,
+        theta: F32,
+        state: Any,
+        deltas: Sequence[WeightedDelta],
+        octaves: int,
+        *,
+        sha256: Sha256 | None = None,
+    ) -> tuple[F32, Any]:
         """Make one commit.
 
         Args:
@@ -151,6 +164,7 @@ class Outer(Protocol):
             state: what the last step returned.
             deltas: at least one, ascending by (boundary, seq).
             octaves: log2 of the interval that the deltas were trained at over the first one, rounded.
+            sha256: who may compute the digest of the state while it is made; None: it is computed when it is asked for.
 
         Returns:
             θ', float32[d], and the state after it.
@@ -273,7 +287,13 @@ class OuterOptimiser(ABC):
         return self.initial(dim).decode(data)
 
     def step(
-        self, theta: F32, state: OuterState, deltas: Sequence[WeightedDelta], octaves: int = 0
+        self,
+        theta: F32,
+        state: OuterState,
+        deltas: Sequence[WeightedDelta],
+        octaves: int = 0,
+        *,
+        sha256: Sha256 | None = None,
     ) -> tuple[F32, OuterState]:
         """Make one commit: θ' is rounded to float32 once, at the end.
 
@@ -282,6 +302,7 @@ class OuterOptimiser(ABC):
             state: of the same kind and dimension.
             deltas: at least one, ascending by (boundary, seq).
             octaves: k for these deltas; only rules with momentum look at it.
+            sha256: who computes the digest of the state while it is made; None: it is computed when it is asked for.
 
         Returns:
             θ', float32[d], and the state after the commit.
@@ -293,6 +314,12 @@ class OuterOptimiser(ABC):
         plan = self.plan(CommitInputs(state, deltas, self.scale.coefficients(deltas), octaves))
         after = np.empty(theta.size, np.float32)
         first, second = np.empty_like(state.first), np.empty_like(state.second)
+        begun = None if sha256 is None else sha256()
+        following = OuterState(
+            self.kind, state.dim, first, second, counted=plan.counted, octaves=plan.octaves, begun=begun
+        )
+        if begun is not None:
+            begun.update(following._header())
         room = np.empty((2, min(_BLOCK, theta.size)), np.float64)
         with np.errstate(over="ignore"):
             for start in range(0, theta.size, _BLOCK):
@@ -307,9 +334,11 @@ class OuterOptimiser(ABC):
                     raise ProtocolError(
                         "the outer step leaves float32's range: lower its learning rate or the clip"
                     )
-        following = OuterState(
-            self.kind, state.dim, first, second, counted=plan.counted, octaves=plan.octaves
-        )
+                if begun is not None:
+                    begun.update(_written(first[at]))
+        if begun is not None:
+            for start in range(0, second.size, _BLOCK):
+                begun.update(_written(second[start : start + _BLOCK]))
         return after, following
 
     def _check(self, theta: F32, state: OuterState, deltas: Sequence[WeightedDelta]) -> None:
@@ -331,6 +360,11 @@ def octaves_between(interval: int, first: int) -> int:
     ):
         k += 1
     return k
+
+
+def _written(array: F64) -> memoryview:
+    """An array as it is written: little-endian float64."""
+    return np.ascontiguousarray(array, "<f8").data
 
 
 def _sum_weighted(

@@ -16,6 +16,7 @@ import numpy as np
 
 from echelon.errors import CodecError, ProtocolError, StateError
 from echelon.laws.delta_codec import Integers
+from echelon.laws.hashing import Sha256
 from echelon.laws.rules import Allowed
 from echelon.laws.transcript import Contradiction, Transcript
 from echelon.messages.adapter import F32
@@ -46,6 +47,7 @@ class ControllerCore:
         *,
         pace: PaceController | None = None,
         rules: Allowed | None = None,
+        sha256: Sha256 | None = None,
     ) -> None:
         """Start at genesis.
 
@@ -54,6 +56,7 @@ class ControllerCore:
             adapter: float32[d], finite, d as in the manifest's layout.
             pace: the pace controller; the one that the manifest names if None.
             rules: users' own classes that may run, by name.
+            sha256: who computes the digests of adapters and states; None: everything in this thread.
 
         Raises:
             RuleRefused: the manifest names a class that is not among them.
@@ -66,6 +69,7 @@ class ControllerCore:
             )
         self.manifest = manifest
         self.dim = dim
+        self._sha256: Sha256 = sha256 or hashlib.sha256
         self._table = manifest.exchange.staleness
         count = len(manifest.boundaries)
         self._optimiser: Outer = outer_of(manifest, self._table[0], rules or {})
@@ -243,7 +247,10 @@ class ControllerCore:
             self._outer,
             [one.weighted() for one in taken],
             self._octaves(one.delta.base_commit for one in taken),
+            sha256=self._sha256,
         )
+        digest = self._sha256()
+        digest.update(adapter.astype("<f4", copy=False).data)
         number = self.newest + 1
         tokens = self.tokens + sum(window.tokens for one in taken for window in one.delta.windows)
         inputs = PaceInputs(
@@ -259,10 +266,11 @@ class ControllerCore:
             pace=pace,
             measured=measured,
             tokens=min(tokens, _MOST),
-            adapter_sha256=hashlib.sha256(adapter.astype("<f4", copy=False).data).digest(),
+            # The state's before the adapter's: whoever hashes meanwhile has the adapter left to do.
             state_sha256=hashlib.sha256(
                 b"echelon state v1\x00" + outer.digest() + controller.digest()
             ).digest(),
+            adapter_sha256=digest.digest(),
             adapter=adapter,
         )
         self._next = DerivedCommit(draft, keys, outer, controller)
@@ -352,6 +360,7 @@ class ControllerCore:
         pace: PaceController | None = None,
         rules: Allowed | None = None,
         transcript: Transcript | None = None,
+        sha256: Sha256 | None = None,
     ) -> ControllerCore:
         """The core whose `snapshot` this is.
 
@@ -361,6 +370,7 @@ class ControllerCore:
             pace: as of the constructor.
             rules: likewise.
             transcript: `global` as it was read again; it is in no snapshot.
+            sha256: as of the constructor.
 
         Raises:
             StateError: damaged, or of a run with other terms.
@@ -371,7 +381,7 @@ class ControllerCore:
                 raise StateError(
                     "the controller's state is of a run with other terms: point it to this run's folder"
                 )
-            core = cls(manifest, held.adapter.astype(np.float32), pace=pace, rules=rules)
+            core = cls(manifest, held.adapter.astype(np.float32), pace=pace, rules=rules, sha256=sha256)
             if transcript is not None:
                 core.transcript = transcript
             core.newest, core.tokens, core.pace = held.newest, held.tokens, held.pace.pace()
