@@ -197,9 +197,7 @@ class ResumableVerifier(Verifier):
         for index, terms in enumerate(manifest.boundaries):
             topic = DELTA_PREFIX + terms.name
             public = bytes.fromhex(terms.gate_public)
-            log = TopicLog(
-                topic, public=public, run=manifest.run_id, boundary=index, resync=True, sha256=self._sha256
-            )
+            log = TopicLog(topic, public=public, run=manifest.run_id, boundary=index, resync=True)
             self._deltas.append(self._restored(topic, log, progress))
             self._owed.faulty |= {(index, offset) for offset in progress.topics[topic].faulty}
         return main

@@ -7,7 +7,6 @@ the record that it names; whatever is behind it is read on, so that one damaged 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -26,9 +25,9 @@ from echelon.audit.records import (
     record_hash,
 )
 from echelon.audit.signers import Signers
-from echelon.audit.transfer import OpenTransfer
+from echelon.audit.transfer import BegunChunk, OpenTransfer
 from echelon.errors import EchelonError, StateError
-from echelon.laws.hashing import Digest, Sha256
+from echelon.laws.hashing import Digest
 from echelon.laws.keys import Keys, Line
 from echelon.messages.adapter import F32
 from echelon.messages.envelope import Dsse
@@ -95,6 +94,8 @@ class Entry:
     value: bytes
     payload: bytes | None
     refusal: RefusalReason | None = None
+    digest: Digest | None = None
+    """SHA-256 of the payload, if it was begun before the payload was read."""
 
     @property
     def sha256(self) -> bytes:
@@ -123,7 +124,6 @@ class TopicLog:
         resync: bool = False,
         hash_commits: bool = True,
         largest: int = MAX_PAYLOAD_BYTES,
-        sha256: Sha256 | None = None,
     ) -> None:
         """Start at the topic's first record.
 
@@ -137,7 +137,6 @@ class TopicLog:
                 bytes.
             largest: bytes of the longest payload that may stand here; on `global` until genesis is read, which says how
                 long adapters are.
-            sha256: who computes the digests of payloads; None: everything in this thread.
         """
         self.topic = topic
         self.chain = PrefixChain(topic)
@@ -154,7 +153,6 @@ class TopicLog:
         )
         self._resync = resync
         self._hash_commits = hash_commits
-        self._sha256: Sha256 = sha256 or hashlib.sha256
         self._open: dict[bytes, OpenTransfer] = {}
         self._done: dict[bytes, None] = {}
         self._last = -1  # offset of the last manifest that was an entry
@@ -190,12 +188,12 @@ class TopicLog:
         """Of a delta log: its gate's keys, as far as `global` was read; a log is judged by all that are known."""
         self.signers.line = line
 
-    def read(self, record: LogRecord, begun: Digest | None = None) -> Step:
+    def read(self, record: LogRecord, begun: BegunChunk | None = None) -> Step:
         """Take the next record. Never raises for what stands in it.
 
         Args:
             record: behind the one before.
-            begun: what `records.begin_chunk` gave for it; None: nothing.
+            begun: what `BegunDigests` gave for this very record; None: nothing was begun.
         """
         if self._void > MAX_VOID_RECORDS:
             detail = (
@@ -213,7 +211,7 @@ class TopicLog:
             )
         elif is_chunk(record):
             try:
-                chunk = read_chunk(record, begun)
+                chunk = read_chunk(record, begun and begun.digest)
             except Refused as error:
                 faults.append(LogFault(FaultCode.CORRUPT_CHUNK, record.offset, error.detail))
         digest = record_hash(record, chunk)
@@ -225,7 +223,7 @@ class TopicLog:
             return Step(None, tuple(faults))
         if chunk is not None:
             self.chain.append_hash(digest)
-            return Step(None, tuple(self._take(chunk, record.offset)))
+            return Step(None, tuple(self._take(chunk, record.offset, begun)))
         step = self._manifest(record)
         self.chain.append_hash(digest)
         if step.entry is not None:
@@ -238,7 +236,7 @@ class TopicLog:
 
     # ---- transfers ----------------------------------------
 
-    def _take(self, chunk: CrossingChunk, offset: int) -> list[LogFault]:
+    def _take(self, chunk: CrossingChunk, offset: int, begun: BegunChunk | None) -> list[LogFault]:
         faults: list[LogFault] = []
         if chunk.length > self._largest:
             self._void += 1
@@ -253,26 +251,19 @@ class TopicLog:
             if chunk.index:
                 self._void += 1
                 return [_order(offset, chunk, 0)]
-            transfer = self._open[chunk.transfer] = self._begin(chunk.length, chunk.total, offset)
+            transfer = self._open[chunk.transfer] = OpenTransfer(chunk.length, chunk.total, offset)
         if (chunk.total, chunk.length) != (transfer.total, transfer.length) or chunk.index != len(
             transfer.parts
         ):
             self._void += 1
             return [_order(offset, chunk, len(transfer.parts))]
-        transfer.add(chunk.data)
+        transfer.add(chunk.data, begun)
         # The newest alone is within the bound: what it has is no more than what it announced.
         while len(self._open) > MAX_OPEN_TRANSFERS or self.open_bytes > self._largest:
             given_up = self._open.pop(next(iter(self._open)))
             self._void += len(given_up.parts)
             faults.append(LogFault(FaultCode.VOID, given_up.first, "a transfer that was given up"))
         return faults
-
-    def _begin(self, length: int, total: int, first: int, parts: Iterable[bytes] = ()) -> OpenTransfer:
-        always = self._hash_commits or self._boundary is not None
-        transfer = OpenTransfer(length, total, first, self._sha256() if always else None)
-        for part in parts:
-            transfer.add(part)
-        return transfer
 
     def _complete(self, payload: Payload, *, check: bool) -> tuple[bytes | None, str]:
         transfer = self._open.pop(payload.transfer, None)
@@ -305,12 +296,14 @@ class TopicLog:
                 None, (fault(FaultCode.WRONG_TYPE, f"a {manifest.kind} may not stand on {self.topic}"),)
             )
         payload: bytes | None = None
+        digest: Digest | None = None
         problem = ""
         if isinstance(message, Genesis | Delta | Commit):
             check = self._hash_commits or not isinstance(message, Commit)
             # The payload is looked up before the signature is known to be good; a forged manifest must not
             # use it up.
             kept = self._open.get(message.payload.transfer)
+            digest = kept.digest() if kept is not None else None
             payload, problem = self._complete(message.payload, check=check)
             refused = self._authentic(envelope, message, payload, offset)
             if refused is not None:
@@ -321,7 +314,7 @@ class TopicLog:
             refused = self._authentic(envelope, message, None, offset)
             if refused is not None:
                 return Step(None, (refused,))
-        return self._place(record, message, payload, problem)
+        return self._place(record, message, payload, problem, digest)
 
     def _allowed(self, message: Message) -> Manifest | None:
         if not isinstance(message, Manifest) or not isinstance(message, self._kinds):
@@ -370,7 +363,9 @@ class TopicLog:
         detail = f"this {message.kind} is signed with a key of its writer that does not count here: {envelope.keyid}"
         return LogFault(FaultCode.ENDED_KEY, offset, detail)
 
-    def _place(self, record: LogRecord, message: Manifest, payload: bytes | None, problem: str) -> Step:
+    def _place(
+        self, record: LogRecord, message: Manifest, payload: bytes | None, problem: str, digest: Digest | None
+    ) -> Step:
         number = message.seq if isinstance(message, Delta) else message.index
         faults = []
         refusal: RefusalReason | None = None
@@ -408,6 +403,7 @@ class TopicLog:
                 value=record.value,
                 payload=payload,
                 refusal=refusal,
+                digest=digest,
             ),
             tuple(faults),
         )
@@ -462,7 +458,7 @@ class TopicLog:
             self._largest, self._void = bounds
             self._done = dict.fromkeys(done[at : at + 16] for at in range(0, len(done), 16))
             self._open = {
-                transfer: self._begin(length, total, first, parts)
+                transfer: OpenTransfer(length, total, first, list(parts), sum(len(part) for part in parts))
                 for transfer, length, total, first, parts in transfers
             }
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from echelon.audit.findings import TopicFacts
 from echelon.audit.log import TopicLog
-from echelon.audit.records import Damaged, LogRecord, begin_chunk
-from echelon.laws.hashing import Digest, Sha256
+from echelon.audit.records import Damaged, LogRecord
+from echelon.audit.transfer import BegunChunk, BegunDigests
+from echelon.laws.hashing import Sha256
 
 LOOK_AHEAD = 16
 """Records of `global`, and about as many of all delta logs together, that are read before they are verified, so that
@@ -26,7 +27,7 @@ class LogReading:
         log: checks each record.
         facts: what is counted.
         last: offset of the record that was taken last.
-        begun: the digest of that one, if it was begun.
+        begun: what was begun for that one.
     """
 
     topic: str
@@ -34,21 +35,21 @@ class LogReading:
     log: TopicLog
     facts: TopicFacts
     last: int = -1
-    begun: Digest | None = None
-    _sha256: Sha256 | None = None
+    begun: BegunChunk | None = None
+    _digests: BegunDigests | None = None
     _window: int = 1
-    _waiting: deque[tuple[LogRecord | Damaged, Digest | None]] = field(default_factory=deque)
+    _waiting: deque[tuple[LogRecord | Damaged, BegunChunk | None]] = field(default_factory=deque)
     _ended: bool = False
     _failed: Exception | None = None
 
     def hash_ahead(self, sha256: Sha256, logs: int) -> None:
-        """Begin the digests of chunks before they are taken.
+        """Begin the digests of chunks and payloads before they are taken.
 
         Args:
             sha256: who computes them.
             logs: how many share what may be read ahead.
         """
-        self._sha256, self._window = sha256, max(1, LOOK_AHEAD // logs)
+        self._digests, self._window = BegunDigests(sha256), max(1, LOOK_AHEAD // logs)
 
     def peek(self) -> LogRecord | Damaged | None:
         """The next record, not taken yet; None at the end. Raises what its source raised in its place."""
@@ -77,6 +78,6 @@ class LogReading:
             self._ended = True
             return
         begun = None
-        if self._sha256 is not None and not isinstance(record, Damaged):
-            begun = begin_chunk(record, self._sha256)
+        if self._digests is not None and not isinstance(record, Damaged):
+            begun = self._digests.begin(record)
         self._waiting.append((record, begun))

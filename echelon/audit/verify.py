@@ -14,7 +14,7 @@ from echelon.audit.causes import CutLogs
 from echelon.audit.checkpoints import check_checkpoints, given_checkpoints
 from echelon.audit.closing import close_faults, file_faults, parent_faults
 from echelon.audit.cosigned import AnnouncementProof, Witnessed
-from echelon.audit.derived_adapter import DerivedAdapter, is_encoded
+from echelon.audit.derived_adapter import DerivedAdapter, digest_known_of, is_encoded
 from echelon.audit.findings import Code, Finding, RefusalFacts, Report, Severity, TopicFacts, VerifiedCommit
 from echelon.audit.heads import DELTA_PREFIX, GLOBAL
 from echelon.audit.interlock import Interlock, Sighting
@@ -212,7 +212,7 @@ class Verifier:
             public = bytes.fromhex(terms.gate_public)
             reading = TopicLog(
                 topic, public=public, run=manifest.run_id, boundary=index, resync=True,
-                largest=delta_length(manifest, len(log.initial)), sha256=self._sha256,
+                largest=delta_length(manifest, len(log.initial)),
             )  # fmt: skip
             self._deltas.append(self._source(topic, reading))
         try:
@@ -243,7 +243,7 @@ class Verifier:
             self._stop(entry.offset, "the commit's adapter is not whole")
             return
         try:
-            dropped = core.apply(commit)
+            dropped = core.apply(commit, digest_known_of(entry.payload, entry.digest))
         except CommitMismatch as error:
             self._stop(entry.offset, str(error))
             return

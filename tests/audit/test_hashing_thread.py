@@ -7,16 +7,20 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from echelon.audit.derived_adapter import digest_known_of
 from echelon.audit.findings import Code, Report, TopicFacts
 from echelon.audit.incremental import verify_new
 from echelon.audit.log import TopicLog
 from echelon.audit.log_reading import LOOK_AHEAD, LogReading
 from echelon.audit.records import Damaged, LogRecord, StoredRecord, begin_chunk, chunk_digest, is_chunk
+from echelon.audit.transfer import BegunDigests, OpenTransfer
 from echelon.audit.verify import verify
 from echelon.errors import AuditError
 from echelon.laws.hashing import Digest, Sha256
+from echelon.messages.adapter import adapter_digest
 from echelon.messages.exchange import Payload
 from echelon.messages.manifest import OuterKind
 from echelon.sources import hashing_thread
@@ -176,6 +180,61 @@ def test_digests_are_begun_of_what_has_the_form_of_a_chunk() -> None:
     shorter = (*record.headers[:4], ("length", b"\x00" * 7), record.headers[5])
     for headers in ((), record.headers[:5], shorter, (("kind", b"commit"),)):
         assert begin_chunk(replace(record, headers=headers), hashlib.sha256) is None
+
+
+def test_the_digest_of_a_payload_counts_for_its_very_chunks() -> None:
+    payload = bytes(range(250)) * 5000
+    records = chunks(payload)
+    begun = BegunDigests(hashlib.sha256)
+    found = [begun.begin(record) for record in records]
+    assert begun.begin(replace(records[0], headers=())) is None
+    transfer = OpenTransfer(len(payload), len(records), 0)
+    for record, one in zip(records, found, strict=True):
+        assert transfer.digest() is None
+        transfer.add(record.value, one)
+    digest = transfer.digest()
+    assert digest is not None
+    assert digest.digest() == transfer.sha256() == hashlib.sha256(payload).digest()
+
+    for mixed in ([None, *found[1:]], [*found[:-1], None], [found[0], found[0], *found[2:]]):
+        other = OpenTransfer(len(payload), len(records), 0)
+        for record, one in zip(records, mixed, strict=True):
+            other.add(record.value, one)
+        assert other.digest() is None
+        assert other.sha256() == hashlib.sha256(payload).digest()
+
+    begun.begin(records[0])
+    assert transfer.digest() is digest, "another one is begun by another first chunk"
+    again = [begun.begin(record) for record in records]
+    begun.begin(
+        replace(
+            records[2],
+            headers=(*records[2].headers[:2], ("index", b"\x00\x00\x00\x03"), *records[2].headers[3:]),
+        )
+    )
+    longer = OpenTransfer(len(payload), len(records), 0)
+    for record, one in zip(records, again, strict=True):
+        longer.add(record.value, one)
+    assert longer.digest() is None, "it covers a chunk that is not part of the payload"
+    assert longer.sha256() == hashlib.sha256(payload).digest()
+
+
+def test_payloads_in_one_another_are_begun_as_long_as_few_are_open() -> None:
+    begun = BegunDigests(hashlib.sha256)
+    three = [chunks(bytes([number]) * 600_000) for number in range(3)]
+    first = [begun.begin(records[0]) for records in three]
+    second = [begun.begin(records[1]) for records in three]
+    assert all(one is not None and one.payload is not None for one in first)
+    assert [one is not None and one.payload is not None for one in second] == [False, True, True]
+
+
+def test_a_digest_is_an_adapters_if_its_bytes_are() -> None:
+    adapter = np.linspace(-1, 1, 9, dtype=np.float32)
+    made_up = hashlib.sha256(b"whatever")
+    known = digest_known_of(adapter.tobytes(), made_up)
+    assert known(adapter) == made_up.digest()
+    assert known(-adapter) == adapter_digest(-adapter)
+    assert digest_known_of(adapter.tobytes(), None)(adapter) == adapter_digest(adapter)
 
 
 def reading(records: Iterator[LogRecord | Damaged], sha256: Sha256 | None, logs: int = 1) -> LogReading:

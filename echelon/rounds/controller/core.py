@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from echelon.laws.delta_codec import Integers
 from echelon.laws.hashing import Sha256
 from echelon.laws.rules import Allowed
 from echelon.laws.transcript import Contradiction, Transcript
-from echelon.messages.adapter import F32
+from echelon.messages.adapter import F32, adapter_digest
 from echelon.messages.exchange import CloseReason, Commit, Delta, Pace, RefusalReason
 from echelon.messages.manifest import RunManifest, Weighting
 from echelon.messages.stored import stored
@@ -35,6 +35,8 @@ from echelon.rounds.controller.drafts import CommitDraft, CommitMismatch, Derive
 from echelon.rounds.controller.limits import coordinate_limit, examine_window
 
 _MOST = (1 << 63) - 1
+DigestOf = Callable[[F32], bytes]
+"""Gives SHA-256 of an adapter."""
 
 
 class ControllerCore:
@@ -56,7 +58,7 @@ class ControllerCore:
             adapter: float32[d], finite, d as in the manifest's layout.
             pace: the pace controller; the one that the manifest names if None.
             rules: users' own classes that may run, by name.
-            sha256: who computes the digests of adapters and states; None: everything in this thread.
+            sha256: who computes the digests of states; None: everything in this thread.
 
         Raises:
             RuleRefused: the manifest names a class that is not among them.
@@ -207,7 +209,7 @@ class ControllerCore:
         """
         return self._derive(measured).draft
 
-    def apply(self, commit: Commit) -> tuple[RejectedDelta, ...]:
+    def apply(self, commit: Commit, digest_of: DigestOf = adapter_digest) -> tuple[RejectedDelta, ...]:
         """Check every derived field of a commit and make it the newest version; nothing else does.
 
         `run`, `index`, `heads`, `payload.transfer` and `prefix` are about the logs and are checked where
@@ -223,7 +225,7 @@ class ControllerCore:
             raise CommitMismatch(commit.commit, "commit", commit.commit, self.newest + 1)
         if not self._pending:
             raise CommitMismatch(commit.commit, "merged", [(m.boundary, m.seq) for m in commit.merged], [])
-        derived = self._derive(commit.measured)
+        derived = self._derive(commit.measured, digest_of)
         draft = derived.draft
         check_commit(commit, draft)
         for key in derived.keys:
@@ -235,7 +237,7 @@ class ControllerCore:
         self._next = None
         return self._drop_stale()
 
-    def _derive(self, measured: tuple[int, ...]) -> DerivedCommit:
+    def _derive(self, measured: tuple[int, ...], digest_of: DigestOf = adapter_digest) -> DerivedCommit:
         if self._next is not None and self._next.draft.measured == measured:
             return self._next
         if not self._pending:
@@ -249,8 +251,6 @@ class ControllerCore:
             self._octaves(one.delta.base_commit for one in taken),
             sha256=self._sha256,
         )
-        digest = self._sha256()
-        digest.update(adapter.astype("<f4", copy=False).data)
         number = self.newest + 1
         tokens = self.tokens + sum(window.tokens for one in taken for window in one.delta.windows)
         inputs = PaceInputs(
@@ -266,11 +266,10 @@ class ControllerCore:
             pace=pace,
             measured=measured,
             tokens=min(tokens, _MOST),
-            # The state's before the adapter's: whoever hashes meanwhile has the adapter left to do.
             state_sha256=hashlib.sha256(
                 b"echelon state v1\x00" + outer.digest() + controller.digest()
             ).digest(),
-            adapter_sha256=digest.digest(),
+            adapter_sha256=digest_of(adapter),
             adapter=adapter,
         )
         self._next = DerivedCommit(draft, keys, outer, controller)
