@@ -211,7 +211,7 @@ class TopicLog:
             )
         elif is_chunk(record):
             try:
-                chunk = read_chunk(record, begun and begun.digest)
+                chunk = read_chunk(record, None if begun is None else begun.digest)
             except Refused as error:
                 faults.append(LogFault(FaultCode.CORRUPT_CHUNK, record.offset, error.detail))
         digest = record_hash(record, chunk)

@@ -246,9 +246,15 @@ def reading(records: Iterator[LogRecord | Damaged], sha256: Sha256 | None, logs:
 
 @pytest.mark.parametrize(("logs", "window"), [(1, LOOK_AHEAD), (4, LOOK_AHEAD // 4), (1000, 1)])
 def test_so_many_records_are_read_before_they_are_taken(logs: int, window: int) -> None:
-    records, read = chunks(bytes(20 * 512 * 1024)), []
-    source = (read.append(record) or record for record in records)
-    one = reading(source, hashlib.sha256, logs)
+    records = chunks(bytes(20 * 512 * 1024))
+    read: list[StoredRecord] = []
+
+    def source() -> Iterator[StoredRecord]:
+        for record in records:
+            read.append(record)
+            yield record
+
+    one = reading(source(), hashlib.sha256, logs)
     for taken, record in enumerate(records):
         assert one.peek() is record
         assert len(read) == min(taken + window, len(records))
