@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from echelon.adapters.exported import exported_files
-from echelon.messages.adapter import F32
+from echelon.laws.hashing import Digest
+from echelon.messages.adapter import F32, adapter_digest
 from echelon.messages.exchange import Pace
 from echelon.messages.manifest import RunManifest
 from echelon.pace.base import Decision
@@ -51,6 +52,22 @@ class DerivedAdapter:
                     (i for i, (a, b) in enumerate(zip(found, data, strict=False)) if a != b), len(data)
                 )
                 yield f"adapter/{name} is not the final adapter: byte {min(place, len(found))} differs"
+
+
+def digest_known_of(written: bytes, digest: Digest | None) -> Callable[[F32], bytes]:
+    """What gives SHA-256 of an adapter, float32[d]: the digest, if the adapter's bytes are those that it is of.
+
+    Args:
+        written: some bytes.
+        digest: SHA-256 of these; None: it was not begun.
+    """
+
+    def digest_of(adapter: F32) -> bytes:
+        if digest is not None and is_encoded(adapter, written):
+            return digest.digest()
+        return adapter_digest(adapter)
+
+    return digest_of
 
 
 def is_encoded(adapter: F32, payload: bytes | memoryview) -> bool:

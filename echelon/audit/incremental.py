@@ -83,7 +83,11 @@ class ResumableVerifier(Verifier):
             with stored("the audit's state"):
                 self._interlock.restore(progress.interlock)
             self._resumed = ControllerCore.restore(
-                manifest, progress.core, rules=self._rules, transcript=self._interlock.transcript
+                manifest,
+                progress.core,
+                rules=self._rules,
+                transcript=self._interlock.transcript,
+                sha256=self._sha256,
             )
 
     # ---- the verifier's flow ----------------------------------------

@@ -7,7 +7,7 @@ the record that it names; whatever is behind it is read on, so that one damaged 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 import msgpack
@@ -25,7 +25,9 @@ from echelon.audit.records import (
     record_hash,
 )
 from echelon.audit.signers import Signers
+from echelon.audit.transfer import BegunChunk, OpenTransfer
 from echelon.errors import EchelonError, StateError
+from echelon.laws.hashing import Digest
 from echelon.laws.keys import Keys, Line
 from echelon.messages.adapter import F32
 from echelon.messages.envelope import Dsse
@@ -92,6 +94,8 @@ class Entry:
     value: bytes
     payload: bytes | None
     refusal: RefusalReason | None = None
+    digest: Digest | None = None
+    """SHA-256 of the payload, if it was begun before the payload was read."""
 
     @property
     def sha256(self) -> bytes:
@@ -105,15 +109,6 @@ class Step:
 
     entry: Entry | None = None
     faults: tuple[LogFault, ...] = ()
-
-
-@dataclass(slots=True)
-class _Transfer:
-    length: int
-    total: int
-    first: int
-    parts: list[bytes] = field(default_factory=list)
-    size: int = 0
 
 
 class TopicLog:
@@ -158,7 +153,7 @@ class TopicLog:
         )
         self._resync = resync
         self._hash_commits = hash_commits
-        self._open: dict[bytes, _Transfer] = {}
+        self._open: dict[bytes, OpenTransfer] = {}
         self._done: dict[bytes, None] = {}
         self._last = -1  # offset of the last manifest that was an entry
         self._largest = largest
@@ -193,8 +188,13 @@ class TopicLog:
         """Of a delta log: its gate's keys, as far as `global` was read; a log is judged by all that are known."""
         self.signers.line = line
 
-    def read(self, record: LogRecord) -> Step:
-        """Take the next record. Never raises for what stands in it."""
+    def read(self, record: LogRecord, begun: BegunChunk | None = None) -> Step:
+        """Take the next record. Never raises for what stands in it.
+
+        Args:
+            record: behind the one before.
+            begun: what `BegunDigests` gave for this very record; None: nothing was begun.
+        """
         if self._void > MAX_VOID_RECORDS:
             detail = (
                 f"behind more than {MAX_VOID_RECORDS} records that are part of nothing, where the topic ends"
@@ -211,7 +211,7 @@ class TopicLog:
             )
         elif is_chunk(record):
             try:
-                chunk = read_chunk(record)
+                chunk = read_chunk(record, None if begun is None else begun.digest)
             except Refused as error:
                 faults.append(LogFault(FaultCode.CORRUPT_CHUNK, record.offset, error.detail))
         digest = record_hash(record, chunk)
@@ -223,7 +223,7 @@ class TopicLog:
             return Step(None, tuple(faults))
         if chunk is not None:
             self.chain.append_hash(digest)
-            return Step(None, tuple(self._take(chunk, record.offset)))
+            return Step(None, tuple(self._take(chunk, record.offset, begun)))
         step = self._manifest(record)
         self.chain.append_hash(digest)
         if step.entry is not None:
@@ -236,7 +236,7 @@ class TopicLog:
 
     # ---- transfers ----------------------------------------
 
-    def _take(self, chunk: CrossingChunk, offset: int) -> list[LogFault]:
+    def _take(self, chunk: CrossingChunk, offset: int, begun: BegunChunk | None) -> list[LogFault]:
         faults: list[LogFault] = []
         if chunk.length > self._largest:
             self._void += 1
@@ -251,14 +251,13 @@ class TopicLog:
             if chunk.index:
                 self._void += 1
                 return [_order(offset, chunk, 0)]
-            transfer = self._open[chunk.transfer] = _Transfer(chunk.length, chunk.total, offset)
+            transfer = self._open[chunk.transfer] = OpenTransfer(chunk.length, chunk.total, offset)
         if (chunk.total, chunk.length) != (transfer.total, transfer.length) or chunk.index != len(
             transfer.parts
         ):
             self._void += 1
             return [_order(offset, chunk, len(transfer.parts))]
-        transfer.parts.append(chunk.data)
-        transfer.size += len(chunk.data)
+        transfer.add(chunk.data, begun)
         # The newest alone is within the bound: what it has is no more than what it announced.
         while len(self._open) > MAX_OPEN_TRANSFERS or self.open_bytes > self._largest:
             given_up = self._open.pop(next(iter(self._open)))
@@ -274,10 +273,9 @@ class TopicLog:
             return None, f"chunk {len(transfer.parts)} of {transfer.total} of its payload is missing"
         if transfer.length != payload.length:
             return None, f"its chunks have {transfer.length} bytes, it says {payload.length}"
-        data = transfer.parts[0] if len(transfer.parts) == 1 else b"".join(transfer.parts)
-        if check and hashlib.sha256(data).digest() != payload.sha256:
+        if check and transfer.sha256() != payload.sha256:
             return None, "its payload has another SHA-256 than it says"
-        return data, ""
+        return transfer.payload(), ""
 
     # ---- manifests ----------------------------------------
 
@@ -298,12 +296,14 @@ class TopicLog:
                 None, (fault(FaultCode.WRONG_TYPE, f"a {manifest.kind} may not stand on {self.topic}"),)
             )
         payload: bytes | None = None
+        digest: Digest | None = None
         problem = ""
         if isinstance(message, Genesis | Delta | Commit):
             check = self._hash_commits or not isinstance(message, Commit)
             # The payload is looked up before the signature is known to be good; a forged manifest must not
             # use it up.
             kept = self._open.get(message.payload.transfer)
+            digest = kept.digest() if kept is not None else None
             payload, problem = self._complete(message.payload, check=check)
             refused = self._authentic(envelope, message, payload, offset)
             if refused is not None:
@@ -314,7 +314,7 @@ class TopicLog:
             refused = self._authentic(envelope, message, None, offset)
             if refused is not None:
                 return Step(None, (refused,))
-        return self._place(record, message, payload, problem)
+        return self._place(record, message, payload, problem, digest)
 
     def _allowed(self, message: Message) -> Manifest | None:
         if not isinstance(message, Manifest) or not isinstance(message, self._kinds):
@@ -363,7 +363,9 @@ class TopicLog:
         detail = f"this {message.kind} is signed with a key of its writer that does not count here: {envelope.keyid}"
         return LogFault(FaultCode.ENDED_KEY, offset, detail)
 
-    def _place(self, record: LogRecord, message: Manifest, payload: bytes | None, problem: str) -> Step:
+    def _place(
+        self, record: LogRecord, message: Manifest, payload: bytes | None, problem: str, digest: Digest | None
+    ) -> Step:
         number = message.seq if isinstance(message, Delta) else message.index
         faults = []
         refusal: RefusalReason | None = None
@@ -401,6 +403,7 @@ class TopicLog:
                 value=record.value,
                 payload=payload,
                 refusal=refusal,
+                digest=digest,
             ),
             tuple(faults),
         )
@@ -455,7 +458,7 @@ class TopicLog:
             self._largest, self._void = bounds
             self._done = dict.fromkeys(done[at : at + 16] for at in range(0, len(done), 16))
             self._open = {
-                transfer: _Transfer(length, total, first, list(parts), sum(len(part) for part in parts))
+                transfer: OpenTransfer(length, total, first, list(parts), sum(len(part) for part in parts))
                 for transfer, length, total, first, parts in transfers
             }
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from echelon.laws.hashing import Digest, Sha256
 from echelon.messages.envelope import EXCHANGE_TYPE, MAX_DSSE_BYTES, Dsse, Signer
 from echelon.messages.exchange import EXCHANGE
 from echelon.messages.wire import MAX_EXCHANGE_BYTES, Message, Reason, Refused
@@ -121,26 +122,40 @@ def _named(headers: Headers) -> Iterable[bytes]:
         yield value
 
 
+def _names(headers: Headers) -> tuple[str, ...]:
+    return tuple(name for name, _ in headers)
+
+
+def _sizes(headers: Headers) -> tuple[int, ...]:
+    return tuple(len(value) for _, value in headers)
+
+
 def is_chunk(record: LogRecord) -> bool:
     """Whether the record says that it is a chunk."""
     return bool(record.headers) and record.headers[0] == ("kind", b"chunk")
 
 
-def read_chunk(record: LogRecord) -> CrossingChunk:
+def read_chunk(record: LogRecord, begun: Digest | None = None) -> CrossingChunk:
     """Read and verify one chunk record.
+
+    Args:
+        record: of which `is_chunk` holds.
+        begun: what `begin_chunk` gave for this very record; None: the digest is computed here.
 
     Raises:
         Refused: other headers than a chunk's, numbers that cannot be, or the digest does not cover the
             record.
     """
     headers = record.headers
-    if tuple(name for name, _ in headers) != _CHUNK_HEADERS:
+    if _names(headers) != _CHUNK_HEADERS:
         raise Refused(Reason.BAD_FIELD, "the headers are not those of a chunk")
-    if tuple(len(value) for _, value in headers) != _CHUNK_SIZES:
+    if _sizes(headers) != _CHUNK_SIZES:
         raise Refused(Reason.BAD_FIELD, "a header of a chunk has another length than it must")
     transfer, digest = headers[1][1], headers[5][1]
     index, total, length = (int.from_bytes(value, "big") for _, value in headers[2:5])
-    if chunk_digest(record.topic, record.key, headers[:5], record.value) != digest:
+    if begun is None:
+        begun = _begin(hashlib.sha256, record.topic, record.key, headers[:5], record.value)
+    if begun.digest() != digest:
         raise Refused(
             Reason.BAD_TRANSFER, "the record was changed: it does not have the SHA-256 in its headers"
         )
@@ -164,10 +179,28 @@ def chunk_digest(topic: str, key: bytes, headers: Headers, value: bytes) -> byte
         headers: those before the digest, in their order.
         value: the chunk's bytes.
     """
+    return _begin(hashlib.sha256, topic, key, headers, value).digest()
+
+
+def begin_chunk(record: LogRecord, sha256: Sha256) -> Digest | None:
+    """Begin the digest that `read_chunk` will compare; None if the record does not have the form of a chunk.
+
+    Args:
+        record: any record.
+        sha256: who computes it.
+    """
+    headers = record.headers
+    if not is_chunk(record) or _names(headers) != _CHUNK_HEADERS or _sizes(headers) != _CHUNK_SIZES:
+        return None
+    return _begin(sha256, record.topic, record.key, headers[:5], record.value)
+
+
+def _begin(sha256: Sha256, topic: str, key: bytes, headers: Headers, value: bytes) -> Digest:
     parts = (_text(topic), key, *_named(headers))
-    digest = hashlib.sha256(_CHUNK_TAG + b"".join(len(part).to_bytes(4, "big") + part for part in parts))
+    digest = sha256()
+    digest.update(_CHUNK_TAG + b"".join(len(part).to_bytes(4, "big") + part for part in parts))
     digest.update(value)
-    return digest.digest()
+    return digest
 
 
 def record_hash(record: LogRecord, chunk: CrossingChunk | None = None) -> bytes:

@@ -14,7 +14,7 @@ from echelon.audit.causes import CutLogs
 from echelon.audit.checkpoints import check_checkpoints, given_checkpoints
 from echelon.audit.closing import close_faults, file_faults, parent_faults
 from echelon.audit.cosigned import AnnouncementProof, Witnessed
-from echelon.audit.derived_adapter import DerivedAdapter, is_encoded
+from echelon.audit.derived_adapter import DerivedAdapter, digest_known_of, is_encoded
 from echelon.audit.findings import Code, Finding, RefusalFacts, Report, Severity, TopicFacts, VerifiedCommit
 from echelon.audit.heads import DELTA_PREFIX, GLOBAL
 from echelon.audit.interlock import Interlock, Sighting
@@ -25,10 +25,10 @@ from echelon.audit.policy import Policy
 from echelon.audit.records import Damaged, LogRecord
 from echelon.audit.sightings import sightings_of
 from echelon.errors import AuditError, EchelonError
+from echelon.laws.hashing import Sha256
 from echelon.laws.keys import Keys
 from echelon.laws.lengths import delta_length
 from echelon.laws.rules import Allowed, RuleRefused
-from echelon.messages.adapter import adapter_digest
 from echelon.messages.exchange import Close, Commit, Delta, Genesis, LogHead, Refusal
 from echelon.messages.keys import KeyEnd, KeyNext, KeyRole
 from echelon.messages.manifest import RunManifest
@@ -51,6 +51,7 @@ class Verifier:
         findings: Iterable[Finding] = (),
         policy: Policy | None = None,
         sightings: Iterable[Sighting] = (),
+        sha256: Sha256 | None = None,
     ) -> None:
         """Nothing is read yet.
 
@@ -67,6 +68,7 @@ class Verifier:
             findings: what whoever opened the source found in it besides its records; they stand first.
             policy: how many witnesses must have cosigned each log; None: as many as have.
             sightings: what witnesses saw of the delta logs, and when.
+            sha256: who computes digests meanwhile; None: everything in this thread. The report is the same.
         """
         self.report = Report()
         self._topics = dict(topics)
@@ -80,6 +82,7 @@ class Verifier:
         for finding in findings:
             self._find(finding.code, finding.severity, finding.topic, finding.offset, finding.detail)
         self._sightings = tuple(sightings)
+        self._sha256 = sha256
         self._core: ControllerCore | None = None
         self._interlock: Interlock | None = None
         self._manifest: RunManifest | None = None
@@ -98,8 +101,7 @@ class Verifier:
         notes = given_checkpoints(self._notes, self.report)
         heads = take_announcements(self._topics)
         main = self._begin()
-        while (record := main.peek()) is not None:
-            main.ahead = None
+        while (record := main.take()) is not None:
             closed = self._closed is not None
             entry = self._read(main, record)
             if entry is None:
@@ -136,7 +138,10 @@ class Verifier:
 
     def _source(self, topic: str, log: TopicLog) -> LogReading:
         facts = self.report.topics.setdefault(topic, TopicFacts())
-        return LogReading(topic, iter(self._topics.pop(topic, ())), log, facts)
+        reading = LogReading(topic, iter(self._topics.pop(topic, ())), log, facts)
+        if self._sha256 is not None:
+            reading.hash_ahead(self._sha256, len(self.report.boundaries) or 1)
+        return reading
 
     def _read(self, source: LogReading, record: LogRecord | Damaged) -> Entry | None:
         facts, topic = source.facts, source.topic
@@ -154,7 +159,7 @@ class Verifier:
             self._error(Code.OFFSET_ORDER, topic, record.offset, detail)
         source.last = max(source.last, record.offset)
         after_close = self._closed is not None and topic == GLOBAL
-        step = source.log.read(record)
+        step = source.log.read(record, source.begun)
         self._cut.began(self.report, topic, step)
         for fault in step.faults:
             self._fault(topic, fault)
@@ -185,9 +190,10 @@ class Verifier:
     # ---- global ----------------------------------------
 
     def _genesis(self, entry: Entry, log: TopicLog) -> Iterator[DerivedAdapter]:
-        if log.manifest is None or log.initial is None:
-            # The log makes no entry of a genesis that does not hold.
-            raise AuditError("a genesis entry without its manifest")
+        if log.manifest is None or log.initial is None or not isinstance(entry.message, Genesis):
+            raise AuditError(
+                "a genesis entry without its manifest"
+            )  # the log makes none of one that does not hold
         manifest = self._manifest = log.manifest
         self._witnessed = Witnessed(manifest, self._find, self._policy)
         self._interlock = Interlock(self._find, manifest, allow_open=self._allow_open)
@@ -195,7 +201,7 @@ class Verifier:
         report.run, report.genesis_sha256 = manifest.run_id, entry.sha256
         report.boundaries = tuple(terms.name for terms in manifest.boundaries)
         report.parent = manifest.parent
-        initial = adapter_digest(log.initial)
+        initial = entry.message.adapter_sha256  # of `log.initial`: the log compared it
         for detail in parent_faults(manifest, initial):
             self._error(Code.PARENT, GLOBAL, entry.offset, detail)
         if self._pinned is not None and entry.sha256 != self._pinned:
@@ -210,7 +216,7 @@ class Verifier:
             )  # fmt: skip
             self._deltas.append(self._source(topic, reading))
         try:
-            self._core = ControllerCore(manifest, log.initial, rules=self._rules)
+            self._core = ControllerCore(manifest, log.initial, rules=self._rules, sha256=self._sha256)
         except RuleRefused as error:
             self._error(Code.RULE, GLOBAL, entry.offset, str(error))
             return
@@ -218,7 +224,7 @@ class Verifier:
             self._error(Code.GENESIS, GLOBAL, entry.offset, f"no run can start from this genesis: {error}")
             return
         self._core.transcript = self._interlock.transcript
-        report.adapter_sha256 = adapter_digest(log.initial)
+        report.adapter_sha256 = initial
         yield DerivedAdapter(
             0,
             log.initial,
@@ -237,7 +243,7 @@ class Verifier:
             self._stop(entry.offset, "the commit's adapter is not whole")
             return
         try:
-            dropped = core.apply(commit)
+            dropped = core.apply(commit, digest_known_of(entry.payload, entry.digest))
         except CommitMismatch as error:
             self._stop(entry.offset, str(error))
             return
@@ -348,7 +354,7 @@ class Verifier:
                 return
             if upto is not None and record.offset > upto:
                 return
-            source.ahead = None
+            source.take()
             entry = self._read(source, record)
             if entry is None:
                 self._owed.faulty.add((boundary, record.offset))
@@ -406,8 +412,7 @@ class Verifier:
         report.best_commit = best.commit if best is not None else None
 
     def _drain(self, boundary: int, source: LogReading) -> None:
-        while (record := source.peek()) is not None:
-            source.ahead = None
+        while (record := source.take()) is not None:
             entry = self._read(source, record)
             if entry is None:
                 continue
@@ -464,6 +469,7 @@ def verify(
     rules: Allowed | None = None,
     policy: Policy | None = None,
     sightings: Iterable[Sighting] = (),
+    sha256: Sha256 | None = None,
 ) -> Report:
     """Check a whole exchange. Never raises for what stands in a record.
 
@@ -476,6 +482,7 @@ def verify(
         rules: users' own classes that the auditor allows, by name.
         policy: how many witnesses must have cosigned each log.
         sightings: what witnesses saw of the delta logs, and when.
+        sha256: who computes digests meanwhile, as of `Verifier`.
     """
     verifier = Verifier(
         topics,
@@ -486,6 +493,7 @@ def verify(
         rules=rules,
         policy=policy,
         sightings=sightings,
+        sha256=sha256,
     )
     for _ in verifier.run():
         pass

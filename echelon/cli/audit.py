@@ -28,6 +28,7 @@ from echelon.cli.audit_options import (
     GenesisOption,
     IncrementalOption,
     JsonOption,
+    OneThreadOption,
     ParentOption,
     PolicyOption,
     RereadOption,
@@ -56,6 +57,7 @@ from echelon.cli.output import prose
 from echelon.errors import ConfigError
 from echelon.laws.rules import Allowed
 from echelon.sources.exchange import opened
+from echelon.sources.hashing_thread import hashing_ahead
 
 app = typer.Typer(
     name="audit", no_args_is_help=True, help="Check an exchange offline: every claim, from its topics alone."
@@ -71,10 +73,11 @@ def _verified(
     allow_open: bool,
     rules: list[str] | None,
     policy: Path | None,
+    one_thread: bool,
     state: StateFile | None = None,
 ) -> Report:
     pinned, asked = digest_of(genesis), read_policy(policy)
-    with opened(source, security) as found:
+    with opened(source, security) as found, hashing_ahead(not one_thread) as sha256:
         notes = notes_of([*(checkpoints or ()), *found.checkpoints])
         if state is not None:
             return state.verify(
@@ -87,6 +90,7 @@ def _verified(
                 rules=allowed(rules),
                 findings=found.findings,
                 policy=asked,
+                sha256=sha256,
             )
         verifier = Verifier(
             found.topics,
@@ -97,6 +101,7 @@ def _verified(
             rules=allowed(rules),
             findings=found.findings,
             policy=asked,
+            sha256=sha256,
         )
         for _ in verifier.run():
             pass
@@ -119,6 +124,7 @@ def verify_command(
     boundary: BoundaryOption = None,
     roster: RosterOption = None,
     parent: ParentOption = None,
+    one_thread: OneThreadOption = False,
 ) -> None:
     """Check signatures, logs, payloads, floors, and every global adapter bit for bit."""
 
@@ -140,6 +146,7 @@ def verify_command(
             allow_open=allow_open,
             rules=rule,
             policy=policy,
+            one_thread=one_thread,
             state=state,
         )
         parents.check_chain(report, parent or [], allowed(rule))
@@ -207,6 +214,7 @@ def report_command(
     allow_open: AllowOpenOption = False,
     rule: RuleOption = None,
     policy: PolicyOption = None,
+    one_thread: OneThreadOption = False,
 ) -> None:
     """Verify, and show what stands in the logs: topics, commits, boundaries, findings."""
 
@@ -219,6 +227,7 @@ def report_command(
             allow_open=allow_open,
             rules=rule,
             policy=policy,
+            one_thread=one_thread,
         )
         console = Console()
         print_logs(console, report)

@@ -50,6 +50,13 @@ RuleOption = Annotated[
         metavar="NAME",
     ),
 ]
+OneThreadOption = Annotated[
+    bool,
+    typer.Option(
+        "--one-thread",
+        help="Take one core, where otherwise a second one hashes ahead; the verdict is the same.",
+    ),
+]
 IncrementalOption = Annotated[
     Path | None,
     typer.Option(

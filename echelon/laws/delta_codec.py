@@ -21,6 +21,7 @@ Integers = NDArray[np.int16] | NDArray[np.int32]
 MIN_EXPONENT = -256
 MAX_EXPONENT = 96
 """Steps from 2**-256 to 2**96: beyond both ends of float32, well inside what float64 holds exactly."""
+_BLOCK = 1 << 16  # coordinates worked on at a time: they stay in the processor's cache
 _BITS = {DeltaCodec.INT16: 15, DeltaCodec.INT32: 31}
 _TYPES: dict[DeltaCodec, np.dtype[np.int16] | np.dtype[np.int32]] = {
     DeltaCodec.INT16: np.dtype("<i2"),
@@ -39,11 +40,17 @@ def largest(codec: DeltaCodec) -> int:
 
 
 def encode(vector: F64, codec: DeltaCodec) -> tuple[bytes, int]:
-    """Round half to even onto the finest grid that fits; returns the payload and its exponent.
+    """`rounded` as bytes: 2·d (int16) or 4·d (int32) of them, and the exponent."""
+    values, exponent = rounded(vector, codec)
+    return values.tobytes(), exponent
+
+
+def rounded(vector: F64, codec: DeltaCodec) -> tuple[Integers, int]:
+    """Round half to even onto the finest grid that fits; returns the integers and their exponent.
 
     Args:
         vector: float64[d], finite. What rounds to zero everywhere is written as zeros on the finest grid.
-        codec: int16 (2·d bytes) or int32 (4·d bytes).
+        codec: int16 or int32.
 
     Raises:
         CodecError: empty, NaN or infinite, or too large (2**96 times the largest integer).
@@ -51,11 +58,13 @@ def encode(vector: F64, codec: DeltaCodec) -> tuple[bytes, int]:
     if vector.ndim != 1 or vector.size == 0:
         raise CodecError(f"a delta is a vector of at least one coordinate, not of shape {vector.shape}")
     values = vector.astype(np.float64, copy=False)
-    peak = max(float(values.max()), -float(values.min()))
-    if not math.isfinite(peak):  # max and min both carry a NaN through
+    blocks = [values[start : start + _BLOCK] for start in range(0, values.size, _BLOCK)]
+    # numpy's max and min carry a NaN through; Python's do not
+    peak = float(np.max([(block.max(), -block.min()) for block in blocks]))
+    if not math.isfinite(peak):
         raise CodecError("a delta with NaN or infinite coordinates cannot be encoded; training diverged")
     if peak == 0.0:
-        return np.zeros(vector.size, _TYPES[codec]).tobytes(), MIN_EXPONENT
+        return np.zeros(vector.size, _TYPES[codec]), MIN_EXPONENT
     exponent = max(math.frexp(peak)[1] - _BITS[codec], MIN_EXPONENT)
     if round(math.ldexp(peak, -exponent)) > largest(codec):
         exponent += 1
@@ -63,7 +72,14 @@ def encode(vector: F64, codec: DeltaCodec) -> tuple[bytes, int]:
         raise CodecError(f"a coordinate of {peak:.3g} is too large for any delta")
     # A product with a power of two is exact: nothing exceeds the peak, and what underflows would round to 0
     # anyway.
-    return np.rint(values * math.ldexp(1.0, -exponent)).astype(_TYPES[codec]).tobytes(), exponent
+    scale = math.ldexp(1.0, -exponent)
+    after = np.empty(vector.size, _TYPES[codec])
+    scaled = np.empty(blocks[0].size, np.float64)
+    for number, block in enumerate(blocks):
+        part = scaled[: block.size]
+        np.rint(np.multiply(block, scale, out=part), out=part)
+        after[number * _BLOCK : number * _BLOCK + block.size] = part
+    return after, exponent
 
 
 def integers(payload: bytes | memoryview, exponent: int, codec: DeltaCodec) -> Integers:

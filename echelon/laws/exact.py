@@ -1,13 +1,14 @@
 """Exact reductions of integer vectors: the same integer on every machine, whatever the order of summation.
 
-Coordinates of 32 bits are split into limbs of 16. Products of limbs are below 2**32 in size, and a block has 2**16 of
-them: every partial sum is an integer below 2**48, which float64 holds exactly. So a fast dot product of float64 gives
-the same integer in whatever order it adds.
+Coordinates of 32 bits are split into limbs of 16; those of 16 bits are one limb. Products of limbs are at most 2**32 in
+size, and a block has 2**16 of them: every partial sum is an integer of at most 2**48, which float64 holds exactly. So a
+fast product of matrices of float64, a limb a row, gives the same integers in whatever order it adds.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +16,21 @@ from numpy.typing import NDArray
 from echelon.errors import CodecError
 from echelon.laws.delta_codec import Integers
 
-_BLOCK = 1 << 16
+_BLOCK = 1 << 16  # coordinates worked on at a time: the limbs of a few vectors stay in the processor's cache
 
 
-def _block_dot(a: NDArray[np.float64], b: NDArray[np.float64]) -> int:
-    return int(np.dot(a, b))
+def _limbs(vector: Integers) -> int:
+    return 1 if vector.dtype.itemsize == 2 else 2
 
 
-def _limbs(block: NDArray[np.int32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """High and low 16 bits of int32[n]: x = high · 2**16 + low, with 0 ≤ low < 2**16."""
-    return (block >> 16).astype(np.float64), (block & 0xFFFF).astype(np.float64)
+def _split(block: Integers, rows: NDArray[np.float64]) -> None:
+    """Write the limbs of a block, lowest first: x = Σ rows[i] · 2**(16·i), the lower ones in [0, 2**16)."""
+    if len(rows) == 1:
+        rows[0] = block
+    else:
+        whole = block.astype(np.int32, copy=False)
+        rows[0] = whole & 0xFFFF
+        rows[1] = whole >> 16
 
 
 def dot(a: Integers, b: Integers) -> int:
@@ -33,24 +39,49 @@ def dot(a: Integers, b: Integers) -> int:
     Raises:
         CodecError: different lengths.
     """
-    if a.shape != b.shape or a.ndim != 1:
-        raise CodecError(f"vectors of shapes {a.shape} and {b.shape} have no dot product")
-    total = 0
-    for start in range(0, a.size, _BLOCK):
-        x, y = a[start : start + _BLOCK], b[start : start + _BLOCK]
-        if a.dtype.itemsize == 2 and b.dtype.itemsize == 2:
-            total += _block_dot(x.astype(np.float64), y.astype(np.float64))
-            continue
-        x_high, x_low = _limbs(x.astype(np.int32, copy=False))
-        if a is b:
-            total += (_block_dot(x_high, x_high) << 32) + (_block_dot(x_high, x_low) << 17)
-            total += _block_dot(x_low, x_low)
-            continue
-        y_high, y_low = _limbs(y.astype(np.int32, copy=False))
-        total += _block_dot(x_high, y_high) << 32
-        total += (_block_dot(x_high, y_low) + _block_dot(x_low, y_high)) << 16
-        total += _block_dot(x_low, y_low)
-    return total
+    return dots(a, [b])[0]
+
+
+def dots(a: Integers, others: Sequence[Integers]) -> list[int]:
+    """The dot products of one vector with each of some others, exact, as `dot`; each is read once.
+
+    Args:
+        a: int16[d] or int32[d].
+        others: likewise; `a` may be among them.
+
+    Raises:
+        CodecError: different lengths.
+    """
+    for b in others:
+        if a.shape != b.shape or a.ndim != 1:
+            raise CodecError(f"vectors of shapes {a.shape} and {b.shape} have no dot product")
+    vectors = [a, *(b for b in others if b is not a)]
+    ends = np.cumsum([_limbs(vector) for vector in vectors]).tolist()
+    mine, first = ends[0], 0 if any(b is a for b in others) else ends[0]
+    rows = np.empty((ends[-1], min(_BLOCK, a.size)), np.float64)
+    starts = range(0, a.size, _BLOCK)
+    sums = np.zeros((len(starts), mine, ends[-1]), np.float64)
+    for place, start in enumerate(starts):
+        part = rows[:, : min(_BLOCK, a.size - start)]
+        for vector, end in zip(vectors, ends, strict=True):
+            _split(vector[start : start + _BLOCK], part[end - _limbs(vector) : end])
+        _products(part[:mine], part[first:], sums[place, :, first:])
+    totals = sums.astype(np.int64).astype(object).sum(axis=0)
+    found: dict[int, int] = {}
+    for vector, end in zip(vectors, ends, strict=True):
+        limbs = totals[:, end - _limbs(vector) : end]
+        found[id(vector)] = sum(int(product) << 16 * (i + j) for (i, j), product in np.ndenumerate(limbs))
+    return [found[id(b)] for b in others]
+
+
+def _products(left: NDArray[np.float64], right: NDArray[np.float64], out: NDArray[np.float64]) -> None:
+    if len(left) < len(right):
+        out[:] = np.dot(left, right.T)
+        return
+    # Of a matrix and its own transpose numpy takes a far slower way.
+    for i, row in enumerate(left):
+        for j, other in enumerate(right):
+            out[i, j] = np.dot(row, other)
 
 
 def norm2(a: Integers) -> int:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from echelon.messages.adapter import F64
 from echelon.messages.manifest import OuterKind
-from echelon.outer.base import CommitInputs, Move, OuterOptimiser, Plan
-
-_NOTHING: F64 = np.zeros(0, np.float64)
+from echelon.outer.base import CommitInputs, OuterOptimiser, Plan
 
 
 class Average(OuterOptimiser):
@@ -19,4 +14,4 @@ class Average(OuterOptimiser):
 
     def plan(self, inputs: CommitInputs) -> Plan:
         """Move along g."""
-        return Plan(lambda _, g: Move(g, _NOTHING, _NOTHING), self.lr, inputs.factors)
+        return Plan(lambda block: block.g, self.lr, inputs.factors)

@@ -24,17 +24,18 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from echelon.errors import CodecError, ProtocolError
 from echelon.laws.delta_codec import Integers
+from echelon.laws.hashing import Digest, Sha256
 from echelon.messages.adapter import F32, F64
 from echelon.messages.manifest import MILLION, OuterKind, OuterTerms
 
-_BLOCK = 1 << 15  # coordinates worked on at a time: three float64 blocks stay in a core's cache
+_BLOCK = 1 << 16  # coordinates worked on at a time: the arrays of a block stay in the processor's cache
 MOST_OCTAVES = 4
 """Intervals beyond 16 times, or below a sixteenth of, the first one are treated like those."""
 
@@ -58,6 +59,7 @@ class OuterState:
     Nesterov, corrected: `first` is the momentum m, `second` the sum of the g since m was advanced, `counted` how
     many deltas those were.
     FedAdam: `first` and `second` are the moments m and v. Average has neither. `octaves` is the k that m belongs to.
+    `begun` is the digest of all that, if it was computed while the state was made.
     """
 
     kind: OuterKind
@@ -66,6 +68,7 @@ class OuterState:
     second: F64
     counted: int = 0
     octaves: int = 0
+    begun: Digest | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def zeros(cls, kind: OuterKind, dim: int, size: int) -> OuterState:
@@ -118,9 +121,11 @@ class OuterState:
 
     def digest(self) -> bytes:
         """SHA-256 of `encode()`, 32 bytes."""
+        if self.begun is not None:
+            return self.begun.digest()
         digest = hashlib.sha256(self._header())
         for array in (self.first, self.second):
-            digest.update(np.ascontiguousarray(array, "<f8").data)
+            digest.update(_written(array))
         return digest.digest()
 
 
@@ -143,7 +148,15 @@ class Outer(Protocol):
     def decode(self, data: bytes, dim: int) -> Any:
         """The state that `encode` wrote. Raises `CodecError` for any other."""
 
-    def step(self, theta: F32, state: Any, deltas: Sequence[WeightedDelta], octaves: int) -> tuple[F32, Any]:
+    def step(
+        self,
+        theta: F32,
+        state: Any,
+        deltas: Sequence[WeightedDelta],
+        octaves: int,
+        *,
+        sha256: Sha256 | None = None,
+    ) -> tuple[F32, Any]:
         """Make one commit.
 
         Args:
@@ -151,6 +164,7 @@ class Outer(Protocol):
             state: what the last step returned.
             deltas: at least one, ascending by (boundary, seq).
             octaves: log2 of the interval that the deltas were trained at over the first one, rounded.
+            sha256: who may compute the digest of the state while it is made; None: it is computed when it is asked for.
 
         Returns:
             θ', float32[d], and the state after it.
@@ -205,10 +219,20 @@ class CommitInputs:
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
-    """How one block of coordinates moves: θ' = θ + rate·direction, and both arrays of the state after it."""
+class Block:
+    """One block of coordinates while its move is made. A rule may overwrite every array of it.
 
-    direction: F64
+    Attributes:
+        at: which coordinates.
+        g: float64[n], the weighted sum of the deltas there.
+        spare: float64[n], of no meaning: room for what a rule computes.
+        first: float64[n], `first` of the state after the commit, which the rule writes; empty if it has no arrays.
+        second: likewise, `second`.
+    """
+
+    at: slice
+    g: F64
+    spare: F64
     first: F64
     second: F64
 
@@ -218,14 +242,15 @@ class Plan:
     """How one commit is made; the same for every block of coordinates.
 
     Attributes:
-        move: gives the move of the block `at` from g, the weighted sum of the deltas there.
+        move: writes the state of a block after the commit, and gives the direction, float64[n], that θ moves along
+            there: θ' = θ + rate·direction. It may be an array of the block.
         rate: the learning rate.
         factors: c_i by which the deltas are summed.
         counted: of the state after the commit.
         octaves: of the state after the commit.
     """
 
-    move: Callable[[slice, F64], Move]
+    move: Callable[[Block], F64]
     rate: np.float64
     factors: Sequence[np.float64]
     counted: int = 0
@@ -262,7 +287,13 @@ class OuterOptimiser(ABC):
         return self.initial(dim).decode(data)
 
     def step(
-        self, theta: F32, state: OuterState, deltas: Sequence[WeightedDelta], octaves: int = 0
+        self,
+        theta: F32,
+        state: OuterState,
+        deltas: Sequence[WeightedDelta],
+        octaves: int = 0,
+        *,
+        sha256: Sha256 | None = None,
     ) -> tuple[F32, OuterState]:
         """Make one commit: θ' is rounded to float32 once, at the end.
 
@@ -271,6 +302,7 @@ class OuterOptimiser(ABC):
             state: of the same kind and dimension.
             deltas: at least one, ascending by (boundary, seq).
             octaves: k for these deltas; only rules with momentum look at it.
+            sha256: who computes the digest of the state while it is made; None: it is computed when it is asked for.
 
         Returns:
             θ', float32[d], and the state after the commit.
@@ -282,19 +314,31 @@ class OuterOptimiser(ABC):
         plan = self.plan(CommitInputs(state, deltas, self.scale.coefficients(deltas), octaves))
         after = np.empty(theta.size, np.float32)
         first, second = np.empty_like(state.first), np.empty_like(state.second)
-        for start in range(0, theta.size, _BLOCK):
-            at = slice(start, start + _BLOCK)
-            move = plan.move(at, _weighted_sum(deltas, plan.factors, at))
-            first[at], second[at] = move.first, move.second
-            with np.errstate(over="ignore"):
-                after[at] = theta[at].astype(np.float64) + plan.rate * move.direction
-            if not np.isfinite(after[at]).all():
-                raise ProtocolError(
-                    "the outer step leaves float32's range: lower its learning rate or the clip"
-                )
+        begun = None if sha256 is None else sha256()
         following = OuterState(
-            self.kind, state.dim, first, second, counted=plan.counted, octaves=plan.octaves
+            self.kind, state.dim, first, second, counted=plan.counted, octaves=plan.octaves, begun=begun
         )
+        if begun is not None:
+            begun.update(following._header())
+        room = np.empty((2, min(_BLOCK, theta.size)), np.float64)
+        with np.errstate(over="ignore"):
+            for start in range(0, theta.size, _BLOCK):
+                at = slice(start, min(start + _BLOCK, theta.size))
+                g, spare = room[:, : at.stop - start]
+                _sum_weighted(deltas, plan.factors, at, (g, spare))
+                direction = plan.move(Block(at, g, spare, first[at], second[at]))
+                np.multiply(direction, plan.rate, out=g)
+                np.copyto(spare, theta[at])
+                after[at] = np.add(g, spare, out=g)
+                if not np.isfinite(after[at]).all():
+                    raise ProtocolError(
+                        "the outer step leaves float32's range: lower its learning rate or the clip"
+                    )
+                if begun is not None:
+                    begun.update(_written(first[at]))
+        if begun is not None:
+            for start in range(0, second.size, _BLOCK):
+                begun.update(_written(second[start : start + _BLOCK]))
         return after, following
 
     def _check(self, theta: F32, state: OuterState, deltas: Sequence[WeightedDelta]) -> None:
@@ -318,10 +362,21 @@ def octaves_between(interval: int, first: int) -> int:
     return k
 
 
-def _weighted_sum(deltas: Sequence[WeightedDelta], factors: Sequence[np.float64], at: slice) -> F64:
-    total: F64 = np.zeros(deltas[0].values[at].size, np.float64)
-    term = np.empty_like(total)
-    for delta, factor in zip(deltas, factors, strict=True):
-        np.multiply(delta.values[at], factor, out=term, dtype=np.float64)
-        np.add(total, term, out=total)
-    return total
+def _written(array: F64) -> memoryview:
+    """An array as it is written: little-endian float64."""
+    return np.ascontiguousarray(array, "<f8").data
+
+
+def _sum_weighted(
+    deltas: Sequence[WeightedDelta], factors: Sequence[np.float64], at: slice, room: tuple[F64, F64]
+) -> None:
+    """Write g = ((0 + c_1·k_1) + c_2·k_2) + … of the block `at` into the first array of the room."""
+    total, term = room
+    for place, (delta, factor) in enumerate(zip(deltas, factors, strict=True)):
+        product = term if place else total
+        np.copyto(product, delta.values[at])
+        np.multiply(product, factor, out=product)
+        if place:
+            np.add(total, term, out=total)
+        elif not factor > 0.0:
+            total += 0.0  # of −0 it makes 0; no product with a factor above 0 is −0

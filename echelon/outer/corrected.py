@@ -12,7 +12,7 @@ For delta i with integers k_i, reference u_i and strength γ in [0, 1]:
     k_i' = k_i − γ·p_i·u_i   if p_i < 0,   else k_i
 
 so the part of k_i that points against u_i shrinks by γ, and everything orthogonal to u_i stays. u_i is the outer
-momentum, rounded to int32 times a power of two (`delta_codec.encode`, one vector has one rounding); while there
+momentum, rounded to int32 times a power of two (`delta_codec.rounded`, one vector has one rounding); while there
 is no momentum it is the weighted sum of the other deltas of the commit, Σ_{j≠i} w_j·2**e_j·k_j. Both dot products are
 exact integers (`exact`), and their quotient is one correctly rounded division of integers.
 
@@ -29,12 +29,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from echelon.errors import CodecError, ProtocolError
-from echelon.laws.delta_codec import Integers, encode, integers
-from echelon.laws.exact import dot, norm2
+from echelon.laws.delta_codec import Integers, rounded
+from echelon.laws.exact import dots
 from echelon.messages.adapter import F64
 from echelon.messages.exchange import DeltaCodec
 from echelon.messages.manifest import MILLION, OuterKind, OuterTerms
-from echelon.outer.base import CommitInputs, Move, Plan, Scale
+from echelon.outer.base import Block, CommitInputs, Plan, Scale
 from echelon.outer.nesterov import Nesterov
 
 
@@ -66,8 +66,10 @@ class Corrected(Nesterov):
             return plan
         towards, inner = reference, plan.move
 
-        def move(at: slice, g: F64) -> Move:
-            return inner(at, g + along * towards[at].astype(np.float64))
+        def move(block: Block) -> F64:
+            np.copyto(block.spare, towards[block.at])
+            block.g[:] += np.multiply(block.spare, along, out=block.spare)
+            return inner(block)
 
         return replace(plan, move=move)
 
@@ -90,13 +92,11 @@ def corrected(
         ProtocolError: the momentum is not finite, or too large to be rounded.
     """
     try:
-        payload, exponent = encode(momentum, DeltaCodec.INT32)
-        reference = integers(payload, exponent, DeltaCodec.INT32)
+        reference, _ = rounded(momentum, DeltaCodec.INT32)
     except CodecError as error:
         raise ProtocolError(f"the outer momentum is no direction: {error}") from error
-    length = norm2(reference)
-    if length:
-        return _against_momentum(deltas, factors, reference, length, strength)
+    if reference.any():
+        return _against_momentum(deltas, factors, reference, strength)
     return _against_the_others(deltas, factors, strength), None, np.float64(0.0)
 
 
@@ -104,12 +104,11 @@ def _against_momentum(
     deltas: Sequence[Correctable],
     factors: Sequence[np.float64],
     reference: Integers,
-    length: int,
     strength: np.float64,
 ) -> tuple[list[np.float64], Integers | None, np.float64]:
     along = np.float64(0.0)
-    for delta, factor in zip(deltas, factors, strict=True):
-        product = dot(delta.values, reference)
+    length, *products = dots(reference, [reference, *(delta.values for delta in deltas)])
+    for product, factor in zip(products, factors, strict=True):
         if product < 0:
             # Integers divided by integers: Python rounds the quotient once, correctly, on every machine.
             along = along - (factor * strength) * np.float64(product / length)
@@ -122,17 +121,18 @@ def _against_the_others(
     finest = min(delta.exponent for delta in deltas)
     scales = [delta.weight << (delta.exponent - finest) for delta in deltas]
     count = len(deltas)
-    dots = [[0] * count for _ in deltas]
+    products = [[0] * count for _ in deltas]
     for i in range(count):
-        for j in range(i, count):
-            dots[i][j] = dots[j][i] = dot(deltas[i].values, deltas[j].values)
+        row = dots(deltas[i].values, [other.values for other in deltas[i:]])
+        for j, value in enumerate(row, i):
+            products[i][j] = products[j][i] = value
     after = list(factors)
     for i in range(count):
         others = [j for j in range(count) if j != i]
-        product = sum(scales[j] * dots[i][j] for j in others)
+        product = sum(scales[j] * products[i][j] for j in others)
         if product >= 0:
             continue
-        length = sum(scales[j] * scales[k] * dots[j][k] for j in others for k in others)
+        length = sum(scales[j] * scales[k] * products[j][k] for j in others for k in others)
         # p_i is per unit of u_i, whose integers carry the scales; length > 0, or the product would be 0.
         share = (factors[i] * strength) * np.float64(product / length)
         for j in others:

@@ -13,7 +13,7 @@ import numpy as np
 
 from echelon.messages.adapter import F64
 from echelon.messages.manifest import MILLION, OuterKind, OuterTerms
-from echelon.outer.base import CommitInputs, Move, OuterOptimiser, Plan, Scale
+from echelon.outer.base import Block, CommitInputs, OuterOptimiser, Plan, Scale
 
 _BILLION = 1_000_000_000
 
@@ -34,12 +34,18 @@ class FedAdam(OuterOptimiser):
         """Update both moments, and move along their quotient."""
         one, state = np.float64(1.0), inputs.state
 
-        def move(at: slice, g: F64) -> Move:
-            first = self._beta1 * state.first[at] + (one - self._beta1) * g
-            second = self._beta2 * state.second[at] + ((one - self._beta2) * g) * g
-            denominator = np.sqrt(second) + self._epsilon
+        def move(block: Block) -> F64:
+            g, spare, first, second = block.g, block.spare, block.first, block.second
+            np.multiply(state.first[block.at], self._beta1, out=first)
+            first += np.multiply(g, one - self._beta1, out=spare)
+            np.multiply(state.second[block.at], self._beta2, out=second)
+            np.multiply(g, one - self._beta2, out=spare)
+            second += np.multiply(spare, g, out=spare)
+            denominator = np.add(np.sqrt(second, out=spare), self._epsilon, out=spare)
+            if self._epsilon > 0.0:
+                return np.divide(first, denominator, out=g)
             # 0/0 where nothing ever moved and ε is 0: no step there.
-            direction = np.divide(first, denominator, out=np.zeros_like(g), where=denominator != 0.0)
-            return Move(direction, first, second)
+            g.fill(0.0)
+            return np.divide(first, denominator, out=g, where=denominator != 0.0)
 
         return Plan(move, self.lr, inputs.factors)

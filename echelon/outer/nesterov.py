@@ -28,7 +28,7 @@ import numpy as np
 
 from echelon.messages.adapter import F64
 from echelon.messages.manifest import MILLION, OuterKind, OuterTerms
-from echelon.outer.base import MOST_OCTAVES, CommitInputs, Move, OuterOptimiser, Plan, Scale
+from echelon.outer.base import MOST_OCTAVES, Block, CommitInputs, OuterOptimiser, Plan, Scale
 
 
 class Nesterov(OuterOptimiser):
@@ -50,13 +50,19 @@ class Nesterov(OuterOptimiser):
         octaves = max(-MOST_OCTAVES, min(MOST_OCTAVES, inputs.octaves))
         beta, rate, rescale = self._at_interval(octaves, state.octaves)
 
-        def move(at: slice, g: F64) -> Move:
-            buffer = state.second[at] + g
-            built_up = state.first[at] if rescale is None else state.first[at] * rescale
+        def move(block: Block) -> F64:
+            g, momentum, buffer = block.g, block.first, block.second
+            np.add(state.second[block.at], g, out=buffer)
+            built_up = state.first[block.at]
+            if rescale is not None:
+                built_up = np.multiply(built_up, rescale, out=momentum)
             if not advance:
-                return Move(g, built_up, buffer)
-            momentum = beta * built_up + buffer
-            return Move(beta * momentum + g, momentum, np.zeros_like(buffer))
+                momentum[:] = built_up
+                return g
+            np.multiply(built_up, beta, out=momentum)
+            momentum += buffer
+            buffer.fill(0.0)
+            return np.add(np.multiply(momentum, beta, out=block.spare), g, out=g)
 
         return Plan(move, rate, inputs.factors, counted=counted % self.delay, octaves=octaves)
 

@@ -55,6 +55,7 @@ from echelon.run.signed import keep, kept
 from echelon.run.vanishing import vanishing
 from echelon.run.waiting import Waited
 from echelon.secagg.entropy import Entropy
+from echelon.sources.hashing_thread import hashing_ahead
 from echelon.training.learner import DataFacts, EvalResult
 from echelon.wiring.metrics import own_metrics
 from echelon.wiring.plugins import rules_of
@@ -398,13 +399,15 @@ class Federation:
         self.status("auditing")
         files = exported_files(signed.manifest, adapter)
         pinned = self.controller.genesis_sha256 if self.controller is not None else None
-        report = verify(
-            topics,
-            genesis=pinned,
-            adapter=files,
-            checkpoints=self._checkpoints.values(),
-            rules=rules_of(self.settings),
-        )
+        with hashing_ahead() as sha256:
+            report = verify(
+                topics,
+                genesis=pinned,
+                adapter=files,
+                checkpoints=self._checkpoints.values(),
+                rules=rules_of(self.settings),
+                sha256=sha256,
+            )
         outward = sum(
             record.size
             for topic, records in topics.items()

@@ -335,7 +335,17 @@ def test_every_attribute_of_a_verifier_is_kept_or_is_not_state() -> None:
     """Who adds state to the verifier must say here whether it goes into `AuditProgress`: else reports would differ."""
     kept = {"report", "_core", "_interlock", "_manifest", "_deltas", "_owed", "_closed"}
     assert vars(OwedRefusals()).keys() == {"owed", "faulty"}, "both are kept"
-    given = {"_topics", "_pinned", "_notes", "_allow_open", "_files", "_rules", "_policy", "_sightings"}
+    given = {
+        "_topics",
+        "_pinned",
+        "_notes",
+        "_allow_open",
+        "_files",
+        "_rules",
+        "_policy",
+        "_sightings",
+        "_sha256",
+    }
     # From the leaves, the manifest, the close record; and a log that is cut ends what can be resumed.
     derived = {"_marks", "_witnessed", "_heads", "_cut"}
     assert set(vars(Verifier({}))) == kept | given | derived

@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from echelon.errors import CodecError
-from echelon.laws.delta_codec import MAX_EXPONENT, MIN_EXPONENT, decode, encode, integers, largest, width
+from echelon.laws import delta_codec
+from echelon.laws.delta_codec import (
+    MAX_EXPONENT,
+    MIN_EXPONENT,
+    decode,
+    encode,
+    integers,
+    largest,
+    rounded,
+    width,
+)
 from echelon.messages.exchange import DeltaCodec
 
 CODECS = st.sampled_from(list(DeltaCodec))
@@ -115,3 +125,14 @@ def test_the_smallest_exponent_is_a_floor() -> None:
 def test_payloads_that_no_encoder_wrote_are_refused(payload: bytes, exponent: int, why: str) -> None:
     with pytest.raises(CodecError, match=why):
         integers(payload, exponent, DeltaCodec.INT16)
+
+
+@pytest.mark.parametrize("codec", DeltaCodec)
+def test_the_block_size_changes_no_bit(codec: DeltaCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+    vector = np.sin(np.arange(100.0)) * 1e-3
+    before, (values, exponent) = encode(vector, codec), rounded(vector, codec)
+    monkeypatch.setattr(delta_codec, "_BLOCK", 7)
+    assert encode(vector, codec) == before == (values.tobytes(), exponent)
+    vector[99] = math.nan
+    with pytest.raises(CodecError, match="NaN or infinite"):
+        encode(vector, codec)

@@ -47,6 +47,15 @@ def test_state_round_trip(kind: OuterKind) -> None:
         optimiser(kind).decode(state.encode(), 8)
 
 
+def test_sums_of_deltas_begin_with_zero() -> None:
+    """So there is no −0 in them, whatever the first delta weighs: θ' = −0 + 0 is 0."""
+    negative = delta(np.array([-0.5, -0.25]))
+    without_weight = WeightedDelta(negative.values, negative.exponent, 1, 0)
+    step, theta = optimiser(OuterKind.AVERAGE), np.full(2, -0.0, np.float32)
+    after, _ = step.step(theta, initial(OuterKind.AVERAGE, 2), [without_weight])
+    assert not np.signbit(after).any()
+
+
 def test_what_allows_no_step_is_refused() -> None:
     step, start = optimiser(OuterKind.AVERAGE), initial(OuterKind.AVERAGE, 2)
     zero = np.zeros(2, np.float32)

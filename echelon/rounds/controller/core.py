@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from echelon.errors import CodecError, ProtocolError, StateError
 from echelon.laws.delta_codec import Integers
+from echelon.laws.hashing import Sha256
 from echelon.laws.rules import Allowed
 from echelon.laws.transcript import Contradiction, Transcript
-from echelon.messages.adapter import F32
+from echelon.messages.adapter import F32, adapter_digest
 from echelon.messages.exchange import CloseReason, Commit, Delta, Pace, RefusalReason
 from echelon.messages.manifest import RunManifest, Weighting
 from echelon.messages.stored import stored
@@ -34,6 +35,8 @@ from echelon.rounds.controller.drafts import CommitDraft, CommitMismatch, Derive
 from echelon.rounds.controller.limits import coordinate_limit, examine_window
 
 _MOST = (1 << 63) - 1
+DigestOf = Callable[[F32], bytes]
+"""Gives SHA-256 of an adapter."""
 
 
 class ControllerCore:
@@ -46,6 +49,7 @@ class ControllerCore:
         *,
         pace: PaceController | None = None,
         rules: Allowed | None = None,
+        sha256: Sha256 | None = None,
     ) -> None:
         """Start at genesis.
 
@@ -54,6 +58,7 @@ class ControllerCore:
             adapter: float32[d], finite, d as in the manifest's layout.
             pace: the pace controller; the one that the manifest names if None.
             rules: users' own classes that may run, by name.
+            sha256: who computes the digests of states; None: everything in this thread.
 
         Raises:
             RuleRefused: the manifest names a class that is not among them.
@@ -66,6 +71,7 @@ class ControllerCore:
             )
         self.manifest = manifest
         self.dim = dim
+        self._sha256: Sha256 = sha256 or hashlib.sha256
         self._table = manifest.exchange.staleness
         count = len(manifest.boundaries)
         self._optimiser: Outer = outer_of(manifest, self._table[0], rules or {})
@@ -208,7 +214,7 @@ class ControllerCore:
         """
         return self._derive(measured).draft
 
-    def apply(self, commit: Commit) -> tuple[RejectedDelta, ...]:
+    def apply(self, commit: Commit, digest_of: DigestOf = adapter_digest) -> tuple[RejectedDelta, ...]:
         """Check every derived field of a commit and make it the newest version; nothing else does.
 
         `run`, `index`, `heads`, `payload.transfer` and `prefix` are about the logs and are checked where
@@ -224,7 +230,7 @@ class ControllerCore:
             raise CommitMismatch(commit.commit, "commit", commit.commit, self.newest + 1)
         if not self._pending:
             raise CommitMismatch(commit.commit, "merged", [(m.boundary, m.seq) for m in commit.merged], [])
-        derived = self._derive(commit.measured)
+        derived = self._derive(commit.measured, digest_of)
         draft = derived.draft
         check_commit(commit, draft)
         for key in derived.keys:
@@ -236,7 +242,7 @@ class ControllerCore:
         self._next = None
         return self._drop_stale()
 
-    def _derive(self, measured: tuple[int, ...]) -> DerivedCommit:
+    def _derive(self, measured: tuple[int, ...], digest_of: DigestOf = adapter_digest) -> DerivedCommit:
         if self._next is not None and self._next.draft.measured == measured:
             return self._next
         if not self._pending:
@@ -248,6 +254,7 @@ class ControllerCore:
             self._outer,
             [one.weighted() for one in taken],
             self._octaves(one.delta.base_commit for one in taken),
+            sha256=self._sha256,
         )
         number = self.newest + 1
         tokens = self.tokens + sum(window.tokens for one in taken for window in one.delta.windows)
@@ -264,10 +271,10 @@ class ControllerCore:
             pace=pace,
             measured=measured,
             tokens=min(tokens, _MOST),
-            adapter_sha256=hashlib.sha256(adapter.astype("<f4", copy=False).data).digest(),
             state_sha256=hashlib.sha256(
                 b"echelon state v1\x00" + outer.digest() + controller.digest()
             ).digest(),
+            adapter_sha256=digest_of(adapter),
             adapter=adapter,
         )
         self._next = DerivedCommit(draft, keys, outer, controller)
@@ -357,6 +364,7 @@ class ControllerCore:
         pace: PaceController | None = None,
         rules: Allowed | None = None,
         transcript: Transcript | None = None,
+        sha256: Sha256 | None = None,
     ) -> ControllerCore:
         """The core whose `snapshot` this is.
 
@@ -366,6 +374,7 @@ class ControllerCore:
             pace: as of the constructor.
             rules: likewise.
             transcript: `global` as it was read again; it is in no snapshot.
+            sha256: as of the constructor.
 
         Raises:
             StateError: damaged, or of a run with other terms.
@@ -376,7 +385,7 @@ class ControllerCore:
                 raise StateError(
                     "the controller's state is of a run with other terms: point it to this run's folder"
                 )
-            core = cls(manifest, held.adapter.astype(np.float32), pace=pace, rules=rules)
+            core = cls(manifest, held.adapter.astype(np.float32), pace=pace, rules=rules, sha256=sha256)
             if transcript is not None:
                 core.transcript = transcript
             core.newest, core.tokens, core.pace = held.newest, held.tokens, held.pace.pace()
