@@ -408,12 +408,7 @@ class Federation:
                 rules=rules_of(self.settings),
                 sha256=sha256,
             )
-        outward = sum(
-            record.size
-            for topic, records in topics.items()
-            if topic.startswith("delta.")
-            for record in records
-        )
+        outward = _bytes_on(topics, "delta.")
         inward = len(self.settings.boundaries) * sum(record.size for record in topics["global"])
         dropouts = sum(view.dropouts for view in self.recorder.views.values())
         summary: dict[str, Any] = {
@@ -435,12 +430,7 @@ class Federation:
             "dropouts": dropouts,
             "exchange_bytes_out": outward,
             "exchange_bytes_in": inward,
-            "witness_bytes": sum(
-                record.size
-                for topic, records in topics.items()
-                if topic.startswith(("head.", "witness."))
-                for record in records
-            ),
+            "witness_bytes": _bytes_on(topics, "head.", "witness."),
             "split_bytes": dict(sorted(self.recorder.split.items())),
             "standings": dict(sorted(self.recorder.standings.items())),
             "adapter_sha256": hashlib.sha256(np.ascontiguousarray(adapter, "<f4").tobytes()).hexdigest(),
@@ -490,3 +480,10 @@ class Federation:
             ]
             write_private(self.out / SAMPLES_FILE, json.dumps(samples, indent=2).encode())
         write_summary(self.out, summary)
+
+
+def _bytes_on(topics: dict[str, list[Record]], *prefixes: str) -> int:
+    """Bytes of all records on the topics whose names begin so."""
+    return sum(
+        record.size for topic, records in topics.items() if topic.startswith(prefixes) for record in records
+    )

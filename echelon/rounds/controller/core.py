@@ -66,11 +66,8 @@ class ControllerCore:
         """
         dim = manifest.adapter_layout().dim
         if adapter.shape != (dim,) or adapter.dtype != np.float32 or not np.isfinite(adapter).all():
-            raise ProtocolError(
-                f"the initial adapter is not {dim} finite float32 numbers, as the layout wants"
-            )
-        self.manifest = manifest
-        self.dim = dim
+            raise ProtocolError(f"the initial adapter is not {dim} finite float32 numbers, as in the layout")
+        self.manifest, self.dim = manifest, dim
         self._sha256: Sha256 = sha256 or hashlib.sha256
         self._table = manifest.exchange.staleness
         count = len(manifest.boundaries)
