@@ -147,7 +147,8 @@ class DeviceConfig(BoundaryConfig):
     )
     own_slot_only: bool = Field(
         default=False,
-        description="Whether the process, once it has its slot, can read no other slot's files (Linux's Landlock). A "
+        description="Whether the process, once it has its slot, can read no other slot's files, nor the state of "
+        "another replica on its host (Linux's Landlock). A "
         "file beside the slots that is replaced later is then read at the next start only.",
     )
 

@@ -1,8 +1,8 @@
-"""After a replica has taken its slot, its process can read no other slot's keys: Linux's Landlock sees to that.
+"""After a replica has taken its slot, its process reads no other slot's keys or state: Linux's Landlock sees to that.
 
 A thread that confines itself cannot undo it, and threads and processes that it starts afterwards are confined as well:
 the training process, which runs the most code of others, among them. Threads that run already are not. Reading is
-allowed beneath named folders only (landlock(7)), so everything beside the way to the slots is named.
+allowed beneath named folders only (landlock(7)), so everything beside the ways to slots and states is named.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ SET_NO_NEW_PRIVS = 38
 """A thread without privileges may only confine itself when it can gain none either (prctl(2))."""
 
 
-def confine(slots: Path, own: Path, also: Path) -> bool:
+def confine(slots: Path, states: Path, own: tuple[Path, Path]) -> bool:
     """Let this thread, and what it starts from now on, read files of one slot only.
 
     Args:
         slots: the folder of all slots.
-        own: the one that may be read.
-        also: a folder beside the slots in which files are made only now.
+        states: the folder of the states of all replicas here.
+        own: the slot and the state that may be read; both are there.
 
     Returns:
         Whether it holds; False where the kernel has no Landlock, or does not allow it here.
@@ -49,7 +49,7 @@ def confine(slots: Path, own: Path, also: Path) -> bool:
             return False
         raise
     try:
-        for path in (*beside(slots.resolve()), own.resolve(), also.resolve()):
+        for path in (*beside(slots.resolve(), states.resolve()), *(one.resolve() for one in own)):
             _allow(rules, path)
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(SET_NO_NEW_PRIVS, 1, 0, 0, 0):
@@ -60,11 +60,14 @@ def confine(slots: Path, own: Path, also: Path) -> bool:
     return True
 
 
-def beside(folder: Path) -> Iterator[Path]:
-    """Everything beside the way from the root to a folder, and nothing in the folder itself."""
-    for inner, outer in zip((folder, *folder.parents), folder.parents, strict=False):
+def beside(*folders: Path) -> Iterator[Path]:
+    """Everything beside the ways from the root to some folders, and nothing in the folders themselves."""
+    ways = {way for folder in folders for way in (folder, *folder.parents)}
+    for outer in {parent for folder in folders for parent in folder.parents}:
+        if any(outer.is_relative_to(folder) for folder in folders):
+            continue  # it is in one of them itself
         for entry in os.scandir(outer):
-            if not entry.is_symlink() and Path(entry.path) != inner:
+            if not entry.is_symlink() and Path(entry.path) not in ways:
                 yield Path(entry.path)
 
 

@@ -150,11 +150,12 @@ class DeviceRole(BoundaryRole):
         lease = "" if self._held is None else f" with lease {self._held.epoch}"
         log.info("took the slot of %s%s", self.name, lease)
         if self.config.own_slot_only and self.config.slots is not None:
-            if confine(self.config.slots, lock.folder, self.config.state):
-                log.info("no other slot's keys can be read from now on")
+            make_state(self.state)
+            if confine(self.config.slots, self.config.state, (lock.folder, self.state)):
+                log.info("no other slot's keys and state can be read from now on")
             else:
                 log.warning(
-                    "this kernel has no Landlock: whoever breaks in here can read the other slots' keys"
+                    "this kernel has no Landlock: whoever breaks in here can read the other slots' keys and state"
                 )
         return lock
 

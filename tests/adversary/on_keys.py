@@ -6,6 +6,7 @@ Whoever stole a key is played as its owner: a gate's or the controller's former 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from echelon.audit.log import TopicLog
 from echelon.audit.note import Checkpoint, origin
@@ -30,7 +31,7 @@ GATE_B = gate_of_place(1)
 OTHER_RUN = bytes(range(16, 32))
 
 
-def judged(exchange: Exchange, gained: bool, **arguments: object) -> Played:
+def judged(exchange: Exchange, gained: bool, **arguments: Any) -> Played:
     """The run is closed and audited; the insiders have what they wanted only if the audit finds nothing, too."""
     exchange.close(CloseReason.STOPPED)
     played = audit(exchange.topics, pinned=exchange.genesis_sha256, **arguments)
@@ -58,7 +59,7 @@ def former_gate(kind: str, *, claims_less: bool, behind_next: bool = False) -> C
             exchange.delta(1)
             exchange.gates[1].signer = GATES[1]
         waiting = exchange.core.pending
-        exchange.delta(1, **(before if claims_less else {}))
+        exchange.delta(1, **(before if claims_less else {}))  # type: ignore[arg-type]
         return judged(exchange, exchange.core.pending != waiting)
 
     return play
@@ -321,7 +322,7 @@ def shown_twice() -> Played:
 
     read, shown = until(*GOOD), until(*TWIN)
     assert read.genesis_sha256 == shown.genesis_sha256
-    shown.delta(0, **read.seen())
+    shown.delta(0, **read.seen())  # type: ignore[arg-type]
     return judged(shown, True)
 
 

@@ -314,10 +314,10 @@ def check(folder: Path, pin: bytes) -> dict[str, object]:
         delta_envelope = read(f"{stem}.dsse.json")
         proof = json.loads(read(f"{stem}.inclusion.json"))
         assert (proof["treeSize"], bytes.fromhex(proof["rootHash"])) == (head["size"], head["root"])
-        path = [bytes.fromhex(one) for one in proof["hashes"]]
-        assert root_by_path(leaf_of(delta_envelope), proof["logIndex"], head["size"], path) == head["root"], (
-            stem
-        )
+        hashes = [bytes.fromhex(one) for one in proof["hashes"]]
+        assert (
+            root_by_path(leaf_of(delta_envelope), proof["logIndex"], head["size"], hashes) == head["root"]
+        ), stem
         delta = keys["gate", merged["boundary"]].delta(delta_envelope, proof["logIndex"])
         assert (delta["boundary"], delta["seq"]) == (merged["boundary"], merged["seq"])
         deltas += 1
