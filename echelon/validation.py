@@ -44,6 +44,7 @@ PATTERNS = {
     r"^[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?$": "be a name: at most 64 small letters, digits, and . _ - between them",
     r"^[a-z0-9](?:[a-z0-9.-]{0,62}[a-z0-9])?$": "be a name: at most 64 small letters, digits, and . - between them",
     r"^[a-z][a-z0-9_]{0,63}$": "be a name: a small letter, then at most 63 small letters, digits and _",
+    r"^[a-z][a-z0-9_.-]{0,62}$": "be a name: a small letter, then at most 62 small letters, digits, and . _ -",
     r"^[0-9a-f]{64}$": "be 64 hexadecimal digits, in small letters",
     r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$": "be MODULE:CLASS, a class of your own",
     r"^(exact|bf16|int[48]|topk:0?\.[0-9]+|lowrank:[0-9]{1,4}|sketch:0?\.[0-9]+|error:0?\.[0-9]+)$": "be exact, bf16, "
@@ -68,7 +69,7 @@ def sentence(details: ErrorDetails) -> str:
         return details["msg"].removeprefix("Value error, ")
     if details["type"] == "string_pattern_mismatch":
         expected = PATTERNS.get(str(context.get("pattern")), expected)
-    found = details["input"]
+    found = details.get("input", "")  # some readers leave it out
     if details["type"] == "string_type" and (found is None or isinstance(found, bool | int | float)):
         expected += f"; what stands there reads as {json.dumps(found)}: put it in quotes"
     text = INPUT + expected.format(**context)
