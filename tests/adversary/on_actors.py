@@ -516,8 +516,8 @@ def hurrying() -> Iterator[None]:
     """The controller asks for one local step more than its rule gives, whatever it is asked to check."""
     original = ControllerCore._derive
 
-    def derive(self: ControllerCore, measured: tuple[int, ...]) -> Any:
-        found = original(self, measured)
+    def derive(self: ControllerCore, measured: tuple[int, ...], *options: Any) -> Any:
+        found = original(self, measured, *options)
         pace = found.draft.pace
         draft = replace(found.draft, pace=pace.model_copy(update={"steps": pace.steps + 1}))
         return replace(found, draft=draft)
