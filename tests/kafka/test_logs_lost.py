@@ -24,6 +24,8 @@ from tools.kafka.stack import Stack
 from tools.kafka.wipe import PATIENCE
 
 WITHIN = 500.0
+FAR = 12
+"""Records of a delta log: more than a gate writes into a new one before it sees that it is new."""
 
 
 def admin(deployment: Deployment):
@@ -104,7 +106,10 @@ def test_delta_logs_that_were_made_anew_or_cut_end_those_who_know_them(stack: St
     with fleet(made, restart=never) as running:
         with Follower(made.broker(EXCHANGE, AUDITOR), made) as follower:
             running.start()
+            # The gate finds out by what it writes next. A controller that had read just as much reads on, and finds out
+            # by what comes after that: so it has read far more here.
             eventually(lambda: follower.view.commits >= 1, WITHIN, running.tend)
+            eventually(lambda: end_of(made, "delta.a")[1] >= FAR, WITHIN, running.tend)
         made_anew(made, "delta.a")
         for name in ("controller", "a.gate"):
             ends_with_one_line(running, name, "delta.a")
