@@ -27,7 +27,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echelon.errors import CodecError, ProtocolError
-from echelon.laws.hashing import Sha256
 from echelon.messages.adapter import F32, Factor, factor_mask
 from echelon.messages.manifest import FactorRule, RunManifest
 from echelon.outer.base import EncodableState, Outer, WeightedDelta
@@ -113,13 +112,7 @@ class Alternating:
         return PairState((self.inner.decode(data[at:cut], first), self.inner.decode(data[cut:], second)))
 
     def step(
-        self,
-        theta: F32,
-        state: Any,
-        deltas: Sequence[WeightedDelta],
-        octaves: int,
-        *,
-        sha256: Sha256 | None = None,
+        self, theta: F32, state: Any, deltas: Sequence[WeightedDelta], octaves: int
     ) -> tuple[F32, PairState]:
         """Make one commit: each factor takes the deltas that departed from a commit of its phase.
 
@@ -128,7 +121,6 @@ class Alternating:
             state: of both factors.
             deltas: at least one, ascending by (boundary, seq).
             octaves: log2 of the interval that the deltas were trained at over the first one, rounded.
-            sha256: not used: the digest is computed when it is asked for.
 
         Returns:
             θ', float32[d], and the state of both factors after the commit.

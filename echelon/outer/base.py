@@ -148,15 +148,7 @@ class Outer(Protocol):
     def decode(self, data: bytes, dim: int) -> Any:
         """The state that `encode` wrote. Raises `CodecError` for any other."""
 
-    def step(
-        self,
-        theta: F32,
-        state: Any,
-        deltas: Sequence[WeightedDelta],
-        octaves: int,
-        *,
-        sha256: Sha256 | None = None,
-    ) -> tuple[F32, Any]:
+    def step(self, theta: F32, state: Any, deltas: Sequence[WeightedDelta], octaves: int) -> tuple[F32, Any]:
         """Make one commit.
 
         Args:
@@ -164,7 +156,6 @@ class Outer(Protocol):
             state: what the last step returned.
             deltas: at least one, ascending by (boundary, seq).
             octaves: log2 of the interval that the deltas were trained at over the first one, rounded.
-            sha256: who may compute the digest of the state while it is made; None: it is computed when it is asked for.
 
         Returns:
             θ', float32[d], and the state after it.
@@ -269,6 +260,8 @@ class OuterOptimiser(ABC):
         self.terms = terms
         self.scale = scale
         self.lr = np.float64(terms.lr_ppm) / np.float64(MILLION)
+        self.sha256: Sha256 | None = None
+        """Who computes the digest of a state while it is made; None: it is computed when it is asked for."""
 
     @abstractmethod
     def plan(self, inputs: CommitInputs) -> Plan:
@@ -287,13 +280,7 @@ class OuterOptimiser(ABC):
         return self.initial(dim).decode(data)
 
     def step(
-        self,
-        theta: F32,
-        state: OuterState,
-        deltas: Sequence[WeightedDelta],
-        octaves: int = 0,
-        *,
-        sha256: Sha256 | None = None,
+        self, theta: F32, state: OuterState, deltas: Sequence[WeightedDelta], octaves: int = 0
     ) -> tuple[F32, OuterState]:
         """Make one commit: θ' is rounded to float32 once, at the end.
 
@@ -302,7 +289,6 @@ class OuterOptimiser(ABC):
             state: of the same kind and dimension.
             deltas: at least one, ascending by (boundary, seq).
             octaves: k for these deltas; only rules with momentum look at it.
-            sha256: who computes the digest of the state while it is made; None: it is computed when it is asked for.
 
         Returns:
             θ', float32[d], and the state after the commit.
@@ -314,7 +300,7 @@ class OuterOptimiser(ABC):
         plan = self.plan(CommitInputs(state, deltas, self.scale.coefficients(deltas), octaves))
         after = np.empty(theta.size, np.float32)
         first, second = np.empty_like(state.first), np.empty_like(state.second)
-        begun = None if sha256 is None else sha256()
+        begun = None if self.sha256 is None else self.sha256()
         following = OuterState(
             self.kind, state.dim, first, second, counted=plan.counted, octaves=plan.octaves, begun=begun
         )

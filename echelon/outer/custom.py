@@ -23,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echelon.errors import CodecError, ProtocolError
-from echelon.laws.hashing import Sha256
 from echelon.laws.rules import Allowed, class_of, guarded
 from echelon.messages.adapter import F32, F64
 from echelon.messages.manifest import OuterTerms, RuleTerms
@@ -120,13 +119,7 @@ class Custom:
         return RuleState(self.name, tuple(arrays))
 
     def step(
-        self,
-        theta: F32,
-        state: Any,
-        deltas: Sequence[WeightedDelta],
-        octaves: int,
-        *,
-        sha256: Sha256 | None = None,
+        self, theta: F32, state: Any, deltas: Sequence[WeightedDelta], octaves: int
     ) -> tuple[F32, RuleState]:
         """Make one commit, twice, and compare both results.
 
@@ -135,7 +128,6 @@ class Custom:
             state: of this rule.
             deltas: at least one, ascending by (boundary, seq).
             octaves: log2 of the interval that the deltas were trained at over the first one, rounded.
-            sha256: not used: the digest is computed when it is asked for.
 
         Returns:
             θ', float32[d], and the state after the commit.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from echelon.laws.hashing import Sha256
 from echelon.laws.rules import Allowed
 from echelon.messages.manifest import OuterKind, OuterTerms, RuleSlot, RunManifest
 from echelon.outer.average import Average
@@ -34,13 +35,14 @@ def outer_optimiser(terms: OuterTerms, *, boundaries: int, unit: int) -> OuterOp
     return RULES[terms.kind](terms, Scale(boundaries, unit))
 
 
-def outer_of(manifest: RunManifest, unit: int, allowed: Allowed) -> Outer:
+def outer_of(manifest: RunManifest, unit: int, allowed: Allowed, sha256: Sha256 | None = None) -> Outer:
     """Build the outer step that a run's manifest names.
 
     Args:
         manifest: of the run.
         unit: s(0), the integer weight of a delta that is not late.
         allowed: the users' code that may run, by name.
+        sha256: who computes digests of states while a rule of this package makes them.
 
     Returns:
         A rule of this package, or a user's.
@@ -52,5 +54,7 @@ def outer_of(manifest: RunManifest, unit: int, allowed: Allowed) -> Outer:
     boundaries = len(manifest.boundaries)
     rule = manifest.rule(RuleSlot.OUTER)
     if rule is None:
-        return outer_optimiser(manifest.outer, boundaries=boundaries, unit=unit)
+        found = outer_optimiser(manifest.outer, boundaries=boundaries, unit=unit)
+        found.sha256 = sha256
+        return found
     return custom_step(rule, manifest.outer, Scale(boundaries, unit), allowed)

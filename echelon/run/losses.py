@@ -30,10 +30,10 @@ def device_metrics(**results: dict[str, EvalResult]) -> dict[str, dict[str, dict
         f"{what}_metrics": {
             metric: {name: one.metrics[metric].mean for name, one in by_name.items() if metric in one.metrics}
             | {"overall": overall.mean}
-            for metric, overall in _together(by_name).metrics.items()
+            for metric, overall in together.items()
         }
         for what, by_name in results.items()
-        if _together(by_name).metrics
+        if (together := _together(by_name).metrics)
     }
 
 

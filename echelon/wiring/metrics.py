@@ -19,7 +19,10 @@ def metric_terms(settings: RunSettings) -> tuple[MetricTerms, ...]:
     Raises:
         ConfigError: as `read_rule`.
     """
-    code = named_metrics(settings)
+    return _terms(settings, named_metrics(settings))
+
+
+def _terms(settings: RunSettings, code: Allowed) -> tuple[MetricTerms, ...]:
     return tuple(
         MetricTerms(
             name=metric.name,
@@ -43,7 +46,8 @@ def named_metrics(settings: RunSettings) -> Allowed:
 
 def own_metrics(settings: RunSettings) -> tuple[MetricCode, ...]:
     """The metrics of a run file with their code, where its author runs it."""
-    return metric_code(metric_terms(settings), named_metrics(settings))
+    code = named_metrics(settings)
+    return metric_code(_terms(settings, code), code)
 
 
 def check_agreed(manifest: RunManifest, found: Sequence[MetricTerms]) -> None:

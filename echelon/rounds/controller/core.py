@@ -68,11 +68,12 @@ class ControllerCore:
         if adapter.shape != (dim,) or adapter.dtype != np.float32 or not np.isfinite(adapter).all():
             raise ProtocolError(f"the initial adapter is not {dim} finite float32 numbers, as in the layout")
         self.manifest, self.dim = manifest, dim
-        self._sha256: Sha256 = sha256 or hashlib.sha256
         self._table = manifest.exchange.staleness
         count = len(manifest.boundaries)
-        self._optimiser: Outer = outer_of(manifest, self._table[0], rules or {})
         self._factors = Factors(manifest)
+        # With alternating factors the state's digest is over two states, and none of a single one is asked for.
+        ahead = None if self._factors.masks else sha256 or hashlib.sha256
+        self._optimiser: Outer = outer_of(manifest, self._table[0], rules or {}, ahead)
         if self._factors.masks:
             self._optimiser = Alternating(self._optimiser, self._factors)
         self._limit = coordinate_limit(manifest)
@@ -251,7 +252,6 @@ class ControllerCore:
             self._outer,
             [one.weighted() for one in taken],
             self._octaves(one.delta.base_commit for one in taken),
-            sha256=self._sha256,
         )
         number = self.newest + 1
         tokens = self.tokens + sum(window.tokens for one in taken for window in one.delta.windows)
