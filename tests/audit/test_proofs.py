@@ -108,20 +108,29 @@ FILES = sorted(
 )
 
 
+def accepted_changes(
+    files: dict[str, bytes], name: str, every: int, genesis: bytes, folder: Path
+) -> list[int]:
+    """Places of a file at which a changed byte is not found outside; one in so many is tried."""
+    accepted = []
+    for at in range(0, len(files[name]), every):
+        data = bytearray(files[name])
+        data[at] = data[at] ^ 1 if data[at] ^ 1 not in b"\n" else data[at] ^ 2
+        proof = written(folder / f"{name}{at}", {**files, name: bytes(data)})
+        try:
+            outside.check(proof, genesis)
+        except Exception:  # a script for strangers: it refuses by whatever reading such a file raises
+            continue
+        accepted.append(at)
+    return accepted
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_a_change_in_any_file_is_found_outside(name: str, tmp_path: Path) -> None:
     files = commit_proof(RUN_A.topics, 2, [head(RUN_A, 3), head(RUN_A, len(leaves(RUN_A)))])
-    accepted = []
-    for at in range(0, len(files[name]), max(1, len(files[name]) // 60)):
-        data = bytearray(files[name])
-        data[at] = data[at] ^ 1 if data[at] ^ 1 not in b"\n" else data[at] ^ 2
-        folder = written(tmp_path / f"proof{at}", {**files, name: bytes(data)})
-        try:
-            outside.check(folder, RUN_A.genesis_sha256)
-        except Exception:
-            continue
-        accepted.append(at)
+    every = max(1, len(files[name]) // 60)
+    accepted = accepted_changes(files, name, every, RUN_A.genesis_sha256, tmp_path)
     # Names of keys in DSSE, the names of files in sha256sum's format, and labels in JSON are covered by nothing.
     unsigned = {"payload.sha256": range(64, 80)}.get(name, range(0))
     if name.endswith(".dsse.json"):
@@ -294,18 +303,8 @@ def test_a_proof_whose_changes_do_not_hold_proves_nothing(name: str, tmp_path: P
 def test_a_change_in_any_file_about_keys_is_found_outside(tmp_path: Path) -> None:
     exchange, _ = changed()
     files = commit_proof(exchange.topics, 3, changed_notes())
-    accepted = []
     for name in (one for one in files if one.startswith("key-change-")):
-        for at in range(0, len(files[name]), 7):
-            data = bytearray(files[name])
-            data[at] = data[at] ^ 1 if data[at] ^ 1 not in b"\n" else data[at] ^ 2
-            folder = written(tmp_path / f"{name}{at}", {**files, name: bytes(data)})
-            try:
-                outside.check(folder, exchange.genesis_sha256)
-            except Exception:
-                continue
-            accepted.append((name, at))
-    assert accepted == []
+        assert accepted_changes(files, name, 7, exchange.genesis_sha256, tmp_path) == []
 
 
 def test_where_proofs_go_must_be_said_once(tmp_path: Path) -> None:
