@@ -8,8 +8,8 @@ from echelon.config.run import RunSettings
 from echelon.errors import EchelonError
 from echelon.preflight.findings import RunFault
 from echelon.training.metrics import IGNORED, EvaluatedBatch, value_of
-from echelon.wiring.metrics import metric_terms
-from echelon.wiring.plugins import metric_rules, source_of
+from echelon.wiring.metrics import own_metrics
+from echelon.wiring.plugins import source_of
 
 METRICS = "metrics"
 VOCABULARY = 1 << 18
@@ -27,15 +27,14 @@ def check_own_metrics(settings: RunSettings, faults: list[RunFault]) -> dict[str
         The source file of each, by the function's name.
     """
     found: dict[str, str] = {}
-    batch = made_up(settings) if settings.metrics else None
+    if not settings.metrics:
+        return found
+    batch = made_up(settings)
     for place, metric in enumerate(settings.metrics):
         try:
             found[metric.rule] = str(source_of(metric.rule))
-            alone = settings.model_copy(update={"metrics": (metric,)})
-            (terms,) = metric_terms(alone)
-            function = metric_rules((metric.rule,))[metric.rule].make()
-            if batch is not None:
-                value_of(terms, function, batch)
+            (code,) = own_metrics(settings.model_copy(update={"metrics": (metric,)}))
+            value_of(code.terms, code.make(), batch)
         except EchelonError as error:
             faults.append(RunFault(METRICS, f"metrics[{place}]: {error}"))
     return found
