@@ -20,7 +20,8 @@ UP_SECONDS = 1200.0
 POLL_SECONDS = 1.0
 IMAGE = "echelon:0.1.0"
 
-_ASK = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9464/metrics', timeout=15).read().decode())"
+ASK = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9464/metrics', timeout=15).read().decode())"
+"""Python that prints a service's metrics from inside."""
 
 
 def compose_command(engine: Engine) -> list[str]:
@@ -171,7 +172,7 @@ class Stack:
 
     def metrics(self, container: str) -> Mapping[str, float]:
         """Metrics without labels but those of the service; none while the service does not answer."""
-        code, said = self.inside(container, "python", "-c", _ASK)
+        code, said = self.inside(container, "python", "-c", ASK)
         if code:
             return {}
         families = text_string_to_metric_families(said)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from urllib.parse import quote
 
 import pytest
 
@@ -13,6 +14,7 @@ from tests.containers.conftest import Figures
 from tests.containers.engine import Engine
 from tests.containers.stack import Stack, eventually
 from tests.docker.composed import MAIN, MONITORING, SPLIT, SPLIT_RUN, load
+from tests.docker.test_monitoring import DASHBOARD
 
 pytestmark = [
     pytest.mark.nightly,
@@ -28,6 +30,17 @@ OURS = {
 BROKERS = ("exchange", "boundary-a", "boundary-b")
 COMMITS = 2
 WITHIN = 900.0
+PANELS = {
+    (panel["title"], target["expr"]) for panel in DASHBOARD["panels"] for target in panel.get("targets", ())
+}
+QUIET = {
+    "Dropouts in the last 10 minutes",
+    "Deltas refused in the last hour",
+    "Records refused in the last hour",
+    "Restarts of the actor in the last hour",
+    "Time since the last commit, over what is usual",
+}
+"""Panels that are empty in a run of two commits in which nothing goes wrong."""
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +76,18 @@ def ask(stack: Stack, path: str) -> dict[str, object]:
     return found
 
 
+def answer(stack: Stack, expression: str) -> list[object]:
+    """The series that Prometheus has for an expression, as Grafana fills it in; it must not refuse it."""
+    filled = expression.replace("$boundary", ".*")
+    assert "$" not in filled, expression
+    said = ask(stack, f"/api/v1/query?query={quote(filled, safe='')}")
+    assert said.get("status") == "success", (expression, said)
+    data = said["data"]
+    assert isinstance(data, dict)
+    found: list[object] = data["result"]
+    return found
+
+
 def up_now(stack: Stack) -> dict[str, int]:
     """Targets that are up, by service."""
     found: dict[str, int] = {}
@@ -88,6 +113,20 @@ def test_every_target_is_up(stack: Stack, figures: Figures) -> None:
     assert {"edge-0-a", "edge-0-b"} < expected_at_first.keys()
     eventually(look, WITHIN, f"up: {expected_at_first}")
     figures["targets_up"] = sum(seen.values())
+
+
+def test_prometheus_answers_every_panel_of_the_dashboard(stack: Stack, figures: Figures) -> None:
+    """Every query is taken, and has had data by the time that the run is over, but those of things that went wrong."""
+    silent = set(PANELS)
+
+    def look() -> bool:
+        for panel in sorted(silent):
+            if answer(stack, panel[1]):
+                silent.discard(panel)
+        return {title for title, _ in silent} <= QUIET
+
+    eventually(look, 3 * WITHIN, f"data of {sorted(title for title, _ in silent)}")
+    figures["panels_with_data"] = len(PANELS) - len(silent)
 
 
 def test_prometheus_gets_no_answer_from_elsewhere(stack: Stack) -> None:

@@ -259,7 +259,7 @@ def test_the_values_of_the_chart_say_what_they_are() -> None:
 def test_the_commands_of_the_page_put_every_file_where_the_chart_takes_it_from(tmp_path: Path) -> None:
     """The page's own lines, with programs in the place of kubectl and helm that write down what they were asked."""
     page = (CHART.parents[2] / "docs" / "deployment.md").read_text()
-    (block,) = re.findall(r"```\n(kubectl create namespace.*?)```", page, re.DOTALL)
+    (block,) = re.findall(r"```\n(kubectl create namespace boundary-a.*?)```", page, re.DOTALL)
     deployed(tmp_path).folder.rename(tmp_path / "deployment")
     (tmp_path / "brokers" / "a").mkdir(parents=True)
     for name in ("server.properties", "broker.pem", "ca.pem"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from typing import Any
@@ -15,6 +16,7 @@ from echelon.services.leases import LeaseTally
 from echelon.services.metrics import Metrics
 from echelon.services.sampling import Sample
 from tests.docker.composed import DOCKER, MAIN, MONITORING, SPLIT, load
+from tests.docker.dashboard_schema import faults
 
 PROMETHEUS = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text())
 ALERTS = yaml.safe_load((DOCKER / "prometheus" / "alerts.yml").read_text())
@@ -173,6 +175,30 @@ def test_grafana_finds_its_data_source_and_its_dashboard() -> None:
         return set().union(*(uids(inner) for inner in value)) if isinstance(value, list) else set()
 
     assert uids(DASHBOARD) == {source["uid"]}
+
+
+def test_grafanas_own_schema_takes_the_dashboard() -> None:
+    assert faults(DASHBOARD) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (("panels", 7, "fieldConfig", "defaults", "custom", "lineWidth"), "2", "line_width: '2'"),
+        (("panels", 7, "fieldConfig", "defaults", "custom", "lineWdth"), 2, "lineWdth: unknown"),
+        (("panels", 7, "options", "legend", "displayMode"), "lst", "display_mode: 'lst'"),
+        (("panels", 1, "targets", 0, "expression"), "up", "expression: unknown"),
+        (("templating", "list", 0, "refresh"), 7, "refresh: 7"),
+        (("time", "from"), 1, "1"),
+    ],
+)
+def test_the_schema_finds_what_is_wrong(path: tuple[str | int, ...], value: object, words: str) -> None:
+    changed = copy.deepcopy(DASHBOARD)
+    inner: Any = changed
+    for step in path[:-1]:
+        inner = inner[step]
+    inner[path[-1]] = value
+    assert any(words in one for one in faults(changed)), faults(changed)
 
 
 def test_panels_do_not_overlap() -> None:
