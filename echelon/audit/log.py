@@ -252,16 +252,14 @@ class TopicLog:
                 self._void += 1
                 return [_order(offset, chunk, 0)]
             transfer = self._open[chunk.transfer] = OpenTransfer(chunk.length, chunk.total, offset)
-        if (chunk.total, chunk.length) != (transfer.total, transfer.length) or chunk.index != len(
-            transfer.parts
-        ):
+        if (chunk.total, chunk.length) != (transfer.total, transfer.length) or chunk.index != transfer.count:
             self._void += 1
-            return [_order(offset, chunk, len(transfer.parts))]
+            return [_order(offset, chunk, transfer.count)]
         transfer.add(chunk.data, begun)
         # The newest alone is within the bound: what it has is no more than what it announced.
         while len(self._open) > MAX_OPEN_TRANSFERS or self.open_bytes > self._largest:
             given_up = self._open.pop(next(iter(self._open)))
-            self._void += len(given_up.parts)
+            self._void += given_up.count
             faults.append(LogFault(FaultCode.VOID, given_up.first, "a transfer that was given up"))
         return faults
 
@@ -269,8 +267,8 @@ class TopicLog:
         transfer = self._open.pop(payload.transfer, None)
         if transfer is None:
             return None, f"no chunk of transfer {payload.transfer.hex()} stands before it"
-        if len(transfer.parts) != transfer.total:
-            return None, f"chunk {len(transfer.parts)} of {transfer.total} of its payload is missing"
+        if transfer.count != transfer.total:
+            return None, f"chunk {transfer.count} of {transfer.total} of its payload is missing"
         if transfer.length != payload.length:
             return None, f"its chunks have {transfer.length} bytes, it says {payload.length}"
         if check and transfer.sha256() != payload.sha256:
@@ -413,7 +411,7 @@ class TopicLog:
     def snapshot(self) -> bytes:
         """The state after the last record: reading goes on behind it from here, without the records
         before."""
-        transfers = [[t, o.length, o.total, o.first, list(o.parts)] for t, o in self._open.items()]
+        transfers = [[t, o.length, o.total, o.first, o.parts] for t, o in self._open.items()]
         body = pack(
             [
                 self.topic,
@@ -458,7 +456,7 @@ class TopicLog:
             self._largest, self._void = bounds
             self._done = dict.fromkeys(done[at : at + 16] for at in range(0, len(done), 16))
             self._open = {
-                transfer: OpenTransfer(length, total, first, list(parts), sum(len(part) for part in parts))
+                transfer: OpenTransfer.of(parts, length=length, total=total, first=first)
                 for transfer, length, total, first, parts in transfers
             }
 
