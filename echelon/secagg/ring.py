@@ -191,8 +191,11 @@ def pack_vector(encoded: U32, aux: tuple[int, ...]) -> U32:
     return np.concatenate([encoded, to_limbs(aux)])
 
 
-def unpack_sum(total: U32, dim: int) -> tuple[I64, tuple[int, ...]]:
-    """A sum of packed vectors taken apart: int64[dim], and the exact sums of the k integers.
+def unpack_sum(total: U32, dim: int) -> tuple[NDArray[np.int32], tuple[int, ...]]:
+    """A sum of packed vectors taken apart: its signed integers, and the exact sums of the k integers behind them.
+
+    Returns:
+        int32[dim], a view of `total`, and k integers.
 
     Raises:
         ProtocolError: shorter than `dim`, or the rest is no whole number of limbs.
@@ -200,4 +203,4 @@ def unpack_sum(total: U32, dim: int) -> tuple[I64, tuple[int, ...]]:
     check_ring(total)
     if total.size < dim:
         raise ProtocolError(f"a sum of {total.size} coordinates is shorter than the adapter's {dim}")
-    return signed(total[:dim]), from_limb_sums(total[dim:])
+    return total[:dim].view(np.int32), from_limb_sums(total[dim:])

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from echelon.errors import ProtocolError
 from echelon.laws.delta_codec import decode
-from echelon.laws.ledger import Ledger, window_mean
+from echelon.laws.ledger import Ledger, WindowMean, window_mean
 from echelon.messages.exchange import MAX_WINDOWS, DeltaCodec
 from echelon.messages.manifest import SecureTerms
 from tests.audit.synthetic import window
+from tests.memory import traced
 
 DIM = 6
 
@@ -125,7 +126,7 @@ def test_every_window_stands_in_exactly_one_place_and_nothing_of_it_is_lost(
                 with pytest.raises(ProtocolError, match="nothing to seal"):
                     ledger.seal(codec)
                 continue
-            before = ledger.remainder
+            before = ledger.remainder.copy()
             sealed = ledger.seal(codec)
             assert sealed.base_commit == commits
             assert {summary.window for summary in sealed.windows} == book.remainder
@@ -236,3 +237,27 @@ def test_a_window_counts_once() -> None:
     with pytest.raises(ProtocolError, match="window 7 is in the remainder already"):
         ledger.add_window(window(7), np.ones(DIM))
     assert np.array_equal(ledger.theta(), np.ones(DIM, np.float32))
+
+
+def test_a_step_makes_no_vector_of_float64() -> None:
+    """A window's mean and a delta's value are computed a part at a time; what a delta holds is its integers."""
+    size = 1 << 20
+    ledger = Ledger(np.zeros(size, np.float32))
+    total = np.arange(size, dtype=np.int32)
+    with traced() as peak:
+        ledger.add_window(window(0), WindowMean(total, 4, secure()))
+        ledger.seal(DeltaCodec.INT16)
+        assert (
+            peak() < 1.5 * 4 * size
+        )  # the integers as an array and as bytes: together one vector of float32
+    with traced() as peak:
+        ledger.adopt(1, ledger.anchor, merged=(), returned=(0,), dropped=())
+        assert peak() < 4 * size
+
+
+def test_a_mean_in_parts_is_that_of_the_whole_vector() -> None:
+    total = np.random.default_rng(3).integers(-(2**31), 2**31, 1000).astype(np.int32)
+    for shorter in (1.0, 0.3):
+        whole = window_mean(total.astype(np.int64), 7, secure()) * shorter
+        mean = WindowMean(total, 7, secure(), shorter)
+        assert np.array_equal(np.concatenate([mean[:300], mean[300:]]), whole)

@@ -10,8 +10,7 @@ import hashlib
 from dataclasses import dataclass, field, replace
 
 from echelon.errors import ProtocolError, StateError
-from echelon.laws.ledger import Ledger, RoundedDelta
-from echelon.messages.adapter import F64
+from echelon.laws.ledger import Ledger, RoundedDelta, WindowMean
 from echelon.messages.boundary import Adopt, Base, Model, SealedDelta, Sealing, Version, Window
 from echelon.messages.exchange import Pace, Payload
 from echelon.messages.manifest import RunManifest
@@ -129,12 +128,12 @@ class BoundaryAdapter:
 
     # ---- steps to the next version ---------------------------------------------------------------
 
-    def add_window(self, closed: Window, mean: F64) -> list[Effect]:
+    def add_window(self, closed: Window, mean: WindowMean) -> list[Effect]:
         """Take a window into the ledger; seal a delta and adopt a commit where they are due.
 
         Args:
             closed: the window's record; its version is the next one.
-            mean: float64[d], what the window moves.
+            mean: what the window moves, of d coordinates.
         """
         if self.ledger is None or closed.version != self.version + 1:
             raise StateError(f"window {closed.window} does not lead to the version after {self.version}")
