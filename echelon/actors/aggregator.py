@@ -221,7 +221,9 @@ class Aggregator(BoundaryActor):
             case Genesis():
                 if message.manifest_sha256 != self._pinned:
                     raise StateError(f"{self.name}: genesis carries another run manifest than the pinned one")
-                adapter = np.frombuffer(payload[message.manifest_length :], "<f4")
+                adapter = self._global.take_initial()
+                if adapter is None:
+                    raise StateError(f"{self.name}: genesis was read before")
                 return BoundaryCommit(
                     commit=0,
                     adapter=adapter,

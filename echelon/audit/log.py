@@ -144,7 +144,7 @@ class TopicLog:
         self.manifest: RunManifest | None = None
         """The run manifest, once genesis was read (on `global`)."""
         self.initial: F32 | None = None
-        """The adapter of genesis, float32[d]."""
+        """The adapter of genesis, float32[d], until somebody takes it."""
         self.next_number = 0
         self.signers = Signers(public)
         self._run, self._boundary = run, boundary
@@ -178,6 +178,11 @@ class TopicLog:
     def open_transfers(self) -> int:
         """Transfers without a manifest so far."""
         return len(self._open)
+
+    def take_initial(self) -> F32 | None:
+        """The adapter of genesis, float32[d], which this log holds no longer; None if there is none (any more)."""
+        taken, self.initial = self.initial, None
+        return taken
 
     def with_proofs(self, envelope: bytes) -> bytes:
         """Of `global`: a manifest's envelope behind those that say which key its writer had, as
@@ -475,7 +480,7 @@ def open_genesis(message: Genesis, payload: bytes) -> tuple[RunManifest, F32]:
     Raises:
         EchelonError: a digest, a length, the manifest's own signature or its run does not fit.
     """
-    sealed, rest = payload[: message.manifest_length], payload[message.manifest_length :]
+    sealed, rest = payload[: message.manifest_length], memoryview(payload)[message.manifest_length :]
     if hashlib.sha256(sealed).digest() != message.manifest_sha256:
         raise Refused(Reason.BAD_TRANSFER, "the run manifest has another SHA-256 than genesis says")
     if hashlib.sha256(rest).digest() != message.adapter_sha256:

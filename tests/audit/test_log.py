@@ -254,3 +254,14 @@ def test_headers_decide_nothing_that_is_not_signed() -> None:
         replace(record, headers=(("kind", b"chunk"), ("index", struct.pack(">I", 0)))),
     ):
         assert reader().read(bad).entry is None
+
+
+def test_the_adapter_of_genesis_is_there_until_somebody_takes_it() -> None:
+    log = TopicLog("global")
+    assert log.take_initial() is None
+    for record in RUN_A.topics["global"]:
+        log.read(record)
+    expected = log.initial
+    assert expected is not None
+    assert log.take_initial() is expected
+    assert log.take_initial() is None

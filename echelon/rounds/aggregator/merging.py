@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from echelon.errors import ProtocolError, StateError
 from echelon.laws.ledger import Ledger, RoundedDelta, WindowMean
 from echelon.messages.boundary import Adopt, Base, Model, SealedDelta, Sealing, Version, Window
@@ -225,9 +227,13 @@ class BoundaryAdapter:
         """
         if self.ledger is None or self.pace is None:
             raise StateError("no adapter to publish before genesis")
-        theta = self.ledger.theta().astype("<f4", copy=False).tobytes()
-        payload = theta + (self.ledger.anchor.astype("<f4", copy=False).tobytes() if anchored else b"")
-        digest = hashlib.sha256(theta).digest()
+        dim = self.ledger.anchor.size
+        vectors = np.empty(2 * dim if anchored else dim, "<f4")
+        self.ledger.write_theta(vectors[:dim])
+        if anchored:
+            vectors[dim:] = self.ledger.anchor
+        payload = vectors.data.cast("B").toreadonly()
+        digest = hashlib.sha256(payload[: 4 * dim]).digest()
         horizon = len(self.manifest.secure.staleness)
         self.bases = (*self.bases, Base(version=self.version, sha256=digest))[-horizon:]
         message = Model(

@@ -334,6 +334,10 @@ class ControllerCore:
 
     def snapshot(self) -> bytes:
         """The whole state: canonical msgpack with raw little-endian arrays, and its SHA-256 in front."""
+        return b"".join(self.snapshot_parts())
+
+    def snapshot_parts(self) -> list[bytes | memoryview]:
+        """The bytes of `snapshot` as parts; vectors are views."""
         return state.sealed(
             state.ControllerSnapshot(
                 terms=hashlib.sha256(self.manifest.canonical()).digest(),
