@@ -29,7 +29,7 @@ BATCH_BYTES = 8 * 1024 * 1024
 MAX_UNSENT = 4096
 """Records that may wait to be sent before no more is read: what an actor says it says of what it reads, and each
 refused record is worth a letter. One payload of 2 GiB is as many."""
-BATCHES = 4
+BATCHES = 2
 """Batches that may be read ahead of the step under way, each of at most what the bus reads at once."""
 STEP_COST = 0.0005
 """Seconds that storing a step is taken to need on the virtual clock."""
