@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ class Aggregator(BoundaryActor):
     def snapshot(self) -> State:
         """How far `global` was read, then the core's state."""
         log = self._global.snapshot()
-        return [len(log).to_bytes(8, "big"), log, *self.core.snapshot_parts()]
+        return chain((len(log).to_bytes(8, "big"), log), self.core.snapshot_parts())
 
     async def recover(self) -> list[Effect]:
         """Restore the snapshot, then adopt what this aggregator decided after it."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +56,9 @@ REMEMBERED = 4096
 """Signatures per input partition that are remembered, to take a byte-identical repeat once."""
 
 
-State = bytes | Sequence[bytes | memoryview]
-"""A state to be stored: its bytes, or parts that stand one after another, which need not be joined for it."""
+State = bytes | Iterable[bytes | memoryview]
+"""A state to be stored: its bytes, or parts that stand one after another, which need not be joined, nor be there at the
+same time; parts are read once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,14 +17,14 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from echelon.errors import CodecError, ProtocolError
 from echelon.laws.delta_codec import Integers, encode, integers
-from echelon.laws.snapshot import SnapshotMap
+from echelon.laws.snapshot import LazyVector, SnapshotMap
 from echelon.messages.adapter import F32, F64
 from echelon.messages.boundary import SealedDelta
 from echelon.messages.exchange import MAX_WINDOWS, DeltaCodec, WindowSummary
@@ -100,23 +100,28 @@ class RoundedDelta:
         )
 
 
-@dataclass(slots=True)
-class PendingDelta:
+class PendingDelta(LazyVector):
     """A delta that was sent.
 
-    Attributes:
+    Args:
         numbers: int16[d] or int32[d] as on the wire, or float64[d] after a restart.
         exponent: a number stands for that number times 2**exponent.
         windows: those in it.
     """
 
-    numbers: Integers | F64
-    exponent: int
-    windows: tuple[WindowSummary, ...]
+    __slots__ = ("_exponent", "_numbers", "windows")
+
+    def __init__(self, numbers: Integers | F64, exponent: int, windows: tuple[WindowSummary, ...]) -> None:
+        self._numbers, self._exponent, self.windows = numbers, exponent, windows
 
     def __getitem__(self, part: slice) -> F64:
         """A part of its exact value, float64."""
-        return self.numbers[part].astype(np.float64) * math.ldexp(1.0, self.exponent)
+        return self._numbers[part].astype(np.float64) * math.ldexp(1.0, self._exponent)
+
+    @property
+    def size(self) -> int:
+        """d."""
+        return self._numbers.size
 
     @property
     def value(self) -> F64:
@@ -282,14 +287,15 @@ class Ledger:
         self.commit = commit
 
     def facts(self) -> StoredLedger:
-        """What is stored of the state beside its anchor."""
+        """What is stored of the state beside its anchor; good until the next step."""
         return StoredLedger(
             commit=self.commit,
             next_seq=self.next_seq,
             remainder=self.remainder,
             windows=[_fields(window) for window in self.windows],
             pending=[
-                (seq, delta.value, [_fields(one) for one in delta.windows])
+                # It is written as the vector that it stands for, and computed only then.
+                (seq, cast(F64, delta), [_fields(one) for one in delta.windows])
                 for seq, delta in sorted(self.pending.items())
             ],
         )

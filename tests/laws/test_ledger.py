@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from echelon.errors import ProtocolError
 from echelon.laws.delta_codec import decode
-from echelon.laws.ledger import Ledger, WindowMean, window_mean
+from echelon.laws.ledger import Ledger, StoredLedger, WindowMean, window_mean
+from echelon.laws.snapshot import decode as decode_snapshot
+from echelon.laws.snapshot import encode, parts_of
 from echelon.messages.exchange import MAX_WINDOWS, DeltaCodec
 from echelon.messages.manifest import SecureTerms
 from tests.audit.synthetic import window
@@ -261,3 +263,21 @@ def test_a_mean_in_parts_is_that_of_the_whole_vector() -> None:
         whole = window_mean(total.astype(np.int64), 7, secure()) * shorter
         mean = WindowMean(total, 7, secure(), shorter)
         assert np.array_equal(np.concatenate([mean[:300], mean[300:]]), whole)
+
+
+def test_a_pending_delta_is_stored_without_its_value_and_comes_back_as_it_was() -> None:
+    size = 1 << 20
+    ledger = Ledger(np.zeros(size, np.float32))
+    ledger.add_window(window(0), WindowMean(np.arange(size, dtype=np.int32), 4, secure()))
+    ledger.seal(DeltaCodec.INT16)
+    with traced() as peak:
+        assert sum(len(part) for part in parts_of(ledger.facts())) > 2 * 8 * size
+        assert peak() < 4 * size
+    written = encode(ledger.facts())
+    again = Ledger.of(ledger.anchor, decode_snapshot(written, StoredLedger))
+    assert encode(again.facts()) == written
+    assert np.array_equal(again.theta(), ledger.theta())
+    again.adopt(
+        1, ledger.anchor, merged=(), returned=(0,), dropped=()
+    )  # what was read is not changed in place
+    assert decode_snapshot(written, StoredLedger).remainder[1] == ledger.remainder[1]
