@@ -113,7 +113,7 @@ class Controller:
         self._rules = rules
         self.core = ControllerCore(self.manifest, initial, rules=rules)
         self._initial: Vector | None = initial
-        self._writer = Writer(TopicLog("global"), signer, run)
+        self._writer = Writer(TopicLog("global", payloads=False), signer, run)
         self._logs = {
             f"delta.{terms.name}": TopicLog(
                 f"delta.{terms.name}",

@@ -83,7 +83,7 @@ class Gate(BoundaryActor):
         line = Keys.of(log.manifest).line(gate_of_place(index))
         own = TopicLog(
             self._topic.topic, public=line[0].public, run=run, boundary=index,
-            largest=delta_length(log.manifest, log.dim),
+            largest=delta_length(log.manifest, log.dim), payloads=False,
         )  # fmt: skip
         self._writer = Writer(own, exchange_signer, run)
         self._mirror = Mirror(

@@ -124,6 +124,7 @@ class TopicLog:
         resync: bool = False,
         hash_commits: bool = True,
         largest: int = MAX_PAYLOAD_BYTES,
+        payloads: bool = True,
     ) -> None:
         """Start at the topic's first record.
 
@@ -135,6 +136,8 @@ class TopicLog:
             resync: after a gap go on from the number found (an auditor does, a controller must not).
             hash_commits: check the SHA-256 of commit payloads; a verifier that derives the adapter compares
                 bytes.
+            payloads: keep the chunks of payloads, and give payloads with their manifests. False, for who wrote them:
+                only genesis comes with its payload, and there is no `snapshot`.
             largest: bytes of the longest payload that may stand here; on `global` until genesis is read, which says how
                 long adapters are.
         """
@@ -152,7 +155,7 @@ class TopicLog:
             (Delta,) if boundary is not None else (Genesis, Commit, Refusal, Close, KeyNext, KeyEnd)
         )
         self._resync = resync
-        self._hash_commits = hash_commits
+        self._hash_commits, self._payloads = hash_commits, payloads
         self._open: dict[bytes, OpenTransfer] = {}
         self._done: dict[bytes, None] = {}
         self._last = -1  # offset of the last manifest that was an entry
@@ -256,7 +259,10 @@ class TopicLog:
             if chunk.index:
                 self._void += 1
                 return [_order(offset, chunk, 0)]
-            transfer = self._open[chunk.transfer] = OpenTransfer(chunk.length, chunk.total, offset)
+            kept = self._payloads or not self.signers.line
+            transfer = self._open[chunk.transfer] = OpenTransfer(
+                chunk.length, chunk.total, offset, hashed=None if kept else hashlib.sha256()
+            )
         if (chunk.total, chunk.length) != (transfer.total, transfer.length) or chunk.index != transfer.count:
             self._void += 1
             return [_order(offset, chunk, transfer.count)]

@@ -68,6 +68,7 @@ class OpenTransfer:
         count: how many chunks were read.
         size: bytes of those.
         begun: the digest that was begun of these very chunks; None: there is none.
+        hashed: the digest of the chunks, in place of which they are not kept; None: they are kept.
     """
 
     length: int
@@ -76,6 +77,7 @@ class OpenTransfer:
     count: int = 0
     size: int = 0
     begun: BegunPayload | None = None
+    hashed: Digest | None = None
     _body: BytesIO = field(default_factory=BytesIO)
     """What was read; grows as chunks come, whatever length they say, and becomes the payload without a copy."""
 
@@ -101,7 +103,10 @@ class OpenTransfer:
             self.begun = payload
         elif payload is not self.begun:
             self.begun = None
-        self._body.write(part)
+        if self.hashed is None:
+            self._body.write(part)
+        else:
+            self.hashed.update(part)
         self.count += 1
         self.size += len(part)
 
@@ -117,12 +122,12 @@ class OpenTransfer:
 
     def sha256(self) -> bytes:
         """SHA-256 of the chunks so far, 32 bytes."""
-        digest = self.digest()
+        digest = self.hashed or self.digest()
         if digest is None:
             with self._body.getbuffer() as body:
                 digest = hashlib.sha256(body)
         return digest.digest()
 
-    def payload(self) -> bytes:
-        """The chunks so far, as one."""
-        return self._body.getvalue()
+    def payload(self) -> bytes | None:
+        """The chunks so far, as one; None if they are not kept."""
+        return None if self.hashed is not None else self._body.getvalue()
