@@ -25,7 +25,7 @@ from echelon.actors.runtime import (
     feed,
     read_to_end,
 )
-from echelon.actors.state import Row, StateStore
+from echelon.actors.state import StateStore, Waiting
 from echelon.audit.log import Entry, FaultCode, TopicLog
 from echelon.bus.base import Bus, Outgoing, Reader, Record, TopicPartition
 from echelon.errors import EchelonError, StateError
@@ -251,7 +251,7 @@ class Controller:
         snapshot, offsets = self._snapshot(), dict(self._positions)
         stored = False
 
-        def persist() -> list[Row]:
+        def persist() -> list[Waiting]:
             nonlocal stored
             rows = self.store.commit(snapshot=snapshot, offsets=offsets, publish=publish)
             stored = True

@@ -136,8 +136,7 @@ class TopicLog:
             resync: after a gap go on from the number found (an auditor does, a controller must not).
             hash_commits: check the SHA-256 of commit payloads; a verifier that derives the adapter compares
                 bytes.
-            payloads: keep the chunks of payloads, and give payloads with their manifests. False, for who wrote them:
-                only genesis comes with its payload, and there is no `snapshot`.
+            payloads: False, for who wrote them: only that of genesis is kept, and there is no `snapshot`.
             largest: bytes of the longest payload that may stand here; on `global` until genesis is read, which says how
                 long adapters are.
         """
@@ -259,10 +258,9 @@ class TopicLog:
             if chunk.index:
                 self._void += 1
                 return [_order(offset, chunk, 0)]
-            kept = self._payloads or not self.signers.line
-            transfer = self._open[chunk.transfer] = OpenTransfer(
-                chunk.length, chunk.total, offset, hashed=None if kept else hashlib.sha256()
-            )
+            hashed = None if self._payloads or not self.signers.line else hashlib.sha256()
+            transfer = OpenTransfer(chunk.length, chunk.total, offset, hashed=hashed)
+            self._open[chunk.transfer] = transfer
         if (chunk.total, chunk.length) != (transfer.total, transfer.length) or chunk.index != transfer.count:
             self._void += 1
             return [_order(offset, chunk, transfer.count)]

@@ -322,13 +322,8 @@ class ControllerCore:
         Args:
             elapsed_s: seconds since genesis; the one bound that no log can prove.
         """
-        return bound_reached(
-            self.manifest.budget,
-            self._evaluations,
-            commits=self.newest,
-            tokens=self.tokens,
-            elapsed_s=elapsed_s,
-        )
+        budget, sums = self.manifest.budget, self._evaluations
+        return bound_reached(budget, sums, commits=self.newest, tokens=self.tokens, elapsed_s=elapsed_s)
 
     # ---- storage ----------------------------------------
 
