@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ class Aggregator(BoundaryActor):
     def snapshot(self) -> State:
         """How far `global` was read, then the core's state."""
         log = self._global.snapshot()
-        return [len(log).to_bytes(8, "big"), log, *self.core.snapshot_parts()]
+        return chain((len(log).to_bytes(8, "big"), log), self.core.snapshot_parts())
 
     async def recover(self) -> list[Effect]:
         """Restore the snapshot, then adopt what this aggregator decided after it."""
@@ -221,7 +222,9 @@ class Aggregator(BoundaryActor):
             case Genesis():
                 if message.manifest_sha256 != self._pinned:
                     raise StateError(f"{self.name}: genesis carries another run manifest than the pinned one")
-                adapter = np.frombuffer(payload[message.manifest_length :], "<f4")
+                adapter = self._global.take_initial()
+                if adapter is None:
+                    raise StateError(f"{self.name}: genesis was read before")
                 return BoundaryCommit(
                     commit=0,
                     adapter=adapter,

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from echelon.actors.repeats import Repeats
 from echelon.actors.runtime import (
@@ -23,7 +24,7 @@ from echelon.actors.runtime import (
     jump,
 )
 from echelon.actors.sealing import seal
-from echelon.actors.state import Row, State, StateStore
+from echelon.actors.state import State, StateStore, Waiting
 from echelon.actors.taken_records import TakenRecords
 from echelon.actors.verified_records import Membership, RecordOpener
 from echelon.bus.assembler import Assembler
@@ -129,7 +130,7 @@ class BoundaryActor(ABC):
         """Whether rows of the outbox for that topic are the boundary publisher's."""
         return True
 
-    def crossing(self, rows: Sequence[Row]) -> None:
+    def crossing(self, rows: Sequence[Waiting]) -> None:
         """Take rows of the outbox that are for the exchange."""
         raise ProtocolError(f"{self.name} has no way to the exchange")
 
@@ -400,19 +401,22 @@ class BoundaryActor(ABC):
             found[at] = position if first is None else min(position, first)
         return found
 
-    def _store(self, effects: Sequence[Effect | Cross]) -> tuple[list[Row | Outgoing], list[Row]]:
+    def _store(self, effects: Sequence[Effect | Cross]) -> tuple[list[Waiting | Outgoing], list[Waiting]]:
         """Seal what is published and store the step; what the boundary's publisher and the exchange's get to send."""
-        order: list[Outgoing] = []
-        kept: list[Outgoing] = []
-        crossing: list[Outgoing] = []
-        for effect in effects:
-            if isinstance(effect, Cross):
-                crossing += effect.records
-            elif isinstance(effect, Publish):
-                records = self.seal(effect)
-                order += records
-                if effect.topic not in self.catalogue.boundary.not_stored:
-                    kept += records
+        order: list[Outgoing | None] = []  # None: a row of the outbox
+        crossing = [record for effect in effects if isinstance(effect, Cross) for record in effect.records]
+
+        def kept() -> Iterator[Outgoing]:
+            for effect in effects:
+                if not isinstance(effect, Publish):
+                    continue
+                for record in self.seal(effect):
+                    if effect.topic in self.catalogue.boundary.not_stored:
+                        order.append(record)
+                    else:
+                        order.append(None)
+                        yield record
+
         save = any(isinstance(effect, Save) for effect in effects)
         rows = self.store.commit(
             snapshot=self.snapshot() if save else None,
@@ -420,15 +424,15 @@ class BoundaryActor(ABC):
             parts=self.parts() if save else None,
             offsets=self.stored_offsets() if save else None,
             taken=self._taken() if save else None,
-            publish=[*kept, *crossing],
+            publish=chain(kept(), crossing),
         )
-        by_record = {id(row.record): row for row in rows}
-        return [by_record.get(id(record), record) for record in order], [
-            by_record[id(record)] for record in crossing
+        inward = iter(rows[: len(rows) - len(crossing)])
+        return [next(inward) if record is None else record for record in order], rows[
+            len(rows) - len(crossing) :
         ]
 
-    def seal(self, effect: Publish) -> list[Outgoing]:
-        """The signed records of a message, its chunks first."""
+    def seal(self, effect: Publish) -> Iterator[Outgoing]:
+        """The signed records of a message, its chunks first; each is made when it is asked for."""
         return seal(effect, self.signer, run=self.membership.run, sender=self.name)
 
     def start_job(self, job: Callable[[], Awaitable[object]], name: str) -> None:

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from echelon.messages.exchange import Commit
+from echelon.laws.delta_codec import Integers
+from echelon.messages.exchange import Commit, Delta
 from echelon.messages.manifest import MILLION, RunManifest
 from echelon.pace.base import Decision
 
 MICROSECONDS = 1_000_000
+_BLOCK = 1 << 16  # coordinates worked on at a time
+
+
+@dataclass(frozen=True, slots=True)
+class _Value:
+    """A delta as it goes on the wire: int16[d] or int32[d], each times 2**exponent."""
+
+    numbers: Integers
+    exponent: int
+
+    def part(self, part: slice) -> NDArray[np.float64]:
+        """A part of it, float64."""
+        return self.numbers[part].astype(np.float64) * math.ldexp(1.0, self.exponent)
 
 
 class CommitNotes:
@@ -23,18 +39,17 @@ class CommitNotes:
 
     def __init__(self, manifest: RunManifest) -> None:
         self._manifest = manifest
-        self._values: dict[tuple[int, int], NDArray[np.float64]] = {}
-        """Deltas that wait, by boundary and number: float64[d]."""
+        self._values: dict[tuple[int, int], _Value] = {}
+        """Deltas that wait, by boundary and number."""
 
-    def arrived(self, boundary: int, seq: int, value: NDArray[np.float64]) -> None:
+    def arrived(self, delta: Delta, numbers: Integers) -> None:
         """A delta waits now.
 
         Args:
-            boundary: its index in the run manifest.
-            seq: its number.
-            value: float64[d].
+            delta: its manifest.
+            numbers: its integers, int16[d] or int32[d]; they are not copied.
         """
-        self._values[boundary, seq] = value
+        self._values[delta.boundary, delta.seq] = _Value(numbers, delta.exponent)
 
     def gone(self, boundary: int, seq: int) -> None:
         """A delta waits no longer: it was refused."""
@@ -93,21 +108,34 @@ class CommitNotes:
 
 
 def _geometry(
-    names: Sequence[str], commit: Commit, values: dict[tuple[int, int], NDArray[np.float64]]
+    names: Sequence[str], commit: Commit, values: Mapping[tuple[int, int], _Value]
 ) -> dict[str, object]:
-    """Norms and cosines of the merged deltas, for metrics only."""
-    sums: dict[str, NDArray[np.float64]] = {}
-    for merged in commit.merged:
-        value = values.get((merged.boundary, merged.seq))
+    """Norms and cosines of the merged deltas, for metrics only; computed in parts, without vectors of float64."""
+    merged: dict[str, list[_Value]] = {}
+    for one in commit.merged:
+        value = values.get((one.boundary, one.seq))
         if value is not None:
-            name = names[merged.boundary]
-            sums[name] = sums[name] + value if name in sums else value
-    norms = {name: float(np.linalg.norm(value)) for name, value in sums.items()}
-    ordered = sorted(sums)
+            merged.setdefault(names[one.boundary], []).append(value)
+    ordered = sorted(merged)
+    pairs = [(a, b) for place, a in enumerate(ordered) for b in ordered[place:]]
+    products = dict.fromkeys(pairs, 0.0)
+    size = max((value.numbers.size for found in merged.values() for value in found), default=0)
+    for start in range(0, size, _BLOCK):
+        part = slice(start, start + _BLOCK)
+        sums = {name: _summed(found, part) for name, found in merged.items()}
+        for a, b in pairs:
+            products[a, b] += float(np.dot(sums[a], sums[b]))
+    norms = {name: math.sqrt(products[name, name]) for name in merged}
     cosine = {
-        f"{a}|{b}": float(np.dot(sums[a], sums[b]) / (norms[a] * norms[b]))
-        for place, a in enumerate(ordered)
-        for b in ordered[place + 1 :]
-        if norms[a] > 0 and norms[b] > 0
+        f"{a}|{b}": product / (norms[a] * norms[b])
+        for (a, b), product in products.items()
+        if a != b and norms[a] > 0 and norms[b] > 0
     }
     return {"delta_norm": norms, "cosine": cosine}
+
+
+def _summed(values: Sequence[_Value], part: slice) -> NDArray[np.float64]:
+    total = values[0].part(part)
+    for value in values[1:]:
+        total = total + value.part(part)
+    return total

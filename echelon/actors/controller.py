@@ -25,11 +25,11 @@ from echelon.actors.runtime import (
     feed,
     read_to_end,
 )
-from echelon.actors.state import Row, StateStore
+from echelon.actors.state import StateStore, Waiting
 from echelon.audit.log import Entry, FaultCode, TopicLog
 from echelon.bus.base import Bus, Outgoing, Reader, Record, TopicPartition
 from echelon.errors import EchelonError, StateError
-from echelon.laws.delta_codec import decode
+from echelon.laws.delta_codec import integers
 from echelon.laws.keys import Keys
 from echelon.laws.lengths import delta_length
 from echelon.laws.rules import Allowed
@@ -112,8 +112,8 @@ class Controller:
         run = self.manifest.run_id
         self._rules = rules
         self.core = ControllerCore(self.manifest, initial, rules=rules)
-        self._initial = initial
-        self._writer = Writer(TopicLog("global"), signer, run)
+        self._initial: Vector | None = initial
+        self._writer = Writer(TopicLog("global", payloads=False), signer, run)
         self._logs = {
             f"delta.{terms.name}": TopicLog(
                 f"delta.{terms.name}",
@@ -163,6 +163,8 @@ class Controller:
         reading: asyncio.Task[None] | None = None
         try:
             await self._recover()
+            self._initial = None  # it stands on `global`, and the core has its own
+            self._writer.log.take_initial()
             self._look_when_wanted()
             reader = self._reader = self.bus.reader(self._positions)
             reading = asyncio.create_task(
@@ -249,7 +251,7 @@ class Controller:
         snapshot, offsets = self._snapshot(), dict(self._positions)
         stored = False
 
-        def persist() -> list[Row]:
+        def persist() -> list[Waiting]:
             nonlocal stored
             rows = self.store.commit(snapshot=snapshot, offsets=offsets, publish=publish)
             stored = True
@@ -279,8 +281,7 @@ class Controller:
         reason = await self.services.offload(self._offer, delta, entry, cost=STEP_COST)
         boundary = self.manifest.boundaries[delta.boundary].name
         if reason is None:
-            value = decode(entry.payload or b"", delta.exponent, delta.codec)
-            self._notes.arrived(delta.boundary, delta.seq, value)
+            self._notes.arrived(delta, integers(entry.payload or b"", delta.exponent, delta.codec))
             self._note(
                 "delta", boundary=boundary, seq=delta.seq, bytes=delta.payload.length, base=delta.base_commit
             )
@@ -412,7 +413,7 @@ class Controller:
         self._begin_with_key(closed)
         snapshot = self.store.snapshot()
         if snapshot is None:
-            if self._writer.next_number == 0:
+            if self._writer.next_number == 0 and self._initial is not None:
                 genesis = self._global.genesis(self.sealed, self._initial)
                 self.genesis_sha256 = hashlib.sha256(genesis[-1].value).digest()
                 await self._store(genesis)
@@ -471,9 +472,9 @@ class Controller:
                 await source.aclose()
         await self._store(owed)
 
-    def _snapshot(self) -> list[bytes]:
+    def _snapshot(self) -> list[bytes | memoryview]:
         """What a restart needs, in parts."""
-        return put_together(self._elapsed(), self._logs, self.core.snapshot())
+        return put_together(self._elapsed(), self._logs, self.core.snapshot_parts())
 
     # ---- small things ----------------------------------------------------------------------------
 

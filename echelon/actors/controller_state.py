@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgpack
 
 from echelon.audit.log import TopicLog
 
 
-def put_together(elapsed: float, logs: Mapping[str, TopicLog], core: bytes) -> list[bytes]:
+def put_together(
+    elapsed: float, logs: Mapping[str, TopicLog], core: Iterable[bytes | memoryview]
+) -> list[bytes | memoryview]:
     """The snapshot in parts: a head that says how long they are, each delta log's, the core's.
 
     Args:
         elapsed: seconds that the run has taken.
         logs: the delta logs by topic.
-        core: the core's snapshot.
+        core: the core's snapshot, in parts.
     """
     states = [log.snapshot() for log in logs.values()]
     lengths = [[topic, len(state)] for topic, state in zip(logs, states, strict=True)]
     head = msgpack.packb([elapsed, lengths])
-    return [len(head).to_bytes(4, "big"), head, *states, core]
+    return [len(head).to_bytes(4, "big"), head, *states, *core]
 
 
 def taken_apart(snapshot: bytes) -> tuple[float, list[tuple[str, bytes]], bytes]:

@@ -173,7 +173,7 @@ class Device(BoundaryActor):
         """Publish a record of a session: worthless after a restart, so it is not stored."""
         if self.interceptor is not None and not self.interceptor(self.name, frame):
             raise Vanished(self.name)
-        self.publisher.put(self.seal(frame))
+        self.publisher.put(list(self.seal(frame)))
 
     async def recover(self) -> list[Effect]:
         """Restore the snapshot; rounds that were under way died with their keys."""

@@ -80,7 +80,7 @@ class Writer:
         name = origin(self.run, self.log.topic)
         return Checkpoint(name, size, self.tree.root(size)).sign(name, self.signer)
 
-    def chunks(self, payload: bytes, described: Payload) -> list[Outgoing]:
+    def chunks(self, payload: bytes | memoryview, described: Payload) -> list[Outgoing]:
         """The chunk records of a payload; they count as written."""
         transfer = Transfer(TransferId(described.transfer), described.length, described.sha256)
         records = list(to_chunks(payload, transfer, topic=self.log.topic, key=b"chunk"))

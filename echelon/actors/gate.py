@@ -26,7 +26,7 @@ from echelon.actors.mirror import (
 )
 from echelon.actors.runtime import DRAIN_SECONDS, Publisher, read_to_end
 from echelon.actors.snapshots import SNAPSHOTS, find_snapshot, kept_from, snapshot_opener, starts
-from echelon.actors.state import Row, State
+from echelon.actors.state import State, Waiting
 from echelon.actors.witness import FINAL_SECONDS, Witness
 from echelon.audit.log import TopicLog
 from echelon.bus.base import Bus, Outgoing, Record, TopicPartition
@@ -83,7 +83,7 @@ class Gate(BoundaryActor):
         line = Keys.of(log.manifest).line(gate_of_place(index))
         own = TopicLog(
             self._topic.topic, public=line[0].public, run=run, boundary=index,
-            largest=delta_length(log.manifest, log.dim),
+            largest=delta_length(log.manifest, log.dim), payloads=False,
         )  # fmt: skip
         self._writer = Writer(own, exchange_signer, run)
         self._mirror = Mirror(
@@ -133,7 +133,7 @@ class Gate(BoundaryActor):
     def _is_written_outside(self, topic: str) -> bool:
         return topic in (self._topic.topic, self._announcer.topic)
 
-    def crossing(self, rows: Sequence[Row]) -> None:
+    def crossing(self, rows: Sequence[Waiting]) -> None:
         """Hand rows to the exchange's publisher."""
         self._outward.put(rows)
 

@@ -46,7 +46,7 @@ class GlobalWriter:
     def genesis(self, sealed: bytes, initial: Vector) -> list[Outgoing]:
         """The records of genesis: the sealed run manifest and the adapter, float32[d]."""
         adapter = initial.astype("<f4", copy=False)
-        payload = sealed + adapter.tobytes()
+        payload = b"".join((sealed, adapter.data))
         described = Payload.of(payload, b"genesis")
         records = self._writer.chunks(payload, described)
         genesis = Genesis(
@@ -59,11 +59,12 @@ class GlobalWriter:
             prefix=self._writer.prefix,
         )
         records.append(self._record(genesis))
+        self._writer.log.take_initial()
         return records
 
     def commit(self, draft: CommitDraft) -> tuple[Commit, list[Outgoing]]:
         """A commit, and its records."""
-        payload = draft.payload()
+        payload = draft.adapter.astype("<f4", copy=False).data.cast("B")  # no copy of it
         described = Payload.of(payload, b"commit %d" % draft.commit)
         records = self._writer.chunks(payload, described)
         commit = Commit(

@@ -292,7 +292,7 @@ class Mirror:
                     raise StateError(f"{self.name}: genesis carries another run manifest than the pinned one")
                 self.places[0] = start, record.offset
                 self.bases[0] = place, entry.sha256
-                return [self._commit(CommitFacts(0, (), message.adapter_sha256), payload)]
+                return [self._commit(CommitFacts(0, (), message.adapter_sha256), self.log.take_initial())]
             case Commit():
                 mine = tuple(merged.seq for merged in message.merged if merged.boundary == self._index)
                 for seq in mine:
@@ -305,7 +305,8 @@ class Mirror:
                     return []
                 self.places[message.commit] = start, record.offset
                 self.bases[message.commit] = place, entry.sha256
-                return [self._commit(CommitFacts(message.commit, mine, message.adapter_sha256), payload)]
+                facts = CommitFacts(message.commit, mine, message.adapter_sha256)
+                return [self._commit(facts, np.frombuffer(payload, "<f4"))]
             case Refusal() if message.boundary == self._index and message.reason not in OTHER_RECORD:
                 self.signed.pop(message.seq, None)
                 return [RefusalRead(message.seq, message.reason is RefusalReason.STALE)]
@@ -326,15 +327,15 @@ class Mirror:
             return 0
         return max(1, round((now - before) * MICROSECONDS))
 
-    def _commit(self, facts: CommitFacts, payload: bytes) -> CommitRead:
-        """What the derivation is told of a commit (0 is genesis), whose adapter is the end of its payload.
+    def _commit(self, facts: CommitFacts, adapter: NDArray[np.float32] | None) -> CommitRead:
+        """What the derivation is told of a commit (0 is genesis) and its adapter, float32[d].
 
         The adapter goes along unless some wait to be taken already: a gate that is behind asks for it later.
         """
-        if self._unread >= MAX_ADAPTERS:
+        if self._unread >= MAX_ADAPTERS or adapter is None:
             return CommitRead(facts, None)
         self._unread += 1
-        return CommitRead(facts, np.frombuffer(payload[-4 * self._dim :], "<f4"))
+        return CommitRead(facts, adapter)
 
     def _measure(self, seq: int, now: float) -> None:
         """A commit that merged the boundary's delta has arrived: how long the sync took."""

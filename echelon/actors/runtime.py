@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mappi
 from dataclasses import dataclass, field
 
 from echelon.actors.kept_logs import check_end, readable_from, when_connected
-from echelon.actors.state import Row, StateStore
+from echelon.actors.state import StateStore, StoredRow, Waiting, size_of
 from echelon.actors.verified_records import OpenedRecords
 from echelon.backoff import Backoff
 from echelon.bus.base import Bus, Outgoing, Reader, Record, RecordDamaged, TopicPartition
@@ -24,12 +24,12 @@ from echelon.errors import BusError, ConnectionLost, LogLost, OffsetOutOfRange
 from echelon.rounds.effects import Note, TimerFired
 from echelon.topics import load_catalogue
 
-BATCH_BYTES = 8 * 1024 * 1024
+BATCH_BYTES = 4 * 1024 * 1024
 """Most bytes that are handed to the broker at once."""
 MAX_UNSENT = 4096
 """Records that may wait to be sent before no more is read: what an actor says it says of what it reads, and each
 refused record is worth a letter. One payload of 2 GiB is as many."""
-BATCHES = 4
+BATCHES = 2
 """Batches that may be read ahead of the step under way, each of at most what the bus reads at once."""
 STEP_COST = 0.0005
 """Seconds that storing a step is taken to need on the virtual clock."""
@@ -91,7 +91,7 @@ class Publisher:
     ) -> None:
         self._took, self._ends_on_loss = took, ends_on_loss
         self._name, self._bus, self._store, self._services, self._owns = name, bus, store, services, owns
-        self._queue: deque[Row | Outgoing] = deque()
+        self._queue: deque[Waiting | Outgoing] = deque()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -101,7 +101,7 @@ class Publisher:
         self.acked: dict[TopicPartition, int] = {}
         """Per partition: the offset after the last record that the broker took from this publisher."""
 
-    def put(self, rows: Sequence[Row | Outgoing], *, first: bool = False) -> None:
+    def put(self, rows: Sequence[Waiting | Outgoing], *, first: bool = False) -> None:
         """Queue rows of the outbox, or records that are not stored; `first`: before what waits already."""
         if rows:
             if first:
@@ -154,7 +154,7 @@ class Publisher:
         kept = {row.id for row in missing.values()}
         done = [row for row in rows if row.id not in kept]
         await self._services.offload(self._mark, done, {}, cost=STEP_COST)
-        self.put([row for row in rows if row.id in kept])
+        self.put([row.light for row in rows if row.id in kept])
 
     def _check_end(self, at: TopicPartition, known: int, end: int) -> None:
         if self._ends_on_loss:
@@ -162,7 +162,7 @@ class Publisher:
         elif end < known:
             self._services.log.error("%s goes on, although %s lost records", self._name, at.topic)
 
-    def _mark(self, rows: Sequence[Row], scanned: Mapping[TopicPartition, int]) -> None:
+    def _mark(self, rows: Sequence[Waiting], scanned: Mapping[TopicPartition, int]) -> None:
         self._store.published(rows, scanned)
 
     async def run(self) -> None:
@@ -177,13 +177,16 @@ class Publisher:
                 self._idle.set()
                 self._wake.clear()
                 await self._wake.wait()
-            batch: list[Row | Outgoing] = []
+            batch: list[Waiting | Outgoing] = []
             size = 0
             while self._queue and (not batch or size < BATCH_BYTES):
                 item = self._queue.popleft()
                 batch.append(item)
-                size += len((item.record if isinstance(item, Row) else item).value)
-            records = [item.record if isinstance(item, Row) else item for item in batch]
+                size += size_of(item)
+            if any(isinstance(item, StoredRow) for item in batch):
+                records = await self._services.offload(self._store.records, batch, cost=0.0)
+            else:
+                records = self._store.records(batch)
             while True:
                 try:
                     offsets = await self._bus.publish_many(records)
@@ -202,7 +205,7 @@ class Publisher:
                 self._check_end(at, self.acked.get(at, 0), offset)
             self.acked |= scanned
             self._took(records)
-            rows = [item for item in batch if isinstance(item, Row)]
+            rows = [item for item in batch if not isinstance(item, Outgoing)]
             if rows:
                 await self._services.offload(self._mark, rows, scanned, cost=0.0)
 

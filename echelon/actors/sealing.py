@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from echelon.bus.base import Outgoing
 from echelon.bus.chunks import NO_SCOPE, Origin, Transfer, TransferId, to_chunks
 from echelon.messages.envelope import Envelope, Signer
@@ -11,8 +13,8 @@ from echelon.messages.wire import Message
 from echelon.rounds.effects import Publish
 
 
-def seal(effect: Publish, signer: Signer, *, run: bytes, sender: str) -> list[Outgoing]:
-    """The signed records of a message, its chunks first.
+def seal(effect: Publish, signer: Signer, *, run: bytes, sender: str) -> Iterator[Outgoing]:
+    """The signed records of a message, its chunks first; each is made when it is asked for.
 
     Args:
         effect: the message, its topic, and its payload if it has one.
@@ -25,14 +27,13 @@ def seal(effect: Publish, signer: Signer, *, run: bytes, sender: str) -> list[Ou
         signer, message, run=run, topic=effect.topic, window=effect.window, sender=sender
     )
     key = sender.encode()
-    records: list[Outgoing] = []
     payload = getattr(message, "payload", None)
     if isinstance(payload, Payload) and effect.payload is not None:
         transfer = Transfer(TransferId(payload.transfer), payload.length, payload.sha256)
         scope, order = NO_SCOPE, effect.window
         if isinstance(message, SplitFrame):
             scope, order = message.session, message.number
-        records += to_chunks(
+        yield from to_chunks(
             effect.payload,
             transfer,
             topic=effect.topic,
@@ -40,5 +41,4 @@ def seal(effect: Publish, signer: Signer, *, run: bytes, sender: str) -> list[Ou
             partition=effect.partition,
             origin=Origin(run, signer.sign, scope, order),
         )
-    records.append(Outgoing(effect.topic, envelope.encode(), key, (), effect.partition))
-    return records
+    yield Outgoing(effect.topic, envelope.encode(), key, (), effect.partition)

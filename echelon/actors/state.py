@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,12 +52,15 @@ FORMAT = 2
 PIECE_BYTES = 1024 * 1024
 """Most bytes of one row of the state: sqlite copies a row twice before it is on the disk, and takes no value of more
 than 1e9 bytes. An adapter of a thousand million parameters is some thousand rows."""
+LARGE = 64 * 1024
+"""Records with a value of so many bytes are not kept in memory until they are sent, but read again."""
 REMEMBERED = 4096
 """Signatures per input partition that are remembered, to take a byte-identical repeat once."""
 
 
-State = bytes | Sequence[bytes | memoryview]
-"""A state to be stored: its bytes, or parts that stand one after another, which need not be joined for it."""
+State = bytes | Iterable[bytes | memoryview]
+"""A state to be stored: its bytes, or parts that stand one after another, which need not be joined, nor be there at the
+same time; parts are read once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,24 @@ class Row:
 
     id: int
     record: Outgoing
+
+    @property
+    def light(self) -> Row | StoredRow:
+        """The same without its record, if that is large."""
+        size = len(self.record.value)
+        return self if size < LARGE else StoredRow(self.id, size)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRow:
+    """A large record that waits to be published: only the file has it, and its value is of so many bytes."""
+
+    id: int
+    size: int
+
+
+Waiting = Row | StoredRow
+"""A row of the outbox that was written in this life."""
 
 
 class StateStore:
@@ -143,8 +164,8 @@ class StateStore:
         parts: Mapping[str, bytes | None] | None = None,
         offsets: Mapping[TopicPartition, int] | None = None,
         taken: Mapping[TopicPartition, Sequence[bytes]] | None = None,
-        publish: Sequence[Outgoing] = (),
-    ) -> list[Row]:
+        publish: Iterable[Outgoing] = (),
+    ) -> list[Waiting]:
         """Store one step; returns the outbox rows in the order given.
 
         `vectors` is the large part of the state, for actors that keep it apart, and `witness` what a gate knows as a
@@ -160,9 +181,10 @@ class StateStore:
             parts: large parts of the state by name.
             offsets: the next offset to be read, by partition.
             taken: signatures of input records, by partition.
-            publish: what is to be sent; it stands in the outbox until it was.
+            publish: what is to be sent; it stands in the outbox until it was. It is asked for record by record, so
+                that those that are large need not be there at the same time.
         """
-        rows = []
+        rows: list[Waiting] = []
         with self._transaction():
             if snapshot is not None:
                 self._put(SNAPSHOT, snapshot)
@@ -184,8 +206,19 @@ class StateStore:
                     "INSERT INTO outbox (topic, part, key, headers, value) VALUES (?, ?, ?, ?, ?)",
                     (record.topic, record.partition, record.key, msgpack.packb(record.headers), record.value),
                 )
-                rows.append(Row(int(cursor.lastrowid or 0), record))
+                rows.append(Row(int(cursor.lastrowid or 0), record).light)
         return rows
+
+    def records(self, items: Sequence[Waiting | Outgoing]) -> list[Outgoing]:
+        """The records of rows that were not marked as published; what is no row is returned as it is."""
+        return [self._read(item) if isinstance(item, StoredRow) else _held(item) for item in items]
+
+    def _read(self, row: StoredRow) -> Outgoing:
+        query = "SELECT topic, part, key, headers, value FROM outbox WHERE id = ?"
+        with self._lock:
+            fields = self._db.execute(query, (row.id,)).fetchone()
+        with stored("an actor's outbox"):
+            return _record(*fields)
 
     def _remember(self, at: TopicPartition, signatures: Sequence[bytes]) -> None:
         where = (at.topic, at.partition)
@@ -198,7 +231,7 @@ class StateStore:
         oldest = first + len(signatures) - REMEMBERED
         self._db.execute("DELETE FROM taken WHERE topic = ? AND part = ? AND number < ?", (*where, oldest))
 
-    def published(self, rows: Sequence[Row], scanned: Mapping[TopicPartition, int]) -> None:
+    def published(self, rows: Sequence[Waiting], scanned: Mapping[TopicPartition, int]) -> None:
         """Forget rows that stand on their topics; `scanned` is where the search after a crash may begin."""
         with self._transaction():
             self._db.executemany("DELETE FROM outbox WHERE id = ?", [(row.id,) for row in rows])
@@ -229,19 +262,7 @@ class StateStore:
             query = "SELECT id, topic, part, key, headers, value FROM outbox ORDER BY id"
             rows = self._db.execute(query).fetchall()
         with stored("an actor's outbox"):
-            return [
-                Row(
-                    row,
-                    Outgoing(
-                        topic,
-                        value,
-                        key,
-                        tuple((name, held) for name, held in msgpack.unpackb(headers)),
-                        part,
-                    ),
-                )
-                for row, topic, part, key, headers, value in rows
-            ]
+            return [Row(row, _record(*fields)) for row, *fields in rows]
 
     def snapshot(self) -> bytes | None:
         """The newest state, if there is one."""
@@ -289,6 +310,19 @@ class StateStore:
         """Close the file."""
         with self._lock:
             self._db.close()
+
+
+def size_of(item: Waiting | Outgoing) -> int:
+    """Bytes of the value of what waits to be sent."""
+    return item.size if isinstance(item, StoredRow) else len(_held(item).value)
+
+
+def _held(item: Row | Outgoing) -> Outgoing:
+    return item.record if isinstance(item, Row) else item
+
+
+def _record(topic: str, part: int, key: bytes, headers: bytes, value: bytes) -> Outgoing:
+    return Outgoing(topic, value, key, tuple((name, held) for name, held in msgpack.unpackb(headers)), part)
 
 
 def joined(value: State) -> bytes:

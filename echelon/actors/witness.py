@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from echelon.actors.runtime import STEP_COST, Publisher, Services, end_of, pass_over, read_to_end
-from echelon.actors.state import Row, StateStore
+from echelon.actors.state import StateStore, Waiting
 from echelon.audit.heads import (
     CONFLICT,
     COSIGNATURE,
@@ -182,7 +182,7 @@ class Witness:
         self._not_before = asyncio.get_running_loop().time() + SPACING
         snapshot = self._snapshot()
 
-        def persist() -> list[Row]:
+        def persist() -> list[Waiting]:
             return self.store.commit(witness=snapshot, publish=publish)
 
         rows = await self.services.offload(persist, cost=STEP_COST)

@@ -124,6 +124,7 @@ class TopicLog:
         resync: bool = False,
         hash_commits: bool = True,
         largest: int = MAX_PAYLOAD_BYTES,
+        payloads: bool = True,
     ) -> None:
         """Start at the topic's first record.
 
@@ -135,6 +136,7 @@ class TopicLog:
             resync: after a gap go on from the number found (an auditor does, a controller must not).
             hash_commits: check the SHA-256 of commit payloads; a verifier that derives the adapter compares
                 bytes.
+            payloads: False, for who wrote them: only that of genesis is kept, and there is no `snapshot`.
             largest: bytes of the longest payload that may stand here; on `global` until genesis is read, which says how
                 long adapters are.
         """
@@ -144,7 +146,7 @@ class TopicLog:
         self.manifest: RunManifest | None = None
         """The run manifest, once genesis was read (on `global`)."""
         self.initial: F32 | None = None
-        """The adapter of genesis, float32[d]."""
+        """The adapter of genesis, float32[d], until somebody takes it."""
         self.next_number = 0
         self.signers = Signers(public)
         self._run, self._boundary = run, boundary
@@ -152,7 +154,7 @@ class TopicLog:
             (Delta,) if boundary is not None else (Genesis, Commit, Refusal, Close, KeyNext, KeyEnd)
         )
         self._resync = resync
-        self._hash_commits = hash_commits
+        self._hash_commits, self._payloads = hash_commits, payloads
         self._open: dict[bytes, OpenTransfer] = {}
         self._done: dict[bytes, None] = {}
         self._last = -1  # offset of the last manifest that was an entry
@@ -178,6 +180,11 @@ class TopicLog:
     def open_transfers(self) -> int:
         """Transfers without a manifest so far."""
         return len(self._open)
+
+    def take_initial(self) -> F32 | None:
+        """The adapter of genesis, float32[d], which this log holds no longer; None if there is none (any more)."""
+        taken, self.initial = self.initial, None
+        return taken
 
     def with_proofs(self, envelope: bytes) -> bytes:
         """Of `global`: a manifest's envelope behind those that say which key its writer had, as
@@ -251,17 +258,17 @@ class TopicLog:
             if chunk.index:
                 self._void += 1
                 return [_order(offset, chunk, 0)]
-            transfer = self._open[chunk.transfer] = OpenTransfer(chunk.length, chunk.total, offset)
-        if (chunk.total, chunk.length) != (transfer.total, transfer.length) or chunk.index != len(
-            transfer.parts
-        ):
+            hashed = None if self._payloads or not self.signers.line else hashlib.sha256()
+            transfer = OpenTransfer(chunk.length, chunk.total, offset, hashed=hashed)
+            self._open[chunk.transfer] = transfer
+        if (chunk.total, chunk.length) != (transfer.total, transfer.length) or chunk.index != transfer.count:
             self._void += 1
-            return [_order(offset, chunk, len(transfer.parts))]
+            return [_order(offset, chunk, transfer.count)]
         transfer.add(chunk.data, begun)
         # The newest alone is within the bound: what it has is no more than what it announced.
         while len(self._open) > MAX_OPEN_TRANSFERS or self.open_bytes > self._largest:
             given_up = self._open.pop(next(iter(self._open)))
-            self._void += len(given_up.parts)
+            self._void += given_up.count
             faults.append(LogFault(FaultCode.VOID, given_up.first, "a transfer that was given up"))
         return faults
 
@@ -269,8 +276,8 @@ class TopicLog:
         transfer = self._open.pop(payload.transfer, None)
         if transfer is None:
             return None, f"no chunk of transfer {payload.transfer.hex()} stands before it"
-        if len(transfer.parts) != transfer.total:
-            return None, f"chunk {len(transfer.parts)} of {transfer.total} of its payload is missing"
+        if transfer.count != transfer.total:
+            return None, f"chunk {transfer.count} of {transfer.total} of its payload is missing"
         if transfer.length != payload.length:
             return None, f"its chunks have {transfer.length} bytes, it says {payload.length}"
         if check and transfer.sha256() != payload.sha256:
@@ -413,7 +420,7 @@ class TopicLog:
     def snapshot(self) -> bytes:
         """The state after the last record: reading goes on behind it from here, without the records
         before."""
-        transfers = [[t, o.length, o.total, o.first, list(o.parts)] for t, o in self._open.items()]
+        transfers = [[t, o.length, o.total, o.first, o.parts] for t, o in self._open.items()]
         body = pack(
             [
                 self.topic,
@@ -458,7 +465,7 @@ class TopicLog:
             self._largest, self._void = bounds
             self._done = dict.fromkeys(done[at : at + 16] for at in range(0, len(done), 16))
             self._open = {
-                transfer: OpenTransfer(length, total, first, list(parts), sum(len(part) for part in parts))
+                transfer: OpenTransfer.of(parts, length=length, total=total, first=first)
                 for transfer, length, total, first, parts in transfers
             }
 
@@ -477,7 +484,7 @@ def open_genesis(message: Genesis, payload: bytes) -> tuple[RunManifest, F32]:
     Raises:
         EchelonError: a digest, a length, the manifest's own signature or its run does not fit.
     """
-    sealed, rest = payload[: message.manifest_length], payload[message.manifest_length :]
+    sealed, rest = payload[: message.manifest_length], memoryview(payload)[message.manifest_length :]
     if hashlib.sha256(sealed).digest() != message.manifest_sha256:
         raise Refused(Reason.BAD_TRANSFER, "the run manifest has another SHA-256 than genesis says")
     if hashlib.sha256(rest).digest() != message.adapter_sha256:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from io import BytesIO
 
-from echelon.audit.records import LogRecord, begin_chunk
+from echelon.audit.records import CHUNK_BYTES, LogRecord, begin_chunk
 from echelon.laws.hashing import Digest, Sha256
 
 _MOST_BEGUN = 2
@@ -57,47 +59,75 @@ class BegunDigests:
 
 @dataclass(slots=True)
 class OpenTransfer:
-    """The chunks of a payload that were read, in order.
+    """The chunks of a payload that were read, in order, one behind the other.
 
     Attributes:
         length: bytes of the whole payload, as its chunks say.
         total: how many chunks it has.
         first: offset of the first one.
-        parts: the chunks that were read.
+        count: how many chunks were read.
         size: bytes of those.
         begun: the digest that was begun of these very chunks; None: there is none.
+        hashed: the digest of the chunks, in place of which they are not kept; None: they are kept.
     """
 
     length: int
     total: int
     first: int
-    parts: list[bytes] = field(default_factory=list)
+    count: int = 0
     size: int = 0
     begun: BegunPayload | None = None
+    hashed: Digest | None = None
+    _body: BytesIO = field(default_factory=BytesIO)
+    """What was read; grows as chunks come, whatever length they say, and becomes the payload without a copy."""
+
+    @classmethod
+    def of(cls, parts: Iterable[bytes], *, length: int, total: int, first: int) -> OpenTransfer:
+        """A transfer of which these chunks were read.
+
+        Args:
+            parts: the chunks, in order.
+            length: bytes of the whole payload.
+            total: how many chunks it has.
+            first: offset of the first one.
+        """
+        transfer = cls(length, total, first)
+        for part in parts:
+            transfer.add(part, None)
+        return transfer
 
     def add(self, part: bytes, begun: BegunChunk | None) -> None:
         """Take the next chunk, and what was begun for its record."""
-        payload = begun.payload if begun is not None and begun.place == len(self.parts) else None
-        if not self.parts:
+        payload = begun.payload if begun is not None and begun.place == self.count else None
+        if not self.count:
             self.begun = payload
         elif payload is not self.begun:
             self.begun = None
-        self.parts.append(part)
+        if self.hashed is None:
+            self._body.write(part)
+        else:
+            self.hashed.update(part)
+        self.count += 1
         self.size += len(part)
+
+    @property
+    def parts(self) -> list[bytes]:
+        """The chunks so far, each as a copy."""
+        with self._body.getbuffer() as body:
+            return [bytes(body[at * CHUNK_BYTES : (at + 1) * CHUNK_BYTES]) for at in range(self.count)]
 
     def digest(self) -> Digest | None:
         """The digest that was begun of all chunks so far, and of nothing else; None: there is none."""
-        return self.begun.digest if self.begun is not None and self.begun.count == len(self.parts) else None
+        return self.begun.digest if self.begun is not None and self.begun.count == self.count else None
 
     def sha256(self) -> bytes:
         """SHA-256 of the chunks so far, 32 bytes."""
-        digest = self.digest()
+        digest = self.hashed or self.digest()
         if digest is None:
-            digest = hashlib.sha256()
-            for part in self.parts:
-                digest.update(part)
+            with self._body.getbuffer() as body:
+                digest = hashlib.sha256(body)
         return digest.digest()
 
-    def payload(self) -> bytes:
-        """The chunks so far, as one."""
-        return self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
+    def payload(self) -> bytes | None:
+        """The chunks so far, as one; None if they are not kept."""
+        return None if self.hashed is not None else self._body.getvalue()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from io import BytesIO
 
 from echelon.bus.base import Record, TopicPartition
 from echelon.bus.chunks import (
@@ -26,7 +27,9 @@ MAX_SETTLED = 64
 class _Open:
     """A transfer that is being received."""
 
-    __slots__ = ("at", "first_offset", "length", "missing", "number", "open_bytes", "order", "parts", "scope")
+    __slots__ = (
+        "at", "body", "early", "first_offset", "length", "missing", "number", "open_bytes", "order", "scope", "whole"
+    )  # fmt: skip
 
     def __init__(self, chunk: Chunk, record: Record, number: int) -> None:
         self.at = record.at
@@ -37,8 +40,28 @@ class _Open:
         self.missing = chunk.total
         self.number = number  # by age, among all senders
         self.open_bytes = 0
-        # By index. Only what has come: a peer that announces 2^32 chunks and sends one must not cost more.
-        self.parts: dict[int, bytes] = {}
+        # Only what has come: a peer that announces 2^32 chunks and sends one must not cost more.
+        self.body = BytesIO()  # chunks one behind the other, from the first on; `payload` needs no copy of it
+        self.whole = 0  # how many chunks that are
+        self.early: dict[int, bytes] = {}  # by index: those behind a chunk that is missing
+
+    def known(self, index: int) -> bytes | None:
+        """A chunk that has come; None if it has not."""
+        if index >= self.whole:
+            return self.early.get(index)
+        with self.body.getbuffer() as body:
+            return bytes(body[index * CHUNK : (index + 1) * CHUNK])
+
+    def put(self, index: int, part: bytes) -> None:
+        """Take a chunk that has not come before."""
+        self.early[index] = part
+        while (found := self.early.pop(self.whole, None)) is not None:
+            self.body.write(found)
+            self.whole += 1
+
+    def payload(self) -> bytes:
+        """All chunks as one, once none is missing."""
+        return self.body.getvalue()
 
 
 @dataclass(slots=True)
@@ -162,7 +185,7 @@ class Assembler:
                     f"{where}: transfer {chunk.id.hex()} has begun at {transfer.at.topic}/"
                     f"{transfer.at.partition}@{transfer.first_offset} with {transfer.length} bytes",
                 )
-            known = transfer.parts.get(chunk.index)
+            known = transfer.known(chunk.index)
             if known is not None:
                 if known != record.value:
                     raise ChunkError(
@@ -175,7 +198,7 @@ class Assembler:
             self._number += 1
             self._senders.setdefault(sender, {})[chunk.id] = transfer
             self._sender_bytes.setdefault(sender, 0)
-        transfer.parts[chunk.index] = record.value
+        transfer.put(chunk.index, record.value)
         transfer.first_offset = min(transfer.first_offset, record.offset)
         transfer.missing -= 1
         self._count(sender, transfer, max(OVERHEAD, len(record.value)))
@@ -238,7 +261,7 @@ class Assembler:
                 f"{where}: {transfer.missing} of {chunks_of(transfer.length)} chunks are missing",
             )
         self.discard(sender, transfer_id)
-        payload = b"".join(transfer.parts[index] for index in range(len(transfer.parts)))
+        payload = transfer.payload()
         if len(payload) != length or hashlib.sha256(payload).digest() != sha256:
             raise ChunkError(
                 ChunkFault.DIGEST_MISMATCH,

@@ -23,7 +23,7 @@ from echelon.errors import BusClosed, BusError, ConnectionLost, EchelonError
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-MAX_READ_BYTES = 8 << 20
+MAX_READ_BYTES = 2 << 20
 """Most bytes of keys, values and headers that one `Reader.next` returns, unless a single record has more."""
 
 TRANSACTION_BYTES = 16 << 20

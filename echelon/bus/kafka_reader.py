@@ -28,8 +28,9 @@ from echelon.errors import BusClosed, BusError, ConnectionLost, OffsetOutOfRange
 LONG_POLL_S = 0.5
 """Seconds that the broker holds a question for records back while there are none."""
 
-RESPONSE_BYTES = 4 << 20
-"""Most bytes that are asked for at once: more would hold up the event loop when they come."""
+RESPONSE_BYTES = 2 << 20
+"""Most bytes that are asked for at once: more would hold up the event loop when they come, and an answer is in memory
+up to three times before its batches are."""
 
 LEAST_BYTES = 1 << 16
 """On a line on which answers do not come in time, less and less is asked for, down to this. A broker gives one whole

@@ -4,12 +4,16 @@ f_i(w) = ½ ‖w − x_i‖² / d with x_i = x + boundary offset + device offset
 interface of the real learner, costs nothing, and lets everything else be tested at speed. The vector may be cut into
 blocks; what a step does to one does not depend on the others, so edges can train them
 (`echelon.compute.quadratic_halves`).
+
+Of a long vector nothing is held, and what comes of a job is its only array: all steps are taken with one stretch of it
+after the other, and what is drawn is drawn a stretch at a time. Every number is the one that whole arrays would give.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -20,6 +24,8 @@ from echelon.training.learner import DataFacts, EvalResult, LearnerSpec
 TOKENS_PER_STEP = 1024
 RATE = 0.1
 NOISE = 0.01
+STRETCH = 1 << 16
+"""Coordinates that are worked on at a time; what is drawn for shorter vectors is kept."""
 KEY = "base_model.model.quadratic.lora_A.weight"
 
 
@@ -37,6 +43,48 @@ def gradient(weights: F64, optimum: F64, noise: F64, mu: float, base: Vector | F
         base: the vector that training started from, [n].
     """
     return weights - optimum + mu * (weights - base) + NOISE * noise
+
+
+Draw = Callable[[int], F64]
+"""Gives the next so many numbers of a vector, float64[n]."""
+
+
+def _noise(device: str, step: int) -> str:
+    return f"step {device} {step}"
+
+
+def _stretches(size: int, start: int = 0) -> Iterator[slice]:
+    """The vector cut as `numpy.add.reduce` cuts it before it adds: halves, down to `STRETCH` at most."""
+    if size <= STRETCH:
+        yield slice(start, start + size)
+        return
+    half = _half(size)
+    yield from _stretches(half, start)
+    yield from _stretches(size - half, start + half)
+
+
+def _half(size: int) -> int:
+    return size // 2 - size // 2 % 8
+
+
+def _total(sums: Iterator[float], size: int) -> float:
+    """The sum of a vector of so many numbers, given those of its stretches in order, as numpy adds them up."""
+    if size <= STRETCH:
+        return next(sums)
+    half = _half(size)
+    first = _total(sums, half)
+    return first + _total(sums, size - half)
+
+
+def _slices(whole: F64) -> Draw:
+    place = 0
+
+    def take(count: int) -> F64:
+        nonlocal place
+        place += count
+        return whole[place - count : place]
+
+    return take
 
 
 def _shapes(dim: int, blocks: int, *, alternating: bool) -> dict[str, tuple[int, ...]]:
@@ -71,15 +119,34 @@ class QuadraticLearner:
         )
         self._boundary = {device: boundary.name for device, boundary in spec.boundary_of.items()}
         self._dim = dim
-        common = self._draw("common")
-        self._optimum = {
-            device: common + 0.3 * self._draw("boundary " + boundary) + 0.1 * self._draw("device " + device)
-            for device, boundary in self._boundary.items()
-        }
+        self._optimum: dict[str, F64] = {}
+        if dim <= STRETCH:
+            common = self._draw("common")
+            self._optimum = {
+                device: common
+                + 0.3 * self._draw("boundary " + boundary)
+                + 0.1 * self._draw("device " + device)
+                for device, boundary in self._boundary.items()
+            }
 
     def _draw(self, name: str) -> F64:
+        return self._dice(name).standard_normal(self._dim)
+
+    def _dice(self, name: str) -> np.random.Generator:
         seed = hashlib.sha256(f"{self.spec.seed} {name}".encode()).digest()
-        return np.random.default_rng(np.frombuffer(seed, np.uint32)).standard_normal(self._dim)
+        return np.random.default_rng(np.frombuffer(seed, np.uint32))
+
+    def _drawn(self, name: str) -> Draw:
+        """`_draw` from its start on; of a long vector only what is asked for is drawn."""
+        return _slices(self._draw(name)) if self._dim <= STRETCH else self._dice(name).standard_normal
+
+    def _optimum_of(self, device: str) -> Draw:
+        """`optimum` from its start on."""
+        if device in self._optimum:
+            return _slices(self._optimum[device])
+        common = self._drawn("common")
+        boundary, own = self._drawn("boundary " + self._boundary[device]), self._drawn("device " + device)
+        return lambda count: common(count) + 0.3 * boundary(count) + 0.1 * own(count)
 
     @property
     def layers(self) -> None:
@@ -96,7 +163,7 @@ class QuadraticLearner:
 
     def optimum(self, device: str) -> F64:
         """Where the device's own quadratic is least, float64[d]."""
-        return self._optimum[device]
+        return self._optimum_of(device)(self._dim)
 
     def initial_adapter(self) -> Vector:
         """Zeros: float32[d]."""
@@ -121,19 +188,27 @@ class QuadraticLearner:
         done = 0 if job.state is None else int.from_bytes(job.state, "big")
         if job.position is not None:
             done = job.position
-        weights = job.start.astype(np.float64)
-        optimum = self._optimum[job.data]
+        after = np.empty(self._dim, np.float32)
+        optima = self._optimum_of(job.data)
+        noises = [self._drawn(_noise(job.data, step)) for step in range(done, done + job.steps)]
+        moving = None if job.factor is None else factor_mask(self.layout, job.factor)
+        squares: list[list[float]] = [[] for _ in noises]
+        for at in _stretches(self._dim):
+            weights, base, size = job.start[at].astype(np.float64), job.base[at], at.stop - at.start
+            optimum = optima(size)
+            for drawn, sums in zip(noises, squares, strict=True):
+                sums.append(float(np.add.reduce((weights - optimum) ** 2)))
+                slope = gradient(weights, optimum, drawn(size), job.mu, base)
+                weights = weights - RATE * np.where(True if moving is None else moving[at], slope, 0.0)
+            after[at] = weights
         loss = 0.0
-        moving = True if job.factor is None else factor_mask(self.layout, job.factor)
-        for step in range(done, done + job.steps):
-            loss += self.loss(weights, optimum)
-            slope = gradient(weights, optimum, self.noise(job.data, step), job.mu, job.base)
-            weights = weights - RATE * np.where(moving, slope, 0.0)
+        for sums in squares:
+            loss += self._loss(sums)
         if self._seconds:
             time.sleep(self._seconds)
         tokens = job.steps * TOKENS_PER_STEP
         return TrainOutcome(
-            weights=weights.astype(np.float32),
+            weights=after,
             tokens=tokens,
             loss_sum=loss * TOKENS_PER_STEP,
             loss_tokens=tokens,
@@ -144,7 +219,11 @@ class QuadraticLearner:
 
     def noise(self, device: str, step: int) -> F64:
         """Of a device's gradient at a step of that number, float64[d]."""
-        return self._draw(f"step {device} {step}")
+        return self._draw(_noise(device, step))
+
+    def _loss(self, sums: list[float]) -> float:
+        """A quadratic's value, from the sums of squares of the stretches."""
+        return 0.5 * (_total(iter(sums), self._dim) / self._dim)
 
     @staticmethod
     def loss(weights: F64, optimum: F64) -> float:
@@ -159,7 +238,12 @@ class QuadraticLearner:
             weights: float32[d].
             max_tokens: not used: the loss is exact.
         """
-        loss = self.loss(weights.astype(np.float64), self._optimum[device])
+        optima = self._optimum_of(device)
+        sums = []
+        for at in _stretches(self._dim):
+            apart = weights[at].astype(np.float64) - optima(at.stop - at.start)
+            sums.append(float(np.add.reduce(apart**2)))
+        loss = self._loss(sums)
         return EvalResult(loss * TOKENS_PER_STEP, TOKENS_PER_STEP)
 
     def evaluate_boundary(self, boundary: str, weights: Vector) -> EvalResult:

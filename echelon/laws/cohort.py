@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from echelon.errors import ProtocolError
 from echelon.laws.exact import norm2
-from echelon.laws.ledger import window_mean
+from echelon.laws.ledger import WindowMean
 from echelon.laws.metrics import released
 from echelon.laws.update_encoding import NORM_UNIT
 from echelon.laws.versions import largest_step
@@ -33,6 +33,9 @@ from echelon.secagg.graph import Ring
 from echelon.secagg.ring import LIMBS, bound, centred, unpack_sum
 from echelon.secagg.roster import WindowLeaf, bases_root, roster_root
 from echelon.secagg.unmasking import SumResult
+
+_BLOCK = 1 << 16
+"""Coordinates that are added up at a time."""
 
 AUX = ("n", "weight", "norm2", "tokens", "loss", "loss_tokens", "eval_loss", "eval_tokens")
 """The integers that travel with each update, in their order; units as in `WindowSummary`. Behind them are two for each
@@ -97,14 +100,14 @@ class Part:
         edge: its name.
         devices: whose middle updates it adds up.
         norm2: Σ w‖Δ‖² of those, in units of 2**-32.
-        total: int64[d].
+        total: int32[d].
         sha256: of its bytes on the wire.
     """
 
     edge: str
     devices: tuple[str, ...]
     norm2: int
-    total: NDArray[np.int64]
+    total: NDArray[np.int32]
     sha256: bytes
 
 
@@ -196,9 +199,9 @@ def read_part(
         raise ProtocolError(f"{where} has a larger norm than clipped updates of its devices can have")
     if len(payload) != 4 * dim:
         raise ProtocolError(f"{where} has {len(payload)} bytes, by the layout it has {4 * dim}")
-    total = np.frombuffer(payload, "<i4").astype(np.int64)
+    total = np.frombuffer(payload, "<i4")
     largest = len(message.devices) * bound(manifest.secure.clip_micro / MILLION, manifest.secure.scale_bits)
-    if total.size and int(np.abs(total).max()) > largest:
+    if total.size and max(int(total.max()), -int(total.min())) > largest:
         raise ProtocolError(f"{where} is larger than clipped updates of its devices can add up to")
     return Part(edge, message.devices, message.norm2, total, message.payload.sha256)
 
@@ -327,8 +330,8 @@ def mean_norm2(squared: int, weight: int, terms: SecureTerms) -> int:
 
 def close_window(
     cohort: Cohort, result: SumResult, manifest: RunManifest, parts: Sequence[Part] = ()
-) -> tuple[WindowSummary, NDArray[np.float64]]:
-    """What a window contributes: its summary, and the damped mean of its updates, float64[d].
+) -> tuple[WindowSummary, WindowMean]:
+    """What a window contributes: its summary, and the damped mean of its updates, of d coordinates.
 
     `parts` are what edges add: the coordinates that devices left at 0.
 
@@ -345,7 +348,7 @@ def close_window(
     included = [members[device] for device in result.included]
     total, sums, metrics = _sums(cohort, result, manifest, parts)
     weight2 = sums["weight2"]
-    squared = norm2(total.astype(np.int32)) if total.size else 0
+    squared = norm2(total) if total.size else 0
     mean, shorter = _within_clip(total, squared, sums["n"], manifest)
     mean2 = mean_norm2(squared, sums["weight"], manifest.secure)
     bases = {base.version: base.sha256 for base in cohort.bases}
@@ -382,24 +385,21 @@ def close_window(
 
 def _sums(
     cohort: Cohort, result: SumResult, manifest: RunManifest, parts: Sequence[Part]
-) -> tuple[NDArray[np.int64], dict[str, int], tuple[int, ...]]:
-    """The integers of a window's sum, int64[d], its figures with Σw² of the included devices, and sums of metrics."""
+) -> tuple[NDArray[np.int32], dict[str, int], tuple[int, ...]]:
+    """The integers of a window's sum, int32[d], its figures with Σw² of the included devices, and sums of metrics."""
     where = f"window {cohort.window}"
     members = {member.device: member for member in cohort.members}
     included = [members[device] for device in result.included]
     total, aux = unpack_sum(result.total, result.total.size - limbs_of(manifest))
+    if parts:
+        total = _with_parts(total, parts)
     sums = dict(zip(AUX, aux[: len(AUX)], strict=True))
     sums = {name: value if name in CHECKED else min(value, MOST) for name, value in sums.items()}
     sums["tokens"] = min(sums["tokens"], MAX_WINDOW_TOKENS)
     # What one device says of its norm hides in the sum: more than all can have is no reason to lose the window.
     weights = [member.weight for member in included]
     sums["norm2"] = min(sums["norm2"], norm2_bound(weights, manifest.secure))
-    for part in parts:
-        total = total + part.total
-        sums["norm2"] += part.norm2
-    sums["norm2"] = min(sums["norm2"], MOST)
-    if parts:
-        total = centred(total)
+    sums["norm2"] = min(sums["norm2"] + sum(part.norm2 for part in parts), MOST)
     expected = (sum(member.n for member in included), sum(member.weight for member in included))
     if (sums["n"], sums["weight"]) != expected:
         raise ProtocolError(
@@ -413,10 +413,22 @@ def _sums(
     return total, sums, aux[len(AUX) :]
 
 
+def _with_parts(total: NDArray[np.int32], parts: Sequence[Part]) -> NDArray[np.int32]:
+    """A sum and what edges add to it, as the ring reduces it: int32[d], a new array."""
+    found = np.empty_like(total)
+    for start in range(0, total.size, _BLOCK):
+        at = slice(start, start + _BLOCK)
+        block = total[at].astype(np.int64)
+        for part in parts:
+            block += part.total[at]
+        found[at] = centred(block)
+    return found
+
+
 def _within_clip(
-    total: NDArray[np.int64], squared: int, n: int, manifest: RunManifest
-) -> tuple[NDArray[np.float64], float]:
-    """The damped mean of a window, float64[d], and the factor that it was shortened by; 1.0 if it was not.
+    total: NDArray[np.int32], squared: int, n: int, manifest: RunManifest
+) -> tuple[WindowMean, float]:
+    """The damped mean of a window, of d coordinates, and the factor that it was shortened by; 1.0 if it was not.
 
     An update beyond the clip hides in the sum. No device would train from where such a sum leads, and the exchange
     would refuse its delta: so it is shortened to what clipped updates can give. Its length is from exact integers, and
@@ -426,5 +438,5 @@ def _within_clip(
     unit = secure.weight_max / ((1 << secure.scale_bits) * secure.staleness[0] * n)
     length = math.sqrt(squared) * unit
     most = largest_step(manifest, total.size)
-    mean = window_mean(total, n, secure)
-    return (mean, 1.0) if length <= most else (mean * (most / length), most / length)
+    shorter = 1.0 if length <= most else most / length
+    return WindowMean(total, n, secure, shorter), shorter

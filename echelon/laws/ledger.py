@@ -1,25 +1,30 @@
 """The boundary's ledger: θ = anchor + Σ pending + r (design 6.5).
 
 - anchor (float32[d]): the adapter of the newest commit that the boundary took over;
-- pending (float64[d] each, by seq): deltas that were sent and are not decided yet, exactly as decoded from the wire;
+- pending (integers[d] with an exponent each, by seq): deltas that were sent and are not decided yet, exactly as they go
+  on the wire;
 - r (float64[d]): what windows moved since the last delta, with the rounding residue of every delta before.
 
 What a window contributed stands in exactly one of these, so a delta that is merged, left out of a commit,
 refused, or sent while another is in flight counts once or never. The aggregator and the gate run this same code.
+
+Vectors may be large: r is changed in place, block by block, and no step makes another vector of float64.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from echelon.errors import CodecError, ProtocolError
-from echelon.laws.delta_codec import decode, encode
-from echelon.laws.snapshot import SnapshotMap
+from echelon.laws.delta_codec import Integers, encode, integers
+from echelon.laws.snapshot import LazyVector, SnapshotMap
 from echelon.messages.adapter import F32, F64
 from echelon.messages.boundary import SealedDelta
 from echelon.messages.exchange import MAX_WINDOWS, DeltaCodec, WindowSummary
@@ -39,12 +44,40 @@ def window_mean(total: NDArray[np.int64], weight_sum_n: int, terms: SecureTerms)
 
     Devices scale by w/W = n·s(τ)/W, so Σ n·s(τ)/s(0)·Δ / Σ n = total · W / (2**scale_bits · s(0) · Σ n).
     """
+    return total.astype(np.float64) * _mean_factor(weight_sum_n, terms)
+
+
+def _mean_factor(weight_sum_n: int, terms: SecureTerms) -> np.float64:
     if weight_sum_n <= 0:
         raise ProtocolError("a window whose included devices trained nothing has no mean")
-    factor = np.float64(terms.weight_max) / (
+    return np.float64(terms.weight_max) / (
         np.float64(1 << terms.scale_bits) * np.float64(terms.staleness[0]) * np.float64(weight_sum_n)
     )
-    return total.astype(np.float64) * factor
+
+
+class WindowMean:
+    """`window_mean` of a sum, computed a part at a time: the float64 numbers of a whole vector are nowhere at once.
+
+    Args:
+        total: int32[d], the sum. It is not copied, and must stay as it is.
+        weight_sum_n: Σ n of the included devices.
+        terms: W, s(0) and the scale.
+        shorter: the factor that the mean is shortened by; 1.0: it is not.
+
+    Raises:
+        ProtocolError: nothing was trained.
+    """
+
+    def __init__(
+        self, total: NDArray[np.int32], weight_sum_n: int, terms: SecureTerms, shorter: float = 1.0
+    ) -> None:
+        self._total, self._shorter = total, shorter
+        self._factor = _mean_factor(weight_sum_n, terms)
+
+    def __getitem__(self, part: slice) -> F64:
+        """A part of the mean, float64."""
+        mean = self._total[part].astype(np.float64) * self._factor
+        return mean if self._shorter == 1.0 else mean * self._shorter
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +100,33 @@ class RoundedDelta:
         )
 
 
-@dataclass(slots=True)
-class PendingDelta:
-    """A delta that was sent: its exact value and the windows in it."""
+class PendingDelta(LazyVector):
+    """A delta that was sent.
 
-    value: F64
-    windows: tuple[WindowSummary, ...]
+    Args:
+        numbers: int16[d] or int32[d] as on the wire, or float64[d] after a restart.
+        exponent: a number stands for that number times 2**exponent.
+        windows: those in it.
+    """
+
+    __slots__ = ("_exponent", "_numbers", "windows")
+
+    def __init__(self, numbers: Integers | F64, exponent: int, windows: tuple[WindowSummary, ...]) -> None:
+        self._numbers, self._exponent, self.windows = numbers, exponent, windows
+
+    def __getitem__(self, part: slice) -> F64:
+        """A part of its exact value, float64."""
+        return self._numbers[part].astype(np.float64) * math.ldexp(1.0, self._exponent)
+
+    @property
+    def size(self) -> int:
+        """d."""
+        return self._numbers.size
+
+    @property
+    def value(self) -> F64:
+        """Its exact value, float64[d], as a new array."""
+        return self[:]
 
 
 Summary: TypeAlias = dict[str, int | bytes | tuple[int, ...]]
@@ -111,26 +165,38 @@ class Ledger:
     def __post_init__(self) -> None:
         if self.remainder.size == 0:
             self.remainder = np.zeros(self.anchor.size, np.float64)
+        elif not self.remainder.flags.writeable:  # of a snapshot
+            self.remainder = self.remainder.copy()
 
     def theta(self) -> F32:
         """The boundary adapter, float32[d]; additions in ascending seq, then r."""
-        terms = [*(self.pending[seq].value for seq in sorted(self.pending)), self.remainder]
         vector = np.empty(self.anchor.size, np.float32)
-        for start in range(0, vector.size, _BLOCK):
-            part = slice(start, start + _BLOCK)
+        self.write_theta(vector)
+        return vector
+
+    def write_theta(self, vector: F32) -> None:
+        """Write the boundary adapter into a vector, float32[d]."""
+        terms = [*(self.pending[seq] for seq in sorted(self.pending)), self.remainder]
+        for part in self._parts():
             total = self.anchor[part].astype(np.float64)
             for term in terms:
                 total += term[part]
             vector[part] = total
-        return vector
+
+    def _parts(self) -> Iterator[slice]:
+        return (slice(start, start + _BLOCK) for start in range(0, self.anchor.size, _BLOCK))
 
     @property
     def outstanding(self) -> int:
         """Windows that no commit has taken: those in r and those of pending deltas."""
         return len(self.windows) + sum(len(delta.windows) for delta in self.pending.values())
 
-    def add_window(self, summary: WindowSummary, mean: F64) -> None:
+    def add_window(self, summary: WindowSummary, mean: F64 | WindowMean) -> None:
         """r ← r + mean.
+
+        Args:
+            summary: of the window.
+            mean: float64[d], what it moves.
 
         Raises:
             ProtocolError: the window is in the ledger already, or a delta could not hold one more.
@@ -141,7 +207,8 @@ class Ledger:
             raise ProtocolError(
                 f"the remainder holds {MAX_WINDOWS} windows, the most that one delta can carry"
             )
-        self.remainder = self.remainder + mean
+        for part in self._parts():
+            self.remainder[part] += mean[part]
         self.windows = (*self.windows, summary)
 
     def seal(self, codec: DeltaCodec, moving: NDArray[np.bool_] | None = None) -> RoundedDelta:
@@ -159,7 +226,7 @@ class Ledger:
             raise ProtocolError("nothing to seal: no window closed since the last delta")
         carried = self.remainder if moving is None else np.where(moving, self.remainder, 0.0)
         payload, exponent = encode(carried, codec)
-        value = decode(payload, exponent, codec)
+        delta = PendingDelta(integers(payload, exponent, codec), exponent, self.windows)
         sealed = RoundedDelta(
             seq=self.next_seq,
             base_commit=self.commit,
@@ -168,8 +235,9 @@ class Ledger:
             exponent=exponent,
             payload=payload,
         )
-        self.pending[self.next_seq] = PendingDelta(value, self.windows)
-        self.remainder = self.remainder - value
+        self.pending[self.next_seq] = delta
+        for part in self._parts():
+            self.remainder[part] -= delta[part]
         self.windows = ()
         self.next_seq += 1
         return sealed
@@ -208,7 +276,9 @@ class Ledger:
                 f"commit {commit} decides deltas {sorted(decided)}; pending are {sorted(self.pending)}"
             )
         for seq in sorted(returned):
-            self.remainder = self.remainder + self.pending[seq].value
+            delta = self.pending[seq]
+            for part in self._parts():
+                self.remainder[part] += delta[part]
         back = [window for seq in returned for window in self.pending[seq].windows]
         self.windows = tuple(sorted((*back, *self.windows), key=lambda window: window.window))
         for seq in decided:
@@ -217,14 +287,15 @@ class Ledger:
         self.commit = commit
 
     def facts(self) -> StoredLedger:
-        """What is stored of the state beside its anchor."""
+        """What is stored of the state beside its anchor; good until the next step."""
         return StoredLedger(
             commit=self.commit,
             next_seq=self.next_seq,
             remainder=self.remainder,
             windows=[_fields(window) for window in self.windows],
             pending=[
-                (seq, delta.value, [_fields(one) for one in delta.windows])
+                # It is written as the vector that it stands for, and computed only then.
+                (seq, cast(F64, delta), [_fields(one) for one in delta.windows])
                 for seq, delta in sorted(self.pending.items())
             ],
         )
@@ -250,7 +321,7 @@ class Ledger:
             remainder=values(stored.remainder),
             windows=_summaries(stored.windows),
             pending={
-                seq: PendingDelta(values(value), _summaries(windows))
+                seq: PendingDelta(values(value), 0, _summaries(windows))
                 for seq, value, windows in stored.pending
             },
         )

@@ -8,7 +8,8 @@ bytes are little-endian float32 and float64.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgpack
@@ -24,6 +25,8 @@ T = TypeVar("T")
 
 APART_BYTES = 64 * 1024
 """From this length on, the bytes of a vector or of a payload are a part of their own."""
+PART = 1 << 17
+"""Coordinates of a `LazyVector` that are computed at a time: 1 MiB."""
 
 
 class SnapshotMap(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -64,6 +67,8 @@ def _little_endian(vector: NDArray[Any]) -> memoryview:
 def _to_plain(value: Any) -> object:
     if isinstance(value, np.ndarray):
         return bytes(_little_endian(value))
+    if isinstance(value, LazyVector):
+        return b"".join(value.encoded())
     if isinstance(value, float):  # a float64 of numpy is one
         return float(value)
     raise TypeError(f"{type(value).__name__} has no place in a snapshot")
@@ -87,56 +92,89 @@ def encode(snapshot: object) -> bytes:
     return msgspec.msgpack.encode(snapshot, enc_hook=_to_plain)
 
 
+class LazyVector(ABC):
+    """A vector of float64[d] that is computed when it is written, a part at a time."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """d."""
+
+    @abstractmethod
+    def __getitem__(self, part: slice) -> F64:
+        """A part of it, float64."""
+
+    def encoded(self) -> Iterator[memoryview]:
+        """Its little-endian bytes, in order."""
+        for start in range(0, self.size, PART):
+            yield _little_endian(self[start : start + PART])
+
+
 class _PartWriter:
     """Writes msgpack as parts; large bytes are not copied."""
 
     def __init__(self) -> None:
         self._packer = msgpack.Packer(autoreset=False)
-        self.parts: list[bytes | memoryview] = []
 
-    def write(self, value: object) -> None:
-        """Write one value, and what is in it."""
+    def write(self, value: object) -> Iterator[bytes | memoryview]:
+        """Write one value, and what is in it: the parts that are complete."""
         if isinstance(value, np.ndarray):
-            self._write_bytes(_little_endian(value))
+            yield from self._write_bytes(_little_endian(value))
         elif isinstance(value, bytes):
-            self._write_bytes(memoryview(value))
+            yield from self._write_bytes(memoryview(value))
+        elif isinstance(value, LazyVector):
+            yield from self._write_lazy(value)
         elif isinstance(value, SnapshotList):
-            self._write_items([getattr(value, name) for name in value.__struct_fields__])
+            yield from self._write_items([getattr(value, name) for name in value.__struct_fields__])
         elif isinstance(value, SnapshotMap):
-            self._write_map({name: getattr(value, name) for name in value.__struct_fields__})
+            yield from self._write_map({name: getattr(value, name) for name in value.__struct_fields__})
         elif isinstance(value, list | tuple):
-            self._write_items(value)
+            yield from self._write_items(value)
         elif isinstance(value, dict):
-            self._write_map(value)
+            yield from self._write_map(value)
         elif isinstance(value, float):  # a float64 of numpy is one
             self._packer.pack(float(value))
         else:
             self._packer.pack(value)
 
-    def _write_items(self, items: Sequence[object]) -> None:
+    def _write_items(self, items: Sequence[object]) -> Iterator[bytes | memoryview]:
         self._packer.pack_array_header(len(items))
         for item in items:
-            self.write(item)
+            yield from self.write(item)
 
-    def _write_map(self, entries: Mapping[Any, object]) -> None:
+    def _write_map(self, entries: Mapping[Any, object]) -> Iterator[bytes | memoryview]:
         self._packer.pack_map_header(len(entries))
         for key, entry in entries.items():
-            self.write(key)
-            self.write(entry)
+            yield from self.write(key)
+            yield from self.write(entry)
 
-    def _write_bytes(self, data: memoryview) -> None:
+    def _write_bytes(self, data: memoryview) -> Iterator[bytes | memoryview]:
         if len(data) < APART_BYTES:
             self._packer.pack(bytes(data))
             return
-        # The header of msgpack's bin 32; shorter ones have another, and are written above.
-        self.flush()
-        self.parts += [b"\xc6" + len(data).to_bytes(4, "big"), data]
+        yield from self._begin_apart(len(data))
+        yield data
 
-    def flush(self) -> None:
-        """Make a part of what was written since the last one."""
+    def _write_lazy(self, vector: LazyVector) -> Iterator[bytes | memoryview]:
+        length = 8 * vector.size
+        if length < APART_BYTES:
+            self._packer.pack(b"".join(vector.encoded()))
+            return
+        yield from self._begin_apart(length)
+        yield from vector.encoded()
+
+    def _begin_apart(self, length: int) -> Iterator[bytes]:
+        # The header of msgpack's bin 32; shorter ones have another, and are packed.
+        if length >= 1 << 32:
+            raise OverflowError(f"{length} bytes are more than msgpack can hold")
+        yield from self.flush()
+        yield b"\xc6" + length.to_bytes(4, "big")
+
+    def flush(self) -> Iterator[bytes]:
+        """What was written since the last part, as one."""
         written = self._packer.bytes()
         if written:
-            self.parts.append(written)
+            yield written
         self._packer.reset()
 
 
@@ -152,10 +190,14 @@ def encode_parts(snapshot: object) -> list[bytes | memoryview]:
         TypeError: it holds a value of a type that snapshots do not have.
         OverflowError: bytes are longer than msgpack can hold (2**32 - 1), or an integer is too large.
     """
+    return list(parts_of(snapshot))
+
+
+def parts_of(snapshot: object) -> Iterator[bytes | memoryview]:
+    """The same one after another: of a `LazyVector` no more than a part is ever there."""
     writer = _PartWriter()
-    writer.write(snapshot)
-    writer.flush()
-    return writer.parts
+    yield from writer.write(snapshot)
+    yield from writer.flush()
 
 
 def decode(data: bytes, kind: type[T]) -> T:

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from echelon.messages.adapter import F32
 from echelon.messages.manifest import MILLION, SecureTerms
 from echelon.secagg.prg import U32
-from echelon.secagg.ring import Codec
+from echelon.secagg.ring import Codec, squared_length
 
 LOSS_UNIT = 1 << 16
 """Losses are summed in units of 2**-16 nats."""
@@ -57,7 +55,7 @@ class UpdateEncoder:
             ProtocolError: weight or seed out of range.
         """
         clipped = self._codec.clip(update)
-        square = float(np.dot(clipped.astype(np.float64), clipped.astype(np.float64)))
+        square = squared_length(clipped)
         ring = self._codec.encode(clipped, weight, self._weight_max, seed)
         return EncodedUpdate(ring=ring, norm2=round(weight * square * NORM_UNIT))
 

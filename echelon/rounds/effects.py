@@ -91,7 +91,7 @@ class Publish:
     topic: str
     message: Message
     window: int
-    payload: bytes | None = None
+    payload: bytes | memoryview | None = None
     partition: int = 0
 
 

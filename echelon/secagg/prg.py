@@ -7,7 +7,7 @@ core's cache: the additions then cost about a third of the cipher's time instead
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 import numpy as np
@@ -68,6 +68,16 @@ def keystream(key: bytes, words: int) -> U32:
     total = np.zeros(words, np.uint32)
     Masker().add(total, [(key, 1)])
     return total
+
+
+def keystream_parts(key: bytes, size: int) -> Iterator[U32]:
+    """The words of the mask of a 16-byte key without end, uint32[size] at a time; each array is good until the next."""
+    stream, _ = _cipher(key, 1)
+    zeros, buffer = bytes(4 * size), bytearray(4 * size + 16)
+    words = np.frombuffer(buffer, "<u4", count=size)
+    while True:
+        stream.update_into(zeros, buffer)
+        yield words
 
 
 def check_ring(vector: U32, length: int | None = None) -> None:

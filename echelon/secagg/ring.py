@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from echelon.errors import ConfigError, ProtocolError, TrainingError
 from echelon.messages.adapter import F32
 from echelon.secagg.keys import derive
-from echelon.secagg.prg import U32, check_ring, keystream
+from echelon.secagg.prg import U32, check_ring, keystream_parts
 
 I64 = NDArray[np.int64]
 
@@ -85,23 +85,24 @@ class Codec:
             )
 
     def clip(self, vector: NDArray[np.floating]) -> F32:
-        """`vector` shortened to the L2 bound if it is longer: float32[d], a new array.
+        """`vector` shortened to the L2 bound if it is longer: float32[d], a new array; else itself, if it is float32.
 
         Raises:
             TrainingError: a value that is not finite.
         """
-        square = 0.0
-        for start in range(0, vector.size, _BLOCK):
-            part = vector[start : start + _BLOCK].astype(np.float64)
-            square += float(np.dot(part, part))
+        square = squared_length(vector)
         if not math.isfinite(square):
             raise TrainingError(
                 "the update holds NaN, infinite or absurdly large values, so it is not offered: lower the learning rate"
             )
         norm = math.sqrt(square)
         if norm <= self.clip_norm:
-            return vector.astype(np.float32)
-        return (vector.astype(np.float64) * (self.clip_norm / norm)).astype(np.float32)
+            return vector.astype(np.float32, copy=False)
+        shorter, factor = np.empty(vector.size, np.float32), self.clip_norm / norm
+        for start in range(0, vector.size, _BLOCK):
+            part = slice(start, start + _BLOCK)
+            shorter[part] = vector[part].astype(np.float64) * factor
+        return shorter
 
     def encode(self, clipped: F32, weight: int, weight_max: int, seed: bytes) -> U32:
         """The ring vector of `clipped` · weight / weight_max.
@@ -123,7 +124,7 @@ class Codec:
             raise ProtocolError(f"weight {weight} is outside 0..{weight_max}")
         if len(seed) != 32:
             raise ProtocolError(f"the rounding needs a seed of 32 bytes, not {len(seed)}")
-        dice = keystream(derive(seed, b"stochastic rounding", b"", 16), clipped.size)
+        dice = keystream_parts(derive(seed, b"stochastic rounding", b"", 16), _BLOCK)
         largest = float(bound(self.clip_norm, self.scale_bits))
         factor = math.ldexp(weight / weight_max, self.scale_bits)
         encoded = np.empty(clipped.size, np.uint32)
@@ -134,7 +135,7 @@ class Codec:
                 raise TrainingError("the update holds NaN or infinite values, so it is not encoded")
             np.clip(exact, -largest, largest, out=exact)
             # floor(x + u) with u uniform on [0, 1) is x in expectation, and the bound is an integer: it holds.
-            exact += dice[at] * 2.0**-32
+            exact += next(dice)[: exact.size] * 2.0**-32
             np.floor(exact, out=exact)
             encoded[at] = exact.astype(np.int64).astype(np.uint32)
         return encoded
@@ -142,6 +143,15 @@ class Codec:
     def decode_sum(self, total: U32) -> I64:
         """The signed integers of a sum: int64[d], each within ±(2**31 - 1) for at most cohort_max summands."""
         return signed(total)
+
+
+def squared_length(vector: NDArray[np.floating]) -> float:
+    """‖vector‖² in float64, without a vector of float64."""
+    square = 0.0
+    for start in range(0, vector.size, _BLOCK):
+        part = vector[start : start + _BLOCK].astype(np.float64)
+        square += float(np.dot(part, part))
+    return square
 
 
 def signed(total: U32) -> I64:
@@ -191,8 +201,11 @@ def pack_vector(encoded: U32, aux: tuple[int, ...]) -> U32:
     return np.concatenate([encoded, to_limbs(aux)])
 
 
-def unpack_sum(total: U32, dim: int) -> tuple[I64, tuple[int, ...]]:
-    """A sum of packed vectors taken apart: int64[dim], and the exact sums of the k integers.
+def unpack_sum(total: U32, dim: int) -> tuple[NDArray[np.int32], tuple[int, ...]]:
+    """A sum of packed vectors taken apart: its signed integers, and the exact sums of the k integers behind them.
+
+    Returns:
+        int32[dim], a view of `total`, and k integers.
 
     Raises:
         ProtocolError: shorter than `dim`, or the rest is no whole number of limbs.
@@ -200,4 +213,4 @@ def unpack_sum(total: U32, dim: int) -> tuple[I64, tuple[int, ...]]:
     check_ring(total)
     if total.size < dim:
         raise ProtocolError(f"a sum of {total.size} coordinates is shorter than the adapter's {dim}")
-    return signed(total[:dim]), from_limb_sums(total[dim:])
+    return total[:dim].view(np.int32), from_limb_sums(total[dim:])

@@ -143,7 +143,8 @@ class ControllerRole(ServiceRole):
         self._brokers, self._key = config.brokers(), self._read(config.key)
         self._changes = read_changes(config.key_changes)
         check_key("key", config.key, self._key, due_key(self.agreed.manifest, CONTROLLER, self._changes))
-        self._initial = read_initial(config, self.agreed)
+        read_initial(config, self.agreed)  # an error is said before anything is started
+        self._config = config
 
     @property
     def name(self) -> str:
@@ -166,7 +167,7 @@ class ControllerRole(ServiceRole):
             Place(buses["exchange"], store, services),
             self.agreed.sealed,
             key=self._key,
-            initial=self._initial,
+            initial=read_initial(self._config, self.agreed),
             deadline=self.agreed.settings.sync.deadline,
             rules=rules_of(self.agreed.settings),
             changes=self._changes,

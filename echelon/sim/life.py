@@ -6,13 +6,13 @@ records reach it. From then on nothing that it still does has an effect, as if t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from typing_extensions import override
 
-from echelon.actors.state import REMEMBERED, Row, State, StateStore, joined
+from echelon.actors.state import REMEMBERED, Row, State, StateStore, StoredRow, Waiting, joined
 from echelon.bus.base import Outgoing, Record, TopicPartition
 from echelon.errors import StateError
 
@@ -128,9 +128,10 @@ class SimStore(StateStore):
         parts: Mapping[str, bytes | None] | None = None,
         offsets: Mapping[TopicPartition, int] | None = None,
         taken: Mapping[TopicPartition, Sequence[bytes]] | None = None,
-        publish: Sequence[Outgoing] = (),
-    ) -> list[Row]:
-        """See `StateStore.commit`."""
+        publish: Iterable[Outgoing] = (),
+    ) -> list[Waiting]:
+        """See `StateStore.commit`. A simulated disk is memory, so rows keep their records."""
+        publish = list(publish)
         self._life.reach("store", "before", publish)
         disk = self._disk
         if snapshot is not None:
@@ -147,7 +148,7 @@ class SimStore(StateStore):
             disk.offsets = dict(offsets)
         for at, signatures in (taken or {}).items():
             disk.taken[at] = [*disk.taken.get(at, ()), *signatures][-REMEMBERED:]
-        rows = []
+        rows: list[Waiting] = []
         for record in publish:
             disk.rows += 1
             disk.outbox[disk.rows] = record
@@ -155,9 +156,13 @@ class SimStore(StateStore):
         self._life.reach("store", "after", publish)
         return rows
 
-    def published(self, rows: Sequence[Row], scanned: Mapping[TopicPartition, int]) -> None:
+    def _read(self, row: StoredRow) -> Outgoing:
+        self._life.check()
+        return self._disk.outbox[row.id]
+
+    def published(self, rows: Sequence[Waiting], scanned: Mapping[TopicPartition, int]) -> None:
         """See `StateStore.published`."""
-        self._life.reach("mark", "before", [row.record for row in rows])
+        self._life.reach("mark", "before", [row.record for row in rows if isinstance(row, Row)])
         for row in rows:
             self._disk.outbox.pop(row.id, None)
         self._disk.scanned |= scanned

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import struct
 from dataclasses import replace
 from typing import Any
@@ -13,12 +14,14 @@ from echelon.audit.log import FaultCode, TopicLog
 from echelon.audit.merkle import Frontier
 from echelon.audit.prefix import PrefixChain
 from echelon.audit.records import CHUNK_BYTES, StoredRecord, read_chunk, record_hash
+from echelon.audit.transfer import OpenTransfer
 from echelon.bus.base import Record
 from echelon.bus.chunks import to_chunks, transfer_of
 from echelon.errors import CodecError, StateError
-from echelon.messages.exchange import Payload, RefusalReason
+from echelon.messages.exchange import Genesis, Payload, RefusalReason
 from echelon.messages.wire import Refused
 from tests.audit.synthetic import GATES, RUN, Exchange, TopicWriter, chunk_headers, scenario, terms
+from tests.memory import traced
 
 RUN_A = scenario()
 
@@ -254,3 +257,43 @@ def test_headers_decide_nothing_that_is_not_signed() -> None:
         replace(record, headers=(("kind", b"chunk"), ("index", struct.pack(">I", 0)))),
     ):
         assert reader().read(bad).entry is None
+
+
+def test_the_adapter_of_genesis_is_there_until_somebody_takes_it() -> None:
+    log = TopicLog("global")
+    assert log.take_initial() is None
+    for record in RUN_A.topics["global"]:
+        log.read(record)
+    expected = log.initial
+    assert expected is not None
+    assert log.take_initial() is expected
+    assert log.take_initial() is None
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_a_writers_own_log_checks_payloads_and_keeps_none(spoilt: bool) -> None:
+    plain, own = TopicLog("global"), TopicLog("global", payloads=False)
+    for number, record in enumerate(RUN_A.topics["global"]):
+        if spoilt and number == len(RUN_A.topics["global"]) - 3 and record.headers[0] == ("kind", b"chunk"):
+            continue
+        first, second = plain.read(record), own.read(record)
+        assert second.faults == first.faults
+        assert (second.entry is None) == (first.entry is None)
+        if first.entry is not None and second.entry is not None:
+            assert second.entry.message == first.entry.message
+            assert second.entry.payload in (None, first.entry.payload)
+            kept = isinstance(first.entry.message, Genesis)
+            assert (second.entry.payload is not None) == kept
+    assert own.chain.value == plain.chain.value
+    assert own.tree.root() == plain.tree.root()
+
+
+def test_a_payload_that_is_not_kept_costs_nothing() -> None:
+    transfer = OpenTransfer(64 * CHUNK_BYTES, 64, 0, hashed=hashlib.sha256())
+    part = bytes(CHUNK_BYTES)
+    with traced() as peak:
+        for _ in range(64):
+            transfer.add(part, None)
+        assert transfer.payload() is None
+        assert peak() < CHUNK_BYTES
+    assert transfer.sha256() == hashlib.sha256(64 * part).digest()

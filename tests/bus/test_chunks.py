@@ -29,6 +29,7 @@ from echelon.bus.chunks import (
     to_chunks,
     transfer_of,
 )
+from tests.memory import traced
 
 BLOCK = hashlib.shake_256(b"block").digest(6 * CHUNK)
 lengths = st.sampled_from([0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 3 * CHUNK + 7])
@@ -525,3 +526,37 @@ def test_a_topic_has_a_longest_payload_and_others_have_none():
     elsewhere = next(to_chunks(b"", transfer_of(b"", b""), topic="u", key=b"s"))
     with refused(ChunkFault.TOO_LARGE):
         receiving.add(b"s", record(elsewhere, 0))
+
+
+def test_a_transfer_holds_its_payload_once_from_the_first_chunk_to_the_payload():
+    payload = bytes(16 * CHUNK)
+    transfer = transfer_of(payload, b"context")
+    receiving = assembler(sender=16 * CHUNK)
+    with traced() as peak:
+        for item in to_chunks(payload, transfer, topic="t", key=b"s"):
+            receiving.add(b"s", item.at(0, 0))
+        assert receiving.complete(b"s", transfer.id, transfer.length, transfer.sha256) == payload
+        assert peak() < 16 * CHUNK * 1.5
+
+
+def test_a_peer_that_announces_a_long_payload_costs_only_what_it_sends():
+    receiving = assembler(sender=8 * CHUNK, total=16 * CHUNK)
+    last = forged(7, 8, 8 * CHUNK, bytes(CHUNK))
+    with traced() as peak:
+        receiving.add(b"s", last)
+        assert peak() < CHUNK
+
+
+def test_chunks_come_in_any_order():
+    payload = payload_of(5 * CHUNK + 3)
+    transfer = transfer_of(payload, b"context")
+    for order in ((5, 4, 3, 2, 1, 0), (0, 2, 1, 5, 3, 4), (3, 0, 1, 2, 4, 5)):
+        receiving = assembler()
+        records = records_of(payload)
+        for place, index in enumerate(order):
+            receiving.add(b"s", records[index])
+            for again in order[: place + 1]:
+                receiving.add(b"s", records[again])
+            other = replace(records[index], offset=99)
+            receiving.add(b"s", other)
+        assert receiving.complete(b"s", transfer.id, transfer.length, transfer.sha256) == payload

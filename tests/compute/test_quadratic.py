@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from echelon.compute.pool import spec_of
-from echelon.compute.quadratic import TOKENS_PER_STEP, QuadraticLearner
+from echelon.compute.quadratic import RATE, STRETCH, TOKENS_PER_STEP, QuadraticLearner, gradient
 from echelon.config.experiments import DeviceFault
 from echelon.config.run import RunSettings
 from echelon.jobs.training import TrainJob
+from echelon.messages.adapter import Factor, factor_mask
 from echelon.messages.boundary import Join
 from echelon.messages.handshake import Consistency
 from echelon.rounds.effects import Publish, Save
 from echelon.run.vanishing import vanishing
+from tests.memory import traced
 from tests.run.runs import federation
 
 
@@ -25,7 +29,7 @@ def learner(seed: int = 1, dim: int = 16) -> QuadraticLearner:
 def task(start: np.ndarray, steps: int, *, mu: float = 0.0, state: bytes | None = None) -> TrainJob:
     return TrainJob(
         data="a-0",
-        base=np.zeros(16, np.float32),
+        base=np.zeros(start.size, np.float32),
         start=start.astype(np.float32),
         steps=steps,
         mu=mu,
@@ -53,7 +57,7 @@ def test_two_jobs_are_one_job_of_as_many_steps() -> None:
 
 def test_training_goes_to_the_optimum_and_the_proximal_term_holds_it_back() -> None:
     subject = learner()
-    optimum = subject._optimum["a-0"]
+    optimum = subject.optimum("a-0")
     free = subject.train(task(np.zeros(16), 200)).weights
     held = subject.train(task(np.zeros(16), 200, mu=1.0)).weights
     np.testing.assert_allclose(free, optimum, rtol=0, atol=0.05)
@@ -84,3 +88,35 @@ def test_a_device_vanishes_before_the_record_that_its_fault_names() -> None:
     assert not passes("a-1", Publish("handshake", signature, 3))
     assert passes("a-0", Publish("handshake", signature, 2))
     assert not passes("a-2", Save())
+
+
+LONG = 3 * STRETCH + 11
+
+
+@pytest.mark.parametrize("factor", [None, Factor.A, Factor.B])
+def test_a_long_vector_is_trained_as_if_it_were_whole(factor: Factor | None) -> None:
+    """Bit for bit, as numpy computes with whole arrays."""
+    subject, dice = learner(dim=LONG), np.random.default_rng(2)
+    start, base = (dice.standard_normal(LONG).astype(np.float32) for _ in range(2))
+    done = subject.train(replace(task(start, 2, mu=0.1), base=base, factor=factor))
+    weights, optimum, loss = start.astype(np.float64), subject.optimum("a-0"), 0.0
+    moving = True if factor is None else factor_mask(subject.layout, factor)
+    for step in range(2):
+        loss += subject.loss(weights, optimum)
+        slope = gradient(weights, optimum, subject.noise("a-0", step), 0.1, base)
+        weights = weights - RATE * np.where(moving, slope, 0.0)
+    assert np.array_equal(done.weights, weights.astype(np.float32))
+    assert done.loss_sum == loss * TOKENS_PER_STEP
+    assert subject.evaluate("a-0", start).loss_sum == (
+        subject.loss(start.astype(np.float64), optimum) * TOKENS_PER_STEP
+    )
+
+
+def test_a_long_vector_costs_what_comes_of_the_job() -> None:
+    dim = 16 * STRETCH
+    start = np.zeros(dim, np.float32)
+    with traced() as peak:
+        subject = learner(dim=dim)
+        subject.train(task(start, 3))
+        subject.evaluate("a-0", start)
+        assert peak() < 4 * dim + 24 * 8 * STRETCH

@@ -9,10 +9,13 @@ from hypothesis import strategies as st
 
 from echelon.errors import ProtocolError
 from echelon.laws.delta_codec import decode
-from echelon.laws.ledger import Ledger, window_mean
+from echelon.laws.ledger import Ledger, StoredLedger, WindowMean, window_mean
+from echelon.laws.snapshot import decode as decode_snapshot
+from echelon.laws.snapshot import encode, parts_of
 from echelon.messages.exchange import MAX_WINDOWS, DeltaCodec
 from echelon.messages.manifest import SecureTerms
 from tests.audit.synthetic import window
+from tests.memory import traced
 
 DIM = 6
 
@@ -125,7 +128,7 @@ def test_every_window_stands_in_exactly_one_place_and_nothing_of_it_is_lost(
                 with pytest.raises(ProtocolError, match="nothing to seal"):
                     ledger.seal(codec)
                 continue
-            before = ledger.remainder
+            before = ledger.remainder.copy()
             sealed = ledger.seal(codec)
             assert sealed.base_commit == commits
             assert {summary.window for summary in sealed.windows} == book.remainder
@@ -236,3 +239,45 @@ def test_a_window_counts_once() -> None:
     with pytest.raises(ProtocolError, match="window 7 is in the remainder already"):
         ledger.add_window(window(7), np.ones(DIM))
     assert np.array_equal(ledger.theta(), np.ones(DIM, np.float32))
+
+
+def test_a_step_makes_no_vector_of_float64() -> None:
+    """A window's mean and a delta's value are computed a part at a time; what a delta holds is its integers."""
+    size = 1 << 20
+    ledger = Ledger(np.zeros(size, np.float32))
+    total = np.arange(size, dtype=np.int32)
+    with traced() as peak:
+        ledger.add_window(window(0), WindowMean(total, 4, secure()))
+        ledger.seal(DeltaCodec.INT16)
+        assert (
+            peak() < 1.5 * 4 * size
+        )  # the integers as an array and as bytes: together one vector of float32
+    with traced() as peak:
+        ledger.adopt(1, ledger.anchor, merged=(), returned=(0,), dropped=())
+        assert peak() < 4 * size
+
+
+def test_a_mean_in_parts_is_that_of_the_whole_vector() -> None:
+    total = np.random.default_rng(3).integers(-(2**31), 2**31, 1000).astype(np.int32)
+    for shorter in (1.0, 0.3):
+        whole = window_mean(total.astype(np.int64), 7, secure()) * shorter
+        mean = WindowMean(total, 7, secure(), shorter)
+        assert np.array_equal(np.concatenate([mean[:300], mean[300:]]), whole)
+
+
+def test_a_pending_delta_is_stored_without_its_value_and_comes_back_as_it_was() -> None:
+    size = 1 << 20
+    ledger = Ledger(np.zeros(size, np.float32))
+    ledger.add_window(window(0), WindowMean(np.arange(size, dtype=np.int32), 4, secure()))
+    ledger.seal(DeltaCodec.INT16)
+    with traced() as peak:
+        assert sum(len(part) for part in parts_of(ledger.facts())) > 2 * 8 * size
+        assert peak() < 4 * size
+    written = encode(ledger.facts())
+    again = Ledger.of(ledger.anchor, decode_snapshot(written, StoredLedger))
+    assert encode(again.facts()) == written
+    assert np.array_equal(again.theta(), ledger.theta())
+    again.adopt(
+        1, ledger.anchor, merged=(), returned=(0,), dropped=()
+    )  # what was read is not changed in place
+    assert decode_snapshot(written, StoredLedger).remainder[1] == ledger.remainder[1]

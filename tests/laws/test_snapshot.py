@@ -13,16 +13,20 @@ from hypothesis import strategies as st
 from echelon.errors import CodecError, StateError
 from echelon.laws.snapshot import (
     APART_BYTES,
+    PART,
+    LazyVector,
     SnapshotList,
     SnapshotMap,
     StoredPace,
     decode,
     encode,
     encode_parts,
+    parts_of,
 )
 from echelon.messages.adapter import F32, F64
 from echelon.messages.exchange import Pace
 from echelon.messages.stored import stored
+from tests.memory import traced
 
 
 class Part(SnapshotList, frozen=True, kw_only=True):
@@ -181,3 +185,37 @@ def test_large_vectors_are_not_copied_into_parts() -> None:
 def test_parts_hold_no_value_of_another_type() -> None:
     with pytest.raises(TypeError):
         encode_parts([object()])
+
+
+class Halves(LazyVector):
+    """0, ½, 1, …"""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        return np.arange(self._size, dtype=np.float64)[part] / 2
+
+
+@pytest.mark.parametrize("size", [0, 1, APART_BYTES // 8 - 1, APART_BYTES // 8, 2 * PART + 3])
+def test_a_vector_that_is_computed_later_is_written_as_if_it_were_there(size: int) -> None:
+    there = encode([1, np.arange(size, dtype=np.float64) / 2, {"a": b"b"}])
+    later = [1, Halves(size), {"a": b"b"}]
+    assert encode(later) == b"".join(parts_of(later)) == b"".join(encode_parts(later)) == there
+
+
+def test_parts_are_made_one_by_one() -> None:
+    with traced() as peak:
+        assert sum(len(part) for part in parts_of([Quarters(8 * PART)])) > 64 * PART
+        assert peak() < 3 * 8 * PART
+
+
+class Quarters(Halves):
+    """The same without a whole vector of it."""
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        return np.arange(*part.indices(self.size), dtype=np.float64) / 4

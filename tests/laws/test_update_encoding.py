@@ -11,6 +11,7 @@ from echelon.errors import ProtocolError, TrainingError
 from echelon.laws.update_encoding import NORM_UNIT, UpdateEncoder, loss_units
 from echelon.messages.manifest import MILLION
 from echelon.secagg.ring import Codec
+from tests.memory import traced
 from tests.worlds.boundary_world import World
 
 SECURE = World(4).manifest.secure
@@ -49,3 +50,13 @@ def test_what_cannot_be_encoded_is_refused() -> None:
 def test_losses_are_integers() -> None:
     assert loss_units(1.5) == 3 << 15
     assert loss_units(2.0**-17 * 3) == 2
+
+
+@pytest.mark.parametrize("length", [0.5, 5.0])
+def test_encoding_makes_no_vector_of_float64(length: float) -> None:
+    """What comes of it, and where the update is longer than the clip the shortened one."""
+    size = 1 << 20
+    update = np.full(size, length / size**0.5, np.float32)
+    with traced() as peak:
+        UpdateEncoder(SECURE).encode(update, 1, SEED)
+        assert peak() < 2.8 * 4 * size

@@ -183,7 +183,7 @@ def test_packed_vectors_add_up(dim: int, rows: list[tuple[int, int]], number: in
     for vector, row in zip(vectors, rows, strict=True):
         total += pack_vector(vector.astype(np.int32).view(np.uint32), row)
     integers, aux = unpack_sum(total, dim)
-    assert integers.dtype == np.int64
+    assert integers.dtype == np.int32
     assert np.array_equal(integers, sum(vectors))
     assert aux == tuple(map(sum, zip(*rows, strict=True)))
 

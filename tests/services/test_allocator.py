@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
 
-from echelon.services.allocator import VARIABLE, map_large_blocks
+from echelon.bus.chunks import CHUNK
+from echelon.services.allocator import HEAPS_VARIABLE, VARIABLE, map_large_blocks
 
 SCRIPT = """
 import ctypes, sys
@@ -31,22 +33,45 @@ if sys.argv[1] == "mapped":
 libc.free(filled(30 << 20))  # from here on, glibc by itself takes blocks of up to 30 MiB out of its heap
 before = resident()
 vectors, small = [], []
-for _ in range(16):
-    vectors.append(filled(8 << 20))
+for _ in range((128 << 20) // int(sys.argv[2])):
+    vectors.append(filled(int(sys.argv[2])))
     small.append(filled(4096))  # stays, and holds the heap up behind each vector
 for block in vectors:
     libc.free(block)
 print(resident() - before)
 """
 
+HEAPS = """
+import ctypes, sys, threading
+from echelon.services.allocator import map_large_blocks
+
+map_large_blocks()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.fdopen.restype, libc.malloc_info.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
+libc.fflush.argtypes = [ctypes.c_void_p]
+held = []
+thread = threading.Thread(target=lambda: held.append(libc.malloc(5000)))
+thread.start()
+thread.join()
+stream = libc.fdopen(1, b"w")
+libc.malloc_info(0, stream)
+libc.fflush(stream)
+"""
+
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the option is glibc's")
+@pytest.mark.parametrize("size", [8 << 20, CHUNK], ids=["vectors", "chunks"])
 @pytest.mark.parametrize(("how", "least", "most"), [("as it is", 100, 200), ("mapped", -100, 20)])
 def test_freed_blocks_leave_the_process_though_small_ones_lie_between(
-    how: str, least: int, most: int
+    how: str, least: int, most: int, size: int
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, how], capture_output=True, text=True, check=True, timeout=100
+        [sys.executable, "-c", SCRIPT, how, str(size)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
     )
     assert least <= int(done.stdout) <= most
 
@@ -54,3 +79,15 @@ def test_freed_blocks_leave_the_process_though_small_ones_lie_between(
 def test_a_size_that_the_environment_sets_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "65536")
     assert not map_large_blocks()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the option is glibc's")
+@pytest.mark.parametrize(("own", "heaps"), [({}, 1), ({HEAPS_VARIABLE: "4"}, 2)])
+def test_threads_share_one_heap_unless_the_environment_says_otherwise(
+    own: dict[str, str], heaps: int
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HEAPS], capture_output=True, text=True, check=True, timeout=100,
+        env={name: value for name, value in os.environ.items() if name != HEAPS_VARIABLE} | own,
+    )  # fmt: skip
+    assert done.stdout.count("<heap nr=") == heaps

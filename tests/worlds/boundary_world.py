@@ -276,7 +276,7 @@ class World:
         place = (effect.topic, effect.partition)
         line = Line(
             effect.topic, effect.partition, self.ends.get(place, 0), sender, effect.window, effect.message,
-            effect.payload,
+            None if effect.payload is None else bytes(effect.payload),
         )  # fmt: skip
         self.ends[place] = line.at + 1
         self.log.append(line)

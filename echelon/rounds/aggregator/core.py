@@ -7,11 +7,12 @@ snapshot, adopts the decisions that it had recorded since, reads its inputs agai
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from echelon.errors import ProtocolError, StateError
 from echelon.laws.ledger import Ledger
-from echelon.laws.snapshot import decode, encode_parts
+from echelon.laws.snapshot import decode, parts_of
 from echelon.messages.behaviour import Behaviour
 from echelon.messages.boundary import (
     Adopt,
@@ -379,9 +380,9 @@ class AggregatorCore:
         """State between two windows; what happens inside a window is read from the topics again."""
         return b"".join(self.snapshot_parts())
 
-    def snapshot_parts(self) -> list[bytes | memoryview]:
+    def snapshot_parts(self) -> Iterator[bytes | memoryview]:
         """The bytes of `snapshot` as parts; vectors are views, valid until the next step."""
-        return encode_parts(
+        return parts_of(
             AggregatorSnapshot.of(self.adapter, self.participation, window=self.window, ended=self.ended)
         )
 

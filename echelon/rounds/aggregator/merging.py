@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from echelon.errors import ProtocolError, StateError
-from echelon.laws.ledger import Ledger, RoundedDelta
-from echelon.messages.adapter import F64
+from echelon.laws.ledger import Ledger, RoundedDelta, WindowMean
 from echelon.messages.boundary import Adopt, Base, Model, SealedDelta, Sealing, Version, Window
 from echelon.messages.exchange import Pace, Payload
 from echelon.messages.manifest import RunManifest
@@ -129,12 +130,12 @@ class BoundaryAdapter:
 
     # ---- steps to the next version ---------------------------------------------------------------
 
-    def add_window(self, closed: Window, mean: F64) -> list[Effect]:
+    def add_window(self, closed: Window, mean: WindowMean) -> list[Effect]:
         """Take a window into the ledger; seal a delta and adopt a commit where they are due.
 
         Args:
             closed: the window's record; its version is the next one.
-            mean: float64[d], what the window moves.
+            mean: what the window moves, of d coordinates.
         """
         if self.ledger is None or closed.version != self.version + 1:
             raise StateError(f"window {closed.window} does not lead to the version after {self.version}")
@@ -226,9 +227,13 @@ class BoundaryAdapter:
         """
         if self.ledger is None or self.pace is None:
             raise StateError("no adapter to publish before genesis")
-        theta = self.ledger.theta().astype("<f4", copy=False).tobytes()
-        payload = theta + (self.ledger.anchor.astype("<f4", copy=False).tobytes() if anchored else b"")
-        digest = hashlib.sha256(theta).digest()
+        dim = self.ledger.anchor.size
+        vectors = np.empty(2 * dim if anchored else dim, "<f4")
+        self.ledger.write_theta(vectors[:dim])
+        if anchored:
+            vectors[dim:] = self.ledger.anchor
+        payload = vectors.data.cast("B").toreadonly()
+        digest = hashlib.sha256(payload[: 4 * dim]).digest()
         horizon = len(self.manifest.secure.staleness)
         self.bases = (*self.bases, Base(version=self.version, sha256=digest))[-horizon:]
         message = Model(

@@ -7,8 +7,8 @@ from collections.abc import Collection
 
 from echelon.errors import ProtocolError, StateError
 from echelon.laws.cohort import Part, close_window, context_of, edge_groups, read_part, ring_vector
+from echelon.laws.ledger import WindowMean
 from echelon.laws.metrics import means
-from echelon.messages.adapter import F64
 from echelon.messages.boundary import Cohort, Masked, Phase, Void, VoidReason, Window
 from echelon.messages.exchange import WindowSummary
 from echelon.messages.handshake import (
@@ -238,7 +238,7 @@ class WindowRounds:
 
     # ---- the end of a window ---------------------------------------------------------------------
 
-    def closed(self, result: SumResult, version: int) -> tuple[Window, F64]:
+    def closed(self, result: SumResult, version: int) -> tuple[Window, WindowMean]:
         """The record of the window that has a sum, and what the window moves.
 
         Args:
@@ -246,7 +246,7 @@ class WindowRounds:
             version: to which the window leads.
 
         Returns:
-            The record and the mean update, float64[d].
+            The record and the mean update, of d coordinates.
 
         Raises:
             ProtocolError: the sum does not fit what devices and edges say of it.
@@ -258,7 +258,7 @@ class WindowRounds:
             window=cohort.window,
             version=version,
             included=tuple(result.included),
-            sum_sha256=hashlib.sha256(result.total.astype("<u4", copy=False).tobytes()).digest(),
+            sum_sha256=hashlib.sha256(result.total.astype("<u4", copy=False).data).digest(),
             summary=summary,
             inputs=(self.read["handshake"], self.read["masked"]),
             parts=tuple(PartRef(edge=part.edge, sha256=part.sha256) for part in parts),

@@ -322,18 +322,17 @@ class ControllerCore:
         Args:
             elapsed_s: seconds since genesis; the one bound that no log can prove.
         """
-        return bound_reached(
-            self.manifest.budget,
-            self._evaluations,
-            commits=self.newest,
-            tokens=self.tokens,
-            elapsed_s=elapsed_s,
-        )
+        budget, sums = self.manifest.budget, self._evaluations
+        return bound_reached(budget, sums, commits=self.newest, tokens=self.tokens, elapsed_s=elapsed_s)
 
     # ---- storage ----------------------------------------
 
     def snapshot(self) -> bytes:
         """The whole state: canonical msgpack with raw little-endian arrays, and its SHA-256 in front."""
+        return b"".join(self.snapshot_parts())
+
+    def snapshot_parts(self) -> list[bytes | memoryview]:
+        """The bytes of `snapshot` as parts; vectors are views."""
         return state.sealed(
             state.ControllerSnapshot(
                 terms=hashlib.sha256(self.manifest.canonical()).digest(),

@@ -107,14 +107,17 @@ class ControllerSnapshot(SnapshotList, frozen=True, kw_only=True):
     evaluations: list[StoredEvaluation]
 
 
-def sealed(held: ControllerSnapshot) -> bytes:
-    """The bytes of a snapshot, with the mark and their SHA-256 in front."""
-    body = snapshot.encode(held)
-    return _MARK + hashlib.sha256(body).digest() + body
+def sealed(held: ControllerSnapshot) -> list[bytes | memoryview]:
+    """The bytes of a snapshot in parts, with the mark and their SHA-256 in front; vectors are views."""
+    parts = snapshot.encode_parts(held)
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return [_MARK + digest.digest(), *parts]
 
 
 def held_in(data: bytes) -> ControllerSnapshot:
-    """The snapshot that `sealed` gave these bytes.
+    """The snapshot that `sealed` gave these bytes in parts.
 
     Raises:
         StateError: the mark or the SHA-256 is another.

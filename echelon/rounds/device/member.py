@@ -287,8 +287,11 @@ class CohortMember:
         encoded = self._encoder.encode(vector, weight, self._identity.entropy.token(32))
         loss, evaluation = self._losses(cohort, shares, offer)
         aux = (offer.n, weight, encoded.norm2, offer.update.tokens, *loss, *evaluation)  # as in `AUX`
-        masked = cohort.client.masked_input(shares, delivered, pack_vector(encoded.ring, aux))
-        payload = masked.astype("<u4", copy=False).tobytes()
+        packed = pack_vector(encoded.ring, aux)
+        del vector, encoded
+        masked = cohort.client.masked_input(shares, delivered, packed)
+        del packed
+        payload = masked.astype("<u4", copy=False).data.cast("B").toreadonly()
         if self._state.evaluation == (cohort.commit, *evaluation):
             self._state.evaluation = None  # it is in this sum
         offer.window = cohort.window

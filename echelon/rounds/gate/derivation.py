@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,7 +23,7 @@ import numpy as np
 from echelon.errors import ProtocolError
 from echelon.laws.cohort import context_of, vector_length
 from echelon.laws.ledger import Ledger, RoundedDelta
-from echelon.laws.snapshot import decode, encode_parts
+from echelon.laws.snapshot import decode, parts_of
 from echelon.messages.adapter import F32
 from echelon.messages.boundary import (
     INPUTS,
@@ -368,10 +369,10 @@ class BoundaryLog:
         """The state between two windows; `global` is learned again after a restart."""
         return b"".join(self.snapshot_parts())
 
-    def snapshot_parts(self) -> list[bytes | memoryview]:
+    def snapshot_parts(self) -> Iterator[bytes | memoryview]:
         """The bytes of `snapshot` as parts; vectors are views, valid until the next step."""
         anchor, facts = self.ledger.anchor, self.ledger.facts()
-        return encode_parts(
+        return parts_of(
             DerivationSnapshot(window=self.window, version=self.version, anchor=anchor, ledger=facts)
         )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from echelon.errors import ProtocolError, StateError
 from echelon.laws.cohort import Part, close_window, read_part, ring_vector
-from echelon.messages.adapter import F64
+from echelon.laws.ledger import WindowMean
 from echelon.messages.boundary import Cohort, Masked, Window
 from echelon.messages.exchange import WindowSummary
 from echelon.messages.handshake import Included, Signatures, Unmask
@@ -73,7 +73,9 @@ class WindowUnderWay:
             case _:
                 raise StateError(f"{incoming.message.kind} was kept as an input of a window")
 
-    def close(self, message: Window, manifest: RunManifest, dim: int) -> tuple[WindowSummary, F64] | None:
+    def close(
+        self, message: Window, manifest: RunManifest, dim: int
+    ) -> tuple[WindowSummary, WindowMean] | None:
         """Sum the window up from what was read of it, and compare.
 
         Args:
@@ -82,7 +84,8 @@ class WindowUnderWay:
             dim: d.
 
         Returns:
-            The summary and the damped mean, float64[d]; None while an input is missing: `lacks` says of which topic.
+            The summary and the damped mean, of d coordinates; None while an input is missing: `lacks` says of which
+            topic.
 
         Raises:
             ProtocolError: the record is not what the inputs add up to.
@@ -96,7 +99,7 @@ class WindowUnderWay:
             self.lacks = "parts"
             return None
         result = self.server.finish()
-        digest = hashlib.sha256(result.total.astype("<u4", copy=False).tobytes()).digest()
+        digest = hashlib.sha256(result.total.astype("<u4", copy=False).data).digest()
         summary, mean = close_window(self.cohort, result, manifest, parts)
         if (
             digest != message.sum_sha256

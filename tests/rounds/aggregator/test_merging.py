@@ -14,6 +14,7 @@ from echelon.messages.wire import Message
 from echelon.rounds.aggregator.events import BoundaryCommit, RefusedDelta
 from echelon.rounds.aggregator.merging import BoundaryAdapter
 from echelon.rounds.effects import Effect, Publish
+from tests.memory import traced
 from tests.worlds.boundary_world import DIM, manifest_for
 from tests.worlds.drift_world import window
 
@@ -227,3 +228,14 @@ def test_digests_of_as_many_versions_are_kept_as_the_table_has_ages() -> None:
     for number in range(4):
         closed(adapter, number)
     assert sorted(adapter.digests) == [3, 4]
+
+
+def test_a_version_is_published_with_its_anchor_from_one_copy_of_both() -> None:
+    adapter, size = begun(), 1 << 19
+    assert adapter.ledger is not None
+    adapter.ledger.anchor, adapter.ledger.remainder = np.ones(size, np.float32), np.zeros(size)
+    with traced() as peak:
+        model = adapter.publish(0, anchored=True)[-1]
+        assert peak() < 2.5 * 4 * size
+    assert isinstance(model, Publish)
+    assert np.array_equal(np.frombuffer(model.payload or b"", "<f4"), np.ones(2 * size))

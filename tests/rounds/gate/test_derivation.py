@@ -653,7 +653,7 @@ def test_deltas_are_not_sealed_beyond_what_may_be_undecided() -> None:
     second = [place for place, line in enumerate(world.log) if isinstance(line.message, Sealing)][1]
     feed(log, world.log[:second])
     for seq in (7, 8):
-        log.ledger.pending[seq] = PendingDelta(np.zeros(DIM), ())
+        log.ledger.pending[seq] = PendingDelta(np.zeros(DIM), 0, ())
     with pytest.raises(ProtocolError, match="sealed while 2 are undecided"):
         feed(log, world.log[second:])
     assert sorted(log.sealed) == [0]
