@@ -10,6 +10,7 @@ import hashlib
 from dataclasses import dataclass, field, replace
 
 from echelon.errors import ProtocolError, StateError
+from echelon.laws.delta_form import DeltaForm
 from echelon.laws.ledger import Ledger, RoundedDelta
 from echelon.messages.adapter import F64
 from echelon.messages.boundary import Adopt, Base, Model, SealedDelta, Sealing, Version, Window
@@ -197,7 +198,8 @@ class BoundaryAdapter:
         exchange = self.manifest.exchange
         if len(self.ledger.windows) < self.pace.windows or len(self.ledger.pending) >= exchange.pending_max:
             return []
-        sealed = self.ledger.seal(exchange.codec, self._factors.moving(self.ledger.commit))
+        form = DeltaForm.of(exchange, self.ledger.anchor.size)
+        sealed = self.ledger.seal(form, self._factors.moving(self.ledger.commit))
         digest = hashlib.sha256(sealed.payload).digest()
         return [
             Publish("control", Sealing(seq=sealed.seq, payload_sha256=digest), window),
