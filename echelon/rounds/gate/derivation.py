@@ -243,7 +243,7 @@ class BoundaryLog:
         """Derive the delta that was sealed, and compare."""
         most = self.manifest.exchange.pending_max
         if len(self.ledger.pending) >= most:
-            raise ProtocolError(f"delta {message.seq} was sealed while {most}, the run's most, are undecided")
+            raise ProtocolError(f"delta {message.seq} was sealed while {most} are undecided, the run's most")
         form = DeltaForm.of(self.manifest.exchange, self.dim)
         sealed = self.ledger.seal(form, self._factors.moving(self.ledger.commit))
         if sealed.seq != message.seq or hashlib.sha256(sealed.payload).digest() != message.payload_sha256:
