@@ -15,7 +15,7 @@ import sys
 
 import numpy as np
 
-from echelon.laws.delta_codec import integers
+from echelon.laws.delta_form import DeltaForm
 from echelon.laws.ledger import Ledger, window_mean
 from echelon.messages.envelope import Signer
 from echelon.messages.exchange import DeltaCodec, WindowSummary
@@ -150,9 +150,9 @@ def main() -> int:
         roster_root=roster_root(leaves), norm2=0, mean2=0, tokens=n_of_all * secure.bucket_tokens, loss=0,
         loss_tokens=0, eval_commit=0, eval_loss=0, eval_tokens=0,
     )  # fmt: skip
-    ledger = Ledger(adapter)
+    ledger, form = Ledger(adapter), DeltaForm(DeltaCodec.INT16, DIM)
     ledger.add_window(summary, window_mean(moved, n_of_all, secure))
-    delta = ledger.seal(DeltaCodec.INT16)
+    delta = ledger.seal(form)
 
     # 10. The controller makes a commit; an auditor makes the same one from the same bytes.
     outer = outer_optimiser(
@@ -165,7 +165,7 @@ def main() -> int:
     )  # fmt: skip
     commits = []
     for _ in ("controller", "auditor"):
-        values = integers(delta.payload, delta.exponent, delta.codec)
+        values = form.integers(delta.payload, delta.exponent)
         weighted = WeightedDelta(values, delta.exponent, n_of_all, n_of_all)
         commits.append(outer.step(adapter, outer.initial(DIM), [weighted])[0])
     same_commit = commits[0].tobytes() == commits[1].tobytes()

@@ -29,7 +29,6 @@ from echelon.actors.state import StateStore, Waiting
 from echelon.audit.log import Entry, FaultCode, TopicLog
 from echelon.bus.base import Bus, Outgoing, Reader, Record, TopicPartition
 from echelon.errors import EchelonError, StateError
-from echelon.laws.delta_codec import integers
 from echelon.laws.keys import Keys
 from echelon.laws.lengths import delta_length
 from echelon.laws.rules import Allowed
@@ -281,7 +280,7 @@ class Controller:
         reason = await self.services.offload(self._offer, delta, entry, cost=STEP_COST)
         boundary = self.manifest.boundaries[delta.boundary].name
         if reason is None:
-            self._notes.arrived(delta, integers(entry.payload or b"", delta.exponent, delta.codec))
+            self._notes.arrived(delta, self.core.form.integers(entry.payload or b"", delta.exponent))
             self._note(
                 "delta", boundary=boundary, seq=delta.seq, bytes=delta.payload.length, base=delta.base_commit
             )

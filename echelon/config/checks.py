@@ -35,6 +35,7 @@ def check_run(run: RunSettings) -> None:
     _check_budget(run)
     _check_windows_under_way(run)
     _check_steps(run)
+    _check_density(run)
     _check_pace_windows(run)
     _check_losses(run)
     check_metrics(run)
@@ -62,6 +63,14 @@ def _check_adapter(run: RunSettings) -> None:
     if run.adapter.kind != "lora" and run.learner.kind != "lora":
         raise ValueError(
             f"adapter.kind {run.adapter.kind} is of models, and a {run.learner.kind} learner has none: leave it out"
+        )
+
+
+def _check_density(run: RunSettings) -> None:
+    if run.sync.density is not None and run.sync.codec != "sparse":
+        raise ValueError(
+            f"sync.density is of sparse deltas, and sync.codec is {run.sync.codec}: set it to sparse, or leave "
+            "sync.density out"
         )
 
 

@@ -9,7 +9,9 @@ from pydantic import Field
 from echelon.config.secure import StalenessSettings
 from echelon.config.training import Settings
 from echelon.config.values import Parameters, RuleName, Seconds
+from echelon.messages.exchange import MAX_DENSITY_PPM, MIN_DENSITY_PPM
 from echelon.messages.kinds import OuterKind, PaceKind
+from echelon.messages.manifest import MILLION
 from echelon.messages.names import WitnessName
 
 if TYPE_CHECKING:  # names that are computed are no Literal to the checker
@@ -18,6 +20,10 @@ if TYPE_CHECKING:  # names that are computed are no Literal to the checker
 else:
     OuterName = Literal[tuple(kind.value for kind in OuterKind)]
     PaceName = Literal[tuple(kind.value for kind in PaceKind)]
+
+
+DEFAULT_DENSITY = 0.045
+"""Share of the coordinates that a sparse delta carries: never more than a twentieth of a byte for each parameter."""
 
 
 class OuterSettings(Settings):
@@ -117,9 +123,15 @@ class SyncSettings(Settings):
         le=24,
         description="R_max: windows a boundary runs ahead before it pauses. None: 2·R, within limits.",
     )
-    codec: Literal["int16", "int32"] = Field(
-        default="int16", description="Integers that a delta's coordinates cross as."
+    codec: Literal["int16", "int32", "sparse"] = Field(
+        default="int16",
+        description="How a delta's coordinates cross: all as integers, or `sparse`: the largest, as signs and two "
+        "magnitudes (docs/adapters.md#sparse-deltas).",
     )
+    density: float | None = Field(
+        default=None, ge=MIN_DENSITY_PPM / MILLION, le=MAX_DENSITY_PPM / MILLION, allow_inf_nan=False,
+        description=f"Of sparse: the share of the coordinates that each delta carries. None: {DEFAULT_DENSITY}.",
+    )  # fmt: skip
     staleness: StalenessSettings = Field(default=StalenessSettings(), description="Weights of late deltas.")
     merge_within: int | None = Field(
         default=None, ge=2, le=4096,

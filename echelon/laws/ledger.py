@@ -3,7 +3,8 @@
 - anchor (float32[d]): the adapter of the newest commit that the boundary took over;
 - pending (integers[d] with an exponent each, by seq): deltas that were sent and are not decided yet, exactly as they go
   on the wire;
-- r (float64[d]): what windows moved since the last delta, with the rounding residue of every delta before.
+- r (float64[d]): what windows moved since the last delta, with the residue of every delta before: what its
+  rounding left, and where deltas are sparse what it did not carry.
 
 What a window contributed stands in exactly one of these, so a delta that is merged, left out of a commit,
 refused, or sent while another is in flight counts once or never. The aggregator and the gate run this same code.
@@ -23,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echelon.errors import CodecError, ProtocolError
-from echelon.laws.delta_codec import Integers, encode, integers
+from echelon.laws.delta_codec import Integers
+from echelon.laws.delta_form import DeltaForm
 from echelon.laws.snapshot import LazyVector, SnapshotMap
 from echelon.messages.adapter import F32, F64
 from echelon.messages.boundary import SealedDelta
@@ -211,11 +213,11 @@ class Ledger:
             self.remainder[part] += mean[part]
         self.windows = (*self.windows, summary)
 
-    def seal(self, codec: DeltaCodec, moving: NDArray[np.bool_] | None = None) -> RoundedDelta:
+    def seal(self, form: DeltaForm, moving: NDArray[np.bool_] | None = None) -> RoundedDelta:
         """Δ = decode(encode(r)) becomes pending under the next seq; the residue stays in r.
 
         Args:
-            codec: of the delta.
+            form: of the delta, for as many coordinates as the anchor has.
             moving: bool[d], the coordinates that the delta may carry; what r holds elsewhere stays there, and the
                 delta is exactly zero. None: all.
 
@@ -225,13 +227,13 @@ class Ledger:
         if not self.windows:
             raise ProtocolError("nothing to seal: no window closed since the last delta")
         carried = self.remainder if moving is None else np.where(moving, self.remainder, 0.0)
-        payload, exponent = encode(carried, codec)
-        delta = PendingDelta(integers(payload, exponent, codec), exponent, self.windows)
+        payload, exponent = form.encode(carried)
+        delta = PendingDelta(form.integers(payload, exponent), exponent, self.windows)
         sealed = RoundedDelta(
             seq=self.next_seq,
             base_commit=self.commit,
             windows=self.windows,
-            codec=codec,
+            codec=form.codec,
             exponent=exponent,
             payload=payload,
         )

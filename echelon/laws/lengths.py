@@ -7,7 +7,7 @@ the longest kind that the sender may send there; whatever announces more is refu
 from __future__ import annotations
 
 from echelon.laws.cohort import vector_length
-from echelon.laws.delta_codec import width
+from echelon.laws.delta_form import DeltaForm
 from echelon.messages.manifest import MAX_MANIFEST_BYTES, RunManifest
 
 SNAPSHOT_FACTS_BYTES = 4 * 1024 * 1024
@@ -17,8 +17,8 @@ MAX_SPLIT_BYTES = 64 * 1024 * 1024
 
 
 def delta_length(manifest: RunManifest, dim: int) -> int:
-    """Bytes of a boundary delta of `dim` coordinates: each has the width of the run's codec."""
-    return dim * width(manifest.exchange.codec)
+    """Most bytes of a boundary delta of `dim` coordinates, in the form that the run gives them."""
+    return DeltaForm.of(manifest.exchange, dim).longest
 
 
 def adapter_length(dim: int) -> int:

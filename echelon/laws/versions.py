@@ -171,6 +171,19 @@ def largest_step(manifest: RunManifest, dim: int) -> float:
     return clipped + math.sqrt(dim) * secure.weight_max / secure.staleness[0] / (1 << secure.scale_bits)
 
 
+def most_ahead(manifest: RunManifest, version: int) -> int:
+    """How many windows a version of the boundary adapter can be ahead of the commit that it stands on.
+
+    Those of the deltas that are not decided and of the remainder, and the one that led here. Of sparse deltas the
+    remainder keeps what they did not carry. A delta takes a share ρ of the square at least from what it carries the
+    largest of, so with R_max windows between two of them less than 2·R_max/ρ windows are left; and never more than
+    there were.
+    """
+    terms = manifest.exchange
+    left = 0 if terms.density_ppm is None else 2 * terms.windows_max * MILLION // terms.density_ppm
+    return terms.windows_max + 1 + min(version, left)
+
+
 def distance(one: F32, other: F32) -> float:
     """‖one - other‖, in float64, without a vector of float64."""
     square = 0.0
@@ -258,7 +271,7 @@ class KnownVersions:
             raise ProtocolError(f"model version {version} does not have the digest that it names")
         commit = self._commit_of(message, anchor)
         if anchor is not None:
-            windows = self.manifest.exchange.windows_max + 1
+            windows = most_ahead(self.manifest, version)
             moved, most = distance(theta, anchor), windows * self._step
             what = f"{moved:.4g} from the adapter of commit {commit.commit}"
         elif before is not None:

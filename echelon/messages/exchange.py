@@ -38,11 +38,21 @@ MAX_MERGED = 56
 """Most deltas that one commit may merge: keeps a commit with `MAX_BOUNDARIES` heads within 8 KiB."""
 
 
+MIN_DENSITY_PPM = 5_000
+MAX_DENSITY_PPM = 500_000
+"""Least and most of a sparse delta's coordinates that are carried, in millionths: a chunk of 4096 carries 20 at least,
+so that nothing waits until it is larger than a delta may be; beyond half of them int16 says more in as many bytes."""
+
+
 class DeltaCodec(StrEnum):
-    """How a boundary delta's coordinates are written: little-endian integers times 2**exponent."""
+    """How a boundary delta's coordinates are written: integers times 2**exponent.
+
+    int16 and int32: all of them, little-endian. sparse: the largest of every chunk (`laws/sparse_codec.py`).
+    """
 
     INT16 = "int16"
     INT32 = "int32"
+    SPARSE = "sparse"
 
 
 class RefusalReason(StrEnum):

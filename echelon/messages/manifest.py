@@ -17,9 +17,11 @@ from echelon.messages.adapter import AdapterLayout
 from echelon.messages.envelope import Dsse, Signer
 from echelon.messages.exchange import (
     MAX_BOUNDARIES,
+    MAX_DENSITY_PPM,
     MAX_MERGED,
     MAX_METRICS,
     MAX_WINDOWS,
+    MIN_DENSITY_PPM,
     DeltaCodec,
     Pace,
     most_windows,
@@ -250,6 +252,17 @@ class ExchangeTerms(Fields):
     `deadline_commits` says."""
     overlap: bool = True
     """Whether a boundary trains on while a delta of its is undecided; if not, every delta is a barrier for it."""
+    density_ppm: Annotated[int, Field(ge=MIN_DENSITY_PPM, le=MAX_DENSITY_PPM)] | None = None
+    """Of the sparse codec: the share of a delta's coordinates that cross, in millionths. None with the others, and left
+    out of the bytes."""
+
+    left_out: ClassVar[frozenset[str]] = frozenset({"density_ppm"})
+
+    @model_validator(mode="after")
+    def _dense_or_sparse(self) -> Self:
+        if (self.codec is DeltaCodec.SPARSE) is not (self.density_ppm is not None):
+            raise ValueError("a density belongs to the sparse codec, and to no other")
+        return self
 
     @property
     def deadline_commits(self) -> int:
@@ -419,6 +432,7 @@ class RunManifest(Fields):
     def canonical(self) -> bytes:
         """Sorted keys, no white space."""
         fields = self.model_dump(mode="json", include=set(self.written()))
+        fields["exchange"] = self.exchange.model_dump(mode="json", include=set(self.exchange.written()))
         return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
     def seal(self, operator: Signer) -> bytes:

@@ -112,7 +112,13 @@ def _late_part(draft: Draft) -> None:
             )  # fmt: skip
 
 
-LATER: tuple[Callable[[Draft], None], ...] = (_edges, _witnesses, _others, _late_part)
+def _sparse_deltas(draft: Draft) -> None:
+    """Deltas that carry the largest coordinates alone."""
+    if draft.chance(0.2):
+        draft.run["sync"] |= {"codec": "sparse", "density": draft.random.choice((0.05, 0.1, 0.3))}
+
+
+LATER: tuple[Callable[[Draft], None], ...] = (_edges, _witnesses, _others, _late_part, _sparse_deltas)
 """What came to be drawn after the rest."""
 
 

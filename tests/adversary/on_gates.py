@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from echelon.messages.envelope import Signer
-from echelon.messages.exchange import Delta
+from echelon.messages.exchange import Delta, DeltaCodec
 from tests.adversary.case import Cases, Played
 from tests.adversary.rewriting import Plan, genesis_of, plan_of, resigned, rewritten
 from tests.adversary.seasons import (
@@ -120,6 +120,57 @@ for kind, does, lie_of, finding in GATE_LIES:
         lambda lie_of=lie_of: gate_lies(lie_of())(),  # type: ignore[misc]
         by=CONTROLLER_REFUSES,
         finding=finding,
+        record="delta.b 1",
+    )
+
+
+def _bytes(place: int, *values: int) -> Callable[[bytes], bytes]:
+    """Other bytes at this place of a payload; places from its end are negative."""
+
+    def spoil(payload: bytes) -> bytes:
+        data = bytearray(payload)
+        data[place : place + len(values) if place + len(values) else None] = bytes(values)
+        return bytes(data)
+
+    return spoil
+
+
+def _levels(payload: bytes) -> bytes:
+    return payload[:2] + payload[4:6] + payload[2:4] + payload[6:]
+
+
+def _coarser(payload: bytes) -> bytes:
+    low, high = (int.from_bytes(payload[at : at + 2], "little") >> 1 for at in (2, 4))
+    return payload[:2] + low.to_bytes(2, "little") + high.to_bytes(2, "little") + payload[6:]
+
+
+SPARSE: tuple[tuple[str, Callable[[bytes], bytes]], ...] = (
+    ("counts more coordinates than its chunk may carry", _bytes(0, 6)),
+    ("counts 65,535 coordinates", _bytes(0, 0xFF, 0xFF)),
+    ("counts fewer coordinates than it places", _bytes(0, 4)),
+    ("places a coordinate beyond the adapter", lambda payload: payload[:11] + b"\0" + payload[11:]),
+    ("places more coordinates than it counts", lambda payload: payload + b"\xff"),
+    ("names the higher level first", _levels),
+    ("names a level of zero", _bytes(2, 0, 0)),
+    ("names a level that no grid has", _bytes(4, 0xFF, 0xFF)),
+    ("names a level that it does not use", _bytes(10, 0)),
+    ("writes its levels on a coarser grid", _coarser),
+    ("hides bits behind its places", lambda payload: _bytes(8, payload[8] | 1)(payload)),
+    ("hides bits behind its signs", lambda payload: _bytes(9, payload[9] | 1)(payload)),
+    ("hides a byte behind all", lambda payload: payload + b"\0"),
+    ("ends before its signs", lambda payload: payload[:9]),
+    ("is empty but for its header", lambda payload: payload[:6]),
+    ("is shorter than its header", lambda payload: payload[:5]),
+    ("has the bytes of int16", lambda payload: bytes(192)),
+)
+for does, spoil in SPARSE:
+    CASES.add(
+        "gate",
+        "malformed delta",
+        f"a sparse delta {does}",
+        lambda spoil=spoil: live(deltas={(1, 1): {"spoil": spoil}}, codec=DeltaCodec.SPARSE),  # type: ignore[misc]
+        by=CONTROLLER_REFUSES,
+        finding="bad-payload",
         record="delta.b 1",
     )
 for does, changes in (

@@ -46,7 +46,7 @@ KINDS = {
     "pace lie", "rollback with fresh close", "cut back to genesis", "left-out boundary", "late-read delta",
     "split commits", "joined commits", "measured-time lie", "forged cosignature", "absent cosignature",
     "witness signs two histories", "exchanged manifest", "dropped record", "reordered records", "duplicated record",
-    "inserted record", "undeclared topic", "changed keys", "adapter-folder addition", "poisoning",
+    "inserted record", "undeclared topic", "changed keys", "adapter-folder addition", "poisoning", "malformed delta",
 }  # fmt: skip
 PAGE = Path(__file__).parents[2] / "docs" / "threat-model.md"
 BEGIN, END = "<!-- insiders: begin, written by tests/adversary -->", "<!-- insiders: end -->"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,7 +13,6 @@ from echelon.audit.log import TopicLog
 from echelon.audit.merkle import Frontier
 from echelon.audit.prefix import PrefixChain
 from echelon.audit.records import CHUNK_BYTES, Headers, StoredRecord, chunk_digest, manifest_record
-from echelon.laws.delta_codec import encode
 from echelon.messages.adapter import AdapterLayout
 from echelon.messages.envelope import Signer
 from echelon.messages.exchange import (
@@ -92,6 +92,7 @@ def terms(
             windows_max=windows_max,
             pending_max=pending_max,
             report_loss=report_loss,
+            density_ppm=50_000 if codec is DeltaCodec.SPARSE else None,
         ),
         outer=OuterTerms(
             kind=kind,
@@ -260,15 +261,16 @@ class Exchange:
         base: int | None = None,
         windows: tuple[WindowSummary, ...] | None = None,
         vector: np.ndarray | None = None,
+        spoil: Callable[[bytes], bytes] | None = None,
         offer: bool = True,
         **changes: object,
     ) -> RefusalReason | None:
         """A delta whose gate has read all of `global`, and is no liar unless `changes` make it one."""
         gate = self.gates[boundary]
-        codec = self.manifest.exchange.codec
         if vector is None:
             vector = self.random.normal(0, 0.01, self.core.dim)
-        payload, exponent = encode(vector, codec)
+        payload, exponent = self.core.form.encode(vector)
+        payload = payload if spoil is None else spoil(payload)
         described = Payload.of(payload, b"delta %d" % gate.number)
         gate.chunks(payload, described)
         number = self.core.newest if base is None else base
@@ -282,7 +284,7 @@ class Exchange:
             seen_size=self.main.tree.size,
             seen_root=self.main.tree.root(),
             windows=self.windows(boundary) if windows is None else windows,
-            codec=codec,
+            codec=self.core.form.codec,
             exponent=exponent,
             sync_us=0,
             spacing_us=0,
@@ -372,7 +374,7 @@ def scenario(manifest: RunManifest | None = None, **fields: object) -> Exchange:
     exchange.delta(0)
     exchange.delta(1)
     exchange.commit((1_000, 2_000))
-    lost = exchange.random.bytes(2 * exchange.core.dim)
+    lost = exchange.random.bytes(min(2 * exchange.core.dim, exchange.core.form.longest))
     exchange.gates[1].chunks(lost, Payload.of(lost, b"lost"))
     exchange.main.chunks(lost, Payload.of(lost, b"lost too"))
     exchange.delta(0, windows=exchange.windows(0, eval_commit=1, eval_loss=3.0))

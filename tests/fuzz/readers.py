@@ -65,6 +65,7 @@ from echelon.errors import (
 )
 from echelon.laws.delta_codec import decode as decode_delta
 from echelon.laws.delta_codec import encode as encode_delta
+from echelon.laws.delta_form import DeltaForm
 from echelon.laws.transcript import Transcript
 from echelon.laws.versions import open_signed_commit
 from echelon.messages.adapter import AdapterLayout, adapter_files, vector_from_files
@@ -1225,6 +1226,8 @@ def _states() -> list[Reader]:
     limits = wire.Limits(width=8, batch=4, length=16, bytes=1 << 20)
     vector = np.random.default_rng(2).normal(size=12)
     payload, exponent = encode_delta(vector, DeltaCodec.INT16)
+    sparse = DeltaForm(DeltaCodec.SPARSE, 12, 500_000)
+    sparse_payload, sparse_exponent = sparse.encode(vector)
     basis = np.eye(8, 3, dtype=np.float32)
     outer = OuterState.zeros(OuterKind.NESTEROV, 4, 4)
     state = outer.encode()
@@ -1296,6 +1299,14 @@ def _states() -> list[Reader]:
             mutate.raw,
             (CodecError,),
             ("laws.delta_codec.decode",),
+        ),
+        Reader(
+            "sparse delta",
+            lambda data: sparse.decode(data, sparse_exponent),
+            lambda: (sparse_payload,),
+            mutate.raw,
+            (CodecError,),
+            ("laws.delta_form.DeltaForm.decode",),
         ),
         Reader(
             "outer state",

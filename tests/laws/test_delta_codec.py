@@ -23,7 +23,8 @@ from echelon.laws.delta_codec import (
 )
 from echelon.messages.exchange import DeltaCodec
 
-CODECS = st.sampled_from(list(DeltaCodec))
+DENSE = (DeltaCodec.INT16, DeltaCodec.INT32)
+CODECS = st.sampled_from(DENSE)
 COORDINATES = st.floats(-1e20, 1e20, allow_nan=False) | st.floats(-1e-3, 1e-3, allow_nan=False)
 VECTORS = arrays(np.float64, st.integers(1, 40), elements=COORDINATES).filter(
     lambda v: np.abs(v).max() > 1e-60
@@ -127,7 +128,7 @@ def test_payloads_that_no_encoder_wrote_are_refused(payload: bytes, exponent: in
         integers(payload, exponent, DeltaCodec.INT16)
 
 
-@pytest.mark.parametrize("codec", DeltaCodec)
+@pytest.mark.parametrize("codec", DENSE)
 def test_the_block_size_changes_no_bit(codec: DeltaCodec, monkeypatch: pytest.MonkeyPatch) -> None:
     vector = np.sin(np.arange(100.0)) * 1e-3
     before, (values, exponent) = encode(vector, codec), rounded(vector, codec)

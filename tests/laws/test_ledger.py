@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from echelon.errors import ProtocolError
-from echelon.laws.delta_codec import decode
+from echelon.laws.delta_form import DeltaForm
 from echelon.laws.ledger import Ledger, StoredLedger, WindowMean, window_mean
 from echelon.laws.snapshot import decode as decode_snapshot
 from echelon.laws.snapshot import encode, parts_of
@@ -102,6 +102,7 @@ def exact(vector: np.ndarray) -> list[Fraction]:
 def test_every_window_stands_in_exactly_one_place_and_nothing_of_it_is_lost(
     history: list[tuple[str, int]], codec: DeltaCodec, seed: int
 ) -> None:
+    form = DeltaForm(codec, DIM, 300_000 if codec is DeltaCodec.SPARSE else 0)
     random = np.random.default_rng(seed)
     ledger, book = Ledger(np.zeros(DIM, np.float32)), Book()
     accounted = [Fraction(0)] * DIM  # Σ means that came in, minus Σ values that left for good
@@ -126,13 +127,13 @@ def test_every_window_stands_in_exactly_one_place_and_nothing_of_it_is_lost(
         elif verb == "seal":
             if not book.remainder:
                 with pytest.raises(ProtocolError, match="nothing to seal"):
-                    ledger.seal(codec)
+                    ledger.seal(form)
                 continue
             before = ledger.remainder.copy()
-            sealed = ledger.seal(codec)
+            sealed = ledger.seal(form)
             assert sealed.base_commit == commits
             assert {summary.window for summary in sealed.windows} == book.remainder
-            value = decode(sealed.payload, sealed.exponent, codec)
+            value = form.decode(sealed.payload, sealed.exponent)
             assert np.array_equal(value, ledger.pending[sealed.seq].value)
             # Subtracting a rounded value from what it was rounded from is off by at most half an ulp of r.
             gap = [
@@ -182,22 +183,24 @@ def test_a_returned_delta_is_in_the_next_one_with_its_residue() -> None:
     ledger = Ledger(np.zeros(DIM, np.float32))
     mean = np.linspace(-1, 1, DIM)
     ledger.add_window(window(0), mean)
-    first = ledger.seal(DeltaCodec.INT16)
+    first = ledger.seal(DeltaForm(DeltaCodec.INT16, DIM))
     residue = ledger.remainder.copy()
     assert residue.any()
     ledger.adopt(1, ledger.anchor, merged=(), returned=(first.seq,), dropped=())
     assert np.allclose(ledger.remainder, mean, rtol=0, atol=2**-52)
     ledger.add_window(window(1), mean)
-    second = ledger.seal(DeltaCodec.INT16)
+    second = ledger.seal(DeltaForm(DeltaCodec.INT16, DIM))
     assert second.seq == 1
     assert [summary.window for summary in second.windows] == [0, 1]
-    assert np.allclose(decode(second.payload, second.exponent, second.codec), 2 * mean, atol=1e-4)
+    assert np.allclose(
+        DeltaForm(second.codec, DIM).decode(second.payload, second.exponent), 2 * mean, atol=1e-4
+    )
 
 
 def test_a_dropped_delta_vanishes_and_its_residue_stays() -> None:
     ledger = Ledger(np.zeros(DIM, np.float32))
     ledger.add_window(window(0), np.linspace(-1, 1, DIM))
-    ledger.seal(DeltaCodec.INT16)
+    ledger.seal(DeltaForm(DeltaCodec.INT16, DIM))
     residue = ledger.remainder.copy()
     ledger.adopt(0, ledger.anchor, merged=(), returned=(), dropped=(0,))
     assert ledger.pending == {}
@@ -220,7 +223,7 @@ def test_a_commit_that_cannot_be_changes_nothing(fields: dict[str, object], mess
     ledger = Ledger(np.zeros(DIM, np.float32))
     ledger.adopt(2, np.ones(DIM, np.float32), merged=(), returned=(), dropped=())
     ledger.add_window(window(0), np.ones(DIM))
-    ledger.seal(DeltaCodec.INT32)
+    ledger.seal(DeltaForm(DeltaCodec.INT32, DIM))
     before = ledger.theta()
     asked: dict[str, object] = {
         "commit": 3, "adapter": np.zeros(DIM, np.float32), "merged": (), "returned": (), "dropped": (),

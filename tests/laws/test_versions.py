@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from echelon.errors import ProtocolError
-from echelon.laws.versions import KnownVersions, largest_step, open_signed_commit
+from echelon.laws.delta_form import DeltaForm
+from echelon.laws.versions import KnownVersions, largest_step, most_ahead, open_signed_commit
 from echelon.messages.boundary import Adopt, Base, Cohort, Derived, Model
 from echelon.messages.envelope import Signer
-from echelon.messages.exchange import Pace, Payload
+from echelon.messages.exchange import DeltaCodec, Pace, Payload
 from echelon.messages.handshake import Advertise
 from echelon.messages.manifest import RunManifest
 from echelon.rounds.device.core import DeviceCore
@@ -178,6 +179,22 @@ def test_what_a_window_can_move_at_most_is_let_pass() -> None:
     with pytest.raises(ProtocolError, match="1 windows of clipped updates"):
         found.read(*model(2, far), good)
     found.read(*model(4, far), good)  # versions 2 and 3 were never published: three windows
+
+
+def test_what_sparse_deltas_leave_behind_may_be_of_many_windows() -> None:
+    dense = known().manifest
+    terms = {"codec": DeltaCodec.SPARSE, "density_ppm": 50_000, "windows_max": 3}
+    sparse = dense.model_copy(update={"exchange": dense.exchange.model_copy(update=terms)})
+    assert most_ahead(dense, 10**6) == dense.exchange.windows_max + 1
+    assert [most_ahead(sparse, version) for version in (0, 7, 10**6)] == [4, 11, 124]
+    form, steady = DeltaForm.of(sparse.exchange, 8192), np.random.default_rng(0).normal(size=(3, 8192))
+    steady[0], steady[1] = 1.0, np.exp(3 * steady[1])
+    for step in steady:  # the same again and again: nothing leaves more behind
+        step, left = step / np.linalg.norm(step), np.zeros(8192)
+        for _ in range(100):
+            left = left + 3 * step
+            left = left - form.decode(*form.encode(left))
+            assert np.linalg.norm(left) < most_ahead(sparse, 10**6) - 4
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from echelon.errors import CodecError, ProtocolError
 from echelon.laws.delta_codec import decode
+from echelon.laws.delta_form import DeltaForm
 from echelon.laws.ledger import Ledger
 from echelon.messages.adapter import AdapterLayout, Factor, factor_mask
 from echelon.messages.exchange import DeltaCodec, RefusalReason
@@ -74,7 +75,7 @@ def test_a_delta_is_zero_in_the_frozen_factor_and_what_it_leaves_behind_goes_wit
     )  # windows in which some updates were of the other phase
     ledger.add_window(window(0), mixed)
     theta = ledger.theta()
-    first = ledger.seal(DeltaCodec.INT16, factors.moving(0))
+    first = ledger.seal(DeltaForm(DeltaCodec.INT16, ledger.anchor.size), factors.moving(0))
     value = decode(first.payload, first.exponent, first.codec)
     assert not value[A].any()
     assert np.abs(value[B] - mixed[B]).max() <= 2.0**first.exponent
@@ -83,7 +84,7 @@ def test_a_delta_is_zero_in_the_frozen_factor_and_what_it_leaves_behind_goes_wit
     ledger.adopt(1, value.astype(np.float32), merged=(0,), returned=(), dropped=())
     more = vector_of(2, 1)
     ledger.add_window(window(1), more)
-    second = ledger.seal(DeltaCodec.INT16, factors.moving(1))
+    second = ledger.seal(DeltaForm(DeltaCodec.INT16, ledger.anchor.size), factors.moving(1))
     value = decode(second.payload, second.exponent, second.codec)
     assert not value[B].any()  # not even the residue of the first delta's rounding
     assert ledger.remainder[B].any()
@@ -93,7 +94,7 @@ def test_a_delta_is_zero_in_the_frozen_factor_and_what_it_leaves_behind_goes_wit
 def test_a_phase_in_which_nothing_moved_is_a_delta_of_zeros() -> None:
     ledger = Ledger(np.zeros(DIM, np.float32))
     ledger.add_window(window(0), vector_of(1, 1))
-    sealed = ledger.seal(DeltaCodec.INT16, Factors(alternating()).moving(0))
+    sealed = ledger.seal(DeltaForm(DeltaCodec.INT16, ledger.anchor.size), Factors(alternating()).moving(0))
     assert not decode(sealed.payload, sealed.exponent, sealed.codec).any()
 
 

@@ -24,7 +24,7 @@ def delta(boundary: int, vector: np.ndarray, weight: int = 4 * UNIT, **fields: o
     return merged(boundary, mean, [summary], **fields)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("codec", list(DeltaCodec))
+@pytest.mark.parametrize("codec", [DeltaCodec.INT16, DeltaCodec.INT32])
 @pytest.mark.parametrize("scale", [1.0, 3.0, 300.0, 1e-3])
 def test_parallel_deltas_of_unequal_norm_cohere_fully(scale: float, codec: DeltaCodec) -> None:
     vector = 0.1 * RANDOM.standard_normal(DIM)

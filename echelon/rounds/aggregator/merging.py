@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from echelon.errors import ProtocolError, StateError
+from echelon.laws.delta_form import DeltaForm
 from echelon.laws.ledger import Ledger, RoundedDelta, WindowMean
 from echelon.messages.boundary import Adopt, Base, Model, SealedDelta, Sealing, Version, Window
 from echelon.messages.exchange import Pace, Payload
@@ -198,7 +199,8 @@ class BoundaryAdapter:
         exchange = self.manifest.exchange
         if len(self.ledger.windows) < self.pace.windows or len(self.ledger.pending) >= exchange.pending_max:
             return []
-        sealed = self.ledger.seal(exchange.codec, self._factors.moving(self.ledger.commit))
+        form = DeltaForm.of(exchange, self.ledger.anchor.size)
+        sealed = self.ledger.seal(form, self._factors.moving(self.ledger.commit))
         digest = hashlib.sha256(sealed.payload).digest()
         return [
             Publish("control", Sealing(seq=sealed.seq, payload_sha256=digest), window),

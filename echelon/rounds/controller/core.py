@@ -16,6 +16,7 @@ import numpy as np
 
 from echelon.errors import CodecError, ProtocolError, StateError
 from echelon.laws.delta_codec import Integers
+from echelon.laws.delta_form import DeltaForm
 from echelon.laws.hashing import Sha256
 from echelon.laws.rules import Allowed
 from echelon.laws.transcript import Contradiction, Transcript
@@ -67,7 +68,7 @@ class ControllerCore:
         dim = manifest.adapter_layout().dim
         if adapter.shape != (dim,) or adapter.dtype != np.float32 or not np.isfinite(adapter).all():
             raise ProtocolError(f"the initial adapter is not {dim} finite float32 numbers, as in the layout")
-        self.manifest, self.dim = manifest, dim
+        self.manifest, self.dim, self.form = manifest, dim, DeltaForm.of(manifest.exchange, dim)
         self._table = manifest.exchange.staleness
         count = len(manifest.boundaries)
         self._factors = Factors(manifest)
@@ -146,7 +147,7 @@ class ControllerCore:
         reason = fault if contradiction is None or fault is not None else RefusalReason.UNKNOWN_BASE
         if reason is None:
             try:
-                values = values_of(delta, payload, payload_sha256, self.manifest.exchange.codec, self.dim)
+                values = values_of(delta, payload, payload_sha256, self.form)
             except CodecError:
                 reason = RefusalReason.BAD_PAYLOAD
             else:
@@ -389,7 +390,7 @@ class ControllerCore:
             core._outer = core._optimiser.decode(held.outer, core.dim)
             core._controller = core._controller.decode(held.controller)
             for one in held.waiting:
-                waiting = one.waiting()
+                waiting = one.waiting(core.form)
                 core._pending[waiting.delta.boundary, waiting.delta.seq] = waiting
             core._known = [state.digests_of(joined) for joined in held.known]
             core._seen = list(held.seen)

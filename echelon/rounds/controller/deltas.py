@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from echelon.errors import CodecError
-from echelon.laws.delta_codec import Integers, integers, width
+from echelon.laws.delta_codec import Integers
+from echelon.laws.delta_form import DeltaForm
 from echelon.laws.transcript import Transcript
-from echelon.messages.exchange import MAX_MERGED, Delta, DeltaCodec, Merged, RefusalReason
+from echelon.messages.exchange import MAX_MERGED, Delta, Merged, RefusalReason
 from echelon.outer.base import WeightedDelta
 from echelon.pace.base import MergedDelta
 
@@ -73,26 +74,27 @@ class TakenDelta:
         return Merged(boundary=delta.boundary, seq=delta.seq, staleness=self.staleness, weight=self.weight)
 
 
-def values_of(delta: Delta, payload: Bytes, sha256: bytes | None, codec: DeltaCodec, dim: int) -> Integers:
+def values_of(delta: Delta, payload: Bytes, sha256: bytes | None, form: DeltaForm) -> Integers:
     """The integers of a delta's payload.
 
     Args:
         delta: the manifest.
         payload: its bytes, as they stand in the log.
         sha256: their SHA-256, if it was computed from these very bytes.
-        codec: the run's codec.
-        dim: how many numbers an adapter has.
+        form: of the run's deltas.
 
     Raises:
         CodecError: the payload is not as the manifest or the run's terms say.
     """
-    if delta.codec is not codec or len(payload) != dim * width(codec):
-        raise CodecError(f"{len(payload)} bytes of {delta.codec.value} are no {dim} of {codec.value}")
+    if delta.codec is not form.codec or len(payload) > form.longest:
+        raise CodecError(
+            f"{len(payload)} bytes of {delta.codec.value} are no {form.dim} coordinates of {form.codec.value}"
+        )
     if delta.payload.length != len(payload):
         raise CodecError(f"the payload has {len(payload)} bytes, its manifest says {delta.payload.length}")
     if delta.payload.sha256 != (sha256 if sha256 is not None else hashlib.sha256(payload).digest()):
         raise CodecError("the payload's SHA-256 is not the one in its manifest")
-    return integers(bytes(payload), delta.exponent, delta.codec)
+    return form.integers(bytes(payload), delta.exponent)
 
 
 def chosen(waiting: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

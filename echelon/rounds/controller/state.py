@@ -8,7 +8,7 @@ import numpy as np
 
 from echelon.errors import StateError
 from echelon.laws import snapshot
-from echelon.laws.delta_codec import integers
+from echelon.laws.delta_form import DeltaForm
 from echelon.laws.snapshot import SnapshotList, SnapshotMap
 from echelon.messages.adapter import F32
 from echelon.messages.exchange import Delta, Pace
@@ -52,14 +52,17 @@ class StoredDelta(SnapshotList, frozen=True, kw_only=True):
         """The bytes of a delta."""
         return cls(manifest=waiting.delta.encode(), payload=waiting.payload, offset=waiting.offset)
 
-    def waiting(self) -> WaitingDelta:
+    def waiting(self, form: DeltaForm) -> WaitingDelta:
         """The delta again.
+
+        Args:
+            form: of the run's deltas.
 
         Raises:
             ProtocolError: the manifest or the payload cannot be read.
         """
         delta = Delta.decode(self.manifest)
-        values = integers(self.payload, delta.exponent, delta.codec)
+        values = form.integers(self.payload, delta.exponent)
         return WaitingDelta(delta, self.payload, values, self.offset)
 
 

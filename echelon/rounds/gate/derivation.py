@@ -22,6 +22,7 @@ import numpy as np
 
 from echelon.errors import ProtocolError
 from echelon.laws.cohort import context_of, vector_length
+from echelon.laws.delta_form import DeltaForm
 from echelon.laws.ledger import Ledger, RoundedDelta
 from echelon.laws.snapshot import decode, parts_of
 from echelon.messages.adapter import F32
@@ -243,10 +244,9 @@ class BoundaryLog:
         """Derive the delta that was sealed, and compare."""
         most = self.manifest.exchange.pending_max
         if len(self.ledger.pending) >= most:
-            raise ProtocolError(
-                f"delta {message.seq} was sealed while {most} are undecided, the most of the run"
-            )
-        sealed = self.ledger.seal(self.manifest.exchange.codec, self._factors.moving(self.ledger.commit))
+            raise ProtocolError(f"delta {message.seq} was sealed while {most} are undecided, the run's most")
+        form = DeltaForm.of(self.manifest.exchange, self.dim)
+        sealed = self.ledger.seal(form, self._factors.moving(self.ledger.commit))
         if sealed.seq != message.seq or hashlib.sha256(sealed.payload).digest() != message.payload_sha256:
             raise ProtocolError(f"delta {message.seq} is not what the windows before it add up to")
         self.sealed[sealed.seq] = sealed

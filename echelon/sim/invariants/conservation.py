@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from echelon.laws.delta_codec import decode
+from echelon.laws.delta_form import DeltaForm
 from echelon.messages.adapter import F64
 from echelon.messages.boundary import (
     Adopt,
@@ -16,7 +16,7 @@ from echelon.messages.boundary import (
     Sealing,
     Window,
 )
-from echelon.messages.exchange import Commit
+from echelon.messages.exchange import Commit, DeltaCodec
 from echelon.sim.left import RunRecords, is_closing, moved_by, sums_of
 
 
@@ -24,10 +24,12 @@ def nothing_is_lost_or_added(left: RunRecords) -> Iterator[str]:
     """What windows moved is in the deltas, all of it and nothing else, to the rounding of the newest delta.
 
     The updates under the masks are added up as they are, window by window; each sealed delta is subtracted. What
-    remains may never exceed half a unit of that delta's grid (and the rounding of the masked integers).
+    remains may never exceed half a unit of that delta's grid, and of a sparse delta what there was before it (and the
+    rounding of the masked integers).
     """
     secure = left.outcome.manifest.secure
     dim = left.outcome.initial.size
+    form = DeltaForm.of(left.outcome.manifest.exchange, dim)
     grain = 2.0**-secure.scale_bits
     for boundary in left.boundaries:
         means: dict[int, tuple[F64, float]] = {}
@@ -56,14 +58,15 @@ def nothing_is_lost_or_added(left: RunRecords) -> Iterator[str]:
                     if payload is None:
                         yield f"{boundary}: delta {delta.seq} has no payload"
                         break
-                    value = decode(payload, delta.exponent, delta.codec)
-                    remainder = remainder - value
-                    grid = 0.5 * math.ldexp(1.0, delta.exponent)
-                    worst = float(np.abs(remainder).max())
-                    if worst > grid + slack:
+                    value = form.decode(payload, delta.exponent)
+                    before, remainder = remainder, remainder - value
+                    allowed = _may_remain(form, before, delta.exponent)
+                    over = np.abs(remainder) - allowed
+                    if over.max() > 2 * slack:
+                        worst = int(over.argmax())
                         yield (
-                            f"{boundary}: after delta {delta.seq} {worst:.3g} remain of a coordinate, at most "
-                            f"{grid:.3g} of rounding and {slack:.3g} of masking may"
+                            f"{boundary}: after delta {delta.seq} {remainder[worst]:.3g} remain of coordinate {worst}, "
+                            f"at most {allowed[worst]:.3g} by its codec and {slack:.3g} of masking may"
                         )
                         break
                     values[delta.seq], slacks[delta.seq] = value, slack
@@ -84,6 +87,7 @@ def adapters_inside(left: RunRecords) -> Iterator[str]:
     """Every version of the boundary adapter is anchor + pending deltas + remainder, to the rounding of float32."""
     secure = left.outcome.manifest.secure
     dim = left.outcome.initial.size
+    form = DeltaForm.of(left.outcome.manifest.exchange, dim)
     anchors = _anchors(left)
     for boundary in left.boundaries:
         means = {}
@@ -107,7 +111,7 @@ def adapters_inside(left: RunRecords) -> Iterator[str]:
                     delta = deltas[one.message.seq]
                     payload = inside.get(delta.payload.sha256)
                     if payload is not None:
-                        merged[delta.seq] = decode(payload, delta.exponent, delta.codec)
+                        merged[delta.seq] = form.decode(payload, delta.exponent)
                 case Adopt():
                     commit = one.message.commit
                     for seq in (*one.message.merged, *one.message.dropped):
@@ -126,6 +130,13 @@ def adapters_inside(left: RunRecords) -> Iterator[str]:
             if worst > 1e-3 * (1.0 + float(np.abs(expected).max())):
                 yield f"{boundary}: version {version} is off by {worst:.3g} from what its windows add up to"
                 break
+
+
+def _may_remain(form: DeltaForm, before: F64, exponent: int) -> F64:
+    """What a delta may leave of each coordinate: half a unit of its grid; a sparse one no more than there was."""
+    if form.codec is DeltaCodec.SPARSE:
+        return np.abs(before)
+    return np.full(before.size, 0.5 * math.ldexp(1.0, exponent))
 
 
 def _anchors(left: RunRecords) -> dict[int, F64]:
