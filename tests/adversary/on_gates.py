@@ -135,13 +135,20 @@ def _bytes(place: int, *values: int) -> Callable[[bytes], bytes]:
     return spoil
 
 
-def _levels(payload: bytes) -> bytes:
-    return payload[:2] + payload[4:6] + payload[2:4] + payload[6:]
+def _with_levels(change: Callable[[int, int], tuple[int, int]]) -> Callable[[bytes], bytes]:
+    """Other levels of the one chunk, by what a function makes of low and high."""
+
+    def spoil(payload: bytes) -> bytes:
+        low, high = change(*(int.from_bytes(payload[at : at + 2], "little") for at in (2, 4)))
+        return payload[:2] + low.to_bytes(2, "little") + high.to_bytes(2, "little") + payload[6:]
+
+    return spoil
 
 
-def _coarser(payload: bytes) -> bytes:
-    low, high = (int.from_bytes(payload[at : at + 2], "little") >> 1 for at in (2, 4))
-    return payload[:2] + low.to_bytes(2, "little") + high.to_bytes(2, "little") + payload[6:]
+def _unused(payload: bytes) -> bytes:
+    """Two levels, of which only the low one is used."""
+    apart = _with_levels(lambda low, high: (low, max(high, low + 1)))(payload)
+    return apart[:10] + b"\0" + apart[11:]
 
 
 SPARSE: tuple[tuple[str, Callable[[bytes], bytes]], ...] = (
@@ -150,11 +157,11 @@ SPARSE: tuple[tuple[str, Callable[[bytes], bytes]], ...] = (
     ("counts fewer coordinates than it places", _bytes(0, 4)),
     ("places a coordinate beyond the adapter", lambda payload: payload[:11] + b"\0" + payload[11:]),
     ("places more coordinates than it counts", lambda payload: payload + b"\xff"),
-    ("names the higher level first", _levels),
+    ("names the higher level first", _with_levels(lambda low, high: (max(high, low + 1), low))),
     ("names a level of zero", _bytes(2, 0, 0)),
     ("names a level that no grid has", _bytes(4, 0xFF, 0xFF)),
-    ("names a level that it does not use", _bytes(10, 0)),
-    ("writes its levels on a coarser grid", _coarser),
+    ("names a level that it does not use", _unused),
+    ("writes its levels on a coarser grid", _with_levels(lambda low, high: (low >> 1, high >> 1))),
     ("hides bits behind its places", lambda payload: _bytes(8, payload[8] | 1)(payload)),
     ("hides bits behind its signs", lambda payload: _bytes(9, payload[9] | 1)(payload)),
     ("hides a byte behind all", lambda payload: payload + b"\0"),

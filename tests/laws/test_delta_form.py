@@ -50,7 +50,7 @@ def test_the_ledger_sends_later_what_a_sparse_delta_did_not_carry() -> None:
     ledger.add_window(window(0), mean)
     sent = []
     for number in range(1, 4):
-        before = ledger.remainder
+        before = ledger.remainder.copy()
         sealed = ledger.seal(SPARSE)
         value = SPARSE.decode(sealed.payload, sealed.exponent)
         sent.append(np.flatnonzero(value))

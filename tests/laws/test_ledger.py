@@ -251,7 +251,7 @@ def test_a_step_makes_no_vector_of_float64() -> None:
     total = np.arange(size, dtype=np.int32)
     with traced() as peak:
         ledger.add_window(window(0), WindowMean(total, 4, secure()))
-        ledger.seal(DeltaCodec.INT16)
+        ledger.seal(DeltaForm(DeltaCodec.INT16, size))
         assert (
             peak() < 1.5 * 4 * size
         )  # the integers as an array and as bytes: together one vector of float32
@@ -272,7 +272,7 @@ def test_a_pending_delta_is_stored_without_its_value_and_comes_back_as_it_was() 
     size = 1 << 20
     ledger = Ledger(np.zeros(size, np.float32))
     ledger.add_window(window(0), WindowMean(np.arange(size, dtype=np.int32), 4, secure()))
-    ledger.seal(DeltaCodec.INT16)
+    ledger.seal(DeltaForm(DeltaCodec.INT16, size))
     with traced() as peak:
         assert sum(len(part) for part in parts_of(ledger.facts())) > 2 * 8 * size
         assert peak() < 4 * size
