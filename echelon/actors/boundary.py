@@ -84,6 +84,8 @@ class BoundaryActor(ABC):
         self.bus, self.store, self.services = bus, store, services
         self.signer, self.membership, self.catalogue = signer, membership, catalogue
         self.assembler = assembler
+        if store.folder is not None:
+            assembler.keep_in(store.folder)
         self._taken_records = TakenRecords()
         self._opener = RecordOpener(
             membership,

@@ -49,6 +49,7 @@ class GlobalWriter:
         payload = b"".join((sealed, adapter.data))
         described = Payload.of(payload, b"genesis")
         records = self._writer.chunks(payload, described)
+        del payload  # the records have it
         genesis = Genesis(
             run=self._run,
             index=0,

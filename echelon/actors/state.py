@@ -138,6 +138,11 @@ class StateStore:
                 f"state file {path} belongs to another run or actor: move it away, or name the right folder"
             )
 
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the file; None for memory."""
+        return None if self._path is None else self._path.parent
+
     def _failed(self, error: sqlite3.Error | OSError) -> StorageError:
         return StorageError(
             f"state file {self._path} cannot be used now ({error}): make room on its disk, or see to the disk; "

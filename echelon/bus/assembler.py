@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
+from pathlib import Path
 
 from echelon.bus.base import Record, TopicPartition
 from echelon.bus.chunks import (
@@ -19,9 +20,52 @@ from echelon.bus.chunks import (
     chunks_of,
     read_chunk,
 )
+from echelon.bus.spill import Spill
 
+SPILLED = 4 << 20
+"""Payloads of so many bytes are kept in a file while they are received, where there is a folder for it."""
 MAX_SETTLED = 64
 """Completed transfers that are remembered for each sender and partition, among those of its newest order."""
+
+
+class _InMemory:
+    """The start of a payload, which becomes the payload without a copy."""
+
+    def __init__(self) -> None:
+        self._bytes = BytesIO()
+
+    def write(self, data: bytes, at: int) -> None:
+        self._bytes.seek(at)
+        self._bytes.write(data)
+
+    def read(self, at: int, length: int) -> bytes:
+        with self._bytes.getbuffer() as view:
+            return bytes(view[at : at + length])
+
+    def whole(self, length: int) -> bytes:
+        return self._bytes.getvalue()
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+class _OnDisk:
+    """The same in a file."""
+
+    def __init__(self, spill: Spill) -> None:
+        self._spill, self._place = spill, spill.take()
+
+    def write(self, data: bytes, at: int) -> None:
+        self._spill.write(self._place, at, data)
+
+    def read(self, at: int, length: int) -> bytes:
+        return self._spill.read(self._place, at, length)
+
+    def whole(self, length: int) -> bytes:
+        return self._spill.read(self._place, 0, length)
+
+    def close(self) -> None:
+        self._spill.give_back(self._place)
 
 
 class _Open:
@@ -31,7 +75,7 @@ class _Open:
         "at", "body", "early", "first_offset", "length", "missing", "number", "open_bytes", "order", "scope", "whole"
     )  # fmt: skip
 
-    def __init__(self, chunk: Chunk, record: Record, number: int) -> None:
+    def __init__(self, chunk: Chunk, record: Record, number: int, spill: Spill | None) -> None:
         self.at = record.at
         self.first_offset = record.offset
         self.length = chunk.length
@@ -41,7 +85,8 @@ class _Open:
         self.number = number  # by age, among all senders
         self.open_bytes = 0
         # Only what has come: a peer that announces 2^32 chunks and sends one must not cost more.
-        self.body = BytesIO()  # chunks one behind the other, from the first on; `payload` needs no copy of it
+        # Chunks one behind the other, from the first on.
+        self.body = _InMemory() if spill is None else _OnDisk(spill)
         self.whole = 0  # how many chunks that are
         self.early: dict[int, bytes] = {}  # by index: those behind a chunk that is missing
 
@@ -49,19 +94,18 @@ class _Open:
         """A chunk that has come; None if it has not."""
         if index >= self.whole:
             return self.early.get(index)
-        with self.body.getbuffer() as body:
-            return bytes(body[index * CHUNK : (index + 1) * CHUNK])
+        return self.body.read(index * CHUNK, min(CHUNK, self.length - index * CHUNK))
 
     def put(self, index: int, part: bytes) -> None:
         """Take a chunk that has not come before."""
         self.early[index] = part
         while (found := self.early.pop(self.whole, None)) is not None:
-            self.body.write(found)
+            self.body.write(found, self.whole * CHUNK)
             self.whole += 1
 
     def payload(self) -> bytes:
         """All chunks as one, once none is missing."""
-        return self.body.getvalue()
+        return self.body.whole(self.length)
 
 
 @dataclass(slots=True)
@@ -122,6 +166,13 @@ class Assembler:
         self._settled: dict[tuple[bytes, TopicPartition], _Settled] = {}
         self._open_bytes = 0
         self._number = 0
+        self._spill: Spill | None = None
+
+    def keep_in(self, folder: Path) -> None:
+        """Keep what is received from now on of payloads of `SPILLED` bytes or more in a file in this folder, and not in
+        memory. `StorageError` is raised then where the disk does not take it.
+        """
+        self._spill = Spill(folder, self._max_sender_bytes)
 
     @property
     def open_bytes(self) -> int:
@@ -194,7 +245,7 @@ class Assembler:
                     )
                 return ()
         else:
-            transfer = _Open(chunk, record, self._number)
+            transfer = _Open(chunk, record, self._number, self._spill if chunk.length >= SPILLED else None)
             self._number += 1
             self._senders.setdefault(sender, {})[chunk.id] = transfer
             self._sender_bytes.setdefault(sender, 0)
@@ -260,8 +311,8 @@ class Assembler:
                 ChunkFault.INCOMPLETE,
                 f"{where}: {transfer.missing} of {chunks_of(transfer.length)} chunks are missing",
             )
-        self.discard(sender, transfer_id)
         payload = transfer.payload()
+        self.discard(sender, transfer_id)
         if len(payload) != length or hashlib.sha256(payload).digest() != sha256:
             raise ChunkError(
                 ChunkFault.DIGEST_MISMATCH,
@@ -293,6 +344,7 @@ class Assembler:
         transfer = transfers.pop(transfer_id, None)
         if transfer is None:
             return
+        transfer.body.close()
         self._count(sender, transfer, -transfer.open_bytes)
         if not transfers:
             del self._senders[sender], self._sender_bytes[sender]

@@ -292,8 +292,7 @@ class KnownVersions:
             )
         _keep(self.held, version, message.sha256, self._kept, "`model` has")
         self.commit, self.newest = commit, version
-        # A view of both would keep the anchor in memory as long as there is no newer version.
-        return theta if anchor is None else theta.copy(), anchor
+        return theta, anchor
 
     def _commit_of(self, message: Model, anchor: F32 | None) -> SignedCommit:
         """The signed commit that a version stands on; its pace and progress are that commit's."""

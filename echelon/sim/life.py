@@ -118,6 +118,11 @@ class SimStore(StateStore):
             raise StateError("the simulated disk belongs to another run or actor")
         disk.owner = owner
 
+    @property
+    def folder(self) -> None:
+        """None: there is no disk."""
+        return None
+
     @override
     def commit(
         self,

@@ -6,6 +6,7 @@ import hashlib
 import struct
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -29,6 +30,7 @@ from echelon.bus.chunks import (
     to_chunks,
     transfer_of,
 )
+from echelon.errors import StorageError
 from tests.memory import traced
 
 BLOCK = hashlib.shake_256(b"block").digest(6 * CHUNK)
@@ -547,16 +549,70 @@ def test_a_peer_that_announces_a_long_payload_costs_only_what_it_sends():
         assert peak() < CHUNK
 
 
-def test_chunks_come_in_any_order():
+@pytest.fixture(params=["in memory", "on disk"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path | None:
+    """The folder of transfers; None: memory."""
+    monkeypatch.setattr("echelon.bus.assembler.SPILLED", 0)
+    return tmp_path if request.param == "on disk" else None
+
+
+def test_chunks_come_in_any_order(place: Path | None):
     payload = payload_of(5 * CHUNK + 3)
     transfer = transfer_of(payload, b"context")
     for order in ((5, 4, 3, 2, 1, 0), (0, 2, 1, 5, 3, 4), (3, 0, 1, 2, 4, 5)):
         receiving = assembler()
+        if place is not None:
+            receiving.keep_in(place)
         records = records_of(payload)
-        for place, index in enumerate(order):
+        for count, index in enumerate(order, 1):
             receiving.add(b"s", records[index])
-            for again in order[: place + 1]:
+            for again in order[:count]:
                 receiving.add(b"s", records[again])
             other = replace(records[index], offset=99)
             receiving.add(b"s", other)
         assert receiving.complete(b"s", transfer.id, transfer.length, transfer.sha256) == payload
+
+
+@pytest.mark.parametrize("length", [0, 1, CHUNK, 2 * CHUNK + 7])
+def test_transfers_of_many_senders_do_not_meet(place: Path | None, length: int):
+    receiving = assembler()
+    if place is not None:
+        receiving.keep_in(place)
+    payloads = {b"%d" % n: payload_of(length, start=n) for n in range(5)}
+    records = {who: records_of(payload, key=who) for who, payload in payloads.items()}
+    for _ in range(2):  # places are used again
+        for some in zip(*records.values(), strict=True):
+            for who, item in zip(records, some, strict=True):
+                assert receiving.add(who, item) == ()
+        receiving.drop(b"3")
+        for who, payload in payloads.items():
+            transfer = transfer_of(payload, b"context")
+            if who != b"3":
+                assert receiving.complete(who, transfer.id, transfer.length, transfer.sha256) == payload
+        receiving._settled.clear()
+    assert receiving.open_bytes == 0
+    assert place is None or list(place.iterdir()) == []  # the file has no name
+
+
+def test_what_is_received_on_disk_is_not_in_memory(tmp_path: Path):
+    receiving = assembler(sender=32 * CHUNK, total=128 * CHUNK)
+    receiving.keep_in(tmp_path)
+    payload = bytes(32 * CHUNK)
+    transfer = transfer_of(payload, b"context")
+    with traced() as peak:
+        for item in to_chunks(payload, transfer, topic="t", key=b"s"):
+            for who in (b"s", b"u", b"v"):
+                receiving.add(who, item.at(0, 0))
+        assert peak() < 3 * CHUNK
+        for who in (b"s", b"u", b"v"):
+            assert receiving.complete(who, transfer.id, transfer.length, transfer.sha256) == payload
+        assert peak() < 1.5 * 32 * CHUNK
+
+
+def test_a_disk_that_does_not_take_it_is_an_error_of_its_own(tmp_path: Path):
+    receiving = assembler(sender=16 * CHUNK)
+    receiving.keep_in(tmp_path / "gone")
+    first, *_ = records_of(payload_of(CHUNK), context=b"c")
+    assert receiving.add(b"s", first) == ()  # too small for a file
+    with pytest.raises(StorageError, match="make room on its disk"):
+        receiving.add(b"s", forged(0, 8, 8 * CHUNK, bytes(CHUNK)))

@@ -104,7 +104,10 @@ class DeviceAdapters:
         self.waiting = waiting[usable[-1] + 1 :]
         self.version, self.commit = message.version, message.commit
         self.signed, self.model_from = adapter.commit, adapter.offset + 1
-        self.base, self.base_sha256 = adapter.theta, message.sha256
+        self.base = None  # its memory is for the next one
+        # A view of both would keep the anchor in memory as long as there is no newer version.
+        self.base = adapter.theta.copy() if message.anchored else adapter.theta
+        self.base_sha256 = message.sha256
         self.pace, self.progress = message.pace, message.progress_ppm / MILLION
         self.barred = message.waiting
         return adapter

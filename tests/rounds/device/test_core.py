@@ -661,3 +661,10 @@ def test_a_cohort_means_the_one_replica_whose_offer_it_names(meant: str) -> None
     named = Incoming("control", 50, AGGREGATOR, 0, cohort.model_copy(update={"members": members}))
     took_part = {name for name, core in both.items() if published(core.handle(named), Advertise)}
     assert took_part == {meant}
+
+
+def test_a_device_does_not_hold_the_anchor_that_came_with_its_adapter() -> None:
+    world = ready()
+    base = world.people[world.names[0]].core.adapters.base
+    assert base is not None
+    assert base.base is None  # an array of its own, and no view of the payload
