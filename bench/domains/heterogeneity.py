@@ -111,7 +111,7 @@ def measure(
     """
     settings = settings_of(text, model, budget, domains)
     learner = SharedLearner(spec_of(settings))
-    learner.slice(budget.split, _files(text, budget.split, domains), budget.eval_tokens, domains)
+    learner.slice(budget.split, _files(text, budget.split, domains), budget.eval_tokens)
     start = learner.initial_adapter()
     losses = {BASE: _losses(learner, budget.split, start)}
     begun = time.process_time()
