@@ -4,6 +4,7 @@ python -m bench.domains prepare FOLDER        fetch packages, write FOLDER/text 
 python -m bench.domains base FOLDER           cut and heal the base again, into FOLDER/remade
 python -m bench.domains check FOLDER          text against the committed manifest, the base against its record
 python -m bench.domains heterogeneity FOLDER  one adapter for each domain, evaluated on all of them
+python -m bench.domains regime FOLDER         the plan's arms on dev seeds: whether they part
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -18,11 +20,12 @@ from typing import get_args
 
 from bench.domains.documents import DOMAINS
 from bench.domains.prepare import Split, check, prepare
-from bench.harness.results import read_json, write_json
+from bench.harness.results import Results, read_json, write_json
 from echelon.errors import ConfigError, EchelonError
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "domains"
-MANIFEST = RESULTS / "manifest.json"
+MANIFEST, DEV = RESULTS / "manifest.json", RESULTS / "dev.jsonl"
+PLAN = Path(__file__).with_name("plan.json")
 TEXT, BASE, REMADE, LARGE = "text", "base", "remade", "real"
 
 
@@ -75,6 +78,27 @@ def _heterogeneity(options: argparse.Namespace) -> None:
     print(json.dumps(figures))
 
 
+def _regime(options: argparse.Namespace) -> None:
+    from bench.domains.base import expand, name_of
+    from bench.domains.regime import as_table, load_plan, parted, search
+
+    plan = load_plan(options.plan)
+    prepare(options.folder / TEXT, tell)
+    base = expand(options.folder / BASE)
+    results = Results(options.results)
+    with tempfile.TemporaryDirectory(prefix="echelon-regime-") as place:
+        jobs = search(
+            plan,
+            options.folder.absolute() / TEXT,
+            f"./{name_of()}",
+            base=base,
+            folder=Path(place),
+            results=results,
+            say=tell,
+        )
+    tell(as_table(parted(jobs, results)))
+
+
 def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(
@@ -89,6 +113,7 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
         ("base", _base, "cut and heal the base again"),
         ("check", _check, "compare text and base with what is committed"),
         ("heterogeneity", _heterogeneity, "measure how domains differ"),
+        ("regime", _regime, "run the plan's arms on dev seeds, and say whether they part"),
     ):
         made[name] = commands.add_parser(name, help=about)
         made[name].add_argument("folder", type=Path)
@@ -100,6 +125,10 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     one.add_argument("--lr", type=float)
     one.add_argument("--split", choices=get_args(Split))
     one.add_argument("--domain", action="append", choices=tuple(DOMAINS), help="only these")
+    made["regime"].add_argument("--plan", type=Path, default=PLAN, help="sizes; default: %(default)s")
+    made["regime"].add_argument(
+        "--results", type=Path, default=DEV, help="lines of runs; default: %(default)s"
+    )
     return parser.parse_args(arguments)
 
 

@@ -154,6 +154,12 @@ def expand(folder: Path, kept: Path = KEPT) -> Path:
     return folder
 
 
+def name_of(kept: Path = KEPT) -> str:
+    """What figures call the base: a part of its weights' digest is in it."""
+    record = read_json(kept / RECORD, "the base's record")
+    return f"{kept.name}-{record['sha256'][WEIGHTS][:12]}"
+
+
 def altered(kept: Path) -> list[str]:
     """Files of a packed base that are missing or not as its record says, in order; none if all are."""
     record = read_json(kept / RECORD, "the base's record")
