@@ -39,8 +39,8 @@ class Healing:
         every: steps between two checkpoints.
     """
 
-    steps: int = 600
-    decay: int = 150
+    steps: int = 500
+    decay: int = 50
     batch: int = 4
     length: int = 256
     lr: float = 1e-3
@@ -84,7 +84,7 @@ def loss_of(model: Any, block: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def held_out_loss(model: Any, blocks: torch.Tensor, most: int = 40_000) -> float:
+def held_out_loss(model: Any, blocks: torch.Tensor, most: int = 10_000) -> float:
     """Mean NLL over blocks spread evenly over all of them, at most so many tokens; nats per token."""
     length = blocks.shape[1] - 1
     count = max(1, min(len(blocks), most // length))

@@ -67,11 +67,12 @@ def load_plan(path: Path) -> Plan:
     Raises:
         ConfigError: the file is not there, or has other fields.
     """
-    fields = read_json(path, "the plan")
+    given: dict[str, Any] = read_json(path, "the plan")
+    fields: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in given.items()
+    }
     try:
-        return Plan(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-        )
+        return Plan(**fields)
     except TypeError as error:
         raise ConfigError(f"{path} has other fields than a plan has: {error}") from error
 
