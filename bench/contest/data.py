@@ -39,8 +39,6 @@ DOMAINS: Mapping[str, str] = {
     "glob contextlib zipimport",
     "desktop": "tkinter idlelib turtle turtledemo",
 }
-PAIRS = (("web", "concurrency"), ("tooling", "desktop"))
-"""Who holds which domains where there are two boundaries and no domain is on both."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class Corpus:
             "splits": {
                 split: {
                     domain: {file.path: file.sha256 for file in files if file.domain == domain}
-                    for domain in DOMAINS
+                    for domain in domains_of(files)
                 }
                 for split, files in self.files.items()
             },
@@ -85,6 +83,12 @@ class Corpus:
             for file in self.files[split]
         ]
         return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def domains_of(files: Iterable[File]) -> tuple[str, ...]:
+    """The domains of files: those of `DOMAINS` in its order, then others in the order in which they come."""
+    found = dict.fromkeys(file.domain for file in files)
+    return (*(name for name in DOMAINS if name in found), *(name for name in found if name not in DOMAINS))
 
 
 def _rank(*parts: object) -> bytes:
@@ -182,9 +186,11 @@ def deal(files: Sequence[File], partition: str, count: int, seed: int) -> list[l
         seed: of the draw and of the order.
 
     Raises:
-        ConfigError: an unknown partition, or more boundaries than domains for `by-domain`.
+        ConfigError: an unknown partition, or a number of boundaries that does not divide the domains for `by-domain`.
     """
-    sizes = {domain: sum(len(file.text) for file in files if file.domain == domain) for domain in DOMAINS}
+    sizes = {
+        domain: sum(len(file.text) for file in files if file.domain == domain) for domain in domains_of(files)
+    }
     shares = _shares(sizes, partition, count, seed)
     hands: list[list[File]] = [[] for _ in range(count)]
     for domain, share in shares.items():
@@ -204,12 +210,12 @@ def _shares(
     if partition == "iid":
         return {domain: np.full(count, 1 / count) for domain in sizes}
     if partition == "by-domain":
-        if count not in (2, 4):
+        if len(sizes) % count:
             raise ConfigError(
-                f"there are four domains; by-domain deals them to 2 or 4 boundaries, not {count}"
+                f"there are {len(sizes)} domains; by-domain deals as many to each boundary, not to {count} boundaries"
             )
-        groups: Iterable[Sequence[str]] = PAIRS if count == 2 else [(domain,) for domain in DOMAINS]
-        return {domain: np.eye(count)[place] for place, group in enumerate(groups) for domain in group}
+        share = len(sizes) // count
+        return {domain: np.eye(count)[place // share] for place, domain in enumerate(sizes)}
     if not partition.startswith("dirichlet("):
         raise ConfigError(f"partition {partition!r} is not known: iid, dirichlet(ALPHA) or by-domain")
     alpha = float(partition[len("dirichlet(") : -1])
@@ -231,7 +237,7 @@ def trimmed(files: Sequence[File], characters: int | None) -> list[File]:
     if characters is None:
         return list(files)
     kept: list[File] = []
-    for domain in DOMAINS:
+    for domain in domains_of(files):
         room = characters
         for file in sorted((f for f in files if f.domain == domain), key=lambda f: _rank("trim", f.path)):
             if len(file.text) <= room:

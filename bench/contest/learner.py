@@ -15,7 +15,7 @@ from typing import cast
 import numpy as np
 from transformers import PreTrainedModel
 
-from bench.contest.data import DOMAINS, File
+from bench.contest.data import File, domains_of
 from echelon.errors import ConfigError
 from echelon.jobs.training import TrainJob, TrainOutcome
 from echelon.messages.adapter import Vector
@@ -133,7 +133,7 @@ class SharedLearner(TorchLearner):
             return
         length = self.spec.train.sequence_length
         by_domain = {}
-        for domain in DOMAINS:
+        for domain in domains_of(files):
             raw = [RawDocument(file.path, domain, file.text) for file in files if file.domain == domain]
             blocks = pack_validation(encode(raw, self.tokenizer), length, self.tokenizer.eos_token_id)
             stride = max(1, int(np.count_nonzero(blocks.counted)) // tokens)

@@ -18,6 +18,7 @@ from bench.contest.data import (
     File,
     deal,
     differences,
+    domains_of,
     make_corpus,
     trimmed,
     write_jsonl,
@@ -136,6 +137,8 @@ def test_iid_is_even_and_by_domain_shares_none() -> None:
             assert abs(size / total - 0.5) < 0.05
     hands = deal(files, "by-domain", 4, 0)
     assert [sum(size > 0 for size in sizes(hand).values()) for hand in hands] == [1, 1, 1, 1]
+    pairs = [domains_of(hand) for hand in deal(files, "by-domain", 2, 0)]
+    assert pairs == [("web", "concurrency"), ("tooling", "desktop")]
 
 
 def test_a_dirichlet_deal_is_uneven_differs_by_seed_and_starves_nobody() -> None:
@@ -152,7 +155,7 @@ def test_a_dirichlet_deal_is_uneven_differs_by_seed_and_starves_nobody() -> None
 def test_unknown_partitions_and_impossible_ones_are_refused() -> None:
     with pytest.raises(ConfigError, match="not known"):
         deal(corpus().files["train"], "random", 2, 0)
-    with pytest.raises(ConfigError, match="2 or 4"):
+    with pytest.raises(ConfigError, match="there are 4 domains; by-domain deals as many to each"):
         deal(corpus().files["train"], "by-domain", 3, 0)
 
 

@@ -1,0 +1,147 @@
+"""Six domains and a base for the contest: prepare the text, make or check the base, measure how domains differ.
+
+python -m bench.domains prepare FOLDER        fetch packages, write FOLDER/text and its manifest
+python -m bench.domains base FOLDER           cut and heal the base again, into FOLDER/remade
+python -m bench.domains check FOLDER          text against the committed manifest, the base against its record
+python -m bench.domains heterogeneity FOLDER  one adapter for each domain, evaluated on all of them
+python -m bench.domains regime FOLDER         the plan's arms on dev seeds: whether they part
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import get_args
+
+from bench.domains.documents import DOMAINS
+from bench.domains.prepare import Split, check, prepare
+from bench.harness.results import Results, read_json, write_json
+from echelon.errors import ConfigError, EchelonError
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "domains"
+MANIFEST, DEV = RESULTS / "manifest.json", RESULTS / "dev.jsonl"
+PLAN = Path(__file__).with_name("plan.json")
+TEXT, BASE, REMADE, LARGE = "text", "base", "remade", "real"
+
+
+def tell(text: str) -> None:
+    """Progress; figures go to stdout."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    manifest = prepare(options.folder / TEXT, tell)
+    if options.commit:
+        write_json(MANIFEST, manifest)
+    for name, one in manifest["sets"].items():
+        counts = ", ".join(f"{split} {said['documents']}" for split, said in one["splits"].items())
+        tell(f"{name}: documents {counts}")
+
+
+def _base(options: argparse.Namespace) -> None:
+    from bench.domains.base import make
+    from tools.real.prepare import prepare as fetch_large
+
+    prepare(options.folder / TEXT, tell)
+    fetch_large(options.folder / LARGE, tell)
+    large = options.folder / LARGE / "smollm2-135m"
+    record = make(options.folder / TEXT, large, options.folder / REMADE, tell)
+    tell(f"held-out loss: {json.dumps(record['held_out_loss'])}")
+
+
+def _check(options: argparse.Namespace) -> None:
+    from bench.domains.base import check as check_base
+
+    wrong = check(options.folder / TEXT, read_json(MANIFEST, "the domains' manifest"))
+    if wrong:
+        raise ConfigError(f"not as {MANIFEST.name} has it: {', '.join(wrong)}; make {TEXT} anew")
+    tell("the text is that of the manifest")
+    said, found = check_base(options.folder / TEXT)
+    tell(f"the base has a held-out loss of {found:.4f} nats a token; its record says {said:.4f}")
+
+
+def _heterogeneity(options: argparse.Namespace) -> None:
+    from bench.domains.base import expand
+    from bench.domains.heterogeneity import Budget, as_table, measure
+
+    chosen = {one.name: getattr(options, one.name, None) for one in fields(Budget)}
+    budget = Budget(**{name: value for name, value in chosen.items() if value is not None})
+    prepare(options.folder / TEXT, tell)
+    model = expand(options.folder / BASE)
+    figures = measure(options.folder / TEXT, str(model), budget, tell, options.domain or tuple(DOMAINS))
+    tell(as_table(figures))
+    print(json.dumps(figures))
+
+
+def _regime(options: argparse.Namespace) -> None:
+    from bench.domains.base import expand, name_of
+    from bench.domains.regime import as_table, load_plan, parted, search
+
+    plan = load_plan(options.plan)
+    prepare(options.folder / TEXT, tell)
+    base = expand(options.folder / BASE)
+    results = Results(options.results)
+    with tempfile.TemporaryDirectory(prefix="echelon-regime-") as place:
+        jobs = search(
+            plan,
+            options.folder.absolute() / TEXT,
+            f"./{name_of()}",
+            base=base,
+            folder=Path(place),
+            results=results,
+            say=tell,
+        )
+    tell(as_table(parted(jobs, results)))
+
+
+def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.domains",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    made = {}
+    for name, run, about in (
+        ("prepare", _prepare, "fetch packages and write text"),
+        ("base", _base, "cut and heal the base again"),
+        ("check", _check, "compare text and base with what is committed"),
+        ("heterogeneity", _heterogeneity, "measure how domains differ"),
+        ("regime", _regime, "run the plan's arms on dev seeds, and say whether they part"),
+    ):
+        made[name] = commands.add_parser(name, help=about)
+        made[name].add_argument("folder", type=Path)
+        made[name].set_defaults(run=run)
+    made["prepare"].add_argument("--commit", action="store_true", help="write the manifest's copy, too")
+    one = made["heterogeneity"]
+    for name in ("steps", "rank", "eval_tokens", "seed"):
+        one.add_argument(f"--{name.replace('_', '-')}", dest=name, type=int)
+    one.add_argument("--lr", type=float)
+    one.add_argument("--split", choices=get_args(Split))
+    one.add_argument("--domain", action="append", choices=tuple(DOMAINS), help="only these")
+    made["regime"].add_argument("--plan", type=Path, default=PLAN, help="sizes; default: %(default)s")
+    made["regime"].add_argument(
+        "--results", type=Path, default=DEV, help="lines of runs; default: %(default)s"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0; 1 with the reason on stderr when something could not be had or does not hold."""
+    options = options_of(arguments)
+    try:
+        options.run(options)
+    except EchelonError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,100 @@
+"""The search for a regime: the contest's own arms on domains, run once each, and how far they part."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.contest.data import deal, domains_of
+from bench.domains.documents import DOMAINS
+from bench.domains.prepare import prepare
+from bench.domains.regime import Plan, as_table, corpus_of, jobs_of, load_plan, parted, search
+from bench.harness.results import Results
+from echelon.errors import ConfigError
+from tests.bench.domains import packages
+
+PLAN = Plan(
+    boundaries=(2,),
+    devices=2,
+    dev_seeds=(101,),
+    eval_tokens=256,
+    intervals=(1, 4),
+    length=32,
+    batch=2,
+    lr=1e-2,
+    rank=2,
+    partitions=("by-domain",),
+    points=2,
+    seconds_per_token=1e-3,
+    tokens_of_each_boundary=1024,
+)
+COMMITTED = Path(__file__).resolve().parents[3] / "bench/domains/plan.json"
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("regime") / "text"
+    prepare(place, lambda line: None, take=packages.take)
+    return place
+
+
+def test_the_committed_plan_has_one_domain_for_each_boundary_and_mixtures() -> None:
+    plan = load_plan(COMMITTED)
+    assert plan.boundaries == (2, 4, 6)
+    assert plan.partitions == ("by-domain", "iid")
+    assert all(seed >= 101 for seed in plan.dev_seeds)
+    steps = plan.tokens_of_each_boundary / (plan.batch * plan.length * plan.devices)
+    assert max(plan.intervals) <= steps
+    jobs = jobs_of(plan, "model", dict.fromkeys(plan.boundaries, "data"))
+    assert len(jobs) == len({job.key for job in jobs}) == 3 * 2 * 5
+    assert {job.part for job in jobs} == {"dev"}
+
+
+def test_a_plan_with_other_fields_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(json.dumps({"tokens": 1}))
+    with pytest.raises(ConfigError, match="has other fields than a plan has"):
+        load_plan(tmp_path / "plan.json")
+
+
+def test_each_boundary_gets_a_domain_of_its_own_or_a_mixture(text: Path) -> None:
+    for count in (2, 4, 6):
+        corpus = corpus_of(text, count)
+        names = list(DOMAINS)[:count]
+        hands = deal(corpus.files["train"], "by-domain", count, 0)
+        assert [domains_of(hand) for hand in hands] == [(name,) for name in names]
+        mixed = deal(corpus.files["train"], "iid", count, 0)
+        assert [set(domains_of(hand)) for hand in mixed] == [set(names)] * count
+    assert corpus_of(text, 2).digest != corpus_of(text, 4).digest
+    with pytest.raises(ConfigError, match="there are 6 domains, not 7"):
+        corpus_of(text, 7)
+
+
+@pytest.mark.slow
+def test_every_run_is_made_once_and_how_far_arms_part_is_said(text: Path, tmp_path: Path) -> None:
+    path, said = tmp_path / "dev.jsonl", []
+    given = {"base": None, "folder": tmp_path / "rows", "say": said.append}
+    jobs = search(PLAN, text, "echelon:micro", results=Results(path), **given)
+    assert [line.split(":")[0] for line in said] == [
+        "2 boundaries, by-domain, centralised, seed 101",
+        "2 boundaries, by-domain, local, seed 101",
+        "2 boundaries, by-domain, fedavg H=1, seed 101",
+        "2 boundaries, by-domain, fedavg H=4, seed 101",
+    ]
+    (row,) = parted(jobs, Results(path))
+    assert row["local"] == pytest.approx(row["local_only"] / row["centralised"] - 1, abs=1e-4)
+    assert row["longest"] >= 0
+    assert "| 2 boundaries, by-domain |" in as_table([row])
+
+    before = path.read_bytes()
+    more = replace(PLAN, dev_seeds=(101, 102))
+    jobs = search(more, text, "echelon:micro", results=Results(path), **given)
+    assert len(said) == len(jobs) == 8
+    assert path.read_bytes().startswith(before)
+
+
+def test_a_condition_without_all_of_its_runs_is_not_judged(tmp_path: Path) -> None:
+    jobs = jobs_of(PLAN, "echelon:micro", {2: "data"})
+    assert parted(jobs, Results(tmp_path / "dev.jsonl")) == []
