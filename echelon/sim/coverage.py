@@ -51,6 +51,7 @@ EXPECTED: tuple[str, ...] = (
     *(f"device: {kind}" for kind in ("left in order", "came back", "came late", "gone for good")),
     *(f"link: {kind}" for kind in ("cut", "slow")),
     "boundary: data in shards",
+    "boundary: sparse deltas",
     "boundary: with edges",
     "edge: part released",
     "edge: part released without some of its devices",

@@ -130,6 +130,8 @@ class World:
         witnesses = self.settings.witness_names()
         for topic, partitions in load_catalogue().exchange_topics(names, witnesses).items():
             found["exchange"].create_topic(topic, partitions)
+        if self.settings.sync.codec == "sparse":
+            self.outcome.coverage.see("boundary: sparse deltas")
         for boundary in self.settings.boundaries:
             if boundary.shards is not None:
                 self.outcome.coverage.see("boundary: data in shards")

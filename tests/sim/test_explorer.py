@@ -48,6 +48,15 @@ def test_the_same_seed_is_the_same_run_in_another_process() -> None:
 
 
 @pytest.mark.slow
+def test_sparse_deltas_are_drawn_and_everything_holds_of_them() -> None:
+    sparse = [one for one in map(draw, range(200)) if one.run["sync"]["codec"] == "sparse"]
+    assert 20 <= len(sparse) <= 60
+    verdict = judge(sparse[0])
+    assert verdict.findings == ()
+    assert verdict.coverage.counts["boundary: sparse deltas"] == 1
+
+
+@pytest.mark.slow
 def test_wrong_wall_clocks_change_nothing() -> None:
     schedule = next(found for found in map(draw, range(100)) if len(found.links) > 4)
     right = [link.model_copy(update={"skew": 0.0}) for link in schedule.links]
