@@ -19,7 +19,7 @@ from typing import Any
 
 from echelon.actors.boundary import BoundaryActor, Cross
 from echelon.actors.device import Device
-from echelon.actors.state import Row, StateStore
+from echelon.actors.state import StateStore
 from echelon.audit.heads import CONFLICT, COSIGNATURE, HEAD, Head
 from echelon.audit.note import Checkpoint, SignedNote
 from echelon.audit.records import read_manifest
@@ -253,22 +253,19 @@ def install(killer: Killer, bus_classes: Iterable[type[Bus]]) -> None:
     """Put the killer around storing and publishing in this process."""
     commit, store = StateStore.commit, BoundaryActor._store
 
-    def killing_commit(self: StateStore, **fields: Any) -> list[Row]:
-        said = [described(record) for record in fields.get("publish", ())]
-        rows: list[Row] = killer.around_store(said, lambda: commit(self, **fields))
-        return rows
+    def killing_commit(self: StateStore, *, publish: Iterable[Outgoing] = (), **fields: Any) -> Any:
+        records = list(publish)  # asked for once: they may be made as they are asked for
+        said = [described(record) for record in records]
+        return killer.around_store(said, lambda: commit(self, publish=records, **fields))
 
-    def killing_store(
-        self: BoundaryActor, effects: Sequence[Effect | Cross]
-    ) -> tuple[list[Row | Outgoing], list[Row]]:
+    def killing_store(self: BoundaryActor, effects: Sequence[Effect | Cross]) -> Any:
         # What a device sends in a window is not in its outbox: here is where it is stored that it was sent.
         said = [
             _Said(effect.topic, effect.message.kind, effect.window)
             for effect in effects
             if isinstance(effect, Publish) and isinstance(self, Device)
         ]
-        rows: tuple[list[Row | Outgoing], list[Row]] = killer.around_store(said, lambda: store(self, effects))
-        return rows
+        return killer.around_store(said, lambda: store(self, effects))
 
     StateStore.commit = killing_commit  # type: ignore[method-assign]
     BoundaryActor._store = killing_store  # type: ignore[method-assign]
