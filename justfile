@@ -87,6 +87,12 @@ kill-matrix *ARGS:
 containers *ARGS:
     pytest -m nightly tests/containers "$@"
 
+# the Helm chart on a Kubernetes cluster of this machine, built from source where its programs are missing: an hour on two
+# cores; skipped, with the reason, where none can run. ECHELON_FIGURES=bench/results/cluster.json keeps the figures
+[no-exit-message]
+cluster *ARGS:
+    pytest -m nightly tests/cluster "$@"
+
 # a million damaged inputs through every decoder and reader: some ten minutes on one core
 [no-exit-message]
 fuzz *ARGS:
