@@ -176,7 +176,8 @@ class Ledger:
 
     def write_theta(self, vector: F32) -> None:
         """Write the boundary adapter into a vector, float32[d]."""
-        terms = [*(self.pending[seq] for seq in sorted(self.pending)), self.remainder]
+        terms: list[PendingDelta | F64] = [self.pending[seq] for seq in sorted(self.pending)]
+        terms.append(self.remainder)
         for part in self._parts():
             total = self.anchor[part].astype(np.float64)
             for term in terms:
