@@ -5,7 +5,7 @@
 A federation of one boundary runs twice as real processes on two brokers: with a vector of 1,000 elements, and with one
 of `dim`. `peak` is the highest resident memory of a service's life (VmHWM, bytes). `vectors` is the difference of the
 two peaks over 4 * dim bytes: how many float32 vectors a service held at once. The learner is the quadratic one: it has
-no model, but holds three vectors of float64 itself and makes four more for a step, all in a device's figure.
+no model, and makes no vector but the one that comes of a job, which is in a device's figure.
 """
 
 from __future__ import annotations
