@@ -23,7 +23,7 @@ else:
 
 
 DEFAULT_DENSITY = 0.2
-"""Share of the coordinates that a sparse delta carries: the least of those that were measured whose loss is within 0.3 %
+"""Share of the coordinates that a sparse delta carries: the least that was measured whose loss is within 0.3 %
 of what int16 gives (bench/results/sparse.json)."""
 
 
