@@ -93,8 +93,11 @@ def settings(**sync: object) -> ExchangeTerms:
 def test_what_a_run_file_says_of_it() -> None:
     assert settings().density_ppm is None
     assert settings(codec="sparse", density=0.12).density_ppm == 120_000
-    default = settings(codec="sparse")
-    assert DeltaForm.of(default, 10**6).longest <= 50_000, "a twentieth of a byte for each parameter"
+    assert settings(codec="sparse").density_ppm == 200_000
+    bounds = {0.2: 160_000, 0.045: 50_000}
+    for density, most in bounds.items():
+        terms_of_it = settings(codec="sparse", density=density)
+        assert DeltaForm.of(terms_of_it, 10**6).longest <= most, "bytes for a million parameters, at most"
 
 
 @pytest.mark.parametrize(
