@@ -91,14 +91,14 @@ DEFECTS: tuple[Mutation, ...] = (
     _defect(
         "residue dropped",
         "echelon/laws/ledger.py",
-        "self.remainder = self.remainder - value",
-        "self.remainder = np.zeros_like(value)",
+        "self.remainder[part] -= delta[part]",
+        "self.remainder[part] = 0.0",
         "What rounding cuts off would be lost with each delta.",
     ),
     _defect(
         "outbox not sent again",
         "echelon/actors/runtime.py",
-        "self.put([row for row in rows if row.id in kept])",
+        "self.put([row.light for row in rows if row.id in kept])",
         "self.put([])",
         "What was decided and not sent before a crash would never be said.",
     ),

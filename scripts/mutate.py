@@ -252,8 +252,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         name="residue of the rounding",
         file="echelon/laws/ledger.py",
-        find="self.remainder = self.remainder - value",
-        replace="self.remainder = np.zeros_like(value)",
+        find="self.remainder[part] -= delta[part]",
+        replace="self.remainder[part] = 0.0",
         tests=("tests/laws/test_ledger.py",),
         why="What rounding cuts off would be lost with each delta.",
     ),
@@ -654,8 +654,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         name="edge: sums in the ring",
         file="echelon/laws/cohort.py",
-        find="        total = centred(total)",
-        replace="        total = total + 0",
+        find="        found[at] = centred(block)",
+        replace="        found[at] = np.clip(block, -(1 << 31), (1 << 31) - 1)",
         tests=("tests/secagg/test_cohort.py",),
         why="A device that fills the middle would lead aggregator and gate outside of what the ring holds.",
     ),
