@@ -168,6 +168,7 @@ def search(
     """
     corpora = {count: corpus_of(text, count) for count in plan.boundaries}
     jobs = jobs_of(plan, model, {count: corpus.digest for count, corpus in corpora.items()})
+    target = None if base is None else base.absolute()  # of the working directory that is the caller's
     learner: SharedLearner | None = None
     last: str | None = None
     for job in jobs:
@@ -176,8 +177,8 @@ def search(
         if job.data != last:
             learner, last = None, job.data  # a learner keeps its slices: other domains need another one
         with _inside(folder / job.data[:12]) as here:
-            if base is not None and not (here / model).exists():
-                (here / model).symlink_to(base.absolute())
+            if target is not None and not (here / model).exists():
+                (here / model).symlink_to(target)
             line, learner = run_job(job, corpora[job.cell.boundaries], Path(), learner)
         results.append(line)
         say(f"{words(job)}: {line['final']['loss']:.4f}")
@@ -191,7 +192,7 @@ def _inside(folder: Path) -> Iterator[Path]:
     before = Path.cwd()
     os.chdir(folder)
     try:
-        yield folder
+        yield Path.cwd()
     finally:
         os.chdir(before)
 

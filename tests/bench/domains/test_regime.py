@@ -31,6 +31,7 @@ PLAN = Plan(
     seconds_per_token=1e-3,
     tokens_of_each_boundary=1024,
 )
+BASE = Path(__file__).resolve().parents[3] / "echelon/assets/base"
 COMMITTED = Path(__file__).resolve().parents[3] / "bench/domains/plan.json"
 
 
@@ -93,6 +94,27 @@ def test_every_run_is_made_once_and_how_far_arms_part_is_said(text: Path, tmp_pa
     jobs = search(more, text, "echelon:micro", results=Results(path), **given)
     assert len(said) == len(jobs) == 8
     assert path.read_bytes().startswith(before)
+
+
+@pytest.mark.slow
+def test_a_base_is_linked_under_its_name_wherever_its_folder_lies(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(BASE.parent)
+    plan = replace(PLAN, intervals=(4,), tokens_of_each_boundary=128)
+    results = Results(tmp_path / "dev.jsonl")
+    jobs = search(
+        plan,
+        text,
+        "./named",
+        base=Path(BASE.name),
+        folder=tmp_path / "rows",
+        results=results,
+        say=lambda line: None,
+    )
+    assert Path.cwd() == BASE.parent
+    assert {line["model"] for line in results.lines.values()} == {"./named"}
+    assert len(results.lines) == len(jobs) == 3
 
 
 def test_a_condition_without_all_of_its_runs_is_not_judged(tmp_path: Path) -> None:
