@@ -23,8 +23,8 @@ else:
 
 
 DEFAULT_DENSITY = 0.2
-"""Share of the coordinates that a sparse delta carries: the least that was measured whose loss after 16 syncs is
-within 0.3 % of what int16 gives (bench/results/sparse.json)."""
+"""Share of the coordinates that a sparse delta carries: the least that was measured whose loss is within 0.3 %
+of what int16 gives (bench/results/sparse.json)."""
 
 
 class OuterSettings(Settings):
