@@ -1,7 +1,7 @@
 """Six domains and a base for the contest: prepare the text, make or check the base, measure how domains differ.
 
 python -m bench.domains prepare FOLDER        fetch packages, write FOLDER/text and its manifest
-python -m bench.domains base FOLDER           cut and heal the base again, into FOLDER/remade
+python -m bench.domains base FOLDER           cut and heal the base, into FOLDER/packed
 python -m bench.domains check FOLDER          text against the committed manifest, the base against its record
 python -m bench.domains heterogeneity FOLDER  one adapter for each domain, evaluated on all of them
 python -m bench.domains regime FOLDER         the plan's arms on dev seeds: whether they part
@@ -26,7 +26,7 @@ from echelon.errors import ConfigError, EchelonError
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "domains"
 MANIFEST, DEV = RESULTS / "manifest.json", RESULTS / "dev.jsonl"
 PLAN = Path(__file__).with_name("plan.json")
-TEXT, BASE, REMADE, LARGE = "text", "base", "remade", "real"
+TEXT, BASE, PACKED, LARGE = "text", "base", "packed", "real"
 
 
 def tell(text: str) -> None:
@@ -50,7 +50,7 @@ def _base(options: argparse.Namespace) -> None:
     prepare(options.folder / TEXT, tell)
     fetch_large(options.folder / LARGE, tell)
     large = options.folder / LARGE / "smollm2-135m"
-    record = make(options.folder / TEXT, large, options.folder / REMADE, tell)
+    record = make(options.folder / TEXT, large, options.folder / PACKED, tell)
     tell(f"held-out loss: {json.dumps(record['held_out_loss'])}")
 
 
@@ -61,7 +61,7 @@ def _check(options: argparse.Namespace) -> None:
     if wrong:
         raise ConfigError(f"not as {MANIFEST.name} has it: {', '.join(wrong)}; make {TEXT} anew")
     tell("the text is that of the manifest")
-    said, found = check_base(options.folder / TEXT)
+    said, found = check_base(options.folder / TEXT, options.folder / PACKED)
     tell(f"the base has a held-out loss of {found:.4f} nats a token; its record says {said:.4f}")
 
 
@@ -72,7 +72,7 @@ def _heterogeneity(options: argparse.Namespace) -> None:
     chosen = {one.name: getattr(options, one.name, None) for one in fields(Budget)}
     budget = Budget(**{name: value for name, value in chosen.items() if value is not None})
     prepare(options.folder / TEXT, tell)
-    model = expand(options.folder / BASE)
+    model = expand(options.folder / BASE, options.folder / PACKED)
     figures = measure(options.folder / TEXT, str(model), budget, tell, options.domain or tuple(DOMAINS))
     tell(as_table(figures))
     print(json.dumps(figures))
@@ -84,13 +84,13 @@ def _regime(options: argparse.Namespace) -> None:
 
     plan = load_plan(options.plan)
     prepare(options.folder / TEXT, tell)
-    base = expand(options.folder / BASE)
+    base = expand(options.folder / BASE, options.folder / PACKED)
     results = Results(options.results)
     with tempfile.TemporaryDirectory(prefix="echelon-regime-") as place:
         jobs = search(
             plan,
             options.folder.absolute() / TEXT,
-            f"./{name_of()}",
+            f"./{name_of(options.folder / PACKED)}",
             base=base,
             folder=Path(place),
             results=results,
@@ -110,7 +110,7 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     made = {}
     for name, run, about in (
         ("prepare", _prepare, "fetch packages and write text"),
-        ("base", _base, "cut and heal the base again"),
+        ("base", _base, "cut and heal the base"),
         ("check", _check, "compare text and base with what is committed"),
         ("heterogeneity", _heterogeneity, "measure how domains differ"),
         ("regime", _regime, "run the plan's arms on dev seeds, and say whether they part"),

@@ -24,8 +24,8 @@ from bench.domains.weights import digest_of, pack, unpack
 from bench.harness.results import read_json, write_json
 from echelon.errors import ConfigError
 
-KEPT = Path(__file__).resolve().parent / "smollm2-19m"
-"""The packed base of this repository."""
+NAME = "smollm2-19m"
+"""What figures call a base, before a part of its digest."""
 WEIGHTS, RECORD = "weights.safetensors", "record.json"
 TIED = "lm_head.weight"
 LOSS_TOLERANCE = 1e-3
@@ -129,7 +129,7 @@ def load(kept: Path) -> Any:
     return model.eval()
 
 
-def expand(folder: Path, kept: Path = KEPT) -> Path:
+def expand(folder: Path, kept: Path) -> Path:
     """A folder that transformers and a run load, made unless it is there; the folder.
 
     Args:
@@ -141,7 +141,9 @@ def expand(folder: Path, kept: Path = KEPT) -> Path:
     """
     wrong = altered(kept)
     if wrong:
-        raise ConfigError(f"{kept}: {', '.join(wrong)} is not the file that {RECORD} names: restore it")
+        raise ConfigError(
+            f"{kept}: {', '.join(wrong)} is not the file that {RECORD} names: make the base anew"
+        )
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -154,15 +156,15 @@ def expand(folder: Path, kept: Path = KEPT) -> Path:
     return folder
 
 
-def name_of(kept: Path = KEPT) -> str:
+def name_of(kept: Path) -> str:
     """What figures call the base: a part of its weights' digest is in it."""
-    record = read_json(kept / RECORD, "the base's record")
-    return f"{kept.name}-{record['sha256'][WEIGHTS][:12]}"
+    record = _record(kept)
+    return f"{NAME}-{record['sha256'][WEIGHTS][:12]}"
 
 
 def altered(kept: Path) -> list[str]:
     """Files of a packed base that are missing or not as its record says, in order; none if all are."""
-    record = read_json(kept / RECORD, "the base's record")
+    record = _record(kept)
     return [
         name
         for name, digest in sorted(record["sha256"].items())
@@ -170,7 +172,7 @@ def altered(kept: Path) -> list[str]:
     ]
 
 
-def check(text: Path, kept: Path = KEPT) -> tuple[float, float]:
+def check(text: Path, kept: Path) -> tuple[float, float]:
     """The packed base's held-out loss as its record has it, and as it is here; nats per token.
 
     Args:
@@ -182,12 +184,20 @@ def check(text: Path, kept: Path = KEPT) -> tuple[float, float]:
     """
     wrong = altered(kept)
     if wrong:
-        raise ConfigError(f"{kept}: {', '.join(wrong)} is not the file that {RECORD} names: restore it")
+        raise ConfigError(
+            f"{kept}: {', '.join(wrong)} is not the file that {RECORD} names: make the base anew"
+        )
     torch.set_num_threads(1)
-    record = read_json(kept / RECORD, "the base's record")
+    record = _record(kept)
     tokenizer = AutoTokenizer.from_pretrained(kept)
     held_out = blocks_of(tokenizer, texts(text, GENERAL_NAME, "test"), record["healing"]["length"])
     said, found = record["held_out_loss"]["packed"], held_out_loss(load(kept), held_out)
     if not abs(said - found) <= LOSS_TOLERANCE * said:
         raise ConfigError(f"{kept}: the record has a loss of {said:.4f}, here it is {found:.4f}")
     return said, found
+
+
+def _record(kept: Path) -> Any:
+    if not (kept / RECORD).is_file():
+        raise ConfigError(f"{kept}: there is no base: `python -m bench.domains base FOLDER` makes one")
+    return read_json(kept / RECORD, "the base's record")

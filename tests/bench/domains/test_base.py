@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bench.domains.base import KEPT, RECORD, WEIGHTS, altered, check, expand, load, make, name_of
+from bench.domains.base import RECORD, WEIGHTS, altered, check, expand, load, make, name_of
 from bench.domains.heal import Healing, blocks_of, held_out_loss
 from bench.domains.prepare import GENERAL_NAME, prepare, texts
 from echelon.errors import ConfigError
@@ -46,6 +46,8 @@ def test_the_record_says_what_was_made(made: tuple[Path, Path, dict[str, Any]]) 
     assert record["healing"]["tokens"] == 20 * 2 * 32
     assert record["bytes"] == (kept / WEIGHTS).stat().st_size < 2 * record["parameters"]
     assert {"weights.safetensors", "config.json", "tokenizer.json"} <= set(record["sha256"])
+    assert altered(kept) == []
+    assert name_of(kept) == f"smollm2-19m-{record['sha256'][WEIGHTS][:12]}"
     assert altered(kept) == []
 
 
@@ -95,15 +97,9 @@ def test_an_altered_or_missing_base_is_refused(
             ConfigError, match=r"weights\.safetensors is not the file that record\.json names"
         ):
             refused()
+    with pytest.raises(
+        ConfigError, match=r"there is no base: `python -m bench\.domains base FOLDER` makes one"
+    ):
+        name_of(tmp_path)
     with pytest.raises(ConfigError, match=r"has no weights\.safetensors"):
         load(tmp_path)
-
-
-def test_the_base_of_this_repository_is_the_one_of_its_record() -> None:
-    assert altered(KEPT) == []
-    record = json.loads((KEPT / RECORD).read_text())
-    assert record["bytes"] == (KEPT / WEIGHTS).stat().st_size < 25_000_000
-    losses = record["held_out_loss"]
-    assert losses["packed"] == pytest.approx(losses["after_healing"], rel=0.01)
-    assert losses["after_healing"] < losses["before_healing"]
-    assert name_of() == f"smollm2-19m-{record['sha256'][WEIGHTS][:12]}"

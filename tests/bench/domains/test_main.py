@@ -44,7 +44,7 @@ def test_a_copy_of_the_manifest_is_written_only_where_it_is_asked_for(
 ) -> None:
     made = prepare(tmp_path / "text", lambda line: None, take=packages.take)
     monkeypatch.setattr(command, "MANIFEST", tmp_path / "copy.json")
-    monkeypatch.setattr(base, "check", lambda text: (4.5, 4.5001))
+    monkeypatch.setattr(base, "check", lambda text, kept: (4.5, 4.5001))
     assert command.main(["prepare", str(tmp_path)]) == 0
     assert not (tmp_path / "copy.json").exists()
     assert command.main(["prepare", str(tmp_path), "--commit"]) == 0
@@ -73,7 +73,7 @@ def test_the_base_is_made_from_the_text_and_the_large_model(
     monkeypatch.setattr(base, "make", made)
     monkeypatch.setattr(real, "prepare", lambda folder, say: None)
     assert command.main(["base", str(tmp_path)]) == 0
-    assert asked == [tmp_path / "text", tmp_path / "real/smollm2-135m", tmp_path / "remade"]
+    assert asked == [tmp_path / "text", tmp_path / "real/smollm2-135m", tmp_path / "packed"]
     assert capsys.readouterr().err.endswith('held-out loss: {"packed": 4.5}\n')
 
 
@@ -88,7 +88,7 @@ def test_figures_go_to_stdout_and_the_table_to_stderr(
         asked.extend(given)
         return figures
 
-    monkeypatch.setattr(base, "expand", lambda folder: folder)
+    monkeypatch.setattr(base, "expand", lambda folder, kept: folder)
     monkeypatch.setattr(heterogeneity, "measure", measured)
     assert command.main(["heterogeneity", str(tmp_path), "--steps", "7", "--domain", "code"]) == 0
     assert asked[1:3] == [str(tmp_path / "base"), heterogeneity.Budget(steps=7)]
