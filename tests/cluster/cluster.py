@@ -145,7 +145,7 @@ class Cluster:
     def stop(self) -> None:
         """End every process and remove all but the programs; nothing where nothing is."""
         for _, process in reversed(self._processes):
-            process.terminate()
+            process.kill()  # nothing of its state is kept, and an API server would wait for those that watch it
         for name, process in reversed(self._processes):
             try:
                 process.wait(STOP_SECONDS)

@@ -28,6 +28,7 @@ EXEMPT: dict[str, str] = {
     "audit.log.TopicLog.open_bytes": "a count",
     "bus.assembler.open_cost": "a count",
     "bus.assembler.Assembler.open_bytes": "a count",
+    "bus.spill.Spill.read": "bytes that this process wrote, from a file that no other can open",
     "audit.export.Readable.read": "the interface of an open file",
     "config.run.parse": "takes fields that `load_yaml` has read; `config.run.load` goes through it",
     "audit.boundary_facts.ExchangeFacts.read": "`TopicLog.read`, record by record, of the topics that it needs",
