@@ -373,6 +373,10 @@ def shard_record(shard: int, terms: ShardTerms, signer: Signer) -> Outgoing:
     return Outgoing(TOPIC, envelope.encode(), str(shard).encode(), (), shard)
 
 
+class TopicMissing(ConfigError):
+    """The broker does not show the topic of shards: it was not made yet, or its access rules were not."""
+
+
 async def publish_shards(bus: Bus, terms: ShardTerms, signer: Signer, log: logging.Logger) -> list[int]:
     """Publish the record of every shard whose newest one says something else; returns those shards.
 
@@ -383,6 +387,7 @@ async def publish_shards(bus: Bus, terms: ShardTerms, signer: Signer, log: loggi
         log: told of records that are passed over.
 
     Raises:
+        TopicMissing: the topic is not there.
         ConfigError: the key is not the operator's, or the topic has another number of partitions.
         BusError: the broker refuses.
     """
@@ -392,7 +397,7 @@ async def publish_shards(bus: Bus, terms: ShardTerms, signer: Signer, log: loggi
         )
     partitions = (await bus.topics()).get(TOPIC)
     if partitions != terms.count:
-        raise ConfigError(
+        raise (ConfigError if partitions else TopicMissing)(
             f"the topic {TOPIC} has {partitions or 'no'} partitions and the run file {terms.count} shards: "
             "`echelon topics apply` makes it, and a number of shards cannot be changed later"
         )
@@ -408,7 +413,8 @@ async def publish_shards(bus: Bus, terms: ShardTerms, signer: Signer, log: loggi
 async def patiently(
     publish: Callable[[], Awaitable[list[int]]], patience: float, log: logging.Logger
 ) -> list[int]:
-    """Publish, and try again while the broker is away or does not know yet what it was told.
+    """Publish, and try again while the broker is away, the topic is not there, or the broker does not know yet what it
+    was told.
 
     Args:
         publish: one attempt; what was published stays when it fails, and is not published again.
@@ -420,13 +426,14 @@ async def patiently(
 
     Raises:
         BusError: the last failure.
+        TopicMissing: the same.
     """
     loop = asyncio.get_running_loop()
     until = loop.time() + patience
     while True:
         try:
             return await publish()
-        except BusError as error:
+        except (BusError, TopicMissing) as error:
             if loop.time() >= until:
                 raise
             log.warning("trying again: %s", error)

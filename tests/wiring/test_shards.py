@@ -383,6 +383,32 @@ async def test_a_topic_of_another_size_is_refused() -> None:
             await publish_shards(bus, TERMS, OPERATORS, LOG)
 
 
+async def _made_meanwhile() -> tuple[list[int], float]:
+    """Publish with patience while another job makes the topic; what was published, and virtual seconds."""
+    loop = asyncio.get_running_loop()
+    async with await open_bus("memory://shards-meanwhile") as bus:
+        begun = loop.time()
+        publishing = asyncio.create_task(
+            patiently(lambda: publish_shards(bus, TERMS, OPERATORS, LOG), 60.0, LOG)
+        )
+        await asyncio.sleep(2.5 * module.RETRY_SECONDS)
+        await bus.create_topic(TOPIC, TERMS.count)
+        return await publishing, loop.time() - begun
+
+
+def test_who_publishes_patiently_waits_for_the_topic_and_not_for_another_size() -> None:
+    published, seconds = run_virtual(_made_meanwhile)
+    assert (published, seconds) == (list(range(TERMS.count)), 3 * module.RETRY_SECONDS)
+
+    async def other_size() -> list[int]:
+        async with await open_bus("memory://shards-other-size") as bus:
+            await bus.create_topic(TOPIC, 3)
+            return await patiently(lambda: publish_shards(bus, TERMS, OPERATORS, LOG), 60.0, LOG)
+
+    with pytest.raises(ConfigError, match="3 partitions and the run file 4 shards"):
+        run_virtual(other_size)
+
+
 def sharded(**changes: Any) -> RunSettings:
     return federation(boundaries=[{**boundaries(4)[0], "shards": 4}], **changes)
 
