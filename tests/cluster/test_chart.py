@@ -122,7 +122,7 @@ def test_the_commands_of_the_page_install_both_planes(releases: Releases, figure
         )
         assert done.returncode == 0, done.stdout + done.stderr
     took = wait_for(releases.all_ready, "all pods are ready")
-    figures["cluster_ready_after_install_seconds"] = round(took)
+    figures["ready_after_install_seconds"] = round(took)
 
 
 def test_jobs_have_ended_well_and_commits_are_made(releases: Releases, figures: Figures) -> None:
@@ -133,7 +133,7 @@ def test_jobs_have_ended_well_and_commits_are_made(releases: Releases, figures: 
         }
         assert {name for name, status in found.items() if status.get("succeeded") == 1} == jobs, found
     took = wait_for(lambda: releases.commit() >= 1, "the first commit")
-    figures["cluster_first_commit_after_ready_seconds"] = round(took)
+    figures["first_commit_after_ready_seconds"] = round(took)
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +206,7 @@ def test_devices_are_scaled_up_and_down_and_each_sees_its_own_slot_alone(
     for count in (ENROLLED, FLOOR, REPLICAS):
         releases.cluster.kubectl("-n", BOUNDARY, "scale", "statefulset", "a", "--replicas", str(count))
         took = wait_for(lambda count=count: releases.ready(BOUNDARY, devices=count), f"{count} devices")  # type: ignore[misc]
-        figures[f"cluster_scaled_to_{count}_seconds"] = round(took)
+        figures[f"scaled_to_{count}_seconds"] = round(took)
         for number in range(count):
             code, said = releases.cluster.execute(BOUNDARY, f"a-{number}", "ls", "/slot")
             assert (code, said.split()) == (0, [f"a-{number}"])
@@ -332,7 +332,7 @@ def test_in_the_end_the_audit_verifies_and_uninstalling_leaves_claims_alone(
     said = cluster.kubectl("-n", EXCHANGE, "logs", "auditor")
     assert phase() == "Succeeded", said
     assert "VERIFIED" in said
-    figures["cluster_commits"] = releases.commit()
+    figures["commits"] = releases.commit()
     for plane in PODS:
         for pod in releases.pods(plane).values():
             (status,) = pod["status"]["containerStatuses"]
