@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from echelon.laws.delta_codec import Integers
+from echelon.laws.delta_codec import Integers, exact
 from echelon.messages.exchange import Commit, Delta
 from echelon.messages.manifest import MILLION, RunManifest
 from echelon.pace.base import Decision
@@ -27,7 +27,7 @@ class _Value:
 
     def part(self, part: slice) -> NDArray[np.float64]:
         """A part of it, float64."""
-        return self.numbers[part].astype(np.float64) * math.ldexp(1.0, self.exponent)
+        return exact(self.numbers[part], self.exponent)
 
 
 class CommitNotes:

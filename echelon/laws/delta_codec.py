@@ -122,4 +122,14 @@ def decode(payload: bytes | memoryview, exponent: int, codec: DeltaCodec) -> F64
     Raises:
         CodecError: as `integers`.
     """
-    return integers(payload, exponent, codec).astype(np.float64) * math.ldexp(1.0, exponent)
+    return exact(integers(payload, exponent, codec), exponent)
+
+
+def exact(numbers: Integers | F64, exponent: int) -> F64:
+    """What integers of a delta, or a part of them, stand for: float64, a new array.
+
+    Args:
+        numbers: int16 or int32, or float64 with the same values.
+        exponent: a number stands for that number times 2**exponent.
+    """
+    return numbers.astype(np.float64) * math.ldexp(1.0, exponent)

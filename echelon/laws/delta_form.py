@@ -5,11 +5,8 @@ Whoever makes a delta or reads one does it through this: gates, aggregators, the
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Self
-
-import numpy as np
 
 from echelon.errors import CodecError
 from echelon.laws import delta_codec, sparse_codec
@@ -91,4 +88,4 @@ class DeltaForm:
         Raises:
             CodecError: as `integers`.
         """
-        return self.integers(payload, exponent).astype(np.float64) * math.ldexp(1.0, exponent)
+        return delta_codec.exact(self.integers(payload, exponent), exponent)

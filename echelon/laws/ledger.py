@@ -15,7 +15,6 @@ Vectors may be large: r is changed in place, block by block, and no step makes a
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TypeAlias, cast
@@ -24,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echelon.errors import CodecError, ProtocolError
-from echelon.laws.delta_codec import Integers
+from echelon.laws.delta_codec import Integers, exact
 from echelon.laws.delta_form import DeltaForm
 from echelon.laws.snapshot import LazyVector, SnapshotMap
 from echelon.messages.adapter import F32, F64
@@ -118,7 +117,7 @@ class PendingDelta(LazyVector):
 
     def __getitem__(self, part: slice) -> F64:
         """A part of its exact value, float64."""
-        return self._numbers[part].astype(np.float64) * math.ldexp(1.0, self._exponent)
+        return exact(self._numbers[part], self._exponent)
 
     @property
     def size(self) -> int:
