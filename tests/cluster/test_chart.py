@@ -15,12 +15,11 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_client.parser import text_string_to_metric_families
 
 from echelon.config.run import load as load_run
 from tests.cluster.cluster import WORLD_ADDRESS, Cluster, wait_for
 from tests.containers.conftest import Figures
-from tests.containers.stack import ASK, IMAGE
+from tests.containers.stack import ASK, IMAGE, metrics_in
 from tests.docker.composed import ROOT, RUN
 from tests.docker.initialiser import init
 
@@ -55,10 +54,7 @@ class Releases:
     def commit(self) -> int:
         """The number of the newest commit; -1 while the controller does not answer."""
         code, said = self.cluster.execute(EXCHANGE, "controller-0", "python", "-c", ASK)
-        if code:
-            return -1
-        samples = [sample for family in text_string_to_metric_families(said) for sample in family.samples]
-        return next((int(one.value) for one in samples if one.name == "echelon_commit"), -1)
+        return -1 if code else int(metrics_in(said).get("echelon_commit", -1))
 
     def goes_on(self, commits: int = 1) -> float:
         """Wait until the run has so many commits more; seconds."""

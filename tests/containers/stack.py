@@ -69,6 +69,14 @@ def eventually(check: Callable[[], object], seconds: float, what: str) -> float:
     return time.monotonic() - begun
 
 
+def metrics_in(said: str) -> Mapping[str, float]:
+    """Metrics of a service's answer to `ASK` without labels but those of the service."""
+    samples = [sample for family in text_string_to_metric_families(said) for sample in family.samples]
+    return {
+        found.name: found.value for found in samples if found.labels.keys() <= {"run", "boundary", "role"}
+    }
+
+
 class Stack:
     """One project of compose.
 
@@ -173,13 +181,7 @@ class Stack:
     def metrics(self, container: str) -> Mapping[str, float]:
         """Metrics without labels but those of the service; none while the service does not answer."""
         code, said = self.inside(container, "python", "-c", ASK)
-        if code:
-            return {}
-        families = text_string_to_metric_families(said)
-        samples = [sample for family in families for sample in family.samples]
-        return {
-            found.name: found.value for found in samples if found.labels.keys() <= {"run", "boundary", "role"}
-        }
+        return {} if code else metrics_in(said)
 
     def ready(self, service: str, count: int = 1) -> bool:
         """Whether so many replicas of a service answer that they are ready."""
