@@ -75,7 +75,7 @@ class Contest:
             failures = execute(
                 jobs=jobs,
                 results=self.results,
-                corpus=corpus,
+                corpora={corpus.digest: corpus},
                 folder=Path(place),
                 workers=self.workers,
                 tell=self.tell,
@@ -135,10 +135,18 @@ class Contest:
         once = list({job.key: job for job in jobs}.values())
         self._announce([job for job in once if job.key not in raw], None, cost)
         failures = execute(
-            jobs=once, results=raw, corpus=corpus, folder=place, workers=self.workers, tell=self.tell
+            jobs=once,
+            results=raw,
+            corpora={corpus.digest: corpus},
+            folder=place,
+            workers=self.workers,
+            tell=self.tell,
         )
         if not failures:
-            write_json(self.folder / tuning_file(self.name), decide(self.tier, jobs, raw.lines))
+            write_json(
+                self.folder / tuning_file(self.name),
+                decide(self.tier.name, self.tier.dev_tokens, jobs, raw.lines),
+            )
         return failures
 
     def _announce(self, jobs: list[Job], calibration: Any, cost: tuple[float, float]) -> None:

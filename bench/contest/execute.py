@@ -7,7 +7,7 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,32 +31,53 @@ class Failure:
     why: str
 
 
-_corpus: Corpus | None = None
-_folder: Path | None = None
-_learner: SharedLearner | None = None
+@dataclass
+class _Here:
+    """What a process has: all data by digest, where runs write, folders of models by name, and its learner."""
+
+    corpora: Mapping[str, Corpus]
+    folder: Path
+    models: Mapping[str, Path]
+    learner: SharedLearner | None = None
+    data: str | None = None
+
+    def enter(self, job: Job) -> Corpus:
+        """Go to the folder of the job's data; a learner of other data is let go."""
+        if job.data != self.data:
+            self.learner, self.data = None, job.data
+        # A row's id, by which it is dealt and ordered, has the path of its file in it as the run file names it:
+        # relative to the folder, so that the same run has the same data wherever its rows lie.
+        place = self.folder / job.data[:12]
+        place.mkdir(exist_ok=True)
+        os.chdir(place)
+        target = self.models.get(job.shape.model)
+        if target is not None and not Path(job.shape.model).is_symlink():
+            scratch = Path(f".{os.getpid()}")
+            scratch.symlink_to(target)
+            scratch.rename(job.shape.model)  # several processes may do it at once
+        return self.corpora[job.data]
 
 
-def _start(corpus: Corpus, folder: Path) -> None:
-    global _corpus, _folder
+_here: _Here | None = None
+
+
+def _start(corpora: Mapping[str, Corpus], folder: Path, models: Mapping[str, Path]) -> None:
+    global _here
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when the contest stops
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # A row's id, by which it is dealt and ordered, has the path of its file in it as the run file names it: relative to
-    # the folder, so that the same run has the same data wherever its rows lie.
-    os.chdir(folder)
-    _corpus, _folder = corpus, Path()
+    _here = _Here(corpora, folder, models)
 
 
 def _run_group(jobs: Sequence[Job]) -> tuple[list[Line], list[Failure]]:
     """The runs of one group after another, with what was trained before looked up."""
-    global _learner
-    assert _corpus is not None
-    assert _folder is not None
+    assert _here is not None
     lines: list[Line] = []
     failures: list[Failure] = []
     for place, job in enumerate(jobs):
         try:
-            line, _learner = run_job(
-                job, _corpus, _folder, _learner, remember=len(jobs) > 1, first=place == 0
+            corpus = _here.enter(job)
+            line, _here.learner = run_job(
+                job, corpus, Path(), _here.learner, remember=len(jobs) > 1, first=place == 0
             )
             lines.append(line)
         except EchelonError as error:
@@ -70,13 +91,24 @@ def _run_group(jobs: Sequence[Job]) -> tuple[list[Line], list[Failure]]:
 def execute(
     jobs: Sequence[Job],
     results: Results,
-    corpus: Corpus,
     *,
+    corpora: Mapping[str, Corpus],
     folder: Path,
     workers: int,
     tell: Callable[[str], None] = lambda _text: None,
+    models: Mapping[str, Path] | None = None,
 ) -> list[Failure]:
-    """Run every job that has no line yet; lines are appended as groups end. What failed, in order of ending."""
+    """Run every job that has no line yet; lines are appended as groups end. What failed, in order of ending.
+
+    Args:
+        jobs: what is to be there in the end.
+        results: the lines.
+        corpora: all data by digest.
+        folder: where rows for the runs are written.
+        workers: processes.
+        tell: told how it goes.
+        models: folders of models that are not shipped, by what runs call them: names of one part.
+    """
     waiting = [group for group in groups(job for job in jobs if job.key not in results) if group]
     if not waiting:
         return []
@@ -85,7 +117,10 @@ def execute(
     failures: list[Failure] = []
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
-        min(workers, len(waiting)), mp_context=context, initializer=_start, initargs=(corpus, folder)
+        min(workers, len(waiting)),
+        mp_context=context,
+        initializer=_start,
+        initargs=(corpora, folder.absolute(), models or {}),
     ) as pool:
         futures = [pool.submit(_run_group, group) for group in waiting]
         try:

@@ -26,11 +26,12 @@ class ArmRow:
     knobs: Knobs
     cell: Cell
     lines: Mapping[int, Line]
+    name: str = ""
 
     @property
     def label(self) -> str:
-        """The arm's title."""
-        return self.arm.title
+        """What tables call it: its name, or the arm's title."""
+        return self.name or self.arm.title
 
 
 @dataclass(frozen=True)

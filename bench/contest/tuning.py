@@ -10,20 +10,26 @@ from typing import Any
 
 from bench.contest.arms import BY_NAME, Knobs
 from bench.contest.curves import at_budget, evaluated, time_to
-from bench.contest.plan import TARGET_SHARE, Job, Tier, Tuning, knobs_from
+from bench.contest.plan import TARGET_SHARE, Job, Tuning, knobs_from
 from echelon.errors import ConfigError
 
 Line = dict[str, Any]
 CENSORED = math.inf
 
 
-def decide(tier: Tier, jobs: Sequence[Job], lines: Mapping[str, Line]) -> dict[str, Any]:
+def decide(name: str, tokens: int, jobs: Sequence[Job], lines: Mapping[str, Line]) -> dict[str, Any]:
     """The choices as JSON, with every trial: the losers are published too.
 
     The target is the loss that lies `TARGET_SHARE` of the way from the base to the best trial's loss at the budget. Of
     an arm's trials the one with the least mean time to it wins, among those that are still there at the budget: large
     momentum gets there fast and diverges. Where none is, the one with the least loss at the budget wins. A run ends
     with the commit that passes its budget; what it trained beyond counts for nobody.
+
+    Args:
+        name: of the tier.
+        tokens: of a trial.
+        jobs: the trials.
+        lines: of runs, by key.
 
     Raises:
         ConfigError: a trial has no figures yet.
@@ -45,8 +51,8 @@ def decide(tier: Tier, jobs: Sequence[Job], lines: Mapping[str, Line]) -> dict[s
         min((row for row in rows if row["arm"] == arm), key=_order)["chosen"] = True
     fixed = [row for row in rows if row["chosen"] and BY_NAME[row["arm"]].fixed_interval]
     return {
-        "tier": tier.name,
-        "tokens": tier.dev_tokens,
+        "tier": name,
+        "tokens": tokens,
         "base_loss": base,
         "best_loss": best,
         "target": round(target, 6),

@@ -5,27 +5,38 @@ python -m bench.domains base FOLDER           cut and heal the base, into FOLDER
 python -m bench.domains check FOLDER          text against the committed manifest, the base against its record
 python -m bench.domains heterogeneity FOLDER  one adapter for each domain, evaluated on all of them
 python -m bench.domains regime FOLDER         the plan's arms on dev seeds: whether they part
+python -m bench.domains trials FOLDER         what the studies' arms are tuned with, on dev text
+python -m bench.domains run FOLDER            the studies' reported runs that are not there yet
+python -m bench.domains page FOLDER           the studies' page, from what is there
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from bench.domains.documents import DOMAINS
 from bench.domains.prepare import Split, check, prepare
 from bench.harness.results import Results, read_json, write_json
 from echelon.errors import ConfigError, EchelonError
 
+if TYPE_CHECKING:
+    from bench.contest.execute import Failure
+    from bench.domains.studies.run import Studies
+
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "domains"
 MANIFEST, DEV = RESULTS / "manifest.json", RESULTS / "dev.jsonl"
+HETEROGENEITY = RESULTS / "heterogeneity.json"
+PAGE = Path("docs/contest-domains.md")
 PLAN = Path(__file__).with_name("plan.json")
+STUDIES = Path(__file__).with_name("studies.json")
 TEXT, BASE, PACKED, LARGE = "text", "base", "packed", "real"
 
 
@@ -99,6 +110,50 @@ def _regime(options: argparse.Namespace) -> None:
     tell(as_table(parted(jobs, results)))
 
 
+def _studies(options: argparse.Namespace) -> Studies:
+    from bench.contest.cells import CHANGES
+    from bench.domains.studies.plan import Plan
+    from bench.domains.studies.run import Studies
+
+    prepare(options.folder / TEXT, tell)
+    return Studies(
+        plan=Plan.load(options.plan),
+        text=options.folder.absolute() / TEXT,
+        packed=options.folder / PACKED,
+        expanded=options.folder / BASE,
+        folder=options.results,
+        workers=options.workers,
+        changes=CHANGES,
+        tell=tell,
+    )
+
+
+def _done(failures: Sequence[Failure]) -> None:
+    for failure in failures:
+        tell(f"{failure.job.arm} in {failure.job.cell.name}: {failure.why}")
+    if failures:
+        raise ConfigError(f"{len(failures)} runs failed; the others are stored")
+
+
+def _trials(options: argparse.Namespace) -> None:
+    _done(_studies(options).tune())
+
+
+def _run(options: argparse.Namespace) -> None:
+    _done(_studies(options).run(tuple(options.study or ())))
+
+
+def _page(options: argparse.Namespace) -> None:
+    from bench.domains.heterogeneity import as_table
+    from bench.domains.studies.page import page
+
+    studies = _studies(options)
+    found = read_json(HETEROGENEITY, "how domains differ")
+    text = page(studies.plan, studies.answers(), studies.decided()[1], as_table(found))
+    options.out.write_text(text, "utf-8")
+    tell(f"written: {options.out}")
+
+
 def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(
@@ -114,6 +169,9 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
         ("check", _check, "compare text and base with what is committed"),
         ("heterogeneity", _heterogeneity, "measure how domains differ"),
         ("regime", _regime, "run the plan's arms on dev seeds, and say whether they part"),
+        ("trials", _trials, "run the trials of the studies' arms on dev text"),
+        ("run", _run, "run what is missing of the studies"),
+        ("page", _page, "write the studies' page"),
     ):
         made[name] = commands.add_parser(name, help=about)
         made[name].add_argument("folder", type=Path)
@@ -129,6 +187,16 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     made["regime"].add_argument(
         "--results", type=Path, default=DEV, help="lines of runs; default: %(default)s"
     )
+    for name in ("trials", "run", "page"):
+        made[name].add_argument(
+            "--plan", type=Path, default=STUDIES, help="the studies; default: %(default)s"
+        )
+        made[name].add_argument(
+            "--results", type=Path, default=RESULTS, help="folder of lines; default: %(default)s"
+        )
+        made[name].add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
+    made["run"].add_argument("--study", action="append", help="only this one; may be repeated")
+    made["page"].add_argument("--out", type=Path, default=PAGE, help="default: %(default)s")
     return parser.parse_args(arguments)
 
 

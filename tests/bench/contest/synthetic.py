@@ -64,7 +64,7 @@ def folder(
     )
     tried = trials(TIERS[tier], DATA_DIGEST, COST)
     lines = {job.key: line_of(job, end(job), seconds(job)) for job in tried}
-    decided = decide(TIERS[tier], tried, lines)
+    decided = decide(tier, TIERS[tier].dev_tokens, tried, lines)
     write_json(place / tuning_file(tier), decided)
     results = Results(place / raw_file(tier))
     for jobs in planned(TIERS[tier], tuning_of(decided), DATA_DIGEST, COST).values():

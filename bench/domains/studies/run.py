@@ -1,0 +1,133 @@
+"""Running the studies: trials first, then every study's runs. What stands in the results is not run again."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.contest.cells import Cell
+from bench.contest.data import Corpus
+from bench.contest.execute import Failure, execute
+from bench.contest.plan import Job, Tuning
+from bench.contest.tuning import decide, tuning_of
+from bench.domains.base import expand, name_of
+from bench.domains.regime import corpus_of
+from bench.domains.studies.plan import Fixed, Plan, Study, jobs_of, studies, trials
+from bench.domains.studies.tables import Answers
+from bench.harness.results import Results, read_json, write_json
+from echelon.errors import ConfigError
+
+TUNING, TRIALS, REPORTED = "tuning.json", "trials.jsonl", "reported.jsonl"
+EVALUATIONS = 0.1
+"""Time of a run beside its training, as a share of it, about: evaluation, actors, audit."""
+
+
+@dataclass
+class Studies:
+    """The studies of one plan in one folder of results.
+
+    Args:
+        plan: the plan.
+        text: a folder that `prepare` made.
+        packed: the base.
+        expanded: where its float32 weights go.
+        folder: of results.
+        workers: processes.
+        changes: cells whose network changes during a run, by name.
+        tell: told what is being done.
+    """
+
+    plan: Plan
+    text: Path
+    packed: Path
+    expanded: Path
+    folder: Path
+    workers: int
+    changes: Mapping[str, Cell]
+    tell: Callable[[str], None] = lambda _text: None
+
+    def __post_init__(self) -> None:
+        counts = sorted({self.plan.boundaries, *self.plan.spread_boundaries})
+        self._by_count: dict[int, Corpus] = {count: corpus_of(self.text, count) for count in counts}
+        self.model = f"./{name_of(self.packed)}"
+        self.fixed = Fixed(
+            self.plan.shape(self.model),
+            {count: corpus.digest for count, corpus in self._by_count.items()},
+            self.plan.cost,
+        )
+
+    def tune(self) -> list[Failure]:
+        """Run the trials, and write down what they decide; what failed."""
+        jobs = trials(self.plan, self.fixed)
+        results = Results(self.folder / TRIALS)
+        once = list({job.key: job for job in jobs}.values())
+        failures = self._execute(once, results)
+        if not failures:
+            tokens = self.plan.trials.tokens * self.plan.boundaries
+            write_json(self.folder / TUNING, decide("domains", tokens, jobs, results.lines))
+        return failures
+
+    def decided(self) -> tuple[Tuning, dict[str, Any]]:
+        """What the trials decided, as settings and as it stands.
+
+        Raises:
+            ConfigError: the trials have not been run.
+        """
+        path = self.folder / TUNING
+        if not path.exists():
+            raise ConfigError(f"{path} is not there: run the trials first")
+        found: dict[str, Any] = read_json(path, "what the trials decided")
+        return tuning_of(found), found
+
+    def studies(self) -> tuple[Study, ...]:
+        """Every study with the settings that the trials chose."""
+        return studies(self.plan, self.decided()[0], self.changes)
+
+    def jobs(self, study: Study) -> list[Job]:
+        """A study's runs, each once."""
+        return list({job.key: job for *_, job in jobs_of(study, self.fixed)}.values())
+
+    def run(self, only: tuple[str, ...] = ()) -> list[Failure]:
+        """Run what is missing of these studies, or of all; what failed.
+
+        Raises:
+            ConfigError: the trials have not been run, or there is no such study.
+        """
+        every = self.studies()
+        unknown = set(only) - {study.name for study in every}
+        if unknown:
+            raise ConfigError(
+                f"there is no study {min(unknown)!r}; there are {', '.join(study.name for study in every)}"
+            )
+        jobs = [job for study in every if not only or study.name in only for job in self.jobs(study)]
+        return self._execute(list({job.key: job for job in jobs}.values()), Results(self.folder / REPORTED))
+
+    def answers(self) -> dict[str, Answers]:
+        """Every study with what was run of it, by name."""
+        tuning, _ = self.decided()
+        lines = Results(self.folder / REPORTED).lines
+        return {
+            study.name: Answers(study, self.fixed, lines, tuning.target_share) for study in self.studies()
+        }
+
+    def _execute(self, jobs: list[Job], results: Results) -> list[Failure]:
+        missing = [job for job in jobs if job.key not in results]
+        spent = sum(job.tokens for job in missing) * self.plan.cost[0] * (1 + EVALUATIONS)
+        self.tell(
+            f"{len(missing)} runs to do ({len(jobs) - len(missing)} are there): at most {spent / 3600:.1f} CPU-hours "
+            f"by the plan's cost, in {self.workers} processes"
+        )
+        base = expand(self.expanded, self.packed)
+        with tempfile.TemporaryDirectory(prefix="echelon-studies-") as place:
+            return execute(
+                jobs,
+                results,
+                corpora={corpus.digest: corpus for corpus in self._by_count.values()},
+                folder=Path(place),
+                workers=self.workers,
+                tell=self.tell,
+                models={self.model: base.absolute()},
+            )

@@ -1,0 +1,223 @@
+"""Studies: the committed plan, the runs that it means, and tables of figures whose right answers are known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.contest.arms import BY_NAME, CONTESTANT, FIXED, Knobs
+from bench.contest.cells import Cell
+from bench.contest.plan import Job, Tuning
+from bench.domains.studies import claims
+from bench.domains.studies.claims import Verdict, found_of
+from bench.domains.studies.page import advice, page
+from bench.domains.studies.plan import (
+    CHANGING,
+    QUALITY,
+    RIVAL,
+    SPREAD,
+    TARGET,
+    UNTUNED,
+    Fixed,
+    Plan,
+    jobs_of,
+    studies,
+    trials,
+)
+from bench.domains.studies.tables import (
+    Answers,
+    apart_table,
+    quality_table,
+    regret,
+    regret_pairs,
+    regret_table,
+    target_table,
+)
+from bench.harness.statistics import PairedVerdict
+from echelon.errors import ConfigError
+from tests.bench.contest.synthetic import BASE, line_of
+
+ROOT = Path(__file__).resolve().parents[4]
+COMMITTED = ROOT / "bench/domains/studies.json"
+WHOLE = Plan.load(COMMITTED)
+PLAN = replace(WHOLE, stragglers=("none",), mbits=(10,))
+"""Fewer cells: tables are made of all runs again and again."""
+CHOSEN = {name: arm.knobs for name, arm in BY_NAME.items() if arm.grid}
+TUNING = Tuning(CHOSEN, 0.1, FIXED)
+CHANGES = {"outage": Cell(latency_ms=77)}
+WITH_CHANGES = replace(PLAN, changes=("outage",))
+FIXED_PARTS = Fixed(PLAN.shape("./base"), {2: "two", 4: "four", 6: "six"}, PLAN.cost)
+
+
+def answers(
+    end: Callable[[Job], float], seconds: Callable[[Job], float] = lambda _job: 20.0
+) -> dict[str, Answers]:
+    """Every study with all its runs: each run's loss falls in a straight line to `end`."""
+    made = {}
+    for study in studies(WITH_CHANGES, TUNING, CHANGES):
+        lines: dict[str, Any] = {}
+        for *_, job in jobs_of(study, FIXED_PARTS):
+            lines[job.key] = line_of(job, end(job) + 0.001 * (job.seed % 3), seconds(job))
+        made[study.name] = Answers(study, FIXED_PARTS, lines, TUNING.target_share)
+    return made
+
+
+def test_the_committed_plan_is_read_and_every_run_is_one_run() -> None:
+    made = studies(replace(WHOLE, changes=()), TUNING, {})
+    assert [study.name for study in made] == [TARGET, QUALITY, UNTUNED, CHANGING, SPREAD]
+    for study in made:
+        keys = [job.key for *_, job in jobs_of(study, FIXED_PARTS)]
+        assert len(keys) == len(set(keys))
+        assert len(keys) == len(study.rows) * len(study.cells) * study.seeds
+    tried = trials(PLAN, FIXED_PARTS)
+    assert {job.part for job in tried} == {"dev"}
+    assert {job.cell.latency_ms for job in tried} == {200}
+    assert min(job.seed for job in tried) >= 101
+    reported = {job.part for study in made for *_, job in jobs_of(study, FIXED_PARTS)}
+    assert reported == {"test"}
+
+
+def test_the_contestant_has_one_setting_in_every_cell() -> None:
+    study = next(one for one in studies(PLAN, TUNING, CHANGES) if one.name == UNTUNED)
+    knobs = {job.knobs for row, _, _, job in jobs_of(study, FIXED_PARTS) if row.arm == CONTESTANT}
+    assert len(knobs) == 1
+    assert {row.knobs.steps for row in study.rows if row.fixed} == set(PLAN.intervals)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"unknown": 1}, "other fields than a plan has: unknown"),
+        ({"arms": ["fedavg", "fedmagic"]}, "there is no arm 'fedmagic'"),
+        ({"trials": {"seeds": 1}}, "missing 1 required positional argument"),
+        ({"runs": {"target": {"seeds": 1, "tokens": 1}}}, "lacks or does not know"),
+    ],
+)
+def test_a_plan_that_is_none_is_refused(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+    (tmp_path / "plan.json").write_text(json.dumps(json.loads(COMMITTED.read_text()) | change))
+    with pytest.raises(ConfigError, match=reason):
+        Plan.load(tmp_path / "plan.json")
+
+
+def test_a_change_of_the_network_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ConfigError, match="there is no change of a network 'outage'"):
+        studies(WITH_CHANGES, TUNING, {})
+
+
+def test_regret_is_against_the_best_fixed_interval_of_the_cell() -> None:
+    """In cells with 200 ms long intervals are best, else short ones; the contestant is 1 % behind the best."""
+
+    def end(job: Job) -> float:
+        if job.arm == CONTESTANT:
+            return 3.03
+        best = max(PLAN.intervals) if job.cell.latency_ms == 200 else min(PLAN.intervals)
+        return 3.0 if job.knobs.steps == best and job.arm == FIXED else 3.3
+
+    found = answers(end)[UNTUNED]
+    for cell in found.study.cells:
+        one = regret(found, cell)
+        assert one is not None
+        steps = max(PLAN.intervals) if cell.latency_ms == 200 else min(PLAN.intervals)
+        assert one.best == f"{BY_NAME[FIXED].title}, H={steps}"
+        assert one.of[one.best] == 0
+        assert one.of[BY_NAME[CONTESTANT].title] == pytest.approx(0.01, abs=1e-4)
+    compared = regret_pairs(found)
+    assert compared[f"{BY_NAME[RIVAL].title}, H=16"].verdict is PairedVerdict.BETTER
+    shown = regret_table(found)
+    assert f"Over {len(found.study.cells)} of {len(found.study.cells)} cells" in shown
+    assert "+1.00 %" in shown
+
+
+def test_a_cell_without_all_its_runs_has_no_regret() -> None:
+    found = answers(lambda _job: 3.0)[UNTUNED]
+    cell = found.study.cells[0]
+    gone = next(job.key for _, where, _, job in jobs_of(found.study, FIXED_PARTS) if where == cell)
+    part = replace(found, lines={key: line for key, line in found.lines.items() if key != gone})
+    assert regret(part, cell) is None
+    assert regret(part, found.study.cells[1]) is not None
+    empty = replace(found, lines={})
+    assert not empty.begun
+    assert regret_table(empty) == "No cell has all its runs yet.\n"
+
+
+def test_losses_are_compared_at_the_seconds_that_every_row_reached() -> None:
+    """A row that takes twice as long has half of its fall at the end of the others."""
+    slow = f"{BY_NAME[RIVAL].title}, H=64"
+    found = answers(
+        lambda _job: 3.0, lambda job: 40.0 if job.arm == RIVAL and job.knobs.steps == 64 else 20.0
+    )[UNTUNED]
+    one = regret(found, found.study.cells[0])
+    assert one is not None
+    assert one.seconds == 20.0
+    assert one.of[slow] == pytest.approx((BASE + 3.0) / 2 / 3.0 - 1, abs=1e-3)
+
+
+def verdicts(found: dict[str, Answers]) -> dict[str, Verdict]:
+    """Verdicts by the first words of each claim."""
+    return {claim.claim.split()[0]: one.verdict for claim, one in found_of(found)}
+
+
+def test_claims_that_hold_are_confirmed_and_claims_that_do_not_are_refuted() -> None:
+    def wins(job: Job) -> float:
+        return {CONTESTANT: 3.0, "local": 3.5}.get(job.arm, 3.2)
+
+    assert verdicts(answers(wins)) == {
+        "Adapting": Verdict.CONFIRMED,
+        "Best": Verdict.CONFIRMED,
+        "The": Verdict.CONFIRMED,
+        "Throughput": Verdict.CONFIRMED,
+        "Quality": Verdict.CONFIRMED,
+    }
+
+    def loses(job: Job) -> float:
+        far = 0.2 * (job.cell.latency_ms == 200) + 0.2 * (job.cell.partition == "by-domain")
+        return {CONTESTANT: 3.3 + far, "local": 3.1}.get(job.arm, 3.0)
+
+    def slower(job: Job) -> float:
+        return 20.0 + 10.0 * (job.cell.latency_ms == 200)
+
+    assert verdicts(answers(loses, slower)) == {
+        "Adapting": Verdict.BOUNDED,
+        "Best": Verdict.REFUTED,
+        "The": Verdict.REFUTED,
+        "Throughput": Verdict.REFUTED,
+        "Quality": Verdict.REFUTED,
+    }
+
+
+def test_a_claim_whose_runs_are_not_there_is_untested() -> None:
+    found = {name: replace(one, lines={}) for name, one in answers(lambda _job: 3.0).items()}
+    assert set(verdicts(found).values()) == {Verdict.UNTESTED}
+
+
+def test_the_page_says_what_to_use_from_the_tables_alone() -> None:
+    def end(job: Job) -> float:
+        return {CONTESTANT: 3.0, "local": 3.5}.get(job.arm, 3.2)
+
+    found = answers(end)
+    trial = {
+        "arm": FIXED, "words": Knobs().words(), "loss": 3.1, "time_to_target": None, "seconds": 9.0, "held": False,
+        "chosen": False,
+    }  # fmt: skip
+    text = page(PLAN, found, {"trials": [trial]}, "a table\n")
+    assert text.index("## What to use when") < text.index("## The claims") < text.index("## Trials")
+    assert f"The least loss has {BY_NAME[CONTESTANT].title}" in text
+    assert "Staying alone against FedAvg: 2 boundaries, by-domain: +9.3" in text
+    assert "lost it again" in text
+    empty = {name: replace(one, lines={}) for name, one in found.items()}
+    assert advice(empty) == []
+    assert page(PLAN, empty, {"trials": []}, "").count("No runs yet.") == 5
+
+
+def test_tables_have_a_row_for_each_arm() -> None:
+    found = answers(lambda job: 3.0 + 0.1 * (job.arm == RIVAL))
+    assert target_table(found[TARGET]).count("\n| ") >= 3
+    text = quality_table(found[QUALITY])
+    assert all(BY_NAME[name].title in text for name in PLAN.arms)
+    assert apart_table(found[SPREAD]).count("Local only") == 2 * len(PLAN.spread_boundaries)
+    assert claims.claims_table(found).count("\n| ") == 1 + len(claims.CLAIMS)
