@@ -1,1 +1,1 @@
-"""The contest on domains: questions that were fixed before, runs that answer them, and the page made from their lines."""
+"""The contest on domains: questions fixed before, runs that answer them, and the page made from their lines."""
