@@ -82,7 +82,8 @@ class RunSettings(Settings):
         if pace.kind == "fixed":
             return steps, steps
         low = max(1, steps // 8) if pace.steps_min is None else pace.steps_min
-        return low, 8 * steps if pace.steps_max is None else pace.steps_max
+        longest = (2 if pace.kind == "fda" else 8) * steps  # fda goes to half of the largest H
+        return low, longest if pace.steps_max is None else pace.steps_max
 
     def pace_windows_max(self) -> int:
         """Largest R."""

@@ -70,8 +70,10 @@ class PaceSettings(Settings):
         default=None, ge=1, le=100_000, description="Smallest H. None: an eighth of sync.steps, at least 1."
     )
     steps_max: int | None = Field(
-        default=None, ge=1, le=100_000, description="Largest H. None: eight times sync.steps."
-    )
+        default=None, ge=1, le=100_000,
+        description="Largest H. None: eight times sync.steps, of fda twice. Where the variance grows evenly, fda goes "
+        "to half of it.",
+    )  # fmt: skip
     windows_max: int | None = Field(
         default=None, ge=1, le=24, description="Largest R. None: four times sync.windows, within limits."
     )

@@ -44,6 +44,7 @@ class PaceKind(RuleKind):
     ECHELON_DA = "echelon-da", "echelon-da: by measured drift, never shorter than what hides a sync"
     ADACOMM = "adacomm", "adacomm: H by the loss"
     QSR = "qsr", "qsr: H by the learning rate"
+    FDA = "fda", "fda: H by the variance among boundaries (after FDA-Opt)"
 
 
 class AdapterKind(RuleKind):

@@ -38,6 +38,8 @@ NORM_BITS = 32
 """`norm2` and `mean2` of a window are in units of 2**-32."""
 MAX_PAIRS = 128
 """Most pairs of boundaries that one commit compares: with more, neighbours on the ring of boundaries come first."""
+VARIANCE_BITS = 96
+"""A variance among boundaries is in units of 2**-96."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,30 @@ def measure(merged: Sequence[MergedDelta], unit: int) -> Drift:
     # Units differ from commit to commit with the grid; what is kept is a ratio of fixed size, weighed alike.
     ppm = boundaries.ppm
     return Drift(devices, Share() if ppm is None else Share(ppm, MILLION), noise)
+
+
+def variance(merged: Sequence[MergedDelta]) -> int | None:
+    """The variance among boundaries: the mean squared norm of their deltas less the squared norm of their mean.
+
+    That is the sum of ‖D_a − D_b‖² over all pairs a < b of n boundaries, over n². Beyond `MAX_PAIRS` pairs it is
+    estimated from the mean over those, times (n − 1) / 2n. Of each boundary the newest delta counts.
+
+    Args:
+        merged: deltas in ascending order of (boundary, seq).
+
+    Returns:
+        The variance in units of 2**-96, rounded down once; None with fewer than two boundaries.
+    """
+    newest = {item.delta.boundary: [item] for item in merged}
+    if len(newest) < 2:
+        return None
+    grid = min(items[0].delta.exponent for items in newest.values())
+    norms = {boundary: _product(items, items, grid) for boundary, items in newest.items()}
+    pairs = _pairs(sorted(newest))
+    apart = sum(norms[a] + norms[b] - 2 * _product(newest[a], newest[b], grid) for a, b in pairs)
+    above, below = (len(newest) - 1) * apart, 2 * len(newest) * len(pairs)
+    shift = VARIANCE_BITS + 2 * grid
+    return (above << shift) // below if shift >= 0 else above // (below << -shift)
 
 
 def device_share(window: WindowSummary) -> Share:

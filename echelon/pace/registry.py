@@ -8,11 +8,12 @@ from echelon.pace.adacomm import AdaComm
 from echelon.pace.base import PaceController, PaceRule
 from echelon.pace.custom import custom_pace
 from echelon.pace.echelon_da import DriftPace
+from echelon.pace.fda import VariancePace
 from echelon.pace.fixed import FixedPace
 from echelon.pace.qsr import QuadraticSync
 
 RULES: dict[PaceKind, type[PaceRule]] = {
-    rule.kind: rule for rule in (FixedPace, DriftPace, AdaComm, QuadraticSync)
+    rule.kind: rule for rule in (FixedPace, DriftPace, AdaComm, QuadraticSync, VariancePace)
 }
 """The paces of this package, by kind."""
 

@@ -118,7 +118,20 @@ def _sparse_deltas(draft: Draft) -> None:
         draft.run["sync"] |= {"codec": "sparse", "density": draft.random.choice((0.05, 0.1, 0.3))}
 
 
-LATER: tuple[Callable[[Draft], None], ...] = (_edges, _witnesses, _others, _late_part, _sparse_deltas)
+def _pace_by_variance(draft: Draft) -> None:
+    """An interval that follows the variance among boundaries."""
+    if draft.chance(0.06):
+        draft.run["sync"]["pace"] = {"kind": "fda"}
+
+
+LATER: tuple[Callable[[Draft], None], ...] = (
+    _edges,
+    _witnesses,
+    _others,
+    _late_part,
+    _sparse_deltas,
+    _pace_by_variance,
+)
 """What came to be drawn after the rest."""
 
 

@@ -82,6 +82,7 @@ from echelon.messages.wire import Message, Refused, unpack
 from echelon.outer.base import OuterState
 from echelon.pace.adacomm import AdaComm
 from echelon.pace.echelon_da import DriftPace
+from echelon.pace.fda import VariancePace
 from echelon.pace.fixed import FixedPace
 from echelon.pace.qsr import QuadraticSync
 from echelon.passphrase import read_passphrase
@@ -1175,6 +1176,7 @@ def _paces() -> list[Reader]:
         "pace.echelon_da.DriftPace": drift,
         "pace.adacomm.AdaComm": ada,
         "pace.qsr.QuadraticSync": qsr,
+        "pace.fda.VariancePace": VariancePace(pace_terms, pace),
     }
     return [
         Reader(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from echelon.messages.exchange import DeltaCodec
 from echelon.messages.manifest import MILLION
-from echelon.pace.drift import MAX_PAIRS, Share, _pairs, device_share, measure
+from echelon.pace.drift import MAX_PAIRS, VARIANCE_BITS, Share, _pairs, device_share, measure, variance
 from tests.worlds.drift_world import UNIT, merged, window
 
 DIM = 256
@@ -110,3 +110,40 @@ def test_pairs_are_distinct_and_bounded(count: int) -> None:
     pairs = _pairs(list(range(count)))
     assert len({frozenset(pair) for pair in pairs}) == len(pairs) == min(MAX_PAIRS, count * (count - 1) // 2)
     assert {place for pair in pairs for place in pair} == set(range(count))
+
+
+@pytest.mark.parametrize("codec", [DeltaCodec.INT16, DeltaCodec.INT32])
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_the_variance_is_the_mean_square_less_the_square_of_the_mean(count: int, codec: DeltaCodec) -> None:
+    vectors = [2.0 ** (place - 6) * RANDOM.standard_normal(DIM) for place in range(count)]
+    items = [delta(place, vector, codec=codec) for place, vector in enumerate(vectors)]
+    crossed = np.stack([item.values * 2.0**item.delta.exponent for item in items])
+    mean = crossed.mean(axis=0)
+    expected = (crossed**2).sum(axis=1).mean() - mean @ mean
+    found = variance(items)
+    assert found is not None
+    assert found / 2**VARIANCE_BITS == pytest.approx(expected, rel=1e-9)
+
+
+def test_deltas_that_are_alike_have_no_variance_and_one_boundary_has_none_to_tell() -> None:
+    vector = RANDOM.standard_normal(DIM)
+    assert variance([delta(0, vector), delta(1, vector), delta(2, vector)]) == 0
+    assert variance([delta(0, vector)]) is None
+    assert variance([]) is None
+
+
+def test_of_a_boundary_with_two_deltas_the_newest_counts() -> None:
+    older, newer, other = (RANDOM.standard_normal(DIM) for _ in range(3))
+    assert variance([delta(0, older), delta(0, newer), delta(1, other)]) == variance(
+        [delta(0, newer), delta(1, other)]
+    )
+
+
+def test_of_many_boundaries_the_variance_is_estimated_from_neighbours() -> None:
+    count = 40
+    vectors = [RANDOM.standard_normal(DIM) for _ in range(count)]
+    found = variance([delta(place, vector) for place, vector in enumerate(vectors)])
+    assert found is not None
+    stacked = np.stack(vectors)
+    exact = (stacked**2).sum(axis=1).mean() - float(stacked.mean(axis=0) @ stacked.mean(axis=0))
+    assert found / 2**VARIANCE_BITS == pytest.approx(exact, rel=0.05)

@@ -9,6 +9,7 @@ from echelon.messages.manifest import PaceKind, RunManifest
 from echelon.pace.adacomm import AdaComm
 from echelon.pace.base import PaceController
 from echelon.pace.echelon_da import DriftPace
+from echelon.pace.fda import VariancePace
 from echelon.pace.fixed import FixedPace
 from echelon.pace.qsr import QuadraticSync
 from echelon.pace.registry import pace_of
@@ -19,6 +20,7 @@ KINDS: dict[PaceKind, type[PaceController]] = {
     PaceKind.ECHELON_DA: DriftPace,
     PaceKind.ADACOMM: AdaComm,
     PaceKind.QSR: QuadraticSync,
+    PaceKind.FDA: VariancePace,
 }
 PACE = Pace(steps=10, windows=2, mu_ppm=5)
 
