@@ -14,10 +14,11 @@ from echelon.messages.floor import heads
 class StalenessSettings(Settings):
     """How much less a late update or delta counts, and how late is too late."""
 
-    rule: Literal["constant", "polynomial", "hinge"] | RuleName = Field(
+    rule: Literal["constant", "polynomial", "hinge", "cosine"] | RuleName = Field(
         default="polynomial",
-        description="constant: 1; polynomial: (1 + τ)^-exponent; hinge: 1 up to knee, then falling; or a class of "
-        "your own, `package.module:Class` (docs/rules.md).",
+        description="constant: 1; polynomial: (1 + τ)^-exponent; hinge: 1 up to knee, then falling; cosine: "
+        "e^(-decay·τ)·(1 + cos(π·τ / cutoff)) / 2, as in CGAD; or a class of your own, `package.module:Class` "
+        "(docs/rules.md).",
     )
     parameters: Parameters = Field(default={}, description="Of a class of your own: integers and texts.")
     exponent: float = Field(
@@ -27,9 +28,26 @@ class StalenessSettings(Settings):
     knee: int = Field(
         default=4, ge=0, le=255, description="Of the hinge rule: last age that counts fully, in versions."
     )
+    decay: float = Field(
+        default=0.1, ge=0, le=10, allow_inf_nan=False, description="α of the cosine rule, for each version."
+    )
+    cutoff: int | None = Field(
+        default=None, ge=1, le=4096,
+        description="Of the cosine rule: the age at which it comes to 0; more than horizon. None: horizon + 1.",
+    )  # fmt: skip
     horizon: int = Field(
         default=8, ge=0, le=255, description="Oldest age τ that is still taken, in versions."
     )
+
+    @model_validator(mode="after")
+    def _cutoff_fits(self) -> Self:
+        if self.cutoff is not None and self.rule != "cosine":
+            raise ValueError(f"cutoff is of the rule cosine, and rule is {self.rule}: leave it out")
+        if self.cutoff is not None and self.cutoff <= self.horizon:
+            raise ValueError(
+                f"cutoff = {self.cutoff} must be more than horizon = {self.horizon}: what counts nothing is not taken"
+            )
+        return self
 
 
 class SecureSettings(Settings):

@@ -44,6 +44,8 @@ def _table(settings: StalenessSettings) -> tuple[int, ...]:
         exponent=settings.exponent,
         slope=settings.slope,
         knee=settings.knee,
+        decay=settings.decay,
+        cutoff=settings.cutoff,
     )
 
 

@@ -124,6 +124,12 @@ def _pace_by_variance(draft: Draft) -> None:
         draft.run["sync"]["pace"] = {"kind": "fda"}
 
 
+def _late_deltas_by_a_cosine(draft: Draft) -> None:
+    """Late deltas weigh less along a cosine."""
+    if draft.chance(0.06):
+        draft.run["sync"]["staleness"]["rule"] = "cosine"
+
+
 LATER: tuple[Callable[[Draft], None], ...] = (
     _edges,
     _witnesses,
@@ -131,6 +137,7 @@ LATER: tuple[Callable[[Draft], None], ...] = (
     _late_part,
     _sparse_deltas,
     _pace_by_variance,
+    _late_deltas_by_a_cosine,
 )
 """What came to be drawn after the rest."""
 

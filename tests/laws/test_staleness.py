@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from itertools import pairwise
 
@@ -31,6 +32,16 @@ def test_each_rule_by_hand() -> None:
     assert table(StalenessRule.CONSTANT, 3) == (256, 256, 256, 256)
     assert table(StalenessRule.POLYNOMIAL, 3, exponent=1.0) == (256, 128, 85, 64)
     assert table(StalenessRule.HINGE, 4, slope=1.0, knee=2) == (256, 256, 256, 128, 85)
+    assert table(StalenessRule.COSINE, 3, decay=0.0) == (256, 219, 128, 37)
+    assert table(StalenessRule.COSINE, 3, decay=1.0, cutoff=6) == (256, 88, 26, 6)
+
+
+def test_the_cosine_rule_comes_to_nothing_right_behind_the_horizon_or_later() -> None:
+    assert table(StalenessRule.COSINE, 255)[-1] == 1
+    plain = table(StalenessRule.COSINE, 8, decay=0.2, cutoff=1 << 20)
+    assert plain == tuple(round(UNIT * math.exp(-0.2 * tau)) for tau in range(9))
+    with pytest.raises(ConfigError, match="cutoff = 8 is within the horizon of 8"):
+        table(StalenessRule.COSINE, 8, cutoff=8)
 
 
 @pytest.mark.parametrize("horizon", [-1, 256])
@@ -39,7 +50,7 @@ def test_the_horizon_has_bounds(horizon: int) -> None:
         table(StalenessRule.CONSTANT, horizon)
 
 
-@pytest.mark.parametrize("fields", [{"exponent": -0.1}, {"slope": -1.0}, {"knee": -1}])
+@pytest.mark.parametrize("fields", [{"exponent": -0.1}, {"slope": -1.0}, {"knee": -1}, {"decay": -0.1}])
 def test_no_rule_may_reward_lateness(fields: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="late updates would count for more"):
         table(StalenessRule.POLYNOMIAL, 3, **fields)  # type: ignore[arg-type]

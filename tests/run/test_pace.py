@@ -141,6 +141,8 @@ def test_a_measured_time_that_was_changed_is_another_decision() -> None:
         ({"windows": 4, "pace": {"kind": "echelon-da", "windows_max": 2}}, "sync.pace.windows_max = 2"),
         ({"pace": {"kind": "adacomm"}, "report_loss": False}, "needs losses"),
         ({"pace": {"kind": "guess"}}, "sync.pace.kind"),
+        ({"staleness": {"rule": "cosine", "cutoff": 8}}, "cutoff = 8 must be more than horizon = 8"),
+        ({"staleness": {"cutoff": 9}}, "cutoff is of the rule cosine"),
     ],
 )
 def test_terms_that_cannot_work_are_refused(sync: dict[str, Any], words: str) -> None:
