@@ -51,8 +51,8 @@ def boundary(**changes: Any) -> dict[str, Any]:
         (
             run_file(secure={"staleness": {"rule": "linear"}}),
             [
-                "secure.staleness.rule: Input should be 'constant', 'polynomial' or 'hinge', or be MODULE:CLASS, "
-                "a class of your own"
+                "secure.staleness.rule: Input should be 'constant', 'polynomial', 'hinge' or 'cosine', or be "
+                "MODULE:CLASS, a class of your own"
             ],
         ),
         (
@@ -148,3 +148,18 @@ def test_a_file_with_very_many_problems_has_the_others_counted() -> None:
         parse(run_file(**{f"colour{number}": 1 for number in range(1000)}), "file.yaml")
     lines = str(raised.value).splitlines()
     assert (len(lines), lines[-1]) == (258, "  and 744 more")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"learner": {"kind": "quadratic"}}, "muon is of models, and a quadratic learner has none"),
+        ({"adapter": {"kind": "fed-sb"}}, "adapter.kind fed-sb trains cores"),
+        ({"adapter": {"kind": "ravan"}}, "adapter.kind ravan trains cores"),
+    ],
+)
+def test_muon_needs_factors_to_move(fields: dict[str, Any], words: str) -> None:
+    training = {"training": {"optimizer": "muon"}}
+    assert parse(run_file(**training, adapter={"kind": "ffa"}), "x").training.momentum == 0.95
+    with pytest.raises(ConfigError, match=words):
+        parse(run_file(**training, **fields), "x")

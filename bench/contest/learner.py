@@ -51,7 +51,7 @@ class SharedLearner(TorchLearner):
             ConfigError: it is of another model, adapter, or optimiser, which are fixed when a learner is made.
         """
         old, new = self.spec, spec
-        fixed = ("beta1", "beta2", "eps", "weight_decay")
+        fixed = ("optimizer", "momentum", "beta1", "beta2", "eps", "weight_decay")
         if (old.model, old.adapter) != (new.model, new.adapter) or any(
             getattr(old.train, name) != getattr(new.train, name) for name in fixed
         ):

@@ -30,6 +30,7 @@ def check_run(run: RunSettings) -> None:
     for boundary in run.boundaries:
         _check_boundary(run, boundary)
     _check_adapter(run)
+    _check_optimizer(run)
     _check_compute(run)
     _check_parameters(run)
     _check_budget(run)
@@ -63,6 +64,20 @@ def _check_adapter(run: RunSettings) -> None:
     if run.adapter.kind != "lora" and run.learner.kind != "lora":
         raise ValueError(
             f"adapter.kind {run.adapter.kind} is of models, and a {run.learner.kind} learner has none: leave it out"
+        )
+
+
+def _check_optimizer(run: RunSettings) -> None:
+    if run.training.optimizer == "adamw":
+        return
+    if run.learner.kind != "lora":
+        raise ValueError(
+            f"training.optimizer muon is of models, and a {run.learner.kind} learner has none: leave it out"
+        )
+    if run.adapter.form.cores:
+        raise ValueError(
+            f"training.optimizer muon moves the factors A and B, and adapter.kind {run.adapter.kind} trains cores: set "
+            "adapter.kind to lora or ffa, or leave training.optimizer out"
         )
 
 

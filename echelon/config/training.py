@@ -180,12 +180,18 @@ class TrainSettings(Settings):
     """Local training on one device. H, mu and the progress in [0, 1] that drives the schedule come from
     the round."""
 
+    optimizer: Literal["adamw", "muon"] = Field(
+        default="adamw",
+        description="What takes the steps. muon: the factors A and B of linear layers move along their momentum, with "
+        "all singular values brought near 1 (Jordan et al. 2024), at a step as large as AdamW's; everything else moves "
+        "by AdamW. For the kinds lora and ffa; needs torch 2.9.",
+    )
     lr: float = Field(
         default=1e-2,
         gt=0,
         le=10,
         allow_inf_nan=False,
-        description="Peak learning rate of AdamW, per step, in (0, 10].",
+        description="Peak learning rate, per step, in (0, 10].",
     )
     schedule: Literal["constant", "cosine", "linear"] = Field(
         default="cosine",
@@ -223,7 +229,10 @@ class TrainSettings(Settings):
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="Decoupled weight decay of AdamW, per step and unit of rate.",
+        description="Decoupled weight decay, per step and unit of rate.",
+    )
+    momentum: float = Field(
+        default=0.95, ge=0, lt=1, allow_inf_nan=False, description="Decay of Muon's momentum, per step."
     )
     clip_norm: float | None = Field(
         default=1.0,

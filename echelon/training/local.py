@@ -88,9 +88,8 @@ class Frozen:
 class TorchLearner:
     """`Learner` for the devices of a spec, all in this process; data of a boundary is read at first use.
 
-    Devices share one frozen base. A task copies the device's adapter and AdamW moments in, takes its
-    steps, and
-    copies them out; nothing of one device is seen by another.
+    Devices share one frozen base. A task copies the device's adapter and its optimiser's moments in, takes its steps,
+    and copies them out; nothing of one device is seen by another.
     """
 
     def __init__(self, spec: LearnerSpec, share: BatchShare | None = None) -> None:
@@ -213,7 +212,7 @@ class TorchLearner:
     # ------------------------------------------------------------------------------------------- training
 
     def train(self, job: TrainJob) -> TrainOutcome:
-        """Take `job.steps` steps of AdamW on f(w) + mu/2 ||w - base||^2, from `job.start`.
+        """Take `job.steps` steps of AdamW, or of Muon, on f(w) + mu/2 ||w - base||^2, from `job.start`.
 
         The term's gradient, mu (w - base), is added before clipping, so the clip bounds the gradient of
         the whole
@@ -305,7 +304,9 @@ class TorchLearner:
             torch.nn.utils.clip_grad_norm_(self._flat.weights, settings.clip_norm)
         self._optimizer.step(1.0)
         if frozen is not None:
-            frozen.put_back(self._held)  # AdamW moves on without a gradient, by its moments and its decay
+            frozen.put_back(
+                self._held
+            )  # the optimiser moves on without a gradient, by its moments and its decay
         self._flat.spread()
         return total
 

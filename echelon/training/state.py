@@ -1,4 +1,4 @@
-"""What a device keeps between tasks: AdamW's moments, its step count, and how far its data was read.
+"""What a device keeps between tasks: its optimiser's moments, its step count, and how far its data was read.
 
 The bytes are a fixed little-endian header and raw float32, so that reading them runs no code of theirs:
 
@@ -29,7 +29,10 @@ _CUT = struct.Struct("<8sHH")
 
 @dataclass(frozen=True, slots=True)
 class TrainerState:
-    """AdamW's first and second moment, float32[d]; optimiser steps taken; packed sequences read so far."""
+    """The optimiser's first and second moment, float32[d]; optimiser steps taken; packed sequences read so far.
+
+    Of what Muon moves, the first is its momentum and the second is 0.
+    """
 
     first: Vector
     second: Vector

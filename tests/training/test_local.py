@@ -61,7 +61,8 @@ def test_devices_seeds_and_starts_differ(learner, make_spec):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("train", [{}, {"accumulation": 2}, {"weight_decay": 0.1, "clip_norm": None}])
+@pytest.mark.parametrize("train", [{}, {"accumulation": 2}, {"weight_decay": 0.1, "clip_norm": None},
+                                   {"optimizer": "muon", "weight_decay": 0.1}])  # fmt: skip
 def test_interrupted_training_equals_uninterrupted_bit_for_bit(make_spec, train):
     spec = make_spec(train=train)
     learner = TorchLearner(spec)
@@ -138,8 +139,30 @@ def test_accumulated_passes_equal_one_large_batch(make_spec):
 # ---------------------------------------------------------------------------------- objective and optimiser
 
 
-def reference(learner, work, mu):
-    """The same steps by the textbook: autograd of the whole objective, clip, torch's plain AdamW."""
+def plain_adamw(parameters, settings, rate):
+    return torch.optim.AdamW(
+        parameters,
+        lr=rate,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        foreach=False,
+        fused=False,
+    )
+
+
+def plain_muon(parameters, settings, rate):
+    return torch.optim.Muon(
+        parameters,
+        lr=rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
+
+
+def reference(learner, work, mu, make=plain_adamw):
+    """The same steps by the textbook: autograd of the whole objective, clip, torch's plain optimiser."""
     settings = learner.spec.train
     learner._flat.load(work.start)
     views = [p for p in learner.model.parameters() if p.requires_grad]
@@ -148,15 +171,7 @@ def reference(learner, work, mu):
     centre = TorchLearner(learner.spec)
     centre._flat.load(work.base)
     anchors = [p.detach().clone() for p in centre.model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters,
-        lr=learning_rate(settings, work.progress),
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-        foreach=False,
-        fused=False,
-    )
+    optimizer = make(parameters, settings, learning_rate(settings, work.progress))
     data = learner._device_data(work.data)
     learner.model.train()
     for step in range(work.steps):
@@ -188,6 +203,63 @@ def test_steps_are_adamw_on_the_whole_objective(make_spec, mu, train):
     for key, tensor in learner.layout.split(result.weights).items():
         name = key.replace("lora_A.", "lora_A.default.").replace("lora_B.", "lora_B.default.")
         np.testing.assert_allclose(tensor, expected[name], atol=2e-5, err_msg=key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mu", [0.0, 0.5])
+@pytest.mark.parametrize("train", [{}, {"momentum": 0.5, "weight_decay": 0.2}])
+def test_steps_are_muon_on_the_whole_objective(make_spec, mu, train):
+    learner = TorchLearner(make_spec(train={"lr": 3e-3, "optimizer": "muon", **train}))
+    start = learner.initial_adapter()
+    base = start + 0.05 * np.random.default_rng(0).standard_normal(start.size, dtype=np.float32)
+    work = task(learner, start=start, base=base, mu=mu, steps=3)
+    expected = reference(learner, work, mu, plain_muon)
+    result = learner.train(work)
+    moved = np.abs(result.weights - start).max()
+    for key, tensor in learner.layout.split(result.weights).items():
+        name = key.replace("lora_A.", "lora_A.default.").replace("lora_B.", "lora_B.default.")
+        # Muon calculates in bfloat16, of which one rounding of 256 may fall otherwise.
+        np.testing.assert_allclose(tensor, expected[name], atol=0.02 * moved, err_msg=key)
+
+
+def test_a_first_step_of_muon_is_nearly_orthogonal_and_as_large_as_one_of_adamw(make_spec):
+    train = {"lr": 3e-3, "optimizer": "muon", "schedule": "constant"}
+    learner = TorchLearner(make_spec(train=train))
+    start = learner.initial_adapter()
+    result = learner.train(task(learner, start=start, steps=1))
+    seen = 0
+    for key, step in learner.layout.split(result.weights - start).items():
+        if ".lora_A." in key:
+            assert not step.any()  # B is zero, so A has no gradient yet
+            continue
+        values = np.linalg.svd(step, compute_uv=False) / (3e-3 * 0.2 * math.sqrt(max(step.shape)))
+        assert values.max() < 1.3
+        assert values.min() > 0.3
+        seen += 1
+    assert seen > 4
+    state = TrainerState.from_bytes(result.state, learner.dim)
+    assert state.first.any()
+    assert not state.second.any()
+
+
+def test_beside_muon_all_but_the_factors_moves_by_adamw(make_spec):
+    """Of DoRA, the lengths of the layers' weights: their first step is that of AdamW, to the bit."""
+    steps = {}
+    for optimizer in ("adamw", "muon"):
+        learner = TorchLearner(make_spec(adapter={"dora": True}, train={"optimizer": optimizer}))
+        start = learner.initial_adapter()
+        result = learner.train(task(learner, start=start, steps=1))
+        second = learner.layout.split(TrainerState.from_bytes(result.state, learner.dim).second)
+        steps[optimizer] = learner.layout.split(result.weights)
+        for key, values in second.items():
+            assert values.any() == ("magnitude" in key or (optimizer == "adamw" and "lora_B" in key)), key
+    for key, values in steps["adamw"].items():
+        assert np.array_equal(values, steps["muon"][key]) == (".lora_B." not in key), key
+
+
+def test_where_no_factor_is_trained_muon_is_refused(make_spec):
+    with pytest.raises(ConfigError, match="factors A and B"):
+        TorchLearner(make_spec(adapter={"kind": "fed-sb"}, train={"optimizer": "muon"}))
 
 
 def test_mu_zero_is_no_term_at_all_whatever_the_base(learner):

@@ -156,10 +156,19 @@ def test_loss_and_gradients_are_those_of_the_whole_model(family, task, padded, s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "task"), [("llama", "causal"), ("bert", "classify")])
-def test_a_window_of_steps_ends_where_the_whole_model_does(family, task, split_folder):
-    """Accumulation, proximal term, clip over all parts, AdamW's moments: everything a step is made of."""
-    spec = spec_of(split_folder(family), task, clip_norm=0.5)
+@pytest.mark.parametrize(
+    ("family", "task", "optimizer", "near"),
+    [
+        ("llama", "causal", "adamw", 1e-3),
+        ("bert", "classify", "adamw", 1e-3),
+        # Muon calculates in bfloat16: what differs in the last bits of a gradient may round otherwise there.
+        ("llama", "causal", "muon", 2e-2),
+        ("bert", "classify", "muon", 2e-2),
+    ],
+)
+def test_a_window_of_steps_ends_where_the_whole_model_does(family, task, optimizer, near, split_folder):
+    """Accumulation, proximal term, clip over all parts, the optimiser's moments: everything a step is made of."""
+    spec = spec_of(split_folder(family), task, clip_norm=0.5, optimizer=optimizer)
     whole = Whole(spec)
     vector, base = (random_vector(whole.flat.layout.dim, seed) for seed in (1, 2))
     whole.optimizer.start(weights=vector, base=base, state=TrainerState.fresh(vector.size), lr=0.01, mu=0.3)
@@ -173,7 +182,7 @@ def test_a_window_of_steps_ends_where_the_whole_model_does(family, task, split_f
         pair.step()
     moved = np.abs(whole.flat.read() - vector).max()
     assert moved > 0.01
-    np.testing.assert_allclose(pair.weights(), whole.flat.read(), rtol=0, atol=1e-3 * moved)
+    np.testing.assert_allclose(pair.weights(), whole.flat.read(), rtol=0, atol=near * moved)
 
 
 @pytest.mark.slow
