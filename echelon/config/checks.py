@@ -37,6 +37,7 @@ def check_run(run: RunSettings) -> None:
     _check_windows_under_way(run)
     _check_steps(run)
     _check_density(run)
+    _check_short_ring(run)
     _check_pace_windows(run)
     _check_losses(run)
     check_metrics(run)
@@ -86,6 +87,18 @@ def _check_density(run: RunSettings) -> None:
         raise ValueError(
             f"sync.density is of sparse deltas, and sync.codec is {run.sync.codec}: set it to sparse, or leave "
             "sync.density out"
+        )
+
+
+def _check_short_ring(run: RunSettings) -> None:
+    if run.secure.ring_bits == 16 and run.secure.coordinate_clip is None:
+        rate, steps = run.training.lr, run.steps_bounds()[1]
+        example = (
+            f": AdamW moves a coordinate by about training.lr a step, so {rate * steps:g} for {steps} steps"
+        )
+        raise ValueError(
+            "secure.ring_bits = 16 needs secure.coordinate_clip, the largest change of one coordinate in one update"
+            f"{example if run.learner.kind == 'lora' else ''}; set it, or set secure.ring_bits: 32"
         )
 
 

@@ -74,7 +74,17 @@ class SecureSettings(Settings):
     )
     scale_bits: int | None = Field(
         default=None, ge=1, le=40,
-        description="Fixed point: a coordinate x travels as x·2^scale_bits. None: as fine as the 32-bit ring allows.",
+        description="Fixed point: a coordinate x travels as x·2^scale_bits. None: as fine as the ring allows.",
+    )  # fmt: skip
+    ring_bits: Literal[16, 32] = Field(
+        default=32,
+        description="Bits of a masked coordinate. 16: half the bytes of an upload and half the work of its masks, for "
+        "a bound on each coordinate (`coordinate_clip`) and coarser rounding (docs/secagg.md).",
+    )
+    coordinate_clip: float | None = Field(
+        default=None, ge=1e-9, le=1e6, allow_inf_nan=False,
+        description="Largest absolute value of one coordinate of one device's update, in whole billionths; what is "
+        "beyond is cut to it. None: `clip` alone bounds it. The ring of 16 bits needs one.",
     )  # fmt: skip
     bucket_tokens: int = Field(
         default=1024, ge=1, le=1 << 39, description="Tokens per unit of an update's weight n."

@@ -19,7 +19,7 @@ from echelon.errors import ProtocolError
 from echelon.laws.exact import norm2
 from echelon.laws.ledger import WindowMean
 from echelon.laws.metrics import released
-from echelon.laws.update_encoding import NORM_UNIT
+from echelon.laws.update_encoding import NORM_UNIT, codec_of
 from echelon.laws.versions import largest_step
 from echelon.messages.boundary import Cohort
 from echelon.messages.boundary import Member as CohortMember
@@ -30,7 +30,8 @@ from echelon.messages.wire import DeviceId, pack
 from echelon.secagg.context import Context, ContextMember, ring_threshold, threshold
 from echelon.secagg.floors import weight_cap, weight_holds
 from echelon.secagg.graph import Ring
-from echelon.secagg.ring import LIMBS, bound, centred, unpack_sum
+from echelon.secagg.prg import RingVector
+from echelon.secagg.ring import centred, limbs, ring_dtype, unpack_sum
 from echelon.secagg.roster import WindowLeaf, bases_root, roster_root
 from echelon.secagg.unmasking import SumResult
 
@@ -73,7 +74,7 @@ def weight_cap_of(offers: Sequence[tuple[int, str, int]], secure: SecureTerms) -
 
 def limbs_of(manifest: RunManifest) -> int:
     """Ring coordinates of the integers that travel with each update."""
-    return LIMBS * (len(AUX) + 2 * len(manifest.metrics))
+    return limbs(manifest.secure.ring_bits) * (len(AUX) + 2 * len(manifest.metrics))
 
 
 def vector_length(dim: int, manifest: RunManifest) -> int:
@@ -81,15 +82,30 @@ def vector_length(dim: int, manifest: RunManifest) -> int:
     return dim + limbs_of(manifest)
 
 
-def ring_vector(payload: bytes) -> NDArray[np.uint32]:
-    """The bytes of a masked upload as ring coordinates, uint32[len / 4]; the context says how many there must be.
+def upload_length(dim: int, manifest: RunManifest) -> int:
+    """Bytes of a masked update of `dim` parameters."""
+    return ring_dtype(manifest.secure.ring_bits).itemsize * vector_length(dim, manifest)
+
+
+def ring_vector(payload: bytes, ring_bits: int) -> RingVector:
+    """The bytes of a masked upload as ring coordinates; the context says how many there must be.
+
+    Args:
+        payload: little-endian coordinates.
+        ring_bits: bits of a coordinate.
+
+    Returns:
+        uint32[len / 4], or uint16[len / 2] on the ring of 16 bits.
 
     Raises:
         ProtocolError: not a whole number of coordinates.
     """
-    if len(payload) % 4:
-        raise ProtocolError(f"a masked upload of {len(payload)} bytes is no vector of 32-bit coordinates")
-    return np.frombuffer(payload, "<u4")
+    dtype = ring_dtype(ring_bits)
+    if len(payload) % dtype.itemsize:
+        raise ProtocolError(
+            f"a masked upload of {len(payload)} bytes is no vector of {ring_bits}-bit coordinates"
+        )
+    return np.frombuffer(payload, dtype.newbyteorder("<"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +216,7 @@ def read_part(
     if len(payload) != 4 * dim:
         raise ProtocolError(f"{where} has {len(payload)} bytes, by the layout it has {4 * dim}")
     total = np.frombuffer(payload, "<i4")
-    largest = len(message.devices) * bound(manifest.secure.clip_micro / MILLION, manifest.secure.scale_bits)
+    largest = len(message.devices) * codec_of(manifest.secure).largest
     if total.size and max(int(total.max()), -int(total.min())) > largest:
         raise ProtocolError(f"{where} is larger than clipped updates of its devices can add up to")
     return Part(edge, message.devices, message.norm2, total, message.payload.sha256)
@@ -248,6 +264,7 @@ def context_of(cohort: Cohort, manifest: RunManifest, dim: int) -> Context:
         length=vector_length(dim, manifest),
         ring=ring_of(cohort, manifest),
         offers_sha256=offers_sha256(cohort),
+        ring_bits=secure.ring_bits,
     )
 
 

@@ -6,7 +6,7 @@ the longest kind that the sender may send there; whatever announces more is refu
 
 from __future__ import annotations
 
-from echelon.laws.cohort import vector_length
+from echelon.laws.cohort import upload_length
 from echelon.laws.delta_form import DeltaForm
 from echelon.messages.manifest import MAX_MANIFEST_BYTES, RunManifest
 
@@ -44,7 +44,7 @@ def boundary_lengths(manifest: RunManifest, dim: int) -> dict[str, int]:
         dim: parameters of the adapter.
     """
     return {
-        "masked": 4 * vector_length(dim, manifest),
+        "masked": upload_length(dim, manifest),
         "model": 2 * adapter_length(dim),  # the adapter, and the commit's when it is anchored
         "delta": delta_length(manifest, dim),
         "parts": 4 * dim,

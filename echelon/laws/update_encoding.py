@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from echelon.messages.adapter import F32
-from echelon.messages.manifest import MILLION, SecureTerms
-from echelon.secagg.prg import U32
+from echelon.messages.manifest import BILLION, MILLION, SecureTerms
+from echelon.secagg.prg import RingVector
 from echelon.secagg.ring import Codec, squared_length
 
 LOSS_UNIT = 1 << 16
@@ -23,12 +23,28 @@ class EncodedUpdate:
     """An update as it enters a sum.
 
     Attributes:
-        ring: round(w/W · clip(Δ) · 2**scale_bits), uint32[d].
+        ring: round(w/W · clip(Δ) · 2**scale_bits), uint32[d], or uint16[d] on the ring of 16 bits.
         norm2: w · ‖clip(Δ)‖² in units of 2**-32.
     """
 
-    ring: U32
+    ring: RingVector
     norm2: int
+
+
+def codec_of(secure: SecureTerms) -> Codec:
+    """The fixed-point codec of a run, from its signed terms.
+
+    Raises:
+        ConfigError: the terms would let a sum overflow.
+    """
+    nano = secure.coordinate_nano
+    return Codec(
+        clip_norm=secure.clip_micro / MILLION,
+        scale_bits=secure.scale_bits,
+        cohort_max=secure.cohort_max,
+        ring_bits=secure.ring_bits,
+        coordinate_clip=None if nano is None else nano / BILLION,
+    )
 
 
 class UpdateEncoder:
@@ -40,7 +56,7 @@ class UpdateEncoder:
 
     def __init__(self, secure: SecureTerms) -> None:
         self._weight_max = secure.weight_max
-        self._codec = Codec(secure.clip_micro / MILLION, secure.scale_bits, secure.cohort_max)
+        self._codec = codec_of(secure)
 
     def encode(self, update: F32, weight: int, seed: bytes) -> EncodedUpdate:
         """Clip an update and encode it.

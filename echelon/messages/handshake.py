@@ -139,7 +139,7 @@ class Deliver(Message):
 
 
 class Upload(Fields):
-    """A masked upload that is in the sum: whose, and the SHA-256 of its little-endian uint32 bytes."""
+    """A masked upload that is in the sum: whose, and the SHA-256 of its little-endian bytes."""
 
     device: Slug
     upload_sha256: Digest

@@ -40,6 +40,7 @@ MAX_LABELS = 4096
 MAX_WITNESSES = 128
 """Most witnesses of a run: every gate, and as many again."""
 MILLION = 1_000_000
+BILLION = 1_000_000_000
 LEAST_COMMITS = 4
 """Commits that a delta may always stay unread: as few may pass while it is on its way through a slow network."""
 
@@ -208,6 +209,18 @@ class SecureTerms(Fields):
     """s(τ) as integers, by τ in versions; an update as old as the table is long is not taken."""
     neighbours: Annotated[int, Field(ge=0, le=4096, multiple_of=2)] = 0
     """k: with how many others a device masks in cohorts of at least twice as many; 0: with all, always."""
+    coordinate_nano: Annotated[int, Field(ge=1, lt=1 << 50)] | None = None
+    """Bound of the absolute value of one coordinate of an update, in billionths. None: that of its norm alone, and left
+    out of the bytes."""
+    short_ring: bool = False
+    """Whether masked coordinates have 16 bits. Left out of the bytes where they have 32."""
+
+    left_out: ClassVar[frozenset[str]] = frozenset({"coordinate_nano", "short_ring"})
+
+    @property
+    def ring_bits(self) -> int:
+        """Bits of a masked coordinate: sums are mod 2**ring_bits."""
+        return 16 if self.short_ring else 32
 
     def degree(self, cohort: int) -> int:
         """k in a cohort of so many devices; 0: everybody masks with everybody."""
@@ -433,6 +446,7 @@ class RunManifest(Fields):
         """Sorted keys, no white space."""
         fields = self.model_dump(mode="json", include=set(self.written()))
         fields["exchange"] = self.exchange.model_dump(mode="json", include=set(self.exchange.written()))
+        fields["secure"] = self.secure.model_dump(mode="json", include=set(self.secure.written()))
         return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
     def seal(self, operator: Signer) -> bytes:

@@ -10,9 +10,11 @@ from echelon.config.secure import StalenessSettings
 from echelon.config.sync import DEFAULT_DENSITY
 from echelon.errors import ConfigError, EchelonError
 from echelon.laws.staleness import StalenessRule, table
+from echelon.laws.update_encoding import codec_of
 from echelon.messages.envelope import Signer
 from echelon.messages.exchange import DeltaCodec, Pace
 from echelon.messages.manifest import (
+    BILLION,
     MILLION,
     BoundaryTerms,
     Budget,
@@ -31,9 +33,12 @@ from echelon.messages.manifest import (
     default_merge_within,
 )
 from echelon.provision.identities import Identities
-from echelon.secagg.ring import Codec, best_scale_bits
+from echelon.secagg.ring import SHORT_RING_BITS, Codec, best_scale_bits
 from echelon.wiring.metrics import metric_terms
 from echelon.wiring.plugins import own_table, terms_of
+
+LEAST_LEVELS = 16
+"""On the ring of 16 bits: fewest levels from zero to the bound of a coordinate, for an update of one bucket."""
 
 
 def _table(settings: StalenessSettings) -> tuple[int, ...]:
@@ -53,12 +58,16 @@ def secure_terms(settings: RunSettings) -> SecureTerms:
     """Secure aggregation's terms, with the bounds that keep the ring from overflowing.
 
     Raises:
-        ConfigError: n_max·⌈clip·scale⌉ would reach 2**31, or a masked integer could pass 63 bits.
+        ConfigError: cohort_max·⌈clip·scale⌉ would reach half of the ring, a ring of 16 bits would leave too few levels,
+            or a masked integer could pass 63 bits.
     """
     secure = settings.secure
     cohort_max = settings.cohort_max()
-    bits = secure.scale_bits if secure.scale_bits is not None else best_scale_bits(secure.clip, cohort_max)
-    Codec(secure.clip, bits, cohort_max)
+    nano = None if secure.coordinate_clip is None else round(secure.coordinate_clip * BILLION)
+    reach = secure.clip if nano is None else min(secure.clip, nano / BILLION)
+    bits = secure.scale_bits
+    if bits is None:
+        bits = best_scale_bits(reach, cohort_max, secure.ring_bits)
     terms = SecureTerms(
         k_min=secure.k_min,
         colluding=secure.colluding,
@@ -69,7 +78,10 @@ def secure_terms(settings: RunSettings) -> SecureTerms:
         n_max=secure.n_max,
         staleness=_table(secure.staleness),
         neighbours=secure.neighbours or 0,
+        coordinate_nano=nano,
+        short_ring=secure.ring_bits == SHORT_RING_BITS,
     )
+    _check_levels(codec_of(terms), terms)
     # Σ w‖Δ‖² travels in units of 2**-32 and must stay below 2**63 over the whole cohort.
     if math.log2(terms.weight_max * cohort_max * secure.clip**2) + 32 >= 63:
         raise ConfigError(
@@ -77,6 +89,22 @@ def secure_terms(settings: RunSettings) -> SecureTerms:
             f"large for the 64-bit sum of squared norms (at most 2^31): lower secure.clip or secure.n_max"
         )
     return terms
+
+
+def _check_levels(codec: Codec, terms: SecureTerms) -> None:
+    """Refuse a ring of 16 bits on which the lightest fresh update would have too few levels.
+
+    Raises:
+        ConfigError: of ⌈c · 2**scale_bits⌉ levels to each side, the share 1 / n_max is less than `LEAST_LEVELS`.
+    """
+    if terms.short_ring and codec.largest < LEAST_LEVELS * terms.n_max:
+        most = ((1 << codec.ring_bits - 1) - 1) // codec.cohort_max
+        raise ConfigError(
+            f"secure.ring_bits = 16 leaves {codec.largest / terms.n_max:.3g} levels to each side for an update of one "
+            f"bucket (at most {most} for cohorts of {codec.cohort_max}, over n_max = {terms.n_max}; {LEAST_LEVELS} are "
+            f"needed): lower secure.n_max to {max(1, codec.largest // LEAST_LEVELS)} with a larger "
+            "secure.bucket_tokens, lower secure.cohort_max, or set secure.ring_bits: 32"
+        )
 
 
 def pace_terms(settings: RunSettings) -> PaceTerms:

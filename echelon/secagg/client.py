@@ -11,8 +11,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection
 
-import numpy as np
-
 from echelon.messages.envelope import Signer
 from echelon.messages.floor import heads
 from echelon.messages.good_signatures import verify_once
@@ -34,7 +32,7 @@ from echelon.secagg.device_secrets import DeviceSecrets
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.faults import Abort, Aborted
 from echelon.secagg.partial_sums import EVALUATIONS, PartialSums
-from echelon.secagg.prg import U32, Masker
+from echelon.secagg.prg import Masker, RingVector, ring_bytes
 from echelon.secagg.roster import Roster
 from echelon.secagg.turns import ClientStep, Turns
 
@@ -201,7 +199,7 @@ class Client:
     def _within(self, shares: SharesList) -> frozenset[DeviceId]:
         return frozenset(DeviceId(device) for device in shares.devices) & self._u1
 
-    def masked_input(self, shares: SharesList, delivered: Deliver, vector: U32) -> U32:
+    def masked_input(self, shares: SharesList, delivered: Deliver, vector: RingVector) -> RingVector:
         """Round 2: open the shares that were handed over, and mask the vector.
 
         The caller must have *spent* of this update on disk before the returned vector leaves the device: once
@@ -210,10 +208,10 @@ class Client:
         Args:
             shares: U2.
             delivered: the ciphertexts of the neighbours in U2.
-            vector: uint32[length], contiguous.
+            vector: uint32[length], or uint16[length] on the ring of 16 bits; contiguous.
 
         Returns:
-            uint32[length], a new array.
+            A new array of the same type and length.
         """
         self._turns.expect(shares, ClientStep.SHARED)
         self._turns.expect(delivered, ClientStep.SHARED)
@@ -224,17 +222,17 @@ class Client:
             raise self._turns.abort(
                 Abort.DELIVERY, "the shares handed over are not those of the neighbours in U2"
             )
-        if vector.dtype != np.uint32 or vector.shape != (context.length,) or not vector.flags.c_contiguous:
+        if not context.fits(vector) or not vector.flags.c_contiguous:
             raise self._turns.abort(
                 Abort.LENGTH,
-                f"a {vector.dtype}{list(vector.shape)}, the window is of uint32[{context.length}]",
+                f"a {vector.dtype}{list(vector.shape)}, the window is of {context.dtype}[{context.length}]",
             )
         for entry in delivered.entries:
             self._secrets.unseal(entry)
         masked = vector.copy()
         Masker().add(masked, self._secrets.masks(peers, masks_bound(self._bound, shares)))
         self._u2, self._adding = u2, self._sums.adding(self._keys, u2)
-        self._upload_sha256 = hashlib.sha256(masked.astype("<u4", copy=False).data).digest()
+        self._upload_sha256 = hashlib.sha256(ring_bytes(masked)).digest()
         self._turns.shown[shares.kind] = self._shares = shares
         self._turns.step = ClientStep.UPLOADED
         return masked

@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from echelon.messages.floor import heads
 from echelon.messages.handshake import Included, KeyEntry, KeyList, SharesList
 from echelon.messages.wire import DeviceId
@@ -14,6 +16,8 @@ from echelon.secagg.faults import Abort, Aborted
 from echelon.secagg.floors import partial_sum_holds, weight_holds
 from echelon.secagg.graph import Graph, Ring, bits, complete
 from echelon.secagg.keys import statement
+from echelon.secagg.prg import RingVector
+from echelon.secagg.ring import RING_BITS, ring_dtype
 
 
 def threshold(n: int, colluding: int) -> int:
@@ -67,6 +71,7 @@ class Context:
         length: coordinates of a masked vector, limbs of integers included.
         ring: on which devices mask with those nearest; None: everybody masks with everybody.
         offers_sha256: digest over the rest of what the cohort says of each member: its offer, shards, edge and jobs.
+        ring_bits: bits of a coordinate: the sum is mod 2**ring_bits; 32, or 16.
 
     Raises:
         Aborted: at construction, when a device must not take part in such a window.
@@ -87,6 +92,7 @@ class Context:
     length: int
     ring: Ring | None = None
     offers_sha256: bytes = b""
+    ring_bits: int = RING_BITS
 
     def __post_init__(self) -> None:
         where = f"window {self.window}"
@@ -113,6 +119,15 @@ class Context:
                 f"it must be in {least}..{group}",
             )
         self.check_floor(names, "the cohort")
+
+    @cached_property
+    def dtype(self) -> np.dtype[np.unsignedinteger]:
+        """Type of a masked vector's coordinates: uint32 or uint16."""
+        return ring_dtype(self.ring_bits)
+
+    def fits(self, vector: RingVector) -> bool:
+        """Whether a vector has this window's type and length."""
+        return vector.dtype == self.dtype and vector.shape == (self.length,)
 
     @cached_property
     def neighbours(self) -> Graph:
@@ -181,7 +196,7 @@ class Context:
         return hashlib.sha256(statement("context", *self._signed_fields())).digest()
 
     def _signed_fields(self) -> list[object]:
-        """What the digest covers, in the order of the format; the last two only where the run has them."""
+        """What the digest covers, in the order of the format; the last three only where the run has them."""
         fields: list[object] = [
             self.run,
             self.window,
@@ -202,6 +217,8 @@ class Context:
             fields.append(list(self.ring.order))
         if self.offers_sha256:
             fields.append(self.offers_sha256)
+        if self.ring_bits != RING_BITS:
+            fields.append(self.ring_bits)
         return fields
 
     def advert_statement(self, entry: KeyEntry) -> bytes:

@@ -1,4 +1,4 @@
-"""Masks: AES-128-CTR keystreams added to, or taken from, a vector mod 2**32.
+"""Masks: AES-128-CTR keystreams added to, or taken from, a vector mod 2**32, or mod 2**16.
 
 Keystream is written into one reused buffer and added from there, so masks cost no memory of the vector's
 size. A piece of the vector gets all its masks before the next piece, so that piece and buffer stay in a
@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from echelon.errors import ProtocolError
 
 U32 = NDArray[np.uint32]
+RingVector = NDArray[np.uint32] | NDArray[np.uint16]
+"""A vector of the ring of 32 bits, or of that of 16."""
 
 CHUNK_BYTES = 1 << 19
 """Piece of a vector that is worked on at a time; from 1 << 17 on `bench/secagg.py` sees little difference."""
 BATCH = 256
 """Ciphers that are open at a time."""
-_WORDS = CHUNK_BYTES // 4
 
 
 class Masker:
@@ -32,13 +33,12 @@ class Masker:
         self._zeros = memoryview(bytes(CHUNK_BYTES))
         # update_into asks for room for one block less a byte beyond what it writes.
         self._buffer = bytearray(CHUNK_BYTES + 16)
-        self._words = np.frombuffer(self._buffer, "<u4", count=_WORDS)
 
-    def add(self, total: U32, masks: Iterable[tuple[bytes, int]]) -> None:
-        """total ← total + Σ sign · keystream(key) mod 2**32, in place.
+    def add(self, total: RingVector, masks: Iterable[tuple[bytes, int]]) -> None:
+        """total ← total + Σ sign · keystream(key), in place, on the ring of the vector's type.
 
         Args:
-            total: uint32[d], contiguous.
+            total: uint32[d] or uint16[d], contiguous.
             masks: (key, sign): 16 bytes that serve one mask in one window, as the counter starts at 0; +1 or
             -1.
 
@@ -46,11 +46,13 @@ class Masker:
             ProtocolError: another type of vector, key or sign; `total` may hold a part of the masks then.
         """
         check_ring(total)
+        size = CHUNK_BYTES // total.itemsize
+        stream_words = np.frombuffer(self._buffer, f"<u{total.itemsize}", count=size)
         left = iter(masks)
         while batch := [_cipher(key, sign) for key, sign in islice(left, BATCH)]:
-            for start in range(0, total.size, _WORDS):
-                part = total[start : start + _WORDS]
-                zeros, words = self._zeros[: 4 * part.size], self._words[: part.size]
+            for start in range(0, total.size, size):
+                part = total[start : start + size]
+                zeros, words = self._zeros[: part.nbytes], stream_words[: part.size]
                 for stream, operate in batch:
                     stream.update_into(zeros, self._buffer)
                     operate(part, words, out=part)
@@ -80,9 +82,14 @@ def keystream_parts(key: bytes, size: int) -> Iterator[U32]:
         yield words
 
 
-def check_ring(vector: U32, length: int | None = None) -> None:
-    """Raise `ProtocolError` unless `vector` is uint32[length] (any length if None) and contiguous."""
-    wrong = vector.dtype != np.uint32 or vector.ndim != 1 or not vector.flags.c_contiguous
-    if wrong or (length is not None and vector.size != length):
-        wanted = "d" if length is None else length
-        raise ProtocolError(f"expected a contiguous uint32[{wanted}], got {vector.dtype}{list(vector.shape)}")
+def check_ring(vector: RingVector) -> None:
+    """Raise `ProtocolError` unless `vector` is uint32[d] or uint16[d], and contiguous."""
+    if vector.dtype not in (np.uint32, np.uint16) or vector.ndim != 1 or not vector.flags.c_contiguous:
+        raise ProtocolError(
+            f"expected a contiguous uint32[d] or uint16[d], got {vector.dtype}{list(vector.shape)}"
+        )
+
+
+def ring_bytes(vector: RingVector) -> memoryview:
+    """The bytes of a ring vector as they travel and are hashed: little-endian; a view where the machine is, too."""
+    return vector.astype(vector.dtype.newbyteorder("<"), copy=False).data.cast("B")

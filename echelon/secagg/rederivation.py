@@ -10,12 +10,12 @@ from echelon.messages.wire import DeviceId
 from echelon.secagg.context import Context
 from echelon.secagg.decisions import Decision
 from echelon.secagg.faults import InputRefused
-from echelon.secagg.prg import U32
+from echelon.secagg.prg import RingVector, ring_bytes
 from echelon.secagg.roster import Roster
 from echelon.secagg.server import Server
 from echelon.secagg.unmasking import SumResult
 
-Input = Advertise | Sealed | Consistency | Unmask | U32
+Input = Advertise | Sealed | Consistency | Unmask | RingVector
 """An input of a window: a message, or a masked vector."""
 
 
@@ -51,7 +51,7 @@ def rederive(
                 case Unmask():
                     server.on_unmask(device, found)
                 case _:
-                    digest = hashlib.sha256(found.astype("<u4", copy=False).tobytes()).digest()
+                    digest = hashlib.sha256(ring_bytes(found)).digest()
                     server.on_masked(device, found, digest)
         except InputRefused:
             continue  # refused then as now: it was no part of the sum

@@ -33,7 +33,7 @@ from echelon.secagg.context import Context, consistency_statement, masks_bound
 from echelon.secagg.decisions import DECIDES, Decision, Round, check_enough, signed_enough, thriving
 from echelon.secagg.faults import InputRefused, WindowFailed
 from echelon.secagg.keys import usable
-from echelon.secagg.prg import U32, Masker
+from echelon.secagg.prg import Masker, RingVector
 from echelon.secagg.roster import Roster
 from echelon.secagg.unmasking import SumResult, Unmasking
 
@@ -65,7 +65,7 @@ class Server:
         self._adverts: dict[DeviceId, KeyEntry] = {}
         self._sealed: dict[DeviceId, Sealed] = {}
         self._uploads: dict[DeviceId, bytes] = {}
-        self._total: U32 = np.zeros(context.length, np.uint32)
+        self._total: RingVector = np.zeros(context.length, context.dtype)
         self._signatures: dict[DeviceId, bytes] = {}
         self._keys: dict[DeviceId, KeyEntry] = {}
         self._bound = b""
@@ -123,12 +123,12 @@ class Server:
             raise InputRefused(Reason.PROTOCOL, f"{device} sealed shares for others than its neighbours")
         self._sealed[device] = message
 
-    def on_masked(self, device: DeviceId, vector: U32, sha256: bytes) -> None:
+    def on_masked(self, device: DeviceId, vector: RingVector, sha256: bytes) -> None:
         """Round 2: a masked vector is added to the sum. The caller has checked that `sha256` is its digest.
 
         Args:
             device: the sender.
-            vector: uint32[length]; not kept.
+            vector: uint32[length], or uint16[length] on the ring of 16 bits; not kept.
             sha256: of its little-endian bytes.
         """
         self._check_member(device)
@@ -142,10 +142,11 @@ class Server:
             return
         if self.round < Round.MASKED or device not in self._u2:
             self._late(device, "upload")
-        if vector.dtype != np.uint32 or vector.shape != (self.context.length,):
+        if not self.context.fits(vector):
             raise InputRefused(
                 Reason.BAD_FIELD,
-                f"{device} sent {vector.dtype}{list(vector.shape)}, the window is of uint32[{self.context.length}]",
+                f"{device} sent {vector.dtype}{list(vector.shape)}, the window is of "
+                f"{self.context.dtype}[{self.context.length}]",
             )
         np.add(self._total, vector, out=self._total)
         self._uploads[device] = sha256

@@ -11,7 +11,7 @@ from echelon.messages.wire import DeviceId
 from echelon.secagg.context import Context
 from echelon.secagg.faults import WindowFailed
 from echelon.secagg.keys import AgreementKey, commit_seed, mask_sign, pair_mask_key, self_mask_key
-from echelon.secagg.prg import U32
+from echelon.secagg.prg import RingVector
 from echelon.secagg.recovery import Recovery
 
 
@@ -21,7 +21,7 @@ class SumResult:
 
     Attributes:
         included: U3, ascending.
-        total: uint32[length], Σ of the included devices' vectors mod 2**32.
+        total: uint32[length] or uint16[length], Σ of the included devices' vectors on the ring.
         uploads: SHA-256 of each included masked upload.
         signatures: the collected signatures over U3.
         dropped: U2 without U3, ascending: shared keys, but are not in the sum.
@@ -29,7 +29,7 @@ class SumResult:
     """
 
     included: tuple[DeviceId, ...]
-    total: U32
+    total: RingVector
     uploads: dict[DeviceId, bytes]
     signatures: dict[DeviceId, bytes]
     dropped: tuple[DeviceId, ...]

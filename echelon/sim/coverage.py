@@ -52,6 +52,7 @@ EXPECTED: tuple[str, ...] = (
     *(f"link: {kind}" for kind in ("cut", "slow")),
     "boundary: data in shards",
     "boundary: sparse deltas",
+    "boundary: masked coordinates of 16 bits",
     "boundary: with edges",
     "edge: part released",
     "edge: part released without some of its devices",

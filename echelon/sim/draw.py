@@ -130,6 +130,12 @@ def _late_deltas_by_a_cosine(draft: Draft) -> None:
         draft.run["sync"]["staleness"]["rule"] = "cosine"
 
 
+def _short_ring(draft: Draft) -> None:
+    """Masked coordinates of 16 bits, some with a bound that cuts updates."""
+    if draft.chance(0.2):
+        draft.run["secure"] |= {"ring_bits": 16, "coordinate_clip": draft.random.choice((4.0, 1.0, 0.05))}
+
+
 LATER: tuple[Callable[[Draft], None], ...] = (
     _edges,
     _witnesses,
@@ -138,6 +144,7 @@ LATER: tuple[Callable[[Draft], None], ...] = (
     _sparse_deltas,
     _pace_by_variance,
     _late_deltas_by_a_cosine,
+    _short_ring,
 )
 """What came to be drawn after the rest."""
 

@@ -26,7 +26,7 @@ from echelon.bus.base import Outgoing, Record, TopicPartition
 from echelon.compute.pool import LearnerPool
 from echelon.compute.quadratic_halves import QuadraticHalves
 from echelon.config.boundary import BoundarySettings
-from echelon.messages.manifest import MILLION
+from echelon.laws.update_encoding import codec_of
 from echelon.provision.identities import Identities
 from echelon.provision.manifest_from_settings import build_manifest
 from echelon.rounds.effects import (
@@ -35,7 +35,6 @@ from echelon.rounds.effects import (
     Publish,
 )
 from echelon.secagg.entropy import Entropy
-from echelon.secagg.ring import Codec
 from echelon.sim.broker import Link, SimBroker, SimBus
 from echelon.sim.coverage import phase_of
 from echelon.sim.life import Call, Disk, ProcessLife, SimStore, Stage
@@ -107,7 +106,7 @@ class World:
             self.halves = QuadraticHalves(settings)
             self.middles = WatchedMiddles(self.halves, self.outcome)
         secure = self.manifest.secure
-        self._codec = Codec(secure.clip_micro / MILLION, secure.scale_bits, secure.cohort_max)
+        self._codec = codec_of(secure)
         log = logging.Logger("simulated", logging.WARNING)
         log.addHandler(CoverageListener(self.outcome.coverage))
         self.services = Services(sink=self._note, log=log)
@@ -132,6 +131,8 @@ class World:
             found["exchange"].create_topic(topic, partitions)
         if self.settings.sync.codec == "sparse":
             self.outcome.coverage.see("boundary: sparse deltas")
+        if self.settings.secure.ring_bits == 16:
+            self.outcome.coverage.see("boundary: masked coordinates of 16 bits")
         for boundary in self.settings.boundaries:
             if boundary.shards is not None:
                 self.outcome.coverage.see("boundary: data in shards")

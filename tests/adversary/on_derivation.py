@@ -29,7 +29,7 @@ from echelon.messages.wire import Message
 from echelon.rounds.effects import Evaluate, Evaluated, Publish, TrainOutcome
 from echelon.rounds.gate.derivation import BoundaryLog
 from echelon.secagg.faults import InputRefused
-from echelon.secagg.ring import LIMBS
+from echelon.secagg.ring import limbs
 from tests.adversary.case import Cases, Noticed, Played
 from tests.adversary.on_boundary import (
     DEAD,
@@ -417,7 +417,7 @@ NOBODY = (
 
 def place_of(word: str) -> int:
     """Where a word of the vector begins, behind the coordinates."""
-    return DIM + LIMBS * AUX.index(word)
+    return DIM + limbs(32) * AUX.index(word)
 
 
 for word in ("n", "weight"):

@@ -525,7 +525,7 @@ def test_every_field_of_the_context_is_bound() -> None:
         "run": b"s" * 16, "window": 4, "version": 12, "bases_root": b"c" * 32, "terms_sha256": b"n" * 32,
         "threshold": 5, "k_min": 3, "colluding": 1, "weight_max": 9, "clip_micro": 2, "scale_bits": 3, "length": 5,
         "members": (dataclasses.replace(context.members[0], n=2), *context.members[1:]),
-        "ring": Ring.of(names(6), 4, b"a"), "offers_sha256": b"o" * 32,
+        "ring": Ring.of(names(6), 4, b"a"), "offers_sha256": b"o" * 32, "ring_bits": 16,
     }  # fmt: skip
     assert set(others) == {field.name for field in dataclasses.fields(context)}
     digests = {context.digest}

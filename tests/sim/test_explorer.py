@@ -57,6 +57,15 @@ def test_sparse_deltas_are_drawn_and_everything_holds_of_them() -> None:
 
 
 @pytest.mark.slow
+def test_short_rings_are_drawn_and_everything_holds_of_them() -> None:
+    short = [one for one in map(draw, range(200)) if one.run["secure"].get("ring_bits") == 16]
+    assert 20 <= len(short) <= 60
+    verdict = judge(short[0])
+    assert verdict.findings == ()
+    assert verdict.coverage.counts["boundary: masked coordinates of 16 bits"] == 1
+
+
+@pytest.mark.slow
 def test_wrong_wall_clocks_change_nothing() -> None:
     schedule = next(found for found in map(draw, range(100)) if len(found.links) > 4)
     right = [link.model_copy(update={"skew": 0.0}) for link in schedule.links]

@@ -27,6 +27,7 @@ from echelon.messages.split import EdgePart, PartRef
 from echelon.messages.wire import DeviceId
 from echelon.rounds.effects import Effect, Publish, StartTimer, note
 from echelon.secagg.faults import WindowFailed
+from echelon.secagg.prg import ring_bytes
 from echelon.secagg.roster import Roster
 from echelon.secagg.server import Server
 from echelon.secagg.unmasking import SumResult
@@ -119,7 +120,9 @@ class WindowRounds:
             case Sealed():
                 server.on_sealed(device, message)
             case Masked():
-                server.on_masked(device, ring_vector(payload), message.payload.sha256)
+                server.on_masked(
+                    device, ring_vector(payload, server.context.ring_bits), message.payload.sha256
+                )
             case Consistency():
                 server.on_consistency(device, message)
             case Unmask():
@@ -258,7 +261,7 @@ class WindowRounds:
             window=cohort.window,
             version=version,
             included=tuple(result.included),
-            sum_sha256=hashlib.sha256(result.total.astype("<u4", copy=False).data).digest(),
+            sum_sha256=hashlib.sha256(ring_bytes(result.total)).digest(),
             summary=summary,
             inputs=(self.read["handshake"], self.read["masked"]),
             parts=tuple(PartRef(edge=part.edge, sha256=part.sha256) for part in parts),

@@ -24,6 +24,7 @@ from echelon.rounds.device.state import DeviceState, Offer
 from echelon.rounds.effects import Effect, Publish, Save
 from echelon.secagg.client import Client
 from echelon.secagg.entropy import Entropy
+from echelon.secagg.prg import ring_bytes
 from echelon.secagg.ring import pack_vector
 from echelon.secagg.roster import Roster
 
@@ -291,7 +292,7 @@ class CohortMember:
         del vector, encoded
         masked = cohort.client.masked_input(shares, delivered, packed)
         del packed
-        payload = masked.astype("<u4", copy=False).data.cast("B").toreadonly()
+        payload = ring_bytes(masked).toreadonly()
         if self._state.evaluation == (cohort.commit, *evaluation):
             self._state.evaluation = None  # it is in this sum
         offer.window = cohort.window

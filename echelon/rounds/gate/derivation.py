@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from echelon.errors import ProtocolError
-from echelon.laws.cohort import context_of, vector_length
+from echelon.laws.cohort import context_of, upload_length
 from echelon.laws.delta_form import DeltaForm
 from echelon.laws.ledger import Ledger, RoundedDelta
 from echelon.laws.snapshot import decode, parts_of
@@ -94,7 +94,7 @@ class BoundaryLog:
         """The adoption since the newest version, if there was one."""
         self.sealed: dict[int, RoundedDelta] = {}
         self._waiting: deque[Incoming] = deque()
-        self._early = EarlyInputs(vector_length(self.dim, self.manifest))
+        self._early = EarlyInputs(upload_length(self.dim, self.manifest))
         self._open: WindowUnderWay | None = None
         self._lacks: str | None = None
         self._contradiction: str | None = None

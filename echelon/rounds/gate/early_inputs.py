@@ -20,11 +20,11 @@ class EarlyInputs:
     """Inputs by window, within a bound for each sender.
 
     Args:
-        length: coordinates of the longest input.
+        length: bytes of the longest payload of an input.
     """
 
     def __init__(self, length: int) -> None:
-        self._most = EARLY_INPUTS * (RECORD_COST + 4 * length)
+        self._most = EARLY_INPUTS * (RECORD_COST + length)
         self._inputs: dict[int, list[Incoming]] = {}
         self._bytes: Counter[str] = Counter()
 

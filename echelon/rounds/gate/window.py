@@ -17,6 +17,7 @@ from echelon.messages.split import EdgePart
 from echelon.messages.wire import DeviceId
 from echelon.rounds.effects import Incoming
 from echelon.secagg.faults import InputRefused
+from echelon.secagg.prg import ring_bytes
 from echelon.secagg.server import Server
 
 
@@ -99,7 +100,7 @@ class WindowUnderWay:
             self.lacks = "parts"
             return None
         result = self.server.finish()
-        digest = hashlib.sha256(result.total.astype("<u4", copy=False).data).digest()
+        digest = hashlib.sha256(ring_bytes(result.total)).digest()
         summary, mean = close_window(self.cohort, result, manifest, parts)
         if (
             digest != message.sum_sha256
@@ -119,7 +120,9 @@ class WindowUnderWay:
                 continue
             if key not in self.uploads:
                 return "masked"
-            self.server.on_masked(key[0], ring_vector(self.uploads.pop(key)), key[1])
+            self.server.on_masked(
+                key[0], ring_vector(self.uploads.pop(key), self.server.context.ring_bits), key[1]
+            )
             self.added.add(key)
         for device, answer in self.answers:
             with contextlib.suppress(InputRefused):  # what a server refuses is no part of the sum

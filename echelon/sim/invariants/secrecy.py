@@ -65,7 +65,7 @@ def uploads_are_masked(left: RunRecords) -> Iterator[str]:
             payload = payloads.get(message.payload.sha256)
             if upload is None or payload is None:
                 continue
-            shown = np.frombuffer(payload, "<i4")[:dim].astype(np.float64)
+            shown = np.frombuffer(payload, f"<i{secure.ring_bits // 8}")[:dim].astype(np.float64)
             plain = upload.scaled * 2.0**secure.scale_bits
             near = np.abs(shown - plain) <= 2.0
             if int(near.sum()) * 2 > dim:

@@ -15,7 +15,7 @@ from echelon.messages.adapter import F64
 from echelon.messages.boundary import Cohort, Derived, Masked, Version
 from echelon.messages.envelope import Envelope
 from echelon.messages.handshake import Included
-from echelon.messages.manifest import MILLION
+from echelon.messages.manifest import BILLION, MILLION
 from echelon.messages.split import EdgePart
 from echelon.sim.left import RunRecords, is_closing, parts_of, sums_of
 from echelon.sim.outcome import MaskedUpload
@@ -159,6 +159,8 @@ def _middles(left: RunRecords, uploads: list[MaskedUpload]) -> F64 | None:
                     moved[one][place] = 0.0
     total = np.zeros(left.outcome.initial.size)
     for upload, vector in zip(uploads, moved, strict=True):
+        if secure.coordinate_nano is not None:
+            np.clip(vector, -secure.coordinate_nano / BILLION, secure.coordinate_nano / BILLION, out=vector)
         norm = float(np.linalg.norm(vector))
         total += vector * (upload.share * min(1.0, secure.clip_micro / MILLION / norm if norm else 1.0))
     return total
