@@ -1,75 +1,84 @@
 """Secure aggregation against raw AES-128-CTR of the same number of bytes, in one process and one run.
 
-    python bench/secagg.py [--dim 1000000] [--devices 51] [--repeat 5] [--json FILE]
+    python -m bench secagg [-- --peers 10 50 200 --ring-bits 32 16]
 
-device: one device's `masked_input` (opening the shares, its own mask, one mask per peer), against the
-keystream bytes of those masks. server: `finish` with a tenth of the cohort dropped after sharing (recovering
-secrets, key agreement, taking the masks off), against the keystream bytes that it takes off. The control
-writes with `update_into` from a buffer of zeros into a reused buffer, in chunks of 1 MiB, one cipher per
-mask.
+CPU seconds, medians of five turns of control and work side by side. device: one device's `masked_input` (opening the
+shares, its own mask, one mask per peer, and the digest of the upload), against the keystream bytes of those masks;
+beside it what of that are the masks alone, and the digest alone. server: `finish` with a tenth of the cohort dropped
+after sharing (recovering secrets, key agreement, taking the masks off), against the keystream bytes that it takes off. The
+control writes with `update_into` from a buffer of zeros into a reused buffer, in chunks of 1 MiB, one cipher per mask.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
-import platform
+import statistics
+import time
 from pathlib import Path
+from typing import Any
 
-import cryptography
 import numpy as np
 
 from bench.contest import secagg as cost
+from echelon.secagg.prg import Masker
+from echelon.secagg.ring import ring_dtype
 
-TARGET = 1.5
+TARGET = 1.3
+CPU = time.process_time
 
 
-def measure(dim: int, devices: int, repeat: int) -> dict[str, object]:
-    """Both figures, as medians of `repeat` pairs of control and work."""
-    turns = cost.measure(dim, devices, repeat)
-    return {
-        name: {
-            "keystream_bytes": 4 * dim * turns[f"{name}_masks"],
-            "control_s": turns[f"{name}_prg_s"],
-            "work_s": turns[f"{name}_s"],
+def measure(dim: int, peers: int, repeat: int, ring_bits: int) -> dict[str, Any]:
+    """Both figures and the parts of a device's, as medians of `repeat` pairs of control and work."""
+    turns = cost.measure(dim, peers + 1, repeat, ring_bits=ring_bits, clock=CPU)
+    size = ring_bits // 8 * dim
+    found: dict[str, Any] = {"peers": peers, "ring_bits": ring_bits, "dim": dim}
+    for name in ("device", "server"):
+        found[name] = {
+            "keystream_bytes": size * turns[f"{name}_masks"],
+            "control_cpu_s": turns[f"{name}_prg_s"],
+            "work_cpu_s": turns[f"{name}_s"],
             "ratio": turns[f"{name}_ratio"],
-            "target_ratio": TARGET,
         }
-        for name in ("device", "server")
+    vector = np.zeros(dim, ring_dtype(ring_bits))
+    masks = [(os.urandom(16), 1) for _ in range(peers + 1)]
+    alone = [cost.timed(lambda: Masker().add(vector, masks), CPU) for _ in range(repeat)]
+    digest = [cost.timed(lambda: hashlib.sha256(vector).digest(), CPU) for _ in range(repeat)]
+    control = found["device"]["control_cpu_s"]
+    found["device"] |= {
+        "masks_alone_over_control": statistics.median(alone) / control,
+        "digest_over_control": statistics.median(digest) / control,
     }
+    return found
 
 
 def main() -> None:
     """Measure, print, and write JSON if asked to."""
-    parser = argparse.ArgumentParser(description="Secure aggregation against raw AES-128-CTR.")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--dim", type=int, default=1_000_000, help="ring coordinates of a masked vector")
-    parser.add_argument("--devices", type=int, default=51, help="cohort; a device masks with one less peer")
+    parser.add_argument("--peers", type=int, nargs="+", default=[10, 50, 200])
+    parser.add_argument("--ring-bits", type=int, nargs="+", default=[32, 16])
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     options = parser.parse_args()
-    figures = measure(options.dim, options.devices, options.repeat)
-    for name in ("device", "server"):
-        row = figures[name]
-        assert isinstance(row, dict)
-        print(
-            f"{name}: {row['keystream_bytes'] / 1e6:.0f} MB of masks, raw {row['control_s']:.3f} s, "
-            f"protocol {row['work_s']:.3f} s, ratio {row['ratio']:.2f} (target {TARGET})"
-        )
+    found = []
+    for ring_bits in options.ring_bits:
+        for peers in options.peers:
+            row = measure(options.dim, peers, options.repeat, ring_bits)
+            device, server = row["device"], row["server"]
+            print(
+                f"{peers} peers, {ring_bits} bits: device {device['ratio']:.2f} (masks alone "
+                f"{device['masks_alone_over_control']:.2f}, digest {device['digest_over_control']:.2f}), server "
+                f"{server['ratio']:.2f}, of the raw keystream (aim {TARGET})",
+                flush=True,
+            )
+            found.append(row)
     if options.json is not None:
-        document = {
-            "benchmark": "secagg",
-            "command": f"python bench/secagg.py --dim {options.dim} --devices {options.devices} "
-            f"--repeat {options.repeat}",
-            "machine": {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count()},
-            "versions": {
-                "python": platform.python_version(),
-                "numpy": np.__version__,
-                "cryptography": cryptography.__version__,
-            },
-            "figures": figures,
-        }
-        options.json.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
+        options.json.write_text(json.dumps({"aim": TARGET, "rows": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ DEFECTS: tuple[Mutation, ...] = (
     _defect(
         "updates not masked",
         "echelon/secagg/client.py",
-        "Masker().add(masked, masks)",
+        "Masker().add(masked, self._secrets.masks(peers, masks_bound(self._bound, shares)))",
         "Masker()",
         "A masked upload would show the update.",
     ),
@@ -132,8 +132,8 @@ DEFECTS: tuple[Mutation, ...] = (
     ),
     _defect(
         "evaluations below the floor",
-        "echelon/secagg/client.py",
-        "what: frozenset(who) if self.context.may_add(len(who), len(u2)) else frozenset()",
+        "echelon/secagg/partial_sums.py",
+        "what: frozenset(who) if self._context.may_add(len(who), len(u2)) else frozenset()",
         "what: frozenset(who)",
         "The sum of evaluations of a window could be that of one device.",
     ),

@@ -93,13 +93,18 @@ class Payload(Fields):
     sha256: Digest
 
     @classmethod
-    def of(cls, data: bytes | memoryview, context: bytes) -> Self:
+    def of(cls, data: bytes | memoryview, context: bytes, *, sha256: bytes | None = None) -> Self:
         """Describe a payload; `context` (what it is, and its number) keeps equal payloads apart.
 
         The transfer's id is the first 16 bytes of SHA-256("echelon transfer v1" || 0 || canonical MessagePack of
         [context, SHA-256 of the payload]).
+
+        Args:
+            data: the payload's bytes.
+            context: what it is, and its number.
+            sha256: of `data`, if the caller has computed it; it is not computed again then.
         """
-        digest = hashlib.sha256(data).digest()
+        digest = hashlib.sha256(data).digest() if sha256 is None else sha256
         transfer = hashlib.sha256(b"echelon transfer v1\x00" + pack([context, digest])).digest()[:16]
         return cls(transfer=transfer, length=len(data), sha256=digest)
 

@@ -199,7 +199,9 @@ class Client:
     def _within(self, shares: SharesList) -> frozenset[DeviceId]:
         return frozenset(DeviceId(device) for device in shares.devices) & self._u1
 
-    def masked_input(self, shares: SharesList, delivered: Deliver, vector: RingVector) -> RingVector:
+    def masked_input(
+        self, shares: SharesList, delivered: Deliver, vector: RingVector, *, in_place: bool = False
+    ) -> RingVector:
         """Round 2: open the shares that were handed over, and mask the vector.
 
         The caller must have *spent* of this update on disk before the returned vector leaves the device: once
@@ -209,9 +211,10 @@ class Client:
             shares: U2.
             delivered: the ciphertexts of the neighbours in U2.
             vector: uint32[length], or uint16[length] on the ring of 16 bits; contiguous.
+            in_place: whether the masks may be added to `vector` itself, which then no longer shows the update.
 
         Returns:
-            A new array of the same type and length.
+            `vector` with `in_place`; else a new array of the same type and length.
         """
         self._turns.expect(shares, ClientStep.SHARED)
         self._turns.expect(delivered, ClientStep.SHARED)
@@ -229,13 +232,18 @@ class Client:
             )
         for entry in delivered.entries:
             self._secrets.unseal(entry)
-        masked = vector.copy()
+        masked = vector if in_place else vector.copy()
         Masker().add(masked, self._secrets.masks(peers, masks_bound(self._bound, shares)))
         self._u2, self._adding = u2, self._sums.adding(self._keys, u2)
         self._upload_sha256 = hashlib.sha256(ring_bytes(masked)).digest()
         self._turns.shown[shares.kind] = self._shares = shares
         self._turns.step = ClientStep.UPLOADED
         return masked
+
+    @property
+    def upload_sha256(self) -> bytes:
+        """SHA-256 of the masked vector's bytes; empty before there is one."""
+        return self._upload_sha256
 
     # ---- round 3 ---------------------------------------------------------------------------------
 

@@ -290,14 +290,16 @@ class CohortMember:
         aux = (offer.n, weight, encoded.norm2, offer.update.tokens, *loss, *evaluation)  # as in `AUX`
         packed = pack_vector(encoded.ring, aux)
         del vector, encoded
-        masked = cohort.client.masked_input(shares, delivered, packed)
+        masked = cohort.client.masked_input(shares, delivered, packed, in_place=True)
         del packed
         payload = ring_bytes(masked).toreadonly()
         if self._state.evaluation == (cohort.commit, *evaluation):
             self._state.evaluation = None  # it is in this sum
         offer.window = cohort.window
         cohort.phase = "uploaded"
-        described = Payload.of(payload, b"masked %d %s" % (cohort.window, me.encode()))
+        described = Payload.of(
+            payload, b"masked %d %s" % (cohort.window, me.encode()), sha256=cohort.client.upload_sha256
+        )
         upload = Masked(window=cohort.window, payload=described)
         return [Save(), Publish("masked", upload, cohort.window, payload)]
 
