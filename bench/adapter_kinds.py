@@ -5,7 +5,8 @@
 A whole federation in virtual time for each kind: the shipped base, every linear layer, one boundary of four devices,
 the same data, seed, learning rate and number of steps. Counted are the records of the topic `masked` (what devices
 send, keys and chunks included), the boundary's deltas, and `global` (what every reader of the exchange gets). The
-losses stand beside them as they came out: one seed, no learning rate was searched.
+losses stand beside them as they came out: one seed, no learning rate was searched. Of fedsa each device is measured
+with its own B.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "lora, rank 8": {"kind": "lora", "rank": 8},
     "RoLoRA, rank 8": {"kind": "lora", "rank": 8, "factors": "alternating"},
     "ffa, rank 8": {"kind": "ffa", "rank": 8},
+    "fedsa, rank 8": {"kind": "fedsa", "rank": 8},
     "fed-sb, rank 8": {"kind": "fed-sb", "rank": 8},
     "fed-sb, rank 32": {"kind": "fed-sb", "rank": 32},
     "ravan, 4 heads of rank 8": {"kind": "ravan", "rank": 8, "ravan": {"heads": 4}},

@@ -1,8 +1,8 @@
 """What a kind of adapter says of itself, and the frozen numbers that anybody can draw again.
 
 PEFT's LoRA adds s·B·A to a weight. Every kind is a way to make A and B: some numbers are trained and travel, the rest
-is drawn from the run's seed and never changes. A kind may put cores H between B and A; then B is frozen, too, and the
-file's B is the product B·H. So every kind is exported as a plain adapter of PEFT.
+is drawn from the run's seed and never changes, or is trained and stays on its device. A kind may put cores H between B
+and A; then B is frozen, too, and the file's B is the product B·H. So every kind is exported as a plain adapter of PEFT.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class AdapterForm(BaseModel):
     Attributes:
         kind: its name.
         trains_a: whether A is trained and travels; else A is drawn from the seed.
-        exact: whether the mean of adapters has the mean of their effects: B·A is linear in what is trained.
+        exact: whether the mean of adapters has the mean of their effects: B·A is linear in what travels.
+        personal: whether some of what is trained stays on its device; see `stays`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -32,6 +33,12 @@ class AdapterForm(BaseModel):
     kind: ClassVar[AdapterKind]
     trains_a: ClassVar[bool] = False
     exact: ClassVar[bool] = True
+    personal: ClassVar[bool] = False
+
+    @classmethod
+    def stays(cls, key: str) -> bool:
+        """Whether the trained tensor of that key of PEFT's file stays on the device, and is in nothing that travels."""
+        return False
 
     @property
     def cores(self) -> int:

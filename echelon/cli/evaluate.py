@@ -69,6 +69,7 @@ def evaluate_command(
         from echelon.cli.push import adapter_folder
 
         folder = adapter_folder(source)
+        _check_whole(source)
         choice = TaskChoice(tasks, tuple(names or ()), limit, batch)
         scores = task_scores(folder, _base_of(source, folder, base), choice, of_base=of_base)
         place = out or source / RESULTS
@@ -84,6 +85,18 @@ def evaluate_command(
         for line in _lines(scores):
             typer.echo(line)
         typer.echo(f"written to {place}")
+
+
+def _check_whole(source: Path) -> None:
+    """Raise `ConfigError` for a run of whose adapter a part stays on devices."""
+    from echelon.config.run import load
+
+    run_file = source / "config.yaml"
+    if run_file.is_file() and load(run_file).adapter.form.personal:
+        raise ConfigError(
+            f"{source}: B of this run stays on its devices, and A alone scores as the base does: export a device's own "
+            "adapter (echelon export --device) and score that"
+        )
 
 
 def _base_of(source: Path, folder: Path, base: str | None) -> ModelSettings:

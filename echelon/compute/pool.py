@@ -63,8 +63,16 @@ class FullLearner(Learner, Protocol):
         """Digest of the frozen weights."""
         ...
 
-    def evaluate_boundary(self, boundary: str, weights: Vector) -> EvalResult:
-        """Loss on a boundary's whole validation split."""
+    def evaluate_boundary(
+        self, boundary: str, weights: Vector, states: Mapping[str, bytes] | None = None
+    ) -> EvalResult:
+        """Loss on a boundary's whole validation split.
+
+        Args:
+            boundary: its name.
+            weights: the adapter, float32[d].
+            states: by device, what it kept after its last job, where the adapter has a part that stays on devices.
+        """
         ...
 
     @property
@@ -267,12 +275,12 @@ def _train(job: TrainJob) -> TrainOutcome:
     return _in_worker().train(job)
 
 
-def _evaluate(device: str, weights: Vector, max_tokens: int) -> EvalResult:
-    return _in_worker().evaluate(device, weights, max_tokens)
+def _evaluate(device: str, weights: Vector, max_tokens: int, state: bytes | None) -> EvalResult:
+    return _in_worker().evaluate(device, weights, max_tokens, state)
 
 
-def _evaluate_boundary(boundary: str, weights: Vector) -> EvalResult:
-    return _in_worker().evaluate_boundary(boundary, weights)
+def _evaluate_boundary(boundary: str, weights: Vector, states: Mapping[str, bytes] | None) -> EvalResult:
+    return _in_worker().evaluate_boundary(boundary, weights, states)
 
 
 def _data_facts(boundary: str) -> DataFacts | None:
@@ -404,16 +412,23 @@ class LearnerPool:
         evaluate = _evaluate if self._inline is None else self._inline.evaluate
         total = EvalResult(0.0, 0)
         for name in names:
-            total += await self._call(evaluate, name, job.weights, tokens)
+            total += await self._call(evaluate, name, job.weights, tokens, job.state)
         if is_virtual():
             await asyncio.sleep(total.tokens_read * self._cost.seconds_per_eval_token / self._speed[device])
         return Evaluated(job.commit, total.loss_sum, total.tokens, metrics=total.metrics)
 
-    async def evaluate_boundary(self, boundary: str, weights: Vector) -> EvalResult:
-        """Loss on a boundary's whole validation split."""
-        if self._inline is not None:
-            return await self._call(self._inline.evaluate_boundary, boundary, weights)
-        return await self._call(_evaluate_boundary, boundary, weights)
+    async def evaluate_boundary(
+        self, boundary: str, weights: Vector, states: Mapping[str, bytes] | None = None
+    ) -> EvalResult:
+        """Loss on a boundary's whole validation split.
+
+        Args:
+            boundary: its name.
+            weights: the adapter, float32[d].
+            states: see `FullLearner.evaluate_boundary`.
+        """
+        evaluate = _evaluate_boundary if self._inline is None else self._inline.evaluate_boundary
+        return await self._call(evaluate, boundary, weights, states)
 
     async def layers(self) -> AdapterLayers | None:
         """Which layers got an adapter; see `FullLearner.layers`."""

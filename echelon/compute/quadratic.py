@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -230,13 +230,16 @@ class QuadraticLearner:
         """A quadratic's value."""
         return float(0.5 * np.mean((weights - optimum) ** 2))
 
-    def evaluate(self, device: str, weights: Vector, max_tokens: int | None = None) -> EvalResult:
+    def evaluate(
+        self, device: str, weights: Vector, max_tokens: int | None = None, state: bytes | None = None
+    ) -> EvalResult:
         """The device's own quadratic, as if it were the loss of so many tokens.
 
         Args:
             device: whose quadratic.
             weights: float32[d].
             max_tokens: not used: the loss is exact.
+            state: not used: nothing stays on a device.
         """
         optima = self._optimum_of(device)
         sums = []
@@ -246,8 +249,16 @@ class QuadraticLearner:
         loss = self._loss(sums)
         return EvalResult(loss * TOKENS_PER_STEP, TOKENS_PER_STEP)
 
-    def evaluate_boundary(self, boundary: str, weights: Vector) -> EvalResult:
-        """The sum over the boundary's devices."""
+    def evaluate_boundary(
+        self, boundary: str, weights: Vector, states: Mapping[str, bytes] | None = None
+    ) -> EvalResult:
+        """The sum over the boundary's devices.
+
+        Args:
+            boundary: its name.
+            weights: float32[d].
+            states: not used, as of `evaluate`.
+        """
         total = EvalResult(0.0, 0)
         for device, name in self._boundary.items():
             if name == boundary:

@@ -31,6 +31,7 @@ def check_run(run: RunSettings) -> None:
         _check_boundary(run, boundary)
     _check_adapter(run)
     _check_optimizer(run)
+    _check_personal(run)
     _check_compute(run)
     _check_parameters(run)
     _check_budget(run)
@@ -75,10 +76,27 @@ def _check_optimizer(run: RunSettings) -> None:
         raise ValueError(
             f"training.optimizer muon is of models, and a {run.learner.kind} learner has none: leave it out"
         )
-    if run.adapter.form.cores:
+    if run.adapter.form.cores or run.adapter.form.personal:
         raise ValueError(
-            f"training.optimizer muon moves the factors A and B, and adapter.kind {run.adapter.kind} trains cores: set "
-            "adapter.kind to lora or ffa, or leave training.optimizer out"
+            f"training.optimizer muon moves factors A and B that travel, and adapter.kind {run.adapter.kind} trains "
+            "something else, too: set adapter.kind to lora or ffa, or leave training.optimizer out"
+        )
+
+
+def _check_personal(run: RunSettings) -> None:
+    if not run.adapter.form.personal:
+        return
+    for boundary in run.boundaries:
+        if boundary.shards is not None:
+            raise ValueError(
+                f"boundary {boundary.name!r} deals its data into shards, which move between devices, and of "
+                f"adapter.kind {run.adapter.kind} each device keeps a part that fits its own data: leave shards out, "
+                "or take another kind"
+            )
+    if run.logging.samples:
+        raise ValueError(
+            f"logging.samples continue texts with the run's adapter, and of adapter.kind {run.adapter.kind} that is A "
+            "alone, which changes nothing: leave them out"
         )
 
 

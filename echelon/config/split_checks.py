@@ -72,7 +72,7 @@ def _check_factors(run: RunSettings, where: str) -> None:
         raise ValueError(f"{where}: adapter.factors must be both; alternating ones are not split")
     if run.adapter.kind != "lora":
         raise ValueError(
-            f"{where}: adapter.kind must be lora; parts of a model know no frozen bases of other kinds"
+            f"{where}: adapter.kind must be lora; parts of a model know no frozen bases and no parts of a device's own"
         )
     if run.adapter.dora:
         raise ValueError(f"{where}: adapter.dora must be false; the lengths of its layers are not split")

@@ -42,7 +42,7 @@ class TrainJob:
         mu: μ.
         progress: committed share of the budget, in [0, 1]; the learning rate is a function of it.
         state: the device's AdamW moments, as its last job returned them; None at the very first one. They also say
-            where a device's own data goes on.
+            where a device's own data goes on, and hold what is trained and never leaves the device.
         shard: number of the data shard that is trained on; None for data of the device's own.
         position: where the shard's data goes on; None: `state` says it.
         factor: the factor of the adapter that is trained, if only one is: weights and moments of the other come back
@@ -56,7 +56,7 @@ class TrainJob:
     steps: int
     mu: float
     progress: float
-    state: bytes | None = None
+    state: bytes | None = field(default=None, repr=False)
     shard: int | None = None
     position: int | None = None
     factor: Factor | None = None
@@ -72,7 +72,7 @@ class TrainOutcome:
         tokens: tokens that were read, without padding.
         loss_sum: Σ loss in nats before each step, without the proximal term.
         loss_tokens: tokens that the loss counts: fewer for conversations; rows for a classifier.
-        state: the moments for the next job.
+        state: the moments for the next job, with what stays on the device. Nothing of it is ever sent.
         position: where the data that was read goes on.
         seconds: how long it was computed, without waits for a core; 0 where that is not measured.
         behaviour: what the model did on public probes afterwards, if it was asked.
@@ -85,7 +85,7 @@ class TrainOutcome:
     tokens: int
     loss_sum: float
     loss_tokens: int
-    state: bytes
+    state: bytes = field(repr=False)
     position: int = 0
     seconds: float = 0.0
     behaviour: Behaviour | None = None
@@ -106,7 +106,8 @@ class Abandoned:
 class Evaluate:
     """Evaluate the device's validation slice, or those of its data shards, with the adapter of a commit.
 
-    A device that holds a part of the model does it with its edge, under a number of its jobs.
+    A device that holds a part of the model does it with its edge, under a number of its jobs. `state` is what its last
+    job returned, where the adapter has a part that stays on the device.
     """
 
     commit: int
@@ -114,6 +115,7 @@ class Evaluate:
     shards: tuple[int, ...] = ()
     edge: str = ""
     job: int = 0
+    state: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

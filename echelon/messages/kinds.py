@@ -54,3 +54,4 @@ class AdapterKind(RuleKind):
     FFA = "ffa", "ffa: A is frozen, B is trained (FFA-LoRA)"
     FED_SB = "fed-sb", "fed-sb: a core of rank × rank is trained between frozen B and A (Fed-SB)"
     RAVAN = "ravan", "ravan: several heads, each with a core between frozen B and A, and a scale (Ravan)"
+    FEDSA = "fedsa", "fedsa: A and B are trained, and B stays on its device (FedSA-LoRA)"

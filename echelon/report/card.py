@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import yaml
 
+from echelon.adapters.registry import FORMS
 from echelon.config.run import RunSettings
 from echelon.config.training import DataSettings
 from echelon.messages.manifest import MILLION, RunManifest
@@ -192,7 +193,7 @@ def _training(facts: CardFacts) -> Iterator[str]:
         }
     if manifest.adapter is not None:
         kind = manifest.adapter
-        rows["kind of adapter"] = f"{kind.kind.value}; its frozen bases are drawn from seed {kind.seed}"
+        rows["kind of adapter"] = f"{kind.kind.value}; {_of_kind(facts)}"
     if facts.is_final:
         rows["tokens trained"] = f"{facts.summary.tokens}"
     if manifest.parent is not None:
@@ -204,12 +205,23 @@ def _training(facts: CardFacts) -> Iterator[str]:
         yield f"| {name} | {value} |"
 
 
+def _of_kind(facts: CardFacts) -> str:
+    terms = facts.manifest.adapter
+    assert terms is not None
+    if FORMS[terms.kind].personal:
+        return "B stays on each device and is 0 here, so this adapter alone changes nothing of the base"
+    return f"its frozen bases are drawn from seed {terms.seed}"
+
+
 def _losses(facts: CardFacts) -> Iterator[str]:
     if not facts.is_final:
         return
     yield "## Losses"
     yield ""
     yield "Mean loss on each boundary's validation split, in nats, before and after the run."
+    terms = facts.manifest.adapter
+    if terms is not None and FORMS[terms.kind].personal:
+        yield "After it, each device's slice is measured with that device's own B."
     yield ""
     yield "| boundary | before | after |"
     yield "|---|---:|---:|"
@@ -233,5 +245,8 @@ def _verification(facts: CardFacts) -> Iterator[str]:
     yield "```"
     yield ""
     yield f"The adapter's float32 vector has SHA-256 `{facts.digest}`."
-    if facts.manifest.adapter is not None:
+    terms = facts.manifest.adapter
+    if terms is not None and FORMS[terms.kind].personal:
+        yield "It is that of A and of modules that were trained whole; B is 0."
+    elif terms is not None:
         yield "It is the vector that was trained; the files hold the frozen bases besides."

@@ -28,6 +28,7 @@ from echelon.messages.adapter import Vector
 from echelon.messages.keys import StatementFile
 from echelon.messages.names import aggregator_of, gate_of
 from echelon.provision.identities import Identities
+from echelon.rounds.device.snapshot import left_by_job
 from echelon.secagg.entropy import Entropy
 from echelon.topics import Boundary, load_catalogue
 from echelon.wiring.actors import (
@@ -87,6 +88,7 @@ class Assembly:
         self._entropy, self._interceptor = entropy, interceptor
         self._derived: dict[str, BoundaryContext] = {}
         self._stores: list[StateStore] = []
+        self._newest: dict[str, StateStore] = {}
         self._connections: list[tuple[str, str, Bus]] = []
         self._latency = {
             boundary.edge_name(edge): edge.latency
@@ -145,7 +147,26 @@ class Assembly:
         path = None if self.folder is None else self.folder / "state" / f"{name}.db"
         store = StateStore(path, self.manifest.run_id + name.encode())
         self._stores.append(store)
+        self._newest[name] = store
         return store
+
+    def left_by_jobs(self) -> dict[str, dict[str, bytes]]:
+        """By boundary and device, what newest jobs left in the devices' own states; {} where nothing stays on devices.
+
+        Only for evaluations in this process, which is all of the run's devices: none of it is ever written elsewhere.
+        """
+        found: dict[str, dict[str, bytes]] = {}
+        if not self.settings.adapter.form.personal:
+            return found
+        for boundary in self.settings.boundaries:
+            found[boundary.name] = {}
+            for device in boundary.device_list():
+                store = self._newest.get(device.id)
+                vectors = None if store is None else store.vectors()
+                left = None if vectors is None else left_by_job(vectors)
+                if left is not None:
+                    found[boundary.name][device.id] = left
+        return found
 
     async def aclose(self) -> None:
         """Close every connection and state file."""

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -44,10 +44,11 @@ from echelon.provision.manifest_from_settings import build_manifest
 from echelon.report.best import best_evaluated
 from echelon.report.card import CardFacts
 from echelon.report.data import ReportData, RunSummary
-from echelon.rounds.effects import Evaluate, note
+from echelon.rounds.effects import note
 from echelon.run.adapter import parent_of, write_adapter
 from echelon.run.assembly import Assembly
 from echelon.run.data import read_data
+from echelon.run.evaluating import slices_evaluated
 from echelon.run.folder import MAX_STATE_FILE, PROGRESS_FILE, SAMPLES_FILE, write_summary
 from echelon.run.losses import accuracies, device_metrics, from_stored, losses, to_stored
 from echelon.run.recorder import Recorder
@@ -59,7 +60,6 @@ from echelon.sources.hashing_thread import hashing_ahead
 from echelon.training.learner import DataFacts, EvalResult
 from echelon.wiring.metrics import own_metrics
 from echelon.wiring.plugins import rules_of
-from echelon.wiring.shards import dealt
 from echelon.wiring.signed_run import SignedRun
 
 GRACE = 20.0
@@ -186,8 +186,9 @@ class Federation:
             finally:
                 for bus in keep:
                     await bus.aclose()
-            after = await self._evaluate(compute, adapter, "final")
-            await self._evaluate_last(compute, adapter)
+            left = assembly.left_by_jobs()
+            after = await self._evaluate(compute, adapter, "final", left)
+            await self._evaluate_last(compute, adapter, left)
             result = await self._finish(
                 compute,
                 signed,
@@ -211,8 +212,21 @@ class Federation:
     def _brokers(self) -> list[str]:
         return ["exchange", *(boundary.name for boundary in self.settings.boundaries)]
 
-    async def _evaluate(self, compute: LearnerPool, weights: Vector, what: str) -> dict[str, EvalResult]:
-        """What each boundary's validation split gives. A resumed run finds the base's in its folder."""
+    async def _evaluate(
+        self,
+        compute: LearnerPool,
+        weights: Vector,
+        what: str,
+        left: Mapping[str, dict[str, bytes]] | None = None,
+    ) -> dict[str, EvalResult]:
+        """What each boundary's validation split gives. A resumed run finds the base's in its folder.
+
+        Args:
+            compute: where it is evaluated.
+            weights: the adapter, float32[d].
+            what: "base" or "final".
+            left: see `Assembly.left_by_jobs`.
+        """
         place = None if self.out is None else self.out / "state" / f"{what}-loss.json"
         if what == "base" and place is not None and place.exists():
             text = read_text(place, "state file", MAX_STATE_FILE)
@@ -220,35 +234,31 @@ class Federation:
                 return {name: from_stored(sums) for name, sums in json.loads(text).items()}
         self.status(f"evaluating the {what} adapter" if what == "final" else "evaluating the base model")
         names = [boundary.name for boundary in self.settings.boundaries]
-        results = (
-            [await one for one in [compute.evaluate_boundary(name, weights) for name in names]]
-            if is_virtual()
-            else (await asyncio.gather(*(compute.evaluate_boundary(name, weights) for name in names)))
-        )
+        calls = [compute.evaluate_boundary(name, weights, (left or {}).get(name)) for name in names]
+        results = [await call for call in calls] if is_virtual() else await asyncio.gather(*calls)
         if place is not None:
             sums = {name: to_stored(one) for name, one in zip(names, results, strict=True)}
             write_private(place, json.dumps(sums).encode())
         return dict(zip(names, results, strict=True))
 
-    async def _evaluate_last(self, compute: LearnerPool, adapter: Vector) -> None:
-        """The last commit on what devices evaluated every other commit on: no window was left to carry those sums."""
+    async def _evaluate_last(
+        self, compute: LearnerPool, adapter: Vector, left: Mapping[str, dict[str, bytes]]
+    ) -> None:
+        """The last commit on what devices evaluated every other commit on: no window was left to carry those sums.
+
+        Args:
+            compute: where it is evaluated.
+            adapter: of the last commit, float32[d].
+            left: see `Assembly.left_by_jobs`.
+        """
         if self.controller is None or not self.settings.sync.report_loss:
             return
         for boundary in self.settings.boundaries:
-            names = [device.id for device in boundary.device_list()]
-            calls = []
-            for place, name in enumerate(names):
-                shards = dealt(boundary.shards or 0, place, len(names))
-                calls.append(compute.evaluate(name, Evaluate(self.controller.core.newest, adapter, shards)))
-            parts = [await call for call in calls] if is_virtual() else await asyncio.gather(*calls)
-            total = EvalResult(0.0, 0)
-            for part in parts:
-                total += EvalResult(part.loss_sum, part.tokens, metrics=part.metrics)
+            commit, own = self.controller.core.newest, left.get(boundary.name, {})
+            total = await slices_evaluated(compute, boundary, commit, adapter, own)
             if total.tokens:
                 metrics = {name: (one.mean or 0.0, one.count) for name, one in total.metrics.items()}
-                self.recorder.evaluated(
-                    boundary.name, self.controller.core.newest, total.loss_sum, total.tokens, metrics
-                )
+                self.recorder.evaluated(boundary.name, commit, total.loss_sum, total.tokens, metrics)
 
     async def _actors(self, assembly: Assembly) -> tuple[Vector, float]:
         """Run every actor until the run is closed; the final adapter, and seconds since the very first start."""

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from echelon.adapters.base import AdapterForm
 from echelon.adapters.exported import CORE, SCALE
 from echelon.errors import ConfigError
 from echelon.messages.adapter import AdapterLayout, LayoutEntry, Vector, check_vector
@@ -38,16 +39,27 @@ class FlatAdapter:
     weights.
 
     Scales of cores are trained beside them and do not travel: they stand behind the d weights, begin at 1, and are
-    folded into the cores where the adapter is read.
+    folded into the cores where the adapter is read. What stays on a device stands between the two, float32[p], and
+    begins at 0.
+
+    Args:
+        model: with LoRA, in the kind's form.
+        form: the kind; None: all that is trained travels.
+
+    Attributes:
+        layout: of what travels, float32[d].
+        own: where what stays on the device lies in `weights`.
+        trained: length of `weights`: d, p and the scales.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, form: AdapterForm | None = None) -> None:
         parameters = adapter_parameters(model)
         odd = [key for key, parameter in parameters.items() if parameter.dtype != torch.float32]
         if odd:
             raise ConfigError(f"adapter tensor {odd[0]} is not float32; leave adapters in full precision")
         scales = {key: p for key, p in parameters.items() if key.endswith(_SCALE)}
-        travel = {key: p for key, p in parameters.items() if key not in scales}
+        stay = {key: p for key, p in parameters.items() if form is not None and form.stays(key)}
+        travel = {key: p for key, p in parameters.items() if key not in scales and key not in stay}
         self.layout = AdapterLayout.of({key: tuple(p.shape) for key, p in travel.items()})
         device = next(iter(parameters.values())).device
         self.trained = sum(parameter.numel() for parameter in parameters.values())
@@ -58,10 +70,13 @@ class FlatAdapter:
         self._folds: list[tuple[slice, slice]] = []
         entries = list(self.layout.entries)
         cores = {entry.key: _part(entry) for entry in entries}
-        for key in sorted(scales):
-            entry = LayoutEntry(key, tuple(scales[key].shape), entries[-1].offset + entries[-1].size)
+        for key in (*sorted(stay), *sorted(scales)):
+            shape = tuple(parameters[key].shape)
+            entry = LayoutEntry(key, shape, entries[-1].offset + entries[-1].size)
             entries.append(entry)
-            self._folds.append((cores[f"{key.removesuffix(SCALE)}{CORE}"], _part(entry)))
+            if key in scales:
+                self._folds.append((cores[f"{key.removesuffix(SCALE)}{CORE}"], _part(entry)))
+        self.own = slice(self.layout.dim, self.layout.dim + sum(p.numel() for p in stay.values()))
         for entry in entries:
             parameter, part = parameters[entry.key], _part(entry)
             view = self.weights.data[part].view(entry.shape)
@@ -72,17 +87,37 @@ class FlatAdapter:
             parameter.data = view
             parameter.grad = self.gradient[part].view(entry.shape)
 
-    def load(self, vector: Vector) -> None:
-        """Make `vector`, float32[d], the model's adapter. Raises `CodecError` for another type or length."""
-        check_vector(vector, self.layout.dim)
-        self.weights.data.copy_(self.whole(vector))
+    def load(self, vector: Vector, personal: Vector | None = None) -> None:
+        """Make `vector`, float32[d], the model's adapter, with what is a device's own; see `whole`.
+
+        Raises:
+            CodecError: a vector has another type or length.
+        """
+        self.weights.data.copy_(self.whole(vector, personal))
         self.spread()
 
-    def whole(self, vector: Vector) -> torch.Tensor:
-        """All weights of an adapter, float32[d], with scales of 1 behind it where the kind has some."""
-        found = as_tensor(vector)
-        missing = self.trained - found.numel()
-        return torch.cat((found, torch.ones(missing))) if missing else found
+    def whole(self, vector: Vector, personal: Vector | None = None) -> torch.Tensor:
+        """All weights of an adapter, as they lie in `weights`; scales of cores begin at 1.
+
+        Args:
+            vector: what travels, float32[d].
+            personal: what stays on the device, float32[p]; None: zeros.
+
+        Raises:
+            CodecError: a vector has another type or length.
+        """
+        check_vector(vector, self.layout.dim)
+        parts = [as_tensor(vector)]
+        size = self.own.stop - self.own.start
+        if personal is not None:
+            check_vector(personal, size)
+            parts.append(as_tensor(personal))
+        elif size:
+            parts.append(torch.zeros(size))
+        missing = self.trained - self.own.stop
+        if missing:
+            parts.append(torch.ones(missing))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def gather(self) -> None:
         """Add the gradients of parameters on other GPUs to `gradient`."""
@@ -105,6 +140,10 @@ class FlatAdapter:
         for core, scale in self._folds:
             found[core].view(scale.stop - scale.start, -1).mul_(self.weights.data[scale][:, None])
         return to_numpy(found)
+
+    def read_personal(self) -> Vector:
+        """A copy of what stays on the device, float32[p]."""
+        return to_numpy(self.weights.data[self.own])
 
 
 def _part(entry: LayoutEntry) -> slice:

@@ -149,7 +149,9 @@ class Learner(Protocol):
         """
         ...
 
-    def evaluate(self, device: str, weights: Vector, max_tokens: int | None = None) -> EvalResult:
+    def evaluate(
+        self, device: str, weights: Vector, max_tokens: int | None = None, state: bytes | None = None
+    ) -> EvalResult:
         """Loss on the device's slice of its boundary's validation split (0 tokens if the slice is empty).
 
         Args:
@@ -157,6 +159,7 @@ class Learner(Protocol):
             weights: the adapter, float32[d].
             max_tokens: about the most tokens that are read, of every k-th block or row; None: the whole
                 slice.
+            state: what the device kept after its last job, which has what stays on it; None: nothing.
         """
         ...
 

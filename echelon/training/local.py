@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -115,7 +116,7 @@ class TorchLearner:
             if self._share.rank == 0:
                 _ = self.model_digest  # it is that of whole weights
             divide(self.model, self.device)
-        self._flat = FlatAdapter(self.model)
+        self._flat = FlatAdapter(self.model, self._form)
         self._heads = whole_modules(self.layout, self._flat.read())
         self._optimizer = FlatOptimizer(self._flat, spec.train)
         self._masks: dict[Factor, torch.Tensor] = {}
@@ -223,8 +224,7 @@ class TorchLearner:
         started, spent = time.perf_counter(), time.process_time()
         settings = self.spec.train
         data = self._device_data(job.data)
-        trained = self._flat.trained
-        state = TrainerState.from_bytes(job.state, trained) if job.state else TrainerState.fresh(trained)
+        state = self._state(job.state)
         self._prepare(job, state)
         frozen = None if job.factor is None else Frozen.of(self._held, self._mask(job.factor))
         self.model.train()
@@ -240,14 +240,15 @@ class TorchLearner:
             loss_tokens += counted
             loss_sum += self._step(data, chosen, counted, frozen)
         weights = self._flat.read()
+        after = self._optimizer.state(cursor)
         total = loss_sum.item()
-        if not math.isfinite(total) or not np.isfinite(weights).all():
+        finite = np.isfinite(weights).all() and np.isfinite(after.personal).all()
+        if not math.isfinite(total) or not finite:
             raise TrainingError(
                 f"device {job.data}: loss or weights are not finite after {job.steps} steps at learning "
                 f"rate "
                 f"{learning_rate(settings, job.progress):g}; lower lr, set clip_norm, or use fp32"
             )
-        after = self._optimizer.state(cursor)
         # Several threads' CPU seconds count as many times, hence the bound by the wall clock.
         seconds = min(time.perf_counter() - started, time.process_time() - spent)
         return TrainOutcome(
@@ -259,6 +260,12 @@ class TorchLearner:
             state=after.to_bytes(),
             position=cursor,
         )
+
+    def _state(self, data: bytes | None) -> TrainerState:
+        """What a device kept after its last job; zeros before the first."""
+        trained, own = self._flat.trained, self._flat.own
+        size = own.stop - own.start
+        return TrainerState.from_bytes(data, trained, size) if data else TrainerState.fresh(trained, size)
 
     def _prepare(self, job: TrainJob, state: TrainerState) -> None:
         """Put the task's device in place: weights, moments, proximal centre, learning rate."""
@@ -338,20 +345,28 @@ class TorchLearner:
 
     # ----------------------------------------------------------------------------------------- evaluation
 
-    def evaluate(self, device: str, weights: Vector, max_tokens: int | None = None) -> EvalResult:
-        """Loss on the device's slice of the validation split; 0 tokens if it has none. Raises
-        `TrainingError`.
+    def evaluate(
+        self, device: str, weights: Vector, max_tokens: int | None = None, state: bytes | None = None
+    ) -> EvalResult:
+        """Loss on the device's slice of the validation split; 0 tokens if it has none.
 
         Args:
             device: whose slice.
             weights: the adapter, float32[d].
             max_tokens: about the most tokens that are read: of the blocks, or rows, every k-th; None: all.
+            state: what the device kept after its last job, for a kind with a part that stays on the device; None:
+                that part is 0.
+
+        Raises:
+            TrainingError: the loss is not finite, or a metric gives no value within its bounds.
+            StateError: the state is of another adapter.
         """
+        personal = self._state(state).personal if self._form.personal else None
         held = self.boundary_data(self._boundary_name(device)).validation[device]
         if max_tokens is not None:
             held = held.at_most(max_tokens)
         try:
-            return self._finite(device, self.score(held, weights))
+            return self._finite(device, self.score(held, weights, personal=personal))
         except MetricFault as error:
             raise TrainingError(f"device {device}: {error}") from error
 
@@ -363,17 +378,20 @@ class TorchLearner:
             )
         return found
 
-    def score(self, held: Held, weights: Vector, batch: int | None = None) -> EvalResult:
+    def score(
+        self, held: Held, weights: Vector, batch: int | None = None, personal: Vector | None = None
+    ) -> EvalResult:
         """Loss of an adapter on blocks that lie longest first, or on rows; may be no number.
 
         Args:
             held: what `boundary_data` holds for a device.
             weights: the adapter, float32[d].
             batch: how many go through the model at a time; None: as many as in training.
+            personal: what is a device's own, float32[p]; None: zeros.
 
         Raises `MetricFault` for a metric of the user's own that gives no value within its bounds.
         """
-        self._flat.load(weights)
+        self._flat.load(weights, personal)
         self.model.eval()
         total, correct = 0.0, 0
         tally = MetricTally(self._metrics)
@@ -400,11 +418,19 @@ class TorchLearner:
         model, length = self.spec.model, self.spec.train.sequence_length
         return self.score(self.task.load_whole(data, self.tokenizer, length, model.labels), weights)
 
-    def evaluate_boundary(self, boundary: str, weights: Vector) -> EvalResult:
-        """Loss on the whole validation split of a boundary: the sum over its devices."""
+    def evaluate_boundary(
+        self, boundary: str, weights: Vector, states: Mapping[str, bytes] | None = None
+    ) -> EvalResult:
+        """Loss on the whole validation split of a boundary: the sum over its devices.
+
+        Args:
+            boundary: its name.
+            weights: the adapter, float32[d].
+            states: by device, what it kept after its last job; see `evaluate`.
+        """
         total = EvalResult(0.0, 0)
         for device in self._boundary(boundary).devices:
-            total += self.evaluate(device, weights)
+            total += self.evaluate(device, weights, state=(states or {}).get(device))
         return total
 
     def generate(self, weights: Vector, prompt: str, max_new_tokens: int) -> str:

@@ -98,16 +98,19 @@ class DividedLearner(TorchLearner):
         with self._others.doing("train", job):
             return super().train(job)
 
-    def evaluate(self, device: str, weights: Vector, max_tokens: int | None = None) -> EvalResult:
+    def evaluate(
+        self, device: str, weights: Vector, max_tokens: int | None = None, state: bytes | None = None
+    ) -> EvalResult:
         """As `TorchLearner.evaluate`; raises `TrainingError` also where another rank has ended.
 
         Args:
             device: whose slice.
             weights: the adapter, float32[d].
             max_tokens: about the most tokens that are read.
+            state: what the device kept after its last job.
         """
-        with self._others.doing("evaluate", device, weights, max_tokens):
-            return super().evaluate(device, weights, max_tokens)
+        with self._others.doing("evaluate", device, weights, max_tokens, state):
+            return super().evaluate(device, weights, max_tokens, state)
 
     def evaluate_source(self, data: DataSettings, weights: Vector) -> EvalResult:
         """As `TorchLearner.evaluate_source`; raises `TrainingError` also where another rank has ended."""

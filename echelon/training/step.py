@@ -120,7 +120,7 @@ class FlatOptimizer:
         Args:
             weights: where the job begins, float32[d].
             base: the proximal centre, float32[d].
-            state: moments and step count.
+            state: moments and step count, and what stays on the device.
             lr: the learning rate.
             mu: the proximal term's weight.
 
@@ -132,12 +132,12 @@ class FlatOptimizer:
             raise TrainingError(
                 f"mu = {mu} and a learning rate of {lr} cannot be trained with: both are at least 0"
             )
-        check_vector(base, self.flat.layout.dim)
         for vector in (state.first, state.second):
             check_vector(vector, self.flat.trained)
-        self.flat.load(weights)
+        personal = state.personal if state.personal.size else None
+        self._anchor.copy_(self.flat.whole(base, personal))
+        self.flat.load(weights, personal)
         self.flat.gradient.zero_()
-        self._anchor.copy_(self.flat.whole(base))
         self._first.copy_(as_tensor(state.first))
         self._second.copy_(as_tensor(state.second))
         for count in self._counts:
@@ -153,9 +153,11 @@ class FlatOptimizer:
         return self._first, self._second
 
     def add_proximal(self) -> None:
-        """Add mu (w - base) to the gradient; nothing at all for mu = 0."""
+        """Add mu (w - base) to the gradient; nothing at all for mu = 0, nor to what stays on the device."""
         if self._mu:
-            self.flat.gradient.add_(self.flat.weights.detach() - self._anchor, alpha=self._mu)
+            pull = self.flat.weights.detach() - self._anchor
+            pull[self.flat.own] = 0.0
+            self.flat.gradient.add_(pull, alpha=self._mu)
 
     def norm_squared(self) -> float:
         """Squared Euclidean norm of the gradient as it stands."""
@@ -171,8 +173,9 @@ class FlatOptimizer:
         self.steps += 1
 
     def state(self, cursor: int = 0) -> TrainerState:
-        """Moments and number of steps; `cursor` is how far the data was read."""
-        return TrainerState(to_numpy(self._first), to_numpy(self._second), self.steps, cursor)
+        """Moments, number of steps, and what stays on the device; `cursor` is how far the data was read."""
+        moments = to_numpy(self._first), to_numpy(self._second)
+        return TrainerState(*moments, self.steps, cursor, self.flat.read_personal())
 
 
 def _between(entries: Sequence[LayoutEntry], end: int) -> list[slice]:

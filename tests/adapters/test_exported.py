@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from echelon.adapters.base import times_cores, uniform
-from echelon.adapters.exported import core_key, filled
+from echelon.adapters.exported import core_key, filled, personal_layout
 from echelon.errors import CodecError
 from echelon.messages.adapter import AdapterLayout, Vector
 from echelon.messages.kinds import AdapterKind
@@ -57,3 +57,34 @@ def test_layouts_that_do_not_belong_together_are_refused(
     layout = AdapterLayout.of(travelled)
     with pytest.raises(CodecError, match=words):
         filled(terms(), layout, vector_of(layout))
+
+
+def test_what_stays_on_a_device_is_zero_in_the_runs_file_and_its_own_in_the_devices() -> None:
+    terms_, travelled = terms(kind=AdapterKind.FEDSA), AdapterLayout.of({A: FILES[A], HEAD: FILES[HEAD]})
+    vector = vector_of(travelled)
+    own = personal_layout(terms_)
+    assert own is not None
+    assert own.entries == AdapterLayout.of({B: FILES[B]}).entries
+    layout, whole = filled(terms_, travelled, vector)
+    assert not layout.split(whole)[B].any()
+    personal = -vector_of(own)
+    layout, whole = filled(terms_, travelled, vector, personal)
+    found = layout.split(whole)
+    assert found[B].tobytes() == personal.tobytes()
+    assert np.concatenate([found[A].ravel(), found[HEAD].ravel()]).tobytes() == vector.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("kind", "travelled", "personal", "words"),
+    [
+        (AdapterKind.FFA, {B: (5, 4), HEAD: (2, 3)}, 20, "has no part that stays on a device"),
+        (AdapterKind.FEDSA, {A: (4, 6), B: (5, 4), HEAD: (2, 3)}, 20, "and yet it travelled"),
+        (AdapterKind.FEDSA, {A: (4, 6), HEAD: (2, 3)}, 19, r"float32\[20\]"),
+    ],
+)
+def test_a_part_that_does_not_belong_to_the_kind_is_refused(
+    kind: AdapterKind, travelled: dict[str, tuple[int, ...]], personal: int, words: str
+) -> None:
+    layout = AdapterLayout.of(travelled)
+    with pytest.raises(CodecError, match=words):
+        filled(terms(kind=kind), layout, vector_of(layout), np.zeros(personal, np.float32))

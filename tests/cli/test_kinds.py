@@ -87,6 +87,101 @@ def test_an_adapter_of_a_kind_is_verified_exported_merged_and_gone_on_from(cli: 
         assert said in words(refused)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_device_exports_its_own_adapter_and_the_run_has_none_to_merge(cli: Cli, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from echelon.training.model import SHIPPED
+
+    summary = ran(cli, tmp_path / "run", **small(kind="fedsa") | {"budget": {"commits": 2}})
+    out = tmp_path / "run" / "out"
+    assert cli("audit", "verify", out).exit_code == 0
+    exported = cli("export", out, "--out", tmp_path / "run-a")
+    assert "this adapter alone changes nothing of the base" in " ".join(exported.stdout.split())
+    assert "B stays on each device and is 0 here" in (tmp_path / "run-a" / "README.md").read_text()
+    own = cli("export", out, "--device", "a-0", "--out", tmp_path / "own")
+    assert own.exit_code == 0, own.output
+    assert "with the own part of a-0" in own.stdout
+    assert sorted(path.name for path in (tmp_path / "own").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / "own", *(tmp_path / "own").iterdir()))
+    found = json.loads(cli("export", out, "--device", "a-1", "--out", tmp_path / "json", "--json").stdout)
+    assert (found["device"], found["adapter_sha256"]) == ("a-1", summary["adapter_sha256"])
+    merged = cli("export", out, "--device", "a-0", "--merge", "--out", tmp_path / "merged")
+    assert merged.exit_code == 0, merged.output
+
+    ids = torch.tensor([[5, 9, 200, 3, 77, 41]])
+
+    def logits(folder: Path | None, whole: Path | None = None) -> Any:
+        base = AutoModelForCausalLM.from_pretrained(whole or SHIPPED["echelon:micro"])
+        model = base if folder is None else PeftModel.from_pretrained(base, folder)
+        with torch.no_grad():
+            return model.eval()(input_ids=ids).logits
+
+    assert torch.equal(logits(tmp_path / "run-a"), logits(None))
+    assert (logits(tmp_path / "own") - logits(None)).abs().max() > 1e-4
+    assert not torch.equal(logits(tmp_path / "own"), logits(tmp_path / "json"))
+    torch.testing.assert_close(logits(None, tmp_path / "merged"), logits(tmp_path / "own"), rtol=0, atol=1e-4)
+
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    for arguments, said in (
+        (("--merge",), "name a device, whose own adapter is merged then"),
+        (("--device", "a-9"), "there is no state in"),
+        (("--state", out / "state" / "a-0.db"), "goes with --device"),
+        (("--device", "a-1", "--state", out / "state" / "a-0.db"), "belongs to another run or actor"),
+    ):
+        refused = cli("export", out, *arguments, "--out", tmp_path / "none")
+        assert refused.exit_code != 0
+        assert said in " ".join((refused.stderr + refused.stdout).split()), refused.output
+    assert not (tmp_path / "none").exists()
+    again = cli(
+        "export", out, "--device", "a-0", "--state", out / "state" / "a-0.db", "--out", tmp_path / "two"
+    )
+    assert again.exit_code == 0
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "own" / name).read_bytes()
+    assert "has no README.md" in words(cli("push", "some/where", tmp_path / "own"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"logging": {"samples": ["x"]}}, "that is A alone, which changes nothing: leave them out"),
+        (
+            {"boundaries": [{"name": "a", "devices": 3, "shards": 6, "data": {"source": "stdlib:json"}}]},
+            "deals its data into shards, which move between devices",
+        ),
+        ({"learner": {"kind": "quadratic", "dim": 16}}, "is of models, and a quadratic learner has none"),
+        ({"adapter": {"kind": "fedsa", "factors": "alternating"}}, "leave factors out"),
+        (
+            {
+                "boundaries": [
+                    {
+                        "name": "a",
+                        "devices": 4,
+                        "data": {"source": "stdlib:json"},
+                        "split": {"edges": 1, "front": 1, "back": 1},
+                    }
+                ]
+            },
+            "adapter.kind must be lora; parts of a model know no frozen bases and no parts of a device's own",
+        ),
+    ],
+)
+def test_what_a_part_that_stays_on_devices_does_not_go_with_is_said_by_check(
+    cli: Cli, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    result = cli("check", write(tmp_path, **small(kind="fedsa") | changes))
+    assert result.exit_code != 0
+    assert said in " ".join((result.stderr + result.stdout).split())
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -102,7 +197,7 @@ def test_an_adapter_of_a_kind_is_verified_exported_merged_and_gone_on_from(cli: 
                     }
                 ]
             },
-            "adapter.kind must be lora; parts of a model know no frozen bases of other kinds",
+            "adapter.kind must be lora; parts of a model know no frozen bases and no parts of a device's own",
         ),
     ],
 )

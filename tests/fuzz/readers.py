@@ -1288,6 +1288,20 @@ def _states() -> list[Reader]:
             (StateError,),
         ),
         Reader(
+            "trainer state with an own part",
+            lambda data: TrainerState.from_bytes(data, 6, 2),
+            lambda: (TrainerState.fresh(6, 2).to_bytes(),),
+            mutate.raw,
+            (StateError,),
+        ),
+        Reader(
+            "trainer state with an own part, resealed",
+            lambda data: TrainerState.from_bytes(data + hashlib.sha256(data).digest(), 6, 2),
+            lambda: (TrainerState.fresh(6, 2).to_bytes()[:-32],),
+            mutate.raw,
+            (StateError,),
+        ),
+        Reader(
             "trainer state of a cut",
             lambda data: of_cut(data, (1, 1), 6, lambda p, q: min(p + q, 6)),
             lambda: (with_cut(TrainerState.fresh(6), (1, 1)), with_cut(TrainerState.fresh(2), (2, 0))),

@@ -192,7 +192,7 @@ def test_the_exported_configuration_is_that_of_plain_lora(kind, make_spec):
         ({"kind": "fed-sb", "dora": True}, "dora goes with the kind lora"),
         ({"kind": "ffa", "ravan": {"heads": 2}}, "ravan is for the kind ravan"),
         ({"kind": "ravan", "rank": 1024}, "4 heads of rank 1024 are more than 1024"),
-        ({"kind": "another"}, "'lora', 'ffa', 'fed-sb' or 'ravan'"),
+        ({"kind": "another"}, "'lora', 'ffa', 'fed-sb', 'ravan' or 'fedsa'"),
     ],
 )
 def test_settings_that_contradict_a_kind_are_refused_in_words(settings, words):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from echelon.adapters.registry import FORMS
 from echelon.errors import ProtocolError
 from echelon.jobs.training import Abandoned, Evaluate, Evaluated, SplitJob, TrainJob, TrainOutcome
 from echelon.laws.metrics import contribution
@@ -70,7 +71,7 @@ class DeviceJobs:
     Attributes:
         shards: the data shards that the device has.
         running: the training job that runs.
-        optimiser: AdamW moments after the newest job.
+        optimiser: what the newest job left: AdamW moments, and what is trained and stays on this device.
         edge: which edge is to train the middle of the next job; empty while there is none.
         assignment: number of the newest assignment to edges that was read.
         assessing: whether an evaluation is under way with the edge.
@@ -81,6 +82,7 @@ class DeviceJobs:
         self._terms, self._me, self._state = terms, me, state
         self._metrics = manifest.metrics
         self._factors = Factors(manifest)
+        self._personal = manifest.adapter is not None and FORMS[manifest.adapter.kind].personal
         self.shards = Holding(terms.shards)
         self.running: RunningJob | None = None
         self.optimiser: bytes | None = None
@@ -203,7 +205,8 @@ class DeviceJobs:
         self.unevaluated = None
         self._state.evaluated = commit
         shards = tuple(sorted(self.shards.held))
-        return Evaluate(commit=commit, weights=anchor, shards=shards, edge=edge, job=job)
+        state = self.optimiser if self._personal else None
+        return Evaluate(commit=commit, weights=anchor, shards=shards, edge=edge, job=job, state=state)
 
     def evaluated(self, done: Evaluated) -> list[Effect]:
         """An evaluation ended; one that was lost is tried again with the next job.

@@ -130,7 +130,11 @@ class DeviceFacts(SnapshotMap, frozen=True, kw_only=True):
 
 
 class DeviceVectors(SnapshotList, frozen=True, kw_only=True):
-    """The large part of a snapshot: vectors of float32[d], and the optimiser's moments."""
+    """The large part of a snapshot: vectors of float32[d], and what the newest job left.
+
+    That is the optimiser's moments, and what is trained and stays on the device. One transaction stores it with the
+    update of the same job, so the two never get out of step.
+    """
 
     base: F32 | None
     carried: F32 | None
@@ -199,6 +203,15 @@ def vectors_of(parts: DeviceParts) -> DeviceVectors:
         offered=None if offers.open is None else offers.open.update.vector,
         optimiser=jobs.optimiser,
     )
+
+
+def left_by_job(vectors: bytes) -> bytes | None:
+    """What the device's newest job left, from the large part of a snapshot; None before the first job.
+
+    Raises:
+        CodecError: it is no such part.
+    """
+    return decode(vectors, DeviceVectors).optimiser
 
 
 def joined_snapshot(facts: DeviceFacts, vectors: DeviceVectors) -> bytes:

@@ -27,11 +27,14 @@ from echelon.messages.boundary import (
 )
 from echelon.messages.exchange import Pace, Payload
 from echelon.messages.handshake import Advertise, Consistency, Included, Signatures, Unmask, Upload
+from echelon.messages.kinds import AdapterKind
+from echelon.messages.manifest import AdapterTerms
 from echelon.messages.wire import DeviceId, Message
 from echelon.rounds.device.core import DeviceCore
 from echelon.rounds.device.state import PATIENCE
 from echelon.rounds.effects import (
     Effect,
+    Evaluate,
     Incoming,
     Publish,
     Save,
@@ -668,3 +671,34 @@ def test_a_device_does_not_hold_the_anchor_that_came_with_its_adapter() -> None:
     base = world.people[world.names[0]].core.adapters.base
     assert base is not None
     assert base.base is None  # an array of its own, and no view of the payload
+
+
+def test_what_a_job_left_and_what_it_trained_are_stored_in_one_step() -> None:
+    world, core = alone()
+    before = core.snapshot()
+    done = TrainOutcome(
+        weights=np.ones(DIM, np.float32), tokens=8, loss_sum=1.0, loss_tokens=8, state=b"of the first job"
+    )
+    effects = core.handle(done)
+    assert any(isinstance(effect, Save) for effect in effects)
+    after = core.snapshot()
+    for stored, state, start in ((before, None, 0.0), (after, b"of the first job", 1.0)):
+        # Killed before the step was stored, a device does the whole job again; killed after it, nothing of it.
+        again = world.new_device("d0")
+        again.restore(stored)
+        effects = [*again.start(), *again.resume()]
+        [job] = [effect for effect in effects if isinstance(effect, TrainJob)]
+        assert (job.state, job.start.tolist()) == (state, [start] * DIM)
+
+
+def test_only_a_kind_with_a_part_that_stays_gives_it_to_evaluations() -> None:
+    for kind, state in ((None, None), (AdapterKind.FFA, None), (AdapterKind.FEDSA, b"left")):
+        terms = None if kind is None else AdapterTerms(kind=kind, seed=1, files="{}")
+        world = World(3, manifest=manifest_for().model_copy(update={"adapter": terms}))
+        core = world.device("d0")
+        core.jobs.optimiser = b"left"
+        core.jobs.unevaluated = (1, np.zeros(DIM, np.float32))
+        [evaluation] = core.jobs.evaluate()
+        assert isinstance(evaluation, Evaluate)
+        assert evaluation.state == state
+        assert "left" not in repr(evaluation)
