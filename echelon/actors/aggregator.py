@@ -16,11 +16,12 @@ from echelon.actors.runtime import read_to_end
 from echelon.actors.snapshots import find_snapshot, kept_from, snapshot_opener, starts
 from echelon.actors.state import State
 from echelon.actors.verified_records import RecordOpener
-from echelon.audit.log import Entry, TopicLog
+from echelon.audit.log import Entry, Step, TopicLog
 from echelon.bus.base import Record, TopicPartition
 from echelon.bus.chunks import ChunkError
 from echelon.errors import ProtocolError, StateError
 from echelon.laws.lengths import genesis_length
+from echelon.laws.relay import relayed_commit
 from echelon.messages.boundary import (
     INPUTS,
     Released,
@@ -69,7 +70,7 @@ class Aggregator(BoundaryActor):
         self.core = core
         self._pinned, self._index = manifest_sha256, index
         # Genesis names the key, and is pinned.
-        self._global = TopicLog("global", largest=genesis_length(core.dim))
+        self._global = TopicLog("global", largest=genesis_length(core.dim), inside=True)
 
     def inputs(self) -> Iterable[TopicPartition]:
         """Check-ins, rounds, masked updates, edges' parts, and the exchange's decisions as the gate mirrored them."""
@@ -130,7 +131,7 @@ class Aggregator(BoundaryActor):
             begins = starts(found)
             self._positions |= begins
         async for record in read_to_end(self.bus, GLOBAL, 0, self.name):
-            step = self._global.read(without_source(record))
+            step = self._read_global(record)
             self._positions[GLOBAL] = record.next_offset
             event = None if step.entry is None or step.entry.refusal is not None else self._event(step.entry)
             if event is not None:
@@ -207,7 +208,7 @@ class Aggregator(BoundaryActor):
         if record.topic != GLOBAL.topic:
             return await super()._record(record)
         effects: list[Effect] = []
-        step = self._global.read(without_source(record))
+        step = self._read_global(record)
         for fault in reportable_faults(step):
             effects.append(self.refuse(record, reason_of(fault), fault.detail))
         if step.entry is not None and step.entry.refusal is None and not effects:
@@ -215,6 +216,11 @@ class Aggregator(BoundaryActor):
             if event is not None:
                 effects += self.take(event)
         return effects
+
+    def _read_global(self, record: Record) -> Step:
+        if relayed_commit(record.headers) is not None:
+            return self._global.relay(replace(record, headers=record.headers[:-1]))
+        return self._global.read(without_source(record))
 
     def _event(self, entry: Entry) -> BoundaryCommit | RefusedDelta | Closed | None:
         message, payload = entry.message, entry.payload or b""

@@ -123,7 +123,9 @@ class Controller:
             )
             for index, terms in enumerate(self.manifest.boundaries)
         }
-        self._global = GlobalWriter(self._writer, run, logs=self._logs, transcript=self.core.transcript)
+        self._global = GlobalWriter(
+            self._writer, self.manifest, logs=self._logs, transcript=self.core.transcript
+        )
         self._changes = KeyChanges(signer.public, changes, services.log)
         self._positions = {TopicPartition(topic): 0 for topic in self._logs}
         self._announcer = Announcer(self._writer)

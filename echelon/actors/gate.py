@@ -24,6 +24,7 @@ from echelon.actors.mirror import (
     Seen,
     bytes_of,
 )
+from echelon.actors.relay import Relay
 from echelon.actors.runtime import DRAIN_SECONDS, Publisher, read_to_end
 from echelon.actors.snapshots import SNAPSHOTS, find_snapshot, kept_from, snapshot_opener, starts
 from echelon.actors.state import State, Waiting
@@ -86,9 +87,15 @@ class Gate(BoundaryActor):
             largest=delta_length(log.manifest, log.dim), payloads=False,
         )  # fmt: skip
         self._writer = Writer(own, exchange_signer, run)
+        relay: Relay | None = None
+        if log.manifest.exchange.full_every is not None:
+            relay = Relay(
+                name, manifest=log.manifest, dim=log.dim, own=index, exchange=exchange, services=self.services
+            )
+        self._relay = relay
         self._mirror = Mirror(
             name, index=index, line=line, dim=log.dim, manifest_sha256=manifest_sha256, bus=self.bus, exchange=exchange,
-            services=self.services, tell=self._events.put_nowait,
+            services=self.services, tell=self._events.put_nowait, relay=relay,
         )  # fmt: skip
         self._said = 0
         """Manifests of `global` that the newest delta on the exchange says it had read, maybe in an earlier life."""
@@ -375,4 +382,6 @@ class Gate(BoundaryActor):
         )
         self._mirror.signed[derived.seq] = self._clock()
         self._said = seen.size
+        if self._relay is not None:
+            self._relay.core.offer(manifest, derived.payload)  # so it need not be read on the exchange
         return Cross((*chunks, self._writer.manifest(manifest)))

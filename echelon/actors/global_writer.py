@@ -12,6 +12,7 @@ from echelon.actors.exchange import Writer
 from echelon.audit.log import TopicLog
 from echelon.bus.base import Outgoing
 from echelon.laws.keys import Keys, gate_of_place
+from echelon.laws.relay import is_relayed
 from echelon.laws.transcript import Transcript
 from echelon.messages.adapter import Vector
 from echelon.messages.exchange import (
@@ -25,6 +26,7 @@ from echelon.messages.exchange import (
     RefusalReason,
 )
 from echelon.messages.keys import CHANGES, KeyEnd, KeyNext, KeyRole, KeyStatement
+from echelon.messages.manifest import RunManifest
 from echelon.rounds.controller.drafts import CommitDraft
 
 
@@ -33,15 +35,16 @@ class GlobalWriter:
 
     Args:
         writer: the single writer of the topic.
-        run: the run's 16 bytes.
+        manifest: the run's terms.
         logs: the delta logs by topic, in the order of the manifest's boundaries; a commit says how far each was read.
         transcript: what stands on `global`, for what deltas say that they had read.
     """
 
     def __init__(
-        self, writer: Writer, run: bytes, *, logs: Mapping[str, TopicLog], transcript: Transcript
+        self, writer: Writer, manifest: RunManifest, *, logs: Mapping[str, TopicLog], transcript: Transcript
     ) -> None:
-        self._writer, self._run, self._logs, self._transcript = writer, run, logs, transcript
+        self._manifest, self._run = manifest, manifest.run_id
+        self._writer, self._logs, self._transcript = writer, logs, transcript
 
     def genesis(self, sealed: bytes, initial: Vector) -> list[Outgoing]:
         """The records of genesis: the sealed run manifest and the adapter, float32[d]."""
@@ -64,10 +67,11 @@ class GlobalWriter:
         return records
 
     def commit(self, draft: CommitDraft) -> tuple[Commit, list[Outgoing]]:
-        """A commit, and its records."""
+        """A commit, and its records; of a relayed one that is its manifest alone."""
         payload = draft.adapter.astype("<f4", copy=False).data.cast("B")  # no copy of it
         described = Payload.of(payload, b"commit %d" % draft.commit)
-        records = self._writer.chunks(payload, described)
+        relayed = is_relayed(self._manifest, draft.commit, draft.tokens)
+        records = [] if relayed else self._writer.chunks(payload, described)
         commit = Commit(
             run=self._run,
             index=self._writer.next_number,
@@ -81,6 +85,7 @@ class GlobalWriter:
             state_sha256=draft.state_sha256,
             payload=described,
             prefix=self._writer.prefix,
+            relayed=relayed,
         )
         records.append(self._record(commit))
         return commit, records

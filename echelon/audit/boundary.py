@@ -18,8 +18,10 @@ from echelon.audit.heads import DELTA_PREFIX, GLOBAL
 from echelon.audit.openings import WindowRoster
 from echelon.audit.prefix import record_digest
 from echelon.audit.records import Damaged, LogRecord, StoredRecord
+from echelon.audit.relayed import RelayedInside
 from echelon.audit.trimmed import SNAPSHOTS, TrimmedInputs, differs, state_of
 from echelon.errors import CodecError, ProtocolError
+from echelon.laws.relay import relayed_commit
 from echelon.messages.adapter import F32
 from echelon.messages.boundary import (
     INPUTS,
@@ -459,10 +461,17 @@ class BoundaryAudit:
             self.facts.versions += 1
 
     def _compare_mirror(self, records: Iterable[LogRecord | Damaged]) -> None:
-        """What the gate mirrored inward against what stands outside."""
+        """What the gate mirrored inward against what stands outside, and the adapters that it derived."""
+        relayed = RelayedInside(self._exchange.relayed)
         for record in records:
             if isinstance(record, Damaged):
                 self._unopened(Unopened(GLOBAL, record.offset, record.detail, damaged=True))
+                continue
+            commit = relayed_commit(record.headers)
+            if commit is not None:
+                bare = StoredRecord(GLOBAL, record.offset, record.key, record.value, record.headers[:-1])
+                if detail := relayed.take(commit, bare):
+                    self._error(GLOBAL, record.offset, detail)
                 continue
             *headers, source = record.headers or (("", b""),)
             if source[0] != SOURCE_HEADER:
@@ -476,6 +485,9 @@ class BoundaryAudit:
                 self._error(
                     GLOBAL, record.offset, f"it is not the record that stands at {GLOBAL}@{offset} outside"
                 )
+            elif relayed.lacks(self._exchange.places.get(offset, 0)):
+                detail = f"commit {self._exchange.places[offset]} was relayed, and stands inside without its adapter"
+                self._error(GLOBAL, record.offset, detail)
             else:
                 self.facts.mirrored += 1
 

@@ -11,7 +11,7 @@ from echelon.audit.prefix import record_digest
 from echelon.audit.records import Damaged, LogRecord
 from echelon.errors import AuditError
 from echelon.laws.keys import gate_of_place
-from echelon.messages.exchange import OTHER_RECORD, Commit, Delta, Genesis, Refusal, WindowSummary
+from echelon.messages.exchange import OTHER_RECORD, Commit, Delta, Genesis, Payload, Refusal, WindowSummary
 from echelon.messages.manifest import RunManifest
 from echelon.rounds.effects import Incoming
 from echelon.rounds.gate.facts import CommitFacts
@@ -38,6 +38,8 @@ class ExchangeFacts:
         decided: what `global` says, in order: commits, and refusals of deltas of the boundary.
         records: digests of the records of `global`, by offset: what the gate mirrors inward.
         envelopes: SHA-256 of the records' envelopes of commits, by number; that of genesis is 0's.
+        relayed: what relayed commits say of the adapters that they do not bring, by number.
+        places: numbers of commits by the offsets of their records on `global`.
     """
 
     manifest: RunManifest
@@ -46,6 +48,8 @@ class ExchangeFacts:
     decided: list[CommitFacts | Refusal] = field(default_factory=list)
     records: dict[int, bytes] = field(default_factory=dict)
     envelopes: dict[int, bytes] = field(default_factory=dict)
+    relayed: dict[int, Payload] = field(default_factory=dict)
+    places: dict[int, int] = field(default_factory=dict)
 
     @property
     def genesis_sha256(self) -> bytes:
@@ -103,6 +107,9 @@ class ExchangeFacts:
                 self.decided.append(CommitFacts(0, (), message.adapter_sha256))
             case Commit():
                 self.envelopes[message.commit] = entry.sha256
+                self.places[entry.offset] = message.commit
+                if message.relayed:
+                    self.relayed[message.commit] = message.payload
                 mine = tuple(merged.seq for merged in message.merged if merged.boundary == self.index)
                 self.decided.append(CommitFacts(message.commit, mine, message.adapter_sha256))
             case Refusal() if message.boundary == self.index and message.reason not in OTHER_RECORD:

@@ -54,16 +54,16 @@ class DerivedAdapter:
                 yield f"adapter/{name} is not the final adapter: byte {min(place, len(found))} differs"
 
 
-def digest_known_of(written: bytes, digest: Digest | None) -> Callable[[F32], bytes]:
+def digest_known_of(written: bytes | None, digest: Digest | None) -> Callable[[F32], bytes]:
     """What gives SHA-256 of an adapter, float32[d]: the digest, if the adapter's bytes are those that it is of.
 
     Args:
-        written: some bytes.
+        written: some bytes; None: there are none.
         digest: SHA-256 of these; None: it was not begun.
     """
 
     def digest_of(adapter: F32) -> bytes:
-        if digest is not None and is_encoded(adapter, written):
+        if digest is not None and written is not None and is_encoded(adapter, written):
             return digest.digest()
         return adapter_digest(adapter)
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import msgpack
-import numpy as np
 
+from echelon.audit.genesis import open_genesis
 from echelon.audit.merkle import Frontier
 from echelon.audit.prefix import PrefixChain
 from echelon.audit.records import (
@@ -29,6 +29,7 @@ from echelon.audit.transfer import BegunChunk, OpenTransfer
 from echelon.errors import EchelonError, StateError
 from echelon.laws.hashing import Digest
 from echelon.laws.keys import Keys, Line
+from echelon.laws.relay import may_relay
 from echelon.messages.adapter import F32
 from echelon.messages.envelope import Dsse
 from echelon.messages.exchange import Close, Commit, Delta, Genesis, Payload, Refusal, RefusalReason
@@ -125,6 +126,7 @@ class TopicLog:
         hash_commits: bool = True,
         largest: int = MAX_PAYLOAD_BYTES,
         payloads: bool = True,
+        inside: bool = False,
     ) -> None:
         """Start at the topic's first record.
 
@@ -137,6 +139,7 @@ class TopicLog:
             hash_commits: check the SHA-256 of commit payloads; a verifier that derives the adapter compares
                 bytes.
             payloads: False, for who wrote them: only that of genesis is kept, and there is no `snapshot`.
+            inside: whether it is a boundary's `global`, where the gate puts the adapters of relayed commits (`relay`).
             largest: bytes of the longest payload that may stand here; on `global` until genesis is read, which says how
                 long adapters are.
         """
@@ -154,7 +157,7 @@ class TopicLog:
             (Delta,) if boundary is not None else (Genesis, Commit, Refusal, Close, KeyNext, KeyEnd)
         )
         self._resync = resync
-        self._hash_commits, self._payloads = hash_commits, payloads
+        self._hash_commits, self._payloads, self._inside = hash_commits, payloads, inside
         self._open: dict[bytes, OpenTransfer] = {}
         self._done: dict[bytes, None] = {}
         self._last = -1  # offset of the last manifest that was an entry
@@ -243,6 +246,20 @@ class TopicLog:
 
     # ---- transfers ----------------------------------------
 
+    def relay(self, record: LogRecord) -> Step:
+        """Take a chunk that a gate puts in front of a relayed commit inside its boundary: it is no part of the log.
+
+        One that was taken before changes nothing, as a gate may send it again.
+        """
+        try:
+            chunk = read_chunk(record)
+        except Refused as error:
+            return Step(None, (LogFault(FaultCode.CORRUPT_CHUNK, record.offset, error.detail),))
+        count = self._open[chunk.transfer].count if chunk.transfer in self._open else 0
+        if chunk.transfer in self._done or chunk.index < count:
+            return Step()
+        return Step(None, tuple(self._take(chunk, record.offset, None)))
+
     def _take(self, chunk: CrossingChunk, offset: int, begun: BegunChunk | None) -> list[LogFault]:
         faults: list[LogFault] = []
         if chunk.length > self._largest:
@@ -271,6 +288,16 @@ class TopicLog:
             self._void += given_up.count
             faults.append(LogFault(FaultCode.VOID, given_up.first, "a transfer that was given up"))
         return faults
+
+    def _payload_of(self, message: Genesis | Delta | Commit) -> tuple[bytes | None, str]:
+        """The payload of a manifest, and what is wrong with it; a relayed commit has none outside of a boundary."""
+        if not isinstance(message, Commit) or not message.relayed or self._inside:
+            return self._complete(
+                message.payload, check=self._hash_commits or not isinstance(message, Commit)
+            )
+        if self.manifest is None or may_relay(self.manifest.exchange, message.commit):
+            return None, ""
+        return None, f"commit {message.commit} comes without its adapter, which the run's terms want with it"
 
     def _complete(self, payload: Payload, *, check: bool) -> tuple[bytes | None, str]:
         transfer = self._open.pop(payload.transfer, None)
@@ -305,22 +332,19 @@ class TopicLog:
         payload: bytes | None = None
         digest: Digest | None = None
         problem = ""
+        kept: dict[bytes, OpenTransfer] = {}
         if isinstance(message, Genesis | Delta | Commit):
-            check = self._hash_commits or not isinstance(message, Commit)
             # The payload is looked up before the signature is known to be good; a forged manifest must not
             # use it up.
-            kept = self._open.get(message.payload.transfer)
-            digest = kept.digest() if kept is not None else None
-            payload, problem = self._complete(message.payload, check=check)
-            refused = self._authentic(envelope, message, payload, offset)
-            if refused is not None:
-                if kept is not None:
-                    self._open[message.payload.transfer] = kept
-                return Step(None, (refused,))
-        else:
-            refused = self._authentic(envelope, message, None, offset)
-            if refused is not None:
-                return Step(None, (refused,))
+            transfer = message.payload.transfer
+            if transfer in self._open:
+                kept[transfer] = self._open[transfer]
+                digest = kept[transfer].digest()
+            payload, problem = self._payload_of(message)
+        refused = self._authentic(envelope, message, payload, offset)
+        if refused is not None:
+            self._open |= kept
+            return Step(None, (refused,))
         return self._place(record, message, payload, problem, digest)
 
     def _allowed(self, message: Message) -> Manifest | None:
@@ -471,30 +495,5 @@ class TopicLog:
 
 
 def _order(offset: int, chunk: CrossingChunk, expected: int) -> LogFault:
-    return LogFault(
-        FaultCode.CHUNK_ORDER,
-        offset,
-        f"chunk {chunk.index} where chunk {expected} of its transfer must stand",
-    )
-
-
-def open_genesis(message: Genesis, payload: bytes) -> tuple[RunManifest, F32]:
-    """The run manifest and the initial adapter (float32[d]) of a genesis whose payload is whole.
-
-    Raises:
-        EchelonError: a digest, a length, the manifest's own signature or its run does not fit.
-    """
-    sealed, rest = payload[: message.manifest_length], memoryview(payload)[message.manifest_length :]
-    if hashlib.sha256(sealed).digest() != message.manifest_sha256:
-        raise Refused(Reason.BAD_TRANSFER, "the run manifest has another SHA-256 than genesis says")
-    if hashlib.sha256(rest).digest() != message.adapter_sha256:
-        raise Refused(Reason.BAD_TRANSFER, "the initial adapter has another SHA-256 than genesis says")
-    manifest = RunManifest.open(sealed)
-    if manifest.run_id != message.run:
-        raise Refused(Reason.WRONG_RUN, "genesis and the run manifest name different runs")
-    dim = manifest.adapter_layout().dim
-    if len(rest) != 4 * dim:
-        raise Refused(
-            Reason.BAD_TRANSFER, f"the initial adapter has {len(rest)} bytes, the layout wants {4 * dim}"
-        )
-    return manifest, np.frombuffer(rest, "<f4").astype(np.float32)
+    detail = f"chunk {chunk.index} where chunk {expected} of its transfer must stand"
+    return LogFault(FaultCode.CHUNK_ORDER, offset, detail)

@@ -239,7 +239,7 @@ class Verifier:
         core = self._core
         if core is None:
             return
-        if entry.payload is None:
+        if entry.payload is None and not commit.relayed:
             self._stop(entry.offset, "the commit's adapter is not whole")
             return
         try:
@@ -250,7 +250,7 @@ class Verifier:
         except EchelonError as error:
             self._stop(entry.offset, f"commit {commit.commit} cannot be derived: {error}")
             return
-        if not is_encoded(core.adapter, entry.payload):
+        if entry.payload is not None and not is_encoded(core.adapter, entry.payload):
             self._stop(
                 entry.offset, f"the adapter of commit {commit.commit} is not the one that its deltas give"
             )

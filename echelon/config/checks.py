@@ -39,6 +39,7 @@ def check_run(run: RunSettings) -> None:
     _check_steps(run)
     _check_density(run)
     _check_short_ring(run)
+    _check_inward(run)
     _check_pace_windows(run)
     _check_losses(run)
     check_metrics(run)
@@ -117,6 +118,23 @@ def _check_short_ring(run: RunSettings) -> None:
         raise ValueError(
             "secure.ring_bits = 16 needs secure.coordinate_clip, the largest change of one coordinate in one update"
             f"{example if run.learner.kind == 'lora' else ''}; set it, or set secure.ring_bits: 32"
+        )
+
+
+def _check_inward(run: RunSettings) -> None:
+    sync = run.sync
+    if sync.inward != "relay":
+        if sync.full_every is not None:
+            raise ValueError(
+                f"sync.full_every is of relayed commits, and sync.inward is {sync.inward}: set it to relay, or leave "
+                "sync.full_every out"
+            )
+        return
+    if sync.outer.kind != "average" or sync.outer.rule is not None:
+        raise ValueError(
+            f"sync.inward relay needs sync.outer.kind average, and the outer step is "
+            f"{sync.outer.rule or sync.outer.kind}: gates that derive an adapter do not carry its state. Set "
+            "sync.outer.kind to average, or sync.inward to adapter"
         )
 
 

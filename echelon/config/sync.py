@@ -26,6 +26,9 @@ DEFAULT_DENSITY = 0.2
 """Share of the coordinates that a sparse delta carries: the least that was measured whose loss is within 0.3 %
 of what int16 gives (bench/results/sparse.json)."""
 
+DEFAULT_FULL_EVERY = 256
+"""Commits from one adapter on the exchange to the next: four bytes for each parameter are then 0.016 for each sync."""
+
 
 class OuterSettings(Settings):
     """The outer optimiser, which turns boundary deltas into the next global adapter."""
@@ -134,6 +137,15 @@ class SyncSettings(Settings):
     density: float | None = Field(
         default=None, ge=MIN_DENSITY_PPM / MILLION, le=MAX_DENSITY_PPM / MILLION, allow_inf_nan=False,
         description=f"Of sparse: the share of the coordinates that each delta carries. None: {DEFAULT_DENSITY}.",
+    )  # fmt: skip
+    inward: Literal["adapter", "relay"] = Field(
+        default="adapter",
+        description="What a commit brings to boundaries: the whole adapter, or `relay`: the decision alone, and each "
+        "gate derives the adapter from the merged deltas (docs/adapters.md#relayed-commits).",
+    )
+    full_every: int | None = Field(
+        default=None, ge=1, le=1_000_000,
+        description=f"Of relay: commits from one that brings its adapter to the next. None: {DEFAULT_FULL_EVERY}.",
     )  # fmt: skip
     staleness: StalenessSettings = Field(default=StalenessSettings(), description="Weights of late deltas.")
     merge_within: int | None = Field(

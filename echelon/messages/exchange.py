@@ -73,6 +73,8 @@ OTHER_RECORD = frozenset({RefusalReason.FORK, RefusalReason.BAD_SEQUENCE})
 """Refusals of a record whose number belongs, or will belong, to another delta: that one is not decided by them."""
 SOURCE_HEADER = "source-offset"
 """The header under which a gate writes where a record of a boundary's `global` stands on the exchange."""
+RELAYED_HEADER = "relayed"
+"""The header under which a gate writes of a chunk which commit's adapter it has derived: it stands inside alone."""
 
 
 class CloseReason(StrEnum):
@@ -229,9 +231,13 @@ class Pace(Fields):
 
 
 class Commit(Message):
-    """The next global adapter, and everything that it was derived from. Payload: the adapter, little-endian float32."""
+    """The next global adapter, and everything that it was derived from. Payload: the adapter, little-endian float32.
+
+    A relayed commit names its payload and does not bring it: who wants the adapter derives it from the merged deltas.
+    """
 
     kind: ClassVar[str] = "commit"
+    left_out: ClassVar[frozenset[str]] = frozenset({"relayed"})
     run: Id16
     index: U63
     """Leaf index in the log of `global`."""
@@ -249,6 +255,8 @@ class Commit(Message):
     """Digest of the outer optimiser's and the pace controller's state after this commit."""
     payload: Payload
     prefix: Digest
+    relayed: bool = False
+    """Whether no chunk of the payload stands on the exchange. Left out of the bytes where they do."""
 
 
 class Refusal(Message):

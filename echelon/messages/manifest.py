@@ -269,7 +269,11 @@ class ExchangeTerms(Fields):
     """Of the sparse codec: the share of a delta's coordinates that cross, in millionths. None with the others, and left
     out of the bytes."""
 
-    left_out: ClassVar[frozenset[str]] = frozenset({"density_ppm"})
+    full_every: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
+    """Commits from one that brings its adapter to the next; those between are relayed: who wants their adapters derives
+    them from the merged deltas. None: every commit brings its adapter, and it is left out of the bytes."""
+
+    left_out: ClassVar[frozenset[str]] = frozenset({"density_ppm", "full_every"})
 
     @model_validator(mode="after")
     def _dense_or_sparse(self) -> Self:
@@ -397,6 +401,10 @@ class RunManifest(Fields):
         slots = [rule.slot for rule in self.rules]
         if len(set(slots)) != len(slots):
             raise ValueError("two rules decide one thing")
+        if self.exchange.full_every is not None and (
+            self.outer.kind is not OuterKind.AVERAGE or self.rule(RuleSlot.OUTER) is not None
+        ):
+            raise ValueError("commits are relayed where the outer step is the average, which has no state")
         self._check_metrics()
         return self
 

@@ -7,7 +7,7 @@ import math
 from echelon.compute.pool import Facts
 from echelon.config.run import RunSettings
 from echelon.config.secure import StalenessSettings
-from echelon.config.sync import DEFAULT_DENSITY
+from echelon.config.sync import DEFAULT_DENSITY, DEFAULT_FULL_EVERY
 from echelon.errors import ConfigError, EchelonError
 from echelon.laws.staleness import StalenessRule, table
 from echelon.laws.update_encoding import codec_of
@@ -141,6 +141,7 @@ def exchange_terms(settings: RunSettings) -> ExchangeTerms:
         report_loss=sync.report_loss,
         merge_within=sync.merge_within or default_merge_within(len(_table(sync.staleness))),
         overlap=sync.overlap,
+        full_every=(sync.full_every or DEFAULT_FULL_EVERY) if sync.inward == "relay" else None,
         density_ppm=round((sync.density or DEFAULT_DENSITY) * MILLION) if sync.codec == "sparse" else None,
     )
 

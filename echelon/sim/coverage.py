@@ -12,6 +12,7 @@ from echelon.actors.device import Device
 from echelon.actors.edge import Edge
 from echelon.actors.gate import Gate
 from echelon.actors.witness import Witness
+from echelon.config.run import RunSettings
 from echelon.messages.boundary import Phase
 from echelon.messages.split import EdgePart
 
@@ -53,6 +54,7 @@ EXPECTED: tuple[str, ...] = (
     "boundary: data in shards",
     "boundary: sparse deltas",
     "boundary: masked coordinates of 16 bits",
+    "boundary: commits without their adapters",
     "boundary: with edges",
     "edge: part released",
     "edge: part released without some of its devices",
@@ -67,6 +69,16 @@ EXPECTED: tuple[str, ...] = (
     "device: input came late",
 )
 """What a long exploration should have seen."""
+
+
+def chosen_in(settings: RunSettings) -> Iterator[str]:
+    """What a run's settings choose besides what is usual."""
+    if settings.sync.codec == "sparse":
+        yield "boundary: sparse deltas"
+    if settings.sync.inward == "relay":
+        yield "boundary: commits without their adapters"
+    if settings.secure.ring_bits == 16:
+        yield "boundary: masked coordinates of 16 bits"
 
 
 def phase_of(actor: Any) -> str:

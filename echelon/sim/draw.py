@@ -145,6 +145,28 @@ LATER: tuple[Callable[[Draft], None], ...] = (
     _pace_by_variance,
     _late_deltas_by_a_cosine,
     _short_ring,
+
+
+def _relayed_commits(draft: Draft) -> None:
+    """Commits without their adapters, and gates that die on the way from the decision to the adapter inside."""
+    if not draft.chance(0.2):
+        return
+    draft.run["sync"] |= {"inward": "relay", "full_every": draft.random.choice((2, 3, 100))}
+    draft.run["sync"]["outer"] = {"kind": "average"}
+    for gate in draft.actors("gate"):
+        for _ in range(draft.random.choice((0, 0, 1, 2))):
+            call, kind = draft.random.choice(
+                (("publish", "chunk"), ("publish", "commit"), ("read", "commit"), ("read", "delta"))
+            )
+            draft.crash(
+                gate, "gate", at=None, call=call, kind=kind, stage=draft.random.choice(("before", "after")),
+                nth=draft.random.choice((1, 2, 4, 7)), wipe=draft.chance(0.3),
+            )  # fmt: skip
+
+
+LATER: tuple[Callable[[Draft], None], ...] = (
+    *(_edges, _witnesses, _others, _late_part),
+    *(_sparse_deltas, _relayed_commits),
 )
 """What came to be drawn after the rest."""
 

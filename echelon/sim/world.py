@@ -36,7 +36,7 @@ from echelon.rounds.effects import (
 )
 from echelon.secagg.entropy import Entropy
 from echelon.sim.broker import Link, SimBroker, SimBus
-from echelon.sim.coverage import phase_of
+from echelon.sim.coverage import chosen_in, phase_of
 from echelon.sim.life import Call, Disk, ProcessLife, SimStore, Stage
 from echelon.sim.outcome import MaskedUpload, SimOutcome, Started, kind_of
 from echelon.sim.schedule import Fault, LinkSpec, Schedule, reachable, role_of
@@ -129,10 +129,8 @@ class World:
         witnesses = self.settings.witness_names()
         for topic, partitions in load_catalogue().exchange_topics(names, witnesses).items():
             found["exchange"].create_topic(topic, partitions)
-        if self.settings.sync.codec == "sparse":
-            self.outcome.coverage.see("boundary: sparse deltas")
-        if self.settings.secure.ring_bits == 16:
-            self.outcome.coverage.see("boundary: masked coordinates of 16 bits")
+        for what in chosen_in(self.settings):
+            self.outcome.coverage.see(what)
         for boundary in self.settings.boundaries:
             if boundary.shards is not None:
                 self.outcome.coverage.see("boundary: data in shards")

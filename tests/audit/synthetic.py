@@ -13,6 +13,7 @@ from echelon.audit.log import TopicLog
 from echelon.audit.merkle import Frontier
 from echelon.audit.prefix import PrefixChain
 from echelon.audit.records import CHUNK_BYTES, Headers, StoredRecord, chunk_digest, manifest_record
+from echelon.laws.relay import is_relayed
 from echelon.messages.adapter import AdapterLayout
 from echelon.messages.envelope import Signer
 from echelon.messages.exchange import (
@@ -41,6 +42,7 @@ from echelon.messages.manifest import (
 )
 from echelon.messages.wire import Message
 from echelon.rounds.controller.core import ControllerCore
+from echelon.rounds.controller.drafts import CommitDraft
 
 RUN = bytes(range(16))
 OPERATOR = Signer(b"\x01" * 32)
@@ -65,6 +67,7 @@ def terms(
     windows_max: int = 4,
     pending_max: int = 4,
     report_loss: bool = True,
+    full_every: int | None = None,
 ) -> RunManifest:
     layout = AdapterLayout.of(
         {"layer.0.lora_A.weight": (1, dim // 2), "layer.0.lora_B.weight": (dim // 2, 1)}
@@ -93,6 +96,7 @@ def terms(
             pending_max=pending_max,
             report_loss=report_loss,
             density_ppm=50_000 if codec is DeltaCodec.SPARSE else None,
+            full_every=full_every,
         ),
         outer=OuterTerms(
             kind=kind,
@@ -326,10 +330,19 @@ class Exchange:
         )
 
     def commit(self, measured: tuple[int, ...] = ()) -> Commit:
+        """The next commit, as the controller writes it."""
         draft = self.core.commit(measured)
-        payload = draft.payload()
+        relayed = is_relayed(self.manifest, draft.commit, draft.tokens)
+        commit = self.written(draft, draft.payload(), relayed)
+        for item in self.core.apply(commit):
+            self.refuse(item.boundary, item.seq, item.offset, item.reason)
+        return commit
+
+    def written(self, draft: CommitDraft, payload: bytes, relayed: bool, **changes: object) -> Commit:
+        """A commit as it stands on `global`; it may say something else than was derived."""
         described = Payload.of(payload, b"commit %d" % draft.commit)
-        self.main.chunks(payload, described)
+        if not relayed:
+            self.main.chunks(payload, described)
         commit = Commit(
             run=self.manifest.run_id,
             index=self.main.number,
@@ -339,14 +352,13 @@ class Exchange:
             pace=draft.pace,
             measured=draft.measured,
             tokens=draft.tokens,
-            adapter_sha256=draft.adapter_sha256,
+            adapter_sha256=described.sha256,
             state_sha256=draft.state_sha256,
             payload=described,
             prefix=self.main.chain.value,
-        )
+            relayed=relayed,
+        ).model_copy(update=changes)
         self.write(commit)
-        for item in self.core.apply(commit):
-            self.refuse(item.boundary, item.seq, item.offset, item.reason)
         return commit
 
     def close(self, reason: CloseReason = CloseReason.STOPPED) -> None:

@@ -26,10 +26,11 @@ from echelon.audit.export import (
     read_index,
     read_topic,
 )
+from echelon.audit.genesis import open_genesis
 from echelon.audit.heads import CONFLICT, COSIGNATURE, HEAD, MAX_HEAD_BYTES, Head, headers_of
 from echelon.audit.incremental import verify_new
 from echelon.audit.interlock import Interlock
-from echelon.audit.log import TopicLog, open_genesis
+from echelon.audit.log import TopicLog
 from echelon.audit.merkle import Frontier
 from echelon.audit.note import Checkpoint, SignedNote, cosigner_vkey, parse_cosigner_vkey
 from echelon.audit.openings import Answer, Request
@@ -724,7 +725,7 @@ def _audit() -> list[Reader]:
             lambda: (_genesis()[1],),
             mutate.raw,
             (EchelonError,),
-            ("audit.log.open_genesis",),
+            ("audit.genesis.open_genesis",),
             0.3,
         ),
         Reader(

@@ -176,7 +176,7 @@ def test_the_state_of_both_factors_survives_a_restart() -> None:
     for each in (core, again):
         each.offer(*make(0, 3, base=3, vector=vector_of(3, 3)), 3)
     assert advance(core) == advance(again)
-    optimiser = core._optimiser
+    optimiser = core._merging.optimiser
     state = optimiser.initial(DIM)
     with pytest.raises(CodecError):
         optimiser.decode(state.encode()[:-1], DIM)

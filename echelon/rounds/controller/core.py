@@ -16,24 +16,22 @@ import numpy as np
 
 from echelon.errors import CodecError, ProtocolError, StateError
 from echelon.laws.delta_codec import Integers
-from echelon.laws.delta_form import DeltaForm
 from echelon.laws.hashing import Sha256
 from echelon.laws.rules import Allowed
 from echelon.laws.transcript import Contradiction, Transcript
 from echelon.messages.adapter import F32, adapter_digest
 from echelon.messages.exchange import CloseReason, Commit, Delta, Pace, RefusalReason
-from echelon.messages.manifest import RunManifest, Weighting
+from echelon.messages.manifest import RunManifest
 from echelon.messages.stored import stored
-from echelon.outer.alternating import Alternating, Factors
-from echelon.outer.base import EncodableState, Outer, octaves_between
-from echelon.outer.registry import outer_of
+from echelon.outer.base import EncodableState, octaves_between
 from echelon.pace.base import Decision, PaceController, PaceInputs
 from echelon.pace.registry import pace_of
 from echelon.rounds.controller import state
 from echelon.rounds.controller.budget import Evaluation, EvaluationSums, bound_reached
-from echelon.rounds.controller.deltas import Bytes, RejectedDelta, TakenDelta, WaitingDelta, chosen, values_of
+from echelon.rounds.controller.deltas import Bytes, RejectedDelta, WaitingDelta, chosen, values_of
 from echelon.rounds.controller.drafts import CommitDraft, CommitMismatch, DerivedCommit, check_commit
 from echelon.rounds.controller.limits import coordinate_limit, examine_window
+from echelon.rounds.controller.merging import Merging
 
 _MOST = (1 << 63) - 1
 DigestOf = Callable[[F32], bytes]
@@ -68,15 +66,10 @@ class ControllerCore:
         dim = manifest.adapter_layout().dim
         if adapter.shape != (dim,) or adapter.dtype != np.float32 or not np.isfinite(adapter).all():
             raise ProtocolError(f"the initial adapter is not {dim} finite float32 numbers, as in the layout")
-        self.manifest, self.dim, self.form = manifest, dim, DeltaForm.of(manifest.exchange, dim)
-        self._table = manifest.exchange.staleness
+        self.manifest, self.dim = manifest, dim
+        self._merging = Merging(manifest, dim, rules=rules, sha256=sha256)
+        self.form, self._table = self._merging.form, self._merging.table
         count = len(manifest.boundaries)
-        self._factors = Factors(manifest)
-        # With alternating factors the state's digest is over two states, and none of a single one is asked for.
-        ahead = None if self._factors.masks else sha256 or hashlib.sha256
-        self._optimiser: Outer = outer_of(manifest, self._table[0], rules or {}, ahead)
-        if self._factors.masks:
-            self._optimiser = Alternating(self._optimiser, self._factors)
         self._limit = coordinate_limit(manifest)
         self.adapter: F32 = adapter
         self.newest = 0
@@ -84,7 +77,7 @@ class ControllerCore:
         self.tokens = 0
         self._intervals = {0: manifest.pace.steps * manifest.pace.windows}
         """R·H that each commit announced, as far back as a delta may depart from."""
-        self._outer: EncodableState = self._optimiser.initial(dim)
+        self._outer: EncodableState = self._merging.optimiser.initial(dim)
         self._controller: PaceController = pace_of(manifest, rules or {}) if pace is None else pace
         self._pending: dict[tuple[int, int], WaitingDelta] = {}
         self._known: list[list[bytes]] = [[] for _ in range(count)]
@@ -189,7 +182,7 @@ class ControllerCore:
             window.eval_tokens and window.eval_commit > self.newest for window in delta.windows
         ):
             return RefusalReason.UNKNOWN_BASE
-        if not self._factors.allowed(delta.base_commit, values):
+        if not self._merging.factors.allowed(delta.base_commit, values):
             return RefusalReason.BAD_PAYLOAD
         return RefusalReason.STALE if self._staleness(delta) >= len(self._table) else None
 
@@ -247,13 +240,9 @@ class ControllerCore:
         if not self._pending:
             raise ProtocolError("no delta waits: there is nothing to commit")
         keys = chosen(self._pending)
-        taken = [self._taken(self._pending[key]) for key in keys]
-        adapter, outer = self._optimiser.step(
-            self.adapter,
-            self._outer,
-            [one.weighted() for one in taken],
-            self._octaves(one.delta.base_commit for one in taken),
-        )
+        taken = [self._merging.taken(self._pending[key], self.newest) for key in keys]
+        octaves = self._octaves(one.delta.base_commit for one in taken)
+        adapter, outer = self._merging.step(self.adapter, self._outer, taken, octaves)
         number = self.newest + 1
         tokens = self.tokens + sum(window.tokens for one in taken for window in one.delta.windows)
         inputs = PaceInputs(
@@ -277,13 +266,6 @@ class ControllerCore:
         )
         self._next = DerivedCommit(draft, keys, outer, controller)
         return self._next
-
-    def _taken(self, waiting: WaitingDelta) -> TakenDelta:
-        staleness = self._staleness(waiting.delta)
-        count = 1
-        if self.manifest.outer.weighting is Weighting.TOKENS:
-            count = sum(window.n for window in waiting.delta.windows)
-        return TakenDelta(waiting, staleness, count, count * self._table[staleness])
 
     def _octaves(self, bases: Iterable[int]) -> int:
         """log2 of the interval that the newest of these bases announced, over that of the start; rounded."""
@@ -387,7 +369,7 @@ class ControllerCore:
                 core.transcript = transcript
             core.newest, core.tokens, core.pace = held.newest, held.tokens, held.pace.pace()
             core._intervals = dict(held.intervals)
-            core._outer = core._optimiser.decode(held.outer, core.dim)
+            core._outer = core._merging.optimiser.decode(held.outer, core.dim)
             core._controller = core._controller.decode(held.controller)
             for one in held.waiting:
                 waiting = one.waiting(core.form)

@@ -143,6 +143,8 @@ def _may_remain(form: DeltaForm, before: F64, exponent: int) -> F64:
 
 def _anchors(left: RunRecords) -> dict[int, F64]:
     payloads = left.payloads("exchange", "global")
+    for boundary in left.boundaries:  # adapters of relayed commits stand inside alone
+        payloads |= left.payloads(boundary, "global")
     found = {0: left.outcome.initial.astype(np.float64)}
     for message in left.exchange["global"]:
         if isinstance(message, Commit) and message.payload.sha256 in payloads:

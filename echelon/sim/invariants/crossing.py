@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from echelon.actors.aggregator import without_source
+from echelon.audit.records import StoredRecord, read_manifest
+from echelon.audit.relayed import RelayedInside
 from echelon.bus import Record
+from echelon.laws.relay import relayed_commit
 from echelon.messages.boundary import SealedDelta
-from echelon.messages.exchange import SOURCE_HEADER, Delta
+from echelon.messages.exchange import SOURCE_HEADER, Commit, Delta
 from echelon.sim.left import RunRecords
 
 
@@ -46,8 +49,24 @@ def origin_of(record: Record, outside: Mapping[int, Record]) -> Record | None:
 
 def _mirrored(left: RunRecords, boundary: str) -> Iterator[str]:
     outside = {record.offset: record for record in left.outcome.topics["exchange"]["global"]}
+    relayed = {
+        message.commit: message.payload
+        for message in left.exchange["global"]
+        if isinstance(message, Commit) and message.relayed
+    }
+    inside = RelayedInside(relayed)
     following = 0
     for record in left.outcome.topics[boundary]["global"]:
+        commit = relayed_commit(record.headers)
+        if commit is not None:
+            bare = StoredRecord("global", record.offset, record.key, record.value, record.headers[:-1])
+            if detail := inside.take(commit, bare):
+                yield f"{boundary}: global@{record.offset}: {detail}"
+            continue
+        if ("kind", b"commit") in record.headers:
+            number = read_manifest(without_source(record))[1]
+            if isinstance(number, Commit) and inside.lacks(number.commit):
+                yield f"{boundary}: global@{record.offset}: commit {number.commit} came without its adapter"
         origin = origin_of(record, outside)
         if origin is None:
             yield f"{boundary}: global@{record.offset} is no record of the exchange"
