@@ -136,17 +136,6 @@ def _short_ring(draft: Draft) -> None:
         draft.run["secure"] |= {"ring_bits": 16, "coordinate_clip": draft.random.choice((4.0, 1.0, 0.05))}
 
 
-LATER: tuple[Callable[[Draft], None], ...] = (
-    _edges,
-    _witnesses,
-    _others,
-    _late_part,
-    _sparse_deltas,
-    _pace_by_variance,
-    _late_deltas_by_a_cosine,
-    _short_ring,
-
-
 def _relayed_commits(draft: Draft) -> None:
     """Commits without their adapters, and gates that die on the way from the decision to the adapter inside."""
     if not draft.chance(0.2):
@@ -166,7 +155,7 @@ def _relayed_commits(draft: Draft) -> None:
 
 LATER: tuple[Callable[[Draft], None], ...] = (
     *(_edges, _witnesses, _others, _late_part),
-    *(_sparse_deltas, _relayed_commits),
+    *(_sparse_deltas, _relayed_commits, _short_ring, _pace_by_variance, _late_deltas_by_a_cosine),
 )
 """What came to be drawn after the rest."""
 
