@@ -17,6 +17,7 @@ from typing import Protocol
 from typing_extensions import override
 
 from echelon.bus.base import Outgoing, Record, TopicPartition
+from echelon.bus.newest import NewestRecords
 from echelon.clock import VirtualClock
 from echelon.errors import BusError, OffsetOutOfRange
 
@@ -39,9 +40,14 @@ class Listener(Protocol):
 
 
 class Hub:
-    """Tells the readers of one log in this process, across buses and event loops, where it has grown."""
+    """Tells the readers of one log in this process, across buses and event loops, where it has grown.
+
+    Attributes:
+        newest: what this process appended last, of a log in a file.
+    """
 
     def __init__(self) -> None:
+        self.newest = NewestRecords()
         self._lock = threading.Lock()
         # Dicts in place of sets: listeners are woken in the order in which they came, in every run.
         self._listeners: dict[TopicPartition, dict[Listener, None]] = {}

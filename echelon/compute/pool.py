@@ -21,6 +21,7 @@ from typing import Protocol, TypeVar, TypeVarTuple
 
 from echelon.actors.edge import EdgeSide
 from echelon.actors.splitting import DeviceSide
+from echelon.allocator import keep_freed_blocks
 from echelon.clock import is_virtual
 from echelon.config.boundary import BoundarySettings
 from echelon.config.experiments import CostSettings, LearnerSettings
@@ -225,6 +226,7 @@ def _start_worker(
     os.environ.update(environment)
     threading.Thread(target=_end_with_parent, name="echelon-parent", daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when a run stops
+    keep_freed_blocks()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _limit(learner, threads)
     _terms = (spec, learner)

@@ -34,7 +34,7 @@ from echelon.errors import (
 )
 from echelon.private import write_private
 from echelon.rounds.effects import Note
-from echelon.services.allocator import map_large_blocks
+from echelon.allocator import map_large_blocks
 from echelon.services.config import ControllerConfig, ServiceConfig
 from echelon.services.health import Health, State
 from echelon.services.http import HttpServer

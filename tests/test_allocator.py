@@ -1,4 +1,4 @@
-"""Freed vectors leave the process, whatever was freed before them."""
+"""Freed vectors leave a service, whatever was freed before them, and stay in a training process."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import sys
 import pytest
 
 from echelon.bus.chunks import CHUNK
-from echelon.services.allocator import HEAPS_VARIABLE, VARIABLE, map_large_blocks
+from echelon.allocator import HEAPS_VARIABLE, TRIM_VARIABLE, VARIABLE, keep_freed_blocks, map_large_blocks
 
 SCRIPT = """
 import ctypes, sys
-from echelon.services.allocator import map_large_blocks
+from echelon.allocator import map_large_blocks
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
@@ -43,7 +43,7 @@ print(resident() - before)
 
 HEAPS = """
 import ctypes, sys, threading
-from echelon.services.allocator import map_large_blocks
+from echelon.allocator import map_large_blocks
 
 map_large_blocks()
 libc = ctypes.CDLL(None)
@@ -91,3 +91,44 @@ def test_threads_share_one_heap_unless_the_environment_says_otherwise(
         env={name: value for name, value in os.environ.items() if name != HEAPS_VARIABLE} | own,
     )  # fmt: skip
     assert done.stdout.count("<heap nr=") == heaps
+
+
+FAULTS = """
+import ctypes, resource, sys
+from echelon.allocator import keep_freed_blocks
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+if sys.argv[1] == "kept":
+    assert keep_freed_blocks()
+
+def step():
+    blocks = [libc.malloc(size << 20) for size in (48, 24, 48)]  # as activations come and go
+    for block, size in zip(blocks, (48, 24, 48)):
+        ctypes.memset(block, 1, size << 20)
+    for block in reversed(blocks):
+        libc.free(block)
+
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the option is glibc's")
+@pytest.mark.parametrize(("how", "least", "most"), [("as it is", 10_000, 10**9), ("kept", 0, 1000)])
+def test_blocks_that_are_kept_come_again_without_faults(how: str, least: int, most: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True, timeout=100
+    )
+    assert least <= int(done.stdout) <= most
+
+
+@pytest.mark.parametrize("name", [VARIABLE, TRIM_VARIABLE])
+def test_what_the_environment_chose_is_not_overruled_by_keeping(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "65536")
+    assert not keep_freed_blocks()
