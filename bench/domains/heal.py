@@ -1,8 +1,9 @@
 """Healing: a cut model is trained on general text, since its layers were made to be followed by others.
 
 One thread, one order of the data, and a checkpoint from which a run that was stopped goes on as if it had not been. On
-another processor or another torch the last bits differ, and so does every weight in the end. Weights are float32;
-products are taken in bfloat16, which a processor with instructions for it does in half the time.
+another processor or another torch the last bits differ, and so does every weight in the end. Weights are float32.
+Products may be taken in bfloat16: a processor with instructions for it does them in half the time, one without them
+takes more than ten times as long.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,15 +39,17 @@ class Healing:
         lr: peak learning rate of AdamW.
         seed: of the order of sequences.
         every: steps between two checkpoints.
+        products: in what numbers matrices are multiplied.
     """
 
-    steps: int = 500
-    decay: int = 50
+    steps: int = 1700
+    decay: int = 200
     batch: int = 4
     length: int = 256
     lr: float = 1e-3
     seed: int = 20261130
     every: int = 25
+    products: Literal["float32", "bfloat16"] = "float32"
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: a linear warm-up, the peak, then down to a twentieth of it along a line."""
@@ -125,7 +129,7 @@ def heal(
     for step in range(len(losses), healing.steps):
         for group in optimiser.param_groups:
             group["lr"] = healing.rate(step)
-        with torch.autocast("cpu", torch.bfloat16):
+        with _products(healing):
             loss = loss_of(model, blocks[_chosen(len(blocks), healing, step)])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -138,6 +142,10 @@ def heal(
             say(f"step {step + 1} of {healing.steps}: {sum(recent) / len(recent):.3f} nats a token")
     model.eval()
     return losses
+
+
+def _products(healing: Healing) -> AbstractContextManager[Any]:
+    return torch.autocast("cpu", torch.bfloat16) if healing.products == "bfloat16" else nullcontext()
 
 
 def _chosen(count: int, healing: Healing, step: int) -> torch.Tensor:

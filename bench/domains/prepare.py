@@ -92,6 +92,16 @@ def select(name: str, documents: Iterable[Document], most: int = MOST_CHARACTERS
     return Kept(parts, left_out)
 
 
+def up_to(most: int, name: str, documents: Iterable[Document]) -> list[Document]:
+    """So many characters of one source at most: whole documents in the order of their hashes."""
+    chosen, room = [], most
+    for one in sorted(documents, key=lambda one: rank(name, one.name)):
+        if len(one.text) <= room:
+            room -= len(one.text)
+            chosen.append(one)
+    return chosen
+
+
 def _split(documents: Sequence[Document]) -> dict[Split, list[Document]]:
     """Whole groups to dev and test until each has its share of the characters, the rest to train."""
     sizes: dict[str, int] = {}
@@ -175,7 +185,7 @@ def _make(
     general = [
         Document(f"{one.name}/{document.name}", document.text, f"{one.name}/{document.group}")
         for one in GENERAL
-        for document in documents(one)
+        for document in up_to(most, one.name, documents(one))
     ]
     kept = select(GENERAL_NAME, without_held_out(general, domains.values()), most * len(GENERAL))
     say(f"{GENERAL_NAME}: {sum(map(len, kept.parts.values()))} documents")

@@ -19,8 +19,8 @@ from bench.contest.data import SPLITS, Corpus, File
 from bench.contest.learner import SharedLearner
 from bench.contest.plan import Job, Shape
 from bench.contest.runs import run_job
-from bench.domains.documents import DOMAINS
-from bench.domains.prepare import rank, texts
+from bench.domains.documents import DOMAINS, LARGEST
+from bench.domains.prepare import Split, rank, texts
 from bench.harness.results import Results, read_json
 from bench.harness.tables import markdown, percent
 from echelon.errors import ConfigError
@@ -35,11 +35,14 @@ class Plan:
 
     Attributes:
         boundaries: numbers of boundaries; each boundary has a domain of its own, or a mixture of these domains.
+        characters: training text of each domain that is used; None: all of it. The less it is, the sooner a boundary
+            that stays alone knows it by heart.
         devices: of each boundary.
         dev_seeds: every run is made with each.
         eval_tokens: dev tokens of each domain.
         intervals: H of FedAvg, local steps per update.
         length, batch, lr, rank: of local training and of the adapter.
+        part: characters of a piece that training text is dealt in: a mixture needs several pieces of each domain.
         partitions: how domains are dealt.
         points: of a curve.
         seconds_per_token: of the cost model; no loss depends on it in these arms.
@@ -47,6 +50,7 @@ class Plan:
     """
 
     boundaries: tuple[int, ...]
+    characters: int | None
     devices: int
     dev_seeds: tuple[int, ...]
     eval_tokens: int
@@ -55,6 +59,7 @@ class Plan:
     batch: int
     lr: float
     rank: int
+    part: int
     partitions: tuple[str, ...]
     points: int
     seconds_per_token: float
@@ -77,8 +82,13 @@ def load_plan(path: Path) -> Plan:
         raise ConfigError(f"{path} has other fields than a plan has: {error}") from error
 
 
-def corpus_of(text: Path, count: int) -> Corpus:
+def corpus_of(text: Path, count: int, part: int = LARGEST) -> Corpus:
     """The first `count` domains as the contest's data.
+
+    Args:
+        text: a folder that `prepare` made.
+        count: how many domains.
+        part: characters of a piece of training text; held-out documents stay whole.
 
     Raises:
         ConfigError: there are fewer domains, or their text is not there.
@@ -90,12 +100,19 @@ def corpus_of(text: Path, count: int) -> Corpus:
             split: tuple(
                 File(f"{name}/{number:05}", name, one, rank(one).hex())
                 for name in list(DOMAINS)[:count]
-                for number, one in enumerate(texts(text, name, split))
+                for number, one in enumerate(_rows(text, name, split, part))
             )
             for split in SPLITS
         },
         {},
     )
+
+
+def _rows(text: Path, name: str, split: Split, part: int) -> list[str]:
+    found = texts(text, name, split)
+    if split != "train":
+        return found
+    return [one[start : start + part] for one in found for start in range(0, len(one), part)]
 
 
 def jobs_of(plan: Plan, model: str, data: Mapping[int, str]) -> list[Job]:
@@ -112,7 +129,7 @@ def jobs_of(plan: Plan, model: str, data: Mapping[int, str]) -> list[Job]:
         lr=plan.lr,
         batch=plan.batch,
         length=plan.length,
-        characters=None,
+        characters=plan.characters,
         eval_tokens=plan.eval_tokens,
         points=plan.points,
         speed=1.0,
@@ -166,7 +183,7 @@ def search(
         ConfigError: text or model is not there.
         EchelonError: a run failed.
     """
-    corpora = {count: corpus_of(text, count) for count in plan.boundaries}
+    corpora = {count: corpus_of(text, count, plan.part) for count in plan.boundaries}
     jobs = jobs_of(plan, model, {count: corpus.digest for count, corpus in corpora.items()})
     target = None if base is None else base.absolute()  # of the working directory that is the caller's
     learner: SharedLearner | None = None

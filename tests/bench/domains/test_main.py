@@ -10,6 +10,7 @@ import pytest
 from bench.domains import __main__ as command
 from bench.domains import base, heterogeneity
 from bench.domains.documents import DOMAINS
+from bench.domains.heal import Healing
 from bench.domains.prepare import GENERAL_NAME, SPLITS, prepare
 from tests.bench.domains import packages
 from tools.corpora.packages import ARCHIVES
@@ -64,16 +65,20 @@ def test_the_base_is_made_from_the_text_and_the_large_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepare(tmp_path / "text", lambda line: None, take=packages.take)
-    asked: list[Path] = []
+    asked: list[object] = []
 
-    def made(text: Path, large: Path, kept: Path, say: object) -> dict[str, dict[str, float]]:
-        asked.extend((text, large, kept))
+    def made(
+        text: Path, large: Path, kept: Path, say: object, *, healing: Healing
+    ) -> dict[str, dict[str, float]]:
+        asked.extend((text, large, kept, healing))
         return {"held_out_loss": {"packed": 4.5}}
 
     monkeypatch.setattr(base, "make", made)
     monkeypatch.setattr(real, "prepare", lambda folder, say: None)
-    assert command.main(["base", str(tmp_path)]) == 0
-    assert asked == [tmp_path / "text", tmp_path / "real/smollm2-135m", tmp_path / "packed"]
+    given = ["base", str(tmp_path), "--steps", "70", "--decay", "7", "--products", "bfloat16"]
+    assert command.main(given) == 0
+    healing = Healing(steps=70, decay=7, products="bfloat16")
+    assert asked == [tmp_path / "text", tmp_path / "real/smollm2-135m", tmp_path / "packed", healing]
     assert capsys.readouterr().err.endswith('held-out loss: {"packed": 4.5}\n')
 
 

@@ -17,6 +17,7 @@ from bench.domains.prepare import (
     prepare,
     select,
     texts,
+    up_to,
     without_held_out,
 )
 from echelon.errors import ConfigError
@@ -124,6 +125,14 @@ def test_documents_beyond_the_most_characters_and_short_ones_are_left_out_and_co
     assert size <= 15_000
     assert kept.left_out["too short"] == 1
     assert kept.left_out["beyond the most characters"] > 0
+
+
+def test_no_source_of_general_text_gives_more_than_its_share() -> None:
+    documents = made(40)
+    kept = up_to(15_000, "source", documents)
+    assert 14_000 < sum(len(one.text) for one in kept) <= 15_000
+    assert kept == up_to(15_000, "source", reversed(documents))
+    assert len(up_to(10**6, "source", documents)) == 40
 
 
 def test_where_a_document_stands_does_not_depend_on_the_order_of_reading() -> None:

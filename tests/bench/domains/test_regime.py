@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.contest.data import deal, domains_of
+from bench.contest.data import deal, domains_of, trimmed
 from bench.domains.documents import DOMAINS
 from bench.domains.prepare import prepare
 from bench.domains.regime import Plan, as_table, corpus_of, jobs_of, load_plan, parted, search
@@ -18,6 +18,7 @@ from tests.bench.domains import packages
 
 PLAN = Plan(
     boundaries=(2,),
+    characters=None,
     devices=2,
     dev_seeds=(101,),
     eval_tokens=256,
@@ -26,6 +27,7 @@ PLAN = Plan(
     batch=2,
     lr=1e-2,
     rank=2,
+    part=32_000,
     partitions=("by-domain",),
     points=2,
     seconds_per_token=1e-3,
@@ -71,6 +73,27 @@ def test_each_boundary_gets_a_domain_of_its_own_or_a_mixture(text: Path) -> None
     assert corpus_of(text, 2).digest != corpus_of(text, 4).digest
     with pytest.raises(ConfigError, match="there are 6 domains, not 7"):
         corpus_of(text, 7)
+
+
+def test_training_text_is_dealt_in_pieces_and_held_out_text_is_whole(text: Path) -> None:
+    whole, pieces = corpus_of(text, 2), corpus_of(text, 2, 50)
+    for split in ("dev", "test"):
+        assert pieces.files[split] == whole.files[split]
+    assert max(len(file.text) for file in pieces.files["train"]) == 50
+    joined = ["".join(file.text for file in one.files["train"]) for one in (whole, pieces)]
+    assert joined[0] == joined[1]
+
+
+def test_a_plan_says_how_much_text_a_domain_has(text: Path) -> None:
+    (first, *_) = jobs_of(replace(PLAN, characters=500), "model", {2: "data"})
+    assert first.shape.characters == 500
+    kept = trimmed(corpus_of(text, 2, 50).files["train"], first.shape.characters)
+    assert {
+        name: sum(len(file.text) for file in kept if file.domain == name) for name in domains_of(kept)
+    } == {
+        "speeches": 500,
+        "scripture": 500,
+    }
 
 
 @pytest.mark.slow
