@@ -38,6 +38,8 @@ PAGE = Path("docs/contest-domains.md")
 PLAN = Path(__file__).with_name("plan.json")
 STUDIES = Path(__file__).with_name("studies.json")
 Data = TypeVar("Data")
+SHIPPED = Path(__file__).with_name("kept")
+"""The packed base of the repository; a folder's own one goes before it."""
 TEXT, BASE, PACKED, LARGE = "text", "base", "packed", "real"
 
 
@@ -50,6 +52,23 @@ def _given(kind: type[Data], options: argparse.Namespace) -> Data:
     """A data class with what the command line says of it, and its defaults for the rest."""
     chosen = {one.name: getattr(options, one.name, None) for one in fields(cast(Any, kind))}
     return kind(**{name: value for name, value in chosen.items() if value is not None})
+
+
+def _packed(options: argparse.Namespace) -> Path:
+    """The packed base that is used: the folder's own, if one was made there, or the repository's."""
+    from bench.domains.base import RECORD
+
+    own: Path = options.folder / PACKED
+    return own if (own / RECORD).exists() or not SHIPPED.exists() else SHIPPED
+
+
+def _expanded(options: argparse.Namespace) -> tuple[Path, str]:
+    """The folder of the base as a run loads it, and the base's name. Two bases never share a folder."""
+    from bench.domains.base import expand, name_of
+
+    packed = _packed(options)
+    name = name_of(packed)
+    return expand(options.folder / BASE / name, packed), name
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -81,35 +100,33 @@ def _check(options: argparse.Namespace) -> None:
     if wrong:
         raise ConfigError(f"not as {MANIFEST.name} has it: {', '.join(wrong)}; make {TEXT} anew")
     tell("the text is that of the manifest")
-    said, found = check_base(options.folder / TEXT, options.folder / PACKED)
+    said, found = check_base(options.folder / TEXT, _packed(options))
     tell(f"the base has a held-out loss of {found:.4f} nats a token; its record says {said:.4f}")
 
 
 def _heterogeneity(options: argparse.Namespace) -> None:
-    from bench.domains.base import expand
     from bench.domains.heterogeneity import Budget, as_table, measure
 
     budget = _given(Budget, options)
     prepare(options.folder / TEXT, tell)
-    model = expand(options.folder / BASE, options.folder / PACKED)
+    model, _ = _expanded(options)
     figures = measure(options.folder / TEXT, str(model), budget, tell, options.domain or tuple(DOMAINS))
     tell(as_table(figures))
     print(json.dumps(figures))
 
 
 def _regime(options: argparse.Namespace) -> None:
-    from bench.domains.base import expand, name_of
     from bench.domains.regime import as_table, load_plan, parted, search
 
     plan = load_plan(options.plan)
     prepare(options.folder / TEXT, tell)
-    base = expand(options.folder / BASE, options.folder / PACKED)
+    base, name = _expanded(options)
     results = Results(options.results)
     with tempfile.TemporaryDirectory(prefix="echelon-regime-") as place:
         jobs = search(
             plan,
             options.folder.absolute() / TEXT,
-            f"./{name_of(options.folder / PACKED)}",
+            f"./{name}",
             base=base,
             folder=Path(place),
             results=results,

@@ -17,16 +17,19 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from bench.domains.cut import LAYERS, cut
-from bench.domains.heal import Healing, blocks_of, heal, held_out_loss
+from bench.domains.documents import GENERAL
+from bench.domains.heal import CHECKPOINT, Healing, blocks_of, heal, held_out_loss
 from bench.domains.prepare import GENERAL_NAME, texts
 from bench.domains.vocabulary import SIZE, Vocabulary, prune
 from bench.domains.weights import digest_of, pack, unpack
 from bench.harness.results import read_json, write_json
 from echelon.errors import ConfigError
+from tools.corpora.packages import ARCHIVES
 
 NAME = "smollm2-19m"
 """What figures call a base, before a part of its digest."""
 WEIGHTS, RECORD = "weights.safetensors", "record.json"
+LICENCE, NOTICE = "LICENSE", "NOTICE"
 TIED = "lm_head.weight"
 LOSS_TOLERANCE = 1e-3
 """Relative difference of losses between machines: float32 sums in another order."""
@@ -54,11 +57,15 @@ def make(
         layers: how many layers are kept.
 
     Raises:
-        ConfigError: text or model is not there, or `kept` holds a base already.
+        ConfigError: text or model is not there, or `kept` holds a base already, or the model's licence is missing.
     """
     healing = healing or Healing()
     if (kept / WEIGHTS).exists():
         raise ConfigError(f"{kept} has a base already: move it away to make another")
+    if not (large / LICENCE).is_file():
+        raise ConfigError(
+            f"{large} has no {LICENCE}, which goes with every model made from it: fetch it anew"
+        )
     torch.set_num_threads(1)
     training = texts(text, GENERAL_NAME, "train")
     tokenizer: Any = AutoTokenizer.from_pretrained(large)
@@ -70,6 +77,8 @@ def make(
     losses = heal(model, blocks_of(vocabulary.tokenizer, training, healing.length), healing, kept, say)
     after = held_out_loss(model, held_out)
     _write(model, vocabulary, kept)
+    shutil.copyfile(large / LICENCE, kept / LICENCE)
+    (kept / NOTICE).write_text(notice(layers, size, healing), encoding="utf-8")
     recent = losses[-100:]
     record = {
         "made_from": {
@@ -86,7 +95,11 @@ def make(
             "after_healing": round(after, 4),
             "packed": round(held_out_loss(load(kept), held_out), 4),
         },
-        "sha256": {path.name: digest_of(path) for path in sorted(kept.glob("*.*")) if path.suffix != ".pt"},
+        "sha256": {
+            path.name: digest_of(path)
+            for path in sorted(kept.iterdir())
+            if path.is_file() and path.name not in (CHECKPOINT, RECORD)
+        },
         "bytes": (kept / WEIGHTS).stat().st_size,
         "versions": {
             "python": platform.python_version(),
@@ -97,6 +110,27 @@ def make(
     }
     write_json(kept / RECORD, record)
     return record
+
+
+def notice(layers: int, size: int, healing: Healing) -> str:
+    """What goes with the weights: whose they were, what was changed, and which text they were trained on."""
+    sources = "\n".join(
+        f"- {one.name}: {archive.name} {archive.version} ({archive.client}), {archive.licence}"
+        for one in GENERAL
+        for archive in (ARCHIVES[one.package],)
+    )
+    return f"""\
+This model is derived from SmolLM2-135M-Instruct by HuggingFaceTB, which is under the Apache License, Version 2.0.
+The licence is in the file {LICENCE}. The derived model is under the same licence.
+
+Statement of changes. Of the model, quantised as Q4_1 and dequantised, the first {layers} layers were kept, and of its
+vocabulary {size} tokens. All weights were then trained for {healing.steps} steps on other text, and stored as int8 with
+one scale a row. It is no instruction-following model any more, and its authors have no part in it.
+
+The text that it was trained on is not in this folder. It was taken from these packages:
+
+{sources}
+"""
 
 
 def _write(model: Any, vocabulary: Vocabulary, kept: Path) -> None:

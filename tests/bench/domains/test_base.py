@@ -10,13 +10,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bench.domains.base import RECORD, WEIGHTS, altered, check, expand, load, make, name_of
+from bench.domains.base import LICENCE, NOTICE, RECORD, WEIGHTS, altered, check, expand, load, make, name_of
+from bench.domains.documents import GENERAL
 from bench.domains.heal import Healing, blocks_of, held_out_loss
 from bench.domains.prepare import GENERAL_NAME, prepare, texts
 from echelon.errors import ConfigError
 from tests.bench.domains import packages
 from tests.bench.domains.test_cut import large
 from tests.bench.domains.test_vocabulary import large as large_tokenizer
+from tools.corpora.packages import ARCHIVES
 
 HEALING = Healing(steps=20, decay=5, batch=2, length=32, lr=3e-3)
 pytestmark = pytest.mark.slow
@@ -33,6 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str
     prepare(folder / "text", quiet, take=packages.take)
     large().save_pretrained(folder / "large")
     large_tokenizer().save_pretrained(folder / "large")
+    (folder / "large" / LICENCE).write_text("Apache License, Version 2.0")
     record = make(
         folder / "text", folder / "large", folder / "kept", quiet, healing=HEALING, size=300, layers=2
     )
@@ -49,6 +52,22 @@ def test_the_record_says_what_was_made(made: tuple[Path, Path, dict[str, Any]]) 
     assert altered(kept) == []
     assert name_of(kept) == f"smollm2-19m-{record['sha256'][WEIGHTS][:12]}"
     assert altered(kept) == []
+
+
+def test_the_licence_and_a_statement_of_changes_go_with_it(made: tuple[Path, Path, dict[str, Any]]) -> None:
+    _, kept, record = made
+    assert {LICENCE, NOTICE} <= set(record["sha256"])
+    assert (kept / LICENCE).read_text() == "Apache License, Version 2.0"
+    said = (kept / NOTICE).read_text()
+    assert "derived from SmolLM2-135M-Instruct" in said
+    assert "the first 2 layers were kept, and of its\nvocabulary 300 tokens" in said
+    for one in GENERAL:
+        assert f"{one.package} {ARCHIVES[one.package].version}" in said
+
+
+def test_no_base_is_made_of_a_model_without_its_licence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no LICENSE, which goes with every model made from it"):
+        make(tmp_path, tmp_path, tmp_path / "kept", quiet)
 
 
 def test_it_is_expanded_into_a_folder_of_transformers_with_the_same_loss(

@@ -94,10 +94,29 @@ def test_figures_go_to_stdout_and_the_table_to_stderr(
         return figures
 
     monkeypatch.setattr(base, "expand", lambda folder, kept: folder)
+    monkeypatch.setattr(base, "name_of", lambda kept: "some-base")
     monkeypatch.setattr(heterogeneity, "measure", measured)
     assert command.main(["heterogeneity", str(tmp_path), "--steps", "7", "--domain", "code"]) == 0
-    assert asked[1:3] == [str(tmp_path / "base"), heterogeneity.Budget(steps=7)]
+    assert asked[1:3] == [str(tmp_path / "base/some-base"), heterogeneity.Budget(steps=7)]
     assert asked[-1] == ["code"]
     written = capsys.readouterr()
     assert json.loads(written.out) == figures
     assert "| code | 3.000 |" in written.err
+
+
+def test_a_base_of_the_folder_goes_before_the_one_of_the_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[Path] = []
+    monkeypatch.setattr(command, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(base, "check", lambda text, kept: used.append(kept) or (4.5, 4.5))
+    monkeypatch.setattr(command, "check", lambda text, manifest: [])
+    own, shipped = tmp_path / "packed", tmp_path / "shipped"
+    assert command.main(["check", str(tmp_path)]) == 0
+    shipped.mkdir()
+    assert command.main(["check", str(tmp_path)]) == 0
+    own.mkdir()  # a checkpoint may lie there: it is no base yet
+    assert command.main(["check", str(tmp_path)]) == 0
+    (own / base.RECORD).write_text("{}")
+    assert command.main(["check", str(tmp_path)]) == 0
+    assert used == [own, shipped, shipped, own]
