@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from echelon.bus.chunks import CHUNK
 from echelon.allocator import HEAPS_VARIABLE, TRIM_VARIABLE, VARIABLE, keep_freed_blocks, map_large_blocks
+from echelon.bus.chunks import CHUNK
 
 SCRIPT = """
 import ctypes, sys

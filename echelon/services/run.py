@@ -22,6 +22,7 @@ from echelon.actors.gate import Gate
 from echelon.actors.runtime import DRAIN_SECONDS, Services, watch_loop
 from echelon.actors.state import StateStore
 from echelon.actors.supervision import DiskPatience, ServicePatience, supervise
+from echelon.allocator import map_large_blocks
 from echelon.bus import Bus, open_bus
 from echelon.clock import Offload
 from echelon.config.broker import BrokerSettings
@@ -34,7 +35,6 @@ from echelon.errors import (
 )
 from echelon.private import write_private
 from echelon.rounds.effects import Note
-from echelon.allocator import map_large_blocks
 from echelon.services.config import ControllerConfig, ServiceConfig
 from echelon.services.health import Health, State
 from echelon.services.http import HttpServer
