@@ -71,6 +71,7 @@ class Job:
     def key(self) -> str:
         """SHA-256 of all of it, in hex: what a stored figure is found again by."""
         fields = {name: value for name, value in asdict(self).items() if name != "arm"}
+        fields["cell"] = self.cell.fields()
         if BY_NAME[self.arm].kind is not Kind.FEDERATED:
             fields["arm"] = self.arm
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

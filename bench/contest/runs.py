@@ -86,6 +86,7 @@ def settings_of(job: Job, sources: Sequence[Path]) -> RunSettings:
     ]
     expected = job.tokens / (cell.boundaries * cell.devices * knobs.steps * shape.step_tokens)
     ideal = job.tokens * job.cost[0] / sum(shape.speed * speed for row in cell.speeds() for speed in row)
+    even = job.tokens * job.cost[0] / (shape.speed * cell.boundaries * cell.devices)
     leavers = cell.leavers()
     faults = [
         {
@@ -116,7 +117,7 @@ def settings_of(job: Job, sources: Sequence[Path]) -> RunSettings:
             "sync": {**knobs.fields(), "deadline": 10 * knobs.windows * update + 10 * cell.latency_ms / 1000 + 1},
             "budget": {"tokens": job.tokens, "seconds": int(60 + PATIENCE * ideal)},
             "cost": {"seconds_per_token": job.cost[0], "seconds_per_eval_token": job.cost[1]},
-            "simulation": {"exchange_link": cell.links(), "faults": faults},
+            "simulation": {**cell.simulation(even, names[-1]), "faults": faults},
         },
         f"{job.arm} in {cell.name}",
     )  # fmt: skip
@@ -168,7 +169,7 @@ def run_job(
         "arm": job.arm,
         "words": job.knobs.words() if kind is Kind.FEDERATED else "",
         "knobs": asdict(job.knobs),
-        "cell": asdict(job.cell),
+        "cell": job.cell.fields(),
         "cell_name": job.cell.name,
         "seed": job.seed,
         "budget": job.tokens,
@@ -462,4 +463,4 @@ def spread(count: int, most: int) -> set[int]:
 
 def cells_match(line: Line, cell: Cell) -> bool:
     """Whether a line is of that cell."""
-    return bool(line["cell"] == asdict(cell))
+    return bool(line["cell"] == cell.fields())

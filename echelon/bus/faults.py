@@ -28,9 +28,10 @@ from echelon.bus.base import (
     Traffic,
 )
 from echelon.bus.embedded import MAX_READ_BYTES
-from echelon.bus.link_model import InOrder, LinkFaults, LinkModel
+from echelon.bus.link_model import InOrder, LinkFaults, LinkModel, Outages
 from echelon.clock import is_virtual
 from echelon.errors import BusClosed, BusError, ConfigError, ConnectionLost
+from echelon.timetable import Timetable
 
 T = TypeVar("T")
 
@@ -53,11 +54,18 @@ class FaultPlan(LinkFaults):
 
     Attributes:
         bandwidth: bytes per second in each direction, of keys, values and headers; infinite by default.
-        outages: (start, end) in seconds, in which every call raises ConnectionLost, and waiting ones do.
+        latencies: (seconds, latency): from then on that latency holds, and `latency` before.
+        bandwidths: (seconds, bandwidth): from then on that bandwidth holds, also for what is being sent.
+        period: seconds after which both begin anew; None: never.
+        outages: (start, end) in seconds: the connection breaks at the start, and what is on its way is lost; until the
+            end every call raises ConnectionLost.
         seed: of everything random.
     """
 
     bandwidth: float = math.inf
+    latencies: tuple[tuple[float, float], ...] = ()
+    bandwidths: tuple[tuple[float, float], ...] = ()
+    period: float | None = None
     outages: tuple[tuple[float, float], ...] = ()
     seed: int = 0
 
@@ -67,22 +75,53 @@ class FaultPlan(LinkFaults):
             raise ConfigError(f"link: bandwidth is {self.bandwidth!r}; give bytes per second, more than 0")
         if not all(start < end for start, end in self.outages):
             raise ConfigError(f"link: outages is {self.outages!r}; an outage ends after it starts")
+        if not all(0 <= latency < math.inf for _, latency in self.latencies):
+            raise ConfigError(f"link: latencies is {self.latencies!r}; give seconds, at least 0 and finite")
+        if not all(bandwidth > 0 for _, bandwidth in self.bandwidths):
+            raise ConfigError(f"link: bandwidths is {self.bandwidths!r}; give bytes per second, more than 0")
+        self.latency_table(), self.bandwidth_table()  # refuse times that make no sense
+
+    def latency_table(self) -> Timetable:
+        """Seconds each way over time."""
+        return Timetable(self.latency, self.latencies, self.period)
+
+    def bandwidth_table(self) -> Timetable:
+        """Bytes per second over time."""
+        return Timetable(self.bandwidth, self.bandwidths, self.period)
 
 
 class _Way:
     """One direction of the connection: when does what is sent now arrive?"""
 
-    def __init__(self, model: LinkModel, bandwidth: float, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        model: LinkModel,
+        plan: FaultPlan,
+        loop: asyncio.AbstractEventLoop,
+        origin: float,
+        outages: Outages,
+    ) -> None:
         self._model = model
-        self._bandwidth = bandwidth
-        self._loop = loop
+        self._latency, self._bandwidth = plan.latency_table(), plan.bandwidth_table()
+        self._loop, self._origin, self._outages = loop, origin, outages
+        self._begin(loop.time())
+
+    def _begin(self, now: float) -> None:
+        """Nothing is on its way."""
+        self._used = now
         self._free = -math.inf  # when the last byte sent so far leaves
         self._order = InOrder()
 
     def arrival(self, size: int) -> float:
         """Loop time at which `size` bytes sent now have arrived; never before what was sent earlier."""
-        self._free = max(self._free, self._loop.time()) + size / self._bandwidth
-        return self._order.arrival(self._free + self._model.faults.latency + self._model.extra())
+        now = self._loop.time()
+        if self._outages.broke(self._used, now):
+            self._begin(now)  # what was on its way is lost: it keeps nothing waiting
+        self._used = now
+        start = max(self._free, now)
+        self._free = start + self._bandwidth.duration(start - self._origin, size)
+        late = self._latency.at(self._free - self._origin) + self._model.extra()
+        return self._order.arrival(self._free + late)
 
 
 @dataclass(slots=True, eq=False)
@@ -101,7 +140,7 @@ class FaultyBus(Bus):
     Args:
         bus: the bus behind the connection.
         plan: what is wrong with the connection.
-        origin: loop time from which the plan's outages count; by default 0 on the virtual clock, and the time
+        origin: loop time from which the plan's seconds count; by default 0 on the virtual clock, and the time
             of this call in real time.
     """
 
@@ -109,12 +148,13 @@ class FaultyBus(Bus):
         self.loop = asyncio.get_running_loop()
         self.plan = plan
         self.model = LinkModel(plan, random.Random(plan.seed))
-        self.down = _Way(self.model, plan.bandwidth, self.loop)
-        self._up = _Way(self.model, plan.bandwidth, self.loop)
-        self._bus = bus
         if origin is None:
             origin = 0.0 if is_virtual() else self.loop.time()
-        self._outages = sorted((origin + start, origin + end) for start, end in plan.outages)
+        self._outages = Outages(plan.outages, origin)
+        self.down = _Way(self.model, plan, self.loop, origin, self._outages)
+        self._up = _Way(self.model, plan, self.loop, origin, self._outages)
+        self._latency, self._origin = plan.latency_table(), origin
+        self._bus = bus
         self._way: deque[tuple[float, _FaultySending]] = deque()
         self._pump: asyncio.Task[None] | None = None
         self._appending: dict[asyncio.Task[None], _FaultySending] = {}
@@ -173,13 +213,16 @@ class FaultyBus(Bus):
     async def _round_trip(self, call: Callable[[], Awaitable[T]]) -> T:
         self._check_open()
         await self.refuse_in_outage()
-        await self._sleep_until(self._up.arrival(0))
-        self._check_open()
-        self._check_outage()
+        await self._pass(self._up)
         answer = await call()
-        await self._sleep_until(self.down.arrival(0))
-        self._check_outage()
+        await self._pass(self.down)
         return answer
+
+    async def _pass(self, way: _Way) -> None:
+        """A call, or its answer, is on its way."""
+        if not await self._sleep_until(way.arrival(0)):
+            raise _lost("during a call")
+        self._check_open()
 
     async def publish_many(self, records: Sequence[Outgoing]) -> list[int]:
         """See `Bus.publish_many`. Calls overlap: what is sent does not wait for earlier answers."""
@@ -203,9 +246,10 @@ class FaultyBus(Bus):
         try:
             while self._way:
                 arrival, sending = self._way[0]
-                await self._sleep_until(arrival)
+                # What was sent before an outage is lost when the outage begins, and nothing is sent in it.
+                whole = await self._sleep_until(arrival)
                 self._way.popleft()
-                if self._outage() is not None:
+                if not whole:
                     _fail(sending.done, _lost("while a record was sent"))
                     continue
                 # Tasks start in the order in which they are made, so the bus behind is called in order.
@@ -223,8 +267,8 @@ class FaultyBus(Bus):
                 offsets = await self._bus.publish_many(sending.records)
         except Exception as raised:
             error = raised
-        await self._sleep_until(self.down.arrival(0))
-        if not sending.answered or self._outage() is not None:
+        whole = await self._sleep_until(self.down.arrival(0))
+        if not (sending.answered and whole):
             error = _lost("before a record was acknowledged")
         if error is not None:
             _fail(sending.done, error)
@@ -274,31 +318,39 @@ class FaultyBus(Bus):
 
     def next_outage(self) -> float | None:
         """Loop time at which the next outage begins."""
-        now = self.loop.time()
-        return min((start for start, _ in self._outages if start > now), default=None)
+        return self._outages.next_start(self.loop.time())
+
+    def broke(self, since: float) -> bool:
+        """Whether an outage began after that loop time."""
+        return self._outages.broke(since, self.loop.time())
 
     async def refuse_in_outage(self) -> None:
         """Raise ConnectionLost, after some time, if there is an outage now."""
         if self._outage() is not None:
-            await asyncio.sleep(max(RECONNECT_S, 2 * self.plan.latency))
+            latency = self._latency.at(self.loop.time() - self._origin)
+            await asyncio.sleep(max(RECONNECT_S, 2 * latency))
             raise _lost("and cannot be made again yet")
 
-    def _outage(self) -> tuple[float, float] | None:
-        now = self.loop.time()
-        return next(((start, end) for start, end in self._outages if start <= now < end), None)
+    async def outage_over(self) -> None:
+        """Wait until there is no outage."""
+        outage = self._outage()
+        if outage is not None:
+            await asyncio.sleep(outage[1] - self.loop.time())
 
-    def _check_outage(self) -> None:
-        if self._outage() is not None:
-            raise _lost("during a call")
+    def _outage(self) -> tuple[float, float] | None:
+        return self._outages.during(self.loop.time())
 
     def _check_open(self) -> None:
         if self._closing is not None:
             raise BusClosed("the bus is closed; open it again")
 
-    async def _sleep_until(self, when: float) -> None:
-        wait = when - self.loop.time()
+    async def _sleep_until(self, when: float) -> bool:
+        """Sleep, but not beyond the beginning of an outage; whether the connection held until then."""
+        broken = self.next_outage()
+        wait = (when if broken is None else min(when, broken)) - self.loop.time()
         if wait > 0:
             await asyncio.sleep(wait)
+        return self._outage() is None and (broken is None or when < broken)
 
 
 class FaultyReader(Reader):
@@ -314,6 +366,8 @@ class FaultyReader(Reader):
         self._ahead: deque[tuple[float, Record]] = deque()  # arrival and record
         self._ahead_bytes = 0
         self._pump: asyncio.Task[None] | None = None
+        self._ended: list[asyncio.Task[None]] = []  # pumps that were cancelled and may not have ended yet
+        self._since = bus.loop.time()  # when the pump was started
         self._error: Exception | None = None
         self._wake = asyncio.Event()  # for the caller: something came
         self._room = asyncio.Event()  # for the pump: the caller took something
@@ -340,13 +394,18 @@ class FaultyReader(Reader):
         self._ahead.clear()
         self._ahead_bytes = 0
         self._error = None
-        self._pump = self._bus.loop.create_task(self._read_ahead(self._pump))
+        self._since = self._bus.loop.time()
+        if self._pump is not None:
+            self._pump.cancel()  # now: what it has in hand must not come after what is forgotten here
+            self._ended.append(self._pump)
+        self._ended = [pump for pump in self._ended if not pump.done()]
+        self._pump = self._bus.loop.create_task(self._read_ahead(list(self._ended)))
 
-    async def _read_ahead(self, before: asyncio.Task[None] | None) -> None:
+    async def _read_ahead(self, before: Sequence[asyncio.Task[None]]) -> None:
         try:
-            if before is not None:
-                before.cancel()
-                await asyncio.wait([before])  # one call of the reader behind at a time
+            if before:
+                await asyncio.wait(before)  # one call of the reader behind at a time
+            await self._bus.outage_over()
             for at, offset in self._positions.items():
                 self._inner.seek(at, offset)
             while True:
@@ -375,6 +434,9 @@ class FaultyReader(Reader):
             except ConnectionLost:
                 self._restart()
                 raise
+            if self._pump is not None and self._bus.broke(self._since):
+                self._restart()  # an outage came and went while the caller was busy
+                raise _lost("while nothing was asked for")
             if self._pump is None:
                 self._restart()
             records = self._arrived(max_records)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from echelon.errors import ConfigError
@@ -82,3 +83,27 @@ class InOrder:
         """When what could arrive at `earliest` does: not before what was sent earlier."""
         self._last = max(self._last, earliest)
         return self._last
+
+
+class Outages:
+    """When a connection is away.
+
+    Args:
+        outages: (start, end) in seconds.
+        origin: the time from which those count.
+    """
+
+    def __init__(self, outages: Sequence[tuple[float, float]], origin: float) -> None:
+        self._outages = sorted((origin + start, origin + end) for start, end in outages)
+
+    def during(self, now: float) -> tuple[float, float] | None:
+        """The outage that a time lies in."""
+        return next(((start, end) for start, end in self._outages if start <= now < end), None)
+
+    def next_start(self, now: float) -> float | None:
+        """When the next one begins."""
+        return next((start for start, _ in self._outages if start > now), None)
+
+    def broke(self, since: float, now: float) -> bool:
+        """Whether one began after `since`, at `now` or earlier."""
+        return any(since < start <= now for start, _ in self._outages)

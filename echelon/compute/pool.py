@@ -12,7 +12,6 @@ import multiprocessing.context
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -23,13 +22,14 @@ from echelon.actors.edge import EdgeSide
 from echelon.actors.splitting import DeviceSide
 from echelon.allocator import keep_freed_blocks
 from echelon.clock import is_virtual
-from echelon.config.boundary import BoundarySettings
+from echelon.config.boundary import BoundarySettings, DeviceSettings
 from echelon.config.experiments import CostSettings, LearnerSettings
 from echelon.config.run import RunSettings
 from echelon.errors import TrainingError
 from echelon.jobs.training import Evaluate, Evaluated, TrainJob, TrainOutcome
 from echelon.messages.adapter import AdapterLayout, Vector
 from echelon.messages.manifest import AdapterTerms, ParentTerms
+from echelon.timetable import Timetable
 from echelon.training.learner import AdapterLayers, BoundarySpec, DataFacts, EvalResult, Learner, LearnerSpec
 from echelon.training.metrics import MetricCode
 
@@ -316,6 +316,22 @@ def evaluated_on(
     return names, max(1, tokens * len(boundary.device_list()) // boundary.shards)
 
 
+def speed_over_time(settings: RunSettings, boundary: BoundarySettings, device: DeviceSettings) -> Timetable:
+    """A device's speed by the second of the run: its own, times the factor of the newest change that names it.
+
+    Args:
+        settings: the run file.
+        boundary: the device's.
+        device: which device.
+    """
+    changes = {
+        change.at: device.speed * change.factor
+        for change in settings.simulation.speeds
+        if change.boundary == boundary.name or change.device == device.id
+    }
+    return Timetable(device.speed, tuple(sorted(changes.items())))
+
+
 # ---- in the process of the actors -------------------------------------------------------------------
 
 
@@ -337,9 +353,13 @@ class LearnerPool:
     ) -> None:
         self._spec, self._learner_settings = spec_of(settings, metrics), settings.learner
         self._cost = settings.cost
-        self._speed: Mapping[str, float] = {
-            device.id: device.speed for boundary in settings.boundaries for device in boundary.device_list()
+        self._speed: Mapping[str, Timetable] = {
+            device.id: speed_over_time(settings, boundary, device)
+            for boundary in settings.boundaries
+            for device in boundary.device_list()
         }
+        self.began = 0.0
+        """Loop time from which seconds of the run count, by which devices change their speed."""
         self._shards: Mapping[str, BoundarySettings] = {
             device.id: boundary
             for boundary in settings.boundaries
@@ -397,15 +417,18 @@ class LearnerPool:
         if job.shard is not None:
             job = replace(job, data=self._shards[device].shard_name(job.shard))
         speed = self._speed[device]
+        begun = asyncio.get_running_loop().time()
         if is_virtual() and self._inline is not None:
             done = self._inline.train(job)
-            await asyncio.sleep(done.tokens * self._cost.seconds_per_token / speed)
+            await asyncio.sleep(
+                speed.duration(begun - self.began, done.tokens * self._cost.seconds_per_token)
+            )
         else:
-            begun = time.monotonic()
             done = await self._call(self._inline.train if self._inline is not None else _train, job)
-            if speed < 1.0:
+            if speed.least < 1.0:
                 # Waits for a core are part of what has passed, but not of what a device of its own would need.
-                await asyncio.sleep(max(0.0, done.seconds / speed - (time.monotonic() - begun)))
+                passed = asyncio.get_running_loop().time() - begun
+                await asyncio.sleep(max(0.0, speed.duration(begun - self.began, done.seconds) - passed))
         return done
 
     async def evaluate(self, device: str, job: Evaluate) -> Evaluated:
@@ -416,7 +439,9 @@ class LearnerPool:
         for name in names:
             total += await self._call(evaluate, name, job.weights, tokens, job.state)
         if is_virtual():
-            await asyncio.sleep(total.tokens_read * self._cost.seconds_per_eval_token / self._speed[device])
+            now = asyncio.get_running_loop().time() - self.began
+            work = total.tokens_read * self._cost.seconds_per_eval_token
+            await asyncio.sleep(self._speed[device].duration(now, work))
         return Evaluated(job.commit, total.loss_sum, total.tokens, metrics=total.metrics)
 
     async def evaluate_boundary(

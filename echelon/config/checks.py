@@ -44,6 +44,8 @@ def check_run(run: RunSettings) -> None:
     _check_losses(run)
     check_metrics(run)
     _check_faults(run)
+    _check_boundary_links(run)
+    _check_speeds(run)
 
 
 def _check_boundary(run: RunSettings, boundary: BoundarySettings) -> None:
@@ -297,5 +299,45 @@ def _check_faults(run: RunSettings) -> None:
         )
 
 
+def _check_boundary_links(run: RunSettings) -> None:
+    named = [link.boundary for link in run.simulation.exchange_links]
+    _check_unique("simulation.exchange_links", named)
+    for name in named:
+        _check_is_boundary(run, "simulation.exchange_links", name)
+
+
+def _check_is_boundary(run: RunSettings, setting: str, name: str) -> None:
+    boundaries = [boundary.name for boundary in run.boundaries]
+    if name not in boundaries:
+        raise ValueError(
+            f"{setting} names {name!r}, which is not a boundary; boundaries are {', '.join(boundaries[:8])}"
+        )
+
+
+def _check_speeds(run: RunSettings) -> None:
+    devices = _devices(run)
+    split = {device for boundary in run.boundaries if boundary.split is not None for device in _of(boundary)}
+    for change in run.simulation.speeds:
+        if change.boundary is not None:
+            _check_is_boundary(run, "simulation.speeds", change.boundary)
+            named = [device for one in run.boundaries if one.name == change.boundary for device in _of(one)]
+        else:
+            named = [device for device in devices if device == change.device]
+        if not named:
+            raise ValueError(
+                f"simulation.speeds names {change.device!r}, which is not a device; devices are "
+                f"{', '.join(devices[:8])}…"
+            )
+        if split.intersection(named):
+            raise ValueError(
+                f"simulation.speeds changes the speed of {named[0]!r}, whose boundary trains the model in parts, and "
+                "halves have one speed for the whole run: leave the change out, or boundaries[].split"
+            )
+
+
+def _of(boundary: BoundarySettings) -> list[str]:
+    return [device.id for device in boundary.device_list()]
+
+
 def _devices(run: RunSettings) -> list[str]:
-    return [device.id for boundary in run.boundaries for device in boundary.device_list()]
+    return [device for boundary in run.boundaries for device in _of(boundary)]

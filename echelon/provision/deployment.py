@@ -21,6 +21,7 @@ from echelon.compute.planning import planned
 from echelon.compute.pool import Facts
 from echelon.config.boundary import BoundarySettings
 from echelon.config.broker import STANDARD_AUTHORIZER, BrokerSettings, SecuritySettings, load_broker
+from echelon.config.experiments import DeviceFault, SimulationSettings
 from echelon.config.reading import read_file, read_text
 from echelon.config.run import RunSettings, dump, load
 from echelon.config.training import DataSettings
@@ -461,8 +462,7 @@ def _for_boundary(settings: RunSettings, name: str) -> RunSettings:
     own = tuple(boundary for boundary in settings.boundaries if boundary.name == name)
     members = {device.id for boundary in own for device in boundary.device_list()}
     faults = tuple(fault for fault in settings.simulation.faults if fault.device in members)
-    simulation = settings.simulation.model_copy(update={"faults": faults})
-    return settings.model_copy(update={"boundaries": own, "simulation": simulation})
+    return settings.model_copy(update={"boundaries": own, "simulation": _known(settings, faults)})
 
 
 def _for_controller(settings: RunSettings) -> RunSettings:
@@ -471,8 +471,12 @@ def _for_controller(settings: RunSettings) -> RunSettings:
         BoundarySettings(name=boundary.name, devices=len(boundary.device_list()), data=ELSEWHERE)
         for boundary in settings.boundaries
     )
-    simulation = settings.simulation.model_copy(update={"faults": ()})
-    return settings.model_copy(update={"boundaries": blind, "simulation": simulation})
+    return settings.model_copy(update={"boundaries": blind, "simulation": _known(settings, ())})
+
+
+def _known(settings: RunSettings, faults: tuple[DeviceFault, ...]) -> SimulationSettings:
+    """The experiments without what names other boundaries or their devices; links of services are real ones anyway."""
+    return settings.simulation.model_copy(update={"faults": faults, "exchange_links": (), "speeds": ()})
 
 
 def _without_data(settings: RunSettings) -> RunSettings:

@@ -59,6 +59,7 @@ class Assembly:
         services: for every actor.
         entropy: source of one-time keys by name; the operating system's unless the clock is virtual.
         interceptor: for fault injection.
+        began: loop time from which seconds of the run count, by which links change.
 
     Raises:
         ConfigError: the run's metrics are other code, or have other bounds, than when it began.
@@ -76,12 +77,14 @@ class Assembly:
         services: Services,
         entropy: Callable[[str], Entropy] = lambda _name: Entropy(os.urandom),
         interceptor: Interceptor | None = None,
+        began: float = 0.0,
     ) -> None:
         check_agreed(signed.manifest, compute.metrics)
         self.settings, self.manifest, self.identities = signed.settings, signed.manifest, identities
         self.sealed, self._digest, self.initial = signed.sealed, signed.sha256, initial
         self.folder, self.compute, self.services = folder, compute, services
         self.split = split
+        self._began = began
         self.catalogue = load_catalogue()
         self.changes: tuple[StatementFile, ...] = ()
         """Changes of signing keys, which actors that are made from then on are given."""
@@ -109,14 +112,20 @@ class Assembly:
     async def connect(self, broker: str, who: str) -> Bus:
         """A connection of one actor to one broker, over the link that the run file describes."""
         bus = await open_bus(self.url(broker))
-        simulation = self.settings.simulation
-        link = simulation.exchange_link if broker == "exchange" else simulation.boundary_link
-        if (more := self._latency.get(who, 0.0)) > 0:
-            link = link.model_copy(update={"latency": link.latency + more})
-        plan = fault_plan(link, f"{self.settings.seed} {who} {broker}")
-        connection = bus if plan is None else FaultyBus(bus, plan)
+        plan = fault_plan(
+            self._link(broker, who), f"{self.settings.seed} {who} {broker}", self._latency.get(who, 0.0)
+        )
+        connection = bus if plan is None else FaultyBus(bus, plan, origin=self._began)
         self._connections.append((broker, who, connection))
         return connection
+
+    def _link(self, broker: str, who: str) -> LinkSettings:
+        """The run file's words on an actor's link to a broker."""
+        simulation = self.settings.simulation
+        if broker != "exchange":
+            return simulation.boundary_link
+        boundaries = (boundary.name for boundary in self.settings.boundaries)
+        return simulation.link_to_exchange(next((name for name in boundaries if gate_of(name) == who), None))
 
     def traffic(self) -> dict[str, int]:
         """Bytes of keys, headers and values that actors wrote to brokers and read from them, over all connections.
@@ -293,17 +302,31 @@ class Assembly:
         )
 
 
-def fault_plan(link: LinkSettings, name: str) -> FaultPlan | None:
-    """The faults of a link for one connection, seeded by its name; None for a perfect one."""
-    if link == LinkSettings():
-        return None
-    return FaultPlan(
-        latency=link.latency,
+def fault_plan(link: LinkSettings, name: str, more: float = 0.0) -> FaultPlan | None:
+    """The faults of a link for one connection, seeded by its name; None for a perfect one.
+
+    Args:
+        link: as the run file describes it.
+        name: of the connection.
+        more: seconds of latency each way that this connection has on top.
+    """
+    plan = FaultPlan(
+        latency=link.latency + more,
         jitter=link.jitter,
         bandwidth=link.bandwidth if link.bandwidth is not None else math.inf,
+        latencies=tuple(
+            (change.at, (link.latency if change.latency is None else change.latency) + more)
+            for change in link.schedule
+        ),
+        bandwidths=tuple(
+            (change.at, change.bandwidth or link.bandwidth or math.inf) for change in link.schedule
+        ),
+        period=link.period,
+        outages=tuple((outage.start, outage.end) for outage in link.outages),
         duplicate=link.duplicate,
         lose_before=link.loss / 2,
         lose_after=link.loss / 2,
         lose_read=link.loss,
         seed=int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big"),
     )
+    return None if plan == FaultPlan(seed=plan.seed) else plan

@@ -165,6 +165,8 @@ class Federation:
             services = Services(Offload(self._threads), self.recorder, self.log)
             if signed.manifest.split:
                 split = build_split(self.settings)
+            # A run that goes on is as old as what its folder says, and so are its links.
+            compute.began = asyncio.get_running_loop().time() - self.recorder.offset
             assembly = Assembly(
                 signed,
                 initial,
@@ -175,6 +177,7 @@ class Federation:
                 services=services,
                 entropy=self._entropy,
                 interceptor=self.interceptor or vanishing(self.settings.simulation.faults),
+                began=compute.began,
             )
             keep = [
                 await open_bus(assembly.url(name)) for name in self._brokers()

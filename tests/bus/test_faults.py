@@ -273,8 +273,83 @@ def test_what_is_on_its_way_when_the_line_is_cut_is_lost():
         await asyncio.sleep(10 - now())
         with pytest.raises(ConnectionLost):  # appended at 10.5; the answer would come at 11
             await faulty.publish(numbered(1))
-        assert now() == 11
+        assert now() == 10.7  # the connection breaks then, and nobody waits for an answer that cannot come
         assert await values(perfect) == [1]
+
+    run_virtual(main)
+
+
+def test_a_slow_line_that_is_cut_keeps_nothing_waiting_for_what_was_lost():
+    async def main() -> None:
+        perfect, faulty = await brokers(FaultPlan(bandwidth=100, outages=((1, 2),)))
+        with pytest.raises(ConnectionLost):
+            await faulty.publish(numbered(0, 1000))  # ten seconds of sending
+        assert now() == 1
+        await asyncio.sleep(2 - now())
+        await faulty.publish(numbered(1, 100))
+        assert now() == 3
+        assert await values(perfect) == [1]
+
+    run_virtual(main)
+
+
+def test_latency_and_bandwidth_follow_the_plan_s_times():
+    async def main() -> None:
+        day = FaultPlan(
+            latency=0.1, latencies=((10, 0.4),), bandwidth=1000, bandwidths=((10, 100),), period=20
+        )
+        _, faulty = await brokers(day)
+
+        async def took(at: float, size: int) -> float:
+            await asyncio.sleep(at - now())
+            await faulty.publish(numbered(0, size))
+            return now() - at
+
+        assert await took(0, 500) == pytest.approx(0.5 + 2 * 0.1)
+        assert await took(12, 200) == pytest.approx(2.0 + 2 * 0.4)
+        assert await took(20, 500) == pytest.approx(0.5 + 2 * 0.1)
+        # Half of it is sent at the fast rate, the rest at the slow one; it arrives by the latency of when it was sent.
+        assert await took(29.5, 1000) == pytest.approx(0.5 + 5.0 + 2 * 0.4)
+        # Sent before it got fast again: what is sent later does not overtake it.
+        await asyncio.sleep(39.9 - now())
+        first = asyncio.create_task(faulty.publish(numbered(0, 8)))
+        await asyncio.sleep(40.01 - now())
+        second = asyncio.create_task(faulty.publish(numbered(1, 8)))
+        await asyncio.sleep(0)
+        assert await first < await second
+
+    run_virtual(main)
+
+
+def test_a_reader_gets_nothing_through_an_outage_and_everything_after_it():
+    async def main() -> None:
+        perfect, faulty = await brokers(FaultPlan(latency=0.2, outages=((1, 3),)))
+        async with faulty.reader({T: 0}) as reader:
+            assert await reader.next(timeout=0.5) == []
+            await asyncio.sleep(0.9 - now())
+            await perfect.publish(numbered(0))  # on its way when the line is cut
+            await asyncio.sleep(2 - now())
+            await perfect.publish(numbered(1))
+            await asyncio.sleep(4 - now())  # nobody read meanwhile
+            await perfect.publish(numbered(2))
+            with pytest.raises(ConnectionLost):
+                await reader.next()
+            assert [int(record.value) for record in await reader.next()] == [0, 1, 2]
+            assert now() == pytest.approx(4.2)
+
+        # Who keeps asking has it one latency after the outage's end.
+        perfect, faulty = await brokers(FaultPlan(latency=0.2, outages=((5, 7),)))
+        await perfect.publish(numbered(0))
+        async with faulty.reader({T: 0}) as reader:
+            await asyncio.sleep(5 - now())
+            while True:
+                try:
+                    found = await reader.next()
+                    break
+                except ConnectionLost:
+                    assert now() < 7.5
+            assert len(found) == 1
+            assert now() >= 7.2
 
     run_virtual(main)
 
@@ -419,6 +494,9 @@ def test_close_waits_for_what_is_on_its_way_and_ends_the_rest():
         {"duplicate": 1.5},
         {"lose_read": -0.1},
         {"outages": ((2, 1),)},
+        {"latencies": ((1, -1),)},
+        {"bandwidths": ((1, 0),)},
+        {"period": 4, "bandwidths": ((5, 1),)},
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(wrong):

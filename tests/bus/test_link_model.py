@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from echelon.bus.link_model import InOrder, LinkFaults, LinkModel
+from echelon.bus.link_model import InOrder, LinkFaults, LinkModel, Outages
 from echelon.errors import ConfigError
 
 
@@ -49,6 +49,20 @@ def test_a_publish_that_is_lost_before_leaves_a_shorter_prefix() -> None:
 def test_nothing_overtakes_on_one_way() -> None:
     way = InOrder()
     assert [way.arrival(when) for when in (3.0, 1.0, 4.0, 3.5)] == [3.0, 3.0, 4.0, 4.0]
+
+
+def test_outages_count_from_their_origin_and_end_as_they_say() -> None:
+    outages = Outages(((5.0, 6.0), (1.0, 2.0)), 10.0)
+    assert [outages.during(when) for when in (10.9, 11.0, 11.9, 12.0)] == [
+        None,
+        (11.0, 12.0),
+        (11.0, 12.0),
+        None,
+    ]
+    assert [outages.next_start(when) for when in (0.0, 11.0, 15.0)] == [11.0, 15.0, None]
+    assert outages.broke(10.0, 20.0)
+    assert outages.broke(10.9, 11.0)
+    assert not outages.broke(11.0, 14.9)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def line_of(job: Job, end: float, seconds: float = 20.0) -> dict[str, Any]:
     ]  # fmt: skip
     return {
         "key": job.key, "arm": job.arm, "words": job.knobs.words(), "knobs": asdict(job.knobs),
-        "cell": asdict(job.cell), "cell_name": job.cell.name, "seed": job.seed, "budget": job.tokens,
+        "cell": job.cell.fields(), "cell_name": job.cell.name, "seed": job.seed, "budget": job.tokens,
         "part": job.part, "model": job.shape.model, "data": job.data, "settings_sha256": "0" * 64, "curve": curve,
         "final": {
             "seconds": seconds, "tokens": job.tokens, "trained": job.tokens, "tokens_per_s": job.tokens / seconds,

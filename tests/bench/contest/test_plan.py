@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
@@ -19,12 +20,16 @@ from bench.contest.arms import (
     Knobs,
     ablated,
 )
-from bench.contest.cells import CHURN, HOME, NETWORK, PARTITIONS, PRIMARY, STRAGGLERS, Cell
+from bench.contest.calibrate import cost_of
+from bench.contest.cells import CHANGING, CHURN, HOME, NETWORK, PARTITIONS, PRIMARY, STRAGGLERS, Cell
+from bench.contest.page import CALIBRATION, tuning_file
 from bench.contest.plan import TIERS, Job, Tuning, groups, knobs_from, planned, trained_tokens, trials
 from bench.contest.runs import settings_of
+from bench.contest.tuning import tuning_of
 from echelon.config.run import RunSettings
 
 COST = (1e-4, 1e-5)
+RESULTS = Path(__file__).resolve().parents[3] / "bench/results/contest"
 TUNING = Tuning({arm.name: arm.knobs for arm in ARMS if arm.kind is Kind.FEDERATED}, 0.02, "echelon-fixed")
 
 
@@ -135,6 +140,46 @@ def test_devices_that_leave_do_so_over_the_run_and_never_below_the_floor() -> No
         assert left >= made.secure.k_min
 
 
+@pytest.mark.parametrize("cell", CHANGING, ids=lambda cell: cell.change)
+def test_changes_lie_within_the_time_that_a_run_trains(cell: Cell) -> None:
+    one = job(cell=cell)
+    made = settings(one)
+    step = one.shape.step_tokens * one.cost[0] / one.shape.speed
+    length = step * one.tokens / one.shape.step_tokens / (cell.boundaries * cell.devices)
+    steady, simulation = settings(job(cell=PRIMARY)).simulation, made.simulation
+    link = simulation.exchange_link
+    if cell.change == "day":
+        assert link.period == pytest.approx(length / 2)
+        assert [(change.at, change.latency) for change in link.schedule] == [
+            (pytest.approx(length / 4), None)
+        ]
+        assert link.schedule[0].bandwidth == pytest.approx(0.1 * (link.bandwidth or 0))
+        return
+    changed = simulation.exchange_links[0] if cell.change == "boundary-outage" else link
+    if cell.change.endswith("outage"):
+        [away] = changed.outages
+        assert (away.start, away.end) == (pytest.approx(length * 3 / 8), pytest.approx(length / 2))
+        assert simulation.link_to_exchange("b1").outages == changed.outages
+        assert bool(simulation.link_to_exchange("b0").outages) == (cell.change == "outage")
+    else:
+        [slower] = simulation.speeds
+        assert (slower.at, slower.boundary) == (pytest.approx(length / 2), "b1")
+        assert link == steady.exchange_link
+
+
+def test_fields_that_cells_got_later_leave_stored_figures_where_they_are() -> None:
+    """A run without a change is known by what it was known by before there were changes."""
+    assert "change" not in HOME.fields()
+    assert {cell.fields()["change"] for cell in CHANGING} == {cell.change for cell in CHANGING}
+    assert len({job(cell=cell).key for cell in (PRIMARY, *CHANGING)}) == 1 + len(CHANGING)
+    for name in ("ci", "small"):
+        stored = [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text().splitlines()]
+        tier, cost = TIERS[name], cost_of(TIERS[name].shape, json.loads((RESULTS / CALIBRATION).read_text()))
+        tuning = tuning_of(json.loads((RESULTS / tuning_file(name)).read_text()))
+        keys = {one.key for jobs in planned(tier, tuning, stored[0]["data"], cost).values() for one in jobs}
+        assert keys <= {line["key"] for line in stored}
+
+
 @pytest.mark.parametrize("field", [one.name for one in fields(Job) if one.name != "arm"])
 def test_a_run_is_known_by_everything_that_it_depends_on(field: str) -> None:
     base = job()
@@ -168,7 +213,6 @@ def test_an_ablation_changes_the_contestant_and_leaves_its_interval(name: str) -
 
 
 def test_knobs_come_back_from_json() -> None:
-    import json
     from dataclasses import asdict
 
     knobs = Knobs(steps=3, mu=0.5, extra=(("pace.hysteresis", 0.2),))
