@@ -257,6 +257,8 @@ class _Folders:
         names = [boundary.name for boundary in self.settings.boundaries]
         witnesses = list(self.settings.witness_names())
         scope: dict[str, object] = {"plane": "exchange", "boundaries": names, "witnesses": witnesses}
+        if self.settings.sync.inward == "relay":
+            scope["relay"] = True
         self._people(EXCHANGE, folder, scope)
         write_private(folder / OPERATOR / SIGNING_FILE, self._key(self.identities.operator))
 

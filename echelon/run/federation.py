@@ -423,6 +423,8 @@ class Federation:
             )
         outward = _bytes_on(topics, "delta.")
         inward = len(self.settings.boundaries) * sum(record.size for record in topics["global"])
+        if self.settings.sync.inward == "relay":  # each gate reads the deltas of the others
+            inward += (len(self.settings.boundaries) - 1) * outward
         dropouts = sum(view.dropouts for view in self.recorder.views.values())
         summary: dict[str, Any] = {
             "name": self.settings.name,

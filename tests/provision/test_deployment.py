@@ -239,6 +239,13 @@ def test_topics_files_say_what_provisioning_needs(made: Deployment) -> None:
     }
 
 
+def test_the_exchange_is_told_that_commits_are_relayed(tmp_path: Path) -> None:
+    made = deployed(tmp_path, settings(sync={"inward": "relay"}))
+    exchange = yaml.safe_load(made.topics("exchange", "operator").read_text())
+    assert exchange["relay"] is True
+    assert "relay" not in yaml.safe_load(made.topics("a").read_text())
+
+
 def test_without_an_authority_keys_stay_and_requests_are_listed(tmp_path: Path) -> None:
     made = deployed(tmp_path, keys=False)
     assert not list(made.folder.rglob("*tls.pem"))

@@ -1,4 +1,4 @@
-"""One life of a federation in real time, in a process that may be killed: `child.py FOLDER COMMITS [KEPT]`."""
+"""One life of a federation in real time, in a process that may be killed: `child.py FOLDER COMMITS [KEPT [INWARD]]`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from tests.run.runs import boundaries, recorder_for
 
 def main() -> None:
     out, commits = Path(sys.argv[1]), int(sys.argv[2])
-    kept = int(sys.argv[3]) if len(sys.argv) > 3 else None
+    kept = int(sys.argv[3]) or None if len(sys.argv) > 3 else None
+    inward = sys.argv[4] if len(sys.argv) > 4 else "adapter"
     settings = parse(
         {
             "retention": {"windows": kept},
             "name": "killed",
             "boundaries": boundaries(3, 3),
             "budget": {"commits": commits},
-            "sync": {"windows": 2},
+            "sync": {"windows": 2, "inward": inward, **({"full_every": 4} if inward == "relay" else {})},
             "learner": {"kind": "quadratic", "dim": 2000, "seconds": 0.05},
             "window": {"deadline": 2, "round_timeout": 2, "patience": 0.5},
             "compute": {"workers": 2},

@@ -137,10 +137,12 @@ class Changing(Watched):
             await super()._supervise(name, make, run)
 
 
-@pytest.mark.parametrize("kept", [True, False])
-def test_keys_are_changed_while_a_federation_runs(tmp_path: Path, kept: bool) -> None:
+@pytest.mark.parametrize(
+    ("kept", "inward"), [(True, "adapter"), (False, "adapter"), (True, "relay"), (False, "relay")]
+)
+def test_keys_are_changed_while_a_federation_runs(tmp_path: Path, kept: bool, inward: str) -> None:
     """With their state files, and without any: then everything is derived again from the topics."""
-    settings = federation(budget={"commits": COMMITS})
+    settings = federation(budget={"commits": COMMITS}, sync={"windows": 2, "inward": inward})
     for folder in ("brokers", "state"):
         private_folder(tmp_path / "run" / folder)
     recorder = recorder_for(settings)

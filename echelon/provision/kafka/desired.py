@@ -26,6 +26,8 @@ SHARDS_GROUP = "echelon.shards"
 CLUSTER = "kafka-cluster"
 """Kafka's name for the cluster as a resource."""
 ANY = "*"
+DELTAS = "delta.{boundary}"
+"""The family of the boundaries' delta logs, on the exchange."""
 
 BATCH_BYTES = 1_048_588
 """What a broker takes at once by default, and what our producer fills at most: a batch of one record or of many."""
@@ -154,9 +156,14 @@ def _writers(entry: Topic, owner: str, scope: Scope) -> Iterator[str]:
 
 
 def _readers(entry: Topic, owner: str, scope: Scope) -> Iterator[str]:
-    """Who may read the owner's topic: of the gates its own alone, of the others all."""
+    """Who may read the owner's topic: of the gates its own alone, of the others all.
+
+    Where commits are relayed, all gates read the deltas of all boundaries.
+    """
     for role in entry.readers:
         yield from _principals(role, entry, owner, scope)
+    if scope.relay and entry.name == DELTAS:
+        yield from (gate_of(boundary) for boundary in scope.boundaries)
 
 
 def _principals(role: Role, entry: Topic, owner: str, scope: Scope) -> Iterator[str]:

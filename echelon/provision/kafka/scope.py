@@ -56,6 +56,11 @@ class Scope(Settings):
         default=(), max_length=1000,
         description="Every witness of the run (exchange plane); a boundary's name stands for its gate.",
     )  # fmt: skip
+    relay: bool = Field(
+        default=False,
+        description="Whether the run relays commits (`sync.inward: relay`), for which gates read the deltas of all "
+        "boundaries (exchange plane).",
+    )
     one_device_principal: bool = Field(
         default=False,
         description="Whether all devices are one principal, BOUNDARY.devices (boundary plane). Rules then do not grow "
@@ -98,8 +103,8 @@ class Scope(Settings):
             if not self.boundaries:
                 raise ValueError("the exchange plane needs `boundaries`")
             return self
-        if self.boundaries or self.witnesses:
-            raise ValueError("boundaries and witnesses belong to the exchange plane; leave them out")
+        if self.boundaries or self.witnesses or self.relay:
+            raise ValueError("boundaries, witnesses and relay belong to the exchange plane; leave them out")
         if self.boundary is None or not self.devices:
             raise ValueError("the boundary plane needs `boundary` and `devices`")
         for device in self.devices:

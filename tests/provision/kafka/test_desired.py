@@ -127,6 +127,18 @@ def test_a_gate_that_is_a_witness_reads_heads_and_no_payload_of_others():
     assert not {rule for rule in desired(CATALOGUE, scope).rules if rule.principal == "a.witness"}
 
 
+def test_gates_read_all_deltas_where_commits_are_relayed_and_only_there():
+    """And nothing else changes: they write what they wrote before, and nobody else reads more."""
+    plain = desired(CATALOGUE, EXCHANGE).rules
+    relayed = desired(CATALOGUE, EXCHANGE.model_copy(update={"relay": True})).rules
+    assert sorted(plain - relayed) == []
+    assert {str(rule) for rule in relayed - plain} == {
+        f"{gate}.gate may {operation} topic delta.{boundary}"
+        for gate, boundary in (("a", "b"), ("b", "a"))
+        for operation in ("read", "describe")
+    }
+
+
 def test_nobody_may_create_delete_or_alter():
     for scope in (BOUNDARY, EXCHANGE):
         operations = {rule.operation for rule in desired(CATALOGUE, scope).rules}

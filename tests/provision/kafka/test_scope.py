@@ -51,6 +51,7 @@ def test_paths_are_relative_to_the_file(tmp_path):
         ({**GOOD, "shards": 0}, "shards"),
         ({**GOOD, "shards": 1001}, "shards"),
         ({**GOOD, "min_insync": 2}, "above replication"),
+        ({**GOOD, "relay": True}, "exchange plane"),
         ({**EXCHANGE, "devices": ["a-0"]}, "boundary plane"),
         ({**EXCHANGE, "one_device_principal": True}, "boundary plane"),
         ({**GOOD, "authorizer": ""}, "authorizer"),
