@@ -35,7 +35,10 @@ class Knobs:
         mu: μ of the proximal objective.
         staleness: rule that damps late updates and late deltas.
         pace: who sets the interval: `fixed`, or the name of a controller.
-        extra: further settings of the run file by path (`sync.a.b`), for ablations.
+        extra: further settings of the run file by path below `sync`, such as `pace.hysteresis`.
+        adapter: kind of the adapter; another kind than `lora` has the rank whose bytes are those of plain LoRA.
+        optimizer: what takes the local steps.
+        lr_factor: the tier's learning rate times this.
     """
 
     steps: int = 10
@@ -49,6 +52,9 @@ class Knobs:
     staleness: str = "polynomial"
     pace: str = "fixed"
     extra: tuple[tuple[str, Any], ...] = ()
+    adapter: str = "lora"
+    optimizer: str = "adamw"
+    lr_factor: float = 1.0
 
     @property
     def interval(self) -> int:
@@ -90,6 +96,12 @@ class Knobs:
         if self.pace != "fixed":
             parts.append(self.pace)
         parts += [f"{path}={value}" for path, value in self.extra]
+        if self.adapter != "lora":
+            parts.append(self.adapter)
+        if self.optimizer != "adamw":
+            parts.append(self.optimizer)
+        if self.lr_factor != 1.0:
+            parts.append(f"lr×{self.lr_factor:g}")
         return ", ".join(parts)
 
 
@@ -155,7 +167,77 @@ ARMS: tuple[Arm, ...] = (
     _federated("echelon-da", "Echelon-DA", *(replace(k, pace="echelon-da") for k in _ECHELON)),
 )
 """All arms. The grids' H are for the short runs of the small tiers; longer tiers stretch them."""
-BY_NAME = {arm.name: arm for arm in ARMS}
+
+_STEPS_AND_RATES = tuple((steps, factor) for steps in (8, 16) for factor in (0.5, 1.0, 2.0))
+
+
+def _of_kind(kind: str, rates: float) -> tuple[Knobs, ...]:
+    """Six trials of an adapter of that kind, with learning rates around `rates` times LoRA's."""
+    plain = replace(_NESTEROV, windows=1, adapter=kind)
+    return tuple(replace(plain, steps=h, lr_factor=rates * factor) for h, factor in _STEPS_AND_RATES)
+
+
+FURTHER: tuple[Arm, ...] = (
+    _federated(
+        "fda",
+        "FDA-like (barrier)",
+        *(
+            replace(base, steps=h, pace="fda")
+            for h in (4, 8, 16)
+            for base in (_SYNC, replace(_SYNC, outer="nesterov", outer_lr=0.7, momentum=0.5))
+        ),
+    ),
+    _federated(
+        "cgad",
+        "CGAD",
+        *(
+            Knobs(
+                steps=h,
+                windows=1,
+                deltas=1,
+                outer="fedadam",
+                outer_lr=lr,
+                extra=(("staleness.rule", "cosine"),),
+            )
+            for h in (4, 8)
+            for lr in (0.003, 0.01, 0.03)
+        ),
+    ),
+    _federated(
+        "heloco", "HeLoCo-like", *(replace(knobs, overlap=True, outer="corrected") for knobs in _DILOCO)
+    ),
+    _federated(
+        "muloco",
+        "MuLoCo (barrier)",
+        *(
+            replace(
+                _SYNC,
+                steps=h,
+                outer="nesterov",
+                outer_lr=0.7,
+                momentum=0.5,
+                optimizer="muon",
+                lr_factor=factor,
+            )
+            for h, factor in _STEPS_AND_RATES
+        ),
+    ),
+    _federated(
+        "sparseloco",
+        "SparseLoCo-like (barrier)",
+        *(
+            replace(_SYNC, steps=h, extra=(("codec", "sparse"), ("density", density)))
+            for h in (4, 8, 16)
+            for density in (0.05, 0.2)
+        ),
+    ),
+    _federated("ffa", "FFA-LoRA at LoRA's bytes", *_of_kind("ffa", 1.0)),
+    _federated("fed-sb", "Fed-SB at LoRA's bytes", *_of_kind("fed-sb", 2.0)),
+    _federated("ravan", "Ravan at LoRA's bytes", *_of_kind("ravan", 2.0)),
+)
+"""Arms that a tier has only if it names them (`Tier.arms`). None of them is a published program: each is the row of
+settings of this project that comes nearest to what its paper describes; what differs stands in docs/contest-arms.md."""
+BY_NAME = {arm.name: arm for arm in (*ARMS, *FURTHER)}
 CONTESTANT, FIXED = "echelon-da", "echelon-fixed"
 """The arm of the primary endpoint, and the plain one that it grew from."""
 

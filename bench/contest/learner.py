@@ -44,17 +44,21 @@ class SharedLearner(TorchLearner):
         self._slices: dict[str, Slices] = {}
         self.trained_tokens = self.looked_up_tokens = 0
 
+    def fits(self, spec: LearnerSpec) -> bool:
+        """Whether a spec is of the model, the adapter and the optimiser that this learner was made with."""
+        old, new = self.spec, spec
+        fixed = ("optimizer", "momentum", "beta1", "beta2", "eps", "weight_decay")
+        return (old.model, old.adapter) == (new.model, new.adapter) and all(
+            getattr(old.train, name) == getattr(new.train, name) for name in fixed
+        )
+
     def adopt(self, spec: LearnerSpec) -> None:
         """Go on with this spec: its seed, learning rate, boundaries and data.
 
         Raises:
             ConfigError: it is of another model, adapter, or optimiser, which are fixed when a learner is made.
         """
-        old, new = self.spec, spec
-        fixed = ("optimizer", "momentum", "beta1", "beta2", "eps", "weight_decay")
-        if (old.model, old.adapter) != (new.model, new.adapter) or any(
-            getattr(old.train, name) != getattr(new.train, name) for name in fixed
-        ):
+        if not self.fits(spec):
             raise ConfigError("a shared learner keeps its model, adapter and optimiser: make another one")
         self._check_fit_of(spec)
         self._boundary_of = spec.boundary_of

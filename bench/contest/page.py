@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.contest.arms import ARMS, BY_NAME, CONTESTANT, FIXED, TRIALS, Kind
+from bench.contest.arms import BY_NAME, CONTESTANT, FIXED, TRIALS
 from bench.contest.calibrate import cost_of, shape_name
 from bench.contest.cells import PRIMARY
 from bench.contest.plan import TARGET_SHARE, TIERS, check_tier, knobs_from, planned
@@ -187,7 +187,7 @@ def _tuning(decided: Mapping[str, Any]) -> str:
         ])  # fmt: skip
     best = decided["best_fixed"]
     return (
-        f"{TRIALS} trials for each of {sum(arm.kind is Kind.FEDERATED for arm in ARMS)} federated arms, on the "
+        f"{TRIALS} trials for each of {len({row['arm'] for row in decided['trials']})} federated arms, on the "
         "dev split and "
         f"a dev seed, {decided['tokens']} tokens each, in the cell {PRIMARY.name}. The target on the dev split is "
         f"{decided['target']:.4f}: {100 * TARGET_SHARE:.0f} % of the way from the base's "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from bench.contest.arms import (
@@ -23,6 +23,9 @@ from bench.contest.cells import CHURN, HOME, NETWORK, PARTITIONS, PRIMARY, STRAG
 from echelon.errors import ConfigError
 
 Part = Literal["dev", "test"]
+_SINCE = frozenset(("adapter", "optimizer", "lr_factor"))
+"""Knobs that came when figures were there already: where they are as they were then, a run has the key that it had."""
+_DEFAULTS = {one.name: one.default for one in fields(Knobs) if one.name in _SINCE}
 DEV_SEED = 101
 FIRST_SEED = 1
 
@@ -70,11 +73,14 @@ class Job:
     @property
     def key(self) -> str:
         """SHA-256 of all of it, in hex: what a stored figure is found again by."""
-        fields = {name: value for name, value in asdict(self).items() if name != "arm"}
-        fields["cell"] = self.cell.fields()
+        found = {name: value for name, value in asdict(self).items() if name != "arm"}
+        found["cell"] = self.cell.fields()
         if BY_NAME[self.arm].kind is not Kind.FEDERATED:
-            fields["arm"] = self.arm
-        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+            found["arm"] = self.arm
+        for name, default in _DEFAULTS.items():
+            if found["knobs"][name] == default:
+                del found["knobs"][name]
+        return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
     @property
     def group(self) -> str:
@@ -103,6 +109,7 @@ class Tier:
         tuned: tuning is part of the tier; otherwise what is committed is taken.
         dev_tokens, dev_seeds: of every trial.
         stretch: what every H of the grids is multiplied with, as longer runs have room for longer intervals.
+        arms: whose settings are tuned; the tables' arms are among them.
     """
 
     name: str
@@ -113,6 +120,7 @@ class Tier:
     tables: tuple[Table, ...]
     tuned: bool = True
     stretch: int = 1
+    arms: tuple[str, ...] = tuple(arm.name for arm in ARMS)
 
 
 FEDERATED = tuple(arm.name for arm in ARMS if arm.kind is Kind.FEDERATED)
@@ -232,10 +240,10 @@ class Tuning:
     """The arm with a fixed interval that was fastest to the target on the dev split: whom the contestant meets."""
 
 
-def knobs_from(fields: Mapping[str, Any]) -> Knobs:
+def knobs_from(stored: Mapping[str, Any]) -> Knobs:
     """Knobs as they stand in JSON."""
-    extra = tuple((str(path), value) for path, value in fields.get("extra", ()))
-    return Knobs(**{**fields, "extra": extra})
+    extra = tuple((str(path), value) for path, value in stored.get("extra", ()))
+    return Knobs(**{**stored, "extra": extra})
 
 
 def check_tier(name: str) -> Tier:
@@ -263,7 +271,7 @@ def trials(tier: Tier, data: str, cost: tuple[float, float]) -> list[Job]:
             data=data,
             cost=cost,
         )
-        for arm in ARMS
+        for arm in map(BY_NAME.__getitem__, tier.arms)
         if arm.kind is Kind.FEDERATED
         for knobs in arm.grid
         for seed in range(tier.dev_seeds)

@@ -16,6 +16,7 @@ import numpy as np
 from bench.contest.arms import BY_NAME, Kind
 from bench.contest.cells import Cell
 from bench.contest.data import Corpus, boundary_names, deal, trimmed, write_jsonl
+from bench.contest.equal_bytes import adapter_of
 from bench.contest.learner import SharedLearner
 from bench.contest.plan import Job
 from echelon.audit.log import TopicLog
@@ -58,7 +59,8 @@ def write_data(job: Job, corpus: Corpus, folder: Path) -> list[Path]:
 
 
 def settings_of(job: Job, sources: Sequence[Path]) -> RunSettings:
-    """The run file of a job. Arms differ in `sync` alone; time-outs follow from H by one rule for all.
+    """The run file of a job. Arms differ in `sync` alone, some in adapter and optimiser; time-outs follow from H by one
+    rule for all.
 
     A window waits for its last device for as long again as even devices train, a commit for ten intervals; so nobody
     waits for ever for a device that is gone, and a straggler of a third of the speed is late, not lost.
@@ -102,9 +104,10 @@ def settings_of(job: Job, sources: Sequence[Path]) -> RunSettings:
             "clock": "virtual",
             "seed": job.seed,
             "model": {"model": shape.model},
-            "adapter": {"rank": shape.rank, "alpha": 2 * shape.rank},
+            "adapter": adapter_of(shape.model, knobs.adapter, shape.rank).model_dump(),
             "training": {
-                "lr": shape.lr,
+                "optimizer": knobs.optimizer,
+                "lr": shape.lr * knobs.lr_factor,
                 "schedule": "cosine",
                 "batch_size": shape.batch,
                 "sequence_length": shape.length,
@@ -138,7 +141,7 @@ def run_job(
         job: the run.
         corpus: all files.
         folder: where rows for the runs are written.
-        learner: of the run before, with the same model; None: one is made.
+        learner: of the run before; one that does not fit, or None: one is made.
         remember: training is kept for the jobs of this group that follow.
         first: this is the group's first job.
 
@@ -148,7 +151,7 @@ def run_job(
     """
     settings = settings_of(job, write_data(job, corpus, folder))
     spec = spec_of(settings)
-    if learner is None:
+    if learner is None or not learner.fits(spec):
         learner = SharedLearner(spec)
     else:
         learner.adopt(spec)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from bench.contest.arms import (
     ARMS,
     BY_NAME,
     CONTESTANT,
+    FURTHER,
     TRIALS,
     Kind,
     Knobs,
@@ -22,11 +23,15 @@ from bench.contest.arms import (
 )
 from bench.contest.calibrate import cost_of
 from bench.contest.cells import CHANGING, CHURN, HOME, NETWORK, PARTITIONS, PRIMARY, STRAGGLERS, Cell
+from bench.contest.equal_bytes import adapter_of
 from bench.contest.page import CALIBRATION, tuning_file
 from bench.contest.plan import TIERS, Job, Tuning, groups, knobs_from, planned, trained_tokens, trials
 from bench.contest.runs import settings_of
 from bench.contest.tuning import tuning_of
+from bench.harness.results import read_json
+from echelon.compute.pool import spec_of
 from echelon.config.run import RunSettings
+from echelon.training.local import TorchLearner
 
 COST = (1e-4, 1e-5)
 RESULTS = Path(__file__).resolve().parents[3] / "bench/results/contest"
@@ -50,6 +55,61 @@ def test_arms_differ_in_their_sync_block_and_time_outs_alone(arm: str) -> None:
     assert set(RunSettings.model_fields) - same <= {"sync", "window", "budget"}
     assert mine.sync.codec == plain.sync.codec
     assert mine.window.cohort == plain.window.cohort
+
+
+@pytest.mark.parametrize("arm", FURTHER, ids=lambda arm: arm.name)
+def test_further_arms_have_six_trials_and_valid_run_files(arm: Any) -> None:
+    """They may have another adapter or another optimiser; everything else is as all have it."""
+    plain = settings(job("echelon-fixed", Knobs(deltas=None)))
+    assert len(set(arm.grid)) == TRIALS
+    for knobs in arm.grid:
+        for stretch in (1, 4):
+            mine = settings(job(arm.name, replace(knobs, steps=knobs.steps * stretch)))
+            same = {name for name in RunSettings.model_fields if getattr(mine, name) == getattr(plain, name)}
+            assert set(RunSettings.model_fields) - same <= {"sync", "window", "budget", "training", "adapter"}
+            told = mine.training.model_copy(update={"optimizer": "adamw", "lr": plain.training.lr})
+            assert told == plain.training
+            low, high = mine.steps_bounds()
+            assert low <= mine.sync.steps <= high
+
+
+def test_further_arms_are_in_no_tier_that_does_not_name_them() -> None:
+    further = {arm.name for arm in FURTHER}
+    assert not further & {arm.name for arm in ARMS}
+    for tier in TIERS.values():
+        assert {one.arm for one in trials(tier, "data", COST)} <= set(tier.arms)
+        if not further & set(tier.arms):
+            tables = planned(tier, TUNING, "data", COST)
+            assert not further & {one.arm for jobs in tables.values() for one in jobs}
+    named = replace(TIERS["ci"], arms=("fda", "fed-sb"))
+    assert Counter(one.arm for one in trials(named, "data", COST)) == {"fda": TRIALS, "fed-sb": TRIALS}
+
+
+def test_rows_that_further_arms_are_known_by() -> None:
+    assert (settings(job("fda")).sync.pace.kind, settings(job("fda")).sync.overlap) == ("fda", False)
+    cgad, heloco = settings(job("cgad")).sync, settings(job("heloco")).sync
+    assert (cgad.outer.kind, cgad.staleness.rule, cgad.deltas_per_commit) == ("fedadam", "cosine", 1)
+    assert (heloco.outer.kind, heloco.overlap) == ("corrected", True)
+    assert settings(job("muloco")).training.optimizer == "muon"
+    assert settings(job("cgad")).secure.staleness.rule == "polynomial"
+    assert settings(job("sparseloco")).sync.codec == "sparse"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ffa", "fed-sb", "ravan"])
+def test_an_adapter_of_another_kind_sends_as_many_numbers_as_lora_and_no_more(kind: str) -> None:
+    """Counted on the model itself: one rank more would be too many."""
+    shape = TIERS["ci"].shape
+    made = settings(job(kind))
+    spec = spec_of(made)
+    most = TorchLearner(spec_of(settings(job()))).dim
+    assert made.adapter == adapter_of(shape.model, kind, shape.rank)
+    dims = {}
+    for rank in (made.adapter.rank, made.adapter.rank + 1):
+        other = made.adapter.model_copy(update={"rank": rank})
+        dims[rank] = TorchLearner(spec.model_copy(update={"adapter": other})).dim
+    fewer, more = dims.values()
+    assert fewer <= most < more
 
 
 def test_a_row_is_what_the_run_file_says() -> None:
@@ -190,6 +250,31 @@ def test_a_run_is_known_by_everything_that_it_depends_on(field: str) -> None:
     assert replace(base, **{field: other}).key != base.key  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("tier", TIERS.values(), ids=lambda tier: tier.name)
+def test_figures_that_were_made_before_are_found_by_the_keys_that_they_have(tier: Any) -> None:
+    """A knob that is new must not hide a run that is stored: nothing would be wrong, and all would be made again."""
+    path = RESULTS / f"{tier.name}.jsonl"
+    if not path.exists():
+        pytest.skip("no figures of this tier are kept")
+    cost = cost_of(tier.shape, read_json(RESULTS / "calibration.json", "the cost model"))
+    lines = [json.loads(line) for kind in ("", ".trials")
+             for line in (RESULTS / f"{tier.name}{kind}.jsonl").read_text("utf-8").splitlines()]  # fmt: skip
+    assert len(lines) > 40
+    for line in lines:
+        one = Job(
+            arm=line["arm"], knobs=knobs_from(line["knobs"]), cell=Cell(**line["cell"]), seed=line["seed"],
+            tokens=line["budget"], part=line["part"], shape=tier.shape, data=line["data"], cost=cost,
+        )  # fmt: skip
+        assert one.key == line["key"]
+
+
+def test_a_knob_that_is_new_counts_where_it_is_turned() -> None:
+    base = job()
+    for knobs in (Knobs(adapter="ffa"), Knobs(optimizer="muon"), Knobs(lr_factor=2.0)):
+        assert replace(base, knobs=knobs).key != replace(base, knobs=Knobs()).key
+        assert knobs.words() != Knobs().words()
+
+
 def test_equal_rows_of_two_arms_are_one_run_and_the_controls_are_their_own() -> None:
     assert job("fedavg", Knobs()).key == job("echelon-fixed", Knobs()).key
     assert job("centralised", Knobs()).key != job("local", Knobs()).key
@@ -213,7 +298,6 @@ def test_an_ablation_changes_the_contestant_and_leaves_its_interval(name: str) -
 
 
 def test_knobs_come_back_from_json() -> None:
-    from dataclasses import asdict
 
-    knobs = Knobs(steps=3, mu=0.5, extra=(("pace.hysteresis", 0.2),))
+    knobs = Knobs(steps=3, mu=0.5, extra=(("pace.hysteresis", 0.2),), optimizer="muon", lr_factor=0.5)
     assert knobs_from(json.loads(json.dumps(asdict(knobs)))) == knobs
