@@ -116,23 +116,26 @@ def _heterogeneity(options: argparse.Namespace) -> None:
 
 
 def _regime(options: argparse.Namespace) -> None:
-    from bench.domains.regime import as_table, load_plan, parted, search
+    from bench.domains.regime import as_table, load_plan, load_trials, parted, search
 
     plan = load_plan(options.plan)
+    plans = load_trials(options.trials, plan) if options.trials else {"plan": plan}
     prepare(options.folder / TEXT, tell)
-    base, name = _expanded(options)
+    base, model = _expanded(options)
     results = Results(options.results)
     with tempfile.TemporaryDirectory(prefix="echelon-regime-") as place:
-        jobs = search(
-            plan,
-            options.folder.absolute() / TEXT,
-            f"./{name}",
-            base=base,
-            folder=Path(place),
-            results=results,
-            say=tell,
-        )
-    tell(as_table(parted(jobs, results)))
+        for name, one in plans.items():
+            tell(f"{name}:")
+            jobs = search(
+                one,
+                options.folder.absolute() / TEXT,
+                f"./{model}",
+                base=base,
+                folder=Path(place),
+                results=results,
+                say=tell,
+            )
+            tell(as_table(parted(jobs, results)))
 
 
 def _studies(options: argparse.Namespace) -> Studies:
@@ -214,6 +217,9 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     one.add_argument("--split", choices=get_args(Split))
     one.add_argument("--domain", action="append", choices=tuple(DOMAINS), help="only these")
     made["regime"].add_argument("--plan", type=Path, default=PLAN, help="sizes; default: %(default)s")
+    made["regime"].add_argument(
+        "--trials", type=Path, help="what to change about the plan, by name; each is run"
+    )
     made["regime"].add_argument(
         "--results", type=Path, default=DEV, help="lines of runs; default: %(default)s"
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class Plan:
         eval_tokens: dev tokens of each domain.
         intervals: H of FedAvg, local steps per update.
         length, batch, lr, rank: of local training and of the adapter.
-        part: characters of a piece that training text is dealt in: a mixture needs several pieces of each domain.
+        piece: characters of a piece that training text is dealt in: a mixture needs several pieces of each domain.
         partitions: how domains are dealt.
         points: of a curve.
         seconds_per_token: of the cost model; no loss depends on it in these arms.
@@ -59,7 +59,7 @@ class Plan:
     batch: int
     lr: float
     rank: int
-    part: int
+    piece: int
     partitions: tuple[str, ...]
     points: int
     seconds_per_token: float
@@ -72,23 +72,39 @@ def load_plan(path: Path) -> Plan:
     Raises:
         ConfigError: the file is not there, or has other fields.
     """
-    given: dict[str, Any] = read_json(path, "the plan")
-    fields: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in given.items()
-    }
     try:
-        return Plan(**fields)
+        return Plan(**_fields(read_json(path, "the plan")))
     except TypeError as error:
         raise ConfigError(f"{path} has other fields than a plan has: {error}") from error
 
 
-def corpus_of(text: Path, count: int, part: int = LARGEST) -> Corpus:
+def load_trials(path: Path, plan: Plan) -> dict[str, Plan]:
+    """What a file of trials makes of the plan, by the trial's name: each says what it changes.
+
+    Raises:
+        ConfigError: the file is not there, or a trial changes what no plan has.
+    """
+    trials: dict[str, dict[str, Any]] = read_json(path, "the trials")
+    made = {}
+    for name, changes in trials.items():
+        try:
+            made[name] = replace(plan, **_fields(changes))
+        except TypeError as error:
+            raise ConfigError(f"{path}: {name!r} changes what a plan does not have: {error}") from error
+    return made
+
+
+def _fields(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+
+
+def corpus_of(text: Path, count: int, piece: int = LARGEST) -> Corpus:
     """The first `count` domains as the contest's data.
 
     Args:
         text: a folder that `prepare` made.
         count: how many domains.
-        part: characters of a piece of training text; held-out documents stay whole.
+        piece: characters of a piece of training text; held-out documents stay whole.
 
     Raises:
         ConfigError: there are fewer domains, or their text is not there.
@@ -100,7 +116,7 @@ def corpus_of(text: Path, count: int, part: int = LARGEST) -> Corpus:
             split: tuple(
                 File(f"{name}/{number:05}", name, one, rank(one).hex())
                 for name in list(DOMAINS)[:count]
-                for number, one in enumerate(_rows(text, name, split, part))
+                for number, one in enumerate(_rows(text, name, split, piece))
             )
             for split in SPLITS
         },
@@ -108,11 +124,11 @@ def corpus_of(text: Path, count: int, part: int = LARGEST) -> Corpus:
     )
 
 
-def _rows(text: Path, name: str, split: Split, part: int) -> list[str]:
+def _rows(text: Path, name: str, split: Split, piece: int) -> list[str]:
     found = texts(text, name, split)
     if split != "train":
         return found
-    return [one[start : start + part] for one in found for start in range(0, len(one), part)]
+    return [one[start : start + piece] for one in found for start in range(0, len(one), piece)]
 
 
 def jobs_of(plan: Plan, model: str, data: Mapping[int, str]) -> list[Job]:
@@ -183,7 +199,7 @@ def search(
         ConfigError: text or model is not there.
         EchelonError: a run failed.
     """
-    corpora = {count: corpus_of(text, count, plan.part) for count in plan.boundaries}
+    corpora = {count: corpus_of(text, count, plan.piece) for count in plan.boundaries}
     jobs = jobs_of(plan, model, {count: corpus.digest for count, corpus in corpora.items()})
     target = None if base is None else base.absolute()  # of the working directory that is the caller's
     learner: SharedLearner | None = None
@@ -197,7 +213,7 @@ def search(
             if target is not None and not (here / model).exists():
                 (here / model).symlink_to(target)
             line, learner = run_job(job, corpora[job.cell.boundaries], Path(), learner)
-        results.append(line)
+        results.append({**line, "shape": asdict(job.shape), "piece": plan.piece})
         say(f"{words(job)}: {line['final']['loss']:.4f}")
     return jobs
 

@@ -11,7 +11,16 @@ import pytest
 from bench.contest.data import deal, domains_of, trimmed
 from bench.domains.documents import DOMAINS
 from bench.domains.prepare import prepare
-from bench.domains.regime import Plan, as_table, corpus_of, jobs_of, load_plan, parted, search
+from bench.domains.regime import (
+    Plan,
+    as_table,
+    corpus_of,
+    jobs_of,
+    load_plan,
+    load_trials,
+    parted,
+    search,
+)
 from bench.harness.results import Results
 from echelon.errors import ConfigError
 from tests.bench.domains import packages
@@ -27,7 +36,7 @@ PLAN = Plan(
     batch=2,
     lr=1e-2,
     rank=2,
-    part=32_000,
+    piece=32_000,
     partitions=("by-domain",),
     points=2,
     seconds_per_token=1e-3,
@@ -60,6 +69,19 @@ def test_a_plan_with_other_fields_is_refused(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(json.dumps({"tokens": 1}))
     with pytest.raises(ConfigError, match="has other fields than a plan has"):
         load_plan(tmp_path / "plan.json")
+
+
+def test_a_trial_changes_some_of_the_plan(tmp_path: Path) -> None:
+    path = tmp_path / "trials.json"
+    path.write_text(json.dumps({"short": {"tokens_of_each_boundary": 512}, "one": {"intervals": [4]}}))
+    trials = load_trials(path, PLAN)
+    assert trials == {
+        "short": replace(PLAN, tokens_of_each_boundary=512),
+        "one": replace(PLAN, intervals=(4,)),
+    }
+    path.write_text(json.dumps({"odd": {"tokens": 1}}))
+    with pytest.raises(ConfigError, match=r"trials\.json: 'odd' changes what a plan does not have"):
+        load_trials(path, PLAN)
 
 
 def test_each_boundary_gets_a_domain_of_its_own_or_a_mixture(text: Path) -> None:
@@ -111,6 +133,9 @@ def test_every_run_is_made_once_and_how_far_arms_part_is_said(text: Path, tmp_pa
     assert row["local"] == pytest.approx(row["local_only"] / row["centralised"] - 1, abs=1e-4)
     assert row["longest"] >= 0
     assert "| 2 boundaries, by-domain |" in as_table([row])
+
+    assert {line["shape"]["lr"] for line in Results(path).lines.values()} == {PLAN.lr}
+    assert {line["piece"] for line in Results(path).lines.values()} == {PLAN.piece}
 
     before = path.read_bytes()
     more = replace(PLAN, dev_seeds=(101, 102))
