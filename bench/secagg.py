@@ -6,7 +6,8 @@ CPU seconds, medians of five turns of control and work side by side. device: one
 shares, its own mask, one mask per peer, and the digest of the upload), against the keystream bytes of those masks;
 beside it what of that are the masks alone, and the digest alone. server: `finish` with a tenth of the cohort dropped
 after sharing (recovering secrets, key agreement, taking the masks off), against the keystream bytes that it takes off.
-The control writes with `update_into` from a buffer of zeros into a reused buffer, in chunks of 1 MiB, one cipher per mask.
+The control writes with `update_into` from a buffer of zeros into a reused buffer, in chunks of 1 MiB, one
+cipher per mask.
 """
 
 from __future__ import annotations

@@ -139,7 +139,6 @@ def _regime(options: argparse.Namespace) -> None:
 
 
 def _studies(options: argparse.Namespace) -> Studies:
-    from bench.contest.cells import CHANGES
     from bench.domains.studies.plan import Plan
     from bench.domains.studies.run import Studies
 
@@ -151,7 +150,6 @@ def _studies(options: argparse.Namespace) -> Studies:
         expanded=options.folder / BASE,
         folder=options.results,
         workers=options.workers,
-        changes=CHANGES,
         tell=tell,
     )
 

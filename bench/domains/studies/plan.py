@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from bench.contest.arms import BY_NAME, CONTESTANT, FIXED, Kind, Knobs
-from bench.contest.cells import Cell
+from bench.contest.cells import CHANGES, Cell
 from bench.contest.plan import FIRST_SEED, Job, Part, Shape, Tuning
 from bench.harness.results import read_json
 from echelon.errors import ConfigError
@@ -80,7 +80,8 @@ class Plan:
         trials: how long a trial is.
         intervals: H of the fixed intervals of `untuned` and `changing`, with one window a delta.
         latencies_ms, mbits, partitions, stragglers: the cells of `untuned` are their product.
-        changes: names of the cells of `changing`, of `bench.contest.cells`.
+        changes: what changes in the cells of `changing`, of `bench.contest.cells.CHANGES`.
+        stretch: what every H of the arms' grids is multiplied with, as longer runs have room for longer intervals.
         spread_boundaries: M of the study `spread`.
         runs: by study.
     """
@@ -104,6 +105,7 @@ class Plan:
     partitions: tuple[str, ...]
     stragglers: tuple[str, ...]
     changes: tuple[str, ...]
+    stretch: int
     spread_boundaries: tuple[int, ...]
     runs: Mapping[str, Runs]
 
@@ -114,20 +116,23 @@ class Plan:
         Raises:
             ConfigError: the file is not there, or has other fields, arms or studies.
         """
-        given: dict[str, Any] = read_json(path, "the plan of the studies")
+        given: Any = read_json(path, "the plan of the studies")
         known = {one.name for one in fields(cls)}
         if set(given) != known:
             odd = ", ".join(sorted(set(given) ^ known))
             raise ConfigError(f"{path} has other fields than a plan has: {odd}")
-        made = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+        made: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in given.items()
+        }
         try:
             made["trials"] = Runs(**given["trials"])
             made["runs"] = {name: Runs(**runs) for name, runs in given["runs"].items()}
         except TypeError as error:
             raise ConfigError(f"{path}: {error}") from error
-        unknown = [name for name in made["arms"] if name not in BY_NAME]
-        if unknown:
-            raise ConfigError(f"{path}: there is no arm {unknown[0]!r}; there are {', '.join(BY_NAME)}")
+        for what, known_names in (("arms", BY_NAME), ("changes", CHANGES)):
+            unknown = [name for name in made[what] if name not in known_names]
+            if unknown:
+                raise ConfigError(f"{path}: `{what}` has {unknown[0]!r}; there are {', '.join(known_names)}")
         missing = {TARGET, QUALITY, UNTUNED, CHANGING, SPREAD} ^ set(made["runs"])
         if missing:
             raise ConfigError(f"{path}: `runs` lacks or does not know {', '.join(sorted(missing))}")
@@ -177,20 +182,13 @@ def given_intervals(tuning: Tuning, intervals: Sequence[int]) -> tuple[Row, ...]
     return tuple(rows)
 
 
-def studies(plan: Plan, tuning: Tuning, changes: Mapping[str, Cell]) -> tuple[Study, ...]:
+def studies(plan: Plan, tuning: Tuning) -> tuple[Study, ...]:
     """Every study, in the order in which they are run: what matters most is there first.
 
     Args:
         plan: the file.
         tuning: what the dev split decided.
-        changes: cells whose network changes during a run, by name.
-
-    Raises:
-        ConfigError: the plan names a change that there is not.
     """
-    unknown = [name for name in plan.changes if name not in changes]
-    if unknown:
-        raise ConfigError(f"there is no change of a network {unknown[0]!r}; there are {', '.join(changes)}")
     contestant = tuned(tuning, CONTESTANT)
     kept = (contestant, *given_intervals(tuning, plan.intervals))
     both = tuple(
@@ -207,10 +205,7 @@ def studies(plan: Plan, tuning: Tuning, changes: Mapping[str, Cell]) -> tuple[St
         UNTUNED: (kept, plan.grid()),
         CHANGING: (
             kept,
-            tuple(
-                replace(changes[name], boundaries=plan.boundaries, devices=plan.devices)
-                for name in plan.changes
-            ),
+            tuple(replace(plan.far, change=name) for name in plan.changes),
         ),
         SPREAD: (tuple(tuned(tuning, arm) for arm in ("centralised", "local", "fedavg", CONTESTANT)), both),
     }
@@ -241,7 +236,9 @@ def trials(plan: Plan, fixed: Fixed) -> list[Job]:
     arms = dict.fromkeys((*plan.arms, CONTESTANT, FIXED, RIVAL))
     return [
         fixed.job(
-            Row(arm, knobs, BY_NAME[arm].title), plan.far, plan.dev_seed + number,
+            Row(arm, replace(knobs, steps=knobs.steps * plan.stretch), BY_NAME[arm].title),
+            plan.far,
+            plan.dev_seed + number,
             tokens=plan.trials.tokens * plan.boundaries, part="dev",
         )
         for arm in arms

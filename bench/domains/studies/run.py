@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.contest.cells import Cell
 from bench.contest.data import Corpus
 from bench.contest.execute import Failure, execute
 from bench.contest.plan import Job, Tuning
@@ -36,7 +35,6 @@ class Studies:
         expanded: where its float32 weights go.
         folder: of results.
         workers: processes.
-        changes: cells whose network changes during a run, by name.
         tell: told what is being done.
     """
 
@@ -46,7 +44,6 @@ class Studies:
     expanded: Path
     folder: Path
     workers: int
-    changes: Mapping[str, Cell]
     tell: Callable[[str], None] = lambda _text: None
 
     def __post_init__(self) -> None:
@@ -84,7 +81,7 @@ class Studies:
 
     def studies(self) -> tuple[Study, ...]:
         """Every study with the settings that the trials chose."""
-        return studies(self.plan, self.decided()[0], self.changes)
+        return studies(self.plan, self.decided()[0])
 
     def jobs(self, study: Study) -> list[Job]:
         """A study's runs, each once."""

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from bench.contest.arms import BY_NAME, CONTESTANT, FIXED, Knobs
-from bench.contest.cells import Cell
 from bench.contest.plan import Job, Tuning
 from bench.domains.studies import claims
 from bench.domains.studies.claims import Verdict, found_of
@@ -45,12 +44,10 @@ from tests.bench.contest.synthetic import BASE, line_of
 ROOT = Path(__file__).resolve().parents[4]
 COMMITTED = ROOT / "bench/domains/studies.json"
 WHOLE = Plan.load(COMMITTED)
-PLAN = replace(WHOLE, stragglers=("none",), mbits=(10,))
+PLAN = replace(WHOLE, stragglers=("none",), mbits=(10,), changes=("outage",))
 """Fewer cells: tables are made of all runs again and again."""
 CHOSEN = {name: arm.knobs for name, arm in BY_NAME.items() if arm.grid}
 TUNING = Tuning(CHOSEN, 0.1, FIXED)
-CHANGES = {"outage": Cell(latency_ms=77)}
-WITH_CHANGES = replace(PLAN, changes=("outage",))
 FIXED_PARTS = Fixed(PLAN.shape("./base"), {2: "two", 4: "four", 6: "six"}, PLAN.cost)
 
 
@@ -59,7 +56,7 @@ def answers(
 ) -> dict[str, Answers]:
     """Every study with all its runs: each run's loss falls in a straight line to `end`."""
     made = {}
-    for study in studies(WITH_CHANGES, TUNING, CHANGES):
+    for study in studies(PLAN, TUNING):
         lines: dict[str, Any] = {}
         for *_, job in jobs_of(study, FIXED_PARTS):
             lines[job.key] = line_of(job, end(job) + 0.001 * (job.seed % 3), seconds(job))
@@ -68,7 +65,7 @@ def answers(
 
 
 def test_the_committed_plan_is_read_and_every_run_is_one_run() -> None:
-    made = studies(replace(WHOLE, changes=()), TUNING, {})
+    made = studies(WHOLE, TUNING)
     assert [study.name for study in made] == [TARGET, QUALITY, UNTUNED, CHANGING, SPREAD]
     for study in made:
         keys = [job.key for *_, job in jobs_of(study, FIXED_PARTS)]
@@ -83,7 +80,7 @@ def test_the_committed_plan_is_read_and_every_run_is_one_run() -> None:
 
 
 def test_the_contestant_has_one_setting_in_every_cell() -> None:
-    study = next(one for one in studies(PLAN, TUNING, CHANGES) if one.name == UNTUNED)
+    study = next(one for one in studies(PLAN, TUNING) if one.name == UNTUNED)
     knobs = {job.knobs for row, _, _, job in jobs_of(study, FIXED_PARTS) if row.arm == CONTESTANT}
     assert len(knobs) == 1
     assert {row.knobs.steps for row in study.rows if row.fixed} == set(PLAN.intervals)
@@ -93,7 +90,8 @@ def test_the_contestant_has_one_setting_in_every_cell() -> None:
     ("change", "reason"),
     [
         ({"unknown": 1}, "other fields than a plan has: unknown"),
-        ({"arms": ["fedavg", "fedmagic"]}, "there is no arm 'fedmagic'"),
+        ({"arms": ["fedavg", "fedmagic"]}, "`arms` has 'fedmagic'; there are centralised"),
+        ({"changes": ["moon"]}, "`changes` has 'moon'; there are day"),
         ({"trials": {"seeds": 1}}, "missing 1 required positional argument"),
         ({"runs": {"target": {"seeds": 1, "tokens": 1}}}, "lacks or does not know"),
     ],
@@ -102,11 +100,6 @@ def test_a_plan_that_is_none_is_refused(tmp_path: Path, change: dict[str, Any], 
     (tmp_path / "plan.json").write_text(json.dumps(json.loads(COMMITTED.read_text()) | change))
     with pytest.raises(ConfigError, match=reason):
         Plan.load(tmp_path / "plan.json")
-
-
-def test_a_change_of_the_network_that_there_is_not_is_refused() -> None:
-    with pytest.raises(ConfigError, match="there is no change of a network 'outage'"):
-        studies(WITH_CHANGES, TUNING, {})
 
 
 def test_regret_is_against_the_best_fixed_interval_of_the_cell() -> None:
