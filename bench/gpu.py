@@ -28,7 +28,8 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from bench.throughput import bare, federation
+from bench._turn import federation
+from bench.throughput import bare
 from echelon.config.run import RunSettings, parse
 from echelon.config.training import ModelSettings
 from echelon.training.model import model_path
@@ -56,6 +57,30 @@ WHOLE = Size(
 )
 """The shape of Llama 3.2 1B: 1.24 billion parameters with tied embeddings."""
 TINY = Size(hidden=64, layers=2, heads=4, kv_heads=2, inner=128, vocabulary=2048, steps=2, seconds=4.0)
+
+RANDOM_100M = Size(
+    hidden=768, layers=14, heads=12, kv_heads=12, inner=2048, vocabulary=4096, steps=10, seconds=40.0
+)
+"""About 100 million parameters, most of them in linear layers."""
+
+
+def random_run(model: str) -> dict[str, Any]:
+    """The fields of a run file for `RANDOM_100M` in the folder `model`: eight devices, adapters of rank 16."""
+    data = {"max_documents": 64, "max_validation_tokens": 512}
+    return {
+        "name": "random100m",
+        "model": {"model": model},
+        "adapter": {"rank": 16, "alpha": 32},
+        "training": {"lr": 1e-4, "batch_size": 2, "sequence_length": 128},
+        "boundaries": [
+            {"name": name, "devices": 4, "data": data | {"source": source}}
+            for name, source in zip(("a", "b"), DATA, strict=True)
+        ],
+        "secure": {"k_min": 3},
+        "window": {"deadline": 3600, "round_timeout": 600, "patience": 600},
+        "sync": {"steps": RANDOM_100M.steps, "windows": 1, "eval_share": 0.01, "deadline": 7200},
+        "budget": {"commits": 2},
+    }
 
 
 @dataclass(frozen=True)

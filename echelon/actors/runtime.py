@@ -480,7 +480,7 @@ class Supply:
         return None
 
 
-async def watch_loop(report: Callable[[list[float]], None], tick: float = 0.02) -> None:
+async def watch_loop(report: Callable[[list[float]], None], tick: float = 0.05) -> None:
     """Measure how late the event loop is, for ever: a sleep of `tick` seconds that takes longer was held up.
 
     Args:

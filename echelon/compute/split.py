@@ -17,7 +17,7 @@ import numpy as np
 
 from echelon.clock import is_virtual
 from echelon.compute.planning import replanner, shape_of
-from echelon.compute.pool import evaluated_on, spec_of
+from echelon.compute.pool import evaluated_on, evaluation_tokens, spec_of
 from echelon.compute.probing import CLASSES, DIM, POSITIONS, SEED, probe_terms
 from echelon.config.boundary import BoundarySettings
 from echelon.config.run import RunSettings
@@ -314,8 +314,8 @@ class SplitHalf:
 
     async def _validation(self, job: Evaluate) -> int:
         """Read what the device evaluates."""
-        sync = self._compute.settings.sync
-        names, tokens = evaluated_on(self._half.device, job, self._boundary, sync.eval_tokens)
+        most = evaluation_tokens(self._compute.settings)
+        names, tokens = evaluated_on(self._half.device, job, self._boundary, most)
         return await self._compute.call(0.0, self._half.validation, names, tokens)
 
     async def _assess(self, job: Evaluate, secret: bytes) -> bytes:

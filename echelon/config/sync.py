@@ -166,6 +166,12 @@ class SyncSettings(Settings):
         le=1 << 40,
         description="About how many tokens of its validation slice a device evaluates for each commit.",
     )
+    eval_share: float | None = Field(
+        default=None, gt=0, le=1, allow_inf_nan=False,
+        description="Most tokens that a device evaluates for each commit, as a share of those that it trains in "
+        "sync.windows jobs of sync.steps, where that is less than sync.eval_tokens; one sequence at least. "
+        "None: sync.eval_tokens alone counts.",
+    )  # fmt: skip
     report_loss: bool = Field(
         default=True, description="Whether a boundary's summed losses cross with its deltas."
     )
