@@ -1,6 +1,7 @@
 """Bytes of a window for each kind of adapter, counted on a boundary's and the exchange's topics.
 
-    python -m bench adapter_kinds          about four minutes on one core
+    python -m bench adapter_kinds                            about five minutes on one core
+    python -m bench adapter_kinds -- --arm "fedsa, rank 8"   one arm alone
 
 A whole federation in virtual time for each kind: the shipped base, every linear layer, one boundary of four devices,
 the same data, seed, learning rate and number of steps. Counted are the records of the topic `masked` (what devices
@@ -107,12 +108,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--commits", type=int, default=12)
+    parser.add_argument(
+        "--arm", action="append", choices=ARMS, help="Measure this arm alone; may be repeated."
+    )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     limit_threads()
     found = {}
-    for name, adapter in ARMS.items():
-        found[name] = measure(adapter, arguments.commits)
+    for name in arguments.arm or ARMS:
+        found[name] = measure(ARMS[name], arguments.commits)
         print(f"{name:26} {json.dumps(found[name])}", flush=True)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")

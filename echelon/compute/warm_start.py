@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, deserialize
 
+from echelon.adapters.registry import FORMS
 from echelon.compute.pool import Facts
 from echelon.errors import CodecError, ConfigError
 from echelon.messages.adapter import AdapterLayout, Vector, adapter_digest
@@ -117,7 +118,9 @@ def _check_kind(parent: Parent, ours: AdapterTerms | None) -> None:
             f"--from {parent.source}: its adapter is of the kind {there.value}, this run's of the kind {here.value}; "
             f"{advice}"
         )
-    if ours is not None and theirs is not None and ours.seed != theirs.seed:
+    if ours is None or theirs is None or FORMS[ours.kind].trains_a:
+        return  # no base is frozen
+    if ours.seed != theirs.seed:
         raise ConfigError(
             f"--from {parent.source}: its frozen bases are drawn from seed {theirs.seed}, this run's from seed "
             f"{ours.seed}; set seed to {theirs.seed} as it was there"

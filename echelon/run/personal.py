@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
 from echelon.actors.state import StateStore
 from echelon.adapters.exported import exported_files, personal_layout
 from echelon.adapters.registry import FORMS
-from echelon.errors import ConfigError
+from echelon.errors import ConfigError, StateError
 from echelon.messages.adapter import Vector
 from echelon.messages.manifest import RunManifest
 from echelon.messages.stored import stored
@@ -68,16 +69,23 @@ class OwnPart:
             raise ConfigError(
                 f"--device {self.device}: nothing of this run's adapter stays on devices; leave --device out"
             )
-        store = StateStore(self.path, manifest.run_id + self.device.encode())
-        try:
-            vectors = store.vectors()
-        finally:
-            store.close()
+        vectors = self._vectors(manifest.run_id + self.device.encode())
         with stored(f"state file {self.path}"):
             left = None if vectors is None else left_by_job(vectors)
         if left is None:
             raise ConfigError(f"--device {self.device}: it has trained nothing yet, so its part is 0")
         return TrainerState.from_bytes(left, manifest.adapter_layout().dim + own.dim, own.dim).personal
+
+    def _vectors(self, owner: bytes) -> bytes | None:
+        store = StateStore(self.path, owner)
+        try:
+            return store.vectors()
+        except sqlite3.DatabaseError as error:
+            raise StateError(
+                f"state file {self.path} is damaged ({error}): take a copy from before"
+            ) from error
+        finally:
+            store.close()
 
 
 def is_personal(manifest: RunManifest) -> bool:

@@ -45,6 +45,12 @@ def kind(name: AdapterKind = AdapterKind.FFA, seed: int = 1) -> AdapterTerms:
 def test_a_run_goes_on_from_one_of_its_kind_and_seed() -> None:
     same = replace(facts(), adapter=kind())
     assert started_from(same, parent(kind=kind()), ()).initial.tolist() == list(range(16))
+    whole = replace(
+        facts(), adapter=kind(AdapterKind.FEDSA)
+    )  # where no base is frozen, no seed must be the same
+    assert started_from(whole, parent(kind=kind(AdapterKind.FEDSA, seed=2)), ()).initial.tolist() == list(
+        range(16)
+    )
 
 
 @pytest.mark.parametrize(

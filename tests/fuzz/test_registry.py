@@ -44,6 +44,8 @@ EXEMPT: dict[str, str] = {
     "laws.versions.KnownVersions.read": "`open_signed_commit`, then what it has read before",
     "training.layout.FlatAdapter.load": "copies a vector into tensors",
     "training.layout.FlatAdapter.read": "copies tensors into a vector",
+    "training.layout.FlatAdapter.read_personal": "copies tensors into a vector",
+    "run.personal.OwnPart.read": "a device's snapshot, then `TrainerState.from_bytes`; tests/run/test_personal.py",
     "actors.device.ShardSource.read": "notes a position",
     "wiring.shards.FixedShards.read": "notes a position",
     "wiring.shards.KafkaShards.read": "notes a position",
