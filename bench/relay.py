@@ -3,11 +3,11 @@
     python -m bench relay          some two minutes on a core without other work
 
 The quickstart in virtual time, with fewer local steps and validation tokens, on which no byte depends: both boundaries
-and all eight devices, secure sums, gates, controller and audit. Counted are records of the exchange's topics: keys, headers and values, chunks
-and manifests. Outward is a boundary's delta log. Inward is `global` behind genesis, and where commits are relayed every
-delta log but the boundary's own. The last commit brings its adapter in every run: it is counted apart, as whatever
-brings one now and then is. Heads and cosignatures are those of all writers. Runs of one codec must have made the same
-adapters, commit by commit; the command fails if they have not.
+and all eight devices, secure sums, gates, controller and audit. Counted are records of the exchange's topics: keys,
+headers and values, chunks and manifests. Outward is a boundary's delta log. Inward is `global` behind genesis, and
+where commits are relayed every delta log but the boundary's own. The last commit brings its adapter in every run: it is
+counted apart, as whatever brings one now and then is. Heads and cosignatures are those of all writers. Runs of one
+codec must have made the same adapters, commit by commit; the command fails if they have not.
 """
 
 from __future__ import annotations
