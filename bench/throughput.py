@@ -1,13 +1,13 @@
 """A whole federation against the same LoRA steps in bare loops, process for process (design, section 9, first row).
 
-    python -m bench throughput -- --rounds 5 --seconds 15
-    python -m bench throughput -- --rounds 1 --model random100m --seconds 40
-    python -m bench throughput -- --rounds 1 --model smollm2 --seconds 40
+    python -m bench throughput -- --seconds 8 --set budget.commits=3 --set logging.samples=[]
+    python -m bench throughput_100m -- --rounds 1
+    python -m bench throughput_smollm2 -- --rounds 1
 
 Bare loops and federation take turns, and ratios are taken within a turn, so that a machine that is slower for a while
-is slower for both. The bare loops run in as many processes as the federation trains in, with as many threads each. Three
-sizes: the quickstart with the shipped model, SmolLM2-135M (after `python -m tools.real prepare .real`), and a model of
-the Llama family with 100 million random weights, eight devices and adapters of rank 16. Reported per turn:
+is slower for both. The bare loops run in as many processes as the federation trains in, with as many threads each.
+Three sizes: the quickstart with the shipped model, SmolLM2-135M (after `python -m tools.real prepare .real`), and a
+model of the Llama family with 100 million random weights, eight devices and adapters of rank 16. Reported per turn:
 
 - `bare`: tokens per second of the bare loops, all processes together; `federation`: tokens per second that devices
   trained, from the end of the first jobs to the end of the last; `ratio`: the second over the first;
@@ -134,10 +134,10 @@ def turn(settings: RunSettings, processes: int, seconds: float) -> dict[str, Any
     }
 
 
-def main() -> None:
-    """Run the turns and print or write the figures."""
+def main(model: str = "shipped") -> None:
+    """Run the turns and print or write the figures; `model` is measured unless the command line names another."""
     parser = argparse.ArgumentParser(description="a federation against bare loops")
-    parser.add_argument("--model", choices=(*EXAMPLES, RANDOM), default="shipped")
+    parser.add_argument("--model", choices=(*EXAMPLES, RANDOM), default=model)
     parser.add_argument("--config", type=Path, help="another run file; default: that of the model")
     parser.add_argument("--set", action="append", default=[], help="override of the run file, a.b=value")
     parser.add_argument("--rounds", type=int, default=5)

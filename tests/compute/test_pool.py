@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from echelon.compute.pool import LearnerPool, spec_of
+from echelon.compute.pool import LearnerPool, evaluation_tokens, spec_of
 from echelon.compute.quadratic import QuadraticLearner
 from echelon.config.run import RunSettings
 from echelon.jobs.training import TrainJob, TrainOutcome
@@ -67,3 +67,18 @@ def test_training_inline_takes_as_many_threads_as_the_run_file_says() -> None:
             assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("share", "tokens"),
+    [(None, 512), (1.0, 512), (0.01, 38), (1e-9, 1)],
+)
+def test_a_commit_is_evaluated_within_a_share_of_what_it_trained(share: float | None, tokens: int) -> None:
+    # 6 steps in 2 windows, of 4 · 5 sequences of 16 tokens: 3,840 tokens of a device.
+    settings = federation(
+        clock="real",
+        boundaries=boundaries(4, 4),
+        sync={"steps": 6, "windows": 2, "eval_tokens": 512, "eval_share": share},
+        training={"batch_size": 4, "accumulation": 5, "sequence_length": 16},
+    )
+    assert evaluation_tokens(settings) == tokens
