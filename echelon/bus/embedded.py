@@ -302,7 +302,7 @@ class EmbeddedBus(Bus):
         for at, offset in wanted:
             if max_records <= 0 or (max_bytes <= 0 and batches):
                 break
-            records = self.hub.newest.read(at, offset, max_records, max_bytes)
+            records = self.hub.newest.from_offset(at, offset, max_records, max_bytes)
             if records:
                 # What others append behind the known end, they are told of, and the readers with them.
                 batches[at] = (records, records[-1].next_offset < self.hub.end(at))

@@ -38,7 +38,7 @@ class NewestRecords:
                 _, oldest = self._kept.popitem(last=False)
                 self._bytes -= oldest.size
 
-    def read(self, at: TopicPartition, offset: int, max_records: int, max_bytes: int) -> list[Record]:
+    def from_offset(self, at: TopicPartition, offset: int, max_records: int, max_bytes: int) -> list[Record]:
         """Records that stand one behind the other from `offset` on; none if the first one is not kept.
 
         Args:

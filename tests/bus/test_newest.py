@@ -27,31 +27,31 @@ def offsets(records: Sequence[Record]) -> list[int]:
 def test_a_run_of_records_ends_where_one_is_missing() -> None:
     kept = NewestRecords()
     kept.put(record(offset) for offset in (4, 5, 7))
-    assert offsets(kept.read(T, 4, 10, 1000)) == [4, 5]
-    assert offsets(kept.read(T, 7, 10, 1000)) == [7]
-    assert kept.read(T, 6, 10, 1000) == []
-    assert kept.read(TopicPartition("t", 1), 4, 10, 1000) == []
+    assert offsets(kept.from_offset(T, 4, 10, 1000)) == [4, 5]
+    assert offsets(kept.from_offset(T, 7, 10, 1000)) == [7]
+    assert kept.from_offset(T, 6, 10, 1000) == []
+    assert kept.from_offset(TopicPartition("t", 1), 4, 10, 1000) == []
 
 
 def test_bounds_of_a_read_hold_and_a_larger_record_comes_alone() -> None:
     kept = NewestRecords()
     kept.put([record(0, 100), record(1, 100), record(2, 100)])
-    assert offsets(kept.read(T, 0, 2, 10_000)) == [0, 1]
-    assert offsets(kept.read(T, 0, 9, 250)) == [0, 1]
-    assert offsets(kept.read(T, 0, 9, 10)) == [0]
+    assert offsets(kept.from_offset(T, 0, 2, 10_000)) == [0, 1]
+    assert offsets(kept.from_offset(T, 0, 9, 250)) == [0, 1]
+    assert offsets(kept.from_offset(T, 0, 9, 10)) == [0]
 
 
 @pytest.mark.parametrize("kept", [NewestRecords(most_bytes=35), NewestRecords(most_records=3)])
 def test_the_oldest_go_first_and_the_bound_is_never_passed(kept: NewestRecords) -> None:
     kept.put(record(offset) for offset in range(8))
-    assert offsets(kept.read(T, 5, 10, 1000)) == [5, 6, 7]
-    assert kept.read(T, 4, 10, 1000) == []
+    assert offsets(kept.from_offset(T, 5, 10, 1000)) == [5, 6, 7]
+    assert kept.from_offset(T, 4, 10, 1000) == []
     kept.put([record(8, 36)])
-    if kept.read(T, 8, 1, 1000):
-        assert kept.read(T, 6, 1, 1000) or kept.read(T, 7, 1, 1000)
+    if kept.from_offset(T, 8, 1, 1000):
+        assert kept.from_offset(T, 6, 1, 1000) or kept.from_offset(T, 7, 1, 1000)
     else:
         assert (
-            kept.read(T, 7, 1, 1000) == []
+            kept.from_offset(T, 7, 1, 1000) == []
         )  # one that is above the bound by itself is not kept, nor is another
 
 
@@ -59,9 +59,9 @@ def test_what_the_log_has_dropped_is_forgotten() -> None:
     kept = NewestRecords()
     kept.put([record(0), record(1), record(2), record(0, topic="u")])
     kept.forget(T, 2)
-    assert kept.read(T, 1, 10, 1000) == []
-    assert offsets(kept.read(T, 2, 10, 1000)) == [2]
-    assert offsets(kept.read(TopicPartition("u"), 0, 10, 1000)) == [0]
+    assert kept.from_offset(T, 1, 10, 1000) == []
+    assert offsets(kept.from_offset(T, 2, 10, 1000)) == [2]
+    assert offsets(kept.from_offset(TopicPartition("u"), 0, 10, 1000)) == [0]
 
 
 async def test_readers_of_the_process_ask_the_file_only_for_what_others_appended(
