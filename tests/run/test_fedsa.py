@@ -27,10 +27,12 @@ from tests.run.test_kinds import settings
 
 
 class Watcher:
-    """Keeps every B that a job left, by device."""
+    """Keeps every B that a job left, by device, and the states that jobs began with and ended with."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.left: dict[str, list[Vector]] = {}
+        self.began: dict[str, list[bytes | None]] = {}
+        self.ended: dict[str, list[bytes]] = {}
         train = TorchLearner.train
 
         def watched(learner: TorchLearner, job: TrainJob) -> TrainOutcome:
@@ -40,6 +42,8 @@ class Watcher:
             assert own is not None
             state = TrainerState.from_bytes(done.state, learner.dim + own.dim, own.dim)
             self.left.setdefault(job.data, []).append(state.personal)
+            self.began.setdefault(job.data, []).append(job.state)
+            self.ended.setdefault(job.data, []).append(done.state)
             return done
 
         monkeypatch.setattr(TorchLearner, "train", watched)
@@ -54,11 +58,13 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def run_in(folder: Path) -> Outcome:
+def run_in(folder: Path, *, resume: bool = False) -> Outcome:
     made = settings(kind="fedsa")
-    offset = prepare_folder(made, folder, resume=False)
+    offset = prepare_folder(made, folder, resume=resume)
     recorder = Recorder(recorder_for(made).devices, folder / "metrics.jsonl", offset)
-    watched = Watched(made, folder, recorder)
+    if resume:
+        recorder.reload()
+    watched = Watched(made, folder, recorder, resume=resume)
     result = run_virtual(watched.run)
     assert watched.assembly is not None
     return Outcome(result, watched.assembly, watched.topics)
@@ -104,6 +110,43 @@ def test_b_is_in_its_own_devices_state_and_nowhere_else(
     for device, part in parts.items():
         assert any(part.tobytes() == b.tobytes() for b in watcher.left[device][-3:])
     check_reported(outcome, parts)
+
+
+class Killed(Exception):
+    """The process ends here, at once."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("jobs", [5, 7])
+def test_b_goes_on_where_it_was_stored_when_a_run_is_broken_off(
+    jobs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watcher, folder = Watcher(monkeypatch), tmp_path / "run"
+    train = TorchLearner.train
+
+    def breaks(learner: TorchLearner, job: TrainJob) -> TrainOutcome:
+        if sum(map(len, watcher.ended.values())) == jobs:
+            raise Killed
+        return train(learner, job)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TorchLearner, "train", breaks)
+        with pytest.raises(Killed):
+            run_in(folder)
+    before = {device: (None, *states) for device, states in watcher.ended.items()}
+    lives = {device: len(states) for device, states in watcher.began.items()}
+    outcome = run_in(folder, resume=True)
+    assert verify(outcome.topics["exchange"], genesis=bytes.fromhex(outcome.summary["genesis_sha256"])).ok
+    went_on = 0
+    for device, states in watcher.began.items():
+        first = states[lives.get(device, 0)]
+        # The state of its newest job, or, where the process ended before that was stored, of the one before.
+        known = before.get(device, (None,))
+        assert first in known[-2:]
+        went_on += first is not None
+    assert went_on
+    assert outcome.drop > 0.005
 
 
 def check_a(outcome: Outcome) -> None:
