@@ -44,6 +44,7 @@ PLAN = Plan(
 )
 BASE = Path(__file__).resolve().parents[3] / "echelon/assets/base"
 COMMITTED = Path(__file__).resolve().parents[3] / "bench/domains/plan.json"
+TRIALS = COMMITTED.with_name("trials.json")
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,16 @@ def test_the_committed_plan_has_one_domain_for_each_boundary_and_mixtures() -> N
     jobs = jobs_of(plan, "model", dict.fromkeys(plan.boundaries, "data"))
     assert len(jobs) == len({job.key for job in jobs}) == 3 * 2 * 5
     assert {job.part for job in jobs} == {"dev"}
+
+
+def test_the_committed_trials_are_of_dev_seeds_and_leave_room_for_every_interval() -> None:
+    plan = load_plan(COMMITTED)
+    trials = load_trials(TRIALS, plan)
+    assert plan in [replace(trial, boundaries=plan.boundaries) for trial in trials.values()]
+    for trial in trials.values():
+        assert all(seed >= 101 for seed in trial.dev_seeds)
+        steps = trial.tokens_of_each_boundary / (trial.batch * trial.length * trial.devices)
+        assert max(trial.intervals) <= steps
 
 
 def test_a_plan_with_other_fields_is_refused(tmp_path: Path) -> None:
