@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from echelon import Run
-from echelon.bus.base import Record
-from echelon.bus.chunks import is_chunk
 from echelon.bus.sqlite_format import decode_headers
 from echelon.training.model import limit_threads
 
@@ -66,9 +64,7 @@ def masked(folder: Path) -> tuple[int, int]:
     for file in sorted((folder / "brokers").glob("*.sqlite")):
         with closing(sqlite3.connect(file)) as broker:
             for headers, value in broker.execute("SELECT headers, value FROM records WHERE topic = 'masked'"):
-                uploads += not is_chunk(
-                    Record("masked", 0, 0, b"", value, decode_headers(headers.encode()), 0)
-                )
+                uploads += dict(decode_headers(headers.encode())).get("kind") != b"chunk"
                 length += len(value)
     return uploads, length
 

@@ -6,8 +6,8 @@ CPU seconds, medians of five turns of control and work side by side. device: one
 shares, its own mask, one mask per peer, and the digest of the upload), against the keystream bytes of those masks;
 beside it what of that are the masks alone, and the digest alone. server: `finish` with a tenth of the cohort dropped
 after sharing (recovering secrets, key agreement, taking the masks off), against the keystream bytes that it takes off.
-The control writes with `update_into` from a buffer of zeros into a reused buffer, in chunks of 1 MiB, one
-cipher per mask.
+The control writes with `update_into` from zeros into a reused buffer, in chunks of 1 MiB, one cipher per mask.
+`masks_s_by_threads` are seconds on the clock for a device's masks alone, by how many threads they are spread over.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import json
 import os
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import numpy as np
 from bench.contest import secagg as cost
 from echelon.secagg.prg import Masker
 from echelon.secagg.ring import ring_dtype
+from echelon.wiring.mask_threads import over_threads
 
 TARGET = 1.3
 CPU = time.process_time
@@ -47,6 +49,12 @@ def measure(dim: int, peers: int, repeat: int, ring_bits: int) -> dict[str, Any]
     masks = [(os.urandom(16), 1) for _ in range(peers + 1)]
     alone = [cost.timed(lambda: Masker().add(vector, masks), CPU) for _ in range(repeat)]
     digest = [cost.timed(lambda: hashlib.sha256(vector).digest(), CPU) for _ in range(repeat)]
+    found["masks_s_by_threads"] = {
+        threads: statistics.median(
+            cost.timed(partial(Masker(over_threads(threads)).add, vector, masks)) for _ in range(repeat)
+        )
+        for threads in range(1, (os.cpu_count() or 1) + 1)
+    }
     control = found["device"]["control_cpu_s"]
     found["device"] |= {
         "masks_alone_over_control": statistics.median(alone) / control,

@@ -105,8 +105,8 @@ DEFECTS: tuple[Mutation, ...] = (
     _defect(
         "updates not masked",
         "echelon/secagg/client.py",
-        "Masker().add(masked, self._secrets.masks(peers, masks_bound(self._bound, shares)))",
-        "Masker()",
+        "self._masker.add(masked, self._secrets.masks(peers, masks_bound(self._bound, shares)))",
+        "pass",
         "A masked upload would show the update.",
     ),
     _defect(

@@ -34,6 +34,14 @@ class WindowSettings(Settings):
         description="Training jobs a device may run while one of its offers is undecided.",
     )
 
+    mask_threads: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Threads over which a device spreads its masks, and an aggregator what it takes off: less time on "
+        "a machine whose other cores are idle. Sums are the same.",
+    )
+
     @property
     def hold(self) -> float:
         """Seconds that an offer may wait for a cohort once other devices have some of its shards: two deadlines.

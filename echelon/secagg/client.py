@@ -32,7 +32,7 @@ from echelon.secagg.device_secrets import DeviceSecrets
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.faults import Abort, Aborted
 from echelon.secagg.partial_sums import EVALUATIONS, PartialSums
-from echelon.secagg.prg import Masker, RingVector, ring_bytes
+from echelon.secagg.prg import ALONE, Masker, RingVector, Spread, ring_bytes
 from echelon.secagg.roster import Roster
 from echelon.secagg.turns import ClientStep, Turns
 
@@ -51,6 +51,7 @@ class Client:
         roster: the enrolled devices, already verified.
         entropy: source of this window's keys.
         evaluated: whether it has an evaluation of the window's commit to add.
+        spread: how its masks are made: alone, or by threads that the caller has.
         held: (front, back): its vector moves the blocks below `front` and those from `back` on; (0, 0): all.
         blocks: the blocks of the model that have coordinates.
     """
@@ -66,8 +67,10 @@ class Client:
         evaluated: bool = False,
         held: tuple[int, int] = (0, 0),
         blocks: Collection[int] = (),
+        spread: Spread = ALONE,
     ) -> None:
         self.context = context
+        self._masker = Masker(spread)
         self.me = me
         self._turns = Turns(context.window, me)
         if me not in context.weights:
@@ -233,7 +236,7 @@ class Client:
         for entry in delivered.entries:
             self._secrets.unseal(entry)
         masked = vector if in_place else vector.copy()
-        Masker().add(masked, self._secrets.masks(peers, masks_bound(self._bound, shares)))
+        self._masker.add(masked, self._secrets.masks(peers, masks_bound(self._bound, shares)))
         self._u2, self._adding = u2, self._sums.adding(self._keys, u2)
         self._upload_sha256 = hashlib.sha256(ring_bytes(masked)).digest()
         self._turns.shown[shares.kind] = self._shares = shares

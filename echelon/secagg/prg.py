@@ -7,7 +7,9 @@ core's cache: the additions then cost about a third of the cipher's time instead
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -23,17 +25,43 @@ RingVector = NDArray[np.uint32] | NDArray[np.uint16]
 CHUNK_BYTES = 1 << 17
 """Piece of a vector that is worked on at a time: with the keystream and the zeros that it is made from, a core's cache
 of 512 KiB holds it. Shorter pieces cost more calls than they save."""
+BLOCK_BYTES = 16
+"""Of the cipher."""
 BATCH = 256
 """Ciphers that are open at a time."""
 
 
-class Masker:
-    """Adds masks; holds twice `CHUNK_BYTES` of scratch memory."""
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How the parts of a vector are worked on: one after the other, or by threads that the caller has.
 
-    def __init__(self) -> None:
-        self._zeros = memoryview(bytes(CHUNK_BYTES))
-        # update_into asks for room for one block less a byte beyond what it writes.
-        self._buffer = bytearray(CHUNK_BYTES + 16)
+    Attributes:
+        parts: into how many parts a vector is cut, each of about the same length.
+        run: calls a function with each part's range, and returns when all of them are done.
+    """
+
+    parts: int
+    run: Callable[[Callable[[slice], None], Sequence[slice]], None]
+
+
+def _in_turn(work: Callable[[slice], None], ranges: Sequence[slice]) -> None:
+    for one in ranges:
+        work(one)
+
+
+ALONE = Spread(1, _in_turn)
+"""One part, in the caller's thread."""
+
+
+class Masker:
+    """Adds masks; a part of a vector that is worked on takes twice `CHUNK_BYTES` of scratch memory.
+
+    Args:
+        spread: into how many parts a vector is cut, and who works on them. Sums are the same for every number.
+    """
+
+    def __init__(self, spread: Spread = ALONE) -> None:
+        self._spread = spread
 
     def add(self, total: RingVector, masks: Iterable[tuple[bytes, int]]) -> None:
         """total ← total + Σ sign · keystream(key), in place, on the ring of the vector's type.
@@ -47,22 +75,39 @@ class Masker:
             ProtocolError: another type of vector, key or sign; `total` may hold a part of the masks then.
         """
         check_ring(total)
-        size = CHUNK_BYTES // total.itemsize
-        stream_words = np.frombuffer(self._buffer, f"<u{total.itemsize}", count=size)
+        ranges = _ranges(total.size, self._spread.parts, CHUNK_BYTES // total.itemsize)
         left = iter(masks)
-        while batch := [_cipher(key, sign) for key, sign in islice(left, BATCH)]:
-            for start in range(0, total.size, size):
-                part = total[start : start + size]
-                zeros, words = self._zeros[: part.nbytes], stream_words[: part.size]
-                for stream, operate in batch:
-                    stream.update_into(zeros, self._buffer)
-                    operate(part, words, out=part)
+        while batch := list(islice(left, BATCH)):
+            self._spread.run(partial(_add, total, batch), ranges)
 
 
-def _cipher(key: bytes, sign: int) -> tuple[CipherContext, np.ufunc]:
+def _ranges(size: int, parts: int, piece: int) -> list[slice]:
+    """A vector's parts: whole pieces, so that each begins at a block of the cipher; none of them empty."""
+    step = piece * max(1, -(-size // (piece * parts)))
+    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+
+
+def _add(total: RingVector, masks: Sequence[tuple[bytes, int]], where: slice) -> None:
+    """Add the masks' keystreams to a part of a vector, in place."""
+    part, zeros = total[where], memoryview(bytes(CHUNK_BYTES))
+    # update_into asks for room for one block less a byte beyond what it writes.
+    buffer = bytearray(CHUNK_BYTES + BLOCK_BYTES)
+    piece, skipped = CHUNK_BYTES // total.itemsize, where.start * total.itemsize // BLOCK_BYTES
+    words = np.frombuffer(buffer, f"<u{total.itemsize}", count=piece)
+    streams = [_cipher(key, sign, skipped) for key, sign in masks]
+    for start in range(0, part.size, piece):
+        target = part[start : start + piece]
+        given, drawn = zeros[: target.nbytes], words[: target.size]
+        for stream, operate in streams:
+            stream.update_into(given, buffer)
+            operate(target, drawn, out=target)
+
+
+def _cipher(key: bytes, sign: int, skipped: int = 0) -> tuple[CipherContext, np.ufunc]:
+    """A keystream behind so many blocks of 16 bytes, and how it is applied."""
     if len(key) != 16 or sign not in (1, -1):
         raise ProtocolError(f"a mask needs a key of 16 bytes and a sign, not {len(key)} bytes and {sign}")
-    stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+    stream = Cipher(algorithms.AES(key), modes.CTR(skipped.to_bytes(BLOCK_BYTES, "big"))).encryptor()
     return stream, np.add if sign > 0 else np.subtract
 
 

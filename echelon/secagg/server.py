@@ -33,7 +33,7 @@ from echelon.secagg.context import Context, consistency_statement, masks_bound
 from echelon.secagg.decisions import DECIDES, Decision, Round, check_enough, signed_enough, thriving
 from echelon.secagg.faults import InputRefused, WindowFailed
 from echelon.secagg.keys import usable
-from echelon.secagg.prg import Masker, RingVector
+from echelon.secagg.prg import ALONE, Masker, RingVector, Spread
 from echelon.secagg.roster import Roster
 from echelon.secagg.unmasking import SumResult, Unmasking
 
@@ -51,9 +51,11 @@ class Server:
     Args:
         context: what the window is bound to.
         roster: the enrolled devices, already verified.
+        spread: how masks are taken off: alone, or by threads that the caller has.
     """
 
-    def __init__(self, context: Context, roster: Roster) -> None:
+    def __init__(self, context: Context, roster: Roster, spread: Spread = ALONE) -> None:
+        self._masker = Masker(spread)
         strangers = [device for device in context.weights if device not in roster]
         if strangers:
             raise ProtocolError(
@@ -145,8 +147,7 @@ class Server:
         if not self.context.fits(vector):
             raise InputRefused(
                 Reason.BAD_FIELD,
-                f"{device} sent {vector.dtype}{list(vector.shape)}, the window is of "
-                f"{self.context.dtype}[{self.context.length}]",
+                f"{device} sent {vector.dtype}{list(vector.shape)}, not {self.context.dtype}[{self.context.length}]",
             )
         np.add(self._total, vector, out=self._total)
         self._uploads[device] = sha256
@@ -381,7 +382,7 @@ class Server:
             self._unmasking.fail(missing)
         dropped = sorted(self._u2 - set(self._u3))
         bound = masks_bound(self._bound, self._shares)
-        Masker().add(self._total, self._unmasking.masks(self._keys, bound, self._u3, dropped))
+        self._masker.add(self._total, self._unmasking.masks(self._keys, bound, self._u3, dropped))
         self._unmasking.forget()
         self.round = Round.DONE
         self._result = SumResult(

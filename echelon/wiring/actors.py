@@ -49,6 +49,7 @@ from echelon.wiring.context import (
     other_key,
     own_key,
 )
+from echelon.wiring.mask_threads import over_threads
 
 LOOKS = 1.5
 """Periods of an edge's heartbeat after which the aggregator looks who was silent."""
@@ -138,7 +139,13 @@ def _device_options(
 ) -> DeviceOptions:
     trips = None if split is None else split.trips
     return DeviceOptions(
-        window.patience, window.ahead, shards, window.hold, split=half is not None, trips=trips
+        window.patience,
+        window.ahead,
+        shards,
+        window.hold,
+        split=half is not None,
+        trips=trips,
+        spread=over_threads(window.mask_threads),
     )
 
 
@@ -243,7 +250,14 @@ def make_aggregator(
     cohort = min(window.cohort or devices, shards or devices, manifest.secure.cohort_max)
     core = AggregatorCore(
         manifest=manifest,
-        terms=AggregatorOptions(cohort, window.deadline, window.round_timeout, shards, edges),
+        terms=AggregatorOptions(
+            cohort=cohort,
+            deadline=window.deadline,
+            round_timeout=window.round_timeout,
+            shards=shards,
+            edges=edges,
+            spread=over_threads(window.mask_threads),
+        ),
         boundary=roster.boundary,
         roster=roster,
         dim=dim,

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from echelon.errors import ProtocolError
-from echelon.secagg.prg import BATCH, CHUNK_BYTES, Masker, keystream
+from echelon.secagg.prg import BATCH, CHUNK_BYTES, Masker, Spread, keystream
 
 
 @pytest.mark.parametrize("words", [0, 1, 3, 4, CHUNK_BYTES // 4 - 1, CHUNK_BYTES // 4, CHUNK_BYTES // 2 + 5])
@@ -29,6 +31,30 @@ def test_a_mask_added_and_taken_off_leaves_nothing() -> None:
     masker.add(vector, [(b"l" * 16, 1)])
     masker.add(vector, [(b"k" * 16, -1)])
     assert np.array_equal(vector, np.arange(300_000))
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.uint16])
+@pytest.mark.parametrize("size", [0, 5, CHUNK_BYTES, 3 * CHUNK_BYTES + 7])
+def test_a_vector_masked_in_parts_is_the_one_masked_in_one(
+    dtype: type[np.unsignedinteger], size: int
+) -> None:
+    masks = [(bytes([number]) * 16, 1 - 2 * (number % 2)) for number in range(5)]
+    whole = np.arange(size).astype(dtype)
+    Masker().add(whole, masks)
+    ranges: list[slice] = []
+
+    def backwards(work: Callable[[slice], None], given: Sequence[slice]) -> None:
+        ranges.extend(given)
+        for one in reversed(given):
+            work(one)
+
+    for parts in (1, 2, 3, 64):
+        vector = np.arange(size).astype(dtype)
+        Masker(Spread(parts, backwards)).add(vector, masks)
+        assert np.array_equal(vector, whole)
+        assert len(ranges) <= parts, "at most so many are worked on at a time"
+        assert sum(one.stop - one.start for one in ranges) == size
+        ranges.clear()
 
 
 def test_masks_need_proper_arguments() -> None:

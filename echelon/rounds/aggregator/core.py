@@ -86,7 +86,7 @@ class AggregatorCore:
 
     def __post_init__(self) -> None:
         self.adapter = BoundaryAdapter(self.manifest, self.boundary)
-        self.rounds = WindowRounds(self.manifest, self.roster, dim=self.dim, timeout=self.terms.round_timeout)
+        self.rounds = WindowRounds(self.manifest, self.roster, dim=self.dim, options=self.terms)
         self.participation = Participation(self.manifest, self.terms, self.roster)
         self.attendance, self.edges = self.participation.attendance, self.participation.edges
 

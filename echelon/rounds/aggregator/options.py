@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from echelon.rounds.aggregator.edge_assignment import EdgeAssignmentOptions
+from echelon.secagg.prg import ALONE, Spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,7 @@ class AggregatorOptions:
         shards: into how many shards the boundary's data is dealt; then devices come and go, and windows wait only
             for those that check in. None: devices have data of their own, and every enrolled one is waited for.
         edges: the boundary's edges; None: it has none.
+        spread: how masks are taken off a sum: alone, or by threads.
     """
 
     cohort: int
@@ -25,3 +27,4 @@ class AggregatorOptions:
     round_timeout: float
     shards: int | None = None
     edges: EdgeAssignmentOptions | None = None
+    spread: Spread = ALONE

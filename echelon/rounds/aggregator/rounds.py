@@ -25,6 +25,7 @@ from echelon.messages.handshake import (
 from echelon.messages.manifest import RunManifest
 from echelon.messages.split import EdgePart, PartRef
 from echelon.messages.wire import DeviceId
+from echelon.rounds.aggregator.options import AggregatorOptions
 from echelon.rounds.effects import Effect, Publish, StartTimer, note
 from echelon.secagg.faults import WindowFailed
 from echelon.secagg.prg import ring_bytes
@@ -44,7 +45,7 @@ class WindowRounds:
         manifest: the run's.
         roster: the boundary's devices.
         dim: d, coordinates of the adapter.
-        timeout: seconds that each round may take.
+        options: seconds that each round may take, and how masks are taken off.
 
     Attributes:
         phase: `OPEN` while no cohort is made.
@@ -54,8 +55,11 @@ class WindowRounds:
         read: how far the topics of inputs were read.
     """
 
-    def __init__(self, manifest: RunManifest, roster: Roster, *, dim: int, timeout: float) -> None:
-        self._manifest, self._roster, self._dim, self._timeout = manifest, roster, dim, timeout
+    def __init__(
+        self, manifest: RunManifest, roster: Roster, *, dim: int, options: AggregatorOptions
+    ) -> None:
+        self._manifest, self._roster, self._dim = manifest, roster, dim
+        self._timeout, self._spread = options.round_timeout, options.spread
         self.phase = Phase.OPEN
         self.cohort: Cohort | None = None
         self.included: frozenset[str] = frozenset()
@@ -82,7 +86,7 @@ class WindowRounds:
         """
         self.cohort = cohort
         self.included, self.parts = frozenset(), {}
-        self._server = Server(context_of(cohort, self._manifest, self._dim), self._roster)
+        self._server = Server(context_of(cohort, self._manifest, self._dim), self._roster, self._spread)
         self.phase = Phase.KEYS
         return [
             StartTimer(ROUND, self._timeout),

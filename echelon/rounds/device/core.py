@@ -94,7 +94,9 @@ class DeviceCore:
         self.adapters = DeviceAdapters(self.manifest, self.dim)
         self.offers = DeviceOffers(self.manifest.secure)
         self.jobs = DeviceJobs(self.manifest, self.terms, self.me, self.state)
-        self.member = CohortMember(self.manifest, identity, self.adapters.versions, self.state)
+        self.member = CohortMember(
+            self.manifest, identity, self.adapters.versions, self.state, self.terms.spread
+        )
         self._parts = DeviceParts(
             state=self.state, adapters=self.adapters, offers=self.offers, jobs=self.jobs
         )

@@ -24,7 +24,7 @@ from echelon.rounds.device.state import DeviceState, Offer
 from echelon.rounds.effects import Effect, Publish, Save
 from echelon.secagg.client import Client
 from echelon.secagg.entropy import Entropy
-from echelon.secagg.prg import ring_bytes
+from echelon.secagg.prg import ALONE, Spread, ring_bytes
 from echelon.secagg.ring import pack_vector
 from echelon.secagg.roster import Roster
 
@@ -84,6 +84,7 @@ class CohortMember:
         identity: who the device is.
         versions: what it knows of versions.
         state: what survives a restart.
+        spread: how its masks are made.
 
     Attributes:
         cohort: the window that it is in.
@@ -92,8 +93,14 @@ class CohortMember:
     """
 
     def __init__(
-        self, manifest: RunManifest, identity: SecureIdentity, versions: KnownVersions, state: DeviceState
+        self,
+        manifest: RunManifest,
+        identity: SecureIdentity,
+        versions: KnownVersions,
+        state: DeviceState,
+        spread: Spread = ALONE,
     ) -> None:
+        self._spread = spread
         self._manifest, self._identity, self._versions, self._state = manifest, identity, versions, state
         self._nothing = (0,) * (2 + 2 * len(manifest.metrics))
         """What a device without an evaluation adds."""
@@ -158,7 +165,7 @@ class CohortMember:
         client = Client(
             context, who.me, who.signer, who.roster, who.entropy,
             evaluated=self._manifest.exchange.report_loss and evaluation[1] > 0,
-            held=offer.update.held, blocks=self.blocks,
+            held=offer.update.held, blocks=self.blocks, spread=self._spread,
         )  # fmt: skip
         self._state.member_of = message.window
         self.cohort = CohortRound(message.window, message.commit, client, evaluation)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from echelon.laws.blocks import joined
 from echelon.messages.adapter import F32, WHOLE, Held
 from echelon.messages.split import MAX_JOBS
+from echelon.secagg.prg import ALONE, Spread
 
 PATIENCE, HOLD, LEAVE, RETRY, TRIPS = "patience", "hold", "leave", "retry", "trips"
 """Names of a device's timers."""
@@ -25,6 +26,7 @@ class DeviceOptions:
         split: whether an edge trains the middle blocks of its model.
         retry: seconds after which a training job that broke off on the way to or from the edge begins anew.
         trips: seconds between two measurements of the round trips to all edges; None: they are not measured.
+        spread: how it makes its masks: alone, or by threads.
     """
 
     patience: float
@@ -34,6 +36,7 @@ class DeviceOptions:
     split: bool = False
     retry: float = 1.0
     trips: float | None = None
+    spread: Spread = ALONE
 
 
 @dataclass(slots=True, kw_only=True)
