@@ -200,11 +200,16 @@ FURTHER: tuple[Arm, ...] = (
                 extra=(("staleness.rule", "cosine"),),
             )
             for h in (4, 8)
-            for lr in (0.003, 0.01, 0.03)
+            for lr in (0.0003, 0.001, 0.003)
         ),
     ),
     _federated(
         "heloco", "HeLoCo-like", *(replace(knobs, overlap=True, outer="corrected") for knobs in _DILOCO)
+    ),
+    _federated(
+        "eager",
+        "DiLoCo, eager",
+        *(replace(knobs, overlap=True, extra=(("eager", True),)) for knobs in _DILOCO),
     ),
     _federated(
         "muloco",

@@ -42,6 +42,7 @@ def check_run(run: RunSettings) -> None:
     _check_inward(run)
     _check_pace_windows(run)
     _check_losses(run)
+    _check_eager(run)
     check_metrics(run)
     _check_faults(run)
     _check_boundary_links(run)
@@ -280,6 +281,22 @@ def _check_pace_windows(run: RunSettings) -> None:
         raise ValueError(
             f"sync.pace.windows_max = {run.pace_windows_max()} must be at least sync.windows = "
             f"{run.sync.windows} and at most sync.windows_max = {run.windows_max()}"
+        )
+
+
+def _check_eager(run: RunSettings) -> None:
+    sync = run.sync
+    if not sync.eager:
+        return
+    if not sync.overlap:
+        raise ValueError(
+            "sync.eager is for runs with overlap; at a barrier nothing is trained meanwhile: leave one of them out"
+        )
+    if sync.outer.rule is not None or sync.outer.kind == "fedadam":
+        kind = sync.outer.rule or sync.outer.kind
+        raise ValueError(
+            f"sync.eager needs an outer step that moves in proportion to a delta, and {kind} does not: set "
+            "sync.outer.kind to average, nesterov or corrected, or leave sync.eager out"
         )
 
 

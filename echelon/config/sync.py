@@ -120,6 +120,12 @@ class SyncSettings(Settings):
         description="Whether boundaries train on while a delta of theirs is undecided. false: a barrier, as in FedAvg "
         "and DiLoCo: after R windows nothing is trained until the commit is there.",
     )
+    eager: bool = Field(
+        default=False,
+        description="With overlap: whether a boundary takes the outer step with its own delta at once, in proportion "
+        "to what the commit will make of it, as in eager updates (docs/assumptions.md). false: it trains on with its "
+        "own delta in full. For average, nesterov and corrected.",
+    )
     pending_max: int = Field(
         default=2, ge=1, le=16, description="P: deltas of one boundary that may be under way."
     )

@@ -1,10 +1,13 @@
-"""The boundary's ledger: θ = anchor + Σ pending + r (design 6.5).
+"""The boundary's ledger: θ = anchor + κ·Σ pending + r (design 6.5).
 
 - anchor (float32[d]): the adapter of the newest commit that the boundary took over;
 - pending (integers[d] with an exponent each, by seq): deltas that were sent and are not decided yet, exactly as they go
   on the wire;
 - r (float64[d]): what windows moved since the last delta, with the residue of every delta before: what its
   rounding left, and where deltas are sparse what it did not carry.
+
+κ is 1 unless the run takes outer steps eagerly (`ExchangeTerms.eager_ppm`): then it is what the outer step will make of
+a boundary's own delta. It says what is trained from, not what is kept: no delta is another for it.
 
 What a window contributed stands in exactly one of these, so a delta that is merged, left out of a commit,
 refused, or sent while another is in flight counts once or never. The aggregator and the gate run this same code.
@@ -29,7 +32,7 @@ from echelon.laws.snapshot import LazyVector, SnapshotMap
 from echelon.messages.adapter import F32, F64
 from echelon.messages.boundary import SealedDelta
 from echelon.messages.exchange import MAX_WINDOWS, DeltaCodec, WindowSummary
-from echelon.messages.manifest import SecureTerms
+from echelon.messages.manifest import MILLION, ExchangeTerms, SecureTerms
 
 _BLOCK = 1 << 14
 """Coordinates that are added up at a time: their float64 numbers stay in a core's cache."""
@@ -169,22 +172,27 @@ class Ledger:
         elif not self.remainder.flags.writeable:  # of a snapshot
             self.remainder = self.remainder.copy()
 
-    def theta(self) -> F32:
-        """The boundary adapter, float32[d]; additions in ascending seq, then r."""
+    def theta(self, terms: ExchangeTerms | None = None) -> F32:
+        """The boundary adapter, float32[d]; additions in ascending seq, then r. See `write_theta`."""
         vector = np.empty(self.anchor.size, np.float32)
-        self.write_theta(vector)
+        self.write_theta(vector, terms)
         return vector
 
-    def write_theta(self, vector: F32) -> None:
-        """Write the boundary adapter into a vector, float32[d]."""
-        terms: list[PendingDelta | F64] = [
-            *(self.pending[seq] for seq in sorted(self.pending)),
-            self.remainder,
-        ]
+    def write_theta(self, vector: F32, terms: ExchangeTerms | None = None) -> None:
+        """Write the boundary adapter into a vector, float32[d].
+
+        Args:
+            vector: is overwritten.
+            terms: the run's, which say κ; None: 1.
+        """
+        ppm = None if terms is None else terms.eager_ppm
+        share = None if ppm is None else np.float64(ppm) / np.float64(MILLION)
+        pending = [self.pending[seq] for seq in sorted(self.pending)]
         for part in self._parts():
             total = self.anchor[part].astype(np.float64)
-            for term in terms:
-                total += term[part]
+            for delta in pending:
+                total += delta[part] if share is None else delta[part] * share
+            total += self.remainder[part]
             vector[part] = total
 
     def _parts(self) -> Iterator[slice]:

@@ -184,6 +184,17 @@ def most_ahead(manifest: RunManifest, version: int) -> int:
     return terms.windows_max + 1 + min(version, left)
 
 
+def stretch(manifest: RunManifest) -> tuple[float, float]:
+    """How many times as far own deltas may take θ from its anchor, and from the version before.
+
+    θ = anchor + κ·Σ pending + r. Where κ is above 1 the first part is as many times longer. Where it is not 1, a window
+    that becomes part of a delta, or of the remainder again, moves θ by |1 − κ| of itself.
+    """
+    ppm = manifest.exchange.eager_ppm
+    share = 1.0 if ppm is None else ppm / MILLION
+    return max(1.0, share), abs(1.0 - share)
+
+
 def distance(one: F32, other: F32) -> float:
     """‖one - other‖, in float64, without a vector of float64."""
     square = 0.0
@@ -270,13 +281,15 @@ class KnownVersions:
         if hashlib.sha256(theta.data).digest() != message.sha256:
             raise ProtocolError(f"model version {version} does not have the digest that it names")
         commit = self._commit_of(message, anchor)
+        longer, moving = stretch(self.manifest)
         if anchor is not None:
             windows = most_ahead(self.manifest, version)
-            moved, most = distance(theta, anchor), windows * self._step
+            moved, most = distance(theta, anchor), longer * windows * self._step
             what = f"{moved:.4g} from the adapter of commit {commit.commit}"
         elif before is not None:
             windows = max(1, version - self.newest)
-            moved, most = distance(theta, before), windows * self._step
+            sealed = moving * most_ahead(self.manifest, version)
+            moved, most = distance(theta, before), (windows + sealed) * self._step
             what = f"{moved:.4g} from version {self.newest}"
         else:
             raise ProtocolError(f"model version {version} comes first, and without the adapter of its commit")

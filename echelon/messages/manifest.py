@@ -272,8 +272,17 @@ class ExchangeTerms(Fields):
     full_every: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
     """Commits from one that brings its adapter to the next; those between are relayed: who wants their adapters derives
     them from the merged deltas. None: every commit brings its adapter, and it is left out of the bytes."""
+    eager_ppm: Annotated[int, Field(ge=1, lt=1 << 32)] | None = None
+    """κ in millionths: the share of its own undecided deltas that a boundary trains on with. None: all of them as they
+    are, and left out of the bytes."""
 
-    left_out: ClassVar[frozenset[str]] = frozenset({"density_ppm", "full_every"})
+    left_out: ClassVar[frozenset[str]] = frozenset({"density_ppm", "full_every", "eager_ppm"})
+
+    @model_validator(mode="after")
+    def _eager_with_overlap(self) -> Self:
+        if self.eager_ppm is not None and not self.overlap:
+            raise ValueError("a boundary that waits at a barrier trains on with nothing, eagerly or not")
+        return self
 
     @model_validator(mode="after")
     def _dense_or_sparse(self) -> Self:

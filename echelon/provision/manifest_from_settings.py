@@ -142,8 +142,22 @@ def exchange_terms(settings: RunSettings) -> ExchangeTerms:
         merge_within=sync.merge_within or default_merge_within(len(_table(sync.staleness))),
         overlap=sync.overlap,
         full_every=(sync.full_every or DEFAULT_FULL_EVERY) if sync.inward == "relay" else None,
+        eager_ppm=eager_share(settings) if sync.eager else None,
         density_ppm=round((sync.density or DEFAULT_DENSITY) * MILLION) if sync.codec == "sparse" else None,
     )
+
+
+def eager_share(settings: RunSettings) -> int:
+    """κ in millionths: how far the outer step of a commit moves along one boundary's delta, over that delta.
+
+    With M boundaries that is lr / M, and lr·(1 + β) / M where every commit advances Nesterov's momentum. What the
+    momentum holds from before is in no boundary's hands and is left out.
+    """
+    outer, boundaries = outer_terms(settings), len(settings.boundaries)
+    deltas = settings.sync.deltas_per_commit or boundaries
+    advances = outer.kind is not OuterKind.AVERAGE and deltas >= (outer.delay or boundaries)
+    scale = MILLION + (outer.momentum_ppm if advances else 0)
+    return max(1, outer.lr_ppm * scale // (MILLION * boundaries))
 
 
 def outer_terms(settings: RunSettings) -> OuterTerms:

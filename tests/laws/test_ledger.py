@@ -14,7 +14,7 @@ from echelon.laws.snapshot import decode as decode_snapshot
 from echelon.laws.snapshot import encode, parts_of
 from echelon.messages.exchange import MAX_WINDOWS, DeltaCodec
 from echelon.messages.manifest import SecureTerms
-from tests.audit.synthetic import window
+from tests.audit.synthetic import terms, window
 from tests.memory import traced
 
 DIM = 6
@@ -284,3 +284,25 @@ def test_a_pending_delta_is_stored_without_its_value_and_comes_back_as_it_was() 
         1, ledger.anchor, merged=(), returned=(0,), dropped=()
     )  # what was read is not changed in place
     assert decode_snapshot(written, StoredLedger).remainder[1] == ledger.remainder[1]
+
+
+@pytest.mark.parametrize("ppm", [525_000, 1_000_000, 1_400_000])
+def test_an_eager_step_is_what_is_trained_from_and_nothing_else(ppm: int) -> None:
+    """κ scales undecided deltas in θ; what is sealed, returned and kept is the same to the bit."""
+    exchange = terms().exchange.model_copy(update={"eager_ppm": ppm})
+    form, random = DeltaForm(DeltaCodec.INT16, DIM, 0), np.random.default_rng(5)
+    eager, plain = (Ledger(np.ones(DIM, np.float32)) for _ in range(2))
+    for number in range(4):
+        mean = random.normal(size=DIM)
+        for ledger in (eager, plain):
+            ledger.add_window(window(number), mean)
+            if number < 3:
+                ledger.seal(form)
+    for ledger in (eager, plain):
+        ledger.adopt(1, np.full(DIM, 2.0, np.float32), merged=(0,), returned=(1,), dropped=())
+    assert eager.pending[2].value.tobytes() == plain.pending[2].value.tobytes()
+    assert eager.remainder.tobytes() == plain.remainder.tobytes()
+    expected = 2.0 + ppm / 1e6 * eager.pending[2].value + eager.remainder
+    assert np.array_equal(eager.theta(exchange), expected.astype(np.float32))
+    assert np.array_equal(plain.theta(), (2.0 + plain.pending[2].value + plain.remainder).astype(np.float32))
+    assert np.array_equal(eager.theta(exchange), plain.theta()) is (ppm == 1_000_000)

@@ -11,7 +11,7 @@ import pytest
 
 from echelon.errors import ProtocolError
 from echelon.laws.delta_form import DeltaForm
-from echelon.laws.versions import KnownVersions, largest_step, most_ahead, open_signed_commit
+from echelon.laws.versions import KnownVersions, largest_step, most_ahead, open_signed_commit, stretch
 from echelon.messages.boundary import Adopt, Base, Cohort, Derived, Model
 from echelon.messages.envelope import Signer
 from echelon.messages.exchange import DeltaCodec, Pace, Payload
@@ -179,6 +179,27 @@ def test_what_a_window_can_move_at_most_is_let_pass() -> None:
     with pytest.raises(ProtocolError, match="1 windows of clipped updates"):
         found.read(*model(2, far), good)
     found.read(*model(4, far), good)  # versions 2 and 3 were never published: three windows
+
+
+@pytest.mark.parametrize("ppm", [500_000, 1_500_000])
+def test_where_outer_steps_are_eager_a_sealed_delta_may_move_the_adapter(ppm: int) -> None:
+    """By the part of its windows that κ takes off or adds, and by no more."""
+    found = known(clip=2.0)
+    exchange = found.manifest.exchange.model_copy(update={"eager_ppm": ppm})
+    found.manifest = found.manifest.model_copy(update={"exchange": exchange})
+    step, windows = largest_step(found.manifest, DIM), most_ahead(found.manifest, 1)
+    direction = np.ones(DIM, np.float64) / math.sqrt(DIM)
+    with pytest.raises(ProtocolError, match="1 windows of clipped updates"):
+        found.read(*model(1, (LIVE + (1.01 + 0.5 * windows) * step * direction).astype(np.float32)), LIVE)
+    good = (LIVE + (0.99 + 0.5 * windows) * step * direction).astype(np.float32)
+    found.read(*model(1, good), LIVE)
+    assert found.newest == 1
+    longer = max(1.0, ppm / 1e6)
+    assert stretch(found.manifest) == (longer, 0.5)
+    assert stretch(known().manifest) == (1.0, 0.0)
+    anchored = (LIVE + 1.01 * longer * most_ahead(found.manifest, 2) * step * direction).astype(np.float32)
+    with pytest.raises(ProtocolError, match="from the adapter of commit"):
+        found.read(*model(2, anchored, anchor=LIVE), None)
 
 
 def test_what_sparse_deltas_leave_behind_may_be_of_many_windows() -> None:

@@ -142,6 +142,8 @@ def test_a_measured_time_that_was_changed_is_another_decision() -> None:
         ({"pace": {"kind": "adacomm"}, "report_loss": False}, "needs losses"),
         ({"pace": {"kind": "guess"}}, "sync.pace.kind"),
         ({"staleness": {"rule": "cosine", "cutoff": 8}}, "cutoff = 8 must be more than horizon = 8"),
+        ({"eager": True, "overlap": False}, "sync.eager is for runs with overlap"),
+        ({"eager": True, "outer": {"kind": "fedadam"}}, "fedadam does not"),
         ({"staleness": {"cutoff": 9}}, "cutoff is of the rule cosine"),
     ],
 )

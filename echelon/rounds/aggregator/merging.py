@@ -231,7 +231,7 @@ class BoundaryAdapter:
             raise StateError("no adapter to publish before genesis")
         dim = self.ledger.anchor.size
         vectors = np.empty(2 * dim if anchored else dim, "<f4")
-        self.ledger.write_theta(vectors[:dim])
+        self.ledger.write_theta(vectors[:dim], self.manifest.exchange)
         if anchored:
             vectors[dim:] = self.ledger.anchor
         payload = vectors.data.cast("B").toreadonly()

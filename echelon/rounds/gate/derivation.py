@@ -332,7 +332,7 @@ class BoundaryLog:
                 return False
             self.ledger.anchor = self.known.adapters[0]
             self._forget(0)
-        theta = self.ledger.theta().astype("<f4", copy=False)
+        theta = self.ledger.theta(self.manifest.exchange).astype("<f4", copy=False)
         sha256 = hashlib.sha256(theta.data).digest()
         if (message.commit, message.sha256) != (self.ledger.commit, sha256):
             raise ProtocolError(
@@ -394,7 +394,7 @@ class BoundaryLog:
         """The version that was reached, derived again; None before genesis and on the way to the next."""
         if self.version < 0 or self._moved or self._adopted is not None:
             return None
-        theta = self.ledger.theta().astype("<f4", copy=False)
+        theta = self.ledger.theta(self.manifest.exchange).astype("<f4", copy=False)
         return DerivedVersion(
             self.version, self.ledger.commit, hashlib.sha256(theta.data).digest(), self.window
         )

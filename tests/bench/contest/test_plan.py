@@ -91,6 +91,7 @@ def test_rows_that_further_arms_are_known_by() -> None:
     assert (cgad.outer.kind, cgad.staleness.rule, cgad.deltas_per_commit) == ("fedadam", "cosine", 1)
     assert (heloco.outer.kind, heloco.overlap) == ("corrected", True)
     assert settings(job("muloco")).training.optimizer == "muon"
+    assert settings(job("eager")).sync.eager
     assert settings(job("cgad")).secure.staleness.rule == "polynomial"
     assert settings(job("sparseloco")).sync.codec == "sparse"
 
