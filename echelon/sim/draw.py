@@ -153,11 +153,6 @@ def _relayed_commits(draft: Draft) -> None:
             )  # fmt: skip
 
 
-LATER: tuple[Callable[[Draft], None], ...] = (
-    *(_edges, _witnesses, _others, _late_part),
-    *(_sparse_deltas, _relayed_commits, _short_ring, _pace_by_variance, _late_deltas_by_a_cosine),
-
-
 def _eager_steps(draft: Draft) -> None:
     """Boundaries that take the outer step with their own delta at once."""
     sync = draft.run["sync"]
@@ -166,14 +161,15 @@ def _eager_steps(draft: Draft) -> None:
 
 
 LATER: tuple[Callable[[Draft], None], ...] = (
-    _edges,
-    _witnesses,
-    _others,
-    _late_part,
-    _sparse_deltas,
-    _pace_by_variance,
-    _late_deltas_by_a_cosine,
-    _eager_steps,
+    *(_edges, _witnesses, _others, _late_part),
+    *(
+        _sparse_deltas,
+        _relayed_commits,
+        _short_ring,
+        _pace_by_variance,
+        _late_deltas_by_a_cosine,
+        _eager_steps,
+    ),
 )
 """What came to be drawn after the rest."""
 
