@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import multiprocessing
 import platform
 import statistics
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +26,52 @@ ROUNDS = 5
 PACKAGES = ("numpy", "peft", "torch", "transformers")
 
 
+def measure_together(shape: Shape, corpus: Corpus, folder: Path, processes: int) -> dict[str, float]:
+    """As `measure`, while so many processes do the same at the same time: medians over them.
+
+    Cores that share caches, memory or, in a virtual machine, one core below, do less each when all of them are busy, so
+    that a token costs more CPU seconds than on a machine that is idle but for one process.
+
+    Args:
+        shape: model and step.
+        corpus: all files.
+        folder: where rows are written.
+        processes: how many.
+    """
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        start = manager.Barrier(processes)
+        with ProcessPoolExecutor(processes, mp_context=context) as pool:
+            places = [folder / f"together-{number}" for number in range(processes)]
+            rates = [future.result() for future in [
+                pool.submit(_measure_when_all_are_ready, shape, corpus, place, start) for place in places
+            ]]  # fmt: skip
+    return {name: round(statistics.median(one[name] for one in rates), 1) for name in rates[0]}
+
+
+def _measure_when_all_are_ready(
+    shape: Shape, corpus: Corpus, folder: Path, start: threading.Barrier
+) -> dict[str, float]:
+    return measure(shape, corpus, folder, ready=start.wait)
+
+
 def measure(
-    shape: Shape, corpus: Corpus, folder: Path, clock: Callable[[], float] = time.process_time
+    shape: Shape,
+    corpus: Corpus,
+    folder: Path,
+    clock: Callable[[], float] = time.process_time,
+    ready: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
     """Tokens per second of one core, train and eval; medians of `ROUNDS` rounds of ten steps.
 
-    Measured in CPU seconds of the process (one thread), so that what else the machine does does not count.
+    Measured in CPU seconds of the process (one thread), so that waits for a core do not count.
+
+    Args:
+        shape: model and step.
+        corpus: all files.
+        folder: where rows are written.
+        clock: CPU seconds.
+        ready: called when everything is loaded and warm, before anything is measured.
     """
     job = Job(
         arm="centralised",
@@ -59,6 +102,7 @@ def measure(
         rates["eval"].append(sum(count for _, count in values.values()) / (clock() - begun))
         if number == 0:
             rates = {"train": [], "eval": []}  # the first round warms up
+            ready()
     return {f"{name}_tokens_per_s": round(statistics.median(values), 1) for name, values in rates.items()}
 
 

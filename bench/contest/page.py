@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.contest.arms import BY_NAME, CONTESTANT, FIXED, TRIALS
+from bench.contest.band import ACCEPTED, Band, band_of, timed
 from bench.contest.calibrate import cost_of, shape_name
 from bench.contest.cells import PRIMARY
 from bench.contest.plan import TARGET_SHARE, TIERS, check_tier, knobs_from, planned
@@ -57,8 +58,17 @@ def load_source(folder: Path, name: str) -> tuple[TableSource, dict[str, Any]]:
     digests = {line["data"] for line in raw.lines.values()}
     # A run on another Python's library is told apart from the committed manifest by its own digest.
     digest = digests.pop() if len(digests) == 1 else manifest["digest"]
-    source = TableSource(tier, tuning_of(decided), raw.lines, digest, cost_of(tier.shape, calibration))
-    return source, decided
+    cost, band = cost_of(tier.shape, calibration), band_of(validation_of(folder, name))
+    return TableSource(tier, tuning_of(decided), raw.lines, digest, cost=cost, band=band), decided
+
+
+def validation_of(folder: Path, name: str) -> Any:
+    """A tier's runs on real sockets, or another tier's with the same model and step; None if there are none."""
+    shape = shape_name(TIERS[name].shape)
+    for other in (name, *TIERS):
+        if shape_name(TIERS[other].shape) == shape and (folder / validation_file(other)).exists():
+            return optional(folder, validation_file(other))
+    return None
 
 
 def optional(folder: Path, name: str) -> Any:
@@ -108,7 +118,7 @@ def _page(folder: Path, source: TableSource, decided: Mapping[str, Any], picture
         "## T6: Echelon-DA with one part changed\n\n" + t6(source),
         "## T7: cost of secure aggregation\n\n" + t7(optional(folder, SECAGG)),
         "## How well the cost model predicts\n\n" + _validation(optional(folder, validation_file(tier.name))),
-        "## Tuning\n\n" + _tuning(decided),
+        "## Tuning\n\n" + _tuning(decided, source.band),
         "## Method\n\n" + _method(source),
     ]
     return "\n".join(parts)
@@ -156,7 +166,18 @@ def _head(source: TableSource, calibration: Mapping[str, Any], manifest: Mapping
         f"on one core of {calibration['machine']['cpu']}, torch {calibration['versions']['torch']}; a device "
         f"has {shape.speed:g} of "
         f"that speed. Data: {', '.join(manifest['splits']['train'])}, from the standard library of Python "
-        f"{manifest['python']}, manifest {source.data[:16]}.{other}\n"
+        f"{manifest['python']}, manifest {source.data[:16]}.{other}\n" + _about(source.band)
+    )
+
+
+def _about(band: Band | None) -> str:
+    if band is None:
+        return ""
+    return (
+        "\nIn brackets behind simulated seconds: what they would be if runs were off by as much as those that were run "
+        f"as processes on Kafka, {percent(band.low)} to {percent(band.high)} "
+        "([below](#how-well-the-cost-model-predicts)). The whole column moves together, so that comparisons of arms do "
+        "not widen by as much.\n"
     )
 
 
@@ -167,23 +188,69 @@ def _pictures(names: Sequence[str]) -> str:
 def _validation(validation: Mapping[str, Any] | None) -> str:
     if validation is None:
         return "No run on real sockets yet: `python -m bench contest --validate` makes them.\n"
+    rows = validation["rows"]
+    busy = all("busy_s" in row for row in rows)
     body = [
-        [row["table"], row["arm"], row["cell"], f"{row['predicted_s']:.1f}", f"{row['measured_s']:.1f}",
-         f"{100 * (row['measured_s'] / row['predicted_s'] - 1):+.1f} %"]
+        [row["table"], row["arm"], row["cell"], f"{row['predicted_s']:.1f}",
+         *([f"{row['busy_s']:.1f}"] if busy else []), f"{row['measured_s']:.1f}",
+         *(_off(row["measured_s"], row[name]) for name in (("predicted_s", "busy_s") if busy else ("predicted_s",)))]
+        for row in rows
+    ]  # fmt: skip
+    head = ["table", "arm", "cell", "predicted, s"]
+    head += ["with busy cores, s", "measured, s", "error", "error with busy cores"] if busy else [
+        "measured, s", "error",
+    ]  # fmt: skip
+    text = markdown(head, body) + f"\n{validation['how']}\n"
+    return text + (_busy(validation) if busy else "") + _verdict(band_of(validation))
+
+
+def _off(measured: float, predicted: float) -> str:
+    return f"{100 * (measured / predicted - 1):+.1f} %"
+
+
+def _verdict(band: Band | None) -> str:
+    if band is None:
+        return f"\nEvery error is at most {ACCEPTED:.0%}: simulated seconds stand without a band.\n".replace(
+            "%", " %"
+        )
+    return (
+        f"\nAn error is larger than {100 * ACCEPTED:.0f} %: simulated seconds carry the band from {percent(band.low)} "
+        f"to {percent(band.high)}.\n"
+    )
+
+
+def _busy(validation: Mapping[str, Any]) -> str:
+    """What all processes on one machine do to its cores, and where CPU time went."""
+    alone, together = validation["rates"]["alone"], validation["rates"]["together"]
+    kinds = sorted({kind for row in validation["rows"] for kind in row["cpu_s"]})
+    body = [
+        [row["table"], f"{row['span_s']:.1f}", *(f"{row['cpu_s'].get(kind, 0.0):.1f}" for kind in kinds),
+         f"{sum(row['cpu_s'].values()) / row['span_s'] / validation['cores']:.2f}", f"{row['load'][0]:.1f}"]
         for row in validation["rows"]
     ]  # fmt: skip
-    return markdown(
-        ["table", "arm", "cell", "predicted, s", "measured, s", "error"], body
-    ) + f"\n{validation['how']}\n"  # fmt: skip
+    processes = validation["rates"]["processes"]
+    slower = alone["train_tokens_per_s"] / together["train_tokens_per_s"]
+    return (
+        f"\nAll processes share {validation['cores']} cores. One process alone trains "
+        f"{alone['train_tokens_per_s']:.0f} tokens in a CPU second; each of {processes} processes at once trains "
+        f"{together['train_tokens_per_s']:.0f}, so that a step takes {slower:.2f} times as long. Devices with machines "
+        "of their own do not do this to one another, and simulated seconds of the other tables are of such devices. "
+        "*With busy cores* is the prediction with the rate of processes at once, measured before the runs.\n\n"
+        + markdown(
+            ["table", "seconds", *(f"{kind}, CPU s" for kind in kinds), "share of the cores", "load"], body
+        )
+        + "\nCPU seconds between the first commit and the last, by kind of process, children included; the load is "
+        "that of the machine's last minute at the run's end.\n"
+    )
 
 
-def _tuning(decided: Mapping[str, Any]) -> str:
+def _tuning(decided: Mapping[str, Any], band: Band | None) -> str:
     body = []
     for row in decided["trials"]:
         mark = "**chosen**" if row["chosen"] else "" if row["held"] else "lost it again"
         body.append([
             BY_NAME[row["arm"]].title, row["words"], loss(row["loss"]),
-            _when(row), seconds(row["seconds"]), mark,
+            _when(row, band), timed([row["seconds"]], band), mark,
         ])  # fmt: skip
     best = decided["best_fixed"]
     return (
@@ -230,9 +297,9 @@ def _same_start(trials: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _when(row: Mapping[str, Any]) -> str:
+def _when(row: Mapping[str, Any], band: Band | None = None) -> str:
     when = row["time_to_target"]
-    return DASH if when is None else seconds(when)
+    return DASH if when is None else timed([when], band)
 
 
 def _span(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.contest.arms import ABLATIONS, BY_NAME, CONTESTANT, Arm, Kind, Knobs, ablated
+from bench.contest.band import Band, timed
 from bench.contest.cells import CHURN, HOME, NETWORK, PARTITIONS, PRIMARY, STRAGGLERS, Cell
 from bench.contest.curves import Axis, at_budget, evaluated, loss_at, place, time_to
 from bench.contest.plan import FIRST_SEED, Job, Table, Tier, Tuning, rows_of
 from bench.harness.statistics import Paired, holm, paired
-from bench.harness.tables import DASH, interval, kilobytes, loss, markdown, p_value, percent, seconds, spread
+from bench.harness.tables import DASH, interval, kilobytes, loss, markdown, p_value, percent, spread
 
 Line = dict[str, Any]
 
@@ -43,6 +44,8 @@ class TableSource:
     lines: Mapping[str, Line]
     data: str
     cost: tuple[float, float]
+    band: Band | None = None
+    """Around simulated seconds; None where they were found to be close enough."""
 
     def table(self, name: str) -> Table:
         """A table's plan."""
@@ -141,8 +144,8 @@ def primary(source: TableSource) -> str:
         name = f"{row.label}, interval kept" if row is held else row.label
         name = f"**{name}**" if row in (mine, other) else name
         body.append([
-            name, row.knobs.words(), spread(times, seconds), f"{late} of {len(row.lines)}",
-            spread(values(row, at_budget), loss), spread(values(row, of_final("seconds")), seconds),
+            name, row.knobs.words(), timed(times, source.band), f"{late} of {len(row.lines)}",
+            spread(values(row, at_budget), loss), timed(values(row, of_final("seconds")), source.band),
         ])  # fmt: skip
     text = markdown(
         ["arm", "settings", "time to target, s", "not reached", "loss at the budget", "whole run, s"], body
@@ -241,7 +244,7 @@ def t1(source: TableSource) -> str:
     return (
         markdown(
             ["arm", "settings", f"loss at {table.tokens:,} tokens".replace(",", " "),
-             f"at {kilobytes(limits['bytes'])} kB crossed", f"at {limits['t']:.1f} simulated s",
+             f"at {kilobytes(limits['bytes'])} kB crossed", f"at {timed([limits['t']], source.band)} simulated s",
              f"at {limits['commits']:.0f} syncs", f"against {title}, at fixed tokens", "p (Holm)", "verdict"],
             body,
         )
@@ -273,7 +276,7 @@ def t2(source: TableSource) -> str:
             body.append([
                 row.label, f"{cell.latency_ms} ms", f"{cell.mbit} Mbit/s",
                 spread(values(row, of_final("tokens_per_s")), lambda x: f"{x:.0f}"),
-                spread(values(row, at_budget), loss), spread(values(row, figure), seconds),
+                spread(values(row, at_budget), loss), timed(values(row, figure), source.band),
                 f"{late} of {len(row.lines)}",
             ])  # fmt: skip
     text = markdown(
@@ -319,7 +322,7 @@ def _conditions(
             pair = None if cell == base else compare(row, against[row.arm.name], at_budget)
             body.append([
                 row.label, write(cell), spread(values(row, at_budget), loss), interval(pair),
-                spread(values(row, of_final("seconds")), seconds),
+                timed(values(row, of_final("seconds")), source.band),
                 spread(values(row, of_final("windows")), lambda x: f"{x:.0f}"),
                 spread(values(row, of_final("dropouts")), lambda x: f"{x:.0f}"),
             ])  # fmt: skip
@@ -414,7 +417,7 @@ def t6(source: TableSource) -> str:
     for (words, row), one, p in zip(rows, comparisons, corrected, strict=True):
         body.append([
             words, row.knobs.words(), spread(values(row, at_budget), loss), interval(one), p_value(p),
-            one.verdict.value if one else DASH, spread(values(row, figure), seconds),
+            one.verdict.value if one else DASH, timed(values(row, figure), source.band),
             spread(values(row, lambda line: (line["final"]["bytes_out"] + line["final"]["bytes_in"]) * 1.0), kilobytes),
         ])  # fmt: skip
     return markdown(

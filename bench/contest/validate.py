@@ -3,22 +3,30 @@
 Compared is what a run needs for its tokens once it is under way: seconds from the first commit to the last, per merged
 token. Starting processes is no part of the model. Between gates or controller and the exchange stands the cell's
 latency and bandwidth, as on the virtual clock; a slow device sleeps in proportion to what its step took.
+
+All processes of a run share the cores of one machine, where each core does less than one that is busy alone. So the
+rate is measured again, first alone, then with as many processes as there are devices, and there are two predictions:
+with the cost model as it stands, and with the rate that this machine has when all its cores are busy.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bench.contest.arms import BY_NAME
-from bench.contest.calibrate import cost_of, machine
+from bench.contest.calibrate import cost_of, machine, measure, measure_together
 from bench.contest.cells import HOME, PRIMARY, Cell
 from bench.contest.contest import Contest
 from bench.contest.data import Corpus
+from bench.contest.learner import SharedLearner
 from bench.contest.page import CALIBRATION, tuning_file, validation_file
 from bench.contest.plan import FIRST_SEED, Job
 from bench.contest.runs import read_exchange, run_job, settings_of, write_data
@@ -29,11 +37,14 @@ from echelon.errors import ConfigError, EchelonError
 from echelon.provision.broker_map import EXCHANGE, load_brokers
 from echelon.provision.deployment import AUDITOR, deploy
 from tools.fleet import links
+from tools.fleet.cpu import CpuMeter
 from tools.fleet.fleet import Fleet
 from tools.fleet.outcome import faults_of_exchange, read_broker
 from tools.kafka.stack import Stack
 
 TOKENS = 32_768
+LOOK_EVERY = 0.5
+"""Seconds between two looks at what the processes have taken."""
 MOST_SECONDS = 600.0
 ENTRY = "tools.fleet.killing"
 CASES: tuple[tuple[str, str, Cell], ...] = (
@@ -48,10 +59,20 @@ CASES: tuple[tuple[str, str, Cell], ...] = (
 
 @dataclass(frozen=True)
 class CommitSpan:
-    """Seconds and tokens between a run's first and last commit."""
+    """Seconds and tokens between a run's first and last commit.
+
+    Attributes:
+        seconds: from the first commit to the last.
+        tokens: merged in between.
+        commits: made in between.
+        cpu: CPU seconds in between, by kind of process: `device`, `aggregator`, `gate`, `controller`, `broker`. Of a
+            run in real time only.
+    """
 
     seconds: float
     tokens: int
+    commits: int
+    cpu: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def per_token(self) -> float:
@@ -69,10 +90,16 @@ def validate_tier(contest: Contest) -> dict[str, Any]:
     corpus = contest.corpus()
     cost = cost_of(contest.tier.shape, read_json(contest.inputs / CALIBRATION, "the cost model"))
     tuning = tuning_of(read_json(contest.folder / tuning_file(contest.name), "the tier's tuning"))
-    rows = []
+    shape = contest.tier.shape
     with tempfile.TemporaryDirectory(prefix="echelon-contest-") as place:
         folder = Path(place)
+        contest.tell("measuring the rate of a core alone, and of all cores together")
+        alone = measure(shape, corpus, folder / "alone")
+        together = measure_together(shape, corpus, folder, HOME.boundaries * HOME.devices)
+        busy = (1 / together["train_tokens_per_s"], 1 / together["eval_tokens_per_s"])
         names = [f"b{number}" for number in range(HOME.boundaries)]
+        rows = []
+        learner: SharedLearner | None = None
         with Stack(folder / "stack", [EXCHANGE, *names]) as stack:
             for number, (table, arm, cell) in enumerate(CASES):
                 if arm not in tuning.chosen:
@@ -84,24 +111,22 @@ def validate_tier(contest: Contest) -> dict[str, Any]:
                     seed=FIRST_SEED,
                     tokens=TOKENS,
                     part="test",
-                    shape=contest.tier.shape,
+                    shape=shape,
                     data=corpus.digest,
                     cost=cost,
                 )
-                predicted = simulated(job, corpus, folder)
-                measured = real(job, corpus, folder / f"case-{number}", stack)
-                row = {
-                    "table": table, "arm": BY_NAME[arm].title, "cell": cell.name,
-                    "predicted_s": predicted.per_token * TOKENS, "measured_s": measured.per_token * TOKENS,
-                    "tokens": [predicted.tokens, measured.tokens],
-                }  # fmt: skip
+                case = _Case(table, job, corpus, folder / f"case-{number}")
+                row, learner = case.row(busy, stack, learner)
                 rows.append(row)
                 contest.tell(
-                    f"{table}: predicted {row['predicted_s']:.1f} s, measured {row['measured_s']:.1f} s"
+                    f"{table}: predicted {row['predicted_s']:.1f} s, with all cores busy {row['busy_s']:.1f} s, "
+                    f"measured {row['measured_s']:.1f} s"
                 )
     validation = {
         "rows": rows,
         "machine": machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "rates": {"alone": alone, "together": together, "processes": HOME.boundaries * HOME.devices},
         "how": f"Seconds for {TOKENS} merged tokens between the first commit and the last; every actor is a process "
         "of its own, on three Kafka brokers on loopback with TLS, all on the machine of the figures.",
     }
@@ -109,16 +134,62 @@ def validate_tier(contest: Contest) -> dict[str, Any]:
     return validation
 
 
-def simulated(job: Job, corpus: Corpus, folder: Path) -> CommitSpan:
-    """The run on the virtual clock."""
-    line, _ = run_job(job, corpus, folder / "data", None)
-    commits = [point for point in line["curve"] if point["commits"] > 0]
-    return _pace(job, [(point["t"], point["tokens"]) for point in commits])
+@dataclass
+class _Case:
+    """What is run, and where.
+
+    Attributes:
+        table: whose runs it stands for.
+        job: the run.
+        corpus: all files.
+        folder: of this case.
+    """
+
+    table: str
+    job: Job
+    corpus: Corpus
+    folder: Path
+
+    def row(
+        self, busy: tuple[float, float], stack: Stack, learner: SharedLearner | None
+    ) -> tuple[dict[str, Any], SharedLearner]:
+        """Predicted by the cost model, predicted with the rate of busy cores, and measured; and the learner.
+
+        Args:
+            busy: seconds per trained and evaluated token of a core while all are busy.
+            stack: the brokers.
+            learner: of the case before, if there was one.
+        """
+        predicted, learner = self._simulated(self.job, learner, first=True)
+        expected, learner = self._simulated(replace(self.job, cost=busy), learner, first=False)
+        measured = real(self.job, self.corpus, self.folder / "real", stack)
+        row = {
+            "table": self.table,
+            "arm": BY_NAME[self.job.arm].title,
+            "cell": self.job.cell.name,
+            "predicted_s": predicted.per_token * TOKENS,
+            "busy_s": expected.per_token * TOKENS,
+            "measured_s": measured.per_token * TOKENS,
+            "tokens": [predicted.tokens, measured.tokens],
+            "commits": [predicted.commits, measured.commits],
+            "cpu_s": {kind: round(spent, 2) for kind, spent in measured.cpu.items()},
+            "span_s": round(measured.seconds, 2),
+            "load": [round(one, 1) for one in os.getloadavg()],
+        }
+        return row, learner
+
+    def _simulated(
+        self, job: Job, learner: SharedLearner | None, *, first: bool
+    ) -> tuple[CommitSpan, SharedLearner]:
+        """The run on the virtual clock. What the first run of a case trained is looked up by the second."""
+        line, learner = run_job(job, self.corpus, self.folder / "data", learner, remember=True, first=first)
+        commits = [point for point in line["curve"] if point["commits"] > 0]
+        return _pace(job, [(point["t"], point["tokens"]) for point in commits]), learner
 
 
 def real(job: Job, corpus: Corpus, folder: Path, stack: Stack) -> CommitSpan:
     """The run as processes on Kafka."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     sources = [path.absolute() for path in write_data(job, corpus, folder / "data")]
     settings = settings_of(job, sources).model_copy(update={"clock": "real"})
     facts = facts_of(build_learner(spec_of(settings), settings.learner))
@@ -129,11 +200,12 @@ def real(job: Job, corpus: Corpus, folder: Path, stack: Stack) -> CommitSpan:
         links.FAR_LATENCY: str(link.latency),
         links.FAR_BANDWIDTH: str(link.bandwidth),
     }
+    meter = _Meter(stack)
     with Fleet(made, environment=far, entry=ENTRY) as fleet:
         fleet.clear()
         fleet.provision()
         fleet.start()
-        codes = fleet.wait(MOST_SECONDS)
+        codes = fleet.wait(MOST_SECONDS, lambda: meter.look(fleet))
         if set(codes.values()) != {0}:
             raise EchelonError(f"the run of {job.arm} on Kafka failed: {fleet.tails()}")
     exchange = asyncio.run(read_broker(made.broker(EXCHANGE, AUDITOR)))
@@ -143,12 +215,43 @@ def real(job: Job, corpus: Corpus, folder: Path, stack: Stack) -> CommitSpan:
             f"the run of {job.arm} on Kafka left an exchange that does not verify: {faults[0]}"
         )
     log = read_exchange(exchange, job.cell.boundaries)
-    return _pace(
-        job, [(commit.stamp_ms / 1000, commit.tokens) for commit in log.commits if commit.commit > 0]
-    )
+    commits = [(commit.stamp_ms / 1000, commit.tokens) for commit in log.commits if commit.commit > 0]
+    return replace(_pace(job, commits), cpu=meter.between(commits[0][0], commits[-1][0]))
+
+
+class _Meter:
+    """CPU seconds of a fleet and its brokers, by kind of process and the clock of the records' time stamps."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack, self._meter, self._last = stack, CpuMeter(), 0.0
+
+    def look(self, fleet: Fleet) -> None:
+        """Look, unless it was done just now."""
+        now = time.time()
+        if now - self._last < LOOK_EVERY:
+            return
+        self._last = now
+        running = {
+            f"{service.role} {service.name}": service.child.pid
+            for service in fleet.services.values()
+            if service.child is not None
+        }
+        brokers = {
+            f"broker {name}": broker.pid
+            for name, broker in self._stack.brokers.items()
+            if broker.pid is not None
+        }
+        self._meter.look({**running, **brokers}, now)
+
+    def between(self, begin: float, end: float) -> dict[str, float]:
+        """CPU seconds by kind."""
+        total: defaultdict[str, float] = defaultdict(float)
+        for name, spent in self._meter.between(begin, end).items():
+            total[name.partition(" ")[0]] += spent
+        return dict(total)
 
 
 def _pace(job: Job, commits: Sequence[tuple[float, int]]) -> CommitSpan:
     if len(commits) < 2 or commits[-1][1] == commits[0][1]:
         raise EchelonError(f"{job.arm} made {len(commits)} commits in {job.tokens} tokens: too few to time")
-    return CommitSpan(commits[-1][0] - commits[0][0], commits[-1][1] - commits[0][1])
+    return CommitSpan(commits[-1][0] - commits[0][0], commits[-1][1] - commits[0][1], len(commits) - 1)

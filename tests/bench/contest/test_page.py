@@ -6,13 +6,23 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.contest.arms import CONTESTANT
+from bench.contest.band import Band, band_of
 from bench.contest.cells import HOME, PRIMARY
 from bench.contest.contest import Contest
-from bench.contest.page import load_source, newest_tier, raw_file, render, tuning_file
+from bench.contest.page import (
+    load_source,
+    newest_tier,
+    raw_file,
+    render,
+    tuning_file,
+    validation_file,
+    validation_of,
+)
 from bench.contest.plan import TARGET_SHARE, Job, jobs_of
 from bench.contest.tables import changed_before, primary, t1, t2, t3, t5, t6
 from bench.harness.results import Results, read_json, write_json
@@ -82,6 +92,75 @@ def test_an_interval_counts_as_changed_from_the_commit_that_announces_another() 
     assert not changed_before(line, 7.0)
     assert changed_before(line, None)
     assert not changed_before(line | {"pace": [[8, 2]] * 3}, None)
+
+
+def validation(measured: float, busy: float | None) -> dict[str, Any]:
+    """One case that was predicted to take ten seconds."""
+    row: dict[str, Any] = {
+        "table": "T1", "arm": "an arm", "cell": "a cell", "predicted_s": 10.0, "measured_s": measured,
+        "tokens": [1, 1],
+    }  # fmt: skip
+    found: dict[str, Any] = {"rows": [row], "machine": {"cpu": "a cpu"}, "how": "So."}
+    if busy is not None:
+        row |= {
+            "busy_s": busy,
+            "cpu_s": {"device": 8.0, "broker": 2.0},
+            "span_s": 10.0,
+            "load": [3.0, 2.0, 1.0],
+        }
+        rates = {"train_tokens_per_s": 100.0, "eval_tokens_per_s": 300.0}
+        found |= {
+            "cores": 2,
+            "rates": {"alone": rates, "together": rates | {"train_tokens_per_s": 50.0}, "processes": 4},
+        }
+    return found
+
+
+def test_an_error_above_the_accepted_one_stands_as_a_band_beside_every_simulated_second(
+    tmp_path: Path,
+) -> None:
+    place = folder(tmp_path, lambda job: 0.9 * BASE)
+    plain = render(place, "ci")["contest.md"]
+    assert "[3" not in plain.split("## T1")[1].split("## T2")[0]
+    write_json(place / validation_file("ci"), validation(17.0, None))
+    page = render(place, "ci")["contest.md"]
+    assert "simulated seconds carry the band from +70.00 % to +70.00 %" in page
+    sections = {part.split("\n")[0]: part for part in page.split("\n## ")}
+    # Every run takes 20 s, and would take 34.
+    once = "20.0 [34.0, 34.0]"
+    expected = {
+        "Primary endpoint": "20.0 ± 0.0 [34.0, 34.0]",
+        "T1": once,
+        "T3": once,
+        "T4": once,
+        "Tuning": once,
+    }
+    for title, times in expected.items():
+        assert times in next(part for name, part in sections.items() if name.startswith(title)), title
+    for title in ("T2", "T6"):
+        section = next(part for name, part in sections.items() if name.startswith(title))
+        assert re.search(r"\d \[\d+\.\d, \d+\.\d\]", section), title
+
+
+def test_what_is_explained_by_busy_cores_needs_no_band(tmp_path: Path) -> None:
+    place = folder(tmp_path, lambda job: 0.9 * BASE)
+    plain = render(place, "ci")["contest.md"]
+    write_json(place / validation_file("ci"), validation(17.0, 16.0))
+    page = render(place, "ci")["contest.md"]
+    assert "| T1 | an arm | a cell | 10.0 | 16.0 | 17.0 | +70.0 % | +6.2 % |" in page
+    assert "so that a step takes 2.00 times as long" in page
+    assert "| T1 | 10.0 | 2.0 | 8.0 | 0.50 | 3.0 |" in page
+    assert "stand without a band" in page
+    assert page.split("## T1")[1].split("## How")[0] == plain.split("## T1")[1].split("## How")[0]
+    assert band_of(validation(17.0, 14.0)) == Band(pytest.approx(3 / 14), pytest.approx(3 / 14))
+    assert band_of(validation(8.0, None)) == Band(pytest.approx(-0.2), pytest.approx(-0.2))
+    assert band_of(None) is None
+
+
+def test_a_tier_without_a_validation_has_that_of_the_same_model_and_step(tmp_path: Path) -> None:
+    write_json(tmp_path / validation_file("small"), validation(17.0, None))
+    assert validation_of(tmp_path, "full") == validation_of(tmp_path, "small")
+    assert validation_of(tmp_path, "ci") is None
 
 
 def test_t1_says_what_each_arm_is_against_the_contestant(tmp_path: Path) -> None:
