@@ -20,6 +20,11 @@ class Band:
     low: float
     high: float
 
+    @property
+    def of_a_ratio(self) -> float:
+        """By which share the ratio of two times may be off, when each is off by an error of the band."""
+        return (1 + self.high) / (1 + self.low) - 1
+
     def around(self, value: float) -> str:
         """What a simulated time would be with these errors, in brackets."""
         return f"[{seconds(value * (1 + self.low))}, {seconds(value * (1 + self.high))}]"

@@ -176,8 +176,8 @@ def _about(band: Band | None) -> str:
     return (
         "\nIn brackets behind simulated seconds: what they would be if runs were off by as much as those that were run "
         f"as processes on Kafka, {percent(band.low)} to {percent(band.high)} "
-        "([below](#how-well-the-cost-model-predicts)). The whole column moves together, so that comparisons of arms do "
-        "not widen by as much.\n"
+        "([below](#how-well-the-cost-model-predicts)). The ratio of two times is off by "
+        f"{percent(band.of_a_ratio)} at most when each of them is off by an error of that band.\n"
     )
 
 

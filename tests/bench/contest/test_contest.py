@@ -13,7 +13,7 @@ import pytest
 from bench.contest import plan
 from bench.contest.arms import ARMS, Kind, Knobs
 from bench.contest.calibrate import cost_of
-from bench.contest.cells import HOME, PRIMARY
+from bench.contest.cells import CHANGING, HOME, PRIMARY
 from bench.contest.contest import Contest
 from bench.contest.data import Corpus, make_corpus
 from bench.contest.learner import SharedLearner
@@ -113,6 +113,22 @@ def test_a_tiny_contest_gives_tables_and_is_not_run_twice(tiny: Tier, tmp_path: 
     again = [json.loads(line) for line in (out / raw_file(tiny.name)).read_text().splitlines()]
     for one, other in zip(again, lines, strict=True):
         assert {k: (one[k], other[k]) for k in one if one[k] != other[k] and k != "cpu_s"} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_gets_to_its_tokens_whatever_changes_on_the_way(tmp_path: Path) -> None:
+    """Without overlap every commit waits for the links, so that each change is seen in the time that the run takes."""
+    knobs = Knobs(steps=8, windows=1, overlap=False)
+    seconds, learner = {}, None
+    for cell in (PRIMARY, *CHANGING):
+        line, learner = run_job(job(knobs, cell=cell, tokens=16_384), corpus(), tmp_path, learner)
+        assert line["audit"] == "ok"
+        assert line["final"]["closed"] == "tokens"
+        assert line["cell"].get("change", "none") == cell.change
+        seconds[cell.change] = line["final"]["seconds"]
+    steady = seconds.pop("none")
+    assert all(one > steady for one in seconds.values()), seconds
 
 
 @pytest.mark.slow

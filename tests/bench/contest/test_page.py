@@ -155,6 +155,7 @@ def test_what_is_explained_by_busy_cores_needs_no_band(tmp_path: Path) -> None:
     assert band_of(validation(17.0, 14.0)) == Band(pytest.approx(3 / 14), pytest.approx(3 / 14))
     assert band_of(validation(8.0, None)) == Band(pytest.approx(-0.2), pytest.approx(-0.2))
     assert band_of(None) is None
+    assert Band(0.5, 0.8).of_a_ratio == pytest.approx(0.2)
 
 
 def test_a_tier_without_a_validation_has_that_of_the_same_model_and_step(tmp_path: Path) -> None:
