@@ -24,12 +24,14 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,11 @@ class Point:
     sweep: str = ""
     neighbours: int = 0
     """On a ring; 0: everybody masks with everybody."""
+    ahead: int = 0
+    """Jobs that a device trains while its offer waits for a cohort; with many more devices than a cohort takes, few
+    of them would ever be used."""
+    latency: float = 0.0
+    """Seconds, one way, between an actor of the exchange and its broker."""
 
 
 COHORTS = (8, 16, 32, 64, 128)
@@ -98,7 +105,13 @@ def settings_of(point: Point, folder: Path) -> RunSettings:
             "staleness": {"horizon": 60},
             "neighbours": point.neighbours or None,
         },
-        "window": {"cohort": point.cohort, "deadline": 600, "round_timeout": 600, "patience": 60, "ahead": 1},
+        "window": {
+            "cohort": point.cohort,
+            "deadline": 600,
+            "round_timeout": 600,
+            "patience": 60,
+            "ahead": point.ahead,
+        },
         # Every device would evaluate every commit, whether a window takes it or not.
         "sync": {
             "steps": 2 if real else 1,
@@ -108,6 +121,8 @@ def settings_of(point: Point, folder: Path) -> RunSettings:
         },
         "budget": {"commits": point.commits},
     }
+    if point.latency:
+        fields["simulation"] = {"exchange_link": {"latency": point.latency}}
     return parse(fields, "bench.scale")
 
 
@@ -167,8 +182,10 @@ class Weighed(Federation):
 def measure(point: Point) -> dict[str, Any]:
     """Run a point in this process."""
     closed: list[tuple[str, float, float, int]] = []
+    crossed = Crossed()
 
     def watch(line: dict[str, Any]) -> None:
+        crossed.take(line)
         if line["kind"] == "window" and line["outcome"] == "closed":
             closed.append((line["boundary"], time.process_time(), time.perf_counter(), line["cohort"]))
 
@@ -195,6 +212,8 @@ def measure(point: Point) -> dict[str, Any]:
         "window_written_bytes": sum(federation.written.values()) / windows,
         "window_delivered_bytes": federation.delivered / windows,
         "exchange_bytes_out": result.summary["exchange_bytes_out"],
+        **crossed.figures(),
+        **exchange_of(result.traffic, result.summary["commits"]),
         "peak_mib": resident(),
         "peak_before_mib": before,
         "jobs": recorder.counts["trained"],
@@ -203,6 +222,46 @@ def measure(point: Point) -> dict[str, Any]:
         "audit_ok": result.summary["audit"]["ok"],
         "base_loss": result.summary["base_loss"]["overall"],
         "final_loss": result.summary["final_loss"]["overall"],
+    }
+
+
+@dataclass
+class Crossed:
+    """When deltas reached the exchange, and when they were merged, in virtual seconds."""
+
+    newest: float = 0.0
+    waits: list[float] = field(default_factory=list)
+    commits: list[float] = field(default_factory=list)
+
+    def take(self, line: dict[str, Any]) -> None:
+        """A line of the run's metrics."""
+        if line["kind"] == "bytes" and line["direction"] == "out":
+            self.newest = line["t"]
+        elif line["kind"] == "commit":
+            self.waits.append(line["t"] - self.newest)
+            self.commits.append(line["t"])
+
+    def figures(self) -> dict[str, float]:
+        """Medians: from the newest delta on its log to the commit, and from one commit to the next."""
+        between = [later - earlier for earlier, later in pairwise(self.commits)]
+        return {
+            "commit_wait_s": statistics.median(self.waits),
+            "commit_interval_s": statistics.median(between) if between else self.commits[0],
+        }
+
+
+def exchange_of(traffic: dict[str, int], commits: int) -> dict[str, Any]:
+    """Bytes of a commit that actors wrote to the exchange's broker and read from it, by family of topics."""
+    families: Counter[tuple[str, str]] = Counter()
+    for name, amount in traffic.items():
+        broker, _, topic, direction = name.split(" ")
+        if broker == "exchange":
+            families[direction, topic.partition(".")[0]] += amount
+    return {
+        f"commit_{'written' if direction == 'out' else 'read'}_bytes": {
+            family: amount / commits for (way, family), amount in sorted(families.items()) if way == direction
+        }
+        for direction in ("out", "in")
     }
 
 
@@ -270,12 +329,13 @@ def fits(points: list[dict[str, Any]]) -> dict[str, Any]:
     return by_sweep
 
 
-ASKED = ("devices", "cohort", "boundaries", "commits", "learner", "sweep", "neighbours")
+ASKED = ("devices", "cohort", "boundaries", "commits", "learner", "sweep", "neighbours", "ahead", "latency")
 
 
 def key_of(point: dict[str, Any]) -> str:
     """What a point asked for: the same for a point and for its figures."""
-    return json.dumps([point.get(name, 0) for name in ASKED])
+    # What was measured before devices could wait for their turn had them train one job ahead.
+    return json.dumps([point.get(name, 1 if name == "ahead" else 0) for name in ASKED])
 
 
 def measured_apart(point: Point) -> dict[str, Any]:

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 from echelon.actors.repeats import Repeats
 from echelon.actors.runtime import (
@@ -33,7 +34,7 @@ from echelon.bus.chunks import NO_SCOPE, ChunkError, Dropped, is_chunk
 from echelon.errors import ConnectionLost, ProtocolError
 from echelon.messages.boundary import DeadLetter
 from echelon.messages.envelope import Signer
-from echelon.messages.wire import Reason, Refused
+from echelon.messages.wire import Message, Reason, Refused
 from echelon.rounds.effects import (
     Effect,
     Incoming,
@@ -53,6 +54,13 @@ TRIM_EVERY = 32
 
 _ARRIVED = object()
 """The event that records have come which were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class _HelperFailed:
+    """The event that a task which reads or publishes for the actor has failed."""
+
+    error: BaseException
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +132,10 @@ class BoundaryActor(ABC):
         """Whether the next record of a partition that is read on demand can be taken now."""
         return True
 
+    def works_on(self, message: Message) -> bool:
+        """Whether a message that is costly for those whom it is about is about this actor."""
+        return True
+
     def consumed(self) -> Iterable[TopicPartition]:
         """Partitions of transient topics whose records nobody else needs."""
         return ()
@@ -170,7 +182,7 @@ class BoundaryActor(ABC):
         taken = self.store.taken()
         self._taken_records.begin_with({at: taken[at] for at in taken if at in self._positions})
         await self.publisher.reconcile()
-        pump = asyncio.create_task(self.publisher.run(), name=f"{self.name} publisher")
+        pump = self._help(self.publisher.run(), "publisher")
         readings: list[asyncio.Task[None]] = []
         readers: list[Reader] = []
         try:
@@ -179,22 +191,24 @@ class BoundaryActor(ABC):
                 readers.append(self.bus.reader({at: self._positions[at]}))
                 supply = Supply(at, readers[-1], self.name, self.publisher, self._arrived)
                 self._supplies.append(supply)
-                readings.append(asyncio.create_task(supply.run(), name=f"{self.name} reader of {at.topic}"))
+                readings.append(self._help(supply.run(), f"reader of {at.topic}"))
             pushed = {at: self._positions[at] for at in self._positions if at not in set(self.on_demand())}
             if pushed:
                 reader = self.bus.reader(pushed)
                 readers.append(reader)
                 fed = feed(reader, self._events.put_nowait, self._room, self.name, self._jump(reader))
-                readings.append(asyncio.create_task(fed, name=f"{self.name} reader"))
+                readings.append(self._help(fed, "reader"))
             self.running = True
             while not self._stopped:
                 record = self._supplied() if self._events.empty() else None
                 if record is not None:
                     await self._read([record])
                     continue
-                event = await self._next_event(pump, *readings)
+                event = await self._events.get()
                 if self.halted:
                     break
+                if isinstance(event, _HelperFailed):
+                    raise event.error
                 if event is not _ARRIVED:
                     await self._step(event)
             await self.drain(pump)
@@ -217,22 +231,15 @@ class BoundaryActor(ABC):
         self.halted = True
         self._events.put_nowait(None)
 
-    async def _next_event(self, *guards: asyncio.Task[None]) -> object:
-        """The next event; a helper task that failed ends the actor with its error instead."""
-        if not self._events.empty():
-            return self._events.get_nowait()
-        waiting = asyncio.create_task(self._events.get())
-        try:
-            await asyncio.wait({waiting, *guards}, return_when=asyncio.FIRST_COMPLETED)
-            for guard in guards:
-                if guard.done():
-                    guard.result()
-            return await waiting
-        finally:
-            if not waiting.done():
-                waiting.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await waiting
+    def _help(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Start a task that works for the actor as long as it runs; if it fails, its error is an event."""
+        task = asyncio.create_task(work, name=f"{self.name} {name}")
+        task.add_done_callback(self._helper_ended)
+        return task
+
+    def _helper_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._events.put_nowait(_HelperFailed(error))
 
     def _arrived(self) -> None:
         self._events.put_nowait(_ARRIVED)
@@ -254,12 +261,15 @@ class BoundaryActor(ABC):
     async def _read(self, records: list[Record]) -> None:
         effects: list[Effect] = []
         for record in records:
-            effects += await self._record(record)
+            found = await self._record(record)
             self._positions[record.at] = record.next_offset
-            if any(isinstance(effect, Save | Stop) for effect in effects):
-                await self.carry_out(effects)
-                effects = []
-        await self.carry_out(effects)
+            if found:
+                effects += found
+                if any(isinstance(effect, Save | Stop) for effect in effects):
+                    await self.carry_out(effects)
+                    effects = []
+        if effects:
+            await self.carry_out(effects)
         await self._trim()
 
     def _jump(self, reader: Reader) -> Callable[[], Awaitable[bool]]:
@@ -286,7 +296,7 @@ class BoundaryActor(ABC):
             incoming = self.open(record)
             if incoming is None:
                 return []
-            if incoming.message.costly:
+            if incoming.message.costly and self.works_on(incoming.message):
                 return await self.services.offload(self.take, incoming, cost=STEP_COST)
             return self.take(incoming)
         except Refused as refused:

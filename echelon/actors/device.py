@@ -21,7 +21,7 @@ from echelon.messages.boundary import Cohort
 from echelon.messages.handshake import Deliver, inbox_of
 from echelon.messages.split import SplitPong
 from echelon.messages.stored import stored
-from echelon.messages.wire import Refused
+from echelon.messages.wire import Message, Refused
 from echelon.rounds.device.core import DeviceCore
 from echelon.rounds.device.split_core import DeviceSplitCore
 from echelon.rounds.effects import (
@@ -154,6 +154,10 @@ class Device(BoundaryActor):
         if found is not None and isinstance(found.message, Deliver):
             return None if found.message.to in self._inbox_shared_with else found
         return found
+
+    def works_on(self, message: Message) -> bool:
+        """Whether it has more to do about a costly decision than to see that it is about other devices."""
+        return self.core.works_on(message)
 
     def consumed(self) -> Iterable[TopicPartition]:
         """What its edge sent."""

@@ -21,6 +21,7 @@ from echelon.backoff import Backoff
 from echelon.bus.base import Bus, Outgoing, Reader, Record, RecordDamaged, TopicPartition
 from echelon.clock import Offload
 from echelon.errors import BusError, ConnectionLost, LogLost, OffsetOutOfRange
+from echelon.laws.shared_readings import SharedReadings
 from echelon.rounds.effects import Note, TimerFired
 from echelon.topics import load_catalogue
 
@@ -63,7 +64,8 @@ class Services:
     sink: Sink = ignore
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("echelon"))
     opened: OpenedRecords = field(default_factory=OpenedRecords)
-    """What devices of one boundary have read, for the others."""
+    """What devices of one boundary have read, for the others; so are adapters and signed commits in `readings`."""
+    readings: SharedReadings = field(default_factory=SharedReadings)
 
 
 class Publisher:

@@ -120,7 +120,7 @@ class RecordOpener:
             envelope, message = self._shared.get(key, lambda: self.verified(record))
         else:
             envelope, message = self.verified(record)
-        payload = getattr(message, "payload", None)
+        payload: object = getattr(message, "payload", None)
         # A device that checks in again says the same thing on purpose; everything else is said once.
         if record.topic != "checkin" and self._repeated(record.at, envelope.signature):
             if isinstance(payload, Payload):

@@ -29,21 +29,34 @@ MAX_SETTLED = 64
 
 
 class _InMemory:
-    """The start of a payload, which becomes the payload without a copy."""
+    """The start of a payload, which becomes the payload without a copy.
+
+    The first chunk is kept as it came until there is a second one: a payload of one chunk is the value of its record,
+    which everybody in the process shares who reads that record from a log in memory.
+    """
 
     def __init__(self) -> None:
-        self._bytes = BytesIO()
+        self._first = b""
+        self._bytes: BytesIO | None = None
 
     def write(self, data: bytes, at: int) -> None:
+        if self._bytes is None:
+            if at == 0:
+                self._first = data
+                return
+            self._bytes = BytesIO(self._first)
+            self._first = b""
         self._bytes.seek(at)
         self._bytes.write(data)
 
     def read(self, at: int, length: int) -> bytes:
+        if self._bytes is None:
+            return self._first[at : at + length]
         with self._bytes.getbuffer() as view:
             return bytes(view[at : at + length])
 
     def whole(self, length: int) -> bytes:
-        return self._bytes.getvalue()
+        return self._first if self._bytes is None else self._bytes.getvalue()
 
     def close(self) -> None:
         """Nothing to let go of."""

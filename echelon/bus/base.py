@@ -20,6 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
@@ -87,9 +88,12 @@ class Outgoing:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Record:
-    """A record as it stands in the log. `timestamp_ms` is wall-clock time of the writer, advisory only."""
+    """A record as it stands in the log. `timestamp_ms` is wall-clock time of the writer, advisory only.
+
+    Readers of a log in memory share its records, so where it stands and its size are computed once.
+    """
 
     topic: str
     partition: int
@@ -99,7 +103,7 @@ class Record:
     headers: Headers
     timestamp_ms: int
 
-    @property
+    @cached_property
     def at(self) -> TopicPartition:
         """The partition that the record stands in."""
         return TopicPartition(self.topic, self.partition)
@@ -109,7 +113,7 @@ class Record:
         """Where reading goes on after this record."""
         return self.offset + 1
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Bytes of key, value and headers together."""
         return len(self.key) + len(self.value) + sum(len(name) + len(value) for name, value in self.headers)

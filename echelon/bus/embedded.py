@@ -419,21 +419,20 @@ class EmbeddedReader(Reader):
         self._check_open()
         deadline = None if timeout is None else self.loop.time() + timeout
         records = await self._read(max_records)
-        if records:
-            self._bus.meter.count("in", records)
-            return records
-        while True:
+        while not records:
             try:
                 with self._bus.watching():
-                    async with asyncio.timeout_at(deadline):
+                    if deadline is None:
                         await self._wake.wait()
+                    else:
+                        async with asyncio.timeout_at(deadline):
+                            await self._wake.wait()
             except TimeoutError:
                 return []
             self._check_open()
             records = await self._read(max_records)
-            if records:
-                self._bus.meter.count("in", records)
-                return records
+        self._bus.meter.count("in", records)
+        return records
 
     async def _read(self, max_records: int) -> list[Record]:
         self._wake.clear()

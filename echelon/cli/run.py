@@ -41,6 +41,9 @@ def run_command(
     """
     begun = time.monotonic()
     with guarded():
+        from echelon.cli.ahead import load_ahead
+
+        load_ahead(config, tuple(overrides or ()), resume)
         from echelon.cli.running import RunArguments, execute
 
         code = execute(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
-import multiprocessing.context
 import os
 import signal
 import threading
@@ -22,6 +21,7 @@ from echelon.actors.edge import EdgeSide
 from echelon.actors.splitting import DeviceSide
 from echelon.allocator import keep_freed_blocks
 from echelon.clock import is_virtual
+from echelon.compute.forking import worker_context
 from echelon.config.boundary import BoundarySettings, DeviceSettings
 from echelon.config.experiments import CostSettings, LearnerSettings
 from echelon.config.run import RunSettings
@@ -196,24 +196,8 @@ class Facts:
 
 # ---- in a worker process ---------------------------------------------------------------------------
 
-LEARNER_MODULE = "echelon.training.local"
-"""What every worker needs, with all that it imports."""
-
 _learner: FullLearner | None = None
 _terms: tuple[LearnerSpec, LearnerSettings] | None = None
-
-
-def _worker_context() -> multiprocessing.context.BaseContext:
-    """How workers are started: forked from a process that has loaded torch and has no threads, where there is fork.
-
-    To load torch and transformers takes seconds and some hundred MB, which the workers share then. Nothing is computed
-    in that process and no GPU is touched, so what is forked is as new.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([LEARNER_MODULE])
-    return context
 
 
 def _start_worker(
@@ -393,7 +377,7 @@ class LearnerPool:
             self._workers = settings.compute.workers or most
             self._executor = ProcessPoolExecutor(
                 self._workers,
-                mp_context=_worker_context(),
+                mp_context=worker_context(),
                 initializer=_start_worker,
                 initargs=(self._spec, settings.learner, threads, dict(os.environ)),
             )

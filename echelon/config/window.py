@@ -29,9 +29,10 @@ class WindowSettings(Settings):
     )
     ahead: int = Field(
         default=2,
-        ge=1,
+        ge=0,
         le=64,
-        description="Training jobs a device may run while one of its offers is undecided.",
+        description="Training jobs a device may run while one of its offers is undecided. 0: it waits for its turn, as "
+        "suits boundaries of many more devices than a cohort takes.",
     )
 
     mask_threads: int = Field(

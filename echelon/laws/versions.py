@@ -19,6 +19,7 @@ import numpy as np
 
 from echelon.errors import ProtocolError
 from echelon.laws.keys import CONTROLLER, Keys
+from echelon.laws.shared_readings import SharedReadings
 from echelon.laws.snapshot import SnapshotList, StoredPace
 from echelon.messages.adapter import F32
 from echelon.messages.boundary import Base, Derived, Model
@@ -242,6 +243,8 @@ class KnownVersions:
     """The newest commit whose signature it has checked."""
     newest: int = -1
     """The newest version that it has checked."""
+    shared: SharedReadings = field(default_factory=SharedReadings)
+    """What other devices of this process have found in signed commits."""
 
     def __post_init__(self) -> None:
         self._keys = Keys.of(self.manifest)
@@ -311,8 +314,7 @@ class KnownVersions:
         """The signed commit that a version stands on; its pace and progress are that commit's."""
         version, commit = message.version, self.commit
         if anchor is not None:
-            commit = open_signed_commit(message.signed, self.manifest, self._keys)
-            self._keys = max(self._keys, controller_keys(message.signed, self.manifest), key=_changes)
+            commit, self._keys = self._opened(message.signed)
             if self.commit is not None and commit.commit < self.commit.commit:
                 raise ProtocolError(
                     f"model version {version} goes back to commit {commit.commit} from commit {self.commit.commit}"
@@ -331,6 +333,17 @@ class KnownVersions:
                 f"model version {version} has another pace or progress than commit {commit.commit}"
             )
         return commit
+
+    def _opened(self, signed: bytes) -> tuple[SignedCommit, Keys]:
+        """The signed commit in a record of `global`, and the keys that are known behind it."""
+        known = self._keys
+
+        def find() -> tuple[SignedCommit, Keys]:
+            commit = open_signed_commit(signed, self.manifest, known)
+            return commit, max(known, controller_keys(signed, self.manifest), key=_changes)
+
+        # Of a run, keys of the controller differ by the changes that are known; a change names the key before it.
+        return self.shared.get(("commit", self.manifest.run_id, signed, known.line(CONTROLLER)), find)
 
     def usable(self, version: int, sha256: bytes) -> bool:
         """Whether the gate derived exactly this version, and this device has checked it."""

@@ -14,6 +14,7 @@ from echelon.actors.controller import Controller
 from echelon.actors.device import Device, Interceptor
 from echelon.actors.edge import Edge
 from echelon.actors.gate import Gate
+from echelon.actors.memory_state import MemoryState
 from echelon.actors.runtime import Services
 from echelon.actors.splitting import DeviceSide
 from echelon.actors.state import StateStore
@@ -92,6 +93,7 @@ class Assembly:
         self._derived: dict[str, BoundaryContext] = {}
         self._stores: list[StateStore] = []
         self._newest: dict[str, StateStore] = {}
+        self._states: dict[str, MemoryState] = {}
         self._connections: list[tuple[str, str, Bus]] = []
         self._latency = {
             boundary.edge_name(edge): edge.latency
@@ -152,9 +154,11 @@ class Assembly:
                     await bus.create_topic(topic, partitions)
 
     def store(self, name: str) -> StateStore:
-        """The state file of an actor."""
-        path = None if self.folder is None else self.folder / "state" / f"{name}.db"
-        store = StateStore(path, self.manifest.run_id + name.encode())
+        """The state file of an actor, or its state in memory, which another start of it finds again."""
+        if self.folder is None:
+            state = self._newest[name] = self._states.setdefault(name, MemoryState())
+            return state
+        store = StateStore(self.folder / "state" / f"{name}.db", self.manifest.run_id + name.encode())
         self._stores.append(store)
         self._newest[name] = store
         return store

@@ -47,6 +47,7 @@ from echelon.report.data import ReportData, RunSummary
 from echelon.rounds.effects import note
 from echelon.run.adapter import parent_of, write_adapter
 from echelon.run.assembly import Assembly
+from echelon.run.base_loss import BaseLoss
 from echelon.run.data import read_data
 from echelon.run.evaluating import slices_evaluated
 from echelon.run.folder import MAX_STATE_FILE, PROGRESS_FILE, SAMPLES_FILE, write_summary
@@ -113,6 +114,7 @@ class Federation:
         self._entropies: dict[str, int] = {}
         self._checkpoints: dict[str, bytes] = {}
         self._failed: dict[str, int] = {}
+        self._base: BaseLoss | None = None
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="echelon")
 
     # ---- set-up ----------------------------------------------------------------------------------
@@ -161,7 +163,8 @@ class Federation:
         try:
             signed, initial, identities = await self._signed(compute)
             data = await read_data(compute, [one.name for one in self.settings.boundaries], self.recorder)
-            before = await self._evaluate(compute, initial, "base")
+            base = self._base = BaseLoss(lambda: self._evaluate(compute, initial, "base"), self.recorder)
+            await base.begin()
             services = Services(Offload(self._threads), self.recorder, self.log)
             if signed.manifest.split:
                 split = build_split(self.settings)
@@ -189,6 +192,7 @@ class Federation:
             finally:
                 for bus in keep:
                     await bus.aclose()
+            before = await base.result()
             left = assembly.left_by_jobs()
             after = await self._evaluate(compute, adapter, "final", left)
             await self._evaluate_last(compute, adapter, left)
@@ -205,6 +209,8 @@ class Federation:
             )
             return replace(result, traffic=assembly.traffic())
         finally:
+            if self._base is not None:
+                await self._base.aclose()
             if assembly is not None:
                 await assembly.aclose()
             compute.close()
@@ -235,7 +241,8 @@ class Federation:
             text = read_text(place, "state file", MAX_STATE_FILE)
             with stored(f"state file {place}", ConfigError, advice=ANEW):
                 return {name: from_stored(sums) for name, sums in json.loads(text).items()}
-        self.status(f"evaluating the {what} adapter" if what == "final" else "evaluating the base model")
+        if what == "final":
+            self.status("evaluating the final adapter")
         names = [boundary.name for boundary in self.settings.boundaries]
         calls = [compute.evaluate_boundary(name, weights, (left or {}).get(name)) for name in names]
         results = [await call for call in calls] if is_virtual() else await asyncio.gather(*calls)
@@ -297,9 +304,11 @@ class Federation:
             name="controller",
         )
         tasks = {closing, *rest.values()}
+        beside = {self._base.task} if self._base is not None and not self._base.task.done() else set()
         try:
             while not closing.done():
-                done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                done, left = await asyncio.wait(tasks | beside, return_when=asyncio.FIRST_COMPLETED)
+                tasks, beside = tasks & left, beside & left
                 for task in done:
                     task.result()
             wall = loop.time() - begun + self.recorder.offset

@@ -120,6 +120,7 @@ class TorchLearner:
         self._heads = whole_modules(self.layout, self._flat.read())
         self._optimizer = FlatOptimizer(self._flat, spec.train)
         self._masks: dict[Factor, torch.Tensor] = {}
+        self._training: bool | None = None  # what `_switch` was last asked for
         self._boundary_of = spec.boundary_of
         self._boundaries: dict[str, BoundaryData[Any]] = {}
         self._devices: dict[str, Examples] = {}
@@ -227,7 +228,7 @@ class TorchLearner:
         state = self._state(job.state)
         self._prepare(job, state)
         frozen = None if job.factor is None else Frozen.of(self._held, self._mask(job.factor))
-        self.model.train()
+        self._switch(training=True)
         per_step = settings.batch_size * settings.accumulation
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         tokens = loss_tokens = 0
@@ -266,6 +267,13 @@ class TorchLearner:
         trained, own = self._flat.trained, self._flat.own
         size = own.stop - own.start
         return TrainerState.from_bytes(data, trained, size) if data else TrainerState.fresh(trained, size)
+
+    def _switch(self, *, training: bool) -> None:
+        """Put the model into training or evaluation. It walks over every module, so it is done only when it changes."""
+        others_changed_it = self.model.training is not training
+        if self._training is not training or others_changed_it:
+            self.model.train(training)
+            self._training = training
 
     def _prepare(self, job: TrainJob, state: TrainerState) -> None:
         """Put the task's device in place: weights, moments, proximal centre, learning rate."""
@@ -392,7 +400,7 @@ class TorchLearner:
         Raises `MetricFault` for a metric of the user's own that gives no value within its bounds.
         """
         self._flat.load(weights, personal)
-        self.model.eval()
+        self._switch(training=False)
         total, correct = 0.0, 0
         tally = MetricTally(self._metrics)
         with torch.no_grad():
@@ -447,7 +455,7 @@ class TorchLearner:
         if not self.task.generates:
             raise ConfigError("a classifier does not continue texts; use a model of the task causal")
         self._flat.load(weights)
-        self.model.eval()
+        self._switch(training=False)
         ids = self.tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
         ids = ids.to(self.device)
         with torch.no_grad():

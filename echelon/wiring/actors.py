@@ -94,7 +94,7 @@ def make_device(
         ConfigError: the roster is not the manifest's, or names another key for this device.
     """
     context = context or BoundaryContext.derive(manifest, roster)
-    signer, dim = Signer(key), context.dim
+    signer, dim, slot = Signer(key), context.dim, roster.entry(name).slot
     own_key(roster, name, signer)
     senders = (1, ("model",)) if half is None else (1 + len(roster.edges), ("model", "split.down"))
     core = DeviceCore(
@@ -106,12 +106,13 @@ def make_device(
         entropy=entropy,
         dim=dim,
         epoch=place.epoch,
+        shared=place.services.readings,
     )
     return Device(
         core=core,
         compute=compute,
-        slot=roster.entry(name).slot,
-        inbox_shared_with=_sharing_inbox(roster, name),
+        slot=slot,
+        inbox_shared_with=context.inboxes[inbox_of(slot)] - {name},  # nobody's, up to `INBOXES` slots
         shards=source,
         half=half,
         timeout=60.0 if split is None else split.timeout,
@@ -123,14 +124,6 @@ def make_device(
         membership=context.membership,
         catalogue=context.catalogue,
         assembler=assembler(manifest, dim, *senders),
-    )
-
-
-def _sharing_inbox(roster: Roster, name: str) -> frozenset[str]:
-    """Other devices whose deliveries stand on the partition that a device reads: none up to `INBOXES` slots."""
-    mine = inbox_of(roster.entry(name).slot)
-    return frozenset(
-        entry.device for entry in roster.entries if inbox_of(entry.slot) == mine and entry.device != name
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from echelon.actors.boundary import Membership
@@ -16,6 +16,7 @@ from echelon.errors import ConfigError
 from echelon.laws.keys import Actor, Keys
 from echelon.laws.lengths import boundary_lengths
 from echelon.messages.envelope import Signer
+from echelon.messages.handshake import inbox_of
 from echelon.messages.keys import StatementFile
 from echelon.messages.manifest import RunManifest
 from echelon.messages.names import aggregator_of, gate_of
@@ -33,6 +34,8 @@ class BoundaryContext:
     membership: Membership
     catalogue: Catalogue
     dim: int
+    inboxes: Mapping[int, frozenset[str]]
+    """Who reads a partition of `inbox`, by partition."""
 
     @classmethod
     def derive(
@@ -50,7 +53,11 @@ class BoundaryContext:
         """
         check_roster(roster, manifest)
         dim = manifest.adapter_layout().dim
-        return cls(membership(manifest, roster), catalogue or load_catalogue(), dim)
+        readers: dict[int, set[str]] = {}
+        for entry in roster.entries:
+            readers.setdefault(inbox_of(entry.slot), set()).add(entry.device)
+        inboxes = {partition: frozenset(names) for partition, names in readers.items()}
+        return cls(membership(manifest, roster), catalogue or load_catalogue(), dim, inboxes)
 
 
 MAX_TRANSFERS = 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from echelon.errors import ProtocolError
+from echelon.laws.shared_readings import SharedReadings
 from echelon.laws.versions import Adapter, KnownVersions, SignedCommit
 from echelon.messages.adapter import F32
 from echelon.messages.boundary import Model
@@ -19,6 +20,7 @@ class DeviceAdapters:
     Args:
         manifest: the signed terms.
         dim: d.
+        shared: what other devices of this process have read, too; None: this device reads for itself.
 
     Attributes:
         versions: what it knows of versions.
@@ -35,8 +37,9 @@ class DeviceAdapters:
         waiting: read and checked, newer than the own base; ascending by version.
     """
 
-    def __init__(self, manifest: RunManifest, dim: int) -> None:
-        self.versions = KnownVersions(manifest, dim)
+    def __init__(self, manifest: RunManifest, dim: int, shared: SharedReadings | None = None) -> None:
+        self._shared = shared or SharedReadings()
+        self.versions = KnownVersions(manifest, dim, shared=self._shared)
         self.version, self.commit = -1, 0
         self.pace: Pace | None = None
         self.progress = 0.0
@@ -106,7 +109,7 @@ class DeviceAdapters:
         self.signed, self.model_from = adapter.commit, adapter.offset + 1
         self.base = None  # its memory is for the next one
         # A view of both would keep the anchor in memory as long as there is no newer version.
-        self.base = adapter.theta.copy() if message.anchored else adapter.theta
+        self.base = self._shared.copy(adapter.theta, message.sha256) if message.anchored else adapter.theta
         self.base_sha256 = message.sha256
         self.pace, self.progress = message.pace, message.progress_ppm / MILLION
         self.barred = message.waiting

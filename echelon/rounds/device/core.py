@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from echelon.errors import ProtocolError
 from echelon.jobs.training import Abandoned, Evaluated, TrainOutcome
 from echelon.laws.leases import first_number
+from echelon.laws.shared_readings import SharedReadings
 from echelon.laws.snapshot import encode, encode_parts
 from echelon.laws.versions import Adapter
 from echelon.messages.boundary import (
@@ -33,7 +34,7 @@ from echelon.messages.envelope import Signer
 from echelon.messages.handshake import Deliver, Included, KeyList, SharesList, Signatures
 from echelon.messages.manifest import RunManifest
 from echelon.messages.split import Assignment
-from echelon.messages.wire import DeviceId
+from echelon.messages.wire import DeviceId, Message
 from echelon.rounds.device.adapters import DeviceAdapters
 from echelon.rounds.device.cycle import WorkCycle
 from echelon.rounds.device.jobs import DeviceJobs
@@ -88,10 +89,12 @@ class DeviceCore:
     """Offset of `control` from which on cohorts are joined; those before belong to an earlier life."""
     epoch: int = 0
     """Of the lease of its slot, if the broker leases slots: what it numbers is told from what others number there."""
+    shared: SharedReadings = field(default_factory=SharedReadings)
+    """What other devices of this process have read, too."""
 
     def __post_init__(self) -> None:
         identity = SecureIdentity(me=self.me, signer=self.signer, roster=self.roster, entropy=self.entropy)
-        self.adapters = DeviceAdapters(self.manifest, self.dim)
+        self.adapters = DeviceAdapters(self.manifest, self.dim, self.shared)
         self.offers = DeviceOffers(self.manifest.secure)
         self.jobs = DeviceJobs(self.manifest, self.terms, self.me, self.state)
         self.member = CohortMember(
@@ -191,6 +194,13 @@ class DeviceCore:
             cohort = self.member.cohort
             return [note("left-early", window=-1 if cohort is None else cohort.window), Save(), Stop()]
         return []
+
+    def works_on(self, message: Message) -> bool:
+        """Whether this device has something to compute for a decision about a cohort; it may be about others."""
+        if isinstance(message, Cohort):
+            return any(member.device == self.me for member in message.members)
+        cohort = self.member.cohort
+        return cohort is not None and getattr(message, "window", -1) == cohort.window
 
     def _record(self, event: Incoming) -> list[Effect]:
         message = event.message

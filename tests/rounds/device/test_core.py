@@ -26,7 +26,7 @@ from echelon.messages.boundary import (
     Window,
 )
 from echelon.messages.exchange import Pace, Payload
-from echelon.messages.handshake import Advertise, Consistency, Included, Signatures, Unmask, Upload
+from echelon.messages.handshake import Advertise, Consistency, Included, KeyList, Signatures, Unmask, Upload
 from echelon.messages.kinds import AdapterKind
 from echelon.messages.manifest import AdapterTerms
 from echelon.messages.wire import DeviceId, Message
@@ -178,6 +178,27 @@ def test_what_is_trained_while_an_offer_is_undecided_is_carried_over_and_starts_
     np.testing.assert_allclose(core.offers.carried.vector, second + third, rtol=0, atol=1e-6)
     assert core.offers.carried.tokens == 2 * TOKENS
     assert published(effects, Ready) == []
+
+
+def test_a_device_that_may_train_nothing_ahead_waits_until_its_offer_is_decided() -> None:
+    _, core = alone()
+    core._cycle._terms = dataclasses.replace(core.terms, ahead=0)
+    trained(core, np.zeros(DIM), update_of("d0", 0))
+    assert core.offers.open is not None
+    assert not [effect for effect in core.handle(TimerFired(PATIENCE)) if isinstance(effect, TrainJob)]
+    assert core.resume() == []
+    core.offers.open = None  # it was merged, refused or lost
+    assert training(core.resume()).steps > 0
+
+
+def test_only_those_whom_a_decision_is_about_have_something_to_compute_for_it() -> None:
+    cohort = first_cohort()
+    members = [member.device for member in cohort.members]
+    world = World(len(members))
+    core, other = world.device(members[0]), world.device(members[1])
+    assert core.works_on(cohort)
+    assert not other.works_on(cohort.model_copy(update={"members": cohort.members[:1]}))
+    assert not core.works_on(KeyList(window=cohort.window, entries=()))  # it is in no cohort yet
 
 
 def test_a_merged_offer_that_the_own_adapter_lacks_still_counts_towards_the_start() -> None:
