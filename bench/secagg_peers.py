@@ -6,8 +6,8 @@
 For each size of a cohort, one after the other: Flower by `bench/_secagg_flower.py`, which says what it counts, and this
 project. A client: opening the shares, fixed point, the masks and the digest of the upload, after an update is there.
 The server: recovering secrets and taking the masks off, with a tenth of the cohort gone after it shared keys. Everybody
-masks with everybody in both. Medians of five; with `--table` nothing is measured, and the table of the documentation is
-printed from the figures in `bench/results/secagg_peers.json`.
+masks with everybody in both. Medians of five. With `--table` nothing is measured: the table in `docs/secagg.md` is
+written anew from the figures in `bench/results/secagg_peers.json`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from echelon.secagg.ring import Codec, best_scale_bits, limbs, pack_vector
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "secagg_peers.json"
+PAGE = HERE.parent / "docs" / "secagg.md"
+BEGIN, END = "<!-- figures: python -m bench.secagg_peers --table -->\n", "\n<!-- end of figures -->"
 CPU = time.process_time
 CLIP = 0.1
 AUX = (1,) * 8
@@ -86,6 +88,12 @@ def table(figures: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def with_table(page: str, figures: list[dict[str, Any]]) -> str:
+    """A page with the table of these figures between its two marks."""
+    before, rest = page.split(BEGIN)
+    return f"{before}{BEGIN}{table(figures)}{END}{rest.split(END)[1]}"
+
+
 def main() -> None:
     """Measure both for each cohort and write the figures, or print the table of those that are there."""
     parser = argparse.ArgumentParser(
@@ -99,7 +107,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.table:
-        print(table(json.loads(RESULTS.read_text())["figures"]))
+        PAGE.write_text(
+            with_table(PAGE.read_text("utf-8"), json.loads(RESULTS.read_text())["figures"]), "utf-8"
+        )
         return
     if options.flower is None:
         parser.error("--flower says which python has flwr")
