@@ -17,6 +17,7 @@ from echelon.messages.boundary import (
     Window,
 )
 from echelon.messages.exchange import Commit, DeltaCodec
+from echelon.messages.manifest import MILLION
 from echelon.sim.left import RunRecords, is_closing, moved_by, sums_of
 
 
@@ -84,9 +85,13 @@ def nothing_is_lost_or_added(left: RunRecords) -> Iterator[str]:
 
 
 def adapters_inside(left: RunRecords) -> Iterator[str]:
-    """Every version of the boundary adapter is anchor + pending deltas + remainder, to the rounding of float32 and of
-    the masked integers."""
+    """Every version of the boundary adapter is anchor + κ·pending deltas + remainder, to the rounding of float32
+    and of the masked integers.
+
+    κ is 1 unless outer steps are eager. Records that lead to a version stand before the next version's.
+    """
     secure = left.outcome.manifest.secure
+    share = (left.outcome.manifest.exchange.eager_ppm or MILLION) / MILLION
     dim = left.outcome.initial.size
     form = DeltaForm.of(left.outcome.manifest.exchange, dim)
     anchors = _anchors(left)
@@ -104,24 +109,30 @@ def adapters_inside(left: RunRecords) -> Iterator[str]:
         deltas = {delta.seq: delta for delta in left.messages(boundary, "delta", SealedDelta)}
         inside = left.payloads(boundary, "delta")
         versions: dict[int, F64] = {}
+        pending: dict[int, F64] = {}
+        newest = 0
         for one in left.said(boundary, "control"):
             match one.message:
                 case Window():
-                    moved = moved + means[one.message.window]
-                    versions[one.message.version] = _at(anchors, commit) + moved
+                    moved, newest = moved + means[one.message.window], one.message.version
                 case Sealing() if one.message.seq in deltas:
                     delta = deltas[one.message.seq]
                     payload = inside.get(delta.payload.sha256)
                     if payload is not None:
-                        merged[delta.seq] = form.decode(payload, delta.exponent)
+                        merged[delta.seq] = pending[delta.seq] = form.decode(payload, delta.exponent)
+                case Sealing() if share != 1.0:
+                    versions.pop(newest, None)
+                    break  # it was never proposed, so nobody knows what it holds
                 case Adopt():
-                    commit = one.message.commit
+                    commit, newest = one.message.commit, one.message.version
                     for seq in (*one.message.merged, *one.message.dropped):
                         if seq in merged:
                             moved = moved - merged[seq]
-                    versions[one.message.version] = _at(anchors, commit) + moved
+                    for seq in (*one.message.merged, *one.message.dropped, *one.message.returned):
+                        pending.pop(seq, None)
                 case _:
-                    pass
+                    continue
+            versions[newest] = _at(anchors, commit) + moved - (1.0 - share) * sum(pending.values())
         for version, expected in versions.items():
             model = models.get(version)
             payload = None if model is None else payloads.get(model.payload.sha256)
