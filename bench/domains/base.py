@@ -95,21 +95,29 @@ def make(
             "after_healing": round(after, 4),
             "packed": round(held_out_loss(load(kept), held_out), 4),
         },
-        "sha256": {
-            path.name: digest_of(path)
-            for path in sorted(kept.iterdir())
-            if path.is_file() and path.name not in (CHECKPOINT, RECORD)
-        },
+        "sha256": _digests(kept),
         "bytes": (kept / WEIGHTS).stat().st_size,
-        "versions": {
-            "python": platform.python_version(),
-            "tokenizers": tokenizers.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": _versions(),
     }
     write_json(kept / RECORD, record)
     return record
+
+
+def _digests(kept: Path) -> dict[str, str]:
+    return {
+        path.name: digest_of(path)
+        for path in sorted(kept.iterdir())
+        if path.is_file() and path.name not in (CHECKPOINT, RECORD)
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "tokenizers": tokenizers.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
 
 
 def notice(layers: int, size: int, healing: Healing) -> str:

@@ -268,7 +268,6 @@ class ExchangeTerms(Fields):
     density_ppm: Annotated[int, Field(ge=MIN_DENSITY_PPM, le=MAX_DENSITY_PPM)] | None = None
     """Of the sparse codec: the share of a delta's coordinates that cross, in millionths. None with the others, and left
     out of the bytes."""
-
     full_every: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
     """Commits from one that brings its adapter to the next; those between are relayed: who wants their adapters derives
     them from the merged deltas. None: every commit brings its adapter, and it is left out of the bytes."""
@@ -279,13 +278,9 @@ class ExchangeTerms(Fields):
     left_out: ClassVar[frozenset[str]] = frozenset({"density_ppm", "full_every", "eager_ppm"})
 
     @model_validator(mode="after")
-    def _eager_with_overlap(self) -> Self:
+    def _fits_together(self) -> Self:
         if self.eager_ppm is not None and not self.overlap:
             raise ValueError("a boundary that waits at a barrier trains on with nothing, eagerly or not")
-        return self
-
-    @model_validator(mode="after")
-    def _dense_or_sparse(self) -> Self:
         if (self.codec is DeltaCodec.SPARSE) is not (self.density_ppm is not None):
             raise ValueError("a density belongs to the sparse codec, and to no other")
         return self

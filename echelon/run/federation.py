@@ -32,12 +32,10 @@ from echelon.compute.planning import planned
 from echelon.compute.pool import FullLearner, LearnerPool, SplitPlace, build_split
 from echelon.compute.warm_start import Parent, started_from
 from echelon.config.boundary import BoundarySettings
-from echelon.config.reading import read_text
 from echelon.config.run import RunSettings
-from echelon.errors import ConfigError, EchelonError, TrainingError
+from echelon.errors import EchelonError, TrainingError
 from echelon.messages.adapter import Vector
 from echelon.messages.names import aggregator_of, gate_of
-from echelon.messages.stored import ANEW, stored
 from echelon.private import write_private, write_whole
 from echelon.provision.identities import Identities
 from echelon.provision.manifest_from_settings import build_manifest
@@ -49,9 +47,9 @@ from echelon.run.adapter import parent_of, write_adapter
 from echelon.run.assembly import Assembly
 from echelon.run.base_loss import BaseLoss
 from echelon.run.data import read_data
-from echelon.run.evaluating import slices_evaluated
-from echelon.run.folder import MAX_STATE_FILE, PROGRESS_FILE, SAMPLES_FILE, write_summary
-from echelon.run.losses import accuracies, device_metrics, from_stored, losses, to_stored
+from echelon.run.evaluating import slices_evaluated, splits_evaluated, splits_stored
+from echelon.run.folder import PROGRESS_FILE, SAMPLES_FILE, write_summary
+from echelon.run.losses import accuracies, device_metrics, losses
 from echelon.run.recorder import Recorder
 from echelon.run.signed import keep, kept
 from echelon.run.vanishing import vanishing
@@ -238,18 +236,11 @@ class Federation:
         """
         place = None if self.out is None else self.out / "state" / f"{what}-loss.json"
         if what == "base" and place is not None and place.exists():
-            text = read_text(place, "state file", MAX_STATE_FILE)
-            with stored(f"state file {place}", ConfigError, advice=ANEW):
-                return {name: from_stored(sums) for name, sums in json.loads(text).items()}
+            return splits_stored(place)
         if what == "final":
             self.status("evaluating the final adapter")
-        names = [boundary.name for boundary in self.settings.boundaries]
-        calls = [compute.evaluate_boundary(name, weights, (left or {}).get(name)) for name in names]
-        results = [await call for call in calls] if is_virtual() else await asyncio.gather(*calls)
-        if place is not None:
-            sums = {name: to_stored(one) for name, one in zip(names, results, strict=True)}
-            write_private(place, json.dumps(sums).encode())
-        return dict(zip(names, results, strict=True))
+        names = (boundary.name for boundary in self.settings.boundaries)
+        return await splits_evaluated(compute, names, weights, left or {}, place)
 
     async def _evaluate_last(
         self, compute: LearnerPool, adapter: Vector, left: Mapping[str, dict[str, bytes]]
