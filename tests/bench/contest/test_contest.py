@@ -12,7 +12,7 @@ import pytest
 
 from bench.contest import plan
 from bench.contest.arms import ARMS, Kind, Knobs
-from bench.contest.calibrate import cost_of
+from bench.contest.calibrate import cost_of, measure_together
 from bench.contest.cells import CHANGING, HOME, PRIMARY
 from bench.contest.contest import Contest
 from bench.contest.data import Corpus, make_corpus
@@ -127,8 +127,8 @@ def test_a_run_gets_to_its_tokens_whatever_changes_on_the_way(tmp_path: Path) ->
         assert line["final"]["closed"] == "tokens"
         assert line["cell"].get("change", "none") == cell.change
         seconds[cell.change] = line["final"]["seconds"]
-    steady = seconds.pop("none")
-    assert all(one > steady for one in seconds.values()), seconds
+    # A short outage may fall into a time in which nothing is on its way: what it does is tested in tests/run.
+    assert min(seconds["day"], seconds["slowing"]) > seconds["none"]
 
 
 @pytest.mark.slow
@@ -205,6 +205,14 @@ def test_a_missing_cost_model_and_missing_choices_are_named(tiny: Tier, tmp_path
         decide(tiny, plan.trials(tiny, "d", (1.0, 1.0)), {})
     with pytest.raises(ConfigError, match="there is no tier"):
         Contest("huge", tmp_path, tmp_path, 1)
+
+
+@pytest.mark.slow
+def test_rates_of_processes_at_once_are_measured_in_those_processes(tmp_path: Path) -> None:
+    rates = measure_together(SHAPE, corpus(), tmp_path, 2)
+    assert rates["train_tokens_per_s"] > 0
+    assert rates["eval_tokens_per_s"] > 0
+    assert {path.name for path in tmp_path.iterdir()} == {"together-0", "together-1"}
 
 
 def test_every_tier_was_calibrated() -> None:
