@@ -21,13 +21,12 @@ from echelon.run.losses import from_stored, to_stored
 from echelon.training.learner import EvalResult
 from echelon.wiring.shards import dealt
 
+Left = Mapping[str, Mapping[str, bytes]]
+"""By boundary and device, what newest jobs left there, where the adapter has a part that stays on devices."""
+
 
 async def splits_evaluated(
-    compute: LearnerPool,
-    boundaries: Iterable[str],
-    weights: Vector,
-    left: Mapping[str, Mapping[str, bytes]],
-    place: Path | None,
+    compute: LearnerPool, boundaries: Iterable[str], weights: Vector, left: Left, place: Path | None
 ) -> dict[str, EvalResult]:
     """What each boundary's validation split gives, by boundary.
 
@@ -35,7 +34,7 @@ async def splits_evaluated(
         compute: where it is evaluated.
         boundaries: their names.
         weights: the adapter, float32[d].
-        left: by boundary and device, what newest jobs left, where the adapter has a part that stays on devices.
+        left: what newest jobs left.
         place: the file into which it is written; None: nowhere.
     """
     names = list(boundaries)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -47,7 +47,7 @@ from echelon.run.adapter import parent_of, write_adapter
 from echelon.run.assembly import Assembly
 from echelon.run.base_loss import BaseLoss
 from echelon.run.data import read_data
-from echelon.run.evaluating import slices_evaluated, splits_evaluated, splits_stored
+from echelon.run.evaluating import Left, slices_evaluated, splits_evaluated, splits_stored
 from echelon.run.folder import PROGRESS_FILE, SAMPLES_FILE, write_summary
 from echelon.run.losses import accuracies, device_metrics, losses
 from echelon.run.recorder import Recorder
@@ -220,11 +220,7 @@ class Federation:
         return ["exchange", *(boundary.name for boundary in self.settings.boundaries)]
 
     async def _evaluate(
-        self,
-        compute: LearnerPool,
-        weights: Vector,
-        what: str,
-        left: Mapping[str, dict[str, bytes]] | None = None,
+        self, compute: LearnerPool, weights: Vector, what: str, left: Left | None = None
     ) -> dict[str, EvalResult]:
         """What each boundary's validation split gives. A resumed run finds the base's in its folder.
 
@@ -242,9 +238,7 @@ class Federation:
         names = (boundary.name for boundary in self.settings.boundaries)
         return await splits_evaluated(compute, names, weights, left or {}, place)
 
-    async def _evaluate_last(
-        self, compute: LearnerPool, adapter: Vector, left: Mapping[str, dict[str, bytes]]
-    ) -> None:
+    async def _evaluate_last(self, compute: LearnerPool, adapter: Vector, left: Left) -> None:
         """The last commit on what devices evaluated every other commit on: no window was left to carry those sums.
 
         Args:
