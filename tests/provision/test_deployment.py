@@ -218,6 +218,18 @@ def test_no_boundary_and_not_the_controller_sees_the_data_of_another(made: Deplo
             assert f"documents-of-{place}".encode() in text
 
 
+def test_experiments_that_name_other_boundaries_are_in_no_run_file_of_a_service(tmp_path: Path) -> None:
+    """Each is a run file of its own, in which the names of other boundaries would be unknown."""
+    changing = {
+        "exchange_links": [{"boundary": "b", "latency": 1.0}],
+        "speeds": [{"at": 1, "boundary": "a", "factor": 0.5}, {"at": 2, "device": "b-1", "factor": 0.5}],
+    }
+    made = deployed(tmp_path, settings(simulation=changing))
+    files = [made.folder / place / "run.yaml" for place in SERVICES]
+    assert [load(path).simulation.exchange_links for path in files] == [()] * len(SERVICES)
+    assert [load(path).simulation.speeds for path in files] == [()] * len(SERVICES)
+
+
 def test_topics_files_say_what_provisioning_needs(made: Deployment) -> None:
     boundary = yaml.safe_load(made.topics("a").read_text())
     assert boundary.pop("broker")["url"] == made.brokers.boundaries["a"].url
