@@ -308,8 +308,17 @@ class PlaneTopics(BaseModel):
             lambda topic: topic.is_written_by(Role.AGGREGATOR) and topic.is_read_by(Role.DEVICE, Role.EDGE)
         )
 
+    @cached_property
+    def declared(self) -> dict[str, Topic]:
+        """Every entry by its own name, as `find` gives it."""
+        found = {topic.name: self._searched(topic.name) for topic in self.topics}
+        return {name: topic for name, topic in found.items() if topic is not None}
+
     def find(self, name: str) -> Topic | None:
         """The entry of a topic or template; None if there is none."""
+        return self.declared.get(name) or self._searched(name)
+
+    def _searched(self, name: str) -> Topic | None:
         return next((topic for topic in self.topics if topic.name == name or topic.matches(name)), None)
 
 
