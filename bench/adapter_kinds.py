@@ -102,6 +102,16 @@ def measure(adapter: dict[str, Any], commits: int) -> dict[str, float]:
     }
 
 
+def rows(figures: dict[str, dict[str, Any]]) -> list[str]:
+    """The rows of the table in docs/adapters.md, one for each arm."""
+    counts = ("parameters", "bytes_per_device_and_window", "bytes_per_delta", "bytes_of_global_per_commit")
+    found = []
+    for name, one in figures.items():
+        cells = [name, *(f"{one[count]:,}" for count in counts), f"{one['loss_after']:.4f}"]
+        found.append(f"| {' | '.join(cells)} |")
+    return found
+
+
 def main() -> None:
     """Measure every arm, print the table, and write the figures."""
     parser = argparse.ArgumentParser(
