@@ -60,12 +60,7 @@ def make(
         ConfigError: text or model is not there, or `kept` holds a base already, or the model's licence is missing.
     """
     healing = healing or Healing()
-    if (kept / WEIGHTS).exists():
-        raise ConfigError(f"{kept} has a base already: move it away to make another")
-    if not (large / LICENCE).is_file():
-        raise ConfigError(
-            f"{large} has no {LICENCE}, which goes with every model made from it: fetch it anew"
-        )
+    _check_places(large, kept)
     torch.set_num_threads(1)
     training = texts(text, GENERAL_NAME, "train")
     tokenizer: Any = AutoTokenizer.from_pretrained(large)
@@ -118,6 +113,15 @@ def _versions() -> dict[str, str]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def _check_places(large: Path, kept: Path) -> None:
+    if (kept / WEIGHTS).exists():
+        raise ConfigError(f"{kept} has a base already: move it away to make another")
+    if not (large / LICENCE).is_file():
+        raise ConfigError(
+            f"{large} has no {LICENCE}, which goes with every model made from it: fetch it anew"
+        )
 
 
 def notice(layers: int, size: int, healing: Healing) -> str:
