@@ -155,15 +155,18 @@ class BoundaryAdapter:
         return self._reach(window, adopted, anchored=True) if adopted else []
 
     def leave_version(self, window: int) -> list[Effect]:
-        """Move on to the next version without a window: adopt what the exchange decided, or nothing."""
+        """Move on to the next version without a window: adopt what the exchange decided, or nothing.
+
+        Where anything was adopted the anchor is sent, too: a refused delta that is dropped takes the adapter further
+        from the version before than one window may.
+        """
         if self.ledger is None:
             raise StateError("there is no version to leave before genesis")
-        commit = self.ledger.commit
         adopted = self._adopt_held(window)
-        if not adopted:
-            bare = Adopt(commit=commit, version=self.version + 1, merged=(), returned=(), dropped=())
-            adopted = [Publish("control", bare, window)]
-        return self._reach(window, adopted, anchored=self.ledger.commit != commit)
+        if adopted:
+            return self._reach(window, adopted, anchored=True)
+        bare = Adopt(commit=self.ledger.commit, version=self.version + 1, merged=(), returned=(), dropped=())
+        return self._reach(window, [Publish("control", bare, window)], anchored=False)
 
     def _reach(self, window: int, effects: list[Effect], *, anchored: bool) -> list[Effect]:
         """Raise the version by one, and publish it: the only place that does."""

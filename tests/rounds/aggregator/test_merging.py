@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from echelon.errors import ProtocolError, StateError
+from echelon.laws.versions import largest_step
 from echelon.messages.boundary import Adopt, Model, SealedDelta, Sealing, Version, Window
 from echelon.messages.manifest import RunManifest
 from echelon.messages.wire import Message
@@ -181,6 +182,23 @@ def test_a_version_is_left_with_the_commit_that_waits() -> None:
     assert adopt == Adopt(commit=1, version=1, merged=(), returned=(), dropped=())
     assert isinstance(model, Model)
     assert model.anchored
+
+
+def test_a_version_is_left_with_a_dropped_delta_beside_its_anchor() -> None:
+    """The adapter goes back by a whole delta: from the version before, that is further than one window can move it."""
+    manifest = manifest_for(windows=3, windows_max=6, pending_max=2)
+    adapter, step = begun(manifest), largest_step(manifest, DIM)
+    moved = np.full(DIM, 0.9 * step / np.sqrt(DIM), np.float32)
+    for number in range(3):
+        closed(adapter, number, moved)
+    assert adapter.ledger is not None
+    before = adapter.ledger.theta()
+    assert adapter.refuse(RefusedDelta(0, stale=False))
+    *_, model = published(adapter.leave_version(3))
+    assert np.linalg.norm(adapter.ledger.theta() - before) > 1.5 * step
+    assert isinstance(model, Model)
+    # So a device compares it with the adapter of its commit, and not with the version before.
+    assert (model.commit, model.anchored) == (0, True)
 
 
 def test_a_boundary_pauses_when_deltas_are_out_and_the_next_is_full_and_goes_on_after_a_commit() -> None:
