@@ -807,6 +807,38 @@ MUTATIONS: tuple[Mutation, ...] = (
         tests=("tests/audit/test_hostile_sources.py",),
         why="A pickle in the adapter's folder would pass the audit.",
     ),
+    Mutation(
+        name="adapter of a relayed commit",
+        file="echelon/rounds/gate/relayed.py",
+        find="if written != derived:",
+        replace="if False:",
+        tests=("tests/rounds/gate/test_relayed.py",),
+        why="A controller could have boundaries train from an adapter that no delta gives.",
+    ),
+    Mutation(
+        name="weights of a relayed commit",
+        file="echelon/rounds/gate/relayed.py",
+        find="if commit.merged != merged:",
+        replace="if False:",
+        tests=("tests/rounds/gate/test_relayed.py",),
+        why="A relayed commit could say of its deltas what is not so, and be mirrored all the same.",
+    ),
+    Mutation(
+        name="adapter that a commit owes",
+        file="echelon/actors/mirror.py",
+        find="if message.relayed and not may_relay(relay.terms, message.commit):",
+        replace="if False:",
+        tests=("tests/actors/test_relay.py",),
+        why="No late reader would ever find a whole adapter.",
+    ),
+    Mutation(
+        name="short ring that overflows",
+        file="echelon/secagg/ring.py",
+        find="if self.cohort_max * self.largest >= 1 << self.ring_bits - 1:",
+        replace="if self.cohort_max * self.largest >= 1 << 31:",
+        tests=("tests/secagg/test_short_ring.py",),
+        why="Sums of 16 bits would wrap around, and nobody would see it.",
+    ),
 )
 
 
