@@ -808,6 +808,14 @@ MUTATIONS: tuple[Mutation, ...] = (
         why="A pickle in the adapter's folder would pass the audit.",
     ),
     Mutation(
+        name="floor of weight of a block",
+        file="echelon/secagg/context.py",
+        find="return not weighed or partial_weight_holds(weights, lost, self.k_min, self.colluding)",
+        replace="return True",
+        tests=("tests/secagg/test_partial_sums.py",),
+        why="Where models are cut differently, one heavy update would stand out of a block's sum.",
+    ),
+    Mutation(
         name="adapter of a relayed commit",
         file="echelon/rounds/gate/relayed.py",
         find="if written != derived:",

@@ -31,6 +31,7 @@ from echelon.secagg.context import Context, consistency_statement, masks_bound
 from echelon.secagg.device_secrets import DeviceSecrets
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.faults import Abort, Aborted
+from echelon.secagg.floors import weight_holds
 from echelon.secagg.partial_sums import EVALUATIONS, PartialSums
 from echelon.secagg.prg import ALONE, Masker, RingVector, Spread, ring_bytes
 from echelon.secagg.roster import Roster
@@ -89,7 +90,8 @@ class Client:
         self._bound = b""
         self._keys: KeyList | None = None
         self._adding: dict[int, frozenset[DeviceId]] = {}
-        """Devices of U2 that add to each sum of some: evaluations, and each block; empty where they are too few."""
+        """Devices of U2 that add to each sum of some: evaluations, and each block; empty where the floor
+        would not hold."""
         self._u1: frozenset[DeviceId] = frozenset()
         self._u2: frozenset[DeviceId] = frozenset()
         self._u3: frozenset[DeviceId] = frozenset()
@@ -262,19 +264,33 @@ class Client:
             raise self._turns.abort(
                 Abort.UPLOAD, f"the included set names another upload of {self.me} than it made"
             )
-        floor = heads(self.context.k_min, self.context.colluding)
-        for what, adding in self._adding.items():
-            if adding and len(adding & u3) < floor:
-                name = "evaluations" if what == EVALUATIONS else f"to block {what}"
-                raise self._turns.abort(
-                    Abort.FLOOR,
-                    f"{len(adding & u3)} devices of the included set added {name}, the floor is {floor}",
-                )
+        self._check_partial_sums(u3)
         self._u3 = u3
         signature = self._signer.sign(self._statement(included))
         return self._turns.done(
             included, ClientStep.DECIDED, Consistency(window=included.window, signature=signature)
         )
+
+    def _check_partial_sums(self, u3: frozenset[DeviceId]) -> None:
+        """The floor of every sum that some devices add to, over those of them that are included."""
+        floor = heads(self.context.k_min, self.context.colluding)
+        for what, adding in self._adding.items():
+            left = adding & u3
+            name = "evaluations" if what == EVALUATIONS else f"to block {what}"
+            if adding and len(left) < floor:
+                raise self._turns.abort(
+                    Abort.FLOOR, f"{len(left)} devices of the included set added {name}, the floor is {floor}"
+                )
+            weights = [self.context.weights[device] for device in left]
+            if (
+                adding
+                and what != EVALUATIONS
+                and not weight_holds(weights, self.context.k_min, self.context.colluding)
+            ):
+                raise self._turns.abort(
+                    Abort.FLOOR,
+                    f"one device carries {max(weights)} of the weight {sum(weights)} of those that added {name}",
+                )
 
     def left_out(self, included: Included) -> None:
         """Note an included set without this device, which uploaded. It will sign no other one in this window."""

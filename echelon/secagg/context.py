@@ -13,7 +13,7 @@ from echelon.messages.floor import heads
 from echelon.messages.handshake import Included, KeyEntry, KeyList, SharesList
 from echelon.messages.wire import DeviceId
 from echelon.secagg.faults import Abort, Aborted
-from echelon.secagg.floors import partial_sum_holds, weight_holds
+from echelon.secagg.floors import fewest_left, partial_sum_holds, partial_weight_holds, weight_holds
 from echelon.secagg.graph import Graph, Ring, bits, complete
 from echelon.secagg.keys import statement
 from echelon.secagg.prg import RingVector
@@ -185,10 +185,22 @@ class Context:
                 f"without the {self.colluding} heaviest others it is more than 1/{self.k_min} of what is left",
             )
 
-    def may_add(self, contributors: int, uploading: int) -> bool:
-        """Whether those of U2 who have something to add to a sum of its own may; see `floors.partial_sum_holds`."""
+    def may_add(self, contributors: Collection[DeviceId], uploading: int, *, weighed: bool) -> bool:
+        """Whether those of U2 who have something to add to a sum of its own may; see `echelon.secagg.floors`.
+
+        Args:
+            contributors: those devices.
+            uploading: how many devices are in U2. If all of them contribute, the sum is as safe as the window's.
+            weighed: whether each counts by its weight in this sum, as in that of updates.
+        """
+        if len(contributors) == uploading:
+            return True
         threshold = self.threshold if self.ring is None else 0
-        return partial_sum_holds(contributors, uploading, threshold, self.k_min, self.colluding)
+        lost = uploading - fewest_left(uploading, threshold, self.k_min, self.colluding)
+        if not partial_sum_holds(len(contributors), lost, self.k_min, self.colluding):
+            return False
+        weights = [self.weights[device] for device in contributors]
+        return not weighed or partial_weight_holds(weights, lost, self.k_min, self.colluding)
 
     @cached_property
     def digest(self) -> bytes:

@@ -66,17 +66,29 @@ def fewest_left(uploading: int, threshold: int, k_min: int, colluding: int) -> i
     return min(uploading, max(threshold, heads(k_min, colluding)))
 
 
-def partial_sum_holds(contributors: int, uploading: int, threshold: int, k_min: int, colluding: int) -> bool:
-    """Whether a sum that only some of a window's devices add to stays at or above the floor whoever drops out.
+def partial_sum_holds(contributors: int, lost: int, k_min: int, colluding: int) -> bool:
+    """Whether a sum that only some of a window's devices add to has heads enough whoever drops out.
 
     It is decided before masking, when nobody can know yet who drops out. At worst all those who do are contributors.
 
     Args:
         contributors: devices of U2 that have something to add to this sum.
-        uploading: devices in U2, as in `fewest_left`.
-        threshold: as in `fewest_left`.
+        lost: most devices of U2 that may drop out: all but the `fewest_left`.
         k_min: as above.
         colluding: c.
     """
-    lost = uploading - fewest_left(uploading, threshold, k_min, colluding)
     return contributors - lost >= heads(k_min, colluding)
+
+
+def partial_weight_holds(weights: Sequence[int], lost: int, k_min: int, colluding: int) -> bool:
+    """Whether the weight floor holds for such a sum whoever drops out.
+
+    At worst the heaviest stays and the next `lost` go: they hide it no more than devices that collude.
+
+    Args:
+        weights: of the contributors, in any order.
+        lost: most of them that may drop out.
+        k_min: as above.
+        colluding: c.
+    """
+    return weight_holds(weights, k_min, colluding + lost)

@@ -1,7 +1,8 @@
 """Sums that not every device of a window adds to: evaluations, and the blocks of a model that is cut differently.
 
 Each is a sum of its own over those devices that signed that they add to it, and the floor holds for it, too: where
-they are too few, nobody adds to it.
+they are too few, nobody adds to it. A block is a sum of weighted updates, so the floor on weight holds for it as well:
+where one of them is much heavier than the others, nobody adds to it either.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class PartialSums:
         self._blocks = tuple(blocks)
 
     def adding(self, keys: KeyList | None, u2: frozenset[DeviceId]) -> dict[int, frozenset[DeviceId]]:
-        """Who of U2 adds to each sum: those that signed that they do; nobody where they are too few.
+        """Who of U2 adds to each sum: those that signed that they do; nobody where the floor would not hold.
 
         Args:
             keys: the key list of the window; None: it was not shown yet.
@@ -58,6 +59,9 @@ class PartialSums:
                 DeviceId(entry.device) for entry in entries if block < entry.front or block >= entry.back
             }
         return {
-            what: frozenset(who) if self._context.may_add(len(who), len(u2)) else frozenset()
+            # Of evaluations nobody knows the others' tokens; every block is a sum of weighted updates.
+            what: frozenset(who)
+            if self._context.may_add(who, len(u2), weighed=what != EVALUATIONS)
+            else frozenset()
             for what, who in found.items()
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -27,7 +28,13 @@ from echelon.messages.manifest import (
 from echelon.messages.wire import DeviceId
 from echelon.secagg.client import Client
 from echelon.secagg.entropy import Entropy
-from echelon.secagg.floors import fewest_left, partial_sum_holds, weight_cap, weight_holds
+from echelon.secagg.floors import (
+    fewest_left,
+    partial_sum_holds,
+    partial_weight_holds,
+    weight_cap,
+    weight_holds,
+)
 from echelon.secagg.ring import Codec, pack_vector
 from echelon.secagg.server import Server
 from echelon.secagg.unmasking import SumResult
@@ -278,12 +285,31 @@ def test_a_sum_of_some_holds_the_floor_whoever_drops_out(
     k_min: int, colluding: int, adding: int, others: int, threshold: int, data: st.DataObject
 ) -> None:
     uploading = adding + others
-    holds = partial_sum_holds(adding, uploading, threshold, k_min, colluding)
-    left = data.draw(st.integers(fewest_left(uploading, threshold, k_min, colluding), uploading))
-    gone = data.draw(st.integers(0, uploading - left))  # of those who drop out, so many were adding
-    worst = adding - min(adding, uploading - left)
+    lost = uploading - fewest_left(uploading, threshold, k_min, colluding)
+    holds = partial_sum_holds(adding, lost, k_min, colluding)
+    gone = data.draw(st.integers(0, lost))  # of those who drop out, so many were adding
     if holds:
-        assert adding - min(gone, adding) >= worst >= k_min + colluding
+        assert adding - min(gone, adding) >= k_min + colluding
+
+
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=7),
+    st.integers(0, 3),
+    st.integers(2, 4),
+    st.integers(0, 2),
+)
+def test_the_weight_of_a_sum_of_some_holds_the_floor_whoever_drops_out(
+    weights: list[int], lost: int, k_min: int, colluding: int
+) -> None:
+    """The rule is that of its definition: every set of those who may drop out leaves a sum that holds the floor."""
+    left = [
+        [weight for place, weight in enumerate(weights) if place not in gone]
+        for count in range(min(lost, len(weights)) + 1)
+        for gone in combinations(range(len(weights)), count)
+    ]
+    assert partial_weight_holds(weights, lost, k_min, colluding) == all(
+        weight_holds(one, k_min, colluding) for one in left
+    )
 
 
 def test_a_device_that_trained_much_more_is_capped_and_not_left_to_block_its_boundary() -> None:

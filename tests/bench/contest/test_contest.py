@@ -139,7 +139,8 @@ def test_a_broken_run_is_reported_and_the_others_go_on(tiny: Tier, tmp_path: Pat
     broken = job(Knobs(outer="no-such-rule"))
     fine = job(Knobs(), arm="local", tokens=512)
     results = Results(tmp_path / "raw.jsonl")
-    failures = execute([broken, fine], results, corpus(), folder=tmp_path, workers=1)
+    data = {corpus().digest: corpus()}
+    failures = execute([broken, fine], results, corpora=data, folder=tmp_path, workers=1)
     assert [one.job for one in failures] == [broken]
     assert "outer" in failures[0].why
     assert set(results.lines) == {fine.key}
