@@ -203,7 +203,7 @@ def test_a_missing_cost_model_and_missing_choices_are_named(tiny: Tier, tmp_path
     with pytest.raises(ConfigError, match="--calibrate"):
         Contest(tiny.name, tmp_path, tmp_path, 1).run()
     with pytest.raises(ConfigError, match="run them first"):
-        decide(tiny, plan.trials(tiny, "d", (1.0, 1.0)), {})
+        decide(tiny.name, tiny.dev_tokens, plan.trials(tiny, "d", (1.0, 1.0)), {})
     with pytest.raises(ConfigError, match="there is no tier"):
         Contest("huge", tmp_path, tmp_path, 1)
 
@@ -249,7 +249,7 @@ def test_a_run_is_the_same_wherever_its_rows_lie(tmp_path: Path) -> None:
             execute(
                 [job(Knobs(), arm="local", tokens=1024)],
                 results,
-                corpus(),
+                corpora={corpus().digest: corpus()},
                 folder=tmp_path / place,
                 workers=1,
             )

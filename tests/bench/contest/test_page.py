@@ -291,7 +291,7 @@ def test_committed_choices_follow_from_the_committed_trials() -> None:
         raw = results / f"{name}.trials.jsonl"
         if (results / f"{name}.tuning.json").exists():
             jobs = trials(tier, digest, cost_of(tier.shape, calibration))
-            found = json.loads(json.dumps(decide(tier, jobs, Results(raw).lines)))
+            found = json.loads(json.dumps(decide(tier.name, tier.dev_tokens, jobs, Results(raw).lines)))
             assert found == read_json(results / f"{name}.tuning.json", "choices")
 
 
