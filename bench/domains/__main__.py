@@ -143,11 +143,12 @@ def _studies(options: argparse.Namespace) -> Studies:
     from bench.domains.studies.run import Studies
 
     prepare(options.folder / TEXT, tell)
+    base, name = _expanded(options)
     return Studies(
         plan=Plan.load(options.plan),
         text=options.folder.absolute() / TEXT,
-        packed=options.folder / PACKED,
-        expanded=options.folder / BASE,
+        base=base,
+        name=name,
         folder=options.results,
         workers=options.workers,
         tell=tell,

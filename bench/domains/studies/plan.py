@@ -73,7 +73,8 @@ class Plan:
     Attributes:
         boundaries: M of every study but `spread`; each boundary has a domain of its own where nothing else is said.
         devices: of each boundary.
-        rank, lr, batch, length, eval_tokens, points, speed: as `bench.contest.plan.Shape`.
+        rank, lr, batch, length, eval_tokens, points, speed, characters: as `bench.contest.plan.Shape`.
+        piece: characters of a piece of training text, as text is dealt.
         cost: seconds for each trained and each evaluated token.
         arms: federated arms of the study `quality`.
         dev_seed: of the trials.
@@ -95,6 +96,8 @@ class Plan:
     eval_tokens: int
     points: int
     speed: float
+    characters: int | None
+    piece: int
     cost: tuple[float, float]
     arms: tuple[str, ...]
     dev_seed: int
@@ -141,8 +144,8 @@ class Plan:
     def shape(self, model: str) -> Shape:
         """Model and local training of every run."""
         return Shape(
-            model=model, rank=self.rank, lr=self.lr, batch=self.batch, length=self.length, characters=None,
-            eval_tokens=self.eval_tokens, points=self.points, speed=self.speed,
+            model=model, rank=self.rank, lr=self.lr, batch=self.batch, length=self.length,
+            characters=self.characters, eval_tokens=self.eval_tokens, points=self.points, speed=self.speed,
         )  # fmt: skip
 
     @property

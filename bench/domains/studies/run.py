@@ -12,7 +12,6 @@ from bench.contest.data import Corpus
 from bench.contest.execute import Failure, execute
 from bench.contest.plan import Job, Tuning
 from bench.contest.tuning import decide, tuning_of
-from bench.domains.base import expand, name_of
 from bench.domains.regime import corpus_of
 from bench.domains.studies.plan import Fixed, Plan, Study, jobs_of, studies, trials
 from bench.domains.studies.tables import Answers
@@ -31,8 +30,8 @@ class Studies:
     Args:
         plan: the plan.
         text: a folder that `prepare` made.
-        packed: the base.
-        expanded: where its float32 weights go.
+        base: the base's folder, which a run loads.
+        name: what figures call it.
         folder: of results.
         workers: processes.
         tell: told what is being done.
@@ -40,16 +39,18 @@ class Studies:
 
     plan: Plan
     text: Path
-    packed: Path
-    expanded: Path
+    base: Path
+    name: str
     folder: Path
     workers: int
     tell: Callable[[str], None] = lambda _text: None
 
     def __post_init__(self) -> None:
         counts = sorted({self.plan.boundaries, *self.plan.spread_boundaries})
-        self._by_count: dict[int, Corpus] = {count: corpus_of(self.text, count) for count in counts}
-        self.model = f"./{name_of(self.packed)}"
+        self._by_count: dict[int, Corpus] = {
+            count: corpus_of(self.text, count, self.plan.piece) for count in counts
+        }
+        self.model = f"./{self.name}"
         self.fixed = Fixed(
             self.plan.shape(self.model),
             {count: corpus.digest for count, corpus in self._by_count.items()},
@@ -117,7 +118,6 @@ class Studies:
             f"{len(missing)} runs to do ({len(jobs) - len(missing)} are there): at most {spent / 3600:.1f} CPU-hours "
             f"by the plan's cost, in {self.workers} processes"
         )
-        base = expand(self.expanded, self.packed)
         with tempfile.TemporaryDirectory(prefix="echelon-studies-") as place:
             return execute(
                 jobs,
@@ -126,5 +126,5 @@ class Studies:
                 folder=Path(place),
                 workers=self.workers,
                 tell=self.tell,
-                models={self.model: base.absolute()},
+                models={self.model: self.base.absolute()},
             )

@@ -140,9 +140,9 @@ def test_a_cell_without_all_its_runs_has_no_regret() -> None:
 
 def test_losses_are_compared_at_the_seconds_that_every_row_reached() -> None:
     """A row that takes twice as long has half of its fall at the end of the others."""
-    slow = f"{BY_NAME[RIVAL].title}, H=64"
+    slow = f"{BY_NAME[RIVAL].title}, H=48"
     found = answers(
-        lambda _job: 3.0, lambda job: 40.0 if job.arm == RIVAL and job.knobs.steps == 64 else 20.0
+        lambda _job: 3.0, lambda job: 40.0 if job.arm == RIVAL and job.knobs.steps == 48 else 20.0
     )[UNTUNED]
     one = regret(found, found.study.cells[0])
     assert one is not None
