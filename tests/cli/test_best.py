@@ -43,10 +43,8 @@ def losses(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[float], float
     def put(change: Callable[[float], float]) -> None:
         evaluate = quadratic.QuadraticLearner.evaluate
 
-        def other(
-            self: quadratic.QuadraticLearner, device: str, weights: Vector, max_tokens: int | None = None
-        ) -> EvalResult:
-            found = evaluate(self, device, weights, max_tokens)
+        def other(self: quadratic.QuadraticLearner, device: str, weights: Vector, *rest: Any) -> EvalResult:
+            found = evaluate(self, device, weights, *rest)
             return EvalResult(change(found.loss) * found.tokens, found.tokens)
 
         monkeypatch.setattr(quadratic.QuadraticLearner, "evaluate", other)
