@@ -9,7 +9,7 @@ from echelon.config.run import load
 from echelon.errors import EchelonError
 
 
-def load_ahead(config: Path | None, overrides: tuple[str, ...], resume: Path | None) -> None:
+def begin_loading(config: Path | None, overrides: tuple[str, ...], resume: Path | None) -> None:
     """Let the process that workers are forked from load its libraries, if the run will have workers.
 
     What is wrong with the run file is not said here: the run reads it again, and says it.

@@ -41,9 +41,9 @@ def run_command(
     """
     begun = time.monotonic()
     with guarded():
-        from echelon.cli.ahead import load_ahead
+        from echelon.cli.ahead import begin_loading
 
-        load_ahead(config, tuple(overrides or ()), resume)
+        begin_loading(config, tuple(overrides or ()), resume)
         from echelon.cli.running import RunArguments, execute
 
         code = execute(

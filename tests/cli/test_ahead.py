@@ -39,14 +39,14 @@ def test_runs_with_workers_do(
 ) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(BOUNDARIES + more + "\n")
-    ahead.load_ahead(path, overrides, None)
+    ahead.begin_loading(path, overrides, None)
     assert bool(started) is starts
 
 
 def test_a_run_that_goes_on_is_asked_by_its_own_file(started: list[str], tmp_path: Path) -> None:
-    ahead.load_ahead(None, (), None)
-    ahead.load_ahead(None, (), tmp_path)
+    ahead.begin_loading(None, (), None)
+    ahead.begin_loading(None, (), tmp_path)
     assert started == []
     (tmp_path / "config.yaml").write_text(BOUNDARIES)
-    ahead.load_ahead(None, (), tmp_path)
+    ahead.begin_loading(None, (), tmp_path)
     assert started == ["started"]
