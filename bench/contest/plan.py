@@ -240,6 +240,12 @@ class Tuning:
     """The arm with a fixed interval that was fastest to the target on the dev split: whom the contestant meets."""
 
 
+def fields_of(knobs: Knobs) -> dict[str, Any]:
+    """Knobs as they stand in JSON: later ones only where they are not the defaults."""
+    found = asdict(knobs)
+    return {name: value for name, value in found.items() if name not in _DEFAULTS or value != _DEFAULTS[name]}
+
+
 def knobs_from(stored: Mapping[str, Any]) -> Knobs:
     """Knobs as they stand in JSON."""
     extra = tuple((str(path), value) for path, value in stored.get("extra", ()))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from bench.contest.arms import BY_NAME, Knobs
 from bench.contest.curves import at_budget, evaluated, time_to
-from bench.contest.plan import TARGET_SHARE, Job, Tuning, knobs_from
+from bench.contest.plan import TARGET_SHARE, Job, Tuning, fields_of, knobs_from
 from echelon.errors import ConfigError
 
 Line = dict[str, Any]
@@ -74,7 +73,7 @@ def _trial(arm: str, knobs: Knobs, lines: Sequence[Line], target: float) -> Line
     losses = _losses(lines)
     return {
         "arm": arm,
-        "knobs": asdict(knobs),
+        "knobs": fields_of(knobs),
         "words": knobs.words(),
         "loss": round(statistics.fmean(losses), 6),
         "seconds": round(statistics.fmean(line["final"]["seconds"] for line in lines), 3),

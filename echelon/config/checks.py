@@ -81,9 +81,10 @@ def _check_optimizer(run: RunSettings) -> None:
             f"training.optimizer muon is of models, and a {run.learner.kind} learner has none: leave it out"
         )
     if run.adapter.form.cores or run.adapter.form.personal:
+        other = "trains cores" if run.adapter.form.cores else "keeps B on the device"
         raise ValueError(
-            f"training.optimizer muon moves factors A and B that travel, and adapter.kind {run.adapter.kind} trains "
-            "something else, too: set adapter.kind to lora or ffa, or leave training.optimizer out"
+            f"training.optimizer muon moves the factors A and B, and adapter.kind {run.adapter.kind} {other}: set "
+            "adapter.kind to lora or ffa, or leave training.optimizer out"
         )
 
 
