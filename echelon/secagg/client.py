@@ -282,11 +282,8 @@ class Client:
                     Abort.FLOOR, f"{len(left)} devices of the included set added {name}, the floor is {floor}"
                 )
             weights = [self.context.weights[device] for device in left]
-            if (
-                adding
-                and what != EVALUATIONS
-                and not weight_holds(weights, self.context.k_min, self.context.colluding)
-            ):
+            weighed = adding and what != EVALUATIONS
+            if weighed and not weight_holds(weights, self.context.k_min, self.context.colluding):
                 raise self._turns.abort(
                     Abort.FLOOR,
                     f"one device carries {max(weights)} of the weight {sum(weights)} of those that added {name}",
