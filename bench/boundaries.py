@@ -16,11 +16,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.scale import Point, fit, key_of, measured_apart
+from bench.scale import Point, fit, measured_once
 
 COUNTS = (3, 5, 10, 20, 50, 100)
 MEMBERS = 4
@@ -51,20 +50,10 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="file of points that need not be measured again")
     parser.add_argument("--json", type=Path, help="write the figures there instead of printing them")
     args = parser.parse_args()
-    earlier = [] if args.keep is None or not args.keep.exists() else args.keep.read_text().splitlines()
-    known = {key_of(point): point for point in map(json.loads, earlier)}
     points = []
-    for point in POINTS:
-        if point.boundaries > args.most:
-            continue
-        key = key_of(asdict(point))
-        if key not in known:
-            known[key] = measured_apart(point)
-            if args.keep is not None:
-                with args.keep.open("a") as file:
-                    file.write(json.dumps(known[key]) + "\n")
-        points.append(known[key])
-        print(json.dumps(known[key]), file=sys.stderr, flush=True)
+    for found in measured_once((point for point in POINTS if point.boundaries <= args.most), args.keep):
+        points.append(found)
+        print(json.dumps(found), file=sys.stderr, flush=True)
     figures = {"points": points, "laws": laws(points) if len(points) >= 4 else {}}
     text = json.dumps(figures, indent=2)
     if args.json is None:

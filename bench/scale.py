@@ -30,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -350,6 +351,25 @@ def measured_apart(point: Point) -> dict[str, Any]:
     return figures
 
 
+def measured_once(points: Iterable[Point], keep: Path | None) -> Iterator[dict[str, Any]]:
+    """The figures of each point, as they come: those that are kept, or measured in a process of its own.
+
+    Args:
+        points: what is to be measured, in this order.
+        keep: file of points that need not be measured again, to which new ones are added; None: there is none.
+    """
+    earlier = [] if keep is None or not keep.exists() else keep.read_text().splitlines()
+    known = {key_of(point): point for point in map(json.loads, earlier)}
+    for point in points:
+        key = key_of(asdict(point))
+        if key not in known:
+            known[key] = measured_apart(point)
+            if keep is not None:
+                with keep.open("a") as file:
+                    file.write(json.dumps(known[key]) + "\n")
+        yield known[key]
+
+
 def main() -> None:
     """Run the sweeps, each point in a process of its own, and print or write the figures."""
     parser = argparse.ArgumentParser(description="thousands of devices in one process")
@@ -364,21 +384,13 @@ def main() -> None:
     if args.point:
         print(json.dumps(measure(Point(**json.loads(args.point)))))
         return
-    earlier = [] if args.keep is None or not args.keep.exists() else args.keep.read_text().splitlines()
-    known = {key_of(point): point for point in map(json.loads, earlier)}
     points = []
-    for name in args.only or SWEEPS:
-        for point in SWEEPS[name]:
-            if point.devices > args.most:
-                continue
-            key = key_of(asdict(point))
-            if key not in known:
-                known[key] = measured_apart(point)
-                if args.keep is not None:
-                    with args.keep.open("a") as file:
-                        file.write(json.dumps(known[key]) + "\n")
-            points.append(known[key])
-            print(f"{name}: {json.dumps(known[key])}", file=sys.stderr, flush=True)
+    names = args.only or SWEEPS
+    wanted = [(name, point) for name in names for point in SWEEPS[name] if point.devices <= args.most]
+    measured = measured_once((point for _, point in wanted), args.keep)
+    for (name, _), found in zip(wanted, measured, strict=True):
+        points.append(found)
+        print(f"{name}: {json.dumps(found)}", file=sys.stderr, flush=True)
     text = json.dumps({"points": points, "fits": fits(points)}, indent=2)
     if args.json is None:
         print(text)

@@ -74,12 +74,9 @@ class Job:
     def key(self) -> str:
         """SHA-256 of all of it, in hex: what a stored figure is found again by."""
         found = {name: value for name, value in asdict(self).items() if name != "arm"}
-        found["cell"] = self.cell.fields()
+        found |= {"cell": self.cell.fields(), "knobs": fields_of(self.knobs)}
         if BY_NAME[self.arm].kind is not Kind.FEDERATED:
             found["arm"] = self.arm
-        for name, default in _DEFAULTS.items():
-            if found["knobs"][name] == default:
-                del found["knobs"][name]
         return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
     @property
