@@ -149,6 +149,22 @@ def test_a_device_exports_its_own_adapter_and_the_run_has_none_to_merge(cli: Cli
     assert "has no README.md" in words(cli("push", "some/where", tmp_path / "own"))
 
 
+SPLIT: tuple[dict[str, Any], str] = (
+    {
+        "boundaries": [
+            {
+                "name": "a",
+                "devices": 4,
+                "data": {"source": "stdlib:json"},
+                "split": {"edges": 1, "front": 1, "back": 1},
+            }
+        ]
+    },
+    "adapter.kind must be lora; parts of a model know no frozen bases and no parts of a device's own",
+)
+"""Split training, and why no kind but lora goes with it."""
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -159,19 +175,7 @@ def test_a_device_exports_its_own_adapter_and_the_run_has_none_to_merge(cli: Cli
         ),
         ({"learner": {"kind": "quadratic", "dim": 16}}, "is of models, and a quadratic learner has none"),
         ({"adapter": {"kind": "fedsa", "factors": "alternating"}}, "leave factors out"),
-        (
-            {
-                "boundaries": [
-                    {
-                        "name": "a",
-                        "devices": 4,
-                        "data": {"source": "stdlib:json"},
-                        "split": {"edges": 1, "front": 1, "back": 1},
-                    }
-                ]
-            },
-            "adapter.kind must be lora; parts of a model know no frozen bases and no parts of a device's own",
-        ),
+        SPLIT,
     ],
 )
 def test_what_a_part_that_stays_on_devices_does_not_go_with_is_said_by_check(
@@ -186,19 +190,7 @@ def test_what_a_part_that_stays_on_devices_does_not_go_with_is_said_by_check(
     ("changes", "said"),
     [
         ({"learner": {"kind": "quadratic", "dim": 16}}, "is of models, and a quadratic learner has none"),
-        (
-            {
-                "boundaries": [
-                    {
-                        "name": "a",
-                        "devices": 4,
-                        "data": {"source": "stdlib:json"},
-                        "split": {"edges": 1, "front": 1, "back": 1},
-                    }
-                ]
-            },
-            "adapter.kind must be lora; parts of a model know no frozen bases and no parts of a device's own",
-        ),
+        SPLIT,
     ],
 )
 def test_what_a_kind_does_not_go_with_is_said_by_check(
