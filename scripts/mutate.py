@@ -348,8 +348,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         name="the floor of evaluations",
         file="echelon/secagg/partial_sums.py",
-        find="what: frozenset(who) if self._context.may_add(len(who), len(u2)) else frozenset()",
-        replace="what: frozenset(who)",
+        find="if self._context.may_add(who, len(u2), weighed=what != EVALUATIONS)",
+        replace="if what == EVALUATIONS or self._context.may_add(who, len(u2), weighed=True)",
         tests=("tests/rounds/test_evaluations.py",),
         why="One device's validation loss would cross.",
     ),
