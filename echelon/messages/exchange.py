@@ -252,7 +252,8 @@ class Commit(Message):
     """Tokens trained by all merged windows since genesis."""
     adapter_sha256: Digest
     state_sha256: Digest
-    """Digest of the outer optimiser's and the pace controller's state after this commit."""
+    """Digest of the outer optimiser's and the pace controller's state after this commit; with `brief_state` without the
+    optimiser's arrays."""
     payload: Payload
     prefix: Digest
     relayed: bool = False

@@ -115,6 +115,11 @@ class OuterTerms(Fields):
     """N: deltas per advance of Nesterov's momentum; 0: one per boundary."""
     correction_ppm: Annotated[int, Field(ge=0, le=MILLION)] = 0
     """γ of the corrected rule."""
+    brief_state: bool = False
+    """Whether commits name the state's kind and counters, and not its numbers, which follow from genesis and the merged
+    deltas. Left out of the bytes where they name all of it."""
+
+    left_out: ClassVar[frozenset[str]] = frozenset({"brief_state"})
 
 
 class FactorRule(StrEnum):

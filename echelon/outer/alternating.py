@@ -81,6 +81,11 @@ class PairState:
         first, second = (state.encode() for state in self.states)
         return b"echelon factors v1\x00" + len(first).to_bytes(8, "big") + first + second
 
+    def brief(self) -> bytes:
+        """SHA-256 of what both states say briefly, 32 bytes."""
+        parts = b"".join(state.brief() for state in self.states)
+        return hashlib.sha256(b"echelon brief factors v1\x00" + parts).digest()
+
     def digest(self) -> bytes:
         """SHA-256 of `encode()`, 32 bytes."""
         return hashlib.sha256(self.encode()).digest()

@@ -119,6 +119,10 @@ class OuterState:
             raise CodecError("an outer state of another optimiser or another number of coordinates")
         return state
 
+    def brief(self) -> bytes:
+        """SHA-256 of the header of `encode()`, 32 bytes: kind, dimension and counters, without the arrays."""
+        return hashlib.sha256(b"echelon brief v1\x00" + self._header()).digest()
+
     def digest(self) -> bytes:
         """SHA-256 of `encode()`, 32 bytes."""
         if self.begun is not None:
@@ -137,6 +141,9 @@ class EncodableState(Protocol):
 
     def digest(self) -> bytes:
         """SHA-256 of `encode()`."""
+
+    def brief(self) -> bytes:
+        """SHA-256 of what of it does not follow from genesis and merged deltas by a rule of this package."""
 
 
 class Outer(Protocol):

@@ -173,6 +173,7 @@ def outer_terms(settings: RunSettings) -> OuterTerms:
         delay=outer.delay or 0,
         correction_ppm=round(outer.correction * MILLION),
         correct_interval=outer.correct_interval,
+        brief_state=outer.kind != OuterKind.AVERAGE,
     )
 
 

@@ -68,6 +68,7 @@ def terms(
     pending_max: int = 4,
     report_loss: bool = True,
     full_every: int | None = None,
+    brief_state: bool = True,
 ) -> RunManifest:
     layout = AdapterLayout.of(
         {"layer.0.lora_A.weight": (1, dim // 2), "layer.0.lora_B.weight": (dim // 2, 1)}
@@ -105,6 +106,7 @@ def terms(
             momentum_ppm=900_000,
             beta2_ppm=990_000,
             epsilon_ppb=1_000_000,
+            brief_state=brief_state and kind is not OuterKind.AVERAGE,
         ),
         pace=Pace(steps=10, windows=2, mu_ppm=0),
         budget=Budget(commits=commits, tokens=tokens, seconds=seconds, patience=patience),

@@ -258,14 +258,17 @@ class ControllerCore:
             pace=pace,
             measured=measured,
             tokens=min(tokens, _MOST),
-            state_sha256=hashlib.sha256(
-                b"echelon state v1\x00" + outer.digest() + controller.digest()
-            ).digest(),
+            state_sha256=self._state_digest(outer, controller),
             adapter_sha256=digest_of(adapter),
             adapter=adapter,
         )
         self._next = DerivedCommit(draft, keys, outer, controller)
         return self._next
+
+    def _state_digest(self, outer: EncodableState, controller: PaceController) -> bytes:
+        if self.manifest.outer.brief_state:
+            return hashlib.sha256(b"echelon state v2\x00" + outer.brief() + controller.digest()).digest()
+        return hashlib.sha256(b"echelon state v1\x00" + outer.digest() + controller.digest()).digest()
 
     def _octaves(self, bases: Iterable[int]) -> int:
         """log2 of the interval that the newest of these bases announced, over that of the start; rounded."""

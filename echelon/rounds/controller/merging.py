@@ -55,7 +55,8 @@ class Merging:
         self.factors = Factors(manifest)
         self._by_tokens = manifest.outer.weighting is Weighting.TOKENS
         # With alternating factors the state's digest is over two states, and none of a single one is asked for.
-        ahead = None if self.factors.masks else sha256 or hashlib.sha256
+        whole = not self.factors.masks and not manifest.outer.brief_state
+        ahead = (sha256 or hashlib.sha256) if whole else None
         self.optimiser: Outer = outer_of(manifest, self.table[0], rules or {}, ahead)
         if self.factors.masks:
             self.optimiser = Alternating(self.optimiser, self.factors)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import msgpack
 import numpy as np
@@ -23,6 +24,7 @@ from echelon.messages.exchange import (
     RefusalReason,
 )
 from echelon.messages.manifest import OuterKind, RunManifest, Weighting
+from echelon.outer.base import OuterState
 from echelon.rounds.controller.core import ControllerCore
 from echelon.rounds.controller.drafts import CommitDraft, CommitMismatch
 from echelon.rounds.controller.limits import examine_window
@@ -318,6 +320,36 @@ def test_apply_accepts_only_what_it_derives() -> None:
         core.apply(good)
     with pytest.raises(CommitMismatch, match="merged"):
         core.apply(good.model_copy(update={"commit": 2}))
+
+
+@pytest.mark.parametrize("kind", [OuterKind.NESTEROV, OuterKind.FEDADAM, OuterKind.CORRECTED])
+def test_a_brief_state_names_the_same_commits_and_another_state(kind: OuterKind) -> None:
+    """Without the numbers of the optimiser's state a commit has the same adapter, and its digest no float64 array."""
+    cores = [core_of(terms(kind=kind, brief_state=brief)) for brief in (False, True)]
+    for seq in range(3):
+        for core in cores:
+            core.offer(*make(0, seq, base=core.newest), seq)
+        whole, brief = (advance(core) for core in cores)
+        assert whole.adapter_sha256 == brief.adapter_sha256
+        assert whole.state_sha256 != brief.state_sha256
+    outer = cores[1]._outer
+    assert isinstance(outer, OuterState)
+    assert outer.begun is None
+    moved = replace(outer, first=outer.first + 1.0)
+    assert moved.brief() == outer.brief()
+    assert moved.digest() != outer.digest()
+    counted = replace(outer, counted=outer.counted + 1)
+    assert counted.brief() != outer.brief()
+
+
+def test_another_number_of_counted_deltas_is_another_brief_state() -> None:
+    core = core_of(terms(kind=OuterKind.NESTEROV))
+    core.offer(*make(0, 0), 1)
+    draft = core.commit()
+    core._next = None
+    core._outer = replace(core._outer, counted=1)
+    with pytest.raises(CommitMismatch):
+        core.apply(record(core, draft))
 
 
 def test_tokens_never_leave_their_field() -> None:
