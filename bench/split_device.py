@@ -69,18 +69,25 @@ def make_model(folder: Path, sizes: dict[str, int]) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def settings_of(model: Path | None, room: float | None) -> RunSettings:
-    """The example in real time; with another model, and with so many bytes besides `runtime` for the class measured."""
-    overrides = ["clock=real"]
-    settings = load(EXAMPLE, tuple(overrides))
-    if model is None or room is None:
-        return settings
+def settings_of(model: Path | None, room: float | None = None, *, memory: float | None = None) -> RunSettings:
+    """The example in real time.
+
+    Args:
+        model: another model's folder; None: the shipped one.
+        room: bytes besides `runtime` for every class that has a profile; None: as `memory` says.
+        memory: bytes with `runtime`; None: as the example has them.
+    """
+    settings = load(EXAMPLE, ("clock=real",))
+    overrides = ["clock=real"] if model is None else ["clock=real", f"model.model={model}"]
     for number, boundary in enumerate(settings.boundaries):
         for place, other in enumerate(boundary.split.classes if boundary.split else ()):
-            if other.profile is not None:
+            if other.profile is None:
+                continue
+            bytes_ = memory if room is None else other.profile.runtime + room
+            if bytes_ is not None:
                 where = f"boundaries.{number}.split.classes.{place}.profile.memory"
-                overrides.append(f"{where}={other.profile.runtime + room}")
-    return load(EXAMPLE, (*overrides, f"model.model={model}"))
+                overrides.append(f"{where}={bytes_}")
+    return load(EXAMPLE, tuple(overrides))
 
 
 def class_of(settings: RunSettings) -> Any:
@@ -229,7 +236,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "example").mkdir()
-        pair = Pair(settings_of(None, None), folder / "example")
+        pair = Pair(settings_of(None), folder / "example")
         figures["example"] = memory_of(pair, torch_peak, pair.part(steps), pair.whole(steps))
         deep, declared = pair.plan.in_flight, pair.plan.device_s
         # The first says how fast this machine is. Then the class as declared, the same without overlap, and a device as

@@ -462,8 +462,9 @@ class RunManifest(Fields):
     def canonical(self) -> bytes:
         """Sorted keys, no white space."""
         fields = self.model_dump(mode="json", include=set(self.written()))
-        fields["exchange"] = self.exchange.model_dump(mode="json", include=set(self.exchange.written()))
-        fields["secure"] = self.secure.model_dump(mode="json", include=set(self.secure.written()))
+        for name in ("exchange", "outer", "secure"):
+            part: Fields = getattr(self, name)
+            fields[name] = part.model_dump(mode="json", include=set(part.written()))
         return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
     def seal(self, operator: Signer) -> bytes:

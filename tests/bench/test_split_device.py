@@ -16,6 +16,7 @@ from bench.split_device import Pair, pipeline_of, settings_of
 from echelon.config.run import load
 from echelon.virtual_loop import run_virtual
 
+REAL = Path(__file__).resolve().parents[2] / "bench" / "results" / "split_real.json"
 RESULT = Path(__file__).resolve().parents[2] / "bench" / "results" / "split_device.json"
 
 
@@ -47,7 +48,7 @@ def test_what_is_computed_counts_in_the_step_in_which_it_ended() -> None:
 
 @pytest.mark.slow
 def test_a_played_step_takes_its_bound_at_least_and_less_with_overlap(tmp_path: Path) -> None:
-    pair = Pair(settings_of(None, None), tmp_path)
+    pair = Pair(settings_of(None), tmp_path)
     assert pair.plan.middle > 0  # else there is nothing to measure
     settings = load(pair.run_file)
     found = {}
@@ -73,3 +74,20 @@ def test_the_committed_figures_are_within_the_limits_that_they_name() -> None:
         assert memory["unused_packages_loaded"] == []
         assert memory["cut"][1] > 0
     assert not figures["large"]["whole_one_by_one_within_limit"]
+
+
+def test_a_memory_may_be_given_as_a_whole() -> None:
+    for boundary in settings_of(None, memory=1e9).boundaries:
+        assert boundary.split is not None
+        profiles = [one.profile for one in boundary.split.classes if one.profile is not None]
+        assert profiles
+        assert all(profile.memory == 1e9 for profile in profiles)
+
+
+def test_the_committed_figures_of_the_real_model_are_within_the_memory_that_they_name() -> None:
+    figures = json.loads(REAL.read_text("utf-8"))["figures"]
+    assert figures["memory"] == figures["limit"] == 10**9
+    assert figures["part_within_limit"] == (figures["above_torch"]["part"] <= figures["limit"])
+    assert figures["part_within_limit"]
+    assert not figures["whole_together_within_limit"]
+    assert figures["cut"][1] > 0
