@@ -50,11 +50,11 @@ def measure(ring_bits: int, commits: int, folder: Path) -> dict[str, Any]:
         "parameters": int(result.weights.size),
         "uploads": uploads,
         "upload_bytes_per_parameter": round(length / uploads / result.weights.size, 4),
-        "base_loss": result.summary["base_loss"],
-        "final_loss": result.summary["final_loss"],
-        "windows": result.summary["windows"],
-        "audit_ok": result.summary["audit"]["ok"],
-        "adapter_sha256": result.summary["adapter_sha256"],
+        "base_loss": result.summary.base_loss,
+        "final_loss": result.summary.final_loss,
+        "windows": result.summary.windows,
+        "audit_ok": result.audit.ok,
+        "adapter_sha256": result.summary.adapter_sha256,
     }
 
 

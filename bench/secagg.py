@@ -1,6 +1,6 @@
 """Secure aggregation against raw AES-128-CTR of the same number of bytes, in one process and one run.
 
-    python -m bench secagg [-- --peers 10 50 200 --ring-bits 32 16]
+    python -m bench secagg [-- --peers 10 50 199 --ring-bits 32 16]
 
 CPU seconds, medians of five turns of control and work side by side. device: one device's `masked_input` (opening the
 shares, its own mask, one mask per peer, and the digest of the upload), against the keystream bytes of those masks;
@@ -69,7 +69,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dim", type=int, default=1_000_000, help="ring coordinates of a masked vector")
-    parser.add_argument("--peers", type=int, nargs="+", default=[10, 50, 200])
+    parser.add_argument("--peers", type=int, nargs="+", default=[10, 50, 199])
     parser.add_argument("--ring-bits", type=int, nargs="+", default=[32, 16])
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--json", type=Path, help="file to write the figures to")
