@@ -355,8 +355,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         name="evaluations left after drop-outs",
-        file="echelon/secagg/client.py",
-        find="if adding and len(adding & u3) < floor:",
+        file="echelon/secagg/partial_sums.py",
+        find="if who and len(left) < floor:",
         replace="if False:",
         tests=("tests/rounds/test_evaluations.py",),
         why="An aggregator could leave those out who hide the last ones that added.",

@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
+from echelon.errors import ConfigError
 from echelon.jobs.training import TrainJob, TrainOutcome
-from echelon.messages.adapter import AdapterLayout, Vector, factor_mask
+from echelon.messages.adapter import AdapterLayout, Vector, factor_mask, rank_rows
 from echelon.training.learner import DataFacts, EvalResult, LearnerSpec
 
 TOKENS_PER_STEP = 1024
@@ -87,7 +88,16 @@ def _slices(whole: F64) -> Draw:
     return take
 
 
-def _shapes(dim: int, blocks: int, *, alternating: bool) -> dict[str, tuple[int, ...]]:
+def _shapes(dim: int, blocks: int, *, alternating: bool, rank: int = 0) -> dict[str, tuple[int, ...]]:
+    if rank:
+        # Rows of A and columns of B, of as many numbers each as fit: devices of lower rank move the first ones.
+        wide, left = divmod(dim, rank)
+        if left or wide < 2:
+            raise ConfigError(
+                f"learner.dim {dim} has no A and B of rank {rank}: with adapter.rank_blocks it is a multiple of "
+                "adapter.rank, two times that at least"
+            )
+        return {KEY: (rank, wide - wide // 2), KEY.replace("lora_A", "lora_B"): (wide // 2, rank)}
     if blocks:
         # Of equal length, but for the last one, which has what is left over.
         sizes = [dim // blocks] * (blocks - 1) + [dim - dim // blocks * (blocks - 1)]
@@ -115,7 +125,12 @@ class QuadraticLearner:
     def __init__(self, spec: LearnerSpec, dim: int, seconds: float = 0.0, blocks: int = 0) -> None:
         self.spec, self._seconds = spec, seconds
         self.layout = AdapterLayout.of(
-            _shapes(dim, blocks, alternating=spec.adapter.factors == "alternating")
+            _shapes(
+                dim,
+                blocks,
+                alternating=spec.adapter.factors == "alternating",
+                rank=spec.adapter.rank if spec.adapter.rank_blocks else 0,
+            )
         )
         self._boundary = {device: boundary.name for device, boundary in spec.boundary_of.items()}
         self._dim = dim
@@ -192,6 +207,9 @@ class QuadraticLearner:
         optima = self._optimum_of(job.data)
         noises = [self._drawn(_noise(job.data, step)) for step in range(done, done + job.steps)]
         moving = None if job.factor is None else factor_mask(self.layout, job.factor)
+        if job.rank:
+            within = rank_rows(self.layout, self.spec.adapter.rank) < job.rank
+            moving = within if moving is None else moving & within
         squares: list[list[float]] = [[] for _ in noises]
         for at in _stretches(self._dim):
             weights, base, size = job.start[at].astype(np.float64), job.base[at], at.stop - at.start

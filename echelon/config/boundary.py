@@ -20,6 +20,10 @@ class DeviceSettings(Settings):
         default=1.0, gt=0, le=100, allow_inf_nan=False,
         description="Training speed against the others; 0.33 makes it three times slower.",
     )  # fmt: skip
+    rank: int | None = Field(
+        default=None, ge=1, le=1024,
+        description="Rank of what the device trains, one of `adapter.rank_blocks`. None: the last of them.",
+    )  # fmt: skip
 
 
 class BoundarySettings(Settings):

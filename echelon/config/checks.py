@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from echelon.config.boundary import BoundarySettings
 from echelon.config.metrics import check_metrics
+from echelon.config.rank_checks import check_ranks
 from echelon.config.split_checks import check_split
 from echelon.config.training import check_task
 from echelon.config.values import COHORT_LIMIT, ENROLLED_LIMIT
@@ -44,6 +45,7 @@ def check_run(run: RunSettings) -> None:
     _check_losses(run)
     _check_eager(run)
     check_metrics(run)
+    check_ranks(run)
     _check_faults(run)
     _check_boundary_links(run)
     _check_speeds(run)

@@ -92,7 +92,10 @@ def _check_bounds(run: RunSettings) -> None:
 
 def _check_room(run: RunSettings) -> None:
     """What a boundary has under way has to fit one delta: its manifest is of 8 KiB at most."""
-    windows, most = run.windows_max() * (run.sync.pending_max + 1), most_windows(len(run.metrics))
+    windows, most = (
+        run.windows_max() * (run.sync.pending_max + 1),
+        most_windows(len(run.metrics), len(run.adapter.rank_blocks)),
+    )
     if min(windows, MAX_WINDOWS) > most:
         raise ValueError(
             f"{len(run.metrics)} metrics leave room for {most} windows in a delta, and sync.windows_max × "

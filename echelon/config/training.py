@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from echelon.adapters.base import AdapterForm
 from echelon.adapters.ravan import Ravan
 from echelon.adapters.registry import FORMS
+from echelon.messages.exchange import MAX_RANK_BLOCKS
 from echelon.messages.kinds import AdapterKind
 
 if TYPE_CHECKING:  # names that are computed are no Literal to the checker
@@ -140,6 +141,13 @@ class AdapterSettings(Settings):
         description="Which factors are trained: both at once, or in turn (RoLoRA): B from even commits, A from "
         "odd ones. Of the kind lora.",
     )
+    rank_blocks: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(
+        default=(),
+        max_length=MAX_RANK_BLOCKS,
+        description="Ranks that devices may have, ascending; the last is `rank`. A device of rank r trains the first r "
+        "rows of A and columns of B, and rows that the same devices train are averaged over those alone. Empty: all "
+        "devices train all rows. Of the kinds lora and ffa; see `boundaries[].devices[].rank`.",
+    )
     ravan: Ravan = Field(default=Ravan(), description="The kind ravan.")
     targets: Literal["all-linear"] | tuple[FieldName, ...] = Field(
         default="all-linear",
@@ -173,7 +181,24 @@ class AdapterSettings(Settings):
             )
         if self.kind != "lora" and self.dora:
             raise ValueError(f"dora goes with the kind lora, and kind is {self.kind}: leave one out")
+        self._check_rank_blocks()
         return self
+
+    def _check_rank_blocks(self) -> None:
+        blocks = self.rank_blocks
+        if not blocks:
+            return
+        if list(blocks) != sorted(set(blocks)) or blocks[-1] != self.rank or len(blocks) < 2:
+            raise ValueError(
+                f"rank_blocks {list(blocks)} must be two ranks at least, ascend, and end with rank = {self.rank}: "
+                f"write for example [{max(1, self.rank // 2)}, {self.rank}], or leave them out"
+            )
+        if self.form.cores or self.form.personal:
+            other = "trains cores of rank × rank" if self.form.cores else "keeps B on the device"
+            raise ValueError(
+                f"rank_blocks are rows of A and columns of B, and kind {self.kind} {other}: set kind to lora or ffa, "
+                "or leave rank_blocks out"
+            )
 
 
 class TrainSettings(Settings):

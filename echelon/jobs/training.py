@@ -48,6 +48,8 @@ class TrainJob:
         factor: the factor of the adapter that is trained, if only one is: weights and moments of the other come back
             with the very bits that they had.
         split: how an edge trains the middle blocks; None: the device trains the whole model.
+        rank: rows of A and columns of B from this one on stay as they are, weights and moments, to the bit; 0: all of
+            them are trained.
     """
 
     data: str
@@ -61,6 +63,7 @@ class TrainJob:
     position: int | None = None
     factor: Factor | None = None
     split: SplitJob | None = None
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,16 @@ coordinates at zero (see `echelon.secagg.client`), and an edge those of its part
 
 from __future__ import annotations
 
-from echelon.messages.adapter import WHOLE, AdapterLayout, Held, block_of
+from collections.abc import Mapping, Sequence
 
-__all__ = ["WHOLE", "Held", "block_ranges", "holds", "joined"]
+import numpy as np
+from numpy.typing import NDArray
+
+from echelon.laws.rank_blocks import Places, index_in
+from echelon.messages.adapter import WHOLE, AdapterLayout, Held, block_of
+from echelon.messages.manifest import RunManifest
+
+__all__ = ["WHOLE", "Held", "block_ranges", "blocks_of", "holds", "joined"]
 
 
 def holds(held: Held, block: int) -> bool:
@@ -33,3 +40,14 @@ def block_ranges(layout: AdapterLayout) -> dict[int, list[slice]]:
         if block is not None:
             ranges.setdefault(block, []).append(slice(entry.offset, entry.offset + entry.size))
     return dict(sorted(ranges.items()))
+
+
+def blocks_of(manifest: RunManifest) -> Mapping[int, Sequence[slice | NDArray[np.bool_]]]:
+    """Where each block lies that is a sum of its own, by number: those of a split model, or of ranks.
+
+    Empty where every device of a window adds to every coordinate.
+    """
+    index = index_in(manifest)
+    if index is not None:
+        return Places(index, len(manifest.rank_blocks))
+    return block_ranges(manifest.adapter_layout()) if manifest.split else {}

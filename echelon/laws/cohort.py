@@ -7,7 +7,6 @@ manifest.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from echelon.errors import ProtocolError
-from echelon.laws.exact import norm2
 from echelon.laws.ledger import WindowMean
 from echelon.laws.metrics import released
+from echelon.laws.rank_blocks import reach_of
 from echelon.laws.update_encoding import NORM_UNIT, codec_of
-from echelon.laws.versions import largest_step
+from echelon.laws.window_mean import window_mean
 from echelon.messages.boundary import Cohort
 from echelon.messages.boundary import Member as CohortMember
 from echelon.messages.exchange import MAX_WINDOW_TOKENS, WindowSummary
@@ -32,7 +31,7 @@ from echelon.secagg.floors import weight_cap, weight_holds
 from echelon.secagg.graph import Ring
 from echelon.secagg.prg import RingVector
 from echelon.secagg.ring import centred, limbs, ring_dtype, unpack_sum
-from echelon.secagg.roster import WindowLeaf, bases_root, roster_root
+from echelon.secagg.roster import Roster, WindowLeaf, bases_root, roster_root
 from echelon.secagg.unmasking import SumResult
 
 _BLOCK = 1 << 16
@@ -222,13 +221,14 @@ def read_part(
     return Part(edge, message.devices, message.norm2, total, message.payload.sha256)
 
 
-def context_of(cohort: Cohort, manifest: RunManifest, dim: int) -> Context:
+def context_of(cohort: Cohort, manifest: RunManifest, dim: int, roster: Roster | None = None) -> Context:
     """The context of a cohort's window.
 
     Args:
         cohort: as the aggregator announced it, checked by nobody yet.
         manifest: of the run.
         dim: length d of the adapter.
+        roster: the boundary's, already verified, which says the ranks of devices; needed in a run with rank blocks.
 
     Raises:
         ProtocolError: the cohort says what the manifest does not allow: weights, ages, sizes, threshold,
@@ -250,7 +250,13 @@ def context_of(cohort: Cohort, manifest: RunManifest, dim: int) -> Context:
         window=cohort.window,
         version=cohort.version,
         members=tuple(
-            ContextMember(DeviceId(member.device), member.n, member.weight, member.base_version)
+            ContextMember(
+                DeviceId(member.device),
+                member.n,
+                member.weight,
+                member.base_version,
+                reach_of(manifest, roster, member.device),
+            )
             for member in cohort.members
         ),
         bases_root=bases_root((base.version, base.sha256) for base in cohort.bases),
@@ -265,6 +271,7 @@ def context_of(cohort: Cohort, manifest: RunManifest, dim: int) -> Context:
         ring=ring_of(cohort, manifest),
         offers_sha256=offers_sha256(cohort),
         ring_bits=secure.ring_bits,
+        rank_blocks=len(manifest.rank_blocks),
     )
 
 
@@ -334,17 +341,6 @@ def _ring(names: tuple[DeviceId, ...], degree: int, seed: bytes) -> Ring:
     return Ring.of(names, degree, seed)
 
 
-def mean_norm2(squared: int, weight: int, terms: SecureTerms) -> int:
-    """‖Σ wΔ / Σw‖² in units of 2**-32, rounded down; `squared` is ‖Σ w/W·Δ·2**scale_bits‖² of the sum; exact.
-
-    Args:
-        squared: squared norm of the sum in fixed point, an exact integer.
-        weight: Σw of the included devices.
-        terms: the manifest's largest weight W and bits of the fixed point.
-    """
-    return ((squared * terms.weight_max**2) << 32) // ((weight << terms.scale_bits) ** 2)
-
-
 def close_window(
     cohort: Cohort, result: SumResult, manifest: RunManifest, parts: Sequence[Part] = ()
 ) -> tuple[WindowSummary, WindowMean]:
@@ -365,9 +361,7 @@ def close_window(
     included = [members[device] for device in result.included]
     total, sums, metrics = _sums(cohort, result, manifest, parts)
     weight2 = sums["weight2"]
-    squared = norm2(total) if total.size else 0
-    mean, shorter = _within_clip(total, squared, sums["n"], manifest)
-    mean2 = mean_norm2(squared, sums["weight"], manifest.secure)
+    found = window_mean(total, sums["weight"], included=included, over=result.over, manifest=manifest)
     bases = {base.version: base.sha256 for base in cohort.bases}
     root = roster_root(
         WindowLeaf(
@@ -388,7 +382,7 @@ def close_window(
         weight2=weight2,
         roster_root=root,
         norm2=sums["norm2"],
-        mean2=mean2 if shorter == 1.0 else math.floor(mean2 * shorter**2),
+        mean2=found.mean2,
         tokens=sums["tokens"],
         loss=sums["loss"],
         loss_tokens=sums["loss_tokens"],
@@ -396,8 +390,9 @@ def close_window(
         eval_loss=sums["eval_loss"],
         eval_tokens=sums["eval_tokens"],
         metrics=released(manifest.metrics, metrics, heads=len(included), evaluated=sums["eval_tokens"] > 0),
+        block_heads=found.block_heads,
     )
-    return summary, mean
+    return summary, found.mean
 
 
 def _sums(
@@ -440,20 +435,3 @@ def _with_parts(total: NDArray[np.int32], parts: Sequence[Part]) -> NDArray[np.i
             block += part.total[at]
         found[at] = centred(block)
     return found
-
-
-def _within_clip(
-    total: NDArray[np.int32], squared: int, n: int, manifest: RunManifest
-) -> tuple[WindowMean, float]:
-    """The damped mean of a window, of d coordinates, and the factor that it was shortened by; 1.0 if it was not.
-
-    An update beyond the clip hides in the sum. No device would train from where such a sum leads, and the exchange
-    would refuse its delta: so it is shortened to what clipped updates can give. Its length is from exact integers, and
-    everybody finds the same factor.
-    """
-    secure = manifest.secure
-    unit = secure.weight_max / ((1 << secure.scale_bits) * secure.staleness[0] * n)
-    length = math.sqrt(squared) * unit
-    most = largest_step(manifest, total.size)
-    shorter = 1.0 if length <= most else most / length
-    return WindowMean(total, n, secure, shorter), shorter

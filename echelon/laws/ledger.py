@@ -18,7 +18,7 @@ Vectors may be large: r is changed in place, block by block, and no step makes a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias, cast
 
@@ -67,20 +67,32 @@ class WindowMean:
         weight_sum_n: Σ n of the included devices.
         terms: W, s(0) and the scale.
         shorter: the factor that the mean is shortened by; 1.0: it is not.
+        blocks: the block of each coordinate, uint8[d], and Σ n of the devices that added to each block: their mean is
+            over those, and 0 where there are none. None: all devices added to all coordinates.
 
     Raises:
         ProtocolError: nothing was trained.
     """
 
     def __init__(
-        self, total: NDArray[np.int32], weight_sum_n: int, terms: SecureTerms, shorter: float = 1.0
+        self,
+        total: NDArray[np.int32],
+        weight_sum_n: int,
+        terms: SecureTerms,
+        shorter: float = 1.0,
+        blocks: tuple[NDArray[np.uint8], Sequence[int]] | None = None,
     ) -> None:
         self._total, self._shorter = total, shorter
         self._factor = _mean_factor(weight_sum_n, terms)
+        self._index: NDArray[np.uint8] | None = None
+        if blocks is not None:
+            self._index, divisors = blocks
+            self._factors = np.array([_mean_factor(n, terms) if n else 0.0 for n in divisors], np.float64)
 
     def __getitem__(self, part: slice) -> F64:
         """A part of the mean, float64."""
-        mean = self._total[part].astype(np.float64) * self._factor
+        factor = self._factor if self._index is None else self._factors[self._index[part]]
+        mean = self._total[part].astype(np.float64) * factor
         return mean if self._shorter == 1.0 else mean * self._shorter
 
 

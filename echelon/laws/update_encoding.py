@@ -5,7 +5,11 @@ A device encodes what it moved itself, and an edge what it moved for a device; b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from echelon.messages.adapter import F32
 from echelon.messages.manifest import BILLION, MILLION, SecureTerms
@@ -58,19 +62,26 @@ class UpdateEncoder:
         self._weight_max = secure.weight_max
         self._codec = codec_of(secure)
 
-    def encode(self, update: F32, weight: int, seed: bytes) -> EncodedUpdate:
+    def encode(
+        self, update: F32, weight: int, seed: bytes, lighter: Sequence[tuple[NDArray[np.bool_], int]] = ()
+    ) -> EncodedUpdate:
         """Clip an update and encode it.
 
         Args:
             update: float32[d].
             weight: w, in 0..W.
             seed: 32 fresh bytes: the stream that decides the rounding.
+            lighter: coordinates that count with a smaller weight than w, bool[d] each, and that weight.
 
         Raises:
             TrainingError: a value that is not finite.
             ProtocolError: weight or seed out of range.
         """
         clipped = self._codec.clip(update)
+        if lighter:
+            clipped = clipped.copy()
+        for place, less in lighter:
+            clipped[place] *= np.float32(less / weight)
         square = squared_length(clipped)
         ring = self._codec.encode(clipped, weight, self._weight_max, seed)
         return EncodedUpdate(ring=ring, norm2=round(weight * square * NORM_UNIT))

@@ -160,7 +160,8 @@ def largest_step(manifest: RunManifest, dim: int) -> float:
 
     The damped mean Σ n·s(τ)·Δ / (s(0)·Σ n) of updates within the clip has at most clip · max s / s(0); fixed point adds
     at most one unit of W / (s(0)·2**scale_bits) for each coordinate. Where the model is split, a device and its edge
-    clip their parts of an update each for itself: √2 of it.
+    clip their parts of an update each for itself: √2 of it. Where devices have different ranks, each block of rows is a
+    mean of its own, over those who train it: of b blocks none is longer than that, so √b of it.
 
     Args:
         manifest: the run's terms.
@@ -169,6 +170,7 @@ def largest_step(manifest: RunManifest, dim: int) -> float:
     secure = manifest.secure
     growth = max(secure.staleness) / secure.staleness[0]
     clipped = secure.clip_micro / MILLION * growth * (math.sqrt(2.0) if manifest.split else 1.0)
+    clipped *= math.sqrt(len(manifest.rank_blocks) or 1)
     return clipped + math.sqrt(dim) * secure.weight_max / secure.staleness[0] / (1 << secure.scale_bits)
 
 

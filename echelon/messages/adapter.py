@@ -203,6 +203,39 @@ def factor_mask(layout: AdapterLayout, factor: Factor) -> npt.NDArray[np.bool_]:
     return mask
 
 
+_RANK_AXES = ((".lora_A.", 0), (".lora_B.", 1), (".lora_embedding_A", 0), (".lora_embedding_B", 1))
+"""By what stands in a tensor's key: which of its axes is as long as the adapter's rank."""
+
+
+def rank_rows(layout: AdapterLayout, rank: int) -> npt.NDArray[np.uint16]:
+    """For each element of the vector, the row of A or the column of B that it is in: uint16[d].
+
+    Row i of A and column i of B belong together: their product is a matrix of rank 1. Tensors that are trained whole
+    have no rank, and stand with row 0, which every device trains.
+
+    Args:
+        layout: of the adapter.
+        rank: of all A and B.
+
+    Raises:
+        CodecError: A or B of a layer has no axis of that length, as those of stacked experts have none.
+    """
+    rows = np.zeros(layout.dim, np.uint16)
+    for entry in layout.entries:
+        axis = next((axis for part, axis in _RANK_AXES if part in entry.key), None)
+        if axis is None:
+            continue
+        if len(entry.shape) < 2 or entry.shape[axis] != rank:
+            raise CodecError(
+                f"adapter tensor {entry.key} has shape {list(entry.shape)}, and axis {axis} does not have the rank "
+                f"{rank}: such a layer has no rows that a device of lower rank could leave out"
+            )
+        shape = [rank if place == axis else 1 for place in range(len(entry.shape))]
+        at = slice(entry.offset, entry.offset + entry.size)
+        rows[at] = np.broadcast_to(np.arange(rank, dtype=np.uint16).reshape(shape), entry.shape).ravel()
+    return rows
+
+
 def check_vector(vector: Vector, dim: int) -> None:
     """Raise `CodecError` unless `vector` is float32[dim] and contiguous."""
     if vector.dtype != np.float32 or vector.shape != (dim,) or not vector.flags.c_contiguous:

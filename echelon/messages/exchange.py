@@ -32,6 +32,8 @@ MAX_WINDOW_TOKENS = 1 << 40
 MAX_WINDOWS = 24
 """Most windows that one boundary delta may cover (R_max is at most this): keeps a delta manifest within 8 KiB."""
 MAX_METRICS = 16
+MAX_RANK_BLOCKS = 8
+"""Most blocks of rows that devices of different ranks part an adapter into."""
 """Most metrics of the user's own that devices of one run compute."""
 MAX_BOUNDARIES = 64
 MAX_MERGED = 56
@@ -118,10 +120,11 @@ class WindowSummary(Fields):
     much of what the devices moved they have in common. Losses are Σ nats in units of 2**-16 (zero unless the boundary
     opted in), `eval_commit` is the commit that the evaluation sums are of. `metrics` are two sums for each metric of
     the manifest, in its order, over the same devices: Σ (value - low) in units of 2**-16, and how many values that is
-    of. It is left out of the bytes where the manifest has none.
+    of. It is left out of the bytes where the manifest has none. `block_heads` says how many devices are in the sum of
+    each rank block but the first, 0 where nobody adds to it; it is left out where the manifest has no rank blocks.
     """
 
-    left_out: ClassVar[frozenset[str]] = frozenset({"metrics"})
+    left_out: ClassVar[frozenset[str]] = frozenset({"metrics", "block_heads"})
 
     window: U63
     heads: U32
@@ -138,6 +141,7 @@ class WindowSummary(Fields):
     eval_loss: U63
     eval_tokens: U63
     metrics: Annotated[tuple[U63, ...], Field(max_length=2 * MAX_METRICS)] = ()
+    block_heads: Annotated[tuple[U32, ...], Field(max_length=MAX_RANK_BLOCKS - 1)] = ()
 
 
 DELTA_BYTES = 400
@@ -148,9 +152,19 @@ METRIC_BYTES = 18
 """Most bytes of the two sums of a metric; the list itself has at most 11 more."""
 
 
-def most_windows(metrics: int) -> int:
-    """How many windows one delta can carry with so many metrics, so that its manifest stays within 8 KiB."""
+BLOCK_BYTES = 5
+"""Most bytes of the heads of a rank block; the list itself has at most 13 more."""
+
+
+def most_windows(metrics: int, rank_blocks: int = 0) -> int:
+    """How many windows one delta can carry, so that its manifest stays within 8 KiB.
+
+    Args:
+        metrics: of the manifest.
+        rank_blocks: of the manifest; 0 where all devices have one rank.
+    """
     window = WINDOW_BYTES + (11 + METRIC_BYTES * metrics if metrics else 0)
+    window += 13 + BLOCK_BYTES * (rank_blocks - 1) if rank_blocks else 0
     return min(MAX_WINDOWS, (MAX_EXCHANGE_BYTES - DELTA_BYTES) // window)
 
 

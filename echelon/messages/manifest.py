@@ -20,6 +20,7 @@ from echelon.messages.exchange import (
     MAX_DENSITY_PPM,
     MAX_MERGED,
     MAX_METRICS,
+    MAX_RANK_BLOCKS,
     MAX_WINDOWS,
     MIN_DENSITY_PPM,
     DeltaCodec,
@@ -31,6 +32,15 @@ from echelon.messages.kinds import AdapterKind
 from echelon.messages.kinds import OuterKind as OuterKind
 from echelon.messages.kinds import PaceKind as PaceKind
 from echelon.messages.names import BoundaryName, WitnessName
+from echelon.messages.own_code import MAX_METRIC_BOUND as MAX_METRIC_BOUND
+from echelon.messages.own_code import MAX_METRIC_VALUES as MAX_METRIC_VALUES
+from echelon.messages.own_code import METRIC_BITS as METRIC_BITS
+from echelon.messages.own_code import METRIC_NAME as METRIC_NAME
+from echelon.messages.own_code import RULE_NAME as RULE_NAME
+from echelon.messages.own_code import MetricTerms as MetricTerms
+from echelon.messages.own_code import RuleParameter as RuleParameter
+from echelon.messages.own_code import RuleSlot as RuleSlot
+from echelon.messages.own_code import RuleTerms as RuleTerms
 from echelon.messages.wire import PROTOCOL, U16, U32, U63, Fields, Reason, Refused
 
 MANIFEST_TYPE = f"application/vnd.echelon.run-manifest.v{PROTOCOL}+json"
@@ -44,8 +54,6 @@ BILLION = 1_000_000_000
 LEAST_COMMITS = 4
 """Commits that a delta may always stay unread: as few may pass while it is on its way through a slow network."""
 
-RULE_NAME = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
-"""`package.module:Class`."""
 Hex16 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Table = Annotated[tuple[Annotated[int, Field(ge=0, le=1 << 20)], ...], Field(min_length=1, max_length=4096)]
@@ -127,71 +135,6 @@ class FactorRule(StrEnum):
 
     BOTH = "both"
     ALTERNATING = "alternating"
-
-
-class RuleSlot(StrEnum):
-    """What a user's own class decides."""
-
-    OUTER = "outer"
-    PACE = "pace"
-    STALENESS_UPDATES = "staleness of updates"
-    STALENESS_DELTAS = "staleness of deltas"
-
-
-class RuleParameter(Fields):
-    """One parameter of a user's class: an integer or a text."""
-
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
-    value: Annotated[int, Field(ge=-(1 << 62), le=1 << 62)] | Annotated[str, Field(max_length=256)]
-
-
-class RuleTerms(Fields):
-    """A user's own class: which, with what parameters, and the SHA-256 of the source file that it stands in."""
-
-    slot: Annotated[RuleSlot, Field(strict=False)]
-    name: Annotated[str, Field(pattern=RULE_NAME, max_length=256)]
-    parameters: Annotated[tuple[RuleParameter, ...], Field(max_length=64)]
-    sha256: Hex32
-
-    def arguments(self) -> dict[str, int | str]:
-        """The parameters by name."""
-        return {parameter.name: parameter.value for parameter in self.parameters}
-
-
-METRIC_NAME = r"^[a-z][a-z0-9_.-]{0,62}$"
-METRIC_BITS = 16
-"""Values of metrics are carried in units of 2**-16, as losses are."""
-MAX_METRIC_VALUES = 1 << 24
-"""Most values of one metric that a device adds to a sum."""
-MAX_METRIC_BOUND = 1 << 36
-"""Largest bound of a value in units of 2**-16: 2**20."""
-
-
-class MetricTerms(Fields):
-    """A metric of the user's own that devices compute: by what code, and within which bounds one value lies.
-
-    Bounds are in units of 2**-16.
-    """
-
-    name: Annotated[str, Field(pattern=METRIC_NAME)]
-    rule: Annotated[str, Field(pattern=RULE_NAME, max_length=256)]
-    sha256: Hex32
-    """Of the source file that the function stands in."""
-    low: Annotated[int, Field(ge=-MAX_METRIC_BOUND, le=MAX_METRIC_BOUND)]
-    high: Annotated[int, Field(ge=-MAX_METRIC_BOUND, le=MAX_METRIC_BOUND)]
-
-    @property
-    def width(self) -> int:
-        """High less low."""
-        return self.high - self.low
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.width < 1:
-            raise ValueError(
-                f"metric {self.name}: its bounds are {self.low} and {self.high}, the first not below"
-            )
-        return self
 
 
 class SecureTerms(Fields):
@@ -391,7 +334,15 @@ class RunManifest(Fields):
     metrics: Annotated[tuple[MetricTerms, ...], Field(max_length=MAX_METRICS)] = ()
     """What devices measure besides losses, in the order of the sums. Left out of the bytes where there is nothing."""
 
-    left_out: ClassVar[frozenset[str]] = frozenset({"labels", "parent", "kept_windows", "adapter", "metrics"})
+    rank_blocks: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(max_length=MAX_RANK_BLOCKS)
+    ] = ()
+    """Where blocks of rows of A (columns of B) end, ascending; the last is the adapter's rank. A device of rank r moves
+    the rows below r, and its roster says r. Empty where all have one rank, and left out of the bytes."""
+
+    left_out: ClassVar[frozenset[str]] = frozenset(
+        {"labels", "parent", "kept_windows", "adapter", "metrics", "rank_blocks"}
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -415,7 +366,23 @@ class RunManifest(Fields):
         ):
             raise ValueError("commits are relayed where the outer step is the average, which has no state")
         self._check_metrics()
+        self._check_rank_blocks()
         return self
+
+    def _check_rank_blocks(self) -> None:
+        """Ranks are nested, and the adapter has rows that devices of lower rank can leave out."""
+        blocks = self.rank_blocks
+        if list(blocks) != sorted(set(blocks)) or len(blocks) == 1:
+            raise ValueError(f"rank blocks end at {list(blocks)}: they are two at least, and ascend")
+        if blocks and self.split:
+            raise ValueError("rank blocks are of models that every device trains whole")
+        if blocks and self.adapter is not None and self.adapter.kind is not AdapterKind.FFA:
+            raise ValueError(f"an adapter of the kind {self.adapter.kind.value} has no rank blocks")
+        if blocks and self.exchange.windows_max > most_windows(len(self.metrics), len(blocks)):
+            raise ValueError(
+                f"{len(blocks)} rank blocks leave room for {most_windows(len(self.metrics), len(blocks))} windows in a "
+                f"delta, and it may have {self.exchange.windows_max}"
+            )
 
     def _check_metrics(self) -> None:
         """Metrics have names of their own, go with evaluations, and no sum of theirs can overflow."""

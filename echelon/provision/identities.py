@@ -28,6 +28,7 @@ from echelon.errors import ConfigError, EchelonError
 from echelon.messages.envelope import Signer
 from echelon.passphrase import Passphrase, check_encrypted
 from echelon.private import create_private, private_folder, write_private
+from echelon.provision.device_ranks import device_ranks
 from echelon.secagg.roster import MAX_ROSTER_BYTES, EdgeEntry, Roster, RosterEntry
 
 ROSTER_FILE = "roster.bin"
@@ -77,8 +78,9 @@ class Identities:
         for boundary in settings.boundaries:
             devices = {device.id: token(32) for device in boundary.device_list()}
             enrolment = token(32)
+            ranks = device_ranks(settings, boundary)
             entries = tuple(
-                RosterEntry(device=device, public=Signer(key).public, slot=slot)
+                RosterEntry(device=device, public=Signer(key).public, slot=slot, rank=ranks[device])
                 for slot, (device, key) in enumerate(devices.items())
             )
             aggregator, gate, exchange, witness = token(32), token(32), token(32), token(32)

@@ -33,6 +33,7 @@ from echelon.messages.manifest import (
     default_merge_within,
 )
 from echelon.provision.identities import Identities
+from echelon.provision.ranks import check_rank_sums, check_rank_terms
 from echelon.secagg.ring import SHORT_RING_BITS, Codec, best_scale_bits
 from echelon.wiring.metrics import metric_terms
 from echelon.wiring.plugins import own_table, terms_of
@@ -82,6 +83,7 @@ def secure_terms(settings: RunSettings) -> SecureTerms:
         short_ring=secure.ring_bits == SHORT_RING_BITS,
     )
     _check_levels(codec_of(terms), terms)
+    check_rank_sums(settings, terms)
     # Σ w‖Δ‖² travels in units of 2**-32 and must stay below 2**63 over the whole cohort.
     if math.log2(terms.weight_max * cohort_max * secure.clip**2) + 32 >= 63:
         raise ConfigError(
@@ -246,7 +248,9 @@ def build_manifest(
             kept_windows=settings.retention.windows,
             adapter=facts.adapter,
             metrics=metric_terms(settings),
+            rank_blocks=settings.adapter.rank_blocks,
         )
+        check_rank_terms(settings, manifest, identities)
     except ValueError as error:
         if isinstance(error, EchelonError):
             raise

@@ -9,10 +9,9 @@ for one window; nothing of it is ever stored, so a restart is a dropout.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from echelon.messages.envelope import Signer
-from echelon.messages.floor import heads
 from echelon.messages.good_signatures import verify_once
 from echelon.messages.handshake import (
     Advertise,
@@ -31,8 +30,7 @@ from echelon.secagg.context import Context, consistency_statement, masks_bound
 from echelon.secagg.device_secrets import DeviceSecrets
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.faults import Abort, Aborted
-from echelon.secagg.floors import weight_holds
-from echelon.secagg.partial_sums import EVALUATIONS, PartialSums
+from echelon.secagg.partial_sums import EVALUATIONS, PartialSums, check_included, over_rank_blocks
 from echelon.secagg.prg import ALONE, Masker, RingVector, Spread, ring_bytes
 from echelon.secagg.roster import Roster
 from echelon.secagg.turns import ClientStep, Turns
@@ -195,11 +193,17 @@ class Client:
     def adds_blocks(self, shares: SharesList) -> frozenset[int]:
         """The blocks that this device's vector may move when it is masked for U2.
 
-        Where models are cut differently, each block is a sum of its own, over those devices that hold it: the rule is
-        that for evaluations. Coordinates of its other blocks it leaves at 0.
+        Where models are cut differently, or devices have different ranks, each block is a sum of its own, over those
+        devices that hold it: the rule is that for evaluations. Coordinates of its other blocks it leaves at 0.
         """
         sums = self._sums.adding(self._keys, self._within(shares))
         return frozenset(block for block in self._blocks if self.me in sums[block])
+
+    def block_caps(self, shares: SharesList) -> dict[int, int]:
+        """Rank blocks in which this device weighs less than in the window: the weight that it has there, by block."""
+        mine = self.context.weights[self.me]
+        sums = over_rank_blocks(self.context, self._within(shares))
+        return {block: one.cap for block, one in sums.items() if self.me in one.devices and one.cap < mine}
 
     def _within(self, shares: SharesList) -> frozenset[DeviceId]:
         return frozenset(DeviceId(device) for device in shares.devices) & self._u1
@@ -264,30 +268,12 @@ class Client:
             raise self._turns.abort(
                 Abort.UPLOAD, f"the included set names another upload of {self.me} than it made"
             )
-        self._check_partial_sums(u3)
+        self._hold(lambda: check_included(self.context, self._adding, u2=self._u2, u3=u3))
         self._u3 = u3
         signature = self._signer.sign(self._statement(included))
         return self._turns.done(
             included, ClientStep.DECIDED, Consistency(window=included.window, signature=signature)
         )
-
-    def _check_partial_sums(self, u3: frozenset[DeviceId]) -> None:
-        """The floor of every sum that some devices add to, over those of them that are included."""
-        floor = heads(self.context.k_min, self.context.colluding)
-        for what, adding in self._adding.items():
-            left = adding & u3
-            name = "evaluations" if what == EVALUATIONS else f"to block {what}"
-            if adding and len(left) < floor:
-                raise self._turns.abort(
-                    Abort.FLOOR, f"{len(left)} devices of the included set added {name}, the floor is {floor}"
-                )
-            weights = [self.context.weights[device] for device in left]
-            weighed = adding and what != EVALUATIONS
-            if weighed and not weight_holds(weights, self.context.k_min, self.context.colluding):
-                raise self._turns.abort(
-                    Abort.FLOOR,
-                    f"one device carries {max(weights)} of the weight {sum(weights)} of those that added {name}",
-                )
 
     def left_out(self, included: Included) -> None:
         """Note an included set without this device, which uploaded. It will sign no other one in this window."""
@@ -392,9 +378,13 @@ class Client:
         return devices
 
     def _check_floor(self, devices: frozenset[DeviceId], what: str) -> None:
+        self._hold(lambda: self.context.check_floor(devices, what))
+        self._hold(lambda: self.context.check_ring(devices, what))
+
+    def _hold(self, check: Callable[[], None]) -> None:
+        """Leave the window for good if a check fails."""
         try:
-            self.context.check_floor(devices, what)
-            self.context.check_ring(devices, what)
+            check()
         except Aborted as below:
             self._turns.aborted = below
             raise

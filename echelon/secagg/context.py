@@ -13,7 +13,14 @@ from echelon.messages.floor import heads
 from echelon.messages.handshake import Included, KeyEntry, KeyList, SharesList
 from echelon.messages.wire import DeviceId
 from echelon.secagg.faults import Abort, Aborted
-from echelon.secagg.floors import fewest_left, partial_sum_holds, partial_weight_holds, weight_holds
+from echelon.secagg.floors import (
+    fewest_left,
+    lost_in_proportion,
+    partial_sum_holds,
+    partial_weight_holds,
+    weight_cap,
+    weight_holds,
+)
 from echelon.secagg.graph import Graph, Ring, bits, complete
 from echelon.secagg.keys import statement
 from echelon.secagg.prg import RingVector
@@ -43,12 +50,14 @@ class ContextMember:
         n: token buckets.
         w: integer weight n·s(τ), at most W.
         base_version: version of the boundary adapter that it trained from.
+        reach: how many rank blocks it trains, from the first on, by the signed roster; 0 in a run without them.
     """
 
     device: DeviceId
     n: int
     w: int
     base_version: int
+    reach: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,7 @@ class Context:
         ring: on which devices mask with those nearest; None: everybody masks with everybody.
         offers_sha256: digest over the rest of what the cohort says of each member: its offer, shards, edge and jobs.
         ring_bits: bits of a coordinate: the sum is mod 2**ring_bits; 32, or 16.
+        rank_blocks: how many rank blocks the vector has, each of which is a sum of its own; 0: all devices train all.
 
     Raises:
         Aborted: at construction, when a device must not take part in such a window.
@@ -93,6 +103,7 @@ class Context:
     ring: Ring | None = None
     offers_sha256: bytes = b""
     ring_bits: int = RING_BITS
+    rank_blocks: int = 0
 
     def __post_init__(self) -> None:
         where = f"window {self.window}"
@@ -105,6 +116,11 @@ class Context:
             if not 1 <= member.w <= self.weight_max or member.n < 1:
                 raise Aborted(
                     Abort.MEMBERS, f"{where}: {member.device} has n = {member.n} and weight {member.w}"
+                )
+            if not min(1, self.rank_blocks) <= member.reach <= self.rank_blocks:
+                raise Aborted(
+                    Abort.MEMBERS,
+                    f"{where}: {member.device} trains {member.reach} of {self.rank_blocks} rank blocks",
                 )
         if self.ring is not None and sorted(self.ring.order) != names:
             raise Aborted(Abort.MEMBERS, f"{where}: the ring is not one of the cohort")
@@ -195,12 +211,36 @@ class Context:
         """
         if len(contributors) == uploading:
             return True
-        threshold = self.threshold if self.ring is None else 0
-        lost = uploading - fewest_left(uploading, threshold, self.k_min, self.colluding)
+        lost = self._lost(uploading)
         if not partial_sum_holds(len(contributors), lost, self.k_min, self.colluding):
             return False
         weights = [self.weights[device] for device in contributors]
         return not weighed or partial_weight_holds(weights, lost, self.k_min, self.colluding)
+
+    def _lost(self, uploading: int) -> int:
+        """Most devices of U2 that may drop out."""
+        threshold = self.threshold if self.ring is None else 0
+        return uploading - fewest_left(uploading, threshold, self.k_min, self.colluding)
+
+    def block_cap(self, contributors: Collection[DeviceId], uploading: int) -> int:
+        """The cap on the weights of those of U2 who train a rank block, in that block's sum; 0: nobody may add to it.
+
+        With it the floors on heads and on weight hold as long as no larger share of them drops out than of a whole
+        cohort may. If more do, no honest device signs the included set.
+
+        Args:
+            contributors: those devices.
+            uploading: how many devices are in U2. If all of them contribute, the sum is as safe as the window's.
+        """
+        if len(contributors) == uploading:
+            return self.weight_max
+        lost, group = self._lost(uploading), uploading
+        if self.ring is not None:
+            group = self.ring.degree + 1
+            lost = group - self.threshold
+        gone = lost_in_proportion(len(contributors), lost, group)
+        weights = [self.weights[device] for device in contributors]
+        return weight_cap(weights, self.k_min, self.colluding + gone)
 
     @cached_property
     def digest(self) -> bytes:
@@ -208,7 +248,7 @@ class Context:
         return hashlib.sha256(statement("context", *self._signed_fields())).digest()
 
     def _signed_fields(self) -> list[object]:
-        """What the digest covers, in the order of the format; the last three only where the run has them."""
+        """What the digest covers, in the order of the format; the last four only where the run has them."""
         fields: list[object] = [
             self.run,
             self.window,
@@ -231,6 +271,8 @@ class Context:
             fields.append(self.offers_sha256)
         if self.ring_bits != RING_BITS:
             fields.append(self.ring_bits)
+        if self.rank_blocks:
+            fields.append([self.rank_blocks, [member.reach for member in self.members]])
         return fields
 
     def advert_statement(self, entry: KeyEntry) -> bytes:

@@ -9,6 +9,7 @@ from echelon.messages.handshake import Included, KeyList, SharesList, Signatures
 from echelon.messages.wire import DeviceId
 from echelon.secagg.context import Context
 from echelon.secagg.faults import Aborted, WindowFailed
+from echelon.secagg.partial_sums import check_included, over_rank_blocks
 
 Decision = KeyList | SharesList | Included | Signatures
 
@@ -55,8 +56,15 @@ def signed_enough(context: Context, u3: Iterable[DeviceId], signers: Collection[
     return all(len(context.holders(device) & set(signers)) >= t for device in u3)
 
 
-def check_enough(context: Context, decision: KeyList | SharesList | Included) -> None:
-    """Check the threshold around every device that a decision names, and the floor, as every device will.
+def check_enough(
+    context: Context, decision: KeyList | SharesList | Included, u2: frozenset[DeviceId] = frozenset()
+) -> None:
+    """Check the threshold around every device that a decision names, and the floors, as every device will.
+
+    Args:
+        context: what the window is bound to.
+        decision: the list.
+        u2: who shared keys, for an included set: of rank blocks the floor holds by itself.
 
     Raises:
         WindowFailed: too few are left.
@@ -73,5 +81,8 @@ def check_enough(context: Context, decision: KeyList | SharesList | Included) ->
     try:
         context.check_floor(devices, f"the {decision.kind} list")
         context.check_ring(devices, f"the {decision.kind} list")
+        if isinstance(decision, Included):
+            blocks = {number: one.devices for number, one in over_rank_blocks(context, u2).items()}
+            check_included(context, blocks, u2=u2, u3=frozenset(devices))
     except Aborted as below:
         raise WindowFailed(below.reason.value, below.detail) from None

@@ -66,6 +66,17 @@ def fewest_left(uploading: int, threshold: int, k_min: int, colluding: int) -> i
     return min(uploading, max(threshold, heads(k_min, colluding)))
 
 
+def lost_in_proportion(contributors: int, lost: int, uploading: int) -> int:
+    """How many of the contributors to a sum drop out, rounded up, if of them as large a share does as of all devices.
+
+    Args:
+        contributors: devices that have something to add to this sum.
+        lost: most devices that may drop out of all.
+        uploading: all devices.
+    """
+    return -(-contributors * lost // uploading)
+
+
 def partial_sum_holds(contributors: int, lost: int, k_min: int, colluding: int) -> bool:
     """Whether a sum that only some of a window's devices add to has heads enough whoever drops out.
 

@@ -3,16 +3,26 @@
 Each is a sum of its own over those devices that signed that they add to it, and the floor holds for it, too: where
 they are too few, nobody adds to it. A block is a sum of weighted updates, so the floor on weight holds for it as well:
 where one of them is much heavier than the others, nobody adds to it either.
+
+Rank blocks are such blocks, too, where devices train adapters of different ranks. Who adds to which of them follows
+from the signed roster alone, and no device or aggregator says it. A few devices of a high rank among many of a low one
+are what such a run is for. So a block is added to where its devices are enough if as large a share of them drops out as
+of a whole cohort may, and not whoever drops out: if more do, nobody signs the included set, and the window has no sum.
+For the same reason a heavy device does not keep the others' block out: its weight in that block's sum is capped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 from echelon.messages.envelope import verify_signature
+from echelon.messages.floor import heads
 from echelon.messages.handshake import KeyList
 from echelon.messages.wire import DeviceId
 from echelon.secagg.context import Context
+from echelon.secagg.faults import Abort, Aborted
+from echelon.secagg.floors import weight_holds
 from echelon.secagg.roster import Roster
 
 EVALUATIONS = -1
@@ -54,14 +64,85 @@ class PartialSums:
             )
         ]
         found = {EVALUATIONS: {DeviceId(entry.device) for entry in entries if entry.evaluated}}
-        for block in self._blocks:
+        for block in () if self._context.rank_blocks else self._blocks:
             found[block] = {
                 DeviceId(entry.device) for entry in entries if block < entry.front or block >= entry.back
             }
-        return {
+        adding = {
             # Of evaluations nobody knows the others' tokens; every block is a sum of weighted updates.
             what: frozenset(who)
             if self._context.may_add(who, len(u2), weighed=what != EVALUATIONS)
             else frozenset()
             for what, who in found.items()
         }
+        return adding | {block: one.devices for block, one in over_rank_blocks(self._context, u2).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class RankSum:
+    """One rank block as a sum of its own.
+
+    Attributes:
+        devices: who of U2 adds to it; empty where the floor would not hold.
+        cap: on the weight of each in this sum; 0 where nobody adds.
+    """
+
+    devices: frozenset[DeviceId]
+    cap: int
+
+
+def over_rank_blocks(context: Context, u2: frozenset[DeviceId]) -> dict[int, RankSum]:
+    """Who of U2 adds to each rank block: those whose rank reaches it; nobody where the floor would not hold.
+
+    Args:
+        context: what the window is bound to; it knows the ranks of the roster.
+        u2: the devices whose vectors may be in the sum.
+
+    Returns:
+        By number of the block; empty in a run without rank blocks.
+    """
+    found = {}
+    for block in range(context.rank_blocks):
+        devices = frozenset(
+            member.device for member in context.members if member.device in u2 and member.reach > block
+        )
+        cap = context.block_cap(devices, len(u2))
+        found[block] = RankSum(devices if cap else frozenset(), cap)
+    return found
+
+
+def check_included(
+    context: Context,
+    adding: Mapping[int, frozenset[DeviceId]],
+    *,
+    u2: frozenset[DeviceId],
+    u3: frozenset[DeviceId],
+) -> None:
+    """The floor of every sum that some devices add to, over those of them that are included.
+
+    Args:
+        context: what the window is bound to.
+        adding: who of U2 adds to each sum.
+        u2: the devices that shared keys.
+        u3: the included devices.
+
+    Raises:
+        Aborted: a sum is over too few of them, or one weighs too much in it.
+    """
+    floor = heads(context.k_min, context.colluding)
+    caps = {block: one.cap for block, one in over_rank_blocks(context, u2).items()}
+    for what, who in adding.items():
+        left = who & u3
+        name = "evaluations" if what == EVALUATIONS else f"to block {what}"
+        if who and len(left) < floor:
+            raise Aborted(
+                Abort.FLOOR, f"{len(left)} devices of the included set added {name}, the floor is {floor}"
+            )
+        cap = caps.get(what, context.weight_max)
+        weights = [min(cap, context.weights[device]) for device in left]
+        weighed = who and what != EVALUATIONS
+        if weighed and not weight_holds(weights, context.k_min, context.colluding):
+            raise Aborted(
+                Abort.FLOOR,
+                f"one device carries {max(weights)} of the weight {sum(weights)} of those that added {name}",
+            )

@@ -20,11 +20,17 @@ MAX_ROSTER_BYTES = 1 << 20
 
 
 class RosterEntry(Fields):
-    """One enrolled device: its name, its Ed25519 identity, its partition of the inbox."""
+    """One enrolled device: its name, its Ed25519 identity, its partition of the inbox.
+
+    `rank` is the rank of what it trains, where the run manifest has rank blocks; else it is left out of the bytes.
+    """
+
+    left_out: ClassVar[frozenset[str]] = frozenset({"rank"})
 
     device: Slug
     public: Key32
     slot: U16
+    rank: U16 = 0
 
 
 class EdgeEntry(Fields):

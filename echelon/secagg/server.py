@@ -33,6 +33,7 @@ from echelon.secagg.context import Context, consistency_statement, masks_bound
 from echelon.secagg.decisions import DECIDES, Decision, Round, check_enough, signed_enough, thriving
 from echelon.secagg.faults import InputRefused, WindowFailed
 from echelon.secagg.keys import usable
+from echelon.secagg.partial_sums import over_rank_blocks
 from echelon.secagg.prg import ALONE, Masker, RingVector, Spread
 from echelon.secagg.roster import Roster
 from echelon.secagg.unmasking import SumResult, Unmasking
@@ -340,7 +341,7 @@ class Server:
     def _check_enough(self, message: Decision) -> None:
         """Threshold around every device, and the floor, as every device will check them."""
         if not isinstance(message, Signatures):
-            check_enough(self.context, message)
+            check_enough(self.context, message, self._u2)
         elif not signed_enough(self.context, self._u3, [DeviceId(entry.device) for entry in message.entries]):
             raise WindowFailed("threshold", f"{len(message.entries)} devices signed the included set")
 
@@ -377,11 +378,9 @@ class Server:
             raise WindowFailed(
                 "threshold", f"{len(self._u3) - len(self._uploads)} included uploads are not there"
             )
-        missing = self._missing()
-        if missing:
+        if missing := self._missing():
             self._unmasking.fail(missing)
-        dropped = sorted(self._u2 - set(self._u3))
-        bound = masks_bound(self._bound, self._shares)
+        dropped, bound = sorted(self._u2 - set(self._u3)), masks_bound(self._bound, self._shares)
         self._masker.add(self._total, self._unmasking.masks(self._keys, bound, self._u3, dropped))
         self._unmasking.forget()
         self.round = Round.DONE
@@ -392,6 +391,7 @@ class Server:
             signatures=dict(self._signatures),
             dropped=tuple(dropped),
             suspects=self._unmasking.suspects,
+            over=over_rank_blocks(self.context, self._u2),
         )
         return self._result
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 from echelon.messages.handshake import KeyEntry, RevealedShare, Unmask
@@ -11,6 +11,7 @@ from echelon.messages.wire import DeviceId
 from echelon.secagg.context import Context
 from echelon.secagg.faults import WindowFailed
 from echelon.secagg.keys import AgreementKey, commit_seed, mask_sign, pair_mask_key, self_mask_key
+from echelon.secagg.partial_sums import RankSum
 from echelon.secagg.prg import RingVector
 from echelon.secagg.recovery import Recovery
 
@@ -26,6 +27,7 @@ class SumResult:
         signatures: the collected signatures over U3.
         dropped: U2 without U3, ascending: shared keys, but are not in the sum.
         suspects: devices whose shares were wrong and were left out, ascending.
+        over: of each rank block who of U2 added to it, and with what cap; empty in a run without rank blocks.
     """
 
     included: tuple[DeviceId, ...]
@@ -34,6 +36,7 @@ class SumResult:
     signatures: dict[DeviceId, bytes]
     dropped: tuple[DeviceId, ...]
     suspects: tuple[DeviceId, ...]
+    over: Mapping[int, RankSum] = field(default_factory=dict)
 
 
 class Unmasking:

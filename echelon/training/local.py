@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from echelon.config.training import DataSettings, TrainSettings
 from echelon.errors import ConfigError, TrainingError
 from echelon.jobs.training import TrainJob, TrainOutcome
-from echelon.messages.adapter import AdapterLayout, Factor, Vector, factor_mask
+from echelon.messages.adapter import AdapterLayout, Factor, Vector, factor_mask, rank_rows
 from echelon.messages.manifest import AdapterTerms, MetricTerms
 from echelon.training.adapter_layers import layers_of
 from echelon.training.data.boundary import BoundaryData
@@ -120,6 +120,7 @@ class TorchLearner:
         self._heads = whole_modules(self.layout, self._flat.read())
         self._optimizer = FlatOptimizer(self._flat, spec.train)
         self._masks: dict[Factor, torch.Tensor] = {}
+        self._beyonds: dict[int, torch.Tensor] = {}
         self._training: bool | None = None  # what `_switch` was last asked for
         self._boundary_of = spec.boundary_of
         self._boundaries: dict[str, BoundaryData[Any]] = {}
@@ -227,7 +228,7 @@ class TorchLearner:
         data = self._device_data(job.data)
         state = self._state(job.state)
         self._prepare(job, state)
-        frozen = None if job.factor is None else Frozen.of(self._held, self._mask(job.factor))
+        frozen = self._frozen(job)
         self._switch(training=True)
         per_step = settings.batch_size * settings.accumulation
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -329,6 +330,29 @@ class TorchLearner:
     def _held(self) -> tuple[torch.Tensor, ...]:
         """Whatever a step changes: weights and moments, float32[d] each."""
         return (self._flat.weights.data, *self._optimizer.moments)
+
+    def _frozen(self, job: TrainJob) -> Frozen | None:
+        """What the job must not change: the other factor, and rows of A and columns of B beyond the device's rank."""
+        masks = [] if job.factor is None else [self._mask(job.factor)]
+        if job.rank:
+            masks.append(self._beyond(job.rank))
+        return Frozen.of(self._held, torch.stack(masks).any(0)) if masks else None
+
+    def _beyond(self, rank: int) -> torch.Tensor:
+        """bool[d] of the rows of A and columns of B from `rank` on.
+
+        Raises:
+            ConfigError: the adapter trains more than what travels.
+            CodecError: a layer's A or B does not have the adapter's rank.
+        """
+        if rank not in self._beyonds:
+            if self._flat.trained != self.dim:
+                raise ConfigError(
+                    "devices of different ranks need an adapter of which all that is trained travels"
+                )
+            rows = rank_rows(self.layout, self.spec.adapter.rank)
+            self._beyonds[rank] = torch.from_numpy(rows >= rank).to(self._flat.gradient.device)
+        return self._beyonds[rank]
 
     def _mask(self, factor: Factor) -> torch.Tensor:
         """bool[d] of what stays as it is while this factor is trained. Raises `ConfigError` without both factors."""

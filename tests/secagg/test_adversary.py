@@ -521,18 +521,32 @@ def test_a_context_needs_distinct_members() -> None:
 
 def test_every_field_of_the_context_is_bound() -> None:
     context = context_for(names(6), k_min=2)
+    context = dataclasses.replace(
+        context, rank_blocks=2, members=tuple(dataclasses.replace(one, reach=1) for one in context.members)
+    )
     others = {
         "run": b"s" * 16, "window": 4, "version": 12, "bases_root": b"c" * 32, "terms_sha256": b"n" * 32,
         "threshold": 5, "k_min": 3, "colluding": 1, "weight_max": 9, "clip_micro": 2, "scale_bits": 3, "length": 5,
         "members": (dataclasses.replace(context.members[0], n=2), *context.members[1:]),
         "ring": Ring.of(names(6), 4, b"a"), "offers_sha256": b"o" * 32, "ring_bits": 16,
+        "rank_blocks": 3,
     }  # fmt: skip
     assert set(others) == {field.name for field in dataclasses.fields(context)}
     digests = {context.digest}
     for name, value in others.items():
         digests.add(dataclasses.replace(context, **{name: value}).digest)
     digests.add(dataclasses.replace(context, ring=Ring.of(names(6), 4, b"b")).digest)
-    assert len(digests) == len(others) + 2
+    higher = dataclasses.replace(context.members[0], reach=2)
+    digests.add(dataclasses.replace(context, members=(higher, *context.members[1:])).digest)
+    assert len(digests) == len(others) + 3
+
+
+@pytest.mark.parametrize(("blocks", "reach"), [(0, 1), (2, 0), (2, 3)])
+def test_a_device_trains_some_of_the_rank_blocks_that_there_are(blocks: int, reach: int) -> None:
+    context = context_for(names(6))
+    members = tuple(dataclasses.replace(one, reach=reach) for one in context.members)
+    with pytest.raises(Aborted, match=f"d000 trains {reach} of {blocks} rank blocks"):
+        dataclasses.replace(context, rank_blocks=blocks, members=members)
 
 
 def test_a_client_is_of_the_cohort_and_of_the_roster(window: Window) -> None:

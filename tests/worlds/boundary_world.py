@@ -7,7 +7,7 @@ end. So a test decides who hears what, in which order, and what is lost.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,9 +65,11 @@ def signer_of(device: str) -> Signer:
     return Signer(hashlib.sha256(b"identity of " + device.encode()).digest())
 
 
-def roster_of(devices: Collection[str]) -> Roster:
+def roster_of(devices: Collection[str], ranks: Mapping[str, int] | None = None) -> Roster:
     entries = [
-        RosterEntry(device=device, public=signer_of(device).public, slot=slot)
+        RosterEntry(
+            device=device, public=signer_of(device).public, slot=slot, rank=(ranks or {}).get(device, 0)
+        )
         for slot, device in enumerate(sorted(devices))
     ]
     keys = {"aggregator": signer_of("aggregator").public, "gate": signer_of("gate").public}
@@ -183,10 +185,14 @@ class World:
         ahead: int = 2,
         shards: int | None = None,
         drop: Callable[[str, Message], bool] = lambda _sender, _message: False,
+        ranks: Sequence[int] = (),
+        tokens: Sequence[int] = (),
     ) -> None:
         self.names = names(devices)
         self.manifest = manifest or manifest_for()
-        self.roster = roster_of(self.names)
+        self.roster = roster_of(self.names, dict(zip(self.names, ranks, strict=False)))
+        self.tokens = dict(zip(self.names, tokens, strict=False))
+        """What a device's job reads, where that is not `TOKENS`."""
         self.cohort = cohort or devices
         self.ahead = ahead
         self.shards = shards
@@ -356,7 +362,8 @@ class World:
                 self.give(
                     device,
                     TrainOutcome(
-                        weights=job.start + moved, tokens=TOKENS, loss_sum=3.0, loss_tokens=TOKENS,
+                        weights=job.start + moved, tokens=self.tokens.get(DeviceId(device), TOKENS),
+                        loss_sum=3.0, loss_tokens=TOKENS,
                         state=b"%s %d" % (device.encode(), person.trained),
                         position=(job.position or 0) + job.steps,
                     ),

@@ -86,7 +86,9 @@ class WindowRounds:
         """
         self.cohort = cohort
         self.included, self.parts = frozenset(), {}
-        self._server = Server(context_of(cohort, self._manifest, self._dim), self._roster, self._spread)
+        self._server = Server(
+            context_of(cohort, self._manifest, self._dim, self._roster), self._roster, self._spread
+        )
         self.phase = Phase.KEYS
         return [
             StartTimer(ROUND, self._timeout),

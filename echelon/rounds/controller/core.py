@@ -175,6 +175,7 @@ class ControllerCore:
                 self.manifest.secure,
                 report_loss=terms.report_loss,
                 metrics=self.manifest.metrics,
+                rank_blocks=len(self.manifest.rank_blocks),
             )
             if reason is not None:
                 return reason

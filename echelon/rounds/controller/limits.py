@@ -12,7 +12,12 @@ from echelon.messages.manifest import MILLION, MetricTerms, RunManifest, SecureT
 
 
 def examine_window(
-    window: WindowSummary, terms: SecureTerms, *, report_loss: bool, metrics: Sequence[MetricTerms] = ()
+    window: WindowSummary,
+    terms: SecureTerms,
+    *,
+    report_loss: bool,
+    metrics: Sequence[MetricTerms] = (),
+    rank_blocks: int = 0,
 ) -> RefusalReason | None:
     """Whether a window's sums are possible for a cohort above the floors.
 
@@ -24,9 +29,13 @@ def examine_window(
         terms: of secure aggregation, from the manifest.
         report_loss: whether the manifest lets the boundary's summed losses cross.
         metrics: the manifest's, of which a window has two sums each, and none without evaluations.
+        rank_blocks: how many the manifest has; each but the first is over enough devices, or over none.
     """
     if window.heads < terms.floor or window.weight < 1:
         return RefusalReason.FLOOR
+    reason = _examine_blocks(window, terms, rank_blocks)
+    if reason is not None:
+        return reason
     if terms.k_min * window.weight2 > window.weight**2:
         return RefusalReason.FLOOR
     if (
@@ -43,6 +52,14 @@ def examine_window(
         return RefusalReason.LIMIT
     told = window.loss or window.loss_tokens or window.eval_loss or window.eval_tokens
     return RefusalReason.LIMIT if told and not report_loss else None
+
+
+def _examine_blocks(window: WindowSummary, terms: SecureTerms, rank_blocks: int) -> RefusalReason | None:
+    """Whether each rank block but the first is over enough devices, or over none."""
+    if any(0 < heads < terms.floor for heads in window.block_heads):
+        return RefusalReason.FLOOR
+    right = len(window.block_heads) == max(0, rank_blocks - 1)
+    return None if right and max(window.block_heads, default=0) <= window.heads else RefusalReason.LIMIT
 
 
 def coordinate_limit(manifest: RunManifest) -> float:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from echelon.errors import ProtocolError
 from echelon.jobs.training import Abandoned, Evaluated, TrainOutcome
 from echelon.laws.leases import first_number
+from echelon.laws.rank_blocks import rank_of
 from echelon.laws.shared_readings import SharedReadings
 from echelon.laws.snapshot import encode, encode_parts
 from echelon.laws.versions import Adapter
@@ -96,7 +97,8 @@ class DeviceCore:
         identity = SecureIdentity(me=self.me, signer=self.signer, roster=self.roster, entropy=self.entropy)
         self.adapters = DeviceAdapters(self.manifest, self.dim, self.shared)
         self.offers = DeviceOffers(self.manifest.secure)
-        self.jobs = DeviceJobs(self.manifest, self.terms, self.me, self.state)
+        rank = rank_of(self.manifest, self.roster, self.me)
+        self.jobs = DeviceJobs(self.manifest, self.terms, self.me, self.state, rank=rank)
         self.member = CohortMember(
             self.manifest, identity, self.adapters.versions, self.state, self.terms.spread
         )

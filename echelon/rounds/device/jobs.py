@@ -67,6 +67,7 @@ class DeviceJobs:
         terms: the device's own configuration.
         me: the device.
         state: what survives a restart; job numbers and evaluations are noted in it.
+        rank: of what it trains, by the boundary's roster; 0: all ranks.
 
     Attributes:
         shards: the data shards that the device has.
@@ -78,8 +79,10 @@ class DeviceJobs:
         unevaluated: (commit, its adapter) that is to be evaluated.
     """
 
-    def __init__(self, manifest: RunManifest, terms: DeviceOptions, me: DeviceId, state: DeviceState) -> None:
-        self._terms, self._me, self._state = terms, me, state
+    def __init__(
+        self, manifest: RunManifest, terms: DeviceOptions, me: DeviceId, state: DeviceState, *, rank: int = 0
+    ) -> None:
+        self._terms, self._me, self._state, self._rank = terms, me, state, rank
         self._metrics = manifest.metrics
         self._factors = Factors(manifest)
         self._personal = manifest.adapter is not None and FORMS[manifest.adapter.kind].personal
@@ -124,7 +127,7 @@ class DeviceJobs:
         job = TrainJob(
             data=self._me, base=base, start=start, steps=pace.steps, mu=_mu(pace), progress=adapters.progress,
             state=self.optimiser, shard=shard, position=None if shard is None else self.shards.position(shard),
-            factor=self._factors.trained(adapters.commit), split=split,
+            factor=self._factors.trained(adapters.commit), split=split, rank=self._rank,
         )  # fmt: skip
         return [job] if split is None else [Save(), job]  # a number is used once
 

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from echelon.errors import ProtocolError
-from echelon.laws.blocks import block_ranges, holds
+from echelon.laws.blocks import blocks_of, holds
 from echelon.laws.cohort import context_of
+from echelon.laws.rank_blocks import Places, reach_of
 from echelon.laws.update_encoding import UpdateEncoder, loss_units
 from echelon.laws.versions import KnownVersions
 from echelon.messages.adapter import F32
@@ -89,7 +93,8 @@ class CohortMember:
     Attributes:
         cohort: the window that it is in.
         held: a cohort with this device, and its offset, that names versions which are not derived yet.
-        blocks: where each block lies in the vector; none in a run that splits no model: everybody moves everything.
+        blocks: where each block lies in the vector that is a sum of its own: blocks of a split model, or rank blocks;
+            none where everybody moves everything.
     """
 
     def __init__(
@@ -107,7 +112,7 @@ class CohortMember:
         self._encoder = UpdateEncoder(manifest.secure)
         self._named = -1
         """The newest window whose cohort named this device's offer."""
-        self.blocks = block_ranges(manifest.adapter_layout()) if manifest.split else {}
+        self.blocks = blocks_of(manifest)
         self.cohort: CohortRound | None = None
         self.held: tuple[Cohort, int] | None = None
 
@@ -155,7 +160,7 @@ class CohortMember:
             return []  # it stood there before this start: keys may have been sent for it, and they are gone
         self.held = None
         self._check_entry(message, mine, offer)
-        context = context_of(message, self._manifest, self._versions.dim)
+        context = context_of(message, self._manifest, self._versions.dim, self._identity.roster)
         self._check_merge_version(message)
         if self._versions.missing(message.bases):
             self.held = message, offset
@@ -276,12 +281,19 @@ class CohortMember:
             return
         k_min = self._manifest.secure.k_min
         for earlier in released:
-            difference = len(set(earlier) ^ set(cohort.included))
-            if 0 < difference < k_min:
-                raise ProtocolError(
-                    f"window {cohort.window}: its included set differs from that of another window on version "
-                    f"{version} by {difference} devices, fewer than the floor of {k_min}"
-                )
+            apart = set(earlier) ^ set(cohort.included)
+            # A rank block is a sum over those alone who train it; all devices are those who train the first one.
+            for block in range(len(self._manifest.rank_blocks) or 1):
+                difference = sum(self._reaches(device, block) for device in apart)
+                if 0 < difference < k_min:
+                    raise ProtocolError(
+                        f"window {cohort.window}: its included set differs from that of another window on version "
+                        f"{version} by {difference} devices{f' of rank block {block}' if block else ''}, fewer than "
+                        f"the floor of {k_min}"
+                    )
+
+    def _reaches(self, device: str, block: int) -> bool:
+        return block == 0 or reach_of(self._manifest, self._identity.roster, device) > block
 
     def _upload(self, cohort: CohortRound, offer: Offer | None) -> list[Effect]:
         """Mask the offer and send it; `Save` puts *spent* on disk in the transaction that holds the upload."""
@@ -292,7 +304,9 @@ class CohortMember:
             raise ProtocolError(f"window {cohort.window}: no offer to upload")
         weight = next(member.w for member in cohort.client.context.members if member.device == me)
         vector = self._released(offer, cohort.client.adds_blocks(shares))
-        encoded = self._encoder.encode(vector, weight, self._identity.entropy.token(32))
+        encoded = self._encoder.encode(
+            vector, weight, self._identity.entropy.token(32), self._lighter(cohort.client, shares)
+        )
         loss, evaluation = self._losses(cohort, shares, offer)
         aux = (offer.n, weight, encoded.norm2, offer.update.tokens, *loss, *evaluation)  # as in `AUX`
         packed = pack_vector(encoded.ring, aux)
@@ -321,6 +335,12 @@ class CohortMember:
             for place in self.blocks[block]:
                 vector[place] = 0.0
         return vector
+
+    def _lighter(self, client: Client, shares: SharesList) -> list[tuple[NDArray[np.bool_], int]]:
+        """Where this device's update counts with a smaller weight: rank blocks in which it would stand out."""
+        if not isinstance(self.blocks, Places):
+            return []
+        return [(self.blocks[block][0], cap) for block, cap in client.block_caps(shares).items()]
 
     def _losses(
         self, cohort: CohortRound, shares: SharesList, offer: Offer

@@ -237,7 +237,7 @@ class BoundaryLog:
                 f"the cohort of window {message.window} is on version {message.version} and commit "
                 f"{message.commit}; the boundary is at version {self.version} and commit {self.ledger.commit}"
             )
-        context = context_of(message, self.manifest, self.dim)
+        context = context_of(message, self.manifest, self.dim, self.roster)
         self._open = WindowUnderWay(message, Server(context, self.roster))
 
     def _seal(self, message: Sealing) -> None:

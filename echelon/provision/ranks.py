@@ -1,0 +1,84 @@
+"""Ranks of devices, before anything starts: the sums of their blocks hide everybody, and rosters say what is meant."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from echelon.config.run import RunSettings
+from echelon.errors import CodecError, ConfigError
+from echelon.laws.cohort import threshold_of
+from echelon.laws.rank_blocks import index_in
+from echelon.messages.manifest import RunManifest, SecureTerms
+from echelon.provision.device_ranks import device_ranks
+from echelon.provision.identities import Identities
+from echelon.secagg.floors import fewest_left, lost_in_proportion, partial_sum_holds
+
+
+def check_rank_sums(settings: RunSettings, terms: SecureTerms) -> None:
+    """Every rank block that devices of a boundary train has a sum that may be released, if all of them are in a window.
+
+    Raises:
+        ConfigError: so few devices train some rows that nobody could ever add to them.
+    """
+    blocks = settings.adapter.rank_blocks
+    for boundary in settings.boundaries if blocks else ():
+        ranks = device_ranks(settings, boundary)
+        count = min(len(ranks), terms.cohort_max)
+        for start, rank in pairwise(blocks):
+            training = min(count, sum(mine >= rank for mine in ranks.values()))
+            needed = fewest_training(count, terms)
+            if 0 < training < needed:
+                raise ConfigError(
+                    f"boundary {boundary.name!r} has {training} of {count} devices of rank {rank} or more, and "
+                    f"{needed} are needed: the sum of rows {start} to {rank - 1} is over those alone, and with fewer "
+                    f"it would not hide one of them once some drop out. Give more devices rank {rank}, or none"
+                )
+
+
+def fewest_training(count: int, terms: SecureTerms) -> int:
+    """How many of a cohort must have a rank, so that rows of that rank alone have a sum that may be released.
+
+    Args:
+        count: devices of the cohort; with all of them of that rank, the cohort's own floor is enough.
+        terms: of secure aggregation.
+    """
+    threshold, degree = threshold_of(count, terms), terms.degree(count)
+    group = degree + 1 if degree else count
+    lost = (
+        group - threshold if degree else count - fewest_left(count, threshold, terms.k_min, terms.colluding)
+    )
+    for training in range(terms.floor, count):
+        if partial_sum_holds(
+            training, lost_in_proportion(training, lost, group), terms.k_min, terms.colluding
+        ):
+            return training
+    return count
+
+
+def check_rank_terms(settings: RunSettings, manifest: RunManifest, identities: Identities) -> None:
+    """The layers of the adapter have rows of the rank, and rosters give devices the ranks of the run file.
+
+    Args:
+        settings: the run file.
+        manifest: the terms that were made of it.
+        identities: everybody's keys, and the rosters.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    if not manifest.rank_blocks:
+        return
+    try:
+        index_in(manifest)
+    except CodecError as error:
+        raise ConfigError(
+            f"adapter.rank_blocks: {error}. Name other layers in adapter.targets, or leave rank_blocks out"
+        ) from error
+    for boundary in settings.boundaries:
+        roster = identities.boundaries[boundary.name].roster
+        for device, rank in device_ranks(settings, boundary).items():
+            if roster.entry(device).rank != rank:
+                raise ConfigError(
+                    f"the roster of boundary {boundary.name!r} gives {device!r} the rank {roster.entry(device).rank}, "
+                    f"and the run file {rank}: make keys and rosters anew with this run file, or set the rank back"
+                )
