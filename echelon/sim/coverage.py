@@ -55,6 +55,9 @@ EXPECTED: tuple[str, ...] = (
     "boundary: sparse deltas",
     "boundary: masked coordinates of 16 bits",
     "boundary: commits without their adapters",
+    "boundary: devices of several ranks",
+    "window: rows of some devices alone",
+    "window: rows that too few train",
     "boundary: with edges",
     "edge: part released",
     "edge: part released without some of its devices",
@@ -79,6 +82,8 @@ def chosen_in(settings: RunSettings) -> Iterator[str]:
         yield "boundary: commits without their adapters"
     if settings.secure.ring_bits == 16:
         yield "boundary: masked coordinates of 16 bits"
+    if settings.adapter.rank_blocks:
+        yield "boundary: devices of several ranks"
 
 
 def phase_of(actor: Any) -> str:
@@ -145,6 +150,7 @@ def _of_windows(kind: str, facts: dict[str, Any]) -> Iterator[str]:
                 yield "window: closed with a part"
             if any(facts["staleness"]):
                 yield "window: update older than the newest version"
+            yield from _of_rank_blocks(facts)
         case "window":
             yield f"window: void in {facts['phase']} for {facts['reason']}"
         case "refusal":
@@ -157,6 +163,15 @@ def _of_windows(kind: str, facts: dict[str, Any]) -> Iterator[str]:
             yield f"close: {facts['reason']}"
         case "commit" if any(one["staleness"] for one in facts["merged"]):
             yield "commit: with a late delta"
+
+
+def _of_rank_blocks(facts: dict[str, Any]) -> Iterator[str]:
+    """States of the sums of rows that devices of some rank alone train."""
+    heads = facts.get("block_heads", ())
+    if any(0 < one < facts["included"] for one in heads):
+        yield "window: rows of some devices alone"
+    if 0 in heads:
+        yield "window: rows that too few train"
 
 
 def _of_devices(kind: str, facts: dict[str, Any]) -> Iterator[str]:

@@ -160,6 +160,36 @@ def _eager_steps(draft: Draft) -> None:
         sync["eager"] = True
 
 
+def _mixed_ranks(draft: Draft) -> None:
+    """Devices of several ranks, in boundaries that have enough of each for a sum, or none."""
+    sync, boundaries = draft.run["sync"], draft.run["boundaries"]
+    split = any("split" in boundary for boundary in boundaries)
+    if not draft.chance(0.15) or split or sync.get("pace", {}).get("kind") == "echelon-da":
+        return
+    blocks = draft.random.choice(((2, 4), (1, 4), (1, 2, 4)))
+    draft.run["adapter"] = {"rank": 4, "rank_blocks": list(blocks)}
+    for place, boundary in enumerate(boundaries):
+        count = len(boundary["devices"])
+        lowest = [0] * len(blocks)
+        for block in range(1, len(blocks)):
+            # How many train no more than the blocks below this one: so many that the others are enough, or all.
+            most = count - _enough(draft, count)
+            lowest[block] = max(lowest[block - 1], draft.random.randint(0, max(0, most)))
+        if place and draft.chance(0.15):
+            lowest[-1] = count
+        for number, device in enumerate(boundary["devices"]):
+            device["rank"] = blocks[max(b for b in range(len(blocks)) if b == 0 or number >= lowest[b])]
+
+
+def _enough(draft: Draft, count: int) -> int:
+    """Fewest devices of so many that a sum of their own may be over."""
+    colluding = draft.run["secure"]["colluding"]
+    lost = count - max((count + colluding) // 2 + 1, draft.floor)
+    return next(
+        (few for few in range(draft.floor, count) if few - -(-few * lost // count) >= draft.floor), count
+    )
+
+
 LATER: tuple[Callable[[Draft], None], ...] = (
     *(_edges, _witnesses, _others, _late_part),
     *(
@@ -169,6 +199,7 @@ LATER: tuple[Callable[[Draft], None], ...] = (
         _pace_by_variance,
         _late_deltas_by_a_cosine,
         _eager_steps,
+        _mixed_ranks,
     ),
 )
 """What came to be drawn after the rest."""

@@ -19,7 +19,7 @@ from echelon.audit.records import read_manifest
 from echelon.audit.verify import verify
 from echelon.bus.base import Record
 from echelon.bus.chunks import is_chunk
-from echelon.messages.adapter import F64
+from echelon.messages.adapter import F64, rank_rows
 from echelon.messages.boundary import BOUNDARY, Cohort, Window
 from echelon.messages.envelope import Envelope
 from echelon.messages.exchange import Close
@@ -126,8 +126,21 @@ def is_closing(left: RunRecords) -> bool:
     return any(isinstance(message, Close) for message in left.exchange["global"])
 
 
-def sums_of(left: RunRecords, boundary: str) -> Iterator[tuple[Window, int, list[MaskedUpload | str]]]:
-    """Each window with a sum, Σn, and its included uploads; a name for one that the device did not make."""
+def ranks_of(left: RunRecords) -> dict[str, int]:
+    """The rank of each device, as the run file says; the adapter's where it says none."""
+    full = left.outcome.settings.adapter.rank
+    boundaries = left.outcome.settings.boundaries
+    return {one.id: one.rank or full for boundary in boundaries for one in boundary.device_list()}
+
+
+def sums_of(left: RunRecords, boundary: str) -> Iterator[tuple[Window, int | F64, list[MaskedUpload | str]]]:
+    """Each window with a sum, Σn, and its included uploads; a name for one that the device did not make.
+
+    Where devices have different ranks, Σn is float64[d]: of each coordinate over those who train it, at least 1.
+    """
+    manifest, rows, ranks = left.outcome.manifest, None, ranks_of(left)
+    if manifest.rank_blocks:
+        rows = rank_rows(manifest.adapter_layout(), manifest.rank_blocks[-1])
     cohorts = {cohort.window: cohort for cohort in left.messages(boundary, "control", Cohort)}
     included = {one.window: one for one in left.messages(boundary, "control", Included)}
     for window in left.messages(boundary, "control", Window):
@@ -138,7 +151,11 @@ def sums_of(left: RunRecords, boundary: str) -> Iterator[tuple[Window, int, list
             known = upload is not None and (upload.device, upload.window) == (entry.device, window.window)
             uploads.append(upload if upload is not None and known else entry.device)
         n = {member.device: member.n for member in cohorts[window.window].members}
-        yield window, sum(n[entry.device] for entry in entries), uploads
+        if rows is None:
+            yield window, sum(n[entry.device] for entry in entries), uploads
+            continue
+        trained = sum((rows < ranks[entry.device]) * float(n[entry.device]) for entry in entries)
+        yield window, np.maximum(trained, 1.0), uploads
 
 
 def parts_of(left: RunRecords, boundary: str, window: Window) -> Iterator[tuple[str, EdgePart, F64]]:

@@ -458,6 +458,8 @@ class World:
                     update[place] = 0.0  # too few have it
             share = weight / self.manifest.secure.weight_max
             scaled = self._codec.clip(update).astype(np.float64) * share
+            for block, cap in cohort.client.block_caps(cohort.shares).items():
+                scaled[core.member.blocks[block][0]] *= float(np.float32(cap / weight))
             sha256 = hashlib.sha256(effect.payload or b"").digest()
             evaluated = cohort.evaluation[1] > 0 and cohort.client.adds_evaluation(cohort.shares)
             edge, jobs = offer.update.edge, offer.update.jobs

@@ -298,6 +298,7 @@ class WindowRounds:
             eval_commit=summary.eval_commit,
             eval_loss=evaluation,
             eval_tokens=summary.eval_tokens,
+            **({"block_heads": summary.block_heads} if summary.block_heads else {}),
             **({"metrics": means(self._manifest.metrics, summary.metrics)} if summary.metrics else {}),
         )
 

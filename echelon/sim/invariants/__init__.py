@@ -29,6 +29,7 @@ from echelon.sim.invariants.sums import (
     every_sum_holds_the_floor,
     parts_add_up,
     parts_are_of_enough,
+    rank_blocks_are_of_enough,
     versions_are_derived,
 )
 from echelon.sim.invariants.windows import (
@@ -69,6 +70,7 @@ INVARIANTS: dict[str, Callable[[RunRecords], Iterator[str]]] = {
         floors_hold,
         versions_are_derived,
         every_sum_holds_the_floor,
+        rank_blocks_are_of_enough,
         parts_are_of_enough,
         parts_add_up,
         nothing_is_lost_or_added,

@@ -37,7 +37,7 @@ def nothing_is_lost_or_added(left: RunRecords) -> Iterator[str]:
         for window, n, uploads in sums_of(left, boundary):
             total = moved_by(left, boundary, window, uploads)
             factor = secure.weight_max / (secure.staleness[0] * n)
-            means[window.window] = (total * factor, 2 * len(uploads) * grain * factor)
+            means[window.window] = (total * factor, 2 * len(uploads) * grain * float(np.max(factor)))
         payloads = left.payloads(boundary, "delta")
         deltas = {delta.seq: delta for delta in left.messages(boundary, "delta", SealedDelta)}
         values: dict[int, F64] = {}
@@ -101,7 +101,7 @@ def adapters_inside(left: RunRecords) -> Iterator[str]:
             total = moved_by(left, boundary, window, uploads)
             factor = secure.weight_max / (secure.staleness[0] * n)
             means[window.window] = total * factor
-            rounded += 2 * len(uploads) * 2.0**-secure.scale_bits * factor
+            rounded += 2 * len(uploads) * 2.0**-secure.scale_bits * float(np.max(factor))
         payloads = left.payloads(boundary, "model")
         models = {model.version: model for model in left.messages(boundary, "model", Model)}
         moved, commit = np.zeros(dim), 0

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from echelon.laws.blocks import block_ranges
-from echelon.messages.adapter import F64
+from echelon.laws.update_encoding import codec_of
+from echelon.messages.adapter import F64, rank_rows
 from echelon.messages.boundary import Cohort, Derived, Masked, Version
 from echelon.messages.envelope import Envelope
 from echelon.messages.handshake import Included
-from echelon.messages.manifest import BILLION, MILLION
+from echelon.messages.manifest import BILLION, MILLION, SecureTerms
 from echelon.messages.split import EdgePart
-from echelon.sim.left import RunRecords, is_closing, parts_of, sums_of
+from echelon.sim.left import RunRecords, is_closing, parts_of, ranks_of, sums_of
 from echelon.sim.outcome import MaskedUpload
 
 
@@ -77,6 +80,41 @@ def every_sum_holds_the_floor(left: RunRecords) -> Iterator[str]:
                 movers = sum(any(upload.scaled[place].any() for place in places) for upload in known)
                 if 0 < movers < floor:
                     yield f"{where}: block {block} is of {movers} devices, the floor is {floor}"
+
+
+def rank_blocks_are_of_enough(left: RunRecords) -> Iterator[str]:
+    """Rows that devices of some rank alone train are in a sum of enough of them, none of which stands out, or of none."""
+    manifest = left.outcome.manifest
+    secure, blocks, ranks = manifest.secure, manifest.rank_blocks, ranks_of(left)
+    if not blocks:
+        return
+    rows = rank_rows(manifest.adapter_layout(), blocks[-1])
+    for boundary in left.boundaries:
+        for window, _, uploads in sums_of(left, boundary):
+            where = f"{boundary}: window {window.window}"
+            known = [upload for upload in uploads if isinstance(upload, MaskedUpload)]
+            for upload in known:
+                if upload.scaled[rows >= ranks[upload.device]].any():
+                    yield f"{where}: {upload.device} moved rows beyond its rank {ranks[upload.device]}"
+            for number, (start, end) in enumerate(pairwise(blocks)):
+                place = (rows >= start) & (rows < end)
+                movers = [upload for upload in known if upload.scaled[place].any()]
+                training = [upload for upload in known if ranks[upload.device] > start]
+                heads = window.summary.block_heads[number]
+                if (heads and heads != len(training)) or (movers and not heads):
+                    yield f"{where}: rows {start} to {end - 1} are said to be of {heads} devices, not {len(movers)}"
+                if 0 < heads < secure.k_min + secure.colluding:
+                    yield f"{where}: rows {start} to {end - 1} are of {heads} devices, below the floor"
+                shares = [_share(upload, place, secure) for upload in movers]
+                if heads and len(shares) == heads and not _hidden(shares, secure.k_min, secure.colluding):
+                    yield f"{where}: one device stands out of rows {start} to {end - 1}: {shares}"
+
+
+def _share(upload: MaskedUpload, place: NDArray[np.bool_], secure: SecureTerms) -> float:
+    """What an update counts with in some rows, as a whole number over W."""
+    clipped = codec_of(secure).clip(upload.update)[place].astype(np.float64)
+    at = int(np.abs(clipped).argmax())
+    return round(float(upload.scaled[place][at] / clipped[at]) * secure.weight_max) / secure.weight_max
 
 
 def parts_are_of_enough(left: RunRecords) -> Iterator[str]:
