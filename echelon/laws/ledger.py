@@ -358,6 +358,6 @@ def _fields(summary: WindowSummary) -> Summary:
 def _summaries(stored: list[Summary]) -> tuple[WindowSummary, ...]:
     for fields in stored:
         for name, value in fields.items():
-            if isinstance(value, tuple) is not (name == "metrics"):
+            if isinstance(value, tuple) is not (name in WindowSummary.left_out):
                 raise CodecError(f"no StoredLedger: `{name}` of a window's summary has another type")
     return tuple(WindowSummary.model_validate(fields) for fields in stored)

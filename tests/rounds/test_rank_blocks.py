@@ -107,6 +107,18 @@ def test_a_window_of_one_rank_is_the_window_of_a_run_without_blocks() -> None:
     assert plain.windows()[0].summary.block_heads == ()
 
 
+def test_an_aggregator_that_starts_again_goes_on_with_what_blocks_moved() -> None:
+    world = world_of([2, 2, 4, 4, 4, 4], k_min=2)
+    world.window()
+    before = moved(world)
+    world.restart_aggregator()
+    assert np.array_equal(moved(world), before)
+    world.window()
+    assert [one.summary.block_heads for one in world.windows()] == [(4,), (4,)]
+    assert [len(delta.windows) for delta in world.deltas()] == [2]
+    assert world.refused == []
+
+
 # ---- a block of few --------------------------------------------------------------------------------
 
 

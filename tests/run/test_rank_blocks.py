@@ -1,4 +1,4 @@
-"""Whole federations whose devices have different ranks: they learn, both audits derive them, and PEFT loads the result."""
+"""Whole federations whose devices have different ranks: they learn, both audits derive them, and PEFT loads them."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def trained(learner, rank, *, start=None, state=None, mu=0.0, factor=None):
             state=state,
             factor=factor,
             rank=rank,
-        )  # fmt: skip
+        )
     )
 
 

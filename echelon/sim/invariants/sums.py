@@ -83,9 +83,9 @@ def every_sum_holds_the_floor(left: RunRecords) -> Iterator[str]:
 
 
 def rank_blocks_are_of_enough(left: RunRecords) -> Iterator[str]:
-    """Rows that devices of some rank alone train are in a sum of enough of them, none of which stands out, or of none."""
+    """Rows that devices of some rank alone train are in a sum of enough of them, who hide each other; or of none."""
     manifest = left.outcome.manifest
-    secure, blocks, ranks = manifest.secure, manifest.rank_blocks, ranks_of(left)
+    blocks, ranks = manifest.rank_blocks, ranks_of(left)
     if not blocks:
         return
     rows = rank_rows(manifest.adapter_layout(), blocks[-1])
@@ -97,17 +97,26 @@ def rank_blocks_are_of_enough(left: RunRecords) -> Iterator[str]:
                 if upload.scaled[rows >= ranks[upload.device]].any():
                     yield f"{where}: {upload.device} moved rows beyond its rank {ranks[upload.device]}"
             for number, (start, end) in enumerate(pairwise(blocks)):
+                training = sum(ranks[upload.device] > start for upload in known)
                 place = (rows >= start) & (rows < end)
-                movers = [upload for upload in known if upload.scaled[place].any()]
-                training = [upload for upload in known if ranks[upload.device] > start]
-                heads = window.summary.block_heads[number]
-                if (heads and heads != len(training)) or (movers and not heads):
-                    yield f"{where}: rows {start} to {end - 1} are said to be of {heads} devices, not {len(movers)}"
-                if 0 < heads < secure.k_min + secure.colluding:
-                    yield f"{where}: rows {start} to {end - 1} are of {heads} devices, below the floor"
-                shares = [_share(upload, place, secure) for upload in movers]
-                if heads and len(shares) == heads and not _hidden(shares, secure.k_min, secure.colluding):
-                    yield f"{where}: one device stands out of rows {start} to {end - 1}: {shares}"
+                wrong = _wrong_in(known, place, manifest.secure, window.summary.block_heads[number], training)
+                if wrong:
+                    yield f"{where}: rows {start} to {end - 1} {wrong}"
+
+
+def _wrong_in(
+    uploads: list[MaskedUpload], place: NDArray[np.bool_], secure: SecureTerms, heads: int, training: int
+) -> str:
+    """What is wrong with the sum of some rows, over so many devices as is said; empty if nothing is."""
+    movers = [upload for upload in uploads if upload.scaled[place].any()]
+    if heads not in (0, training) or (movers and not heads):
+        return f"are said to be of {heads} devices: {training} train them, {len(movers)} moved them"
+    if 0 < heads < secure.k_min + secure.colluding:
+        return f"are of {heads} devices, below the floor"
+    shares = [_share(upload, place, secure) for upload in movers]
+    if heads and len(shares) == heads and not _hidden(shares, secure.k_min, secure.colluding):
+        return f"are of shares {shares}: one is not hidden among the others"
+    return ""
 
 
 def _share(upload: MaskedUpload, place: NDArray[np.bool_], secure: SecureTerms) -> float:
