@@ -28,11 +28,6 @@ def check_ranks(run: RunSettings) -> None:
             )
     if not blocks:
         return
-    if all(rank is not None and rank < blocks[-1] for rank in ranks.values()):
-        raise ValueError(
-            f"no device has rank {blocks[-1]}, the last of adapter.rank_blocks: rows beyond the others' ranks would "
-            "never be trained. Lower adapter.rank, or give devices that rank"
-        )
     for boundary in run.boundaries:
         if boundary.split is not None:
             raise ValueError(

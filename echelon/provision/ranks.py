@@ -15,12 +15,19 @@ from echelon.secagg.floors import fewest_left, lost_in_proportion, partial_sum_h
 
 
 def check_rank_sums(settings: RunSettings, terms: SecureTerms) -> None:
-    """Every rank block that devices of a boundary train has a sum that may be released, if all of them are in a window.
+    """Every rank block is trained, and where devices of a boundary do so its sum may be released.
 
     Raises:
-        ConfigError: so few devices train some rows that nobody could ever add to them.
+        ConfigError: nobody trains some rows, or in one boundary so few devices that nobody could ever add to them, even
+            if all of its devices are in a window.
     """
     blocks = settings.adapter.rank_blocks
+    known = [rank for boundary in settings.boundaries for rank in device_ranks(settings, boundary).values()]
+    if blocks and max(known) < blocks[-1]:
+        raise ConfigError(
+            f"no device has rank {blocks[-1]}, the last of adapter.rank_blocks: rows beyond the others' ranks would "
+            "never be trained. Lower adapter.rank, or give devices that rank"
+        )
     for boundary in settings.boundaries if blocks else ():
         ranks = device_ranks(settings, boundary)
         count = min(len(ranks), terms.cohort_max)

@@ -6,8 +6,9 @@ import re
 from typing import Any
 
 import pytest
+import yaml
 
-from echelon.config.run import RunSettings
+from echelon.config.run import RunSettings, dump, parse
 from echelon.errors import ConfigError
 from echelon.messages.adapter import AdapterLayout
 from echelon.preflight.check import check
@@ -46,7 +47,6 @@ def test_devices_are_enrolled_with_their_ranks_and_without_one_with_the_adapter_
     [
         ((1, 3, 4, 4), {}, "device 'a-1' has rank 3, and adapter.rank_blocks is [1, 2, 4]: name it there"),
         ((1, 4, 4, 4), {"adapter": {"rank": 4}}, "device 'a-0' has a rank of its own, and adapter.rank_blocks"),
-        ((1, 2, 2, 2), {}, "no device has rank 4, the last of adapter.rank_blocks"),
         ((1,), {"adapter": {"rank": 4, "rank_blocks": [4]}}, "rank_blocks [4] must be two ranks at least"),
         ((1,), {"adapter": {"rank": 4, "rank_blocks": [2, 1, 4]}}, "must be two ranks at least, ascend"),
         ((1,), {"adapter": {"rank": 8, "rank_blocks": [2, 4]}}, "and end with rank = 8"),
@@ -85,6 +85,18 @@ def test_rows_that_could_never_be_trained_are_told_before_anything_starts() -> N
     with pytest.raises(ConfigError, match=re.escape(words)):
         secure_terms(made)
     assert [re.search(re.escape(words), fault.message) is not None for fault in check(made).faults] == [True]
+
+
+def test_rows_that_no_device_of_the_run_trains_are_told() -> None:
+    with pytest.raises(ConfigError, match="no device has rank 4, the last of adapter.rank_blocks"):
+        secure_terms(ranked(1, 2, 2, 2))
+
+
+def test_services_of_a_boundary_of_low_ranks_read_their_own_part_of_the_run_file() -> None:
+    """Whether the others train the upper rows is known where the run is provisioned, and not here."""
+    part = ranked(1, 2, 2, 2)
+    again = parse(yaml.safe_load(dump(part)), "run.yaml")
+    assert [device.rank for device in again.boundaries[0].device_list()] == [1, 2, 2, 2]
 
 
 def test_a_boundary_without_devices_of_a_rank_is_none_that_has_too_few() -> None:
