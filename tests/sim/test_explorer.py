@@ -66,6 +66,15 @@ def test_short_rings_are_drawn_and_everything_holds_of_them() -> None:
 
 
 @pytest.mark.slow
+def test_devices_of_several_ranks_are_drawn_and_everything_holds_of_them() -> None:
+    ranked = [one for one in map(draw, range(400)) if "adapter" in one.run]
+    assert 20 <= len(ranked) <= 60
+    verdict = judge(ranked[0])
+    assert verdict.findings == ()
+    assert verdict.coverage.counts["boundary: devices of several ranks"] == 1
+
+
+@pytest.mark.slow
 def test_wrong_wall_clocks_change_nothing() -> None:
     schedule = next(found for found in map(draw, range(100)) if len(found.links) > 4)
     right = [link.model_copy(update={"skew": 0.0}) for link in schedule.links]

@@ -52,7 +52,23 @@ def good() -> SimOutcome:
     return play(Schedule(seed=7, run=run))
 
 
-def meddled() -> SimOutcome:
+@cache
+def of_two_ranks() -> SimOutcome:
+    """A run whose devices have different ranks, one of them the lower one."""
+    devices = [{"id": f"a-{number}", "rank": 4 if number else 2} for number in range(4)]
+    run = {
+        "boundaries": [{"name": "a", "devices": devices, "data": {"source": "text:unused"}}],
+        "adapter": {"rank": 4, "rank_blocks": [2, 4]},
+        "secure": {"k_min": 2},
+        "budget": {"commits": 2},
+        "sync": {"windows": 1, "steps": 3, "deadline": 5},
+        "learner": {"kind": "quadratic", "dim": 16},
+        "window": {"deadline": 3, "round_timeout": 1, "patience": 0.5},
+    }
+    return play(Schedule(seed=7, run=run))
+
+
+def meddled(good: Callable[[], SimOutcome] = good) -> SimOutcome:
     """A copy whose records and facts may be changed."""
     outcome = dataclasses.replace(good())
     outcome.topics = {
@@ -258,6 +274,18 @@ def a_middle_is_not_what_was_added(outcome: SimOutcome) -> None:
             outcome.uploads[sha] = dataclasses.replace(upload, middle=upload.middle * np.float32(1.01))
 
 
+def a_device_moves_rows_beyond_its_rank(outcome: SimOutcome) -> None:
+    for sha, upload in list(outcome.uploads.items()):
+        if upload.device == "a-0":
+            outcome.uploads[sha] = dataclasses.replace(upload, scaled=np.ones_like(upload.scaled))
+
+
+def another_device_stands_out_of_its_rows(outcome: SimOutcome) -> None:
+    for sha, upload in list(outcome.uploads.items()):
+        if upload.device == "a-3":
+            outcome.uploads[sha] = dataclasses.replace(upload, scaled=upload.scaled * 9)
+
+
 VIOLATIONS: dict[str, Callable[[SimOutcome], None]] = {
     "no-actor-fails": an_actor_failed,
     "progress": it_is_stuck,
@@ -266,6 +294,7 @@ VIOLATIONS: dict[str, Callable[[SimOutcome], None]] = {
     "audited-beside-the-run": a_verified_record_is_changed,
     "versions-are-derived": a_version_is_derived_otherwise,
     "every-sum-holds-the-floor": one_device_alone_adds_its_evaluation,
+    "rank-blocks-are-of-enough": a_device_moves_rows_beyond_its_rank,
     "parts-are-of-enough": a_part_is_of_two,
     "parts-add-up": a_middle_is_not_what_was_added,
     "said-once": a_delta_is_proposed_twice,
@@ -331,7 +360,19 @@ def test_every_invariant_has_its_violation() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", INVARIANTS)
 def test_it_is_seen(name: str) -> None:
-    outcome = meddled()
+    made = of_two_ranks if name == "rank-blocks-are-of-enough" else good
+    outcome = meddled(made)
     VIOLATIONS[name](outcome)
     assert list(INVARIANTS[name](RunRecords(outcome)))
-    assert not list(INVARIANTS[name](RunRecords(copy.copy(good()))))
+    assert not list(INVARIANTS[name](RunRecords(copy.copy(made()))))
+
+
+@pytest.mark.slow
+def test_rows_of_which_one_device_stands_out_are_seen() -> None:
+    assert check(of_two_ranks()) == []
+    heads = [one.summary.block_heads for one in RunRecords(of_two_ranks()).messages("a", "control", Window)]
+    assert (3,) in heads
+    outcome = meddled(of_two_ranks)
+    another_device_stands_out_of_its_rows(outcome)
+    findings = list(INVARIANTS["rank-blocks-are-of-enough"](RunRecords(outcome)))
+    assert any("rows 2 to 3 are of shares" in finding for finding in findings)

@@ -120,9 +120,11 @@ def _wrong_in(
 
 
 def _share(upload: MaskedUpload, place: NDArray[np.bool_], secure: SecureTerms) -> float:
-    """What an update counts with in some rows, as a whole number over W."""
+    """What an update counts with in some rows, as a whole number over W; 1 where it has nothing there to count."""
     clipped = codec_of(secure).clip(upload.update)[place].astype(np.float64)
     at = int(np.abs(clipped).argmax())
+    if not clipped[at]:
+        return 1.0
     return round(float(upload.scaled[place][at] / clipped[at]) * secure.weight_max) / secure.weight_max
 
 
