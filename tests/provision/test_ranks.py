@@ -88,7 +88,7 @@ def test_rows_that_could_never_be_trained_are_told_before_anything_starts() -> N
 
 
 def test_rows_that_no_device_of_the_run_trains_are_told() -> None:
-    with pytest.raises(ConfigError, match="no device has rank 4, the last of adapter.rank_blocks"):
+    with pytest.raises(ConfigError, match=r"no device has rank 4, the last of adapter\.rank_blocks"):
         secure_terms(ranked(1, 2, 2, 2))
 
 
