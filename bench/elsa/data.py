@@ -18,7 +18,7 @@ import textwrap
 import tokenize
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,12 +71,13 @@ SKIPPED = frozenset({"test", "tests", "idle_test", "__pycache__"})
 
 @dataclass(frozen=True)
 class Snippet:
-    """Some lines of one file, and their class."""
+    """Some lines of one file, and their class; `domain` is the kind of text, where a task has several."""
 
     text: str
     label: str
     path: str
     line: int
+    domain: str = ""
 
 
 @dataclass(frozen=True)
@@ -315,6 +316,27 @@ def deal(
     raise ConfigError(f"no draw of Dirichlet({alpha}) leaves each of {devices} devices {least} snippets")
 
 
+def deal_domains(snippets: Sequence[Snippet], *, devices: int, seed: int) -> list[list[Snippet]]:
+    """The training snippets of each device when each has one domain: domains take turns, and share out their snippets.
+
+    Raises:
+        ConfigError: there are more domains than devices, so that some text would belong to nobody.
+    """
+    domains = sorted({one.domain for one in snippets})
+    if len(domains) > devices:
+        raise ConfigError(f"{len(domains)} domains cannot be dealt to {devices} devices: take more devices")
+    order = sorted(range(devices), key=lambda device: rank("elsa domains", seed, device))
+    hands: list[list[Snippet]] = [[] for _ in range(devices)]
+    for number, domain in enumerate(domains):
+        mine = order[number :: len(domains)]
+        members = sorted(
+            (s for s in snippets if s.domain == domain), key=lambda s: rank(seed, s.path, s.line)
+        )
+        for place, device in enumerate(mine):
+            hands[device] = members[place :: len(mine)]
+    return hands
+
+
 def unreliable(devices: int, count: int, seed: int) -> tuple[int, ...]:
     """Which devices have labels that say nothing."""
     return tuple(
@@ -326,7 +348,7 @@ def mislabelled(hand: Sequence[Snippet], labels: Sequence[str], seed: int, devic
     """The same snippets, each with a label drawn uniformly from all classes."""
     entropy = int.from_bytes(rank("elsa labels", seed, device), "little")
     drawn = np.random.Generator(np.random.PCG64(entropy)).integers(len(labels), size=len(hand))
-    return [Snippet(s.text, labels[k], s.path, s.line) for s, k in zip(hand, drawn.tolist(), strict=True)]
+    return [replace(s, label=labels[k]) for s, k in zip(hand, drawn.tolist(), strict=True)]
 
 
 def write_rows(rows: Sequence[tuple[Snippet, str]], path: Path) -> None:
