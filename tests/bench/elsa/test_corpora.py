@@ -27,6 +27,7 @@ from bench.elsa.data import deal, deal_domains
 from echelon.errors import ConfigError
 from tests.bench.domains.packages import prose
 from tests.bench.elsa import made
+from tools.corpora.packages import ARCHIVES
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_a_question_and_its_answer_are_in_one_split(folder: Path) -> None:
     for split in SPLITS:
         for one in read_split(folder, "newsgroups", split):
             places.setdefault(" ".join(one.text.removeprefix("re ").split()[:2]), set()).add(split)
-    assert any(len(splits) for splits in places.values())
+    assert places
     assert all(len(splits) == 1 for splits in places.values())
 
 
@@ -143,3 +144,16 @@ def test_documents_that_cannot_be_told_apart_and_classes_without_text_are_refuse
 def test_a_package_without_its_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not the one that was listed"):
         list(TASKS["genres"].read(tmp_path))
+
+
+def test_the_committed_manifest_is_of_the_listed_packages_and_of_every_task() -> None:
+    manifest = json.loads(corpora.COMMITTED.read_text())
+    for name, said in manifest["packages"].items():
+        listed = ARCHIVES[name]
+        assert said == {key: getattr(listed, key) for key in ("client", "version", "sha256", "licence")}
+    assert manifest["tasks"].keys() == TASKS.keys()
+    for name, one in manifest["tasks"].items():
+        assert one["splits"].keys() == set(SPLITS)
+        for said in one["splits"].values():
+            assert said["classes"].keys() == set(TASKS[name].labels)
+            assert sum(said["classes"].values()) == said["passages"]
