@@ -41,7 +41,8 @@ from echelon.training.model import limit_threads
 ROOT = Path(__file__).resolve().parents[1]
 TASK, DIM, PUBLIC = "areas", 16, 32
 """The task, dimensions of a fingerprint, and public texts of the task's own kind."""
-LINK_SHARE = 1e-3
+HELD_OUT = 1e-3
+"""Share of a device's rows that is held out, at least one: the learner wants some."""
 RANDOM_DRAWS = 1000
 
 
@@ -74,7 +75,7 @@ def learner_of(
     for number, hand in enumerate(hands):
         path = folder / f"{number}.jsonl"
         write_rows([(row, f"device-{number}") for row in hand], path)
-        data = DataSettings(source=f"jsonl:{path}", label_field="label", validation_fraction=LINK_SHARE)
+        data = DataSettings(source=f"jsonl:{path}", label_field="label", validation_fraction=HELD_OUT)
         boundaries.append(BoundarySpec(name=f"b{number}", devices=(f"device-{number}",), data=data))
     return TorchLearner(
         LearnerSpec(
@@ -99,12 +100,12 @@ def agreement(matrix: F64, truth: Sequence[str]) -> dict[str, Any]:
         np.sqrt(matrix)
     )
     inside = np.array(truth)[:, None] == np.array(truth)[None]
-    apart = ~np.eye(len(truth), dtype=bool)
+    pairs = np.sqrt(matrix)[inside & ~np.eye(len(truth), dtype=bool)]
     return {
         "clusters": found.count,
         "rand_index": round(float(adjusted_rand_score(truth, found.labels)), 4),
         "rand_index_count_known": round(float(adjusted_rand_score(truth, told)), 4),
-        "within": round(float(np.sqrt(matrix)[inside & apart].mean()), 4),
+        "within": round(float(pairs.mean()), 4) if pairs.size else None,
         "between": round(float(np.sqrt(matrix)[~inside].mean()), 4),
     }
 
