@@ -160,7 +160,7 @@ def deal_rows(labels: Int, devices: int, alpha: float, least: int, seed: int) ->
         ConfigError: no draw leaves every device `least` rows.
     """
     by_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    for attempt in range(10_000):
+    for attempt in range(10_000 if least * devices <= len(labels) else 0):
         draw = generator("group tests deal", seed, attempt)
         hands: list[list[Int]] = [[] for _ in range(devices)]
         for members in by_class:
