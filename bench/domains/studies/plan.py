@@ -80,7 +80,9 @@ class Plan:
         dev_seed: of the trials.
         trials: how long a trial is.
         intervals: H of the fixed intervals of `untuned` and `changing`, with one window a delta.
-        latencies_ms, mbits, partitions, stragglers: the cells of `untuned` are their product.
+        latencies_ms, mbits, partitions, stragglers: the cells of `untuned` are their product,
+        half: or half of it: cells in which an even number of these four is at its second value. With two values each,
+            every effect of one of them is then seen apart from the others' and from those of two of them together.
         changes: what changes in the cells of `changing`, of `bench.contest.cells.CHANGES`.
         stretch: what every H of the arms' grids is multiplied with, as longer runs have room for longer intervals.
         spread_boundaries: M of the study `spread`.
@@ -107,6 +109,7 @@ class Plan:
     mbits: tuple[int, ...]
     partitions: tuple[str, ...]
     stragglers: tuple[str, ...]
+    half: bool
     changes: tuple[str, ...]
     stretch: int
     spread_boundaries: tuple[int, ...]
@@ -162,9 +165,10 @@ class Plan:
         """The cells of `untuned`."""
         return tuple(
             replace(self.home, latency_ms=latency, mbit=mbit, partition=partition, stragglers=slow)
-            for partition, slow, mbit, latency in product(
-                self.partitions, self.stragglers, self.mbits, self.latencies_ms
+            for (a, partition), (b, slow), (c, mbit), (d, latency) in product(
+                *map(enumerate, (self.partitions, self.stragglers, self.mbits, self.latencies_ms))
             )
+            if not (self.half and (a + b + c + d) % 2)
         )
 
 

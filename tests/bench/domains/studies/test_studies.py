@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ from tests.bench.contest.synthetic import BASE, line_of
 ROOT = Path(__file__).resolve().parents[4]
 COMMITTED = ROOT / "bench/domains/studies.json"
 WHOLE = Plan.load(COMMITTED)
-PLAN = replace(WHOLE, stragglers=("none",), mbits=(10,), changes=("outage",))
+PLAN = replace(WHOLE, half=False, stragglers=("none",), mbits=(10,), changes=("outage",))
 """Fewer cells: tables are made of all runs again and again."""
 CHOSEN = {name: arm.knobs for name, arm in BY_NAME.items() if arm.grid}
 TUNING = Tuning(CHOSEN, 0.1, FIXED)
@@ -62,6 +64,19 @@ def answers(
             lines[job.key] = line_of(job, end(job) + 0.001 * (job.seed % 3), seconds(job))
         made[study.name] = Answers(study, FIXED_PARTS, lines, TUNING.target_share)
     return made
+
+
+def test_half_of_the_cells_has_every_pair_of_conditions_equally_often() -> None:
+    assert WHOLE.half
+    half, whole = WHOLE.grid(), replace(WHOLE, half=False).grid()
+    assert len(half) == 8
+    assert len(whole) == 16
+    assert set(half) < set(whole)
+    names = ("latency_ms", "mbit", "partition", "stragglers")
+    for first, second in combinations(names, 2):
+        pairs = Counter((getattr(cell, first), getattr(cell, second)) for cell in half)
+        assert len(pairs) == 4
+        assert set(pairs.values()) == {2}
 
 
 def test_the_committed_plan_is_read_and_every_run_is_one_run() -> None:
