@@ -96,6 +96,7 @@ def test_a_federation_of_thirteen_processes(stack: Stack, tmp_path: Path) -> Non
         echelon("topics", "check", "--config", str(deployment.topics(broker, OPERATOR)))
 
 
+@pytest.mark.nightly  # every role is stopped and goes on in tests/services, and killed in the matrix
 @pytest.mark.timeout(600)
 def test_a_federation_that_is_stopped_goes_on_where_it_was(stack: Stack, tmp_path: Path) -> None:
     deployment = deployed(

@@ -138,7 +138,11 @@ IN_MID_BATCH = {
 }
 
 
-@pytest.mark.parametrize("victim", IN_MID_BATCH)
+@pytest.mark.parametrize(
+    "victim",
+    # The device's is the long form: what it comes back from, an edge's death tests with it.
+    [pytest.param(one, marks=pytest.mark.nightly) if one == "a.device" else one for one in IN_MID_BATCH],
+)
 def test_a_process_is_killed_in_mid_batch_and_comes_back(stack: Stack, tmp_path: Path, victim: str) -> None:
     kills = Kills(tmp_path / "kills", [IN_MID_BATCH[victim]])
     deployment = split_deployment(tmp_path / "run", stack.brokers_yaml)
