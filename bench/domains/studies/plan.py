@@ -163,12 +163,16 @@ class Plan:
 
     def grid(self) -> tuple[Cell, ...]:
         """The cells of `untuned`."""
+        factors = (self.partitions, self.stragglers, self.mbits, self.latencies_ms)
+        places = product(*map(range, map(len, factors)))
         return tuple(
             replace(self.home, latency_ms=latency, mbit=mbit, partition=partition, stragglers=slow)
-            for (a, partition), (b, slow), (c, mbit), (d, latency) in product(
-                *map(enumerate, (self.partitions, self.stragglers, self.mbits, self.latencies_ms))
+            for place, (partition, slow, mbit, latency) in zip(
+                places,
+                product(self.partitions, self.stragglers, self.mbits, self.latencies_ms),
+                strict=True,
             )
-            if not (self.half and (a + b + c + d) % 2)
+            if not (self.half and sum(place) % 2)
         )
 
 
