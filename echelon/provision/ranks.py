@@ -11,7 +11,7 @@ from echelon.laws.rank_blocks import index_in
 from echelon.messages.manifest import RunManifest, SecureTerms
 from echelon.provision.device_ranks import device_ranks
 from echelon.provision.identities import Identities
-from echelon.secagg.floors import fewest_left, lost_in_proportion, partial_sum_holds
+from echelon.secagg.floors import partial_sum_holds, share_lost
 
 
 def check_rank_sums(settings: RunSettings, terms: SecureTerms) -> None:
@@ -49,15 +49,16 @@ def fewest_training(count: int, terms: SecureTerms) -> int:
         count: devices of the cohort; with all of them of that rank, the cohort's own floor is enough.
         terms: of secure aggregation.
     """
-    threshold, degree = threshold_of(count, terms), terms.degree(count)
-    group = degree + 1 if degree else count
-    lost = (
-        group - threshold if degree else count - fewest_left(count, threshold, terms.k_min, terms.colluding)
-    )
     for training in range(terms.floor, count):
-        if partial_sum_holds(
-            training, lost_in_proportion(training, lost, group), terms.k_min, terms.colluding
-        ):
+        lost = share_lost(
+            training,
+            count,
+            threshold=threshold_of(count, terms),
+            degree=terms.degree(count),
+            k_min=terms.k_min,
+            colluding=terms.colluding,
+        )
+        if partial_sum_holds(training, lost, terms.k_min, terms.colluding):
             return training
     return count
 

@@ -15,9 +15,9 @@ from echelon.messages.wire import DeviceId
 from echelon.secagg.faults import Abort, Aborted
 from echelon.secagg.floors import (
     fewest_left,
-    lost_in_proportion,
     partial_sum_holds,
     partial_weight_holds,
+    share_lost,
     weight_cap,
     weight_holds,
 )
@@ -211,16 +211,12 @@ class Context:
         """
         if len(contributors) == uploading:
             return True
-        lost = self._lost(uploading)
+        threshold = self.threshold if self.ring is None else 0
+        lost = uploading - fewest_left(uploading, threshold, self.k_min, self.colluding)
         if not partial_sum_holds(len(contributors), lost, self.k_min, self.colluding):
             return False
         weights = [self.weights[device] for device in contributors]
         return not weighed or partial_weight_holds(weights, lost, self.k_min, self.colluding)
-
-    def _lost(self, uploading: int) -> int:
-        """Most devices of U2 that may drop out."""
-        threshold = self.threshold if self.ring is None else 0
-        return uploading - fewest_left(uploading, threshold, self.k_min, self.colluding)
 
     def block_cap(self, contributors: Collection[DeviceId], uploading: int) -> int:
         """The cap on the weights of those of U2 who train a rank block, in that block's sum; 0: nobody may add to it.
@@ -234,11 +230,14 @@ class Context:
         """
         if len(contributors) == uploading:
             return self.weight_max
-        lost, group = self._lost(uploading), uploading
-        if self.ring is not None:
-            group = self.ring.degree + 1
-            lost = group - self.threshold
-        gone = lost_in_proportion(len(contributors), lost, group)
+        gone = share_lost(
+            len(contributors),
+            uploading,
+            threshold=self.threshold,
+            degree=0 if self.ring is None else self.ring.degree,
+            k_min=self.k_min,
+            colluding=self.colluding,
+        )
         weights = [self.weights[device] for device in contributors]
         return weight_cap(weights, self.k_min, self.colluding + gone)
 

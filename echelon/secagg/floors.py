@@ -77,6 +77,25 @@ def lost_in_proportion(contributors: int, lost: int, uploading: int) -> int:
     return -(-contributors * lost // uploading)
 
 
+def share_lost(
+    contributors: int, uploading: int, *, threshold: int, degree: int, k_min: int, colluding: int
+) -> int:
+    """How many contributors to a sum drop out if of them as large a share does as of all devices may; rounded up.
+
+    Args:
+        contributors: devices that have something to add to this sum.
+        uploading: devices of U2.
+        threshold: t, of the whole cohort or of a device's neighbourhood.
+        degree: k, with how many others a device masks on a ring; 0: with all.
+        k_min: the floor.
+        colluding: c.
+    """
+    if degree:
+        return lost_in_proportion(contributors, degree + 1 - threshold, degree + 1)
+    lost = uploading - fewest_left(uploading, threshold, k_min, colluding)
+    return lost_in_proportion(contributors, lost, uploading)
+
+
 def partial_sum_holds(contributors: int, lost: int, k_min: int, colluding: int) -> bool:
     """Whether a sum that only some of a window's devices add to has heads enough whoever drops out.
 
