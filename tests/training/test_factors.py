@@ -3,28 +3,10 @@
 import numpy as np
 import pytest
 
-from echelon.jobs.training import TrainJob
 from echelon.messages.adapter import Factor, factor_mask
 from echelon.training.local import TorchLearner
 from echelon.training.state import TrainerState
-
-
-def trained(learner, factor, *, start=None, state=None, steps=3, mu=0.0):
-    start = learner.initial_adapter() if start is None else start
-    base = learner.initial_adapter() * np.float32(0.5) if mu else start
-    return learner.train(
-        TrainJob(
-            data="a0",
-            base=base,
-            start=start,
-            steps=steps,
-            mu=mu,
-            progress=0.0,
-            state=state,
-            position=None,
-            factor=factor,
-        )
-    )
+from tests.training.jobs import trained
 
 
 @pytest.mark.slow
@@ -33,11 +15,11 @@ def trained(learner, factor, *, start=None, state=None, steps=3, mu=0.0):
 def test_the_frozen_factor_keeps_weights_and_moments_bit_for_bit(make_spec, train, mu):
     """Also against what moves without a gradient: AdamW's moments, its decay, the proximal term."""
     learner = TorchLearner(make_spec(train=train))
-    both = trained(learner, None)  # moments everywhere, and B is not zero any more
+    both = trained(learner, factor=None)  # moments everywhere, and B is not zero any more
     before = TrainerState.from_bytes(both.state, learner.dim)
     for factor in Factor:
         mask = factor_mask(learner.layout, factor)
-        found = trained(learner, factor, start=both.weights, state=both.state, mu=mu)
+        found = trained(learner, factor=factor, start=both.weights, state=both.state, mu=mu)
         after = TrainerState.from_bytes(found.state, learner.dim)
         for new, old in (
             (found.weights, both.weights),
@@ -52,10 +34,10 @@ def test_the_frozen_factor_keeps_weights_and_moments_bit_for_bit(make_spec, trai
 def test_from_genesis_b_moves_first(learner):
     """B is zero at first, so A has no gradient; B has."""
     mask = factor_mask(learner.layout, Factor.B)
-    found = trained(learner, Factor.B)
+    found = trained(learner, factor=Factor.B)
     assert found.weights[mask].any()
     assert found.weights[~mask].tobytes() == learner.initial_adapter()[~mask].tobytes()
-    other = trained(learner, Factor.A, steps=1)
+    other = trained(learner, factor=Factor.A, steps=1)
     assert other.weights.tobytes() == learner.initial_adapter().tobytes()
 
 
@@ -65,8 +47,8 @@ def test_what_moves_moves_as_if_the_other_were_no_parameter(make_spec):
     mask = factor_mask(learner.layout, Factor.B)
     start = np.random.default_rng(1).normal(0, 0.3, learner.dim).astype(np.float32)  # both gradients count
     alone, both = (
-        trained(learner, Factor.B, start=start, steps=1),
-        trained(learner, None, start=start, steps=1),
+        trained(learner, factor=Factor.B, start=start, steps=1),
+        trained(learner, factor=None, start=start, steps=1),
     )
     # With so large an eps a step is proportional to its clipped gradient: in a larger norm it is smaller.
     a, b = (np.linalg.norm((found.weights - start)[mask]) for found in (alone, both))
@@ -77,6 +59,8 @@ def test_alternating_lowers_the_loss(learner):
     weights, state = learner.initial_adapter(), None
     before = learner.evaluate("a0", weights).loss
     for number in range(6):
-        found = trained(learner, Factor.A if number % 2 else Factor.B, start=weights, state=state, steps=4)
+        found = trained(
+            learner, factor=Factor.A if number % 2 else Factor.B, start=weights, state=state, steps=4
+        )
         weights, state = found.weights, found.state
     assert learner.evaluate("a0", weights).loss < before

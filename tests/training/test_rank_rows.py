@@ -4,30 +4,12 @@ import numpy as np
 import pytest
 
 from echelon.errors import ConfigError
-from echelon.jobs.training import TrainJob
 from echelon.messages.adapter import Factor, factor_mask, rank_rows
 from echelon.training.local import TorchLearner
 from echelon.training.state import TrainerState
+from tests.training.jobs import trained
 
 RANK, FULL = 2, 4
-
-
-def trained(learner, rank, *, start=None, state=None, mu=0.0, factor=None):
-    start = learner.initial_adapter() if start is None else start
-    base = learner.initial_adapter() * np.float32(0.5) if mu else start
-    return learner.train(
-        TrainJob(
-            data="a0",
-            base=base,
-            start=start,
-            steps=3,
-            mu=mu,
-            progress=0.0,
-            state=state,
-            factor=factor,
-            rank=rank,
-        )
-    )
 
 
 @pytest.mark.slow
@@ -44,10 +26,10 @@ def trained(learner, rank, *, start=None, state=None, mu=0.0, factor=None):
 )
 def test_rows_beyond_the_rank_keep_weights_and_moments_bit_for_bit(make_spec, adapter, train, mu):
     learner = TorchLearner(make_spec(adapter={"rank": FULL, **adapter}, train=train))
-    whole = trained(learner, 0)  # moments everywhere, and B is not zero any more
+    whole = trained(learner, rank=0)  # moments everywhere, and B is not zero any more
     before = TrainerState.from_bytes(whole.state, learner.dim)
     beyond = rank_rows(learner.layout, FULL) >= RANK
-    found = trained(learner, RANK, start=whole.weights, state=whole.state, mu=mu)
+    found = trained(learner, rank=RANK, start=whole.weights, state=whole.state, mu=mu)
     after = TrainerState.from_bytes(found.state, learner.dim)
     for new, old in (
         (found.weights, whole.weights),
@@ -62,8 +44,8 @@ def test_rows_beyond_the_rank_keep_weights_and_moments_bit_for_bit(make_spec, ad
 @pytest.mark.slow
 def test_one_factor_of_the_first_rows_alone(make_spec):
     learner = TorchLearner(make_spec(adapter={"rank": FULL}))
-    start = trained(learner, 0).weights
-    moved = trained(learner, RANK, start=start, factor=Factor.B).weights != start
+    start = trained(learner, rank=0).weights
+    moved = trained(learner, rank=RANK, start=start, factor=Factor.B).weights != start
     within = (rank_rows(learner.layout, FULL) < RANK) & factor_mask(learner.layout, Factor.B)
     assert not moved[~within].any()
     assert moved[within].mean() > 0.9
@@ -72,7 +54,7 @@ def test_one_factor_of_the_first_rows_alone(make_spec):
 @pytest.mark.slow
 def test_of_the_full_rank_nothing_is_frozen(make_spec):
     learner = TorchLearner(make_spec(adapter={"rank": FULL}))
-    assert trained(learner, FULL).weights.tobytes() == trained(learner, 0).weights.tobytes()
+    assert trained(learner, rank=FULL).weights.tobytes() == trained(learner, rank=0).weights.tobytes()
 
 
 @pytest.mark.slow
@@ -80,7 +62,7 @@ def test_clipping_sees_the_gradient_of_the_rows_that_move(make_spec):
     learner = TorchLearner(make_spec(adapter={"rank": FULL}, train={"clip_norm": 1e-3, "eps": 1.0}))
     within = rank_rows(learner.layout, FULL) < RANK
     start = np.random.default_rng(1).normal(0, 0.3, learner.dim).astype(np.float32)
-    alone, whole = (trained(learner, rank, start=start) for rank in (RANK, 0))
+    alone, whole = (trained(learner, rank=rank, start=start) for rank in (RANK, 0))
     a, b = (np.linalg.norm((found.weights - start)[within]) for found in (alone, whole))
     assert a > 1.1 * b > 0
 
@@ -89,4 +71,4 @@ def test_clipping_sees_the_gradient_of_the_rows_that_move(make_spec):
 def test_a_kind_that_keeps_a_part_on_the_device_has_no_ranks(make_spec):
     learner = TorchLearner(make_spec(adapter={"rank": FULL, "kind": "fedsa"}))
     with pytest.raises(ConfigError, match="need an adapter of which all that is trained travels"):
-        trained(learner, RANK)
+        trained(learner, rank=RANK)
