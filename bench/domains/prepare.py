@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from bench.contest.dedupe import near_duplicates
 from bench.domains.documents import DOMAINS, GENERAL, Document, Domain
 from bench.harness.results import read_json, write_json
 from echelon.errors import ConfigError
+from tools.corpora.folders import altered, made_whole
 from tools.corpora.packages import ARCHIVES, Archive, fetch
 
 Split = Literal["train", "dev", "test"]
@@ -158,13 +157,7 @@ def prepare(
     """
     if folder.exists():
         return read_manifest(folder)
-    scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        manifest = _make(scratch, say, take, most)
-        (scratch / "out").rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return manifest
+    return made_whole(folder, lambda scratch: _make(scratch, say, take, most))
 
 
 def _make(
@@ -238,14 +231,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def check(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     """Files of the folder that are not what the manifest says, in order; none if all are."""
-    wrong = []
-    for name, one in sorted(manifest["sets"].items()):
-        for split, said in one["splits"].items():
-            path = folder / name / f"{split}.jsonl"
-            digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-            if digest != said["sha256"]:
-                wrong.append(f"{name}/{split}.jsonl")
-    return wrong
+    digests = {
+        f"{name}/{split}.jsonl": said["sha256"]
+        for name, one in sorted(manifest["sets"].items())
+        for split, said in one["splits"].items()
+    }
+    return altered(folder, digests)
 
 
 def texts(folder: Path, name: str, split: Split) -> list[str]:

