@@ -12,38 +12,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import signal
 import sys
-import tempfile
-import time
-import traceback
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.contest.contest import cores
 from bench.elsa.calibrate import calibrate
 from bench.elsa.data import Task, make_task
+from bench.elsa.execute import execute, tell
 from bench.elsa.plan import TIERS, TaskJob, TaskTier, jobs_of
-from bench.elsa.runs import base_of, run_job
+from bench.elsa.runs import base_of
 from bench.elsa.tables import page, summary_of
 from bench.harness.results import Results, read_json, write_json
-from echelon.errors import ConfigError, EchelonError
+from echelon.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results" / "elsa"
 PAGE = ROOT / "docs" / "elsa-tasks.md"
 CALIBRATION, DATA = "calibration.json", "data.json"
-
-_tasks: dict[str, Task] = {}
-_folder = Path()
-
-
-def tell(text: str) -> None:
-    """Progress; figures go to stdout."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def counter() -> Any:
@@ -78,75 +65,6 @@ def check_data(tasks: dict[str, Task], path: Path) -> None:
                 f"the snippets of the task {name} are not those of {path.name}: figures made here can be compared with "
                 "one another, not with the committed ones"
             )
-
-
-def _enter(tasks: dict[str, Task], folder: Path) -> None:
-    global _tasks, _folder
-    _tasks, _folder = tasks, folder
-
-
-def _start(tasks: dict[str, Task], folder: Path) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when the benchmark stops
-    _enter(tasks, folder)
-
-
-def _run(job: TaskJob) -> tuple[dict[str, Any] | None, str]:
-    """The line of a run, or why there is none."""
-    try:
-        return run_job(job, _tasks[job.task], _folder), ""
-    except EchelonError as error:
-        return None, str(error)
-    except Exception:
-        # One broken run must not take the figures of all others with it; it is reported, and the exit code says so.
-        return None, traceback.format_exc(limit=-4)
-
-
-Outcome = tuple[TaskJob, dict[str, Any] | None, str]
-
-
-def outcomes(
-    waiting: Sequence[TaskJob], tasks: dict[str, Task], folder: Path, workers: int
-) -> Iterator[Outcome]:
-    """What comes of each run, as they end; one worker is this process."""
-    if workers == 1:
-        _enter(tasks, folder)
-        for job in waiting:
-            yield job, *_run(job)
-        return
-    with ProcessPoolExecutor(
-        min(workers, max(1, len(waiting))),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start,
-        initargs=(tasks, folder),
-    ) as pool:
-        futures = {pool.submit(_run, job): job for job in waiting}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], *future.result()
-        finally:
-            for future in futures:
-                future.cancel()
-
-
-def execute(jobs: Sequence[TaskJob], results: Results, tasks: dict[str, Task], workers: int) -> list[str]:
-    """Run every job that has no line yet, in order; lines are appended as runs end. What failed, and why."""
-    waiting = [job for job in jobs if job.key not in results]
-    failures: list[str] = []
-    begun = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="echelon-elsa-") as folder:
-        ended = outcomes(waiting, tasks, Path(folder), workers)
-        for number, (job, line, why) in enumerate(ended, 1):
-            if line is None:
-                failures.append(f"{job.name}: {why}")
-                tell(f"{number}/{len(waiting)} {job.name} FAILED: {why.strip().splitlines()[-1]}")
-                continue
-            results.append(line)
-            tell(
-                f"{number}/{len(waiting)} {job.name}: accuracy {line['accuracy']:.4f}, "
-                f"{line['traffic']['device'] / 1e6:.2f} MB, {line['seconds']:.0f} simulated s, "
-                f"{line['cpu_s']:.0f} CPU-s, {time.monotonic() - begun:.0f} s so far"
-            )
-    return failures
 
 
 def plan_of(tier: TaskTier, folder: Path) -> tuple[list[TaskJob], dict[str, Task]]:

@@ -7,14 +7,13 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bench.contest.calibrate import PACKAGES, machine
 from bench.elsa.data import Task, write_rows
 from bench.elsa.plan import MODELS, TaskJob, TaskShape
-from bench.elsa.runs import HELD_OUT, model_settings, train_settings
+from bench.elsa.runs import HELD_OUT, model_settings, place_of, train_settings
 from echelon.config.training import AdapterSettings, DataSettings
 from echelon.jobs.training import TrainJob
 from echelon.training.learner import BoundarySpec, LearnerSpec
@@ -24,10 +23,21 @@ from echelon.training.model import limit_threads
 ROUNDS, STEPS = 5, 6
 
 
-def measure(model: str, task: Task, clock: Callable[[], float] = time.process_time) -> float:
-    """Tokens per second of one core, the median of `ROUNDS` rounds, in CPU seconds of the process (one thread)."""
+def measure(
+    model: str, task: Task, place: str, *, length: int = TaskShape().length, lr: float | None = None
+) -> float:
+    """Tokens per second of one core, the median of `ROUNDS` rounds, in CPU seconds of the process (one thread).
+
+    Args:
+        model: its name.
+        task: whose rows are trained on.
+        place: what a run file calls the model.
+        length: most tokens of a row.
+        lr: of those steps; None: the model's.
+    """
     limit_threads()
-    shape = TaskShape()
+    clock = time.process_time
+    shape = TaskShape(length=length)
     job = TaskJob(
         task=task.name,
         model=model,
@@ -38,6 +48,7 @@ def measure(model: str, task: Task, clock: Callable[[], float] = time.process_ti
         data="",
         base="",
         tokens_per_s=1.0,
+        lr=lr,
     )
     with tempfile.TemporaryDirectory(prefix="echelon-elsa-") as folder:
         path = Path(folder) / "rows.jsonl"
@@ -45,7 +56,7 @@ def measure(model: str, task: Task, clock: Callable[[], float] = time.process_ti
         data = DataSettings(source=f"jsonl:{path}", label_field="label", validation_fraction=HELD_OUT)
         learner = TorchLearner(
             LearnerSpec(
-                model=model_settings(model, task.name),
+                model=model_settings(place, task),
                 adapter=AdapterSettings(rank=shape.rank, alpha=shape.scale * shape.rank),
                 train=train_settings(job),
                 boundaries=(BoundarySpec(name="pool", devices=("pool",), data=data),),
@@ -65,7 +76,7 @@ def measure(model: str, task: Task, clock: Callable[[], float] = time.process_ti
 def calibrate(task: Task) -> dict[str, Any]:
     """Every model's rate on a task, the machine, and the versions of what was measured; JSON."""
     return {
-        "tokens_per_s": {name: round(measure(name, task), 1) for name in MODELS},
+        "tokens_per_s": {name: round(measure(name, task, place_of(name)), 1) for name in MODELS},
         "machine": machine(),
         "versions": {
             "python": platform.python_version(),

@@ -29,6 +29,8 @@ from bench.contest.dedupe import near_duplicates
 from echelon.errors import ConfigError
 
 Part = Literal["train", "test"]
+LabelFault = Literal["random-labels", "shuffled-labels", "same-wrong-label"]
+"""What an unreliable device's labels are."""
 Measure = Callable[[Sequence[str]], list[int]]
 """Tokens of each text."""
 
@@ -349,6 +351,30 @@ def mislabelled(hand: Sequence[Snippet], labels: Sequence[str], seed: int, devic
     entropy = int.from_bytes(rank("elsa labels", seed, device), "little")
     drawn = np.random.Generator(np.random.PCG64(entropy)).integers(len(labels), size=len(hand))
     return [replace(s, label=labels[k]) for s, k in zip(hand, drawn.tolist(), strict=True)]
+
+
+def spoilt(
+    hand: Sequence[Snippet], fault: LabelFault, labels: Sequence[str], *, seed: int, device: int
+) -> list[Snippet]:
+    """The same snippets with the labels of an unreliable device.
+
+    Args:
+        hand: its snippets.
+        fault: `random-labels` as `mislabelled`; `shuffled-labels`: its own labels in another order, which are mostly
+            the right ones where it has hardly any class but one; `same-wrong-label`: one class, the same for all
+            unreliable devices of a seed.
+        labels: the task's classes.
+        seed: of the run.
+        device: its number.
+    """
+    if fault == "random-labels":
+        return mislabelled(hand, labels, seed, device)
+    if fault == "same-wrong-label":
+        wrong = labels[int.from_bytes(rank("elsa wrong", seed), "little") % len(labels)]
+        return [replace(s, label=wrong) for s in hand]
+    entropy = int.from_bytes(rank("elsa order of labels", seed, device), "little")
+    order = np.random.Generator(np.random.PCG64(entropy)).permutation(len(hand))
+    return [replace(s, label=hand[k].label) for s, k in zip(hand, order.tolist(), strict=True)]
 
 
 def write_rows(rows: Sequence[tuple[Snippet, str]], path: Path) -> None:

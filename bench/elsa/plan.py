@@ -10,6 +10,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from bench.elsa.data import LabelFault
+
 HERE = Path(__file__).resolve().parent
 BOUNDARIES = ("east", "west")
 EDGES = 2
@@ -27,6 +29,8 @@ class TaskArmKind(StrEnum):
     FEDERATED = "federated"
     CLUSTERS = "clusters"
     SPLIT = "split"
+    APART = "apart"
+    """Clusters that never meet: each has a federation and an adapter of its own."""
 
 
 @dataclass(frozen=True)
@@ -67,18 +71,39 @@ ELSA = TaskSplit("int8", PERTURBATION, PROBES, planned=True)
 
 @dataclass(frozen=True)
 class TaskArm:
-    """One arm: its name, its title in the tables, and how it is run."""
+    """One arm.
+
+    Attributes:
+        name: in results.
+        title: in tables.
+        kind: how it is run.
+        split: how devices and edges share the work, if they do.
+        mu: of the proximal objective.
+        windows: that a boundary merges by itself before all meet.
+        clusters: of `APART`: `domains`, which nobody is told in a deployment, or drawn at `random`.
+    """
 
     name: str
     title: str
     kind: TaskArmKind
     split: TaskSplit | None = None
+    mu: float = 0.0
+    windows: int = 1
+    clusters: str = ""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What came later than the first figures, where it is used."""
+        later = {"mu": self.mu, "clusters": self.clusters}
+        if self.kind is TaskArmKind.FEDERATED and self.windows > 1:
+            later["windows"] = self.windows
+        return {key: value for key, value in later.items() if value}
 
 
 ARMS: tuple[TaskArm, ...] = (
     TaskArm("centralised", "Centralised LoRA", TaskArmKind.CENTRALISED),
     TaskArm("fedavg", "FedAvg", TaskArmKind.FEDERATED),
-    TaskArm("fedavg-random", "FedAvg, random clusters", TaskArmKind.CLUSTERS),
+    TaskArm("fedavg-random", "FedAvg, random clusters", TaskArmKind.CLUSTERS, windows=2),
     TaskArm("split", "Split, uncompressed (bf16)", TaskArmKind.SPLIT, TaskSplit()),
     TaskArm("elsa", "ELSA", TaskArmKind.SPLIT, ELSA),
 )
@@ -107,7 +132,21 @@ ENCODINGS: tuple[TaskArm, ...] = (
         replace(ELSA, encoding="sketch:0.5", feedback=True)),
 )  # fmt: skip
 """ELSA with tensors that are encoded otherwise."""
-BY_NAME: Mapping[str, TaskArm] = {arm.name: arm for arm in (*ARMS, *ABLATIONS, *FAR, *ENCODINGS)}
+RIVALS: tuple[TaskArm, ...] = (
+    *(TaskArm(f"fedprox-{mu:g}", "FedProx", TaskArmKind.FEDERATED, mu=mu) for mu in (0.001, 0.01, 0.1)),
+    TaskArm("hierarchical", "Hierarchical FedAvg", TaskArmKind.FEDERATED, windows=2),
+    TaskArm("splitlora", "SplitLoRA-like (exact tensors)", TaskArmKind.SPLIT, TaskSplit("exact")),
+)
+"""Further arms of the tasks of real text. `splitlora` is split federated learning with LoRA (arXiv 2407.00952): one cut
+for everybody, tensors as they are, and the mean of the devices' and the edges' adapters."""
+CLUSTERED: tuple[TaskArm, ...] = (
+    TaskArm("apart-domains", "an adapter for each domain", TaskArmKind.APART, clusters="domains"),
+    TaskArm("apart-random", "an adapter for each random cluster", TaskArmKind.APART, clusters="random"),
+)
+"""Whether several adapters are worth having where domains differ: with the true clusters, and with wrong ones."""
+BY_NAME: Mapping[str, TaskArm] = {
+    arm.name: arm for arm in (*ARMS, *ABLATIONS, *FAR, *ENCODINGS, *RIVALS, *CLUSTERED)
+}
 
 
 @dataclass(frozen=True)
@@ -149,6 +188,7 @@ class TaskShape:
         length: most tokens of a row.
         alpha: of the Dirichlet draw of each class's shares.
         rows: test rows; None: all.
+        domains: every device has one domain; nothing is drawn by classes then.
     """
 
     rank: int = 4
@@ -159,6 +199,12 @@ class TaskShape:
     length: int = 48
     alpha: float = 0.5
     rows: int | None = None
+    domains: bool = False
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """All of it; what came later only where it is used."""
+        return {key: value for key, value in asdict(self).items() if key != "domains" or value}
 
     @property
     def trained(self) -> int:
@@ -168,13 +214,27 @@ class TaskShape:
 
 @dataclass(frozen=True)
 class TaskModel:
-    """A base: what a run file calls it, and its learning rate for each task, that of centralised training apart."""
+    """A base.
+
+    Attributes:
+        name: in results.
+        title: in tables.
+        place: what a run file calls it; of those of real text it is known when they are there.
+        lr: for each task.
+        centralised: the same for centralised training.
+        devices: who trains it.
+        blocks: of the model.
+        block: parameters of one of them.
+    """
 
     name: str
     title: str
     place: str
     lr: Mapping[str, float]
     centralised: Mapping[str, float]
+    devices: tuple[DeviceClass, ...] = CLASSES
+    blocks: int = 0
+    block: int = 0
 
     def rate(self, task: str, kind: TaskArmKind) -> float:
         """The learning rate of an arm of that kind."""
@@ -197,6 +257,35 @@ MODELS: Mapping[str, TaskModel] = {
         {"kind": 3e-3, "package": 3e-3},
     ),
 }
+REAL_CLASSES = (
+    DeviceClass("sensor", 420, 1.0, 2),
+    DeviceClass("phone", 460, 2.0, 2),
+    DeviceClass("tablet", 560, 4.0, 2),
+)
+"""Devices of the tasks of real text."""
+REAL_MODELS: Mapping[str, TaskModel] = {
+    "minilm": TaskModel(
+        "minilm",
+        "MiniLM-L6 (BERT, 22.7M parameters)",
+        "",
+        {},
+        {},
+        devices=REAL_CLASSES,
+        blocks=6,
+        block=1_774_464,
+    ),
+    "decoder": TaskModel(
+        "decoder",
+        "the healed decoder (18.9M parameters)",
+        "",
+        {},
+        {},
+        devices=REAL_CLASSES,
+        blocks=4,
+        block=3_540_096,
+    ),
+}
+"""Bases of the tasks of real text. Their rates are read off trials: `bench.elsa.real_plan`."""
 
 
 @dataclass(frozen=True)
@@ -216,17 +305,36 @@ class TaskJob:
     """Digest of the base's weights."""
     tokens_per_s: float
     """Of the cost model: what one core trains."""
+    fault: LabelFault = "random-labels"
+    """What unreliable devices do."""
+    lr: float | None = None
+    """In place of the model's."""
+
+    @property
+    def rate(self) -> float:
+        """The learning rate."""
+        return MODELS[self.model].rate(self.task, BY_NAME[self.arm].kind) if self.lr is None else self.lr
+
+    @property
+    def base_model(self) -> TaskModel:
+        """The model, of whichever tasks."""
+        return REAL_MODELS.get(self.model) or MODELS[self.model]
 
     @property
     def fields(self) -> dict[str, Any]:
         """All of it, with what the arm and the model stand for; JSON."""
         arm = BY_NAME[self.arm]
+        plain = asdict(self)
+        if self.fault == "random-labels":
+            del plain["fault"]
         return {
-            **asdict(self),
+            **plain,
+            "shape": self.shape.fields,
             "kind": arm.kind.value,
+            **arm.fields,
             "split": None if arm.split is None else arm.split.fields,
-            "lr": MODELS[self.model].rate(self.task, arm.kind),
-            "devices": [asdict(one) for one in CLASSES],
+            "lr": self.rate,
+            "devices": [asdict(one) for one in self.base_model.devices],
             "edges": [EDGES, EDGE_GFLOPS],
             "links": [UPLINK, DOWNLINK, ROUND_TRIP_MS, KERNEL_US, CORE_GFLOPS],
         }
@@ -239,7 +347,8 @@ class TaskJob:
     @property
     def name(self) -> str:
         """In short, for people."""
-        return f"{self.task} {self.model} {self.arm} {self.unreliable} % seed {self.seed}"
+        fault = "" if self.fault == "random-labels" else f" {self.fault}"
+        return f"{self.task} {self.model} {self.arm} {self.unreliable} %{fault} seed {self.seed}"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -272,7 +271,7 @@ def far_table(every: Lines, tier: TaskTier) -> str:
     if tier.ablated is None or tier.far is None:
         return "This tier has none.\n"
     task, model, unreliable = tier.ablated
-    shape = asdict(tier.far)
+    shape = tier.far.fields
     lines = {key: line for key, line in every.items() if line["shape"] == shape}
     farther = max(arm.split.far for arm in FAR if arm.split is not None)
     rows = {arm.name: rows_of(lines, task, model, unreliable, arm.name) for arm in FAR}
@@ -365,7 +364,7 @@ def summary_of(tier: TaskTier, lines: Lines) -> dict[str, Any]:
 
 
 def _shape(tier: TaskTier, task: str) -> dict[str, Any]:
-    return asdict(tier.shapes.get(task, tier.shape))
+    return tier.shapes.get(task, tier.shape).fields
 
 
 def page(tier: TaskTier, every: Lines, folder: Path) -> str:
