@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 from echelon.laws.hashing import Digest, Sha256
 from echelon.messages.envelope import EXCHANGE_TYPE, MAX_DSSE_BYTES, Dsse, Signer
 from echelon.messages.exchange import EXCHANGE
-from echelon.messages.wire import MAX_EXCHANGE_BYTES, Message, Reason, Refused
+from echelon.messages.wire import Message, Reason, Refused
 
 Headers = tuple[tuple[str, bytes], ...]
 
@@ -246,7 +246,8 @@ def read_manifest(record: LogRecord) -> tuple[Dsse, Message]:
     named = _PAYLOAD_TYPES.get(envelope.payload_type)
     if named is None:
         raise Refused(Reason.UNKNOWN_TYPE, f"{envelope.payload_type[:80]!r} may not cross")
-    message = EXCHANGE.find(*named).decode(envelope.payload, limit=MAX_EXCHANGE_BYTES)
+    kind = EXCHANGE.find(*named)
+    message = kind.decode(envelope.payload, limit=kind.largest)
     run = getattr(message, "run", None)
     if not isinstance(run, bytes) or (record.key, record.headers) != _form(message.kind, run, b"")[:2]:
         raise Refused(Reason.BAD_FIELD, f"key or headers are not those of this {message.kind}")

@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from echelon import __version__
+from echelon.allocator import map_large_blocks
 from echelon.audit.findings import Code, Severity
 from echelon.cli import closing
 from echelon.cli.lines import LineProgress
@@ -170,6 +171,7 @@ def _run(
         )
         if virtual:
             return run_virtual(lambda: stopper.run(federation.run))
+        map_large_blocks()  # of all devices' vectors together the holes between them would be as large again
         return asyncio.run(stopper.run(federation.run))
 
 

@@ -22,7 +22,7 @@ from echelon.config.training import AdapterSettings, ModelSettings, Settings, Tr
 from echelon.config.values import COHORT_LIMIT, Name
 from echelon.config.window import RetentionSettings, WindowSettings
 from echelon.errors import ConfigError
-from echelon.messages.exchange import MAX_METRICS
+from echelon.messages.exchange import MAX_BOUNDARIES, MAX_METRICS
 
 MAX_FILE_BYTES = 1 << 20
 
@@ -42,7 +42,7 @@ class RunSettings(Settings):
     adapter: AdapterSettings = Field(default=AdapterSettings(), description="The LoRA adapter.")
     training: TrainSettings = Field(default=TrainSettings(), description="Local training.")
     boundaries: tuple[BoundarySettings, ...] = Field(
-        min_length=1, max_length=64, description="The boundaries."
+        min_length=1, max_length=MAX_BOUNDARIES, description="The boundaries."
     )
     secure: SecureSettings = Field(default=SecureSettings(), description="Secure aggregation and floors.")
     window: WindowSettings = Field(default=WindowSettings(), description="Participation windows.")

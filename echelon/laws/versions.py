@@ -27,7 +27,7 @@ from echelon.messages.envelope import EXCHANGE_TYPE, Dsse
 from echelon.messages.exchange import Commit, Genesis, Pace
 from echelon.messages.keys import CHANGES
 from echelon.messages.manifest import MILLION, RunManifest
-from echelon.messages.wire import MAX_EXCHANGE_BYTES, Refused
+from echelon.messages.wire import Refused
 
 KEPT_BEYOND = 64
 """Versions that are remembered beyond the staleness horizon: cohorts are never behind by so many."""
@@ -111,7 +111,7 @@ def controller_keys(signed: bytes, manifest: RunManifest) -> Keys:
             )
             if kind is None:
                 raise ProtocolError(f"{opened.payload_type[:80]!r} is no change of a key")
-            message = kind.decode(opened.payload, limit=MAX_EXCHANGE_BYTES)
+            message = kind.decode(opened.payload, limit=kind.largest)
             keys = keys.after(message)
         except Refused as error:
             raise ProtocolError(f"no change of the controller's key: {error}") from None
@@ -143,7 +143,7 @@ def open_signed_commit(signed: bytes, manifest: RunManifest, keys: Keys | None =
         kind = kinds.get(opened.payload_type)
         if kind is None:
             raise ProtocolError(f"{opened.payload_type[:80]!r} is neither a genesis nor a commit")
-        message = kind.decode(opened.payload, limit=MAX_EXCHANGE_BYTES)
+        message = kind.decode(opened.payload, limit=kind.largest)
     except Refused as error:
         raise ProtocolError(f"no record of a commit: {error}") from None
     if not opened.verified(keys.key_at(CONTROLLER, message.index + 1)):

@@ -21,7 +21,6 @@ from pydantic import Field
 
 from echelon.messages.wire import (
     MAX_CONTROL_BYTES,
-    MAX_EXCHANGE_BYTES,
     U16,
     U63,
     Id16,
@@ -37,8 +36,8 @@ BOUNDARY_CONTEXT = b"echelon boundary record v1\x00"
 EXCHANGE_TYPE = "application/vnd.echelon.{kind}.v{version}+msgpack"
 ENVELOPE_OVERHEAD = 1024
 """Bytes that an envelope may add to its body."""
-MAX_DSSE_BYTES = 16 * 1024
-"""Largest DSSE envelope around a manifest of at most `MAX_EXCHANGE_BYTES` (base64 adds a third)."""
+MAX_DSSE_BYTES = 24 * 1024
+"""Largest DSSE envelope around a manifest of at most `MAX_HEADS_BYTES` (base64 adds a third)."""
 
 
 SMALL_ORDER = frozenset(
@@ -209,10 +208,10 @@ class Dsse:
         """Sign a message of the exchange plane."""
         payload_type = EXCHANGE_TYPE.format(kind=message.kind, version=message.revision)
         payload = message.encode()
-        if len(payload) > MAX_EXCHANGE_BYTES:
+        if len(payload) > message.largest:
             raise Refused(
                 Reason.OVERSIZED,
-                f"{message.kind} of {len(payload)} bytes, at most {MAX_EXCHANGE_BYTES} may cross",
+                f"{message.kind} of {len(payload)} bytes, at most {message.largest} may cross",
             )
         return cls.seal(signer, payload_type, payload)
 

@@ -1,4 +1,5 @@
-"""What may cross to the exchange: a closed set of manifests, each of fixed-size fields, none larger than 8 KiB.
+"""What may cross to the exchange: a closed set of manifests, each of fixed-size fields. None is larger than 8 KiB but
+the controller's commits and the close, which have a log's head for every boundary: those are 16 KiB at most.
 
 No free text, no floats. A manifest refers to its payload (chunks of the same topic before it) by transfer
 id, length and SHA-256, and to everything that stands before it in its topic by `prefix`.
@@ -15,7 +16,8 @@ from pydantic import Field, Strict
 from echelon.messages.keys import KeyEnd, KeyNext
 from echelon.messages.wire import (
     I64,
-    MAX_EXCHANGE_BYTES,
+    MAX_HEADS_BYTES,
+    MAX_MANIFEST_BYTES,
     U16,
     U32,
     U63,
@@ -35,9 +37,9 @@ MAX_METRICS = 16
 MAX_RANK_BLOCKS = 8
 """Most blocks of rows that devices of different ranks part an adapter into."""
 """Most metrics of the user's own that devices of one run compute."""
-MAX_BOUNDARIES = 64
-MAX_MERGED = 56
-"""Most deltas that one commit may merge: keeps a commit with `MAX_BOUNDARIES` heads within 8 KiB."""
+MAX_BOUNDARIES = 128
+MAX_MERGED = 128
+"""Most deltas that one commit may merge: keeps a commit with `MAX_BOUNDARIES` heads within 16 KiB."""
 
 
 MIN_DENSITY_PPM = 5_000
@@ -165,7 +167,7 @@ def most_windows(metrics: int, rank_blocks: int = 0) -> int:
     """
     window = WINDOW_BYTES + (11 + METRIC_BYTES * metrics if metrics else 0)
     window += 13 + BLOCK_BYTES * (rank_blocks - 1) if rank_blocks else 0
-    return min(MAX_WINDOWS, (MAX_EXCHANGE_BYTES - DELTA_BYTES) // window)
+    return min(MAX_WINDOWS, (MAX_MANIFEST_BYTES - DELTA_BYTES) // window)
 
 
 class Delta(Message):
@@ -251,6 +253,7 @@ class Commit(Message):
     """
 
     kind: ClassVar[str] = "commit"
+    largest: ClassVar[int] = MAX_HEADS_BYTES
     left_out: ClassVar[frozenset[str]] = frozenset({"relayed"})
     run: Id16
     index: U63
@@ -292,6 +295,7 @@ class Close(Message):
     """The run's signed end: after it no record is valid on any log of the run."""
 
     kind: ClassVar[str] = "close"
+    largest: ClassVar[int] = MAX_HEADS_BYTES
     run: Id16
     index: U63
     commits: U63

@@ -17,8 +17,10 @@ from echelon.errors import CodecError
 
 MAX_CONTROL_BYTES = 64 * 1024
 """Largest encoded body of a message; chunks of a transfer do not go through this codec."""
-MAX_EXCHANGE_BYTES = 8 * 1024
+MAX_MANIFEST_BYTES = 8 * 1024
 """Largest encoded manifest on the exchange plane: O(1) in devices and parameters."""
+MAX_HEADS_BYTES = 16 * 1024
+"""The same of a manifest that has a log's head for every boundary: only the controller writes those."""
 MAX_ITEMS = 4096
 """Most items of one list or map."""
 MAX_DEPTH = 6
@@ -104,6 +106,8 @@ class Message(Fields):
 
     kind: ClassVar[str]
     revision: ClassVar[int] = 1
+    largest: ClassVar[int] = MAX_MANIFEST_BYTES
+    """Bytes of the longest encoding that may cross to the exchange."""
     costly: ClassVar[bool] = False
     """Whether taking one computes so much that an actor does it off its event loop."""
 

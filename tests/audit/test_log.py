@@ -235,7 +235,7 @@ def test_a_forged_manifest_does_not_use_up_a_payload() -> None:
 def test_records_beyond_the_limit_are_faults() -> None:
     huge = StoredRecord("delta.b", 0, b"", bytes(CHUNK_BYTES + 5000), ())
     assert [f.code for f in reader().read(huge).faults] == [FaultCode.OVERSIZED]
-    manifest = StoredRecord("delta.b", 0, b"", bytes(20_000), ())
+    manifest = StoredRecord("delta.b", 0, b"", bytes(30_000), ())
     assert [f.code for f in reader().read(manifest).faults] == [FaultCode.OVERSIZED]
 
 

@@ -28,7 +28,7 @@ from echelon.messages.exchange import (
     most_windows,
 )
 from echelon.messages.keys import KeyEnd, KeyNext, KeyRole, KeyStatement
-from echelon.messages.wire import MAX_EXCHANGE_BYTES, Message, Refused, pack, unpack
+from echelon.messages.wire import Message, Refused, pack, unpack
 
 U16, U32, U63 = (1 << 16) - 1, (1 << 32) - 1, (1 << 63) - 1
 ID, DIGEST = b"\xff" * 16, b"\xff" * 32
@@ -127,11 +127,13 @@ LARGEST: tuple[Message, ...] = (
 
 @pytest.mark.parametrize("message", LARGEST, ids=lambda m: m.kind)
 def test_the_largest_of_each_fits_what_may_cross(message: Message) -> None:
-    assert len(message.encode()) <= MAX_EXCHANGE_BYTES
+    assert (
+        len(message.encode()) <= message.largest == (16 if message.kind in ("commit", "close") else 8) * 1024
+    )
     envelope = Dsse.seal_message(Signer(b"\x01" * 32), message).encode()
     assert len(envelope) <= MAX_DSSE_BYTES
     opened = Dsse.decode(envelope)
-    assert type(message).decode(opened.payload, limit=MAX_EXCHANGE_BYTES) == message
+    assert type(message).decode(opened.payload, limit=message.largest) == message
 
 
 @pytest.mark.parametrize("metrics", range(MAX_METRICS + 1))
@@ -140,8 +142,8 @@ def test_a_delta_with_as_many_metrics_and_windows_as_may_be_fits(metrics: int) -
     window = WINDOW.model_copy(update={"metrics": (U63,) * (2 * metrics)})
     most = most_windows(metrics)
     largest = delta.model_copy(update={"windows": (window,) * most})
-    assert len(largest.encode()) <= MAX_EXCHANGE_BYTES
-    assert Delta.decode(largest.encode(), limit=MAX_EXCHANGE_BYTES) == largest
+    assert len(largest.encode()) <= Delta.largest
+    assert Delta.decode(largest.encode(), limit=Delta.largest) == largest
 
 
 def test_metrics_are_left_out_where_there_are_none_and_nowhere_else() -> None:

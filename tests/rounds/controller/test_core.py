@@ -262,22 +262,23 @@ def test_the_order_of_arrival_changes_no_bit(order: list[tuple[int, int]]) -> No
 
 
 def test_more_than_fit_wait_for_the_next_commit() -> None:
-    core = core_of(terms(boundaries=2, pending_max=64, staleness=(256,)))
-    for seq in range(MAX_MERGED):
-        core.offer(*make(0, seq), seq)
-    for seq in range(3):
-        core.offer(*make(1, seq), seq)
+    core = core_of(terms(boundaries=3, pending_max=64, staleness=(256,)))
+    half = MAX_MERGED // 2
+    for boundary, count in ((0, half), (1, half), (2, 3)):
+        for seq in range(count):
+            core.offer(*make(boundary, seq), seq)
     draft = core.commit()
     assert len(draft.merged) == MAX_MERGED
-    assert [m.seq for m in draft.merged if m.boundary == 1] == [0, 1, 2], "no boundary is starved"
+    assert [m.seq for m in draft.merged if m.boundary == 2] == [0, 1, 2], "no boundary is starved"
     commit = record(core, draft)
     dropped = core.apply(commit)
     wrote(core, commit)
     assert [(d.boundary, d.seq, d.reason) for d in dropped] == [
-        (0, seq, RefusalReason.STALE) for seq in range(MAX_MERGED - 3, MAX_MERGED)
+        (boundary, seq, RefusalReason.STALE)
+        for boundary, seq in ((0, half - 1), (1, half - 2), (1, half - 1))
     ]
     assert core.pending == ()
-    assert core.offer(*make(0, MAX_MERGED, base=1, first=10 * (MAX_MERGED - 1)), 99) is None
+    assert core.offer(*make(0, half, base=1, first=10 * (half - 1)), 99) is None
 
 
 def test_staleness_and_weight() -> None:
