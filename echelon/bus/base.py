@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from types import TracebackType
@@ -92,14 +92,15 @@ class Outgoing:
 class Record:
     """A record as it stands in the log. `timestamp_ms` is wall-clock time of the writer, advisory only.
 
-    Readers of a log in memory share its records, so where it stands and its size are computed once.
+    Readers of a log in memory share its records, so where it stands and its size are computed once. Its text says where
+    it stands and not what it has: a chunk takes four times its bytes there.
     """
 
     topic: str
     partition: int
     offset: int
     key: bytes
-    value: bytes
+    value: bytes = field(repr=False)
     headers: Headers
     timestamp_ms: int
 

@@ -69,14 +69,18 @@ RESTARTS = 5
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run gives."""
+    """What a finished run gives.
 
-    summary: dict[str, Any]
-    audit: Report
-    adapter: Vector
-    exchange: dict[str, list[Record]] = field(default_factory=dict)
+    Its fields are not in its text: asyncio writes the result of its main task out when it hands back SIGINT, and the
+    records of a large adapter would take five times their bytes for a moment.
+    """
+
+    summary: dict[str, Any] = field(repr=False)
+    audit: Report = field(repr=False)
+    adapter: Vector = field(repr=False)
+    exchange: dict[str, list[Record]] = field(default_factory=dict, repr=False)
     """Every record of the exchange, by topic in offset order."""
-    traffic: dict[str, int] = field(default_factory=dict)
+    traffic: dict[str, int] = field(default_factory=dict, repr=False)
     """Bytes that went over every actor's connections; see `Assembly.traffic`."""
 
 

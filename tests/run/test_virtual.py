@@ -57,6 +57,15 @@ def test_the_run_learns_and_its_audit_holds() -> None:
         assert outcome.summary["final_loss"][name] < outcome.summary["base_loss"][name]
 
 
+def test_the_text_of_a_result_has_neither_records_nor_adapter() -> None:
+    """asyncio writes a main task's result out at its end: it took more memory than the run before it."""
+    result = plain().result
+    assert sum(record.size for records in result.exchange.values() for record in records) > 10_000
+    assert len(repr(result)) < 200
+    record = result.exchange["global"][0]
+    assert len(record.value) > 200 > len(repr(record)) - len(repr(record.key)) - len(repr(record.headers))
+
+
 def test_replay_of_the_exchange_alone_gives_the_adapter() -> None:
     outcome = plain()
     genesis = bytes.fromhex(outcome.summary["genesis_sha256"])
