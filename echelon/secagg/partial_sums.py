@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from echelon.messages.envelope import verify_signature
 from echelon.messages.floor import heads
+from echelon.messages.good_signatures import verify_once
 from echelon.messages.handshake import KeyList
 from echelon.messages.wire import DeviceId
 from echelon.secagg.context import Context
@@ -42,6 +42,8 @@ class PartialSums:
     def __init__(self, context: Context, me: DeviceId, roster: Roster, blocks: Collection[int]) -> None:
         self._context, self._me, self._roster = context, me, roster
         self._blocks = tuple(blocks)
+        self._found: tuple[KeyList | None, frozenset[DeviceId], dict[int, frozenset[DeviceId]]] | None = None
+        """The last answer, and to what: a device asks several times about one list."""
 
     def adding(self, keys: KeyList | None, u2: frozenset[DeviceId]) -> dict[int, frozenset[DeviceId]]:
         """Who of U2 adds to each sum: those that signed that they do; nobody where the floor would not hold.
@@ -50,21 +52,29 @@ class PartialSums:
             keys: the key list of the window; None: it was not shown yet.
             u2: the devices whose vectors may be in the sum.
         """
+        if self._found is None or self._found[0] is not keys or self._found[1] != u2:
+            self._found = keys, u2, self._adding(keys, u2)
+        return self._found[2]
+
+    def _adding(self, keys: KeyList | None, u2: frozenset[DeviceId]) -> dict[int, frozenset[DeviceId]]:
         near = self._context.holders(self._me)
+        blocks = () if self._context.rank_blocks else self._blocks
         entries = [
             entry
             for entry in (() if keys is None else keys.entries)
             if entry.device in u2
+            # What says nothing that is counted need not be true.
+            and (entry.evaluated or blocks)
             # Keys of neighbours were checked when they came; on a ring others' were not.
             and (
                 entry.device in near
-                or verify_signature(
+                or verify_once(
                     self._roster.key(entry.device), entry.signature, self._context.advert_statement(entry)
                 )
             )
         ]
         found = {EVALUATIONS: {DeviceId(entry.device) for entry in entries if entry.evaluated}}
-        for block in () if self._context.rank_blocks else self._blocks:
+        for block in blocks:
             found[block] = {
                 DeviceId(entry.device) for entry in entries if block < entry.front or block >= entry.back
             }

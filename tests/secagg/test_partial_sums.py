@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from echelon.messages.good_signatures import verify_once
 from echelon.messages.wire import DeviceId
+from echelon.secagg import partial_sums
 from echelon.secagg.client import Client
 from echelon.secagg.entropy import Entropy
 from echelon.secagg.faults import Abort, Aborted
@@ -79,3 +81,41 @@ def test_an_included_set_that_uncovers_a_heavy_one_is_not_signed() -> None:
     ) as left:
         client.consistency(included)
     assert left.value.reason is Abort.FLOOR
+
+
+@dataclass
+class EvaluatedWindow(Window):
+    """A window whose first devices have an evaluation to add."""
+
+    evaluated: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for device in self.devices[: self.evaluated]:
+            entropy = Entropy.seeded(device.encode())
+            self.clients[device] = Client(
+                self.context, device, signer_of(device), self.roster, entropy, evaluated=True
+            )
+
+
+@pytest.mark.parametrize("evaluated", [0, 16])
+def test_on_a_ring_only_what_counts_is_verified_and_once(
+    monkeypatch: pytest.MonkeyPatch, evaluated: int
+) -> None:
+    """If each of K devices verified K signatures, a window would cost the square of its cohort."""
+    asked: list[bytes] = []
+
+    def count(public: bytes, signature: bytes, message: bytes) -> bool:
+        asked.append(public)
+        return verify_once(public, signature, message)
+
+    monkeypatch.setattr(partial_sums, "verify_once", count)
+    devices = names(16)
+    window = EvaluatedWindow(context_for(devices, degree=4), evaluated=evaluated)
+    shares, first = window.share(window.advertise()), window.clients[devices[0]]
+    for _ in range(3):
+        assert first.adds_evaluation(shares) == (evaluated > 0)
+        assert first.adds_blocks(shares) == frozenset()
+    near = window.context.holders(devices[0])
+    assert 0 < len(near) < 8
+    assert len(asked) == len(set(devices[:evaluated]) - set(near))
