@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from echelon.allocator import map_large_blocks
+from echelon.allocator import VECTOR_BYTES, map_large_blocks
 from echelon.config.run import RunSettings
 from echelon.rounds.effects import Note
 from echelon.run.federation import Federation
@@ -105,7 +105,7 @@ class MeasuringRecorder(Recorder):
 
 
 def _run(settings: RunSettings, processes: int) -> dict[str, Any]:
-    map_large_blocks()  # as `echelon run` does
+    map_large_blocks(VECTOR_BYTES)  # as `echelon run` does
     before = resident("VmRSS")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"

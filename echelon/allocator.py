@@ -23,6 +23,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """The options' numbers in malloc.h."""
 MAPPED_BYTES = 256 * 1024
 """Blocks of at least so many bytes have a mapping of their own, in a process that gives them back."""
+VECTOR_BYTES = 1 << 20
+"""The same in a process that has all actors: large vectors are mapped, and chunks, of which it has many more, are not."""
 KEPT_BYTES = 1 << 30
 """Smaller blocks come out of the heap, in a process that keeps what is freed, and so many bytes stay at its end."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from echelon import __version__
-from echelon.allocator import map_large_blocks
+from echelon.allocator import VECTOR_BYTES, map_large_blocks
 from echelon.audit.findings import Code, Severity
 from echelon.cli import closing
 from echelon.cli.lines import LineProgress
@@ -171,7 +171,8 @@ def _run(
         )
         if virtual:
             return run_virtual(lambda: stopper.run(federation.run))
-        map_large_blocks()  # of all devices' vectors together the holes between them would be as large again
+        # Holes in the heap would take half as much as all devices' vectors together.
+        map_large_blocks(VECTOR_BYTES)
         return asyncio.run(stopper.run(federation.run))
 
 
