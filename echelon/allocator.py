@@ -24,7 +24,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 MAPPED_BYTES = 256 * 1024
 """Blocks of at least so many bytes have a mapping of their own, in a process that gives them back."""
 VECTOR_BYTES = 1 << 20
-"""The same in a process that has all actors: large vectors are mapped, and chunks, of which it has many more, are not."""
+"""The same in a process that has all actors: it maps large vectors, and not chunks, of which it has many more."""
 KEPT_BYTES = 1 << 30
 """Smaller blocks come out of the heap, in a process that keeps what is freed, and so many bytes stay at its end."""
 
