@@ -754,7 +754,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         name="whose chunk it is",
         file="echelon/actors/verified_records.py",
-        find="if not verify_signature(public, chunk.signature, chunk.signed_bytes(self.membership.run)):",
+        find="if not verify_once(public, chunk.signature, chunk.signed_bytes(self.membership.run)):",
         replace="if False:",
         tests=("tests/actors/test_chunk_senders.py",),
         why="A device could void another's upload by a chunk under its key.",

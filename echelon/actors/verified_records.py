@@ -18,8 +18,9 @@ from echelon.bus.assembler import Assembler
 from echelon.bus.base import Record, TopicPartition
 from echelon.bus.chunks import NO_SCOPE, Dropped, TransferId, is_chunk, read_chunk
 from echelon.messages.boundary import BOUNDARY, SealedDelta
-from echelon.messages.envelope import Envelope, verify_signature
+from echelon.messages.envelope import Envelope
 from echelon.messages.exchange import EXCHANGE, Payload
+from echelon.messages.good_signatures import verify_once
 from echelon.messages.split import SplitFrame
 from echelon.messages.wire import Message, Reason, Refused
 from echelon.rounds.effects import Incoming
@@ -175,7 +176,7 @@ class RecordOpener:
             raise Refused(Reason.WRONG_TOPIC, f"a chunk may not stand on {record.topic}")
         if not self._expects(record.topic, sender, chunk.scope):
             return
-        if not verify_signature(public, chunk.signature, chunk.signed_bytes(self.membership.run)):
+        if not verify_once(public, chunk.signature, chunk.signed_bytes(self.membership.run)):
             raise Refused(Reason.BAD_SIGNATURE, f"a chunk that names {sender}")
         for dropped in self.assembler.take(record.key, record, chunk):
             self._dropped(dropped)

@@ -200,10 +200,14 @@ def _somewhere(draft: Draft) -> None:
 
 
 def _gone(draft: Draft) -> None:
-    """Devices go for good, with or without a word; as many stay as a window needs."""
+    """Devices go for good, with or without a word; as many stay as a window needs, also if this is drawn twice."""
     for boundary in draft.boundaries:
         devices = draft.devices(boundary)
-        for device in draft.random.sample(devices, draft.random.randint(0, len(devices) - draft.floor)):
+        most = len(devices) - draft.floor
+        for device in draft.random.sample(devices, draft.random.randint(0, most)):
+            gone = {fault.actor for fault in draft.faults if fault.gone and fault.actor in devices}
+            if len(gone | {device}) > most:
+                continue
             if draft.chance(0.5):
                 draft.crash(device, "device", gone=True)
             else:

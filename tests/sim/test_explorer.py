@@ -66,6 +66,19 @@ def test_short_rings_are_drawn_and_everything_holds_of_them() -> None:
 
 
 @pytest.mark.slow
+def test_however_many_devices_go_for_good_a_window_has_enough_of_them() -> None:
+    """Of 30075 two stories let two and one go, of six where four are needed: nothing could go on."""
+    least = []
+    for schedule in map(draw, (*range(200), 30075)):
+        secure = schedule.run["secure"]
+        for boundary in schedule.run["boundaries"]:
+            devices = {device["id"] for device in boundary["devices"]}
+            gone = {fault.actor for fault in schedule.faults if fault.gone}
+            least.append(len(devices - gone) - secure["k_min"] - secure["colluding"])
+    assert min(least) == 0
+    assert not judge(draw(30075)).findings
+
+
 def test_devices_of_several_ranks_are_drawn_and_everything_holds_of_them() -> None:
     ranked = [one for one in map(draw, range(400)) if "adapter" in one.run]
     assert 20 <= len(ranked) <= 60
