@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from bench.contest.contest import cores
 from bench.elsa.calibrate import measure
 from bench.elsa.corpora import FOLDER, Split, prepare, read_task
 from bench.elsa.data import Task
 from bench.elsa.execute import execute, tell
+from bench.elsa.plan import TaskJob
 from bench.elsa.real_models import prepare as prepare_model
 from bench.elsa.real_plan import (
     RATES,
@@ -118,7 +118,7 @@ class RealBenchmark:
         write_json(self.choices, {"rates": chosen, "fedprox": found["arm"]})
         return []
 
-    def jobs(self, tasks: dict[str, Task]) -> list[Any]:
+    def jobs(self, tasks: dict[str, Task]) -> list[TaskJob]:
         """The reported runs."""
         return list(
             reported(

@@ -69,11 +69,7 @@ RESTARTS = 5
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run gives.
-
-    Its fields are not in its text: asyncio writes the result of its main task out when it hands back SIGINT, and the
-    records of a large adapter would take five times their bytes for a moment.
-    """
+    """What a finished run gives. Its text has none of it: at its end asyncio writes the main task's result out."""
 
     summary: dict[str, Any] = field(repr=False)
     audit: Report = field(repr=False)
