@@ -21,6 +21,7 @@ from bench.contest.contest import cores
 from bench.elsa.calibrate import calibrate
 from bench.elsa.data import Task, make_task
 from bench.elsa.execute import execute, tell
+from bench.elsa.pages import whole_page
 from bench.elsa.plan import TIERS, TaskJob, TaskTier, jobs_of
 from bench.elsa.runs import base_of
 from bench.elsa.tables import page, summary_of
@@ -122,7 +123,8 @@ def main() -> int:
         tell(failure)
     if results.lines:
         target = PAGE if args.out is None else args.out / PAGE.name
-        target.write_text(page(tier, results.lines, folder), "utf-8")
+        text = whole_page(folder) if args.out is None else page(tier, results.lines, folder)
+        target.write_text(text, "utf-8")
         tell(f"written: {target}")
     print(json.dumps(summary_of(tier, results.lines)))
     return 1 if failures else 0

@@ -23,6 +23,7 @@ from bench.elsa.calibrate import measure
 from bench.elsa.corpora import FOLDER, Split, prepare, read_task
 from bench.elsa.data import Task
 from bench.elsa.execute import execute, tell
+from bench.elsa.pages import whole_page
 from bench.elsa.plan import TaskJob
 from bench.elsa.real_models import prepare as prepare_model
 from bench.elsa.real_plan import (
@@ -42,6 +43,7 @@ from echelon.errors import ConfigError, EchelonError
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results" / "elsa"
+PAGE = ROOT / "docs" / "elsa-tasks.md"
 
 
 @dataclass
@@ -154,7 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bench = RealBenchmark(TIERS[options.tier], options.folder, options.results, options.workers)
     try:
         if options.what == "page":
-            raise ConfigError("not yet")
+            PAGE.write_text(whole_page(options.results), "utf-8")
+            tell(f"written: {PAGE}")
+            return 0
         failures = bench.tune() if options.what == "trials" else bench.run(options.only, options.limit)
         for failure in failures:
             tell(failure)

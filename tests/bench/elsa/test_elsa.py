@@ -25,10 +25,11 @@ from bench.elsa.data import (
     runs,
     unreliable,
 )
+from bench.elsa.pages import whole_page
 from bench.elsa.plan import ABLATIONS, ARMS, ELSA, ENCODINGS, FAR, MODELS, TIERS, TaskJob, TaskShape, jobs_of
 from bench.elsa.runs import BenchmarkError, base_of, clusters, fleet, run_job
 from bench.elsa.tables import caught, endpoint, page
-from bench.harness.results import Results, write_json
+from bench.harness.results import write_json
 
 SOURCE = '''"""This is prose about {name} number {number} that goes on for some words."""
 import {name}
@@ -259,6 +260,4 @@ def test_a_run_of_elsa_sends_less_than_the_uncompressed_split(snippets: Task, tm
 
 def test_the_committed_page_is_what_the_committed_figures_give() -> None:
     root = Path(__file__).resolve().parents[3]
-    folder = root / "bench/results/elsa"
-    lines = Results(folder / "full.jsonl").lines
-    assert (root / "docs/elsa-tasks.md").read_text("utf-8") == page(TIERS["full"], lines, folder)
+    assert (root / "docs/elsa-tasks.md").read_text("utf-8") == whole_page(root / "bench/results/elsa")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,12 +15,13 @@ import pytest
 from bench.elsa import real
 from bench.elsa.corpora import FOLDER, prepare, read_task
 from bench.elsa.data import LabelFault, Snippet, Task, spoilt
+from bench.elsa.pages import whole_page
 from bench.elsa.plan import ARMS, BY_NAME, TaskArmKind, TaskJob
 from bench.elsa.real import RealBenchmark
 from bench.elsa.real_plan import PROXIMAL, RATES, TIERS, Known, mu_trials, rate_trials, rates_of, reported
 from bench.elsa.real_tables import advice, device_gflop, energy, rows_of, sections
 from bench.elsa.runs import TaskDevice, apart
-from bench.harness.results import read_json
+from bench.harness.results import Results, read_json, write_json
 from echelon.errors import ConfigError
 from tests.bench.elsa import made
 
@@ -168,6 +171,26 @@ def test_a_page_of_some_lines_says_how_many_and_has_dashes_for_the_rest() -> Non
     whole = sections(TIER, every, len(every), chosen())
     assert "60.0 %" in whole
     assert "| yes |" in whole
+
+
+def test_the_page_has_real_text_before_the_small_models(tmp_path: Path) -> None:
+    committed = Path(__file__).resolve().parents[3] / "bench/results/elsa"
+    for name in ("full.jsonl", "data.json"):
+        shutil.copy(committed / name, tmp_path)
+    small = whole_page(tmp_path)
+    assert "What to use when" not in small
+    for line in lines_of({}, {}).values():
+        Results(tmp_path / "real.jsonl").append(line)
+    with pytest.raises(ConfigError, match="what trials chose"):
+        whole_page(tmp_path)
+    write_json(tmp_path / "real-choices.json", chosen())
+    text = whole_page(tmp_path)
+    headings = re.findall("^## (.*)$", text, re.MULTILINE)
+    assert headings == [
+        "What to use when", "Limits", "Real text, real models", "Small models, text of the standard library",
+    ]  # fmt: skip
+    assert text.count("\n# ") == 0
+    assert "### A far edge" in text
 
 
 def test_operations_of_a_device_are_those_of_its_blocks() -> None:
