@@ -57,13 +57,22 @@ class Link:
 
 
 class Setting:
-    """The base, cut; blocks of one device; both sides' segments, read once."""
+    """A base, cut after its first block and before its last; blocks of one device; both sides' segments, read once.
 
-    def __init__(self, packages: str, length: int, p: int = 1, q: int = 1, lr: float = 1e-2) -> None:
+    Args:
+        source: the device's text, as a run file has it; without a colon, packages of the standard library.
+        length: tokens of a sequence.
+        lr: of training.
+        model: the base; None: the shipped one.
+    """
+
+    def __init__(
+        self, source: str, length: int, *, lr: float = 1e-2, model: ModelSettings | None = None
+    ) -> None:
         import torch
 
         self.spec = SplitSpec(
-            model=ModelSettings(),
+            model=model or ModelSettings(),
             adapter=AdapterSettings(rank=8, alpha=16),
             train=TrainSettings(lr=lr, sequence_length=length),
         )
@@ -71,9 +80,14 @@ class Setting:
         self.table = base.get_input_embeddings().weight.detach().numpy().copy()
         self.vocabulary = int(model_config(self.spec.model).vocab_size)
         del base
-        data = load_boundary(DataSettings(source=f"stdlib:{packages}"), ("d",), self.tokenizer, length)
+        data = load_boundary(
+            DataSettings(source=source if ":" in source else f"stdlib:{source}"),
+            ("d",),
+            self.tokenizer,
+            length,
+        )
         self.training, self.validation = data.training["d"], data.validation["d"]
-        self.cut = Cut(p, q)
+        self.cut = Cut(1, 1)
         self.layout = whole_layout(self.spec.model, self.spec.adapter, self.spec.task)
         blocks = count_blocks(self.spec.model)
         self.mine = device_indices(self.layout, self.cut, blocks)

@@ -19,7 +19,7 @@ EDGES = 2
 PROBES = 8
 """Public probes that a device of ELSA is looked at with after every job."""
 PERTURBATION = 64
-"""Rank of SS-OP: docs/split.md says why no less."""
+"""Rank of SS-OP. It costs what any rank costs; docs/split.md says that it hides nothing below the model's width."""
 
 
 class TaskArmKind(StrEnum):

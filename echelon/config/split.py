@@ -145,7 +145,7 @@ class SplitSettings(Settings):
     perturbation: int = Field(
         default=0, ge=0, le=1024,
         description="SS-OP: rank of the subspace in which each device's activations are rotated by a secret of it and "
-        "its edge. 0: none.",
+        "its edge. 0: none. Below the model's width it hides nothing (docs/split.md).",
     )  # fmt: skip
     probes: int = Field(
         default=0, ge=0, le=48,
