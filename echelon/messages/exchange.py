@@ -34,9 +34,9 @@ MAX_WINDOW_TOKENS = 1 << 40
 MAX_WINDOWS = 24
 """Most windows that one boundary delta may cover (R_max is at most this): keeps a delta manifest within 8 KiB."""
 MAX_METRICS = 16
+"""Most metrics of the user's own that devices of one run compute."""
 MAX_RANK_BLOCKS = 8
 """Most blocks of rows that devices of different ranks part an adapter into."""
-"""Most metrics of the user's own that devices of one run compute."""
 MAX_BOUNDARIES = 128
 MAX_MERGED = 128
 """Most deltas that one commit may merge: keeps a commit with `MAX_BOUNDARIES` heads within 16 KiB."""

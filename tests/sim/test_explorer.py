@@ -79,6 +79,7 @@ def test_however_many_devices_go_for_good_a_window_has_enough_of_them() -> None:
     assert not judge(draw(30075)).findings
 
 
+@pytest.mark.slow
 def test_devices_of_several_ranks_are_drawn_and_everything_holds_of_them() -> None:
     ranked = [one for one in map(draw, range(400)) if "adapter" in one.run]
     assert 20 <= len(ranked) <= 60
