@@ -1,12 +1,14 @@
 """Tokens per second of a federation on three Kafka brokers against the same federation in one process.
 
-    python -m bench federation_kafka -- --rounds 3
+    python -m bench federation_kafka -- --rounds 5 --set budget.commits=4
 
-Embedded and Kafka take turns, and the ratio is taken within a turn. On Kafka every actor is a process of its own (13
-for the quickstart) and the brokers run on the same machine, so they take part of its cores; embedded, one process has
-all actors and a training process per core. Both are measured alike, off the boundaries' own records: tokens of all
-windows closed after the first, over the time from that close to the last one. Starting is not in it; it is reported
-apart, as seconds from the start of the first process to the first closed window.
+Three runs take turns, and ratios are taken within a turn. On Kafka every actor is a process of its own (13 for the
+quickstart, eight of which train) and the brokers run on the same machine, so they take part of its cores. Embedded, one
+process has all actors, with as many training processes as on Kafka (`equal`), and with one for each core, as a user
+has it who asks for nothing (`embedded`). All are measured alike, off the boundaries' own records: tokens of all windows
+closed after the first, over the time from that close to the last one. Starting is not in it; it is reported apart, as
+seconds from the start of the first process to the first closed window. `cpu_s` is what the processes on Kafka took from
+the first close to the last, by kind.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ import argparse
 import asyncio
 import json
 import math
+import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from echelon.bus import Record, sqlite_url
 from echelon.bus.chunks import is_chunk
@@ -35,6 +39,7 @@ from echelon.run.federation import Federation
 from echelon.run.folder import prepare_folder
 from echelon.run.recorder import Recorder
 from tools.fleet.fleet import Fleet
+from tools.fleet.meter import FleetMeter
 from tools.fleet.outcome import faults_of_exchange, read_broker
 from tools.kafka.stack import Stack
 
@@ -55,7 +60,13 @@ def closed(control: list[Record]) -> dict[int, tuple[float, int]]:
     return windows
 
 
-def figures(boundaries: Mapping[str, list[Record]], started: float) -> dict[str, float]:
+def span(boundaries: Mapping[str, list[Record]]) -> tuple[float, float]:
+    """When the first window of all boundaries was closed, and when the last one, in seconds of the wall clock."""
+    times = [when for control in boundaries.values() for when, _ in closed(control).values()]
+    return min(times), max(times)
+
+
+def figures(boundaries: Mapping[str, list[Record]], started: float) -> dict[str, Any]:
     """Tokens per second of all boundaries together, and how long the first window took to come."""
     rate, count, first = 0.0, 0, math.inf
     for control in boundaries.values():
@@ -67,9 +78,8 @@ def figures(boundaries: Mapping[str, list[Record]], started: float) -> dict[str,
     return {"tokens_per_s": round(rate, 1), "windows": count, "first_window_s": round(first - started, 1)}
 
 
-def embedded(settings: RunSettings, folder: Path) -> dict[str, float]:
-    """One run in one process."""
-    out = folder / "embedded"
+def embedded(settings: RunSettings, out: Path) -> dict[str, Any]:
+    """One run in one process and those that it trains in."""
     prepare_folder(settings, out, resume=False)
     recorder = Recorder({boundary.name: len(boundary.device_list()) for boundary in settings.boundaries})
     started = time.time()
@@ -84,16 +94,22 @@ def embedded(settings: RunSettings, folder: Path) -> dict[str, float]:
     )
 
 
-def kafka(settings: RunSettings, folder: Path, stack: Stack) -> dict[str, float]:
+def with_workers(settings: RunSettings, workers: int) -> RunSettings:
+    """The same run file with so many training processes."""
+    return settings.model_copy(update={"compute": settings.compute.model_copy(update={"workers": workers})})
+
+
+def kafka(settings: RunSettings, folder: Path, stack: Stack) -> dict[str, Any]:
     """One run with a process for every actor."""
     facts = facts_of(build_learner(spec_of(settings), settings.learner))
     made = deploy(settings, load_brokers(stack.brokers_yaml), folder / "deployment", facts)
+    meter = FleetMeter(stack)
     with Fleet(made) as fleet:
         fleet.clear()
         fleet.provision()
         started = time.time()
         fleet.start()
-        codes = fleet.wait(MOST_SECONDS)
+        codes = fleet.wait(MOST_SECONDS, lambda: meter.look(fleet))
         assert set(codes.values()) == {0}, fleet.tails()
     exchange = asyncio.run(read_broker(made.broker(EXCHANGE, AUDITOR)))
     faults = faults_of_exchange(exchange, made.boundaries)
@@ -102,7 +118,8 @@ def kafka(settings: RunSettings, folder: Path, stack: Stack) -> dict[str, float]
         name: asyncio.run(read_broker(made.broker(name, AUDITOR), CONTROL))["control"]
         for name in made.boundaries
     }
-    return figures(controls, started)
+    spent = {kind: round(seconds, 1) for kind, seconds in meter.between(*span(controls)).items()}
+    return figures(controls, started) | {"cpu_s": spent}
 
 
 def main() -> None:
@@ -114,21 +131,31 @@ def main() -> None:
     args = parser.parse_args()
     settings = load(args.config, tuple(args.set))
     names = [boundary.name for boundary in settings.boundaries]
-    turns = []
+    devices = sum(len(boundary.device_list()) for boundary in settings.boundaries)
+    turns: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as place, Stack(Path(place) / "stack", [EXCHANGE, *names]) as stack:
         for turn in range(args.rounds):
             folder = Path(place) / str(turn)
             folder.mkdir()
-            rates = {"embedded": embedded(settings, folder), "kafka": kafka(settings, folder, stack)}
-            ratio = round(rates["kafka"]["tokens_per_s"] / rates["embedded"]["tokens_per_s"], 3)
-            turns.append({**rates, "ratio": ratio})
+            rates = {
+                "embedded": embedded(settings, folder / "embedded"),
+                "equal": embedded(with_workers(settings, devices), folder / "equal"),
+                "kafka": kafka(settings, folder, stack),
+            }
+            rate = rates["kafka"]["tokens_per_s"]
+            ratios = {
+                "ratio": round(rate / rates["equal"]["tokens_per_s"], 3),
+                "ratio_one_per_core": round(rate / rates["embedded"]["tokens_per_s"], 3),
+            }
+            turns.append(rates | ratios)
             print(f"turn {turn}: {json.dumps(turns[-1])}", file=sys.stderr)
     report = {
         "processes": {
-            "embedded": 1,
-            "kafka": 1 + sum(2 + len(boundary.device_list()) for boundary in settings.boundaries),
+            "embedded": 1 + (settings.compute.workers or len(os.sched_getaffinity(0))),
+            "equal": 1 + devices,
+            "kafka": 1 + devices + 2 * len(names),
         },
-        "ratio": statistics.median(turn["ratio"] for turn in turns),
+        **{name: statistics.median(turn[name] for turn in turns) for name in ("ratio", "ratio_one_per_core")},
         "turns": turns,
     }
     print(json.dumps(report, indent=2))

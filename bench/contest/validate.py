@@ -14,8 +14,6 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,14 +35,12 @@ from echelon.errors import ConfigError, EchelonError
 from echelon.provision.broker_map import EXCHANGE, load_brokers
 from echelon.provision.deployment import AUDITOR, deploy
 from tools.fleet import links
-from tools.fleet.cpu import CpuMeter
 from tools.fleet.fleet import Fleet
+from tools.fleet.meter import FleetMeter
 from tools.fleet.outcome import faults_of_exchange, read_broker
 from tools.kafka.stack import Stack
 
 TOKENS = 32_768
-LOOK_EVERY = 0.5
-"""Seconds between two looks at what the processes have taken."""
 MOST_SECONDS = 600.0
 ENTRY = "tools.fleet.killing"
 CASES: tuple[tuple[str, str, Cell], ...] = (
@@ -200,7 +196,7 @@ def real(job: Job, corpus: Corpus, folder: Path, stack: Stack) -> CommitSpan:
         links.FAR_LATENCY: str(link.latency),
         links.FAR_BANDWIDTH: str(link.bandwidth),
     }
-    meter = _Meter(stack)
+    meter = FleetMeter(stack)
     with Fleet(made, environment=far, entry=ENTRY) as fleet:
         fleet.clear()
         fleet.provision()
@@ -217,38 +213,6 @@ def real(job: Job, corpus: Corpus, folder: Path, stack: Stack) -> CommitSpan:
     log = read_exchange(exchange, job.cell.boundaries)
     commits = [(commit.stamp_ms / 1000, commit.tokens) for commit in log.commits if commit.commit > 0]
     return replace(_pace(job, commits), cpu=meter.between(commits[0][0], commits[-1][0]))
-
-
-class _Meter:
-    """CPU seconds of a fleet and its brokers, by kind of process and the clock of the records' time stamps."""
-
-    def __init__(self, stack: Stack) -> None:
-        self._stack, self._meter, self._last = stack, CpuMeter(), 0.0
-
-    def look(self, fleet: Fleet) -> None:
-        """Look, unless it was done just now."""
-        now = time.time()
-        if now - self._last < LOOK_EVERY:
-            return
-        self._last = now
-        running = {
-            f"{service.role} {service.name}": service.child.pid
-            for service in fleet.services.values()
-            if service.child is not None
-        }
-        brokers = {
-            f"broker {name}": broker.pid
-            for name, broker in self._stack.brokers.items()
-            if broker.pid is not None
-        }
-        self._meter.look({**running, **brokers}, now)
-
-    def between(self, begin: float, end: float) -> dict[str, float]:
-        """CPU seconds by kind."""
-        total: defaultdict[str, float] = defaultdict(float)
-        for name, spent in self._meter.between(begin, end).items():
-            total[name.partition(" ")[0]] += spent
-        return dict(total)
 
 
 def _pace(job: Job, commits: Sequence[tuple[float, int]]) -> CommitSpan:

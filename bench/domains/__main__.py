@@ -8,6 +8,9 @@ python -m bench.domains regime FOLDER         the plan's arms on dev seeds: whet
 python -m bench.domains trials FOLDER         what the studies' arms are tuned with, on dev text
 python -m bench.domains run FOLDER            the studies' reported runs that are not there yet
 python -m bench.domains page FOLDER           the studies' page, from what is there
+
+With `--large`, `run` takes the model of 135M parameters, of which the base is a part, and the short plan `large.json`,
+with the settings that the base's trials chose.
 """
 
 from __future__ import annotations
@@ -18,14 +21,15 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 from bench.domains.documents import DOMAINS
 from bench.domains.prepare import Split, check, prepare
 from bench.harness.results import Results, read_json, write_json
-from echelon.errors import ConfigError, EchelonError
+from echelon.errors import ConfigError
+from tools.telling import telling
 
 if TYPE_CHECKING:
     from bench.contest.execute import Failure
@@ -35,12 +39,14 @@ RESULTS = Path(__file__).resolve().parents[1] / "results" / "domains"
 MANIFEST, DEV = RESULTS / "manifest.json", RESULTS / "dev.jsonl"
 HETEROGENEITY = RESULTS / "heterogeneity.json"
 PAGE = Path("docs/contest-domains.md")
+PEERS, CONTEST = RESULTS.parent / "flower_lora.json", RESULTS.parent / "contest"
 PLAN = Path(__file__).with_name("plan.json")
-STUDIES = Path(__file__).with_name("studies.json")
+STUDIES, LARGE_STUDIES = (Path(__file__).with_name(name) for name in ("studies.json", "large.json"))
 Data = TypeVar("Data")
 SHIPPED = Path(__file__).with_name("kept")
 """The packed base of the repository; a folder's own one goes before it."""
 TEXT, BASE, PACKED, LARGE = "text", "base", "packed", "real"
+WHOLE, LARGE_RESULTS = "smollm2-135m", "large"
 
 
 def tell(text: str) -> None:
@@ -87,7 +93,7 @@ def _base(options: argparse.Namespace) -> None:
 
     prepare(options.folder / TEXT, tell)
     fetch_large(options.folder / LARGE, tell)
-    large = options.folder / LARGE / "smollm2-135m"
+    large = options.folder / LARGE / WHOLE
     healing = _given(Healing, options)
     record = make(options.folder / TEXT, large, options.folder / PACKED, tell, healing=healing)
     tell(f"held-out loss: {json.dumps(record['held_out_loss'])}")
@@ -138,20 +144,21 @@ def _regime(options: argparse.Namespace) -> None:
             tell(as_table(parted(jobs, results)))
 
 
-def _studies(options: argparse.Namespace) -> Studies:
+def _studies(options: argparse.Namespace, large: bool = False) -> Studies:
     from bench.domains.studies.plan import Plan
     from bench.domains.studies.run import Studies
 
     prepare(options.folder / TEXT, tell)
-    base, name = _expanded(options)
+    base, name = (options.folder / LARGE / WHOLE, WHOLE) if large else _expanded(options)
     return Studies(
-        plan=Plan.load(options.plan),
+        plan=Plan.load(options.plan or (LARGE_STUDIES if large else STUDIES)),
         text=options.folder.absolute() / TEXT,
         base=base,
         name=name,
-        folder=options.results,
+        folder=options.results / LARGE_RESULTS if large else options.results,
         workers=options.workers,
         tell=tell,
+        tuned=options.results,
     )
 
 
@@ -167,16 +174,34 @@ def _trials(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    _done(_studies(options).run(tuple(options.study or ())))
+    from tools.real.prepare import prepare as fetch_large
+
+    if options.large:
+        fetch_large(options.folder / LARGE, tell)
+    _done(_studies(options, options.large).run(tuple(options.study or ())))
 
 
 def _page(options: argparse.Namespace) -> None:
+    from bench.contest.band import band_of
+    from bench.contest.page import validation_of
     from bench.domains.heterogeneity import as_table
-    from bench.domains.studies.page import page
+    from bench.domains.studies.page import Beside, page
+    from bench.domains.studies.plan import SPREAD
+    from bench.domains.studies.tables import apart_table
+    from bench.elsa.claims import ElsaFigures, found_claims
+    from bench.flower_lora import section
 
     studies = _studies(options)
-    found = read_json(HETEROGENEITY, "how domains differ")
-    text = page(studies.plan, studies.answers(), studies.decided()[1], as_table(found))
+    large = _studies(options, large=True).answers()[SPREAD]
+    beside = Beside(
+        heterogeneity=as_table(read_json(HETEROGENEITY, "how domains differ")),
+        claims=found_claims(ElsaFigures.load(RESULTS.parent)),
+        large=apart_table(large) if large.begun else None,
+        peers=section(read_json(PEERS, "figures beside Flower")) if PEERS.exists() else None,
+    )
+    band = band_of(validation_of(CONTEST, "small"))
+    answers = {name: replace(one, band=band) for name, one in studies.answers().items()}
+    text = page(studies.plan, answers, studies.decided()[1], beside)
     options.out.write_text(text, "utf-8")
     tell(f"written: {options.out}")
 
@@ -223,27 +248,22 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--results", type=Path, default=DEV, help="lines of runs; default: %(default)s"
     )
     for name in ("trials", "run", "page"):
-        made[name].add_argument(
-            "--plan", type=Path, default=STUDIES, help="the studies; default: %(default)s"
-        )
+        made[name].add_argument("--plan", type=Path, help="the studies; default: those of the repository")
         made[name].add_argument(
             "--results", type=Path, default=RESULTS, help="folder of lines; default: %(default)s"
         )
         made[name].add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
     made["run"].add_argument("--study", action="append", help="only this one; may be repeated")
+    made["run"].add_argument("--large", action="store_true", help="with the model of 135M parameters")
     made["page"].add_argument("--out", type=Path, default=PAGE, help="default: %(default)s")
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@telling
+def main(arguments: Sequence[str] | None = None) -> None:
     """0; 1 with the reason on stderr when something could not be had or does not hold."""
     options = options_of(arguments)
-    try:
-        options.run(options)
-    except EchelonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    options.run(options)
 
 
 if __name__ == "__main__":

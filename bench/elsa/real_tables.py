@@ -348,8 +348,9 @@ def _method(tier: RealTier) -> str:
         "order, mostly the right ones where it has hardly any class but one; *same wrong label*: all of them agree on "
         "one class. Centralised training has their rows, too.\n"
         "- *Split*: first and last block on the device, bfloat16; *SplitLoRA-like*: the same with exact tensors; "
-        f"*ELSA*: 8-bit tensors, cuts planned from the classes' profiles, SS-OP, {PROBES} probes after every job, "
-        "clusters, trust and admission. *Hierarchical*: a boundary merges two windows before all meet.\n"
+        f"*ELSA*: 8-bit tensors, cuts planned from the classes' profiles, SS-OP over the whole width, {PROBES} probes "
+        "after every job, clusters, trust and admission. *Hierarchical*: a boundary merges two windows before all "
+        "meet.\n"
         "- Devices' operations are 4 for each parameter of their blocks and trained token. Bytes are what devices "
         "wrote and read, secure aggregation's among them.\n"
     )

@@ -30,6 +30,7 @@ from bench.elsa.plan import (
     MODELS,
     ROUND_TRIP_MS,
     UPLINK,
+    WHOLE_WIDTH,
     TaskArmKind,
     TaskJob,
 )
@@ -47,7 +48,7 @@ from echelon.training.data.rows import longest_first, pad_rows, padding_of
 from echelon.training.data.sources import RawDocument
 from echelon.training.learner import BoundarySpec, EvalResult, LearnerSpec
 from echelon.training.local import TorchLearner
-from echelon.training.model import limit_threads, model_path
+from echelon.training.model import limit_threads, model_config, model_path
 from echelon.virtual_loop import run_virtual
 
 Line = dict[str, Any]
@@ -217,7 +218,7 @@ def settings_of(
             },
         }
         if arm.kind is TaskArmKind.SPLIT:
-            fields["split"] = split_fields(job, devices)
+            fields["split"] = split_fields(job, devices, int(model_config(model).hidden_size))
         boundaries.append(fields)
     link = {"latency": ROUND_TRIP_MS / 4000, "bandwidth": UPLINK * 1e6 / 8}
     return parse(
@@ -244,9 +245,15 @@ def settings_of(
     )  # fmt: skip
 
 
-def split_fields(job: TaskJob, devices: Sequence[TaskDevice]) -> dict[str, Any]:
-    """The `split` block of a boundary."""
-    arm = BY_NAME[job.arm].split
+def split_fields(job: TaskJob, devices: Sequence[TaskDevice], width: int) -> dict[str, Any]:
+    """The `split` block of a boundary.
+
+    Args:
+        job: the run.
+        devices: of the boundary.
+        width: hidden size of the model.
+    """
+    arm = job.split
     assert arm is not None
     edges: list[dict[str, Any]] = [
         {"id": f"edge-{number}", "speed": EDGE_GFLOPS / CORE_GFLOPS}
@@ -261,7 +268,7 @@ def split_fields(job: TaskJob, devices: Sequence[TaskDevice]) -> dict[str, Any]:
         "front": 1,
         "back": 1,
         "micro_batch": job.shape.batch,
-        "perturbation": arm.perturbation,
+        "perturbation": width if arm.perturbation == WHOLE_WIDTH else arm.perturbation,
         "probes": arm.probes,
         "clusters": arm.clusters,
         "admission": arm.admission,

@@ -65,11 +65,13 @@ def check(
     if settings.learner.kind == "quadratic":
         return found
     from echelon.preflight.model import check_model  # torch, which nothing above needs
+    from echelon.preflight.split import check_parts
 
     watch.step(f"model {settings.model.model}", None)
     found.model, tokenizer = check_model(settings, found.faults)
     if found.model is not None:
         found.warnings += _memory(settings, found.model.memory.total)
+        check_parts(settings, found.model, tokenizer, found.faults, found.warnings)
     if data:
         _check_data(settings, tokenizer, found, watch)
     return found

@@ -74,6 +74,8 @@ class ModelFacts:
         adapter: numbers of the adapter.
         adapted: how many layers of each name get an adapter.
         left: how many linear-like layers of each name get none.
+        width: hidden size of the model; 0 where its configuration states none.
+        blocks: number of its layers, likewise.
         positions: most tokens of a sequence; None where the model states no bound.
         memory: what one process needs.
     """
@@ -83,6 +85,8 @@ class ModelFacts:
     adapter: int
     adapted: Mapping[str, int]
     left: Mapping[str, int]
+    width: int
+    blocks: int
     positions: int | None
     memory: MemoryNeeds
 

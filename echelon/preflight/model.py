@@ -148,6 +148,8 @@ def _facts(settings: RunSettings, base: PreTrainedModel, new: Sequence[str]) -> 
         adapter=layers.elements,
         adapted=_by_kind(layers.found),
         left=_by_kind(layers.left),
+        width=shape.hidden,
+        blocks=shape.layers,
         positions=longest_sequence(base),
         memory=estimate(
             shape,

@@ -24,6 +24,8 @@ SHIPPED_PROBES = Path(__file__).parent.parent / "assets" / "probes" / "general.t
 """48 short texts, prose and code, written for this project."""
 MAX_PROBES = 256
 MAX_PROBE_BYTES = 1 << 20
+PROBES_FOR_BASIS = 16
+"""Probes whose hidden states say in which subspace a device's activations are rotated."""
 
 
 class Tokenize(Protocol):
@@ -66,6 +68,19 @@ def load_probes(path: Path | None = None) -> ProbeSet:
             "separated by blank lines, each once"
         )
     return ProbeSet(texts)
+
+
+def probe_ids(tokenizer: Tokenize, length: int, count: int = PROBES_FOR_BASIS) -> list[list[int]]:
+    """The first shipped probes as tokens; one without a token is left out.
+
+    Args:
+        tokenizer: the model's.
+        length: most tokens of a probe.
+        count: how many probes.
+    """
+    texts = load_probes().texts[:count]
+    encoded = (tokenizer(text, truncation=True, max_length=length)["input_ids"] for text in texts)
+    return [ids for ids in encoded if ids]
 
 
 def _paragraphs(content: str) -> tuple[str, ...]:

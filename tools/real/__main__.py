@@ -7,11 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from echelon.errors import EchelonError
 from tools.real.prepare import prepare
+from tools.telling import telling
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@telling
+def main(argv: Sequence[str] | None = None) -> None:
     """0; 1 with the reason on stderr when something could not be had or does not hold."""
     parser = argparse.ArgumentParser(prog="python -m tools.real", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -22,20 +23,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     one.add_argument("run", type=Path)
     arguments = parser.parse_args(argv)
-    try:
-        if arguments.command == "prepare":
-            prepare(arguments.folder, lambda line: print(line, file=sys.stderr, flush=True))
-        else:
-            from tools.real.reload import reload
+    if arguments.command == "prepare":
+        prepare(arguments.folder, lambda line: print(line, file=sys.stderr, flush=True))
+    else:
+        from tools.real.reload import reload
 
-            for name, (said, got) in reload(arguments.run).items():
-                print(
-                    f"{name}: loss {said:.4f} in the run, {got:.4f} reloaded with transformers and peft alone"
-                )
-    except EchelonError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+        for name, (said, got) in reload(arguments.run).items():
+            print(f"{name}: loss {said:.4f} in the run, {got:.4f} reloaded with transformers and peft alone")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,10 @@
-"""The claims of Echelon's abstract (arXiv 2606.02958) against what the studies found: claim, test, result, verdict.
-
-The claims are said in our words. A verdict follows from the figures by the rule beside it: *confirmed*, *refuted*,
-*bounded* (an interval is all that is known, or it holds in some conditions only), or *untested*, with the reason.
-"""
+"""The claims of Echelon's abstract (arXiv 2606.02958) against what the studies found."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 from bench.contest.arms import CONTESTANT
 from bench.contest.cells import Cell
@@ -17,30 +12,14 @@ from bench.contest.curves import at_budget
 from bench.contest.tables import compare, of_final, values
 from bench.domains.studies.plan import QUALITY, RIVAL, SPREAD, TARGET, UNTUNED
 from bench.domains.studies.tables import GOOD, Answers, budget_verdicts, target_pair
+from bench.harness.claims import NOT_RUN, ClaimResult, Found, Verdict
 from bench.harness.statistics import Paired, PairedVerdict
-from bench.harness.tables import interval, markdown
+from bench.harness.tables import interval
 
 WORSE_AT_MOST = 0.022
 """What quality loses at 200 ms or with severely unequal data, by the abstract."""
 FLAT = 0.02
 """Tokens per second may differ by this share between treatments; the abstract's span is 1.7 %."""
-
-
-class Verdict(StrEnum):
-    """What became of a claim."""
-
-    CONFIRMED = "confirmed"
-    REFUTED = "refuted"
-    BOUNDED = "bounded"
-    UNTESTED = "untested"
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a test gave: the result in words, and the verdict."""
-
-    result: str
-    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -50,9 +29,6 @@ class Claim:
     claim: str
     test: str
     find: Callable[[Mapping[str, Answers]], Found]
-
-
-NOT_RUN = Found("its runs are not all there", Verdict.UNTESTED)
 
 
 def _faster(answers: Mapping[str, Answers]) -> Found:
@@ -187,15 +163,6 @@ CLAIMS: tuple[Claim, ...] = (
 )
 
 
-def found_of(answers: Mapping[str, Answers]) -> list[tuple[Claim, Found]]:
+def found_claims(answers: Mapping[str, Answers]) -> list[ClaimResult]:
     """Every claim with what was found."""
-    return [(claim, claim.find(answers)) for claim in CLAIMS]
-
-
-def claims_table(answers: Mapping[str, Answers]) -> str:
-    """Claim, test, result, verdict."""
-    body = [
-        [claim.claim, claim.test, found.result, f"**{found.verdict.value}**"]
-        for claim, found in found_of(answers)
-    ]
-    return markdown(["claim", "our test", "result", "verdict"], body)
+    return [ClaimResult(claim.claim, claim.test, claim.find(answers)) for claim in CLAIMS]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bench.contest.arms import BY_NAME, CONTESTANT
+from bench.contest.band import Band, timed
 from bench.contest.curves import at_budget
 from bench.contest.tables import compare
-from bench.domains.studies.claims import claims_table
+from bench.domains.studies.claims import found_claims
 from bench.domains.studies.plan import CHANGING, QUALITY, SPREAD, TARGET, UNTUNED, Plan
 from bench.domains.studies.tables import (
     Answers,
@@ -20,34 +22,59 @@ from bench.domains.studies.tables import (
     regrets,
     target_table,
 )
+from bench.harness.claims import ClaimResult, claims_table
 from bench.harness.statistics import PairedVerdict
-from bench.harness.tables import DASH, loss, markdown, percent, seconds
+from bench.harness.tables import DASH, loss, markdown, percent
 
 NOTHING = "No runs yet.\n"
+WHOLE_MODEL = (
+    "### With all thirty layers\n\nThe model of 135M parameters and its whole vocabulary, half of the tokens; "
+    "settings are those that the trials of the base chose.\n\n"
+)
 
 
-def page(plan: Plan, answers: Mapping[str, Answers], decided: Mapping[str, Any], heterogeneity: str) -> str:
+@dataclass(frozen=True)
+class Beside:
+    """What stands on the page beside the studies.
+
+    Attributes:
+        heterogeneity: the table of how domains differ.
+        claims: of the other paper, with what was found.
+        large: what staying alone costs with the model of which the base is a part; None: it was not run.
+        peers: the table beside another framework; None: it was not measured.
+    """
+
+    heterogeneity: str
+    claims: Sequence[ClaimResult] = ()
+    large: str | None = None
+    peers: str | None = None
+
+
+def page(plan: Plan, answers: Mapping[str, Answers], decided: Mapping[str, Any], beside: Beside) -> str:
     """The page in Markdown.
 
     Args:
         plan: the plan.
         answers: by study.
         decided: what the trials decided, as it stands.
-        heterogeneity: the table of how domains differ.
+        beside: further tables.
     """
     return "\n".join(
         [
             "# The contest on domains\n\nMade from the lines in `bench/results/domains` by "
             "`python -m bench.domains page`; nothing here is typed but the words.\n",
             "## What to use when\n\n" + "".join(f"- {one}\n" for one in advice(answers)),
-            "## The claims\n\n" + claims_table(answers),
-            "## How much the domains differ\n\n" + heterogeneity,
+            "## The claims of both abstracts\n\n" + claims_table((*found_claims(answers), *beside.claims)),
+            "## How much the domains differ\n\n" + beside.heterogeneity,
             "## What staying alone costs\n\n" + apart_table(answers[SPREAD]),
-            "## Time to a target on a slow network\n\n" + _of(answers[TARGET], target_table),
-            "## Quality at fixed tokens, bytes, seconds and syncs\n\n" + _of(answers[QUALITY], quality_table),
-            "## One setting for every network\n\n" + _of(answers[UNTUNED], regret_table),
-            "## Networks that change during a run\n\n" + _of(answers[CHANGING], regret_table),
-            "## Trials\n\n" + trials_table(decided["trials"]),
+            *([] if beside.large is None else [WHOLE_MODEL + beside.large]),
+            "## Cost to target: a slow network\n\n" + _of(answers[TARGET], target_table),
+            "## Quality under budget: tokens, bytes, seconds and syncs\n\n"
+            + _of(answers[QUALITY], quality_table),
+            "## Robustness: one setting for every network\n\n" + _of(answers[UNTUNED], regret_table),
+            "## Robustness: networks that change during a run\n\n" + _of(answers[CHANGING], regret_table),
+            *([] if beside.peers is None else ["## Beside Flower\n\n" + beside.peers]),
+            "## Trials\n\n" + trials_table(decided["trials"], answers[TARGET].band),
             "## Method\n\n" + method(plan, answers),
         ]
     )
@@ -116,22 +143,22 @@ def _which_interval(answers: Answers, where: str) -> list[str]:
     ]  # fmt: skip
 
 
-def trials_table(trials: Sequence[Mapping[str, Any]]) -> str:
+def trials_table(trials: Sequence[Mapping[str, Any]], band: Band | None) -> str:
     """Every trial, the losers too."""
     body = []
     for row in trials:
         when = row["time_to_target"]
         mark = "**chosen**" if row["chosen"] else "" if row["held"] else "lost it again"
         body.append([
-            BY_NAME[row["arm"]].title, row["words"], loss(row["loss"]), DASH if when is None else seconds(when),
-            seconds(row["seconds"]), mark,
+            BY_NAME[row["arm"]].title, row["words"], loss(row["loss"]), DASH if when is None else timed([when], band),
+            timed([row["seconds"]], band), mark,
         ])  # fmt: skip
     return markdown(["arm", "settings", "dev loss", "time to target, s", "whole run, s", ""], body)
 
 
 def method(plan: Plan, answers: Mapping[str, Answers]) -> str:
     """How it was done, and what it does not show."""
-    fixed = next(iter(answers.values())).fixed
+    fixed, band = answers[TARGET].fixed, answers[TARGET].band
     counts = ", ".join(
         f"{name}: {one.study.seeds} seeds, {one.study.tokens_of_each_boundary} tokens of each boundary"
         for name, one in answers.items()
@@ -144,9 +171,19 @@ def method(plan: Plan, answers: Mapping[str, Answers]) -> str:
         "- Every federated run is a whole federation on the virtual clock: the real actors, secure aggregation, gates, "
         "controller and audit, and real training. A run whose audit has a finding gives no figures.\n"
         "- Time is simulated: the plan's cost of a token, and the cell's links. How far that is from sockets is "
-        "measured in [contest.md](contest.md#how-well-the-cost-model-predicts).\n"
+        f"measured in [contest.md](contest.md#how-well-the-cost-model-predicts){_errors(band)}.\n"
         "- Regret is what a row loses in a cell against the fixed interval that was best in that cell, at equal "
         "simulated seconds.\n"
         "- Intervals are 95 % t intervals of paired differences. *Tied* means an interval within ±0.3 %, *better* or "
         "*worse*, that it leaves 0 out; all else is *unresolved*. Pairs of cells and seeds are taken as independent.\n"
     )  # fmt: skip
+
+
+def _errors(band: Band | None) -> str:
+    if band is None:
+        return ""
+    return (
+        f", with the shipped model: runs as processes on Kafka took {percent(band.low)} to {percent(band.high)}. In "
+        "brackets behind simulated seconds is what they would be with these errors; the ratio of two times is off by "
+        f"{percent(band.of_a_ratio)} at most"
+    )

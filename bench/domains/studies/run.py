@@ -35,6 +35,7 @@ class Studies:
         folder: of results.
         workers: processes.
         tell: told what is being done.
+        tuned: the folder in which trials were decided; None: the folder of results.
     """
 
     plan: Plan
@@ -44,6 +45,7 @@ class Studies:
     folder: Path
     workers: int
     tell: Callable[[str], None] = lambda _text: None
+    tuned: Path | None = None
 
     def __post_init__(self) -> None:
         counts = sorted({self.plan.boundaries, *self.plan.spread_boundaries})
@@ -74,7 +76,7 @@ class Studies:
         Raises:
             ConfigError: the trials have not been run.
         """
-        path = self.folder / TUNING
+        path = (self.tuned or self.folder) / TUNING
         if not path.exists():
             raise ConfigError(f"{path} is not there: run the trials first")
         found: dict[str, Any] = read_json(path, "what the trials decided")

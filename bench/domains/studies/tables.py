@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.contest.arms import BY_NAME, CONTESTANT, Kind
+from bench.contest.band import Band, timed
 from bench.contest.cells import Cell
 from bench.contest.curves import Axis, at_budget, evaluated, loss_at, place, time_to
 from bench.contest.plan import FIRST_SEED
 from bench.contest.tables import ArmRow, compare, federated, of_final, pairs, values
 from bench.domains.studies.plan import RIVAL, Fixed, Row, Study
 from bench.harness.statistics import Paired, PairedVerdict, holm, paired
-from bench.harness.tables import DASH, interval, kilobytes, loss, markdown, p_value, percent, seconds, spread
+from bench.harness.tables import DASH, interval, kilobytes, loss, markdown, p_value, percent, spread
 
 Line = dict[str, Any]
 BUDGETS: tuple[tuple[Axis, str], ...] = (
@@ -37,12 +38,14 @@ class Answers:
         fixed: what its runs have in common.
         lines: of all runs, by key.
         target_share: the target is the base's loss times (1 − this).
+        band: how far simulated seconds were from those on sockets, where that was far.
     """
 
     study: Study
     fixed: Fixed
     lines: Mapping[str, Line]
     target_share: float
+    band: Band | None = None
 
     def row(self, row: Row, cell: Cell) -> ArmRow:
         """The lines of one row in one cell, by seed."""
@@ -91,8 +94,9 @@ def target_table(answers: Answers) -> str:
     for row in answers.rows(cell):
         times = values(row, answers.time)
         body.append([
-            row.label, row.knobs.words(), spread(times, seconds), f"{len(row.lines) - len(times)} of {len(row.lines)}",
-            spread(values(row, at_budget), loss), spread(values(row, of_final("seconds")), seconds),
+            row.label, row.knobs.words(), timed(times, answers.band),
+            f"{len(row.lines) - len(times)} of {len(row.lines)}",
+            spread(values(row, at_budget), loss), timed(values(row, of_final("seconds")), answers.band),
         ])  # fmt: skip
     text = markdown(
         ["arm", "settings", "time to target, s", "not reached", "loss at the budget", "whole run, s"], body
@@ -170,7 +174,7 @@ def quality_table(answers: Answers) -> str:
     heads = [
         "tokens",
         f"{kilobytes(limits['bytes'])} kB",
-        f"{limits['t']:.0f} simulated s",
+        f"{timed([limits['t']], answers.band)} simulated s",
         f"{limits['commits']:.0f} syncs",
     ]
     text = markdown(

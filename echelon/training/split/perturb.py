@@ -23,6 +23,8 @@ from echelon.errors import CodecError, ConfigError
 from echelon.training.split.compress import Array
 from echelon.training.split.stream import derive, gaussians
 
+Matrix = npt.NDArray[np.float64]
+"""float64[n, m]."""
 Basis = npt.NDArray[np.float32]
 """V: float32[h, r] with orthonormal columns."""
 
@@ -32,17 +34,33 @@ _MAGIC = b"ESB1"
 _TOLERANCE = 1e-5
 
 
+def check_rank(rank: int, width: int, rows: int) -> None:
+    """Check that there are so many leading directions.
+
+    Args:
+        rank: of the subspace. The whole width is a subspace for which no hidden state is needed.
+        width: h, of the model.
+        rows: hidden states that the directions are found from; one fewer are independent of their mean.
+
+    Raises:
+        ConfigError: the width, or the number of hidden states, does not have that rank.
+    """
+    most = min(width, rows - 1, MAX_RANK)
+    if not (1 <= rank <= most or rank == width <= MAX_RANK):
+        whole = f", or {width}" if most < width <= MAX_RANK else ""
+        raise ConfigError(
+            f"a subspace of rank {rank} from {rows} hidden states of width {width}: the rank is from 1 to "
+            f"{most}{whole}; use more probes or a smaller rank"
+        )
+
+
 def leading_subspace(hidden: Sequence[Array], rank: int) -> Basis:
     """The leading `rank` principal directions of hidden states on probes, float32[b, L, h] each.
 
     Raises `ConfigError` for a rank that the width, or the number of hidden states, does not have.
     """
     rows = np.concatenate([h.reshape(-1, h.shape[-1]) for h in hidden]).astype(np.float64)
-    if not 1 <= rank <= min(rows.shape[1], len(rows) - 1, MAX_RANK):
-        raise ConfigError(
-            f"a subspace of rank {rank} from {len(rows)} hidden states of width {rows.shape[1]}: the rank is from 1 to "
-            f"{min(rows.shape[1], len(rows) - 1, MAX_RANK)}; use more probes or a smaller rank"
-        )
+    check_rank(rank, rows.shape[1], len(rows))
     rows -= rows.mean(axis=0)
     _, vectors = np.linalg.eigh(rows.T @ rows)
     return np.ascontiguousarray(vectors[:, ::-1][:, :rank], dtype=np.float32)
@@ -62,6 +80,11 @@ class Perturbation:
         exact, r = np.linalg.qr(basis.astype(np.float64))
         self._basis = exact * np.sign(np.diagonal(r))
         self._change = rotation(key, basis.shape[1]) - np.eye(basis.shape[1])
+        # O^T as one matrix, where that multiplies less than its factors do; else empty.
+        width, rank = basis.shape
+        self._whole = np.empty((0, 0))
+        if rank * (2 * width + rank) > width * width:
+            self._whole = np.eye(width) + self._basis @ self._change.T @ self._basis.T
 
     @classmethod
     def agreed(cls, basis: Basis, secret: bytes, device: str, window: int, cut: str) -> Self:
@@ -78,18 +101,20 @@ class Perturbation:
 
     def apply(self, array: Array) -> Array:
         """O x for every row: float32[b, L, h], a hidden state or a gradient, before it is compressed."""
-        return self._rotate(array, self._change.T)
+        return self._rotate(array, self._change.T, self._whole)
 
     def undo(self, array: Array) -> Array:
         """O^T x for every row, at the end that received it; off by float32's rounding."""
-        return self._rotate(array, self._change)
+        return self._rotate(array, self._change, self._whole.T)
 
-    def _rotate(self, array: Array, change: npt.NDArray[np.float64]) -> Array:
+    def _rotate(self, array: Array, change: Matrix, whole: Matrix) -> Array:
         if array.shape[-1] != len(self._basis):
             raise CodecError(
                 f"a tensor of width {array.shape[-1]} does not fit a subspace of {len(self._basis)}"
             )
         rows = array.astype(np.float64)
+        if whole.size:
+            return np.asarray(rows @ whole, dtype=np.float32)
         return np.asarray(rows + rows @ self._basis @ change @ self._basis.T, dtype=np.float32)
 
 

@@ -13,7 +13,7 @@ from echelon.messages.adapter import AdapterLayout
 from echelon.training.data.boundary import BoundaryData
 from echelon.training.data.examples import Examples
 from echelon.training.data.packing import Order
-from echelon.training.fingerprint import load_probes
+from echelon.training.fingerprint import PROBES_FOR_BASIS, probe_ids
 from echelon.training.learner import BoundarySpec, LearnerSpec
 from echelon.training.model import load_tokenizer
 from echelon.training.split.cut import Cut
@@ -22,8 +22,6 @@ from echelon.training.split.tensors import Batch, Ids, Segment, SplitSpec
 from echelon.training.tasks.registry import task_named
 
 CPU = torch.device("cpu")
-PROBES_FOR_BASIS = 16
-"""Probes whose hidden states say in which subspace a device's activations are rotated."""
 
 
 class SharedModules:
@@ -80,10 +78,8 @@ class SharedModules:
         with self._lock:
             if count not in self._probes:  # read once, not by every device of the process
                 tokenizer = load_tokenizer(self.spec.model)
-                length = self.spec.train.sequence_length
-                texts = load_probes().texts[:count]
-                encoded = (tokenizer(text, truncation=True, max_length=length)["input_ids"] for text in texts)
-                self._probes[count] = [np.asarray([ids], np.int64) for ids in encoded if ids]
+                found = probe_ids(tokenizer, self.spec.train.sequence_length, count)
+                self._probes[count] = [np.asarray([ids], np.int64) for ids in found]
             return self._probes[count]
 
     def data(self, name: str) -> Examples:

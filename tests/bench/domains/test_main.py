@@ -12,6 +12,7 @@ from bench.domains import base, heterogeneity
 from bench.domains.documents import DOMAINS
 from bench.domains.heal import Healing
 from bench.domains.prepare import GENERAL_NAME, SPLITS, prepare
+from bench.domains.studies.run import Studies
 from tests.bench.domains import packages
 from tools.corpora.packages import ARCHIVES
 from tools.real import prepare as real
@@ -120,3 +121,21 @@ def test_a_base_of_the_folder_goes_before_the_one_of_the_repository(
     (own / base.RECORD).write_text("{}")
     assert command.main(["check", str(tmp_path)]) == 0
     assert used == [own, shipped, shipped, own]
+
+
+def test_the_large_model_has_a_short_plan_and_the_bases_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(tmp_path / "text", lambda line: None, take=packages.take)
+    fetched: list[Path] = []
+    made: list[Studies] = []
+    monkeypatch.setattr(real, "prepare", lambda folder, say: fetched.append(folder))
+    monkeypatch.setattr(Studies, "run", lambda studies, only: made.append(studies) or [])
+    given = ["run", str(tmp_path), "--large", "--results", str(tmp_path / "results")]
+    assert command.main(given) == 0
+    (studies,) = made
+    assert fetched == [tmp_path / "real"]
+    assert studies.base == tmp_path / "real/smollm2-135m"
+    assert studies.model == "./smollm2-135m"
+    assert (studies.folder, studies.tuned) == (tmp_path / "results/large", tmp_path / "results")
+    assert studies.plan.spread_boundaries == (2,)

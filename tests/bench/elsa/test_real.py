@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,33 +14,15 @@ from bench.elsa import real
 from bench.elsa.corpora import FOLDER, prepare, read_task
 from bench.elsa.data import LabelFault, Snippet, Task, spoilt
 from bench.elsa.pages import whole_page
-from bench.elsa.plan import ARMS, BY_NAME, TaskArmKind, TaskJob
+from bench.elsa.plan import ARMS, BY_NAME, TaskArmKind
 from bench.elsa.real import RealBenchmark
-from bench.elsa.real_plan import PROXIMAL, RATES, TIERS, Known, mu_trials, rate_trials, rates_of, reported
+from bench.elsa.real_plan import PROXIMAL, RATES, TIERS, mu_trials, rate_trials, rates_of, reported
 from bench.elsa.real_tables import advice, device_gflop, energy, rows_of, sections
 from bench.elsa.runs import TaskDevice, apart
 from bench.harness.results import Results, read_json, write_json
 from echelon.errors import ConfigError
 from tests.bench.elsa import made
-
-TIER = TIERS["real"]
-TASKS, MODELS = ("newsgroups", "areas", "genres"), ("minilm", "decoder")
-KNOWN = Known(dict.fromkeys(TASKS, "d"), dict.fromkeys(MODELS, "b"), dict.fromkeys(MODELS, 500.0))
-
-
-def figures(job: TaskJob, accuracy: float, size: float = 1e6, **more: object) -> dict[str, Any]:
-    return {
-        "key": job.key, **job.fields, "accuracy": accuracy, "loss": 1.0, "traffic": {"device": size}, "seconds": 10.0,
-        "trained": 1000, "cuts": {}, "cpu_s": 3600.0, "standings": [], "unreliable_devices": [],
-    } | more  # fmt: skip
-
-
-def chosen() -> dict[str, Any]:
-    return {
-        "rates": {"/".join(base): {"federated": 3e-3, "centralised": 1e-3} for base in TIER.bases},
-        "fedprox": PROXIMAL[1],
-    }
-
+from tests.bench.elsa.made_lines import KNOWN, TIER, chosen, figures, lines_of
 
 # ---- the plan ------------------------------------------------------------------------------------------------
 
@@ -132,16 +112,6 @@ def test_clusters_apart_are_the_domains_or_as_large_ones_by_chance() -> None:
 
 
 # ---- the page ------------------------------------------------------------------------------------------------
-
-
-def lines_of(accuracies: Mapping[str, float], sizes: Mapping[str, float]) -> dict[str, dict[str, Any]]:
-    """Every line of the tier; arms that are not named have the accuracy 0.5 and a megabyte."""
-    jitter = {1: 0.0, 2: 0.001, 3: -0.001}
-    return {
-        job.key: figures(job, accuracies.get(job.arm, 0.5) + jitter[job.seed] * (job.arm in accuracies),
-            sizes.get(job.arm, 1.0) * 1e6)
-        for job in reported(TIER, KNOWN, chosen())
-    }  # fmt: skip
 
 
 def test_advice_follows_the_figures() -> None:

@@ -65,6 +65,16 @@ def test_it_acts_inside_the_subspace_alone():
     assert np.abs(change).max() > 1
 
 
+@pytest.mark.parametrize("rank", [1, 4, 5, 11, 12])
+def test_one_matrix_does_what_its_factors_do(rank):
+    """From rank 5 of 12 on the rotation is multiplied out."""
+    basis = leading_subspace([hidden(1)], rank)
+    rotated = Perturbation(basis, SECRET[:16]).apply(hidden(2))
+    change = rotation(SECRET[:16], rank) - np.eye(rank)
+    factors = hidden(2) + hidden(2).astype(np.float64) @ basis @ change.T @ basis.T
+    np.testing.assert_allclose(rotated, factors, rtol=0, atol=2e-5)
+
+
 def test_the_subspace_is_that_of_the_largest_variance():
     rng = np.random.default_rng(0)
     directions, _ = np.linalg.qr(rng.standard_normal((12, 3)))
@@ -91,6 +101,16 @@ def test_rotations_are_orthogonal_and_spread_evenly():
 def test_a_rank_that_is_not_there_is_refused(rank):
     with pytest.raises(ConfigError, match="more probes or a smaller rank"):
         leading_subspace([hidden()], rank)
+
+
+def test_the_whole_width_needs_no_hidden_states():
+    """A real model is wider than the shipped probes have tokens."""
+    few = hidden()[:1, :5]
+    basis = leading_subspace([few], 12)
+    np.testing.assert_allclose(basis.T @ basis, np.eye(12), atol=1e-6)
+    np.testing.assert_array_equal(decode_basis(encode_basis(basis), 12), basis)
+    with pytest.raises(ConfigError, match="the rank is from 1 to 4, or 12"):
+        leading_subspace([few], 5)
 
 
 def test_a_basis_travels_and_a_bad_one_is_refused():

@@ -10,7 +10,7 @@ import pytest
 from bench.contest.arms import CONTESTANT
 from bench.contest.tuning import decide
 from bench.domains.prepare import prepare
-from bench.domains.studies.page import page
+from bench.domains.studies.page import Beside, page
 from bench.domains.studies.plan import RIVAL, TARGET, Plan, Runs, trials
 from bench.domains.studies.run import REPORTED, TUNING, Studies
 from bench.harness.results import write_json
@@ -44,6 +44,17 @@ def test_nothing_is_run_before_the_trials(text: Path, tmp_path: Path) -> None:
         studies_in(tmp_path, text, []).run()
 
 
+def test_trials_may_be_decided_in_another_folder(text: Path, tmp_path: Path) -> None:
+    studies = studies_in(tmp_path / "base", text, [])
+    tried = trials(PLAN, studies.fixed)
+    write_json(
+        tmp_path / "base" / TUNING,
+        decide("domains", 2048, tried, {job.key: line_of(job, 3.0) for job in tried}),
+    )
+    large = replace(studies_in(tmp_path / "large", text, []), tuned=tmp_path / "base")
+    assert large.decided() == studies.decided()
+
+
 @pytest.mark.slow
 def test_a_study_is_run_once_and_its_lines_give_the_page(text: Path, tmp_path: Path) -> None:
     said: list[str] = []
@@ -64,7 +75,7 @@ def test_a_study_is_run_once_and_its_lines_give_the_page(text: Path, tmp_path: P
     assert studies_in(tmp_path, text, said).run((TARGET,)) == []
     assert (tmp_path / REPORTED).read_bytes() == raw
     assert said[-1].startswith("0 runs to do (2 are there)")
-    shown = page(PLAN, answers, decided, "a table\n")
+    shown = page(PLAN, answers, decided, Beside("a table\n"))
     assert "**untested**" in shown
     assert shown.count("No runs yet.") == 3
     assert "No cell has all its runs yet." in shown, "one of its runs is that of another study"

@@ -15,8 +15,7 @@ import pytest
 from bench.contest.arms import BY_NAME, CONTESTANT, FIXED, Knobs
 from bench.contest.plan import Job, Tuning
 from bench.domains.studies import claims
-from bench.domains.studies.claims import Verdict, found_of
-from bench.domains.studies.page import advice, page
+from bench.domains.studies.page import Beside, advice, page
 from bench.domains.studies.plan import (
     CHANGING,
     QUALITY,
@@ -39,6 +38,7 @@ from bench.domains.studies.tables import (
     regret_table,
     target_table,
 )
+from bench.harness.claims import Verdict, claims_table
 from bench.harness.statistics import PairedVerdict
 from echelon.errors import ConfigError
 from tests.bench.contest.synthetic import BASE, line_of
@@ -64,6 +64,13 @@ def answers(
             lines[job.key] = line_of(job, end(job) + 0.001 * (job.seed % 3), seconds(job))
         made[study.name] = Answers(study, FIXED_PARTS, lines, TUNING.target_share)
     return made
+
+
+def test_the_short_plan_is_a_small_part_of_the_other_with_the_same_training() -> None:
+    large = Plan.load(ROOT / "bench/domains/large.json")
+    made = {study.name: list(jobs_of(study, FIXED_PARTS)) for study in studies(large, TUNING)}
+    assert {name: len(jobs) for name, jobs in made.items() if jobs} == {SPREAD: 16}
+    assert large.shape("./base") == WHOLE.shape("./base")
 
 
 def test_half_of_the_cells_has_every_pair_of_conditions_equally_often() -> None:
@@ -167,7 +174,7 @@ def test_losses_are_compared_at_the_seconds_that_every_row_reached() -> None:
 
 def verdicts(found: dict[str, Answers]) -> dict[str, Verdict]:
     """Verdicts by the first words of each claim."""
-    return {claim.claim.split()[0]: one.verdict for claim, one in found_of(found)}
+    return {one.claim.split()[0]: one.found.verdict for one in claims.found_claims(found)}
 
 
 def test_claims_that_hold_are_confirmed_and_claims_that_do_not_are_refuted() -> None:
@@ -212,14 +219,19 @@ def test_the_page_says_what_to_use_from_the_tables_alone() -> None:
         "arm": FIXED, "words": Knobs().words(), "loss": 3.1, "time_to_target": None, "seconds": 9.0, "held": False,
         "chosen": False,
     }  # fmt: skip
-    text = page(PLAN, found, {"trials": [trial]}, "a table\n")
-    assert text.index("## What to use when") < text.index("## The claims") < text.index("## Trials")
+    text = page(PLAN, found, {"trials": [trial]}, Beside("a table\n", peers="beside\n"))
+    assert (
+        text.index("## What to use when")
+        < text.index("## The claims")
+        < text.index("## Beside Flower\n\nbeside")
+        < text.index("## Trials")
+    )
     assert f"The least loss has {BY_NAME[CONTESTANT].title}" in text
     assert "Staying alone against FedAvg: 2 boundaries, by-domain: +9.3" in text
     assert "lost it again" in text
     empty = {name: replace(one, lines={}) for name, one in found.items()}
     assert advice(empty) == []
-    assert page(PLAN, empty, {"trials": []}, "").count("No runs yet.") == 5
+    assert page(PLAN, empty, {"trials": []}, Beside("")).count("No runs yet.") == 5
 
 
 def test_tables_have_a_row_for_each_arm() -> None:
@@ -228,4 +240,4 @@ def test_tables_have_a_row_for_each_arm() -> None:
     text = quality_table(found[QUALITY])
     assert all(BY_NAME[name].title in text for name in PLAN.arms)
     assert apart_table(found[SPREAD]).count("Local only") == 2 * len(PLAN.spread_boundaries)
-    assert claims.claims_table(found).count("\n| ") == 1 + len(claims.CLAIMS)
+    assert claims_table(claims.found_claims(found)).count("\n| ") == 1 + len(claims.CLAIMS)
