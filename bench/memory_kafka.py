@@ -5,7 +5,12 @@
 A federation of one boundary runs twice as real processes on two brokers: with a vector of 1,000 elements, and with one
 of `dim`. `peak` is the highest resident memory of a service's life (VmHWM, bytes). `vectors` is the difference of the
 two peaks over 4 * dim bytes: how many float32 vectors a service held at once. The learner is the quadratic one: it has
-no model, and makes no vector but the one that comes of a job, which is in a device's figure.
+no model, and makes no vector but the one that comes of a job, which is in a device's figure. `cpu_s` is what the
+processes of each kind took from the first start to the end.
+
+Brokers are those of tests, small and soon there. Fifty devices that send a megabyte and more each need larger ones:
+
+    python -m bench memory_kafka -- --dim 4000000 --devices 50 --commits 1 --heap 2g
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ import asyncio
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +30,9 @@ from echelon.config.run import parse
 from echelon.provision.broker_map import EXCHANGE, load_brokers
 from echelon.provision.deployment import ADMIN, deploy
 from tools.fleet.fleet import Fleet
+from tools.fleet.meter import FleetMeter
 from tools.fleet.outcome import faults_of_exchange, read_broker
+from tools.kafka.broker import JVM
 from tools.kafka.stack import Stack
 
 BOUNDARY = "a"
@@ -54,8 +62,21 @@ def run_file(dim: int, devices: int, commits: int) -> dict[str, Any]:
     }
 
 
-def peaks(fields: Mapping[str, Any], folder: Path, stack: Stack) -> dict[str, int]:
-    """Run a federation to its end; the peak of each service in bytes, by its name without a device's number.
+def jvm_of(heap: str | None) -> tuple[str, ...]:
+    """Options of a broker with so much heap, the virtual machine's own in all else; None: those of tests."""
+    return JVM if heap is None else (f"-Xmx{heap}", "-XX:-UsePerfData", "-Xshare:auto")
+
+
+def peaks(fields: Mapping[str, Any], folder: Path, stack: Stack) -> tuple[dict[str, int], dict[str, float]]:
+    """Run a federation to its end.
+
+    Args:
+        fields: the run file's.
+        folder: of the deployment.
+        stack: the brokers.
+
+    Returns:
+        The peak of each service in bytes, by its name without a device's number; CPU seconds by kind of process.
 
     Raises:
         RuntimeError: a service did not end well, or the exchange has a fault.
@@ -64,6 +85,7 @@ def peaks(fields: Mapping[str, Any], folder: Path, stack: Stack) -> dict[str, in
     facts = facts_of(build_learner(spec_of(settings), settings.learner))
     made = deploy(settings, load_brokers(stack.brokers_yaml), folder, facts)
     highest: dict[str, int] = {}
+    meter, begun = FleetMeter(stack), time.time()
     with Fleet(made) as fleet:
 
         def look() -> None:
@@ -71,6 +93,7 @@ def peaks(fields: Mapping[str, Any], folder: Path, stack: Stack) -> dict[str, in
                 if service.child is not None:
                     role = name.rpartition(".")[0] if service.role == "device" else name
                     highest[role] = max(highest.get(role, 0), peak_of(service.child.pid))
+            meter.look(fleet)
 
         fleet.clear()
         fleet.provision()
@@ -81,7 +104,8 @@ def peaks(fields: Mapping[str, Any], folder: Path, stack: Stack) -> dict[str, in
     faults = faults_of_exchange(asyncio.run(read_broker(made.broker(EXCHANGE, ADMIN))), made.boundaries)
     if faults:
         raise RuntimeError("; ".join(faults))
-    return highest
+    spent = {kind: round(seconds, 1) for kind, seconds in meter.between(begun, time.time()).items()}
+    return highest, spent
 
 
 def main() -> None:
@@ -90,15 +114,19 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=10_000_000, help="elements of the vector")
     parser.add_argument("--devices", type=int, default=3)
     parser.add_argument("--commits", type=int, default=2)
+    parser.add_argument(
+        "--heap", help="of each broker's virtual machine, as -Xmx has it; default: that of tests"
+    )
     args = parser.parse_args()
-    found = {}
+    found, spent = {}, {}
     with (
         tempfile.TemporaryDirectory() as place,
-        Stack(Path(place) / "stack", [EXCHANGE, BOUNDARY]) as stack,
+        Stack(Path(place) / "stack", [EXCHANGE, BOUNDARY], jvm=jvm_of(args.heap)) as stack,
     ):
         for dim in (SMALL_DIM, args.dim):
-            found[dim] = peaks(run_file(dim, args.devices, args.commits), Path(place) / str(dim), stack)
-            print(f"{dim} elements: {json.dumps(found[dim])}", file=sys.stderr)
+            fields = run_file(dim, args.devices, args.commits)
+            found[dim], spent[dim] = peaks(fields, Path(place) / str(dim), stack)
+            print(f"{dim} elements: {json.dumps(found[dim])}, {json.dumps(spent[dim])}", file=sys.stderr)
     small, large = found[SMALL_DIM], found[args.dim]
     services = {
         name: {
@@ -108,7 +136,14 @@ def main() -> None:
         }
         for name in sorted(large)
     }
-    print(json.dumps({"dim": args.dim, "devices": args.devices, "services": services}, indent=2))
+    report = {
+        "dim": args.dim,
+        "devices": args.devices,
+        "heap": args.heap,
+        "services": services,
+        "cpu_s": spent[args.dim],
+    }
+    print(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":

@@ -79,7 +79,9 @@ def test_services_hold_few_copies_of_a_large_adapter(requires_kafka: None, tmp_p
     vector = 4 * build_learner(spec_of(settings), settings.learner).layout.dim
     assert 60e6 < vector < 68e6
     with Stack(tmp_path / "stack", [EXCHANGE, BOUNDARY]) as stack:
-        small, large = (peaks(run_file(model, rank), tmp_path / f"rank-{rank}", stack) for rank in (1, RANK))
+        small, large = (
+            peaks(run_file(model, rank), tmp_path / f"rank-{rank}", stack)[0] for rank in (1, RANK)
+        )
     vectors = {name: (large[name] - small[name]) / vector for name in large}
     assert vectors.keys() == MOST.keys()
     assert all(vectors[name] <= most for name, most in MOST.items()), vectors
