@@ -72,9 +72,14 @@ def _ticks(pid: int) -> int | None:
 
 
 def _children(pid: int) -> Iterator[int]:
-    for thread in (PROC / str(pid)).glob("task/*/children"):
+    tasks = PROC / str(pid) / "task"
+    try:
+        threads = os.listdir(tasks)
+    except OSError:
+        return  # the process has ended meanwhile
+    for thread in threads:
         try:
-            listed = thread.read_text("ascii")
+            listed = (tasks / thread / "children").read_text("ascii")
         except OSError:
-            continue  # the thread has ended meanwhile
+            continue  # the thread has
         yield from map(int, listed.split())

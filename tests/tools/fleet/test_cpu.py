@@ -6,7 +6,11 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import pytest
+
+from tools.fleet import cpu
 from tools.fleet.cpu import CpuMeter, tree_seconds
 
 BURN = "import time\nwhile time.process_time() < 0.3: pass\n"
@@ -62,3 +66,19 @@ def test_what_was_taken_before_the_first_look_is_not_counted() -> None:
     assert found["me"] < 0.1 * before + 0.05
     assert list(found) == ["me", "other"]  # who came later counts with all that it had taken
     assert CpuMeter().between(0.0, 1.0) == {}
+
+
+def test_a_process_that_ends_between_two_looks_at_it_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As processes of another framework do, which come and go: one has no threads any more, one is gone."""
+    stat = "1 (name) S " + " ".join("100" for _ in range(40))
+    for pid in ("1", "2"):
+        (tmp_path / pid).mkdir()
+        (tmp_path / pid / "stat").write_text(stat)
+    for thread in ("1", "11"):
+        (tmp_path / "1/task" / thread).mkdir(parents=True)
+    (tmp_path / "1/task/1/children").write_text("2 3 ")
+    monkeypatch.setattr(cpu, "PROC", tmp_path)
+    assert tree_seconds(1) == 2 * tree_seconds(2)  # type: ignore[operator]  # both are there
+    assert tree_seconds(3) is None
