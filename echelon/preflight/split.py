@@ -6,12 +6,16 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+from echelon.compute.planning import planned
 from echelon.config.boundary import BoundarySettings
 from echelon.config.run import RunSettings
 from echelon.config.split import SplitSettings
 from echelon.elsa.families.registry import family_of
 from echelon.errors import ConfigError
+from echelon.messages.floor import heads
 from echelon.preflight.findings import ModelFacts, RunFault
+from echelon.secagg.context import threshold
+from echelon.secagg.floors import fewest_left
 from echelon.training.fingerprint import probe_ids
 from echelon.training.model import model_config
 from echelon.training.split.cut import Cut
@@ -29,12 +33,13 @@ def check_parts(
         model: its model.
         tokenizer: the model's; None where it could not be loaded, and then probes are not counted.
         faults: takes what cannot be.
-        warnings: takes rotations that hide nothing.
+        warnings: takes rotations that hide nothing, and blocks that devices train in vain.
     """
     if all(boundary.split is None for boundary in settings.boundaries):
         return
     try:
         family_of(model_config(settings.model).model_type)
+        settings = planned(settings)
     except ConfigError as error:
         faults.append(RunFault("model", str(error)))
         return
@@ -45,6 +50,7 @@ def check_parts(
             continue
         for sentence in _wrong(settings, boundary, split, model, tokenizer):
             faults.append(RunFault(f"boundary {boundary.name}", f"split: {sentence}"))
+        warnings += _left_out(settings, boundary, split, model.blocks)
         if 0 < split.perturbation < model.width:
             exposed[split.perturbation].append(boundary.name)
     for rank, names in exposed.items():
@@ -88,6 +94,35 @@ def _of_classes(split: SplitSettings) -> Iterator[str]:
     """A device of each class, and a name that is in none."""
     yield ""
     yield from (one.devices[0] for one in split.classes if not one.whole)
+
+
+def _left_out(
+    settings: RunSettings, boundary: BoundarySettings, split: SplitSettings, blocks: int
+) -> Iterator[str]:
+    """Blocks that some devices hold themselves, and that are too few for a sum of their own: see `floors`."""
+    secure, names = settings.secure, [device.id for device in boundary.device_list()]
+    count = min(len(names), secure.cohort_max or len(names))
+    needed = 0 if secure.neighbours else threshold(count, secure.colluding)
+    floor = heads(secure.k_min, secure.colluding)
+    lost = count - fewest_left(count, needed, secure.k_min, secure.colluding)
+    found: dict[int, list[int]] = defaultdict(list)
+    for block in range(blocks):
+        holders = sum(_holds(split, name, block, blocks) for name in names)
+        if 0 < holders < len(names) and min(holders, count) - lost < floor:
+            found[holders].append(block)
+    for holders, these in found.items():
+        word = "block" if len(these) == 1 else "blocks"
+        yield (
+            f"boundary {boundary.name}: {holders} of {len(names)} devices hold {word} {', '.join(map(str, these))} "
+            f"themselves, and nothing counts of what they train there: {lost} may drop out of a window of {count}, "
+            f"and a sum is over {floor} at least. Give all devices the same front and back, or let {floor + lost} hold "
+            "it (docs/elsa-protocol.md)"
+        )
+
+
+def _holds(split: SplitSettings, name: str, block: int, blocks: int) -> bool:
+    front, back = split.cut_of(name)
+    return not split.splits(name) or block < front or block >= blocks - back
 
 
 def _hides_nothing(rank: int, names: list[str], width: int) -> str:

@@ -18,12 +18,12 @@ WIDTH, BLOCKS = 64, 2
 """Of echelon:micro."""
 
 
-def found(*splits: dict[str, Any], **more: Any) -> tuple[list[str], list[str]]:
+def found(*splits: dict[str, Any], devices: int = 3, **more: Any) -> tuple[list[str], list[str]]:
     """Faults and warnings of a run with a boundary for each split."""
     boundaries = [
         {
             "name": f"b{place}",
-            "devices": 3,
+            "devices": devices,
             "data": {"source": PLAIN, "max_validation_tokens": 512},
             "split": {"front": 1, "back": 0} | split,
         }
@@ -92,9 +92,32 @@ def test_cuts_of_devices_that_are_whole_do_not_count() -> None:
         {"name": "large", "devices": ["b0-0"], "whole": True},
         {"name": "small", "devices": ["b0-1", "b0-2"], "front": 1, "back": 0},
     ]
-    assert found({"front": 9, "back": 9, "classes": classes}) == ([], [])
+    assert found({"front": 9, "back": 9, "classes": classes})[0] == []
 
 
-def test_the_example_is_warned_of_nothing() -> None:
+def test_a_block_that_too_few_devices_hold_is_warned_of() -> None:
+    """Of four devices one may drop out; a sum is over two at least."""
+    classes = [{"name": "large", "devices": ["b0-0", "b0-1"], "front": 0, "back": 1}]
+    faults, warnings = found({"classes": classes}, devices=4)
+    assert faults == []
+    (warning,) = warnings
+    assert warning.startswith(
+        "boundary b0: 2 of 4 devices hold blocks 0, 1 themselves, and nothing counts of what they"
+    )
+    assert "1 may drop out of a window of 4, and a sum is over 2 at least" in warning
+    assert "or let 3 hold it" in warning
+    classes[0]["devices"] = ["b0-0"]
+    (warning,) = found({"classes": classes}, devices=4)[1]
+    assert warning.startswith("boundary b0: 1 of 4 devices hold block 1 themselves"), "three hold the other"
+
+
+def test_what_the_example_says_of_itself() -> None:
+    """Its rotations are over the whole width; its planned cuts leave two blocks to few devices."""
     checked = check(load(EXAMPLES / "elsa.yaml"), data=False)
-    assert (checked.faults, checked.warnings) == ([], [])
+    assert checked.faults == []
+    starts = [
+        f"boundary {name}: {said} devices hold block"
+        for name in ("clinic", "office")
+        for said in ("2 of 8", "5 of 8")
+    ]
+    assert [warning[: len(start)] for warning, start in zip(checked.warnings, starts, strict=True)] == starts
