@@ -52,7 +52,9 @@ def model() -> Any:
     """The base with a LoRA adapter, once for a process."""
     torch.set_num_threads(1)
     base = AutoModelForCausalLM.from_pretrained(job()["base"], dtype=torch.float32)
-    return get_peft_model(base, PeftConfig.from_pretrained(job()["adapter"])).train()
+    config = PeftConfig.from_pretrained(job()["adapter"])
+    config.inference_mode = False
+    return get_peft_model(base, config).train()
 
 
 @cache
@@ -116,11 +118,13 @@ def serve(grid: Grid, context: Context) -> None:
     strategy = FedProx(proximal_mu=settings["mu"], **common) if settings["mu"] else FedAvg(**common)
     first = ArrayRecord(load_file(settings["first"]))
     result = strategy.start(grid=grid, initial_arrays=first, num_rounds=settings["rounds"])
+    rounds = result.train_metrics_clientapp
+    if len(rounds) != settings["rounds"]:  # the simulation goes on when clients fail
+        raise SystemExit(f"clients answered in {len(rounds)} of {settings['rounds']} rounds")
     last = result.arrays
     save_file(
         {key: value.contiguous() for key, value in last.to_torch_state_dict().items()}, settings["last"]
     )
-    rounds = result.train_metrics_clientapp
     told = {
         "flwr": flwr.__version__,
         "rounds": len(rounds),
