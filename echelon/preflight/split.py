@@ -15,7 +15,7 @@ from echelon.errors import ConfigError
 from echelon.messages.floor import heads
 from echelon.preflight.findings import ModelFacts, RunFault
 from echelon.secagg.context import threshold
-from echelon.secagg.floors import fewest_left
+from echelon.secagg.floors import fewest_left, partial_sum_holds
 from echelon.training.fingerprint import probe_ids
 from echelon.training.model import model_config
 from echelon.training.split.cut import Cut
@@ -108,7 +108,8 @@ def _left_out(
     found: dict[int, list[int]] = defaultdict(list)
     for block in range(blocks):
         holders = sum(_holds(split, name, block, blocks) for name in names)
-        if 0 < holders < len(names) and min(holders, count) - lost < floor:
+        few = not partial_sum_holds(min(holders, count), lost, secure.k_min, secure.colluding)
+        if 0 < holders < len(names) and few:
             found[holders].append(block)
     for holders, these in found.items():
         word = "block" if len(these) == 1 else "blocks"
