@@ -35,7 +35,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from echelon.compute.planning import plan_class, planned, shape_of
+from echelon.compute.planning import plan_classes, planned, shape_of
 from echelon.config.run import RunSettings, dump, load
 from echelon.training.model import SHIPPED_PATH
 
@@ -103,9 +103,9 @@ class Pair:
     def __init__(self, settings: RunSettings, folder: Path) -> None:
         self.chosen = class_of(settings)
         self.profile = self.chosen.profile
-        split = settings.boundaries[BOUNDARY].split
-        assert split is not None
-        self.plan = plan_class(settings, split, self.chosen, shape_of(settings))
+        boundary = settings.boundaries[BOUNDARY]
+        assert boundary.split is not None
+        self.plan = plan_classes(settings, boundary, boundary.split, shape_of(settings))[self.chosen.name]
         self.boundary = settings.boundaries[BOUNDARY].name
         self.device = self.chosen.devices[0]
         self.folder = folder

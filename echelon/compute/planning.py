@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
+from echelon.compute.blocks import BlockFloors
 from echelon.config.boundary import BoundarySettings
 from echelon.config.profile import ComputeSettings, DeviceClassSettings, EdgeProfileSettings
 from echelon.config.run import RunSettings
 from echelon.config.split import ClassSettings, DeviceProfileSettings, EncodingSettings, SplitSettings
 from echelon.elsa.costs import Load
-from echelon.elsa.plan import DeviceProfile, EdgeProfile, PlanRules, Processor, Split, plan
+from echelon.elsa.plan import (
+    DeviceProfile,
+    EdgeProfile,
+    PlanRules,
+    Processor,
+    Split,
+    SplitPlan,
+    every_cut,
+    plan,
+)
 from echelon.elsa.replanning import Replanner
 from echelon.elsa.shapes import ModelShape, read_shape
 
@@ -55,11 +66,14 @@ def _boundary(settings: RunSettings, boundary: BoundarySettings, shape: ModelSha
     split = boundary.split
     if split is None:
         return boundary
-    classes = tuple(
-        _chosen(one, plan_class(settings, split, one, shape)) if _unplanned(one) else one
-        for one in split.classes
-    )
-    return boundary.model_copy(update={"split": split.model_copy(update={"classes": classes})})
+    chosen = plan_classes(settings, boundary, split, shape)
+    return boundary.model_copy(update={"split": _with(split, chosen)})
+
+
+def _with(split: SplitSettings, chosen: Mapping[str, Split]) -> SplitSettings:
+    """The settings with the cuts that were chosen for its classes, by name."""
+    classes = tuple(_chosen(one, chosen[one.name]) if one.name in chosen else one for one in split.classes)
+    return split.model_copy(update={"classes": classes})
 
 
 def _unplanned(one: ClassSettings) -> bool:
@@ -75,45 +89,90 @@ def _chosen(one: ClassSettings, split: Split) -> ClassSettings:
     )  # fmt: skip
 
 
-def plan_class(settings: RunSettings, split: SplitSettings, one: ClassSettings, shape: ModelShape) -> Split:
-    """The split that is fastest for a class.
+def plan_classes(
+    settings: RunSettings, boundary: BoundarySettings, split: SplitSettings, shape: ModelShape
+) -> dict[str, Split]:
+    """The splits of the classes that are left to be planned: each its fastest, unless that trains blocks in vain.
+
+    Where the fastest cuts leave a block to too few devices (`blocks`), the cuts are tried that all these classes can
+    have, and those are taken that train least in vain, and of these the fastest for the slowest class.
 
     Args:
-        settings: of the run, for the batch and the length of sequences.
-        split: of the boundary; it must have an edge's profile.
-        one: the class of devices; it must have a profile.
+        settings: of the run, for the batch, the length of sequences and the floors.
+        boundary: whose classes these are.
+        split: of the boundary; it must have an edge's profile if a class has one.
         shape: sizes of the model.
 
+    Returns:
+        By name of the class; empty where nothing is left to be planned.
+
     Raises:
-        ConfigError: nothing fits.
+        ConfigError: nothing fits a class.
     """
+    plans = {one.name: _plan(settings, split, one, shape) for one in split.classes if _unplanned(one)}
+    if not plans:
+        return {}
+    floors = BlockFloors.of(settings.secure, boundary, split)
+
+    def cost(chosen: dict[str, Split]) -> tuple[int, float]:
+        in_vain = floors.in_vain(_with(split, chosen), shape.layers)
+        return in_vain.work, max(one.step_s for one in chosen.values())
+
+    fastest = {name: one.best for name, one in plans.items()}
+    return min((fastest, *_in_common(plans)), key=cost)
+
+
+def _in_common(plans: dict[str, SplitPlan]) -> Iterator[dict[str, Split]]:
+    """For each cut that fits all classes, the splits with it."""
+    options = {
+        name: {(one.front, one.back): one for one in (plan.best, *plan.alternatives)}
+        for name, plan in plans.items()
+    }
+    for cut in sorted(set.intersection(*map(set, options.values()))):
+        yield {name: of_class[cut] for name, of_class in options.items()}
+
+
+def _plan(settings: RunSettings, split: SplitSettings, one: ClassSettings, shape: ModelShape) -> SplitPlan:
     assert one.profile is not None
     assert split.edge_profile is not None
     device, edge = device_profile(one.name, one.profile), edge_profile(split.edge_profile)
-    return plan(shape, _load(settings), device, edge, _rules(settings, split, one.profile, shape)).best
+    return plan(shape, _load(settings), device, edge, _rules(settings, split, one.profile, shape))
 
 
 def replanner(
-    settings: RunSettings, split: SplitSettings, device: str, shape_of_model: Callable[[], ModelShape]
+    settings: RunSettings, boundary: BoundarySettings, device: str, shape_of_model: Callable[[], ModelShape]
 ) -> Replanner | None:
     """What moves a device's cut while it trains; None where nobody asked for that, or nothing is known of it.
 
-    Only where there is one is the model's shape asked for: it is read from a file.
+    It moves to cuts alone by which no block is lost, however many of its class go there (`blocks`). Only where there
+    is one is the model's shape asked for: it is read from a file.
 
     Args:
-        settings: of the run, for the batch and the length of sequences.
-        split: of the boundary.
+        settings: of the run, for the batch, the length of sequences and the floors.
+        boundary: with every cut of its classes in it.
         device: name of the device.
         shape_of_model: reads the sizes of the model.
     """
-    one = split.class_of(device)
-    if one is None or one.profile is None or split.edge_profile is None or split.replan is None:
+    split = boundary.split
+    one = None if split is None else split.class_of(device)
+    if (
+        split is None
+        or one is None
+        or one.profile is None
+        or split.edge_profile is None
+        or split.replan is None
+    ):
         return None
     shape = shape_of_model()
+    floors, every = BlockFloors.of(settings.secure, boundary, split), every_cut(shape.layers)
+    rules = replace(
+        _rules(settings, split, one.profile, shape),
+        cuts=floors.safe_cuts(split, device, every, shape.layers),
+    )
     return Replanner.of(
-        shape, _load(settings), device_profile(device, one.profile), edge_profile(split.edge_profile),
-        _rules(settings, split, one.profile, shape), gain=split.replan, cut=split.cut_of(device),
-        micro=split.micro_of(device), in_flight=split.in_flight_of(device),
+        shape, _load(settings), device_profile(device, one.profile), edge_profile(split.edge_profile), rules,
+        gain=split.replan, cut=split.cut_of(device), micro=split.micro_of(device),
+        in_flight=split.in_flight_of(device),
     )  # fmt: skip
 
 

@@ -122,7 +122,7 @@ class SplitCompute:
         half = DeviceWorker(
             self._shared, device, cut, micro, split.encodings, rank=split.perturbation, probes=split.probes
         )
-        mover = replanner(self.settings, split, device, lambda: self._shape)
+        mover = replanner(self.settings, settings, device, lambda: self._shape)
         return SplitHalf(
             self,
             half,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -94,7 +95,7 @@ class PlanRules:
     embeddings of tokens; at least `back` after it. `whole` allows the whole model on the device. `runtime` is
     bytes that a device's process takes whatever its part (imports, kernels, allocator), `slack` the share of the rest
     of its memory that is left free for what the estimate does not know. With `feedback`, either side keeps in float32
-    what each gradient of a step that it sent has lost.
+    what each gradient of a step that it sent has lost. `cuts`, where given, are the only (p, q) that are looked at.
     """
 
     batch: int
@@ -106,6 +107,7 @@ class PlanRules:
     runtime: float = 0.0
     most_in_flight: int = 8
     feedback: bool = False
+    cuts: frozenset[tuple[int, int]] | None = None
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.wire <= 0 or self.front < 1 or self.back < 0 or self.most_in_flight < 1:
@@ -114,6 +116,19 @@ class PlanRules:
             )
         if not 0 <= self.slack < 1 or self.runtime < 0:
             raise ConfigError(f"{self}: slack is a share of memory in [0, 1), runtime is not negative")
+
+    def allows(self, front: int, back: int, layers: int) -> bool:
+        """Whether such a cut may be planned.
+
+        Args:
+            front: blocks before the cut.
+            back: blocks after it.
+            layers: blocks of the model.
+        """
+        if self.cuts is not None and (front, back) not in self.cuts:
+            return False
+        # A whole model has no cut: it is planned once, as all front.
+        return front + back < layers or (self.whole and not back)
 
     @property
     def residuals(self) -> int:
@@ -345,13 +360,23 @@ def _work(shape: ModelShape, load: Load, *, front: int, back: int, micro: int) -
     return own, block
 
 
+def every_cut(layers: int, front: int = 0, back: int = 0) -> Iterator[tuple[int, int]]:
+    """Every (p, q) of a model with so many blocks, those with nothing between them as well.
+
+    Args:
+        layers: blocks of the model.
+        front: fewest before the cut.
+        back: fewest after it.
+    """
+    return ((p, q) for p in range(front, layers + 1) for q in range(back, layers - p + 1))
+
+
 def plan(
     shape: ModelShape, load: Load, device: DeviceProfile, edge: EdgeProfile, rules: PlanRules
 ) -> SplitPlan:
     """The split of least estimated step time that fits both memories, over all cuts and micro-batches.
 
-    Micro-batches are the divisors of the batch. Among splits within 0.1 % of each other the one of less device memory
-    wins.
+    Micro-batches are the divisors of the batch. Among splits within 0.1 % of each other the one of least memory wins.
 
     Args:
         shape: sizes of the model.
@@ -388,18 +413,17 @@ def plan(
         )
     fastest: dict[tuple[int, int], Split] = {}
     micros = [size for size in range(1, rules.batch + 1) if rules.batch % size == 0]
-    for front in range(rules.front, shape.layers + 1):
-        for back in range(rules.back, shape.layers - front + 1):
-            if front + back == shape.layers and (back or not rules.whole):
-                continue  # a whole model has no cut: it is planned once, as all front
-            options = (
-                split
-                for micro in micros
-                for split in _variants(shape, load, device, edge, rules, front=front, back=back, micro=micro)
-            )
-            best = min(options, key=_rank, default=None)
-            if best is not None:
-                fastest[front, back] = best
+    for front, back in every_cut(shape.layers, rules.front, rules.back):
+        if not rules.allows(front, back, shape.layers):
+            continue
+        options = (
+            split
+            for micro in micros
+            for split in _variants(shape, load, device, edge, rules, front=front, back=back, micro=micro)
+        )
+        best = min(options, key=_rank, default=None)
+        if best is not None:
+            fastest[front, back] = best
     if not fastest:
         raise ConfigError(
             f"device class {device.name}: the device could train its part, but no cut leaves a part that an edge with "

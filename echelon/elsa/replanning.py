@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from echelon.elsa.costs import Load
 from echelon.elsa.plan import DeviceProfile, EdgeProfile, PlanRules, Processor, Split, estimate, plan, replan
 from echelon.elsa.shapes import ModelShape
+from echelon.errors import ConfigError
 
 JOBS = 3
 """Jobs of one cut that are measured before another is thought of."""
@@ -97,7 +98,13 @@ class Replanner:
             return core, None
         core = replace(core, planned=factors)
         device = _scaled(self.device, *factors)
-        fresh = plan(self.shape, self.load, device, self.edge, self.rules)
+        try:
+            fresh = plan(self.shape, self.load, device, self.edge, self.rules)
+        except ConfigError:
+            return (
+                core,
+                None,
+            )  # no cut that it may have fits the declared memory; the one in effect was given so
         chosen = replan(self.current, fresh, gain=self.gain)
         now = core._estimate(device, self.current)
         if chosen.step_s > (1 - self.gain) * now.step_s and self._fits(now):

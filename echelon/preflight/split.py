@@ -6,16 +6,14 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+from echelon.compute.blocks import BlockFloors
 from echelon.compute.planning import planned
 from echelon.config.boundary import BoundarySettings
 from echelon.config.run import RunSettings
 from echelon.config.split import SplitSettings
 from echelon.elsa.families.registry import family_of
 from echelon.errors import ConfigError
-from echelon.messages.floor import heads
 from echelon.preflight.findings import ModelFacts, RunFault
-from echelon.secagg.context import threshold
-from echelon.secagg.floors import fewest_left, partial_sum_holds
 from echelon.training.fingerprint import probe_ids
 from echelon.training.model import model_config
 from echelon.training.split.cut import Cut
@@ -50,7 +48,7 @@ def check_parts(
             continue
         for sentence in _wrong(settings, boundary, split, model, tokenizer):
             faults.append(RunFault(f"boundary {boundary.name}", f"split: {sentence}"))
-        warnings += _left_out(settings, boundary, split, model.blocks)
+        warnings += _in_vain(settings, boundary, split, model.blocks)
         if 0 < split.perturbation < model.width:
             exposed[split.perturbation].append(boundary.name)
     for rank, names in exposed.items():
@@ -96,34 +94,37 @@ def _of_classes(split: SplitSettings) -> Iterator[str]:
     yield from (one.devices[0] for one in split.classes if not one.whole)
 
 
-def _left_out(
+def _in_vain(
     settings: RunSettings, boundary: BoundarySettings, split: SplitSettings, blocks: int
 ) -> Iterator[str]:
-    """Blocks that some devices hold themselves, and that are too few for a sum of their own: see `floors`."""
-    secure, names = settings.secure, [device.id for device in boundary.device_list()]
-    count = min(len(names), secure.cohort_max or len(names))
-    needed = 0 if secure.neighbours else threshold(count, secure.colluding)
-    floor = heads(secure.k_min, secure.colluding)
-    lost = count - fewest_left(count, needed, secure.k_min, secure.colluding)
-    found: dict[int, list[int]] = defaultdict(list)
-    for block in range(blocks):
-        holders = sum(_holds(split, name, block, blocks) for name in names)
-        few = not partial_sum_holds(min(holders, count), lost, secure.k_min, secure.colluding)
-        if 0 < holders < len(names) and few:
-            found[holders].append(block)
-    for holders, these in found.items():
-        word = "block" if len(these) == 1 else "blocks"
+    """Blocks that some devices hold or leave to edges, and that are too few for a sum of their own."""
+    floors = BlockFloors.of(settings.secure, boundary, split)
+    found = floors.in_vain(split, blocks)
+    for holders, these in found.held.items():
         yield (
-            f"boundary {boundary.name}: {holders} of {len(names)} devices hold {word} {', '.join(map(str, these))} "
-            f"themselves, and nothing counts of what they train there: {lost} may drop out of a window of {count}, "
-            f"and a sum is over {floor} at least. Give all devices the same front and back, or let {floor + lost} hold "
-            "it (docs/elsa-protocol.md)"
+            f"boundary {boundary.name}: {holders} of {floors.devices} devices hold {_blocks(these)} themselves, and "
+            f"nothing counts of what they train there: {floors.dropouts} may drop out of a window of {floors.window}, "
+            f"and a sum is over {floors.floor} at least. Give all devices the same front and back, or let "
+            f"{floors.floor + floors.dropouts} hold it (docs/elsa-protocol.md)"
+        )
+    for leaving, these in found.left.items():
+        yield (
+            f"boundary {boundary.name}: {leaving} of {floors.devices} devices leave {_blocks(these)} to "
+            f"{_edges(leaving, floors.edges)}, and nothing counts of what is trained there for them: an edge's sum is "
+            f"over {floors.floor} at least. Give all devices the same front and back, or take fewer edges "
+            "(docs/elsa-protocol.md)"
         )
 
 
-def _holds(split: SplitSettings, name: str, block: int, blocks: int) -> bool:
-    front, back = split.cut_of(name)
-    return not split.splits(name) or block < front or block >= blocks - back
+def _edges(leaving: int, edges: int) -> str:
+    if edges == 1:
+        return "its edge"
+    each, more = divmod(leaving, edges)
+    return f"{edges} edges, {f'{each} or {each + 1}' if more else each} to each"
+
+
+def _blocks(these: list[int]) -> str:
+    return f"{'block' if len(these) == 1 else 'blocks'} {', '.join(map(str, these))}"
 
 
 def _hides_nothing(rank: int, names: list[str], width: int) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from echelon.compute.planning import plan_class, planned, replanner, shape_of
+from echelon.compute.planning import plan_classes, planned, replanner, shape_of
 from echelon.config.run import RunSettings, parse
 from echelon.errors import ConfigError
 from tests.run.splits import split_federation
@@ -33,10 +33,10 @@ def test_a_planned_class_keeps_its_profile_and_is_planned_once() -> None:
     assert chosen(first)[0] >= 1
     assert parse(first.model_dump(mode="json"), "again") == first
     assert planned(first) == first
-    split = first.boundaries[0].split
-    assert split is not None
-    assert replanner(first, split, "a-0", lambda: shape_of(first)) is not None
-    never = split.model_copy(update={"replan": None})
+    boundary = first.boundaries[0]
+    assert boundary.split is not None
+    assert replanner(first, boundary, "a-0", lambda: shape_of(first)) is not None
+    never = boundary.model_copy(update={"split": boundary.split.model_copy(update={"replan": None})})
     assert replanner(first, never, "a-0", lambda: shape_of(first)) is None
 
 
@@ -54,8 +54,10 @@ def test_a_classifier_is_planned_as_one() -> None:
     classifier = settings.model_copy(update={"model": classify})
     assert shape_of(classifier).labels == 3
     # A language model's head makes 2,048 logits of every token; a classifier's, three of a whole row.
-    split = settings.boundaries[0].split
-    assert split is not None
-    tokens, rows = (plan_class(one, split, split.classes[0], shape_of(one)) for one in (settings, classifier))
+    boundary = settings.boundaries[0]
+    assert boundary.split is not None
+    tokens, rows = (
+        plan_classes(one, boundary, boundary.split, shape_of(one))["phone"] for one in (settings, classifier)
+    )
     assert rows.memory.logits < tokens.memory.logits / 100
     assert rows.device_s < tokens.device_s

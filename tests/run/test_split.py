@@ -266,7 +266,8 @@ def planned_federation(replan: float | None) -> RunSettings:
         "edge_profile": {"flops": "40 GFLOP/s", "devices": 4},
         "classes": [{"name": "tablet", "devices": names, "front": 2, "back": 1, "profile": profile}],
     }  # fmt: skip
-    return split_federation(split=split, commits=5)
+    # A device that is the first or the last to move leaves no block to fewer than the floor.
+    return split_federation(split=split, commits=5, secure={"k_min": 2})
 
 
 @pytest.mark.slow
