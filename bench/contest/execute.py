@@ -18,6 +18,7 @@ from bench.contest.learner import SharedLearner
 from bench.contest.plan import Job, groups
 from bench.contest.runs import run_job
 from bench.harness.results import Results
+from echelon.compute.orphans import end_with_parent
 from echelon.errors import EchelonError
 
 Line = dict[str, Any]
@@ -63,6 +64,7 @@ _here: _Here | None = None
 
 def _start(corpora: Mapping[str, Corpus], folder: Path, models: Mapping[str, Path]) -> None:
     global _here
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when the contest stops
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _here = _Here(corpora, folder, models)

@@ -67,7 +67,8 @@ class BlockFloors:
         """
         devices = len(boundary.device_list())
         window = min(devices, secure.cohort_max or devices)
-        needed = 0 if secure.neighbours else threshold(window, secure.colluding)
+        ring = secure.neighbours is not None and 2 * secure.neighbours <= window
+        needed = 0 if ring else threshold(window, secure.colluding)
         dropouts = window - fewest_left(window, needed, secure.k_min, secure.colluding)
         return cls(devices, len(split.edge_list()), window, dropouts, secure.k_min, secure.colluding)
 

@@ -7,10 +7,8 @@ data position) travels with the job, so any worker can take any device.
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +20,7 @@ from echelon.actors.splitting import DeviceSide
 from echelon.allocator import keep_freed_blocks
 from echelon.clock import is_virtual
 from echelon.compute.forking import worker_context
+from echelon.compute.orphans import end_with_parent
 from echelon.config.boundary import BoundarySettings, DeviceSettings
 from echelon.config.experiments import CostSettings, LearnerSettings
 from echelon.config.run import RunSettings
@@ -208,7 +207,7 @@ def _start_worker(
     for name in os.environ.keys() - environment.keys():
         del os.environ[name]
     os.environ.update(environment)
-    threading.Thread(target=_end_with_parent, name="echelon-parent", daemon=True).start()
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when a run stops
     keep_freed_blocks()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -222,14 +221,6 @@ def _limit(learner: LearnerSettings, threads: int) -> None:
         from echelon.training.model import limit_threads
 
         limit_threads(threads)
-
-
-def _end_with_parent() -> None:
-    """A process that is killed cannot end its workers, and a worker waits for its next job for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _in_worker() -> FullLearner:

@@ -94,6 +94,17 @@ def test_fastest_cuts_that_lose_nothing_are_kept_though_they_differ() -> None:
     assert split_of(settings).cut_of("a-0") == (1, 0)
 
 
+def test_a_ring_is_of_large_windows_alone() -> None:
+    """Below twice as many devices as a ring has neighbours the threshold is that of the cohort."""
+    settings = boundary()
+    changed = {"neighbours": 6, "k_min": 2}
+    small = settings.model_copy(update={"secure": settings.secure.model_copy(update=changed)})
+    assert floors_of(small).dropouts == 3
+    changed["neighbours"] = 4
+    ring = settings.model_copy(update={"secure": settings.secure.model_copy(update=changed)})
+    assert floors_of(ring).dropouts == 6
+
+
 def test_a_device_moves_to_cuts_alone_that_lose_no_block() -> None:
     every = list(every_cut(BLOCKS))
     few = boundary({"count": 3, "front": 1, "back": 1, "profile": FAST})

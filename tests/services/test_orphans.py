@@ -29,6 +29,17 @@ if __name__ == "__main__":
     asyncio.run(main())
 """
 
+BENCHMARK = """
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from echelon.compute.orphans import end_with_parent
+
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent)
+    print(pool.submit(os.getpid).result(), flush=True)
+    pool.submit(time.sleep, 3600).result()
+"""
+
 
 def runs(pid: int) -> bool:
     try:
@@ -40,8 +51,18 @@ def runs(pid: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_training_process_ends_when_its_service_is_killed(tmp_path: Path) -> None:
-    script = tmp_path / "parent.py"
-    script.write_text(PARENT)
+    check_worker_ends(PARENT, signal.SIGKILL, tmp_path)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_worker_that_computes_ends_with_the_process_that_started_it(how: int, tmp_path: Path) -> None:
+    check_worker_ends(BENCHMARK, how, tmp_path)
+
+
+def check_worker_ends(program: str, how: int, folder: Path) -> None:
+    script = folder / "parent.py"
+    script.write_text(program)
     parent = subprocess.Popen(
         [sys.executable, str(script)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -53,8 +74,8 @@ def test_a_training_process_ends_when_its_service_is_killed(tmp_path: Path) -> N
         worker = int(parent.stdout.readline())
         assert worker != parent.pid
         assert runs(worker)
-        os.kill(parent.pid, signal.SIGKILL)
-        end = time.monotonic() + 20
+        os.kill(parent.pid, how)
+        end = time.monotonic() + 60  # of another process's ending there is no event here
         while runs(worker) and time.monotonic() < end:
             time.sleep(0.05)
         still = runs(worker)
