@@ -63,6 +63,10 @@ class FullLearner(Learner, Protocol):
         """Digest of the frozen weights."""
         ...
 
+    def tokens_of(self, job: TrainJob) -> int:
+        """How many tokens a job reads, before it is trained."""
+        ...
+
     def evaluate_boundary(
         self, boundary: str, weights: Vector, states: Mapping[str, bytes] | None = None
     ) -> EvalResult:
@@ -403,10 +407,10 @@ class LearnerPool:
         speed = self._speed[device]
         begun = asyncio.get_running_loop().time()
         if is_virtual() and self._inline is not None:
+            # Time passes first: what is still under way when the run ends need not be computed.
+            seconds = self._inline.tokens_of(job) * self._cost.seconds_per_token
+            await asyncio.sleep(speed.duration(begun - self.began, seconds))
             done = self._inline.train(job)
-            await asyncio.sleep(
-                speed.duration(begun - self.began, done.tokens * self._cost.seconds_per_token)
-            )
         else:
             done = await self._call(self._inline.train if self._inline is not None else _train, job)
             if speed.least < 1.0:

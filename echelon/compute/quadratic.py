@@ -198,6 +198,10 @@ class QuadraticLearner:
         """Digest of what the quadratics are drawn from."""
         return hashlib.sha256(f"quadratic {self.spec.seed} {self._dim}".encode()).digest()
 
+    def tokens_of(self, job: TrainJob) -> int:
+        """How many tokens a job is said to read: each step the same number."""
+        return job.steps * TOKENS_PER_STEP
+
     def train(self, job: TrainJob) -> TrainOutcome:
         """H steps of gradient descent on f_i + μ/2 ‖w − base‖², with noise that depends on the step's number."""
         done = 0 if job.state is None else int.from_bytes(job.state, "big")
@@ -224,7 +228,7 @@ class QuadraticLearner:
             loss += self._loss(sums)
         if self._seconds:
             time.sleep(self._seconds)
-        tokens = job.steps * TOKENS_PER_STEP
+        tokens = self.tokens_of(job)
         return TrainOutcome(
             weights=after,
             tokens=tokens,

@@ -217,11 +217,10 @@ class TorchLearner:
     def train(self, job: TrainJob) -> TrainOutcome:
         """Take `job.steps` steps of AdamW, or of Muon, on f(w) + mu/2 ||w - base||^2, from `job.start`.
 
-        The term's gradient, mu (w - base), is added before clipping, so the clip bounds the gradient of
-        the whole
-        objective; mu = 0 adds nothing at all. The moments in `job.state` are kept when `start` differs from
-        where the last task ended. Raises `TrainingError` for a loss or weights that are not finite,
-        `StateError` for a state of another adapter, `CodecError` for vectors of another length.
+        The term's gradient, mu (w - base), is added before clipping, so the clip bounds the gradient of the whole
+        objective; mu = 0 adds nothing at all. The moments in `job.state` are kept when `start` differs from where the
+        last task ended. Raises `TrainingError` for a loss or weights that are not finite, `StateError` for a state of
+        another adapter, `CodecError` for vectors of another length.
         """
         started, spent = time.perf_counter(), time.process_time()
         settings = self.spec.train
@@ -230,13 +229,10 @@ class TorchLearner:
         self._prepare(job, state)
         frozen = self._frozen(job)
         self._switch(training=True)
-        per_step = settings.batch_size * settings.accumulation
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         tokens = loss_tokens = 0
-        cursor = state.cursor if job.position is None else job.position
-        for _ in range(job.steps):
-            chosen = data.order.take(cursor, per_step)
-            cursor += per_step
+        chosen_of_steps, cursor = self._read_by(job, data, state)
+        for chosen in chosen_of_steps:
             counted = data.counted(chosen)
             tokens += data.read(chosen)
             loss_tokens += counted
@@ -247,8 +243,7 @@ class TorchLearner:
         finite = np.isfinite(weights).all() and np.isfinite(after.personal).all()
         if not math.isfinite(total) or not finite:
             raise TrainingError(
-                f"device {job.data}: loss or weights are not finite after {job.steps} steps at learning "
-                f"rate "
+                f"device {job.data}: loss or weights are not finite after {job.steps} steps at learning rate "
                 f"{learning_rate(settings, job.progress):g}; lower lr, set clip_norm, or use fp32"
             )
         # Several threads' CPU seconds count as many times, hence the bound by the wall clock.
@@ -262,6 +257,18 @@ class TorchLearner:
             state=after.to_bytes(),
             position=cursor,
         )
+
+    def tokens_of(self, job: TrainJob) -> int:
+        """How many tokens a job reads, without padding; known before it is trained."""
+        data = self._device_data(job.data)
+        return sum(map(data.read, self._read_by(job, data, self._state(job.state))[0]))
+
+    def _read_by(self, job: TrainJob, data: Examples, state: TrainerState) -> tuple[list[Chosen], int]:
+        """The blocks or rows of each of a job's steps, and where in the data the next job goes on."""
+        first = state.cursor if job.position is None else job.position
+        per_step = self.spec.train.batch_size * self.spec.train.accumulation
+        after = first + job.steps * per_step
+        return [data.order.take(at, per_step) for at in range(first, after, per_step)], after
 
     def _state(self, data: bytes | None) -> TrainerState:
         """What a device kept after its last job; zeros before the first."""
@@ -287,13 +294,7 @@ class TorchLearner:
             name = f"{self.spec.seed}\0dropout\0{job.data}\0{state.steps}" + "\0rank" * self._share.rank
             torch.manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "little"))
 
-    def _step(
-        self,
-        data: Examples,
-        chosen: Chosen,
-        counted: int,
-        frozen: Frozen | None,
-    ) -> torch.Tensor:
+    def _step(self, data: Examples, chosen: Chosen, counted: int, frozen: Frozen | None) -> torch.Tensor:
         """One optimiser step on the blocks or rows `chosen`; the sum of their losses before it."""
         settings = self.spec.train
         total = torch.zeros((), device=self.device)

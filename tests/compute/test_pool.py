@@ -1,4 +1,4 @@
-"""How long a slow device takes, in real time."""
+"""How long jobs take: a slow device in real time, and on the virtual clock; and what an evaluation reads."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from dataclasses import replace
 import pytest
 
 from echelon.compute.pool import LearnerPool, evaluation_tokens, spec_of
-from echelon.compute.quadratic import QuadraticLearner
+from echelon.compute.quadratic import TOKENS_PER_STEP, QuadraticLearner
 from echelon.config.run import RunSettings
 from echelon.jobs.training import TrainJob, TrainOutcome
+from echelon.virtual_loop import run_virtual
 from tests.run.runs import boundaries, federation
 
 
@@ -25,6 +26,16 @@ class WaitingLearner(QuadraticLearner):
     def train(self, job: TrainJob) -> TrainOutcome:
         time.sleep(self.waited)
         return replace(super().train(job), seconds=self.computed)
+
+
+class CountingLearner(QuadraticLearner):
+    """Knows how many jobs it trained."""
+
+    trained = 0
+
+    def train(self, job: TrainJob) -> TrainOutcome:
+        self.trained += 1
+        return super().train(job)
 
 
 @pytest.mark.parametrize(("waited", "computed"), [(0.0, 100.0), (0.5, 100.0), (0.5, 0.1)])
@@ -51,6 +62,33 @@ def test_a_slow_device_takes_longer_to_compute_but_not_to_wait_for_a_core(
     [more] = asked
     # At a third of the speed it takes three times as long; what has passed, with the wait, is a part of that.
     assert max(0.0, 3 * computed - took) <= more <= max(0.0, 3 * computed - waited)
+
+
+def test_on_the_virtual_clock_a_job_is_trained_when_its_time_has_passed_and_not_if_it_is_broken_off() -> None:
+    settings = federation(boundaries=boundaries(4, 4, slow="a-0"))
+    learner = CountingLearner(spec_of(settings), settings.learner.dim)
+    compute = LearnerPool(settings, learner)
+    weights = learner.initial_adapter()
+    job = TrainJob(data="a-0", base=weights, start=weights, steps=3, mu=0.0, progress=0.0)
+    seconds = 3 * TOKENS_PER_STEP * compute.cost.seconds_per_token
+
+    async def broken_off() -> int:
+        training = asyncio.ensure_future(compute.train("a-1", job))
+        await asyncio.sleep(0.9 * seconds)
+        training.cancel()
+        return learner.trained
+
+    async def whole() -> tuple[float, int]:
+        begun = asyncio.get_running_loop().time()
+        done = await compute.train("a-1", job)
+        return asyncio.get_running_loop().time() - begun, done.tokens
+
+    assert run_virtual(broken_off) == 0
+    took, tokens = run_virtual(whole)
+    assert took == pytest.approx(seconds)
+    assert tokens == learner.tokens_of(job)
+    assert learner.trained == 1
+    compute.close()
 
 
 def test_training_inline_takes_as_many_threads_as_the_run_file_says() -> None:

@@ -117,6 +117,19 @@ def test_what_is_counted(make_spec):
     assert result.seconds > 0
 
 
+def test_tokens_are_known_before_a_job_is_trained(make_spec):
+    learner = TorchLearner(make_spec(train={"accumulation": 3}))
+    state = None
+    for steps in (2, 5):  # the second job goes on where the first one ended, and over the end of the data
+        job = task(learner, steps=steps, state=state)
+        ahead = learner.tokens_of(job)
+        done = learner.train(job)
+        assert ahead == done.tokens
+        state = done.state
+    placed = dataclasses.replace(task(learner, steps=2), position=7)
+    assert learner.tokens_of(placed) == learner.train(placed).tokens
+
+
 @pytest.mark.slow
 def test_training_learns(make_spec):
     learner = TorchLearner(make_spec(train={"lr": 2e-2}))
