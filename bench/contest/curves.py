@@ -49,3 +49,32 @@ def time_to(curve: Sequence[Point], target: float) -> float | None:
             share = (before["loss"] - target) / fall if fall > 0 else 1.0
             return float(before["t"] + min(max(share, 0.0), 1.0) * (point["t"] - before["t"]))
     return None
+
+
+def standing(curve: Sequence[Point]) -> list[Point]:
+    """Every commit up to the last evaluated one, with a loss; one that was not evaluated lies between its neighbours.
+
+    What a reader has at a moment is the adapter of the last commit, not one between two of them: curves of few commits
+    are read so. The loss of a commit that was not evaluated is linear in tokens between those that were.
+    """
+    found: list[Point] = []
+    waiting: list[Point] = []
+    for point in curve:
+        if point["loss"] is None:
+            waiting.append(point)
+            continue
+        found += [{**one, "loss": loss_at(curve, "tokens", place(one, "tokens"))} for one in waiting]
+        found.append(point)
+        waiting = []
+    return found
+
+
+def first_at(curve: Sequence[Point], target: float) -> float | None:
+    """Seconds of the first commit whose loss is at the target; None: no commit's was."""
+    return next((float(point["t"]) for point in standing(curve) if point["loss"] <= target), None)
+
+
+def loss_by(curve: Sequence[Point], axis: Axis, where: float) -> float | None:
+    """The loss of the last commit that is not beyond a place; None before the first."""
+    found = [point for point in standing(curve) if place(point, axis) <= where]
+    return float(found[-1]["loss"]) if found else None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bench.contest.arms import BY_NAME, Knobs
-from bench.contest.curves import at_budget, evaluated, time_to
+from bench.contest.curves import Point, at_budget, evaluated, time_to
 from bench.contest.plan import TARGET_SHARE, Job, Tuning, fields_of, knobs_from
 from echelon.errors import ConfigError
 
@@ -16,7 +16,13 @@ Line = dict[str, Any]
 CENSORED = math.inf
 
 
-def decide(name: str, tokens: int, jobs: Sequence[Job], lines: Mapping[str, Line]) -> dict[str, Any]:
+def decide(
+    name: str,
+    tokens: int,
+    jobs: Sequence[Job],
+    lines: Mapping[str, Line],
+    time: Callable[[Sequence[Point], float], float | None] = time_to,
+) -> dict[str, Any]:
     """The choices as JSON, with every trial: the losers are published too.
 
     The target is the loss that lies `TARGET_SHARE` of the way from the base to the best trial's loss at the budget. Of
@@ -29,6 +35,7 @@ def decide(name: str, tokens: int, jobs: Sequence[Job], lines: Mapping[str, Line
         tokens: of a trial.
         jobs: the trials.
         lines: of runs, by key.
+        time: when a curve is at the target.
 
     Raises:
         ConfigError: a trial has no figures yet.
@@ -45,7 +52,7 @@ def decide(name: str, tokens: int, jobs: Sequence[Job], lines: Mapping[str, Line
     trials: dict[tuple[str, Knobs], list[Line]] = {}
     for job in jobs:
         trials.setdefault((job.arm, job.knobs), []).append(lines[job.key])
-    rows = [_trial(arm, knobs, tried, target) for (arm, knobs), tried in trials.items()]
+    rows = [_trial(arm, knobs, tried, target, time) for (arm, knobs), tried in trials.items()]
     for arm in dict.fromkeys(row["arm"] for row in rows):
         min((row for row in rows if row["arm"] == arm), key=_order)["chosen"] = True
     fixed = [row for row in rows if row["chosen"] and BY_NAME[row["arm"]].fixed_interval]
@@ -66,9 +73,15 @@ def _losses(lines: Sequence[Line]) -> list[float]:
     return [loss for line in lines if (loss := at_budget(line)) is not None]
 
 
-def _trial(arm: str, knobs: Knobs, lines: Sequence[Line], target: float) -> Line:
+def _trial(
+    arm: str,
+    knobs: Knobs,
+    lines: Sequence[Line],
+    target: float,
+    time: Callable[[Sequence[Point], float], float | None],
+) -> Line:
     """What the seeds of one arm with one choice of settings say together; `chosen` is decided later."""
-    times = [time_to(line["curve"], target) for line in lines]
+    times = [time(line["curve"], target) for line in lines]
     reached = [when for when in times if when is not None]
     losses = _losses(lines)
     return {

@@ -20,6 +20,21 @@ from echelon.errors import ConfigError
 
 RIVAL = "diloco"
 """With secure aggregation and a barrier: whom the paper's own endpoint compares with."""
+_NESTEROV = Knobs(outer="nesterov", outer_lr=0.7, momentum=0.5)
+_OVERLAPPED = (
+    replace(_NESTEROV, steps=4, windows=1),
+    replace(_NESTEROV, steps=4, windows=2),
+    replace(_NESTEROV, steps=4, windows=4),
+    replace(_NESTEROV, steps=8, windows=2),
+    replace(_NESTEROV, steps=4, windows=4, momentum=0.9),
+    Knobs(steps=4, windows=4),
+)
+GRIDS: Mapping[str, tuple[Knobs, ...]] = {
+    FIXED: _OVERLAPPED,
+    CONTESTANT: tuple(replace(knobs, pace=CONTESTANT) for knobs in _OVERLAPPED),
+}
+"""Trials that the studies make of an arm in place of the contest's: as many, with the intervals and the momenta that
+the others' grids have, too."""
 TARGET, QUALITY, UNTUNED, CHANGING, SPREAD = "target", "quality", "untuned", "changing", "spread"
 
 
@@ -253,7 +268,7 @@ def trials(plan: Plan, fixed: Fixed) -> list[Job]:
             tokens=plan.trials.tokens * plan.boundaries, part="dev",
         )
         for arm in arms
-        for knobs in BY_NAME[arm].grid
+        for knobs in GRIDS.get(arm, BY_NAME[arm].grid)
         for number in range(plan.trials.seeds)
     ]  # fmt: skip
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.contest.curves import first_at
 from bench.contest.data import Corpus
 from bench.contest.execute import Failure, execute
 from bench.contest.plan import Job, Tuning
@@ -67,7 +68,7 @@ class Studies:
         failures = self._execute(once, results)
         if not failures:
             tokens = self.plan.trials.tokens * self.plan.boundaries
-            write_json(self.folder / TUNING, decide("domains", tokens, jobs, results.lines))
+            write_json(self.folder / TUNING, decide("domains", tokens, jobs, results.lines, first_at))
         return failures
 
     def decided(self) -> tuple[Tuning, dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 from bench.contest.arms import BY_NAME, CONTESTANT, Kind
 from bench.contest.band import Band, timed
 from bench.contest.cells import Cell
-from bench.contest.curves import Axis, at_budget, evaluated, loss_at, place, time_to
+from bench.contest.curves import Axis, at_budget, evaluated, first_at, loss_by, place
 from bench.contest.plan import FIRST_SEED
 from bench.contest.tables import ArmRow, compare, federated, of_final, pairs, values
 from bench.domains.studies.plan import RIVAL, Fixed, Row, Study
@@ -66,8 +66,8 @@ class Answers:
         return any(self.rows(cell) for cell in self.study.cells)
 
     def time(self, line: Line) -> float | None:
-        """Seconds to the target; None: it was not reached."""
-        return time_to(line["curve"], float(evaluated(line["curve"])[0]["loss"]) * (1 - self.target_share))
+        """Seconds to the first commit at the target; None: it was not reached."""
+        return first_at(line["curve"], float(evaluated(line["curve"])[0]["loss"]) * (1 - self.target_share))
 
 
 def _named(rows: Sequence[ArmRow], arm: str) -> ArmRow | None:
@@ -129,7 +129,7 @@ def _limits(rows: Sequence[ArmRow]) -> dict[Axis, float]:
 def _at(axis: Axis, limit: float) -> Callable[[Line], float | None]:
     if axis == "tokens":
         return at_budget
-    return lambda line: loss_at(line["curve"], axis, limit)
+    return lambda line: loss_by(line["curve"], axis, limit)
 
 
 def budget_verdicts(answers: Answers) -> dict[str, tuple[str, Paired] | None]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bench.contest.curves import loss_at, time_to
+from bench.contest.curves import first_at, loss_at, loss_by, standing, time_to
 
 
 def point(t: float, tokens: int, loss: float | None, out: int = 0, inward: int = 0) -> dict[str, Any]:
@@ -41,3 +41,25 @@ def test_the_time_to_a_target_is_where_the_curve_first_crosses_it() -> None:
 
 def test_a_run_that_never_gets_there_is_censored() -> None:
     assert time_to(CURVE, 1.9) is None
+
+
+def test_what_stands_at_a_moment_is_the_last_commits_adapter() -> None:
+    """A commit without a loss lies between its neighbours; nothing stands between two commits."""
+    assert [one["loss"] for one in standing([*CURVE, point(5, 500, None)])] == pytest.approx(
+        [4.0, 3.5, 3.0, 2.0]
+    )
+    assert first_at(CURVE, 3.6) == 1
+    assert first_at(CURVE, 3.4) == 2
+    assert first_at(CURVE, 2.0) == 4
+    assert first_at(CURVE, 1.9) is None
+    assert [loss_by(CURVE, "t", t) for t in (0, 1.5, 3.9, 4, 9)] == pytest.approx([4.0, 3.5, 3.0, 2.0, 2.0])
+    assert loss_by(CURVE, "bytes", 399) == 3.0
+    assert loss_by(CURVE, "commits", 4) == 2.0
+    assert loss_by(CURVE[2:], "tokens", 100) is None
+
+
+def test_one_commit_late_is_no_earlier_than_many_on_the_way() -> None:
+    """Between two points a single late commit would be at any target halfway before it is there."""
+    late = [point(0, 0, 4.0), point(10, 100, 2.0)]
+    assert time_to(late, 3.0) == pytest.approx(5.0)
+    assert first_at(late, 3.0) == 10

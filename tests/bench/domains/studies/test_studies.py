@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from bench.contest.arms import BY_NAME, CONTESTANT, FIXED, Knobs
+from bench.contest.arms import BY_NAME, CONTESTANT, FIXED, TRIALS, Knobs
 from bench.contest.plan import Job, Tuning
 from bench.domains.studies import claims
 from bench.domains.studies.page import Beside, advice, page
 from bench.domains.studies.plan import (
     CHANGING,
+    GRIDS,
     QUALITY,
     RIVAL,
     SPREAD,
@@ -101,6 +102,17 @@ def test_the_committed_plan_is_read_and_every_run_is_one_run() -> None:
     assert reported == {"test"}
 
 
+def test_the_studies_own_trials_are_as_many_and_reach_as_far_as_the_others() -> None:
+    rival = BY_NAME[RIVAL].grid
+    for arm, grid in GRIDS.items():
+        assert len(set(grid)) == len(BY_NAME[arm].grid) == TRIALS
+        assert {knobs.pace for knobs in grid} == {"fixed" if arm == FIXED else CONTESTANT}
+        assert {knobs.momentum for knobs in rival} <= {knobs.momentum for knobs in grid}
+        assert max(knobs.interval for knobs in grid) == max(knobs.interval for knobs in rival)
+    tried = {job.knobs for job in trials(PLAN, FIXED_PARTS) if job.arm == CONTESTANT}
+    assert tried == {replace(knobs, steps=knobs.steps * PLAN.stretch) for knobs in GRIDS[CONTESTANT]}
+
+
 def test_the_contestant_has_one_setting_in_every_cell() -> None:
     study = next(one for one in studies(PLAN, TUNING) if one.name == UNTUNED)
     knobs = {job.knobs for row, _, _, job in jobs_of(study, FIXED_PARTS) if row.arm == CONTESTANT}
@@ -162,9 +174,10 @@ def test_a_cell_without_all_its_runs_has_no_regret() -> None:
 
 def test_losses_are_compared_at_the_seconds_that_every_row_reached() -> None:
     """A row that takes twice as long has half of its fall at the end of the others."""
-    slow = f"{BY_NAME[RIVAL].title}, H=48"
+    longest = max(PLAN.intervals)
+    slow = f"{BY_NAME[RIVAL].title}, H={longest}"
     found = answers(
-        lambda _job: 3.0, lambda job: 40.0 if job.arm == RIVAL and job.knobs.steps == 48 else 20.0
+        lambda _job: 3.0, lambda job: 40.0 if job.arm == RIVAL and job.knobs.steps == longest else 20.0
     )[UNTUNED]
     one = regret(found, found.study.cells[0])
     assert one is not None
