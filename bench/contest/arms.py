@@ -130,7 +130,8 @@ TRIALS = 6
 """Settings that each federated arm tries on the dev split; the same number for all."""
 
 
-def _intervals(base: Knobs, pairs: Iterable[tuple[int, int]]) -> tuple[Knobs, ...]:
+def intervals(base: Knobs, pairs: Iterable[tuple[int, int]]) -> tuple[Knobs, ...]:
+    """Settings that differ in H and R alone, each (H, R) one."""
     return tuple(replace(base, steps=steps, windows=windows) for steps, windows in pairs)
 
 
@@ -148,21 +149,21 @@ _DILOCO = tuple(
     for m in (0.9, 0.5)
 )
 _BUFFERED = ((2, 1), (4, 1), (4, 2), (8, 1), (8, 2), (4, 4))
-_NESTEROV = Knobs(outer="nesterov", outer_lr=0.7, momentum=0.5)
+NESTEROV = Knobs(outer="nesterov", outer_lr=0.7, momentum=0.5)
 _ECHELON = (
-    *_intervals(_NESTEROV, ((2, 1), (4, 1), (4, 2), (8, 1))),
-    *_intervals(Knobs(), ((4, 2), (4, 4))),
+    *intervals(NESTEROV, ((2, 1), (4, 1), (4, 2), (8, 1))),
+    *intervals(Knobs(), ((4, 2), (4, 4))),
 )
 """Tried with a fixed interval and by Echelon-DA alike: the two differ in nothing but who sets the interval."""
 
 ARMS: tuple[Arm, ...] = (
     Arm("centralised", "Centralised LoRA", Kind.CENTRALISED),
     Arm("local", "Local only", Kind.LOCAL),
-    _federated("fedavg", "FedAvg", *_intervals(_SYNC, ((h, 1) for h in (2, 4, 6, 8, 12, 16)))),
+    _federated("fedavg", "FedAvg", *intervals(_SYNC, ((h, 1) for h in (2, 4, 6, 8, 12, 16)))),
     _federated("fedprox", "FedProx", *_PROX),
     _federated("diloco", "DiLoCo (barrier)", *_DILOCO),
     _federated("diloco-overlap", "DiLoCo (overlapped)", *(replace(k, overlap=True) for k in _DILOCO)),
-    _federated("fedbuff", "FedBuff", *_intervals(Knobs(deltas=1), _BUFFERED)),
+    _federated("fedbuff", "FedBuff", *intervals(Knobs(deltas=1), _BUFFERED)),
     _federated("echelon-fixed", "Echelon, fixed interval", *_ECHELON),
     _federated("echelon-da", "Echelon-DA", *(replace(k, pace="echelon-da") for k in _ECHELON)),
 )
@@ -173,7 +174,7 @@ _STEPS_AND_RATES = tuple((steps, factor) for steps in (8, 16) for factor in (0.5
 
 def _of_kind(kind: str, rates: float) -> tuple[Knobs, ...]:
     """Six trials of an adapter of that kind, with learning rates around `rates` times LoRA's."""
-    plain = replace(_NESTEROV, windows=1, adapter=kind)
+    plain = replace(NESTEROV, windows=1, adapter=kind)
     return tuple(replace(plain, steps=h, lr_factor=rates * factor) for h, factor in _STEPS_AND_RATES)
 
 

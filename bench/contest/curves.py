@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
 Point = dict[str, Any]
 Axis = Literal["t", "tokens", "bytes", "commits"]
+When = Callable[[Sequence[Point], float], float | None]
+"""When a curve is at a target, in seconds; None: never."""
 
 
 def place(point: Point, axis: Axis) -> float:
@@ -57,16 +59,13 @@ def standing(curve: Sequence[Point]) -> list[Point]:
     What a reader has at a moment is the adapter of the last commit, not one between two of them: curves of few commits
     are read so. The loss of a commit that was not evaluated is linear in tokens between those that were.
     """
-    found: list[Point] = []
-    waiting: list[Point] = []
-    for point in curve:
-        if point["loss"] is None:
-            waiting.append(point)
-            continue
-        found += [{**one, "loss": loss_at(curve, "tokens", place(one, "tokens"))} for one in waiting]
-        found.append(point)
-        waiting = []
-    return found
+    end = max((number for number, point in enumerate(curve, 1) if point["loss"] is not None), default=0)
+    return [
+        point
+        if point["loss"] is not None
+        else {**point, "loss": loss_at(curve, "tokens", place(point, "tokens"))}
+        for point in curve[:end]
+    ]
 
 
 def first_at(curve: Sequence[Point], target: float) -> float | None:

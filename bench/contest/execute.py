@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,7 @@ from bench.contest.learner import SharedLearner
 from bench.contest.plan import Job, groups
 from bench.contest.runs import run_job
 from bench.harness.results import Results
-from echelon.compute.orphans import end_with_parent
+from echelon.compute.orphans import follow_parent
 from echelon.errors import EchelonError
 
 Line = dict[str, Any]
@@ -64,8 +63,7 @@ _here: _Here | None = None
 
 def _start(corpora: Mapping[str, Corpus], folder: Path, models: Mapping[str, Path]) -> None:
     global _here
-    end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when the contest stops
+    follow_parent()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _here = _Here(corpora, folder, models)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.contest.arms import BY_NAME, Knobs
-from bench.contest.curves import Point, at_budget, evaluated, time_to
+from bench.contest.curves import When, at_budget, evaluated, time_to
 from bench.contest.plan import TARGET_SHARE, Job, Tuning, fields_of, knobs_from
 from echelon.errors import ConfigError
 
@@ -21,7 +21,7 @@ def decide(
     tokens: int,
     jobs: Sequence[Job],
     lines: Mapping[str, Line],
-    time: Callable[[Sequence[Point], float], float | None] = time_to,
+    when: When = time_to,
 ) -> dict[str, Any]:
     """The choices as JSON, with every trial: the losers are published too.
 
@@ -35,7 +35,7 @@ def decide(
         tokens: of a trial.
         jobs: the trials.
         lines: of runs, by key.
-        time: when a curve is at the target.
+        when: when a curve is at the target.
 
     Raises:
         ConfigError: a trial has no figures yet.
@@ -52,7 +52,7 @@ def decide(
     trials: dict[tuple[str, Knobs], list[Line]] = {}
     for job in jobs:
         trials.setdefault((job.arm, job.knobs), []).append(lines[job.key])
-    rows = [_trial(arm, knobs, tried, target, time) for (arm, knobs), tried in trials.items()]
+    rows = [_trial(arm, knobs, tried, target, when) for (arm, knobs), tried in trials.items()]
     for arm in dict.fromkeys(row["arm"] for row in rows):
         min((row for row in rows if row["arm"] == arm), key=_order)["chosen"] = True
     fixed = [row for row in rows if row["chosen"] and BY_NAME[row["arm"]].fixed_interval]
@@ -73,16 +73,10 @@ def _losses(lines: Sequence[Line]) -> list[float]:
     return [loss for line in lines if (loss := at_budget(line)) is not None]
 
 
-def _trial(
-    arm: str,
-    knobs: Knobs,
-    lines: Sequence[Line],
-    target: float,
-    time: Callable[[Sequence[Point], float], float | None],
-) -> Line:
+def _trial(arm: str, knobs: Knobs, lines: Sequence[Line], target: float, when: When) -> Line:
     """What the seeds of one arm with one choice of settings say together; `chosen` is decided later."""
-    times = [time(line["curve"], target) for line in lines]
-    reached = [when for when in times if when is not None]
+    times = [when(line["curve"], target) for line in lines]
+    reached = [one for one in times if one is not None]
     losses = _losses(lines)
     return {
         "arm": arm,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import signal
 import sys
 import tempfile
 import time
@@ -17,7 +16,7 @@ from bench.elsa.data import Task
 from bench.elsa.plan import TaskJob
 from bench.elsa.runs import run_job
 from bench.harness.results import Results
-from echelon.compute.orphans import end_with_parent
+from echelon.compute.orphans import follow_parent
 from echelon.errors import EchelonError
 
 _tasks: Mapping[str, Task] = {}
@@ -36,8 +35,7 @@ def _enter(tasks: Mapping[str, Task], folder: Path, places: Mapping[str, str]) -
 
 
 def _start(tasks: Mapping[str, Task], folder: Path, places: Mapping[str, str]) -> None:
-    end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when the benchmark stops
+    follow_parent()
     _enter(tasks, folder, places)
 
 

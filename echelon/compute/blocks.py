@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from echelon.config.boundary import BoundarySettings
 from echelon.config.secure import SecureSettings
-from echelon.config.split import SplitSettings
-from echelon.messages.floor import heads
+from echelon.config.split import ClassSettings, SplitSettings
+from echelon.messages.manifest import ring_degree
 from echelon.secagg.context import threshold
-from echelon.secagg.floors import fewest_left, partial_sum_holds
+from echelon.secagg.floors import most_lost, partial_sum_holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +45,14 @@ class BlockFloors:
         edges: that they are dealt to.
         window: most devices of one window.
         dropouts: most of a window's devices that may drop out after they masked.
-        k_min: fewest honest updates that a sum hides among.
-        colluding: devices that may work together with whoever sees a sum.
+        secure: the run's settings, with the floors.
     """
 
     devices: int
     edges: int
     window: int
     dropouts: int
-    k_min: int
-    colluding: int
+    secure: SecureSettings
 
     @classmethod
     def of(cls, secure: SecureSettings, boundary: BoundarySettings, split: SplitSettings) -> BlockFloors:
@@ -67,19 +65,19 @@ class BlockFloors:
         """
         devices = len(boundary.device_list())
         window = min(devices, secure.cohort_max or devices)
-        ring = secure.neighbours is not None and 2 * secure.neighbours <= window
-        needed = 0 if ring else threshold(window, secure.colluding)
-        dropouts = window - fewest_left(window, needed, secure.k_min, secure.colluding)
-        return cls(devices, len(split.edge_list()), window, dropouts, secure.k_min, secure.colluding)
+        needed = 0 if ring_degree(secure.neighbours or 0, window) else threshold(window, secure.colluding)
+        dropouts = most_lost(window, needed, secure.k_min, secure.colluding)
+        return cls(devices, len(split.edge_list()), window, dropouts, secure)
 
     @property
     def floor(self) -> int:
         """Fewest devices that a sum is over."""
-        return heads(self.k_min, self.colluding)
+        return self.secure.floor
 
     def held_in_vain(self, holders: int) -> bool:
         """Whether so many devices are too few to hold a block of which the others leave the training to edges."""
-        few = not partial_sum_holds(min(holders, self.window), self.dropouts, self.k_min, self.colluding)
+        secure, held = self.secure, min(holders, self.window)
+        few = not partial_sum_holds(held, self.dropouts, secure.k_min, secure.colluding)
         return 0 < holders < self.devices and few
 
     def left_in_vain(self, leaving: int) -> bool:
@@ -110,36 +108,36 @@ class BlockFloors:
         return InVain(dict(held), dict(left))
 
     def safe_cuts(
-        self, split: SplitSettings, device: str, cuts: Iterable[tuple[int, int]], blocks: int
+        self, split: SplitSettings, moving: ClassSettings, cuts: Iterable[tuple[int, int]], blocks: int
     ) -> frozenset[tuple[int, int]]:
-        """Cuts to which a device may move: however many of its class go along, every block is trained by enough.
+        """Cuts to which devices of a class may move: however many of them go, every block is trained by enough.
 
         Other classes stay: each moves by itself.
 
         Args:
             split: the boundary's, with every cut in it.
-            device: one that trains with an edge.
+            moving: the class; its devices train with an edge.
             cuts: (p, q) to choose from.
             blocks: of the model.
 
         Returns:
-            Those of them by which no block is lost that was not before, and the device's own cut.
+            Those of them by which no block is lost that was not before, and the class's own cut.
         """
-        own, kind = split.cut_of(device), split.class_of(device)
-        together = self.devices if kind is None else len(kind.devices)
-        holders = self._holders(split, blocks)
-        return frozenset(cut for cut in cuts if self._loses_nothing(own, cut, together, holders)) | {own}
-
-    def _loses_nothing(
-        self, own: tuple[int, int], other: tuple[int, int], together: int, holders: list[int]
-    ) -> bool:
-        blocks = len(holders)
-        for block, now in enumerate(holders):
-            change = _holds(other, block, blocks) - _holds(own, block, blocks)
-            then = [now + change * moved for moved in range(1, together + 1)] if change else []
-            if not self.lost(now) and any(map(self.lost, then)):
-                return False
-        return True
+        own, holders = split.cut_of(moving.devices[0]), self._holders(split, blocks)
+        some = range(1, len(moving.devices) + 1)
+        losing = [
+            ()
+            if self.lost(now)
+            else {change for change in (-1, 1) if any(self.lost(now + change * n) for n in some)}
+            for now in holders
+        ]  # of each block, whether more or fewer devices that hold it would lose it
+        return frozenset(
+            cut
+            for cut in cuts
+            if all(
+                _holds(cut, at, blocks) - _holds(own, at, blocks) not in losing[at] for at in range(blocks)
+            )
+        ) | {own}
 
     def _holders(self, split: SplitSettings, blocks: int) -> list[int]:
         """How many devices hold each block themselves."""

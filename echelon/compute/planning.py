@@ -167,7 +167,7 @@ def replanner(
     floors, every = BlockFloors.of(settings.secure, boundary, split), every_cut(shape.layers)
     rules = replace(
         _rules(settings, split, one.profile, shape),
-        cuts=floors.safe_cuts(split, device, every, shape.layers),
+        cuts=floors.safe_cuts(split, one, every, shape.layers),
     )
     return Replanner.of(
         shape, _load(settings), device_profile(device, one.profile), edge_profile(split.edge_profile), rules,

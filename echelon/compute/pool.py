@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -20,7 +19,7 @@ from echelon.actors.splitting import DeviceSide
 from echelon.allocator import keep_freed_blocks
 from echelon.clock import is_virtual
 from echelon.compute.forking import worker_context
-from echelon.compute.orphans import end_with_parent
+from echelon.compute.orphans import follow_parent
 from echelon.config.boundary import BoundarySettings, DeviceSettings
 from echelon.config.experiments import CostSettings, LearnerSettings
 from echelon.config.run import RunSettings
@@ -211,8 +210,7 @@ def _start_worker(
     for name in os.environ.keys() - environment.keys():
         del os.environ[name]
     os.environ.update(environment)
-    end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when a run stops
+    follow_parent()
     keep_freed_blocks()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _limit(learner, threads)

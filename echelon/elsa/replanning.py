@@ -101,10 +101,8 @@ class Replanner:
         try:
             fresh = plan(self.shape, self.load, device, self.edge, self.rules)
         except ConfigError:
-            return (
-                core,
-                None,
-            )  # no cut that it may have fits the declared memory; the one in effect was given so
+            # No cut that it may have fits the declared memory; the one in effect was given so.
+            return core, None
         chosen = replan(self.current, fresh, gain=self.gain)
         now = core._estimate(device, self.current)
         if chosen.step_s > (1 - self.gain) * now.step_s and self._fits(now):

@@ -137,6 +137,11 @@ class FactorRule(StrEnum):
     ALTERNATING = "alternating"
 
 
+def ring_degree(neighbours: int, cohort: int) -> int:
+    """With how many others a device masks in a cohort of so many, if `neighbours` were asked for; 0: with all."""
+    return neighbours if 0 < 2 * neighbours <= cohort else 0
+
+
 class SecureTerms(Fields):
     """Secure aggregation and its floors, as every device enforces them."""
 
@@ -172,7 +177,7 @@ class SecureTerms(Fields):
 
     def degree(self, cohort: int) -> int:
         """k in a cohort of so many devices; 0: everybody masks with everybody."""
-        return self.neighbours if 0 < 2 * self.neighbours <= cohort else 0
+        return ring_degree(self.neighbours, cohort)
 
     @property
     def floor(self) -> int:

@@ -14,7 +14,7 @@ from echelon.messages.handshake import Included, KeyEntry, KeyList, SharesList
 from echelon.messages.wire import DeviceId
 from echelon.secagg.faults import Abort, Aborted
 from echelon.secagg.floors import (
-    fewest_left,
+    most_lost,
     partial_sum_holds,
     partial_weight_holds,
     share_lost,
@@ -212,7 +212,7 @@ class Context:
         if len(contributors) == uploading:
             return True
         threshold = self.threshold if self.ring is None else 0
-        lost = uploading - fewest_left(uploading, threshold, self.k_min, self.colluding)
+        lost = most_lost(uploading, threshold, self.k_min, self.colluding)
         if not partial_sum_holds(len(contributors), lost, self.k_min, self.colluding):
             return False
         weights = [self.weights[device] for device in contributors]

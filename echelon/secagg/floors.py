@@ -66,6 +66,18 @@ def fewest_left(uploading: int, threshold: int, k_min: int, colluding: int) -> i
     return min(uploading, max(threshold, heads(k_min, colluding)))
 
 
+def most_lost(uploading: int, threshold: int, k_min: int, colluding: int) -> int:
+    """Most of the devices that may upload which may drop out: all but the `fewest_left`.
+
+    Args:
+        uploading: devices in U2.
+        threshold: t among all of them; 0 where neighbourhoods have thresholds of their own (a ring).
+        k_min: as above.
+        colluding: c.
+    """
+    return uploading - fewest_left(uploading, threshold, k_min, colluding)
+
+
 def lost_in_proportion(contributors: int, lost: int, uploading: int) -> int:
     """How many of the contributors to a sum drop out, rounded up, if of them as large a share does as of all devices.
 
@@ -92,7 +104,7 @@ def share_lost(
     """
     if degree:
         return lost_in_proportion(contributors, degree + 1 - threshold, degree + 1)
-    lost = uploading - fewest_left(uploading, threshold, k_min, colluding)
+    lost = most_lost(uploading, threshold, k_min, colluding)
     return lost_in_proportion(contributors, lost, uploading)
 
 
@@ -103,7 +115,7 @@ def partial_sum_holds(contributors: int, lost: int, k_min: int, colluding: int) 
 
     Args:
         contributors: devices of U2 that have something to add to this sum.
-        lost: most devices of U2 that may drop out: all but the `fewest_left`.
+        lost: most devices of U2 that may drop out: see `most_lost`.
         k_min: as above.
         colluding: c.
     """

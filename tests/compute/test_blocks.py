@@ -108,9 +108,9 @@ def test_a_ring_is_of_large_windows_alone() -> None:
 def test_a_device_moves_to_cuts_alone_that_lose_no_block() -> None:
     every = list(every_cut(BLOCKS))
     few = boundary({"count": 3, "front": 1, "back": 1, "profile": FAST})
-    assert floors_of(few).safe_cuts(split_of(few), "a-0", every, BLOCKS) == {(1, 1)}
+    assert floors_of(few).safe_cuts(split_of(few), split_of(few).classes[0], every, BLOCKS) == {(1, 1)}
     many = boundary({"count": 3, "front": 1, "back": 1, "profile": FAST}, edges=1)
-    assert floors_of(many).safe_cuts(split_of(many), "a-0", every, BLOCKS) == set(every)
+    assert floors_of(many).safe_cuts(split_of(many), split_of(many).classes[0], every, BLOCKS) == set(every)
     core = replanner(few, few.boundaries[0], "a-0", lambda: shape_of(few))
     assert core is not None
     assert core.rules.cuts == frozenset({(1, 1)})
@@ -120,5 +120,5 @@ def test_what_is_lost_already_does_not_bind_a_device() -> None:
     """Five hold the last block, in vain; of the three others each may take it back."""
     settings = boundary({"count": 3, "front": 1, "back": 0, "profile": FAST})
     floors, split = floors_of(settings), split_of(settings)
-    assert (1, 1) in floors.safe_cuts(split, "a-0", every_cut(BLOCKS), BLOCKS)
-    assert (2, 0) not in floors.safe_cuts(split, "a-0", every_cut(BLOCKS), BLOCKS)
+    assert (1, 1) in floors.safe_cuts(split, split.classes[0], every_cut(BLOCKS), BLOCKS)
+    assert (2, 0) not in floors.safe_cuts(split, split.classes[0], every_cut(BLOCKS), BLOCKS)

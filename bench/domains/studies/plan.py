@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Self
 
-from bench.contest.arms import BY_NAME, CONTESTANT, FIXED, Kind, Knobs
+from bench.contest.arms import BY_NAME, CONTESTANT, FIXED, NESTEROV, Kind, Knobs, intervals
 from bench.contest.cells import CHANGES, Cell
 from bench.contest.plan import FIRST_SEED, Job, Part, Shape, Tuning
 from bench.harness.results import read_json
@@ -20,14 +20,10 @@ from echelon.errors import ConfigError
 
 RIVAL = "diloco"
 """With secure aggregation and a barrier: whom the paper's own endpoint compares with."""
-_NESTEROV = Knobs(outer="nesterov", outer_lr=0.7, momentum=0.5)
 _OVERLAPPED = (
-    replace(_NESTEROV, steps=4, windows=1),
-    replace(_NESTEROV, steps=4, windows=2),
-    replace(_NESTEROV, steps=4, windows=4),
-    replace(_NESTEROV, steps=8, windows=2),
-    replace(_NESTEROV, steps=4, windows=4, momentum=0.9),
-    Knobs(steps=4, windows=4),
+    *intervals(NESTEROV, ((4, 1), (4, 2), (4, 4), (8, 2))),
+    *intervals(replace(NESTEROV, momentum=0.9), ((4, 4),)),
+    *intervals(Knobs(), ((4, 4),)),
 )
 GRIDS: Mapping[str, tuple[Knobs, ...]] = {
     FIXED: _OVERLAPPED,
