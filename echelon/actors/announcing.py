@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 from echelon.actors.exchange import Writer
 from echelon.actors.runtime import Publisher, read_to_end
-from echelon.audit.heads import HEAD, HEAD_PREFIX, LAST, ORDINARY, Head, headers_of
+from echelon.audit.heads import GLOBAL, HEAD, HEAD_PREFIX, LAST, ORDINARY, Head, WatchedLog, headers_of
 from echelon.audit.merkle import leaf_hash
-from echelon.audit.note import Checkpoint
+from echelon.audit.note import Checkpoint, origin
 from echelon.bus.base import Bus, Outgoing, TopicPartition
 from echelon.errors import CodecError, StateError
+from echelon.laws.keys import head_keys
 
 
 class Announcer:
@@ -45,18 +46,43 @@ class Announcer:
         """Manifests of the log that the broker is known to have; 0 until the writer has read its own log."""
         return self._standing
 
-    async def look(self, bus: Bus) -> bytes | None:
-        """The last announcement on the head topic; may be asked for while the log itself is read.
+    async def look(self, bus: Bus) -> Checkpoint | None:
+        """The last announcement on the head topic that counts; None: there is none.
+
+        One that a former key signed over more manifests than its end lets count is passed over, as witnesses do: its
+        writer had not read yet that its key had ended, or somebody stole the key.
 
         Args:
             bus: the log's broker.
+
+        Raises:
+            StateError: the last record there is no announcement of the log by its writer.
         """
-        last: bytes | None = None
+        log = self._writer.log
+        line = log.signers.line
+        watched = WatchedLog(
+            log.topic,
+            origin(self._writer.run, log.topic),
+            head_keys(line, None if log.topic == GLOBAL else ()),
+        )
+        last: Checkpoint | None = None
+        foreign = ""
         async for record in read_to_end(bus, TopicPartition(self.topic), 0, self.topic):
-            last = record.value
+            foreign = ""
+            try:
+                note = Head.decode(record.value).note
+            except CodecError as error:
+                foreign = str(error)
+                continue
+            checkpoint = watched.signed(note)
+            if checkpoint is None and not watched.ended(note):
+                foreign = "its writer did not sign it"
+            last = checkpoint or last
+        if foreign:
+            raise StateError(f"{self.topic}: its last record is no announcement of {log.topic}: {foreign}")
         return last
 
-    def start(self, last: bytes | None, publisher: Publisher, standing: int) -> None:
+    def start(self, last: Checkpoint | None, publisher: Publisher, standing: int) -> None:
         """Go on from what was announced; the writer has read its log.
 
         Args:
@@ -69,28 +95,22 @@ class Announcer:
                 had taken, or a second writer is at work.
         """
         if last is not None:
-            self._announced = self._last(last)
+            self._check(last)
+            self._announced = last.size
         self._standing = max(standing, *(self._writer.sizes.get(leaf, 0) for leaf in self._early), 0)
         self._early.clear()
         self._singly, self._publisher = self._standing, publisher
         self._announce()
 
-    def _last(self, data: bytes) -> int:
+    def _check(self, last: Checkpoint) -> None:
         topic, tree = self._writer.log.topic, self._writer.tree
-        try:
-            checkpoint = Checkpoint.parse(Head.decode(data).note.text)
-        except CodecError as error:
+        if last.size > len(tree) or tree.root(last.size) != last.root:
             raise StateError(
-                f"{self.topic}: its last record is no announcement of {topic}: {error}"
-            ) from None
-        if checkpoint.size > len(tree) or tree.root(checkpoint.size) != checkpoint.root:
-            raise StateError(
-                f"{self.topic} announced {checkpoint.size} manifests of {topic} with another content than the "
+                f"{self.topic} announced {last.size} manifests of {topic} with another content than the "
                 f"{len(tree)} that stand there: the broker lost records that it had taken, or two processes write "
                 "with one key. "
                 "Witnesses will cosign no other history: restore the broker's disk, or end this run and start a new one"
             )
-        return checkpoint.size
 
     def took(self, records: Sequence[Outgoing]) -> None:
         """The broker has these records."""

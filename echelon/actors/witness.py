@@ -18,6 +18,7 @@ from echelon.audit.heads import (
     COSIGNATURE,
     DELTA_PREFIX,
     GLOBAL,
+    HEAD_PREFIX,
     LAST,
     WITNESS_PREFIX,
     headers_of,
@@ -25,7 +26,7 @@ from echelon.audit.heads import (
     watched_by,
 )
 from echelon.audit.records import is_chunk, read_manifest
-from echelon.audit.witness import RefusedBecause, WitnessCore
+from echelon.audit.witness import HeadRefusal, RefusedBecause, WitnessCore
 from echelon.backoff import Backoff
 from echelon.bus.base import Bus, Outgoing, Reader, Record, RecordDamaged, TopicPartition
 from echelon.clock import wall_seconds
@@ -225,7 +226,14 @@ class Witness:
         if refusal is None:
             self._last_seen = self._last_seen or (topic == GLOBAL and record.key == LAST)
             return
-        if refusal.reason is not RefusedBecause.BEHIND:
+        self._say_refused(record, topic, refusal)
+
+    def _say_refused(self, record: Record, topic: str, refusal: HeadRefusal) -> None:
+        if refusal.reason is RefusedBecause.ENDED:
+            self.services.log.warning(
+                "%s passes %s@%d over: %s", self.name, record.topic, record.offset, refusal.detail
+            )
+        elif refusal.reason is not RefusedBecause.BEHIND:
             self.services.log.error(
                 "%s does not cosign %s@%d (%s): %s", self.name, record.topic, record.offset, refusal.reason.value,
                 refusal.detail,
@@ -237,6 +245,21 @@ class Witness:
         if refusal.conflict is not None:
             value = refusal.conflict.encode()
             self._conflicts.append(Outgoing(self.topic, value, topic.encode(), headers_of(CONFLICT)))
+
+    async def _take_again(self, logs: Iterable[str]) -> None:
+        """Take the heads of logs again, as far as they were read, of which it knew what does not count any more."""
+        for log in logs:
+            at = TopicPartition(HEAD_PREFIX + log)
+            self.services.log.warning(
+                "%s: a key of %s ended before what was announced with it: the heads are read again",
+                self.name,
+                log,
+            )
+            async for record in read_to_end(self.bus, at, 0, self.name):
+                if record.offset < self._positions[at]:
+                    refusal = self.core.take(log, record.value)
+                    if refusal is not None:
+                        self._say_refused(record, log, refusal)
 
     async def _look_for_close(self) -> None:
         """The announcement says that `global` has its close record: the last record there must be it."""
@@ -274,6 +297,7 @@ class Witness:
                 if not await self._learn_keys():
                     raise
                 self._restore(stored)
+            await self._take_again(self.core.forget_ended())
         own = [record async for record in read_to_end(self.bus, TopicPartition(self.topic), 0, self.name)]
         cosigned = [record for record in own if kind_of(record) == COSIGNATURE]
         if any(self.core.unsigned(one.key.decode("utf-8", "replace"), one.value) for one in cosigned):
@@ -315,7 +339,8 @@ class Witness:
             return False
         mine = [span.public for span in self._keys.line(self._actor)]
         former = tuple(public for public in mine if public != self.core.signer.public)
-        self.core.follow(watched_by(self._manifest, self._witness, self._keys), former)
+        watched = watched_by(self._manifest, self._witness, self._keys)
+        await self._take_again(self.core.follow(watched, former))
         return True
 
     async def _recall_last(self) -> None:

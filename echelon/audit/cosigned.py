@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from echelon.audit.findings import Code, Find, Severity
+from echelon.audit.findings import FAULTS, Code, Find, Severity
 from echelon.audit.heads import (
     CONFLICT,
     COSIGNATURE,
@@ -29,6 +29,7 @@ from echelon.audit.heads import (
     logs_of,
     watched_by,
 )
+from echelon.audit.log import FaultCode
 from echelon.audit.note import Checkpoint, SignedNote
 from echelon.audit.policy import Policy
 from echelon.audit.records import Damaged, LogRecord
@@ -187,6 +188,13 @@ class Witnessed:
 
     def _claim(self, log: WatchedLog, note: SignedNote, topic: str, offset: int | None) -> None:
         checkpoint = log.signed(note)
+        if checkpoint is None and log.ended(note):
+            size = Checkpoint.parse(note.text).size
+            detail = (
+                f"a checkpoint of {log.topic} over {size} manifests by a key that does not count for so many"
+            )
+            self.find(Code.ENDED_KEY, FAULTS[FaultCode.ENDED_KEY], topic, offset, detail)
+            return
         if checkpoint is None:
             raise CodecError(f"no checkpoint of {log.topic} that its writer signed")
         key = (log.topic, checkpoint.size, checkpoint.root)

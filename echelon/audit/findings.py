@@ -97,7 +97,7 @@ MEANING: dict[Code, str] = {
     Code.WRONG_TYPE: "A message stands on a topic on which its type may not.",
     Code.WRONG_RUN: "A message is of another run, or of another boundary than its topic.",
     Code.BAD_SIGNATURE: "A manifest is not signed by the writer of its topic.",
-    Code.ENDED_KEY: "A record is signed with a key of its writer that did not count there: it is no part of the log.",
+    Code.ENDED_KEY: "A record or head is signed with a key of its writer that did not count there: no part of the log.",
     Code.FORK: "Two manifests stand under one number.",
     Code.GAP: "A number of a log is missing.",
     Code.PREFIX: "A manifest states another history than stands before it: records were lost, added or changed.",

@@ -70,6 +70,22 @@ class WatchedLog:
         good = checkpoint.origin == self.origin and self._signer(note, checkpoint.size) is not None
         return checkpoint if good else None
 
+    def ended(self, note: SignedNote) -> bool:
+        """Whether the log's writer signed a note with a former key over more manifests than its end lets count.
+
+        Such a note binds nobody: its writer had not read yet that the key had ended, or somebody stole it. It is passed
+        over, as the manifests are that it covers beyond the end.
+        """
+        try:
+            checkpoint = Checkpoint.parse(note.text)
+        except CodecError:
+            return False
+        return (
+            checkpoint.origin == self.origin
+            and self._signer(note, checkpoint.size) is None
+            and any(note.verified(self.origin, key.public) for key in self.keys)
+        )
+
     def _signer(self, note: SignedNote, size: int) -> bytes | None:
         """Which of the writer's keys signed a note over so many manifests, of those that may."""
         for key in self.keys:

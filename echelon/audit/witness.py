@@ -37,6 +37,8 @@ class RefusedBecause(StrEnum):
     """Not a checkpoint of that log with its writer's signature."""
     BEHIND = "behind"
     """Smaller than what was cosigned: a repeat, or a rollback. It is never cosigned."""
+    ENDED = "ended"
+    """Signed with a former key of the writer, over more manifests than that key's end lets count."""
     FORK = "fork"
     """Signed by the writer, and no continuation of what it signed before."""
     GAP = "gap"
@@ -77,6 +79,8 @@ def decide(log: WatchedLog, known: Known | None, data: bytes) -> Known | HeadRef
     except CodecError as error:
         return HeadRefusal(RefusedBecause.MALFORMED, str(error))
     checkpoint = log.signed(head.note)
+    if checkpoint is None and log.ended(head.note):
+        return HeadRefusal(RefusedBecause.ENDED, f"signed with a key of {log.origin} that had ended before")
     if checkpoint is None:
         return HeadRefusal(RefusedBecause.UNSIGNED, f"no checkpoint of {log.origin} that its writer signed")
     note = log.line(head.note).encode()
@@ -144,10 +148,34 @@ class WitnessCore:
             bytes, ...
         ] = ()  # its keys before this one: what it cosigned with them is its word, too
 
-    def follow(self, logs: Sequence[WatchedLog], former: tuple[bytes, ...]) -> None:
-        """Know the same logs by other keys, and its own former ones."""
+    def follow(self, logs: Sequence[WatchedLog], former: tuple[bytes, ...]) -> tuple[str, ...]:
+        """Know the same logs by other keys, and its own former ones.
+
+        Returns:
+            logs of which it knows nothing any more, as `forget_ended` says.
+        """
         self.logs, self._former = logs, former
         self._by_topic = {log.topic: log for log in logs}
+        return self.forget_ended()
+
+    def forget_ended(self) -> tuple[str, ...]:
+        """Forget what it knows of logs by checkpoints that do not count any more: their key ended before so many.
+
+        A cosignature of such a checkpoint may stand: it vouched for what the log's writer had announced, and nobody
+        counts it.
+
+        Returns:
+            the topics of those logs: their head topics are to be taken again from the start.
+        """
+        ended = tuple(
+            topic
+            for topic, known in self.known.items()
+            if self._by_topic[topic].ended(SignedNote.decode(known.note))
+        )
+        for topic in ended:
+            del self.known[topic]
+            self._cosigned.pop(topic, None)
+        return ended
 
     def unsigned(self, topic: str, data: bytes) -> bool:
         """Whether a cosigned note is of a log that it watches, and signed with no key of that log that is known."""
@@ -246,7 +274,7 @@ class WitnessCore:
         )
 
     def restore(self, data: bytes) -> None:
-        """Take over a snapshot.
+        """Take over a snapshot; `forget_ended` is to be asked then.
 
         Raises:
             StateError: it is damaged, or of other logs.
@@ -265,9 +293,10 @@ class WitnessCore:
             ) from None
 
     def _checked(self, topic: str, note: bytes) -> Known:
-        checkpoint = self._by_topic[topic].signed(SignedNote.decode(note))
-        if checkpoint is None:
+        log, signed = self._by_topic[topic], SignedNote.decode(note)
+        if log.signed(signed) is None and not log.ended(signed):
             raise CodecError(f"no checkpoint of {topic} with its writer's signature")
+        checkpoint = Checkpoint.parse(signed.text)
         return Known(checkpoint.size, checkpoint.root, note)
 
 
