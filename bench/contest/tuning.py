@@ -96,6 +96,16 @@ def _order(row: Mapping[str, Any]) -> tuple[float, float]:
     return (CENSORED if when is None or not row["held"] else when, row["loss"])
 
 
+def kept(decided: Mapping[str, Any], count: int) -> dict[str, list[Knobs]]:
+    """Of each arm the best settings of a round, the best first."""
+    found: dict[str, list[Knobs]] = {}
+    for row in sorted(decided["trials"], key=_order):
+        best = found.setdefault(row["arm"], [])
+        if len(best) < count:
+            best.append(knobs_from(row["knobs"]))
+    return {arm: found[arm] for arm in dict.fromkeys(row["arm"] for row in decided["trials"])}
+
+
 def tuning_of(decided: Mapping[str, Any]) -> Tuning:
     """The choices as the plan takes them."""
     chosen = {row["arm"]: knobs_from(row["knobs"]) for row in decided["trials"] if row["chosen"]}

@@ -74,7 +74,7 @@ def page(plan: Plan, answers: Mapping[str, Answers], decided: Mapping[str, Any],
             "## Robustness: one setting for every network\n\n" + _of(answers[UNTUNED], regret_table),
             "## Robustness: networks that change during a run\n\n" + _of(answers[CHANGING], regret_table),
             *([] if beside.peers is None else ["## Beside Flower\n\n" + beside.peers]),
-            "## Trials\n\n" + trials_table(decided["trials"], answers[TARGET].band),
+            "## Trials\n\n" + trials_section(decided, answers[TARGET].band),
             "## Method\n\n" + method(plan, answers),
         ]
     )
@@ -143,6 +143,16 @@ def _which_interval(answers: Answers, where: str) -> list[str]:
     ]  # fmt: skip
 
 
+def trials_section(decided: Mapping[str, Any], band: Band | None) -> str:
+    """Both rounds of trials."""
+    return (
+        "### As long as a reported run: what the first round kept\n\n"
+        + trials_table(decided["trials"], band)
+        + "\n### The first round\n\n"
+        + trials_table(decided["first_round"]["trials"], band)
+    )
+
+
 def trials_table(trials: Sequence[Mapping[str, Any]], band: Band | None) -> str:
     """Every trial, the losers too."""
     body = []
@@ -167,7 +177,8 @@ def method(plan: Plan, answers: Mapping[str, Answers]) -> str:
         f"- Model {fixed.shape.model.removeprefix('./')}, LoRA of rank {plan.rank} on every linear layer, AdamW at "
         f"{plan.lr:g} with a cosine over the budget, {plan.batch} sequences of {plan.length} tokens a step; "
         f"{plan.boundaries} boundaries of {plan.devices} devices.\n"
-        f"- {counts}. Trials: {plan.trials.seeds} dev seed, {plan.trials.tokens} tokens of each boundary.\n"
+        f"- {counts}. Trials: {plan.trials.seeds} dev seed, {plan.trials.tokens} tokens of "
+        f"each boundary; the best {plan.finals.keep} of each arm once more, {plan.finals.tokens} tokens.\n"
         "- Every federated run is a whole federation on the virtual clock: the real actors, secure aggregation, gates, "
         "controller and audit, and real training. A run whose audit has a finding gives no figures.\n"
         "- Time is simulated: the plan's cost of a token, and the cell's links. How far that is from sockets is "

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from bench.contest.arms import BY_NAME, CONTESTANT, FIXED, NESTEROV, Kind, Knobs, intervals
 from bench.contest.cells import CHANGES, Cell
-from bench.contest.plan import FIRST_SEED, Job, Part, Shape, Tuning
+from bench.contest.plan import Job, Part, Shape, Tuning
 from bench.harness.results import read_json
 from echelon.errors import ConfigError
 
@@ -63,6 +63,12 @@ class Study:
     cells: tuple[Cell, ...]
     seeds: int
     tokens_of_each_boundary: int
+    first_seed: int
+
+    @property
+    def each_seed(self) -> range:
+        """The seeds themselves."""
+        return range(self.first_seed, self.first_seed + self.seeds)
 
     def tokens(self, cell: Cell) -> int:
         """A run's budget in a cell."""
@@ -78,6 +84,17 @@ class Runs:
 
 
 @dataclass(frozen=True)
+class Finals(Runs):
+    """The second round of trials: of each arm the best `keep` of the first, as long as a reported run.
+
+    What is best after a third of the tokens is not what is best after all of them: an outer momentum needs commits to
+    grow, and a run that ends before it has grown recommends too large a one.
+    """
+
+    keep: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """The file's fields.
 
@@ -89,7 +106,9 @@ class Plan:
         cost: seconds for each trained and each evaluated token.
         arms: federated arms of the study `quality`.
         dev_seed: of the trials.
-        trials: how long a trial is.
+        trials: how long a trial of the first round is.
+        finals: the second round.
+        first_seed: of the reported runs.
         intervals: H of the fixed intervals of `untuned` and `changing`, with one window a delta.
         latencies_ms, mbits, partitions, stragglers: the cells of `untuned` are their product,
         half: or half of it: cells in which an even number of these four is at its second value. With two values each,
@@ -115,6 +134,8 @@ class Plan:
     arms: tuple[str, ...]
     dev_seed: int
     trials: Runs
+    finals: Finals
+    first_seed: int
     intervals: tuple[int, ...]
     latencies_ms: tuple[int, ...]
     mbits: tuple[int, ...]
@@ -143,6 +164,7 @@ class Plan:
         }
         try:
             made["trials"] = Runs(**given["trials"])
+            made["finals"] = Finals(**given["finals"])
             made["runs"] = {name: Runs(**runs) for name, runs in given["runs"].items()}
         except TypeError as error:
             raise ConfigError(f"{path}: {error}") from error
@@ -232,7 +254,7 @@ def studies(plan: Plan, tuning: Tuning) -> tuple[Study, ...]:
         SPREAD: (tuple(tuned(tuning, arm) for arm in ("centralised", "local", "fedavg", CONTESTANT)), both),
     }
     return tuple(
-        Study(name, rows, cells, plan.runs[name].seeds, plan.runs[name].tokens)
+        Study(name, rows, cells, plan.runs[name].seeds, plan.runs[name].tokens, plan.first_seed)
         for name, (rows, cells) in made.items()
     )
 
@@ -254,24 +276,42 @@ class Fixed:
 
 
 def trials(plan: Plan, fixed: Fixed) -> list[Job]:
-    """Every tuning run: each setting of each federated arm's grid, on dev text, in the far cell."""
+    """The first round: each setting of each federated arm's grid, on dev text, in the far cell."""
     arms = dict.fromkeys((*plan.arms, CONTESTANT, FIXED, RIVAL))
+    grids = {arm: GRIDS.get(arm, BY_NAME[arm].grid) for arm in arms}
+    stretched = {
+        arm: [replace(knobs, steps=knobs.steps * plan.stretch) for knobs in grid]
+        for arm, grid in grids.items()
+    }
+    return _tried(plan, fixed, plan.trials, stretched)
+
+
+def finals(plan: Plan, fixed: Fixed, best: Mapping[str, Sequence[Knobs]]) -> list[Job]:
+    """The second round.
+
+    Args:
+        plan: the file.
+        fixed: what every job has.
+        best: of each arm the settings that the first round kept.
+    """
+    return _tried(plan, fixed, plan.finals, best)
+
+
+def _tried(plan: Plan, fixed: Fixed, runs: Runs, settings: Mapping[str, Sequence[Knobs]]) -> list[Job]:
     return [
         fixed.job(
-            Row(arm, replace(knobs, steps=knobs.steps * plan.stretch), BY_NAME[arm].title),
-            plan.far,
-            plan.dev_seed + number,
-            tokens=plan.trials.tokens * plan.boundaries, part="dev",
+            Row(arm, knobs, BY_NAME[arm].title), plan.far, plan.dev_seed + number,
+            tokens=runs.tokens * plan.boundaries, part="dev",
         )
-        for arm in arms
-        for knobs in GRIDS.get(arm, BY_NAME[arm].grid)
-        for number in range(plan.trials.seeds)
+        for arm, every in settings.items()
+        for knobs in every
+        for number in range(runs.seeds)
     ]  # fmt: skip
 
 
 def jobs_of(study: Study, fixed: Fixed) -> Iterator[tuple[Row, Cell, int, Job]]:
     """Every run of a study with its row, cell and seed: cell after cell, seed after seed."""
     for cell in study.cells:
-        for seed in range(FIRST_SEED, FIRST_SEED + study.seeds):
+        for seed in study.each_seed:
             for row in study.rows:
                 yield row, cell, seed, fixed.job(row, cell, seed, tokens=study.tokens(cell), part="test")

@@ -12,9 +12,9 @@ from bench.contest.curves import first_at
 from bench.contest.data import Corpus
 from bench.contest.execute import Failure, execute
 from bench.contest.plan import Job, Tuning
-from bench.contest.tuning import decide, tuning_of
+from bench.contest.tuning import decide, kept, tuning_of
 from bench.domains.regime import corpus_of
-from bench.domains.studies.plan import Fixed, Plan, Study, jobs_of, studies, trials
+from bench.domains.studies.plan import Fixed, Plan, Runs, Study, finals, jobs_of, studies, trials
 from bench.domains.studies.tables import Answers
 from bench.harness.results import Results, read_json, write_json
 from echelon.errors import ConfigError
@@ -61,15 +61,23 @@ class Studies:
         )
 
     def tune(self) -> list[Failure]:
-        """Run the trials, and write down what they decide; what failed."""
-        jobs = trials(self.plan, self.fixed)
-        results = Results(self.folder / TRIALS)
-        once = list({job.key: job for job in jobs}.values())
-        failures = self._execute(once, results)
+        """Run both rounds of trials, and write down what they decide; what failed."""
+        first, failures = self._round(trials(self.plan, self.fixed), self.plan.trials)
+        if failures:
+            return failures
+        best = kept(first, self.plan.finals.keep)
+        found, failures = self._round(finals(self.plan, self.fixed, best), self.plan.finals)
         if not failures:
-            tokens = self.plan.trials.tokens * self.plan.boundaries
-            write_json(self.folder / TUNING, decide("domains", tokens, jobs, results.lines, first_at))
+            write_json(self.folder / TUNING, {**found, "first_round": first})
         return failures
+
+    def _round(self, jobs: list[Job], runs: Runs) -> tuple[dict[str, Any], list[Failure]]:
+        """What a round of trials decides, and what failed; nothing is decided then."""
+        results = Results(self.folder / TRIALS)
+        failures = self._execute(list({job.key: job for job in jobs}.values()), results)
+        if failures:
+            return {}, failures
+        return decide("domains", runs.tokens * self.plan.boundaries, jobs, results.lines, first_at), []
 
     def decided(self) -> tuple[Tuning, dict[str, Any]]:
         """What the trials decided, as settings and as it stands.

@@ -12,7 +12,6 @@ from bench.contest.arms import BY_NAME, CONTESTANT, Kind
 from bench.contest.band import Band, timed
 from bench.contest.cells import Cell
 from bench.contest.curves import Axis, at_budget, evaluated, first_at, loss_by, place
-from bench.contest.plan import FIRST_SEED
 from bench.contest.tables import ArmRow, compare, federated, of_final, pairs, values
 from bench.domains.studies.plan import RIVAL, Fixed, Row, Study
 from bench.harness.statistics import Paired, PairedVerdict, holm, paired
@@ -50,7 +49,7 @@ class Answers:
     def row(self, row: Row, cell: Cell) -> ArmRow:
         """The lines of one row in one cell, by seed."""
         found = {}
-        for seed in range(FIRST_SEED, FIRST_SEED + self.study.seeds):
+        for seed in self.study.each_seed:
             job = self.fixed.job(row, cell, seed, tokens=self.study.tokens(cell), part="test")
             if job.key in self.lines:
                 found[seed] = self.lines[job.key]

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from bench.contest.arms import BY_NAME, CONTESTANT, FIXED, TRIALS, Knobs
+from bench.contest.curves import first_at
 from bench.contest.plan import Job, Tuning
+from bench.contest.tuning import decide, kept
 from bench.domains.studies import claims
 from bench.domains.studies.page import Beside, advice, page
 from bench.domains.studies.plan import (
@@ -26,6 +28,7 @@ from bench.domains.studies.plan import (
     UNTUNED,
     Fixed,
     Plan,
+    finals,
     jobs_of,
     studies,
     trials,
@@ -111,6 +114,25 @@ def test_the_studies_own_trials_are_as_many_and_reach_as_far_as_the_others() -> 
         assert max(knobs.interval for knobs in grid) == max(knobs.interval for knobs in rival)
     tried = {job.knobs for job in trials(PLAN, FIXED_PARTS) if job.arm == CONTESTANT}
     assert tried == {replace(knobs, steps=knobs.steps * PLAN.stretch) for knobs in GRIDS[CONTESTANT]}
+
+
+def test_the_best_of_the_first_round_are_tried_again_as_long_as_a_reported_run() -> None:
+    tried = trials(PLAN, FIXED_PARTS)
+    losses = {job.key: 4.0 - 0.1 * (place % TRIALS) for place, job in enumerate(tried)}
+    lines = {job.key: line_of(job, losses[job.key]) for job in tried}
+    first = decide("domains", PLAN.trials.tokens * PLAN.boundaries, tried, lines, first_at)
+    best = kept(first, PLAN.finals.keep)
+    again = finals(PLAN, FIXED_PARTS, best)
+    assert set(best) == {job.arm for job in tried}
+    for arm, settings in best.items():
+        places = [[job.knobs for job in tried if job.arm == arm].index(knobs) for knobs in settings]
+        assert places == sorted(places, reverse=True)[: PLAN.finals.keep]
+        assert settings[0] == next(job.knobs for job in again if job.arm == arm)
+    assert {job.tokens for job in again} == {PLAN.runs[QUALITY].tokens * PLAN.boundaries}
+    assert {(job.part, job.cell, job.seed) for job in again} == {
+        (job.part, job.cell, job.seed) for job in tried
+    }
+    assert {one.each_seed.start for one in studies(WHOLE, TUNING)} == {WHOLE.first_seed}
 
 
 def test_the_contestant_has_one_setting_in_every_cell() -> None:
@@ -232,7 +254,8 @@ def test_the_page_says_what_to_use_from_the_tables_alone() -> None:
         "arm": FIXED, "words": Knobs().words(), "loss": 3.1, "time_to_target": None, "seconds": 9.0, "held": False,
         "chosen": False,
     }  # fmt: skip
-    text = page(PLAN, found, {"trials": [trial]}, Beside("a table\n", peers="beside\n"))
+    decided = {"trials": [{**trial, "held": True, "chosen": True}], "first_round": {"trials": [trial]}}
+    text = page(PLAN, found, decided, Beside("a table\n", peers="beside\n"))
     assert (
         text.index("## What to use when")
         < text.index("## The claims")
@@ -241,10 +264,11 @@ def test_the_page_says_what_to_use_from_the_tables_alone() -> None:
     )
     assert f"The least loss has {BY_NAME[CONTESTANT].title}" in text
     assert "Staying alone against FedAvg: 2 boundaries, by-domain: +9.3" in text
-    assert "lost it again" in text
+    assert text.index("**chosen**") < text.index("### The first round") < text.index("lost it again")
     empty = {name: replace(one, lines={}) for name, one in found.items()}
     assert advice(empty) == []
-    assert page(PLAN, empty, {"trials": []}, Beside("")).count("No runs yet.") == 5
+    nothing = {"trials": [], "first_round": {"trials": []}}
+    assert page(PLAN, empty, nothing, Beside("")).count("No runs yet.") == 5
 
 
 def test_tables_have_a_row_for_each_arm() -> None:
