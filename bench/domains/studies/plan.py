@@ -254,9 +254,12 @@ def studies(plan: Plan, tuning: Tuning) -> tuple[Study, ...]:
         SPREAD: (tuple(tuned(tuning, arm) for arm in ("centralised", "local", "fedavg", CONTESTANT)), both),
     }
     return tuple(
-        Study(name, rows, cells, plan.runs[name].seeds, plan.runs[name].tokens, plan.first_seed)
+        Study(
+            name, rows, cells,
+            seeds=plan.runs[name].seeds, tokens_of_each_boundary=plan.runs[name].tokens, first_seed=plan.first_seed,
+        )
         for name, (rows, cells) in made.items()
-    )
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
