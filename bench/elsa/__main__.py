@@ -23,7 +23,7 @@ from bench.elsa.data import Task, make_task
 from bench.elsa.execute import execute, tell
 from bench.elsa.pages import whole_page
 from bench.elsa.plan import TIERS, TaskJob, TaskTier, jobs_of
-from bench.elsa.runs import base_of
+from bench.elsa.run_files import base_of
 from bench.elsa.tables import page, summary_of
 from bench.harness.results import Results, read_json, write_json
 from echelon.errors import ConfigError

@@ -13,7 +13,7 @@ from typing import Any
 from bench.contest.calibrate import PACKAGES, machine
 from bench.elsa.data import Task, write_rows
 from bench.elsa.plan import MODELS, TaskJob, TaskShape
-from bench.elsa.runs import HELD_OUT, model_settings, place_of, train_settings
+from bench.elsa.run_files import HELD_OUT, model_settings, place_of, train_settings
 from echelon.config.training import AdapterSettings, DataSettings
 from echelon.jobs.training import TrainJob
 from echelon.training.learner import BoundarySpec, LearnerSpec

@@ -36,7 +36,7 @@ from bench.elsa.real_plan import (
     rates_of,
     reported,
 )
-from bench.elsa.runs import base_at, model_settings
+from bench.elsa.run_files import base_at, model_settings
 from bench.harness.results import Results, read_json, write_json
 from echelon.errors import ConfigError
 from tools.telling import telling

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import json
 import shutil
 import time
@@ -16,29 +15,20 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from bench.elsa.data import Snippet, Task, deal, deal_domains, rank, spoilt, unreliable, write_rows
+from bench.elsa.data import Snippet, Task, write_rows
+from bench.elsa.fleet import TaskDevice, apart, clusters, domain_of, fleet, tokens_of, write_boundary
 from bench.elsa.plan import (
     BOUNDARIES,
     BY_NAME,
-    CORE_GFLOPS,
-    DEVICES,
-    DOWNLINK,
-    EDGE_GFLOPS,
-    EDGES,
-    HERE,
-    KERNEL_US,
-    MODELS,
-    ROUND_TRIP_MS,
-    UPLINK,
-    WHOLE_WIDTH,
     TaskArmKind,
     TaskJob,
 )
+from bench.elsa.run_files import HELD_OUT, base_at, model_settings, place_of, settings_of, train_settings
 from echelon.compute.planning import planned
 from echelon.compute.pool import spec_of
-from echelon.config.run import RunSettings, parse
-from echelon.config.training import AdapterSettings, DataSettings, ModelSettings, TrainSettings
-from echelon.errors import ConfigError, EchelonError
+from echelon.config.run import RunSettings
+from echelon.config.training import AdapterSettings, DataSettings, ModelSettings
+from echelon.errors import EchelonError
 from echelon.jobs.training import TrainJob
 from echelon.messages.adapter import Vector
 from echelon.run.federation import Federation
@@ -48,261 +38,15 @@ from echelon.training.data.rows import longest_first, pad_rows, padding_of
 from echelon.training.data.sources import RawDocument
 from echelon.training.learner import BoundarySpec, EvalResult, LearnerSpec
 from echelon.training.local import TorchLearner
-from echelon.training.model import limit_threads, model_config, model_path
+from echelon.training.model import limit_threads, model_path
 from echelon.virtual_loop import run_virtual
 
 Line = dict[str, Any]
-HELD_OUT = 1e-3
-"""Share of a boundary's rows that the run itself holds out, at least one; the benchmark has its own test rows."""
-LEAST = 2
-"""Batches of rows that every device has at least."""
-WAIT = 20
-"""A window waits at most so many times as long as the slowest device would train alone for it."""
 EVAL_BATCH = 64
-EVAL_COST = 0.4
-"""An evaluated token costs so much of a trained one on the virtual clock."""
 
 
 class BenchmarkError(EchelonError):
     """A run gave no figures that could be reported."""
-
-
-@dataclass(frozen=True)
-class TaskDevice:
-    """One device of a run: its name, the rows that it trains on, its class, and whether its labels say anything."""
-
-    name: str
-    rows: tuple[Snippet, ...]
-    kind: str
-    speed: float
-    reliable: bool
-
-
-def place_of(model: str) -> str:
-    """What a run file calls the model."""
-    place = MODELS[model].place
-    return place if ":" in place else str(HERE / place)
-
-
-def model_settings(place: str, task: Task) -> ModelSettings:
-    """The model as a classifier of the task, by what a run file calls it."""
-    return ModelSettings(model=place, task="classify", labels=task.labels)
-
-
-def train_settings(job: TaskJob) -> TrainSettings:
-    """Local training, the same for every federated arm."""
-    return TrainSettings(
-        lr=job.rate,
-        schedule="cosine",
-        batch_size=job.shape.batch,
-        sequence_length=job.shape.length,
-    )
-
-
-def fleet(job: TaskJob, task: Task) -> list[TaskDevice]:
-    """Every device of the run: paired seeds give each arm the same devices with the same rows.
-
-    The device classes take turns, so that each boundary has the same number of each; the unreliable devices are a draw.
-    """
-    count = len(BOUNDARIES) * DEVICES
-    if job.shape.domains:
-        hands = deal_domains(task.snippets["train"], devices=count, seed=job.seed)
-    else:
-        hands = deal(
-            snippets=task.snippets["train"],
-            labels=task.labels,
-            devices=count,
-            alpha=job.shape.alpha,
-            least=LEAST * job.shape.batch,
-            seed=job.seed,
-        )
-    bad = unreliable(count, round(count * job.unreliable / 100), job.seed)
-    kinds = [one for one in job.base_model.devices for _ in range(one.count)]
-    devices = []
-    for number, hand in enumerate(hands):
-        boundary, place = divmod(number, DEVICES)
-        kind = kinds[place]
-        rows = spoilt(hand, job.fault, task.labels, seed=job.seed, device=number) if number in bad else hand
-        devices.append(
-            TaskDevice(
-                f"{BOUNDARIES[boundary]}-{place}",
-                tuple(rows),
-                kind.name,
-                kind.gflops / CORE_GFLOPS,
-                number not in bad,
-            )
-        )
-    return devices
-
-
-def clusters(devices: Sequence[TaskDevice], seed: int) -> list[list[TaskDevice]]:
-    """The devices dealt at random to as many clusters as there are edges."""
-    order = sorted(devices, key=lambda one: rank("elsa clusters", seed, one.name))
-    count = len(BOUNDARIES) * EDGES
-    return [order[number::count] for number in range(count)]
-
-
-def domain_of(device: TaskDevice) -> str:
-    """The domain of a device whose rows have one."""
-    return device.rows[0].domain
-
-
-def apart(devices: Sequence[TaskDevice], how: str, seed: int) -> dict[str, list[TaskDevice]]:
-    """Devices whose adapters are merged with each other and no others': those of a domain, or drawn at random."""
-    by_domain: dict[str, list[TaskDevice]] = {}
-    for one in devices:
-        by_domain.setdefault(domain_of(one), []).append(one)
-    domains = [members for _, members in sorted(by_domain.items())]
-    if how == "domains":
-        return {f"cluster-{k}": members for k, members in enumerate(domains)}
-    order = sorted(devices, key=lambda one: rank("elsa clusters", seed, one.name))
-    ends = [0]
-    for members in domains:
-        ends.append(ends[-1] + len(members))
-    return {f"cluster-{k}": order[a:b] for k, (a, b) in enumerate(itertools.pairwise(ends))}
-
-
-# ---- data ----------------------------------------------------------------------------------------------------
-
-
-def write_boundary(
-    devices: Sequence[TaskDevice], learner_tokens: Mapping[str, int], path: Path
-) -> list[TaskDevice]:
-    """The rows of a boundary's devices; the devices in the order in which `by-domain` deals the rows to them.
-
-    That is by tokens, the most first; each device's rows are a domain of their own.
-    """
-    ordered = sorted(devices, key=lambda one: (-learner_tokens[one.name], one.name))
-    write_rows([(row, one.name) for one in ordered for row in one.rows], path)
-    return ordered
-
-
-def tokens_of(devices: Sequence[TaskDevice], task: Task, length: int, tokenizer: Any) -> dict[str, int]:
-    """Tokens of each device's rows, as the learner counts them."""
-    tokens = {}
-    for one in devices:
-        raw = [RawDocument(str(k), one.name, row.text, row.label) for k, row in enumerate(one.rows)]
-        tokens[one.name] = sum(document.size for document in encode_rows(raw, tokenizer, task.labels, length))
-    return tokens
-
-
-# ---- run files -----------------------------------------------------------------------------------------------
-
-
-def settings_of(
-    job: TaskJob, groups: Mapping[str, Sequence[TaskDevice]], model: ModelSettings
-) -> RunSettings:
-    """The run file of a job, given the devices of each boundary in order; their rows are beside it."""
-    shape, arm = job.shape, BY_NAME[job.arm]
-    cost = 1 / job.tokens_per_s
-    slowest = (
-        shape.steps
-        * shape.batch
-        * shape.length
-        * cost
-        / min(one.gflops / CORE_GFLOPS for one in job.base_model.devices)
-    )
-    windows = arm.windows
-    boundaries = []
-    for name, devices in groups.items():
-        fields: dict[str, Any] = {
-            "name": name,
-            "devices": [{"id": one.name, "speed": one.speed} for one in devices],
-            "data": {
-                "source": f"jsonl:{name}.jsonl",
-                "label_field": "label",
-                "domain_field": "device",
-                "partition": "by-domain",
-                "validation_fraction": HELD_OUT,
-                "max_validation_tokens": 512,
-            },
-        }
-        if arm.kind is TaskArmKind.SPLIT:
-            fields["split"] = split_fields(job, devices, int(model_config(model).hidden_size))
-        boundaries.append(fields)
-    link = {"latency": ROUND_TRIP_MS / 4000, "bandwidth": UPLINK * 1e6 / 8}
-    return parse(
-        {
-            "name": "elsa-benchmark",
-            "clock": "virtual",
-            "seed": job.seed,
-            "model": model.model_dump(),
-            "adapter": {"rank": shape.rank, "alpha": shape.scale * shape.rank},
-            "training": train_settings(job).model_dump(),
-            "boundaries": boundaries,
-            "secure": {"k_min": 2, "bucket_tokens": shape.batch * shape.length, "n_max": 64},
-            # Nobody trains while others are waited for: every arm has the same number of windows.
-            "window": {"deadline": WAIT * slowest, "patience": WAIT * slowest, "round_timeout": 10.0},
-            "sync": {
-                "steps": shape.steps, "windows": windows, "overlap": False, "report_loss": False, "mu": arm.mu,
-                "deadline": WAIT * windows * slowest + 60,
-            },
-            "budget": {"commits": max(1, shape.commits // windows)},
-            "cost": {"seconds_per_token": cost, "seconds_per_eval_token": EVAL_COST * cost},
-            "simulation": {"boundary_link": link, "exchange_link": {"latency": 0.05, "bandwidth": 1.25e7}},
-        },
-        job.name,
-    )  # fmt: skip
-
-
-def split_fields(job: TaskJob, devices: Sequence[TaskDevice], width: int) -> dict[str, Any]:
-    """The `split` block of a boundary.
-
-    Args:
-        job: the run.
-        devices: of the boundary.
-        width: hidden size of the model.
-    """
-    arm = job.split
-    assert arm is not None
-    edges: list[dict[str, Any]] = [
-        {"id": f"edge-{number}", "speed": EDGE_GFLOPS / CORE_GFLOPS}
-        for number in range(EDGES + (arm.far > 0))
-    ]
-    if arm.far:
-        edges = [{**edge, "most": DEVICES // EDGES} for edge in edges]
-        edges[0]["latency"] = arm.far
-    fields: dict[str, Any] = {
-        "edges": edges,
-        "trips": 1.0 if arm.distances else None,
-        "front": 1,
-        "back": 1,
-        "micro_batch": job.shape.batch,
-        "perturbation": width if arm.perturbation == WHOLE_WIDTH else arm.perturbation,
-        "probes": arm.probes,
-        "clusters": arm.clusters,
-        "admission": arm.admission,
-        "encodings": {
-            **dict.fromkeys(
-                ("up_activations", "down_activations", "up_gradients", "down_gradients"), arm.encoding
-            ),
-            "feedback": arm.feedback,
-        },
-        "timeout": 3600,
-        "beat": 60,
-        "replan": None,
-    }
-    if arm.planned:
-        fields["edge_profile"] = {"flops": f"{EDGE_GFLOPS} GFLOP/s", "devices": DEVICES // EDGES}
-        fields["classes"] = [
-            {
-                "name": kind.name,
-                "devices": [one.name for one in devices if one.kind == kind.name],
-                "profile": {
-                    "memory": f"{kind.memory} MiB",
-                    "flops": f"{kind.gflops} GFLOP/s",
-                    "uplink": f"{UPLINK} Mbit/s",
-                    "downlink": f"{DOWNLINK} Mbit/s",
-                    "rtt": f"{ROUND_TRIP_MS} ms",
-                    "overhead": f"{KERNEL_US} us",
-                },
-            }
-            for kind in job.base_model.devices
-        ]
-    return fields
-
-
-# ---- running -------------------------------------------------------------------------------------------------
 
 
 def run_job(job: TaskJob, task: Task, folder: Path, place: str | None = None) -> Line:
@@ -352,28 +96,6 @@ def _majority(task: Task, rows: int | None) -> float:
     commonest = Counter(one.label for one in task.snippets["train"]).most_common(1)[0][0]
     tested = task.snippets["test"][:rows]
     return round(sum(one.label == commonest for one in tested) / len(tested), 4)
-
-
-def base_of(model: str) -> str:
-    """SHA-256 of the weights of a base of `plan.MODELS`, in hex.
-
-    Raises:
-        ConfigError: it is not there.
-    """
-    return base_at(ModelSettings(model=place_of(model)))
-
-
-def base_at(model: ModelSettings) -> str:
-    """SHA-256 of the base's file of weights, in hex.
-
-    Raises:
-        ConfigError: it is not there.
-    """
-    path = Path(model_path(model)) / "model.safetensors"
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise ConfigError(f"the base {path} cannot be read ({error.strerror}): make it anew") from error
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,11 @@ from bench.elsa.data import (
     runs,
     unreliable,
 )
+from bench.elsa.fleet import clusters, fleet
 from bench.elsa.pages import whole_page
 from bench.elsa.plan import ABLATIONS, ARMS, ELSA, ENCODINGS, FAR, MODELS, TIERS, TaskJob, TaskShape, jobs_of
-from bench.elsa.runs import BenchmarkError, base_of, clusters, fleet, run_job
+from bench.elsa.run_files import base_of
+from bench.elsa.runs import BenchmarkError, run_job
 from bench.elsa.tables import caught, endpoint, page
 from bench.harness.results import write_json
 

@@ -13,12 +13,12 @@ import pytest
 from bench.elsa import real
 from bench.elsa.corpora import FOLDER, prepare, read_task
 from bench.elsa.data import LabelFault, Snippet, Task, spoilt
+from bench.elsa.fleet import TaskDevice, apart
 from bench.elsa.pages import whole_page
 from bench.elsa.plan import ARMS, BY_NAME, TaskArmKind
 from bench.elsa.real import RealBenchmark
 from bench.elsa.real_plan import PROXIMAL, RATES, TIERS, mu_trials, rate_trials, rates_of, reported
 from bench.elsa.real_tables import advice, device_gflop, energy, rows_of, sections
-from bench.elsa.runs import TaskDevice, apart
 from bench.harness.results import Results, read_json, write_json
 from echelon.errors import ConfigError
 from tests.bench.elsa import made
