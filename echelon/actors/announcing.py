@@ -46,54 +46,27 @@ class Announcer:
         """Manifests of the log that the broker is known to have; 0 until the writer has read its own log."""
         return self._standing
 
-    async def look(self, bus: Bus) -> Checkpoint | None:
-        """The last announcement on the head topic that counts; None: there is none.
-
-        One that a former key signed over more manifests than its end lets count is passed over, as witnesses do: its
-        writer had not read yet that its key had ended, or somebody stole the key.
+    async def look(self, bus: Bus) -> list[bytes]:
+        """All that stands on the head topic, oldest first; may be asked for while the log itself is read.
 
         Args:
             bus: the log's broker.
-
-        Raises:
-            StateError: the last record there is no announcement of the log by its writer.
         """
-        log = self._writer.log
-        line = log.signers.line
-        watched = WatchedLog(
-            log.topic,
-            origin(self._writer.run, log.topic),
-            head_keys(line, None if log.topic == GLOBAL else ()),
-        )
-        last: Checkpoint | None = None
-        foreign = ""
-        async for record in read_to_end(bus, TopicPartition(self.topic), 0, self.topic):
-            foreign = ""
-            try:
-                note = Head.decode(record.value).note
-            except CodecError as error:
-                foreign = str(error)
-                continue
-            checkpoint = watched.signed(note)
-            if checkpoint is None and not watched.ended(note):
-                foreign = "its writer did not sign it"
-            last = checkpoint or last
-        if foreign:
-            raise StateError(f"{self.topic}: its last record is no announcement of {log.topic}: {foreign}")
-        return last
+        return [record.value async for record in read_to_end(bus, TopicPartition(self.topic), 0, self.topic)]
 
-    def start(self, last: Checkpoint | None, publisher: Publisher, standing: int) -> None:
-        """Go on from what was announced; the writer has read its log.
+    def start(self, announced: Sequence[bytes], publisher: Publisher, standing: int) -> None:
+        """Go on from what was announced; the writer has read its log, and knows its own keys.
 
         Args:
-            last: what `look` found.
+            announced: what `look` found.
             publisher: the one that sends the log; its `took` is this object's.
             standing: manifests of the log that were read on the broker.
 
         Raises:
             StateError: more, or something else, was announced than the log has: the broker lost records that it
-                had taken, or a second writer is at work.
+                had taken, or a second writer is at work. Or the last announcement is nobody's.
         """
+        last = self._newest(announced)
         if last is not None:
             self._check(last)
             self._announced = last.size
@@ -101,6 +74,30 @@ class Announcer:
         self._early.clear()
         self._singly, self._publisher = self._standing, publisher
         self._announce()
+
+    def _newest(self, announced: Sequence[bytes]) -> Checkpoint | None:
+        """The newest announcement that counts; None: there is none.
+
+        One that a former key signed over more manifests than its end lets count is passed over, as witnesses do: its
+        writer had not read yet that its key had ended, or somebody stole the key.
+        """
+        log = self._writer.log
+        bounds = None if log.topic == GLOBAL else ()
+        watched = WatchedLog(
+            log.topic, origin(self._writer.run, log.topic), head_keys(log.signers.line, bounds)
+        )
+        for place, data in enumerate(reversed(announced)):
+            try:
+                note = Head.decode(data).note
+                wrong = "" if watched.signed(note) or watched.ended(note) else "its writer did not sign it"
+            except CodecError as error:
+                wrong = str(error)
+            if wrong and not place:
+                raise StateError(f"{self.topic}: its last record is no announcement of {log.topic}: {wrong}")
+            checkpoint = None if wrong else watched.signed(note)
+            if checkpoint is not None:
+                return checkpoint
+        return None
 
     def _check(self, last: Checkpoint) -> None:
         topic, tree = self._writer.log.topic, self._writer.tree

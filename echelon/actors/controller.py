@@ -384,7 +384,7 @@ class Controller:
         # The outbox first: the publisher is at work, and what it sends meanwhile leaves the outbox behind the end that
         # is read.
         unsent = [row.record for row in self.store.outbox()]
-        records = await self._written()
+        records, announced = await asyncio.gather(self._written(), self._announcer.look(self.bus))
         closed: CloseReason | None = None
         decided: list[Commit | Refusal] = []
         written: list[Record | Outgoing] = [*records, *unsent]
@@ -410,8 +410,7 @@ class Controller:
                     self.commit_times.append(record.timestamp_ms / 1000)
                 if isinstance(message, Refusal):
                     self._refused.add((message.boundary, message.seq, message.offset))
-        # Behind the log: which announcements count depends on the keys that it names.
-        self._announcer.start(await self._announcer.look(self.bus), self.publisher, standing)
+        self._announcer.start(announced, self.publisher, standing)
         self._begin_with_key(closed)
         snapshot = self.store.snapshot()
         if snapshot is None:
