@@ -87,16 +87,17 @@ class Announcer:
             log.topic, origin(self._writer.run, log.topic), head_keys(log.signers.line, bounds)
         )
         for place, data in enumerate(reversed(announced)):
+            wrong = "its writer did not sign it"
             try:
                 note = Head.decode(data).note
-                wrong = "" if watched.signed(note) or watched.ended(note) else "its writer did not sign it"
+                checkpoint = watched.signed(note)
+                if checkpoint is not None:
+                    return checkpoint
+                passed_over = watched.ended(note)
             except CodecError as error:
-                wrong = str(error)
-            if wrong and not place:
+                wrong, passed_over = str(error), False
+            if not place and not passed_over:
                 raise StateError(f"{self.topic}: its last record is no announcement of {log.topic}: {wrong}")
-            checkpoint = None if wrong else watched.signed(note)
-            if checkpoint is not None:
-                return checkpoint
         return None
 
     def _check(self, last: Checkpoint) -> None:
